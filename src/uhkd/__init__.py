@@ -1,0 +1,36 @@
+"""uhkd: distil a large vision model into a small one of any other architecture (UHKD, arXiv 2510.24116)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from uhkd.commands import Result, distill, evaluate, finetune, predict
+    from uhkd.data import open_data
+    from uhkd.models import create
+
+_HOMES = {
+    "Result": "uhkd.commands",
+    "create": "uhkd.models",
+    "distill": "uhkd.commands",
+    "evaluate": "uhkd.commands",
+    "finetune": "uhkd.commands",
+    "open_data": "uhkd.data",
+    "predict": "uhkd.commands",
+}
+
+__all__ = ["Result", "__version__", "create", "distill", "evaluate", "finetune", "open_data", "predict"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported on first use so that `import uhkd` costs neither torch nor timm."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'uhkd' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

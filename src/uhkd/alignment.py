@@ -1,0 +1,71 @@
+"""The Feature Alignment Module (FAM): a learnable projection of a student map onto a spectral target."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.spectral import Form, Representation, rotate
+
+FAMForm = Literal["linear", "mlp", "offset", "rotation", "conv"]
+
+
+class FAM(nn.Module):
+    """Feature Alignment Module of one level: student map (B, C_s, H, W) -> (B, C_t, K), comparable with the FTM's target.
+
+    The map is transformed first (H*W cells -> a few coefficients) and its channels are mixed after: both are linear and
+    commute, so this is a 1x1 convolution before the transform at a small fraction of the cost. The prediction is then
+    standardised over the batch and given a learnable gain and bias per channel and coefficient, which frees the student
+    from the scale and decay of its own spectrum. All of it is trained, and thrown away with the teacher.
+
+    Forms (`form`): "linear" channel mix; "mlp" two layers with normalisation, applied at each coefficient; "offset" linear
+    after a learnable sampling offset (one phase per axis, for strided CNNs whose taps sit off-centre); "rotation" the same
+    with a free angle per frequency; "conv" a 3x3 depthwise convolution before the transform.
+    Source: FAM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        target: tuple[int, int],
+        *,
+        size: tuple[int, int],
+        represent: Form,
+        form: FAMForm = "linear",
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        if form not in get_args(FAMForm):
+            raise ValueError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
+        if form in ("offset", "rotation") and represent == "area":
+            raise ValueError(f"FAM form {form!r} turns phases, and the spatial form 'area' has none")
+        (channels, height, width), (out, k) = shape, target
+        self.form = form
+        self.represent = Representation((height, width), size, represent)
+        self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if form == "conv" else nn.Identity()
+        if form == "mlp":
+            hidden = hidden or 2 * max(channels, out)
+            self.mix = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+        else:
+            self.mix = nn.Linear(channels, out, bias=False)
+        if form in ("offset", "rotation"):
+            angles = [1 if form == "offset" else n // 2 for n in size]
+            self.row_angles, self.col_angles = (nn.Parameter(torch.zeros(n)) for n in angles)
+            for name, n in zip(("row_orders", "col_orders"), size, strict=True):
+                orders = torch.arange(1.0, n // 2 + 1) * 2 * math.pi if form == "offset" else torch.ones(n // 2)
+                self.register_buffer(name, orders, persistent=False)
+        self.norm = nn.BatchNorm1d(out * k)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t k"]:
+        """Student map -> predicted target, computed in float32 also inside autocast."""
+        x = self.before(x)
+        with torch.autocast(x.device.type, enabled=False):
+            coefficients = self.represent.coefficients(x)
+            if self.form in ("offset", "rotation"):
+                rows, cols = self.get_buffer("row_orders"), self.get_buffer("col_orders")
+                coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
+            mixed = self.mix(coefficients.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            predicted = self.represent.finish(mixed)
+            return self.norm(predicted.flatten(1)).view_as(predicted)

@@ -1,0 +1,220 @@
+"""Command-line flags into a validated object: tyro reads and explains the flags, pydantic judges the values."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+from pydantic.fields import FieldInfo
+from tyro.constructors import PrimitiveConstructorSpec
+
+from uhkd import arguments
+from uhkd.recipe import (
+    DistillRecipe,
+    FinetuneRecipe,
+    RecipeError,
+    Schema,
+    TrainRecipe,
+    build,
+    did_you_mean,
+    find_recipe,
+    load_yaml,
+    scalar,
+)
+
+SCHEMAS: dict[str, type[Schema]] = {
+    "demo": arguments.DemoArguments,
+    "models": arguments.ModelsArguments,
+    "inspect": arguments.InspectArguments,
+    "finetune": FinetuneRecipe,
+    "distill": DistillRecipe,
+    "eval": arguments.EvalArguments,
+    "predict": arguments.PredictArguments,
+    "doctor": arguments.DoctorArguments,
+}
+
+_NOT_GIVEN = object()
+
+
+def parse(verb: str, argv: Sequence[str]) -> Schema:
+    """The validated object of one verb's command line; flags go before the values of `-c`'s YAML file.
+
+    Raises `RecipeError` with all unknown flags, missing and unfit values at once; `SystemExit(0)` after --help.
+    """
+    schema = SCHEMAS[verb]
+    given, problems = read_flags(verb, schema, argv)
+    mapping: dict[str, Any] = {}
+    config = given.pop("config", None)
+    if config is not None:
+        mapping = load_yaml(find_recipe(config))
+    for key, value in given.items():
+        below = mapping.get(key)
+        mapping[key] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+    try:
+        built = build(schema, mapping)
+    except RecipeError as error:
+        raise RecipeError([*problems, *error.problems]) from None
+    if problems:
+        raise RecipeError(problems)
+    return built
+
+
+def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Only what the command line says, as raw values by field name, and its problems (unknown flags, bad pairs)."""
+    form = _form(schema)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                form,
+                prog=f"uhkd {verb}",
+                description=schema.__doc__,
+                args=list(argv),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise RecipeError([_unboxed(errors.getvalue())]) from None
+    flags = {_flag(name): name for name in _shown(schema)}
+    problems = _unknown(unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe) else [])])
+    written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(form):
+        value = getattr(parsed, field.name)
+        info = schema.model_fields.get(field.name)
+        if value is _NOT_GIVEN or value == []:
+            continue
+        if info is not None and _is_flag(info):
+            # tyro fills in a default, so a flag counts only where its name was typed
+            if {_flag(field.name), _flag(f"no_{field.name}")} & written:
+                given[field.name] = value
+        elif info is not None and get_origin(info.annotation) is dict:
+            pairs, bad = _pairs(field.name, [pair for group in value for pair in group])
+            given[field.name] = pairs
+            problems += bad
+        elif isinstance(value, str) and value.lower() in ("none", "null") and info and _nullable(info):
+            given[field.name] = None
+        else:
+            given[field.name] = value
+    return given, problems
+
+
+def _form(schema: type[Schema]) -> type:
+    """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first."""
+    positional: tuple[str, ...] = getattr(schema, "positional", ())
+    fields: list[tuple[str, Any, Any]] = []
+    if issubclass(schema, TrainRecipe):
+        config = tyro.conf.arg(
+            aliases=["-c"],
+            help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",
+            help_behavior_hint="(optional)",
+        )
+        text = PrimitiveConstructorSpec(1, "RECIPE", lambda words: words[0], lambda _: True, lambda _: [])
+        fields.append(("config", Annotated[Any, text, config], dataclasses.field(default=_NOT_GIVEN)))
+    for name in _shown(schema):
+        info = schema.model_fields[name]
+        hint = "(required)" if info.is_required() else f"(default: {_shown_default(info.default)})"
+        config = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
+        if _is_flag(info):
+            fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
+            continue
+        spec = _spec(info, name.upper() if name in positional else None)
+        if get_origin(info.annotation) is dict:
+            kind: Any = tyro.conf.UseAppendAction[Annotated[list[Annotated[Any, spec]], config]]
+            fields.append((name, kind, dataclasses.field(default_factory=list)))
+        else:
+            kind = Annotated[Any, spec, config]
+            kind = tyro.conf.Positional[kind] if name in positional else kind
+            fields.append((name, kind, dataclasses.field(default=_NOT_GIVEN)))
+    return dataclasses.make_dataclass(schema.__name__, fields)
+
+
+def _shown(schema: type[Schema]) -> list[str]:
+    """Field names in the order of the help: positional, required, the schema's own, the shared ones."""
+    positional: tuple[str, ...] = getattr(schema, "positional", ())
+    own = schema.__annotations__
+    fields = schema.model_fields
+
+    def rank(name: str) -> int:
+        return 0 if name in positional else 1 if fields[name].is_required() else 2 if name in own else 3
+
+    return sorted(fields, key=rank)
+
+
+def _spec(info: FieldInfo, called: str | None) -> PrimitiveConstructorSpec[Any]:
+    """How many words a field takes and what the help calls them (by type, unless `called`); they stay text."""
+    annotation = info.annotation
+    parts = [part for part in (get_args(annotation) or (annotation,)) if part is not NoneType]
+    many = any((get_origin(part) or part) is tuple for part in [annotation, *parts])
+    if get_origin(annotation) is dict:
+        metavar, many = "KEY=VALUE ...", True
+    elif get_origin(annotation) is Literal:
+        metavar = "{" + ",".join(str(choice) for choice in get_args(annotation)) + "}"
+    else:
+        inner = get_args(annotation)[0] if get_origin(annotation) is tuple else parts[0]
+        metavar = (called or {int: "INT", float: "NUMBER"}.get(inner, "TEXT")) + (" ..." if many else "")
+    return PrimitiveConstructorSpec(
+        nargs="*" if many else 1,
+        metavar=metavar,
+        instance_from_str=(lambda words: list(words)) if many else (lambda words: words[0]),
+        is_instance=lambda _: True,
+        str_from_instance=lambda _: [],
+    )
+
+
+def _is_flag(info: FieldInfo) -> bool:
+    return info.annotation in (bool, bool | None)
+
+
+def _nullable(info: FieldInfo) -> bool:
+    return NoneType in get_args(info.annotation)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown_default(value: Any) -> str:
+    if value is None or value == () or value == {}:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _pairs(name: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """KEY=VALUE words as a mapping with YAML values, and the words that are none."""
+    pairs: dict[str, Any] = {}
+    bad: list[str] = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        if key and sign:
+            pairs[key] = scalar(value)
+        else:
+            bad.append(f"{_flag(name)}: expected KEY=VALUE, found {word!r}")
+    return pairs, bad
+
+
+def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Unknown flags with the nearest known ones; the values that follow them are passed over."""
+    problems: list[str] = []
+    after_flag = False
+    for token in tokens:
+        if re.match(r"--?[a-zA-Z]", token):
+            word = token.split("=", 1)[0].replace("_", "-")
+            problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(word, flags)}")
+            after_flag = True
+        elif not after_flag:
+            problems.append(f"unexpected argument {token!r}")
+    return problems
+
+
+def _unboxed(text: str) -> str:
+    """tyro's framed error (drawn in Unicode or ASCII) as one line."""
+    words = re.sub(r"[│╭╮╰╯─━┃|+]|-{3,}", " ", text.split("For full helptext")[0])
+    line = " ".join(words.split()).rstrip(".")
+    without_value = re.search(r"Missing value for argument '[^']*(--[\w-]+)'", line)
+    return f"{without_value[1]}: needs a value, found none" if without_value else line

@@ -1,0 +1,139 @@
+"""What every training settles before its first step: device, precision, sizes, augmentation, folder; each with its reason."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
+
+from uhkd.data import Augmentation, Data, open_data
+from uhkd.recipe import TrainRecipe
+from uhkd.runs import RunFolder
+from uhkd.taps import TappedModel
+
+_SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal, on standard error so that output can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 natively."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
+
+
+def choose_device(recipe: TrainRecipe) -> tuple[str, str]:
+    """(device, precision), both settled.
+
+    Raises:
+        ValueError: when a GPU is asked for and there is none.
+    """
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch")
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bf16" if fast_bf16(device) else "fp32"
+    return device, precision
+
+
+class _Bf16(MixedPrecision):
+    """bf16 autocast that leaves a module's inputs alone: Fabric's own would round images, targets and spectra too."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """Fabric on one device, or on as many processes as torchrun started."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=device,
+        devices=processes,
+        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // processes,
+        strategy="ddp" if processes > 1 else "auto",
+        plugins=_Bf16(device) if precision == "bf16" else None,
+    )
+    fabric.launch()
+    return fabric
+
+
+def open_recipe_data(recipe: TrainRecipe, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
+    """The recipe's data, announced. `data` replaces the recipe's word when a user gives a Dataset object."""
+    opened = open_data(
+        recipe.data if data is None else data,
+        val_fraction=recipe.val_fraction,
+        train_limit=recipe.train_limit,
+        skip_bad_images=recipe.skip_bad_images,
+        class_names=class_names,
+    )
+    test = "" if opened.test is None else f", {len(opened.test)} test"
+    say(f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
+        f"{len(opened.classes)} classes")
+    for note in opened.notes:
+        say(f"  {note}")
+    return opened
+
+
+def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
+    """The size every image is brought to, and how it is varied.
+
+    Images are made as large as the larger of the networks wants them, but never larger than they all are on disk: each
+    network resizes for itself, and upsampling twice would only blur.
+    """
+    wanted = tuple(max(n.input_size[axis] for n in networks) for axis in (0, 1))
+    size = wanted if data.native_size is None else tuple(map(min, wanted, data.native_size))
+    crop = recipe.crop
+    if crop == "auto":
+        crop = "pad" if max(size) <= _SMALL else "resized"
+    flip = data.flip if recipe.flip is None else recipe.flip
+    say(f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"
+        + "".join(f", {k} {v:g}" for k, v in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if v))
+    return Augmentation((size[0], size[1]), crop, flip, recipe.mixup, recipe.cutmix)
+
+
+def choose_workers(recipe: TrainRecipe, data: Data) -> int:
+    """Loader processes: none for images in memory, otherwise one a core, at most 8."""
+    if recipe.workers is not None:
+        return recipe.workers
+    in_memory = data.native_size is not None and max(data.native_size) <= _SMALL
+    return 0 if in_memory else min(8, os.cpu_count() or 1)
+
+
+def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:
+    """The folder named by the recipe, or a new one under runs/."""
+    name = recipe.out or f"runs/{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RunFolder(name)
+
+
+def fitting_batch(recipe: TrainRecipe, data: Data) -> None:
+    """Refuse a batch that the data cannot fill, or pieces too small to standardise features over.
+
+    Raises:
+        ValueError: naming the sizes.
+    """
+    if recipe.batch_size > len(data.train):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is larger than the training part of {len(data.train)} images; "
+            f"use --batch-size {max(2, len(data.train) // 4)} or less"
+        )
+    if recipe.batch_size // recipe.accumulate < 2:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} in {recipe.accumulate} parts leaves {recipe.batch_size // recipe.accumulate} "
+            "image a part; batch statistics need at least 2"
+        )

@@ -1,0 +1,101 @@
+"""Getting a teacher ready: its weights, a head that fits the data, and proof that it knows something."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import nn
+
+from uhkd.commands.setup import say
+from uhkd.data import Data, eval_loader
+from uhkd.engine import EVAL_BATCH, at_chance, fit_linear_probe
+from uhkd.evaluation import evaluate
+from uhkd.models import create, wrap
+from uhkd.recipe import DistillRecipe
+from uhkd.runs import RunFolder, write_tensors
+from uhkd.taps import TappedModel
+
+
+def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) -> TappedModel:
+    """The recipe's teacher with its own head, or the user's own module.
+
+    Without a word on its weights a run folder brings its own and a named network its pretrained ones.
+    """
+    levels = recipe.teacher_levels or 4
+    if isinstance(module, TappedModel):
+        return module
+    if module is not None:
+        size = data.native_size or (224, 224)
+        return wrap(module, num_classes=len(data.classes), image_size=size, levels=levels)
+    start = recipe.teacher_start or ("own" if RunFolder(recipe.teacher).exists() else "pretrained")
+    return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
+
+
+def prepare_teacher(
+    recipe: DistillRecipe, data: Data, fabric: Fabric, folder: RunFolder, workers: int, module: nn.Module | None = None
+) -> tuple[TappedModel, dict[str, float]]:
+    """A teacher that fits the data's classes and beats chance, sealed, and its validation metrics.
+
+    Raises:
+        ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
+    """
+    teacher = load_teacher(recipe, module, data).to(fabric.device).eval()
+    classes = len(data.classes)
+    fits, why = _head_fits(teacher, data)
+    if recipe.teacher_head == "keep" and not fits:
+        raise ValueError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
+    probed = recipe.teacher_head == "probe" or not fits
+    if probed:
+        if teacher.shapes.embedding is None:
+            raise ValueError(f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it")
+        _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
+    loader = eval_loader(data.val, teacher.input_size, batch_size=EVAL_BATCH, workers=workers)
+    evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
+    accuracy = evaluation.metrics["accuracy"]
+    say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
+    if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
+        raise ValueError(
+            f"the teacher {recipe.teacher} is at chance level on these images ({accuracy:.1%} of {len(evaluation.labels)} right, "
+            f"{classes} classes); train it first: uhkd finetune --model {recipe.teacher} --data {recipe.data} --out DIR, "
+            "then --teacher DIR (or go on anyway with --allow-weak-teacher)"
+        )
+    return teacher, evaluation.metrics
+
+
+def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
+    found, wanted = teacher.shapes.logits, len(data.classes)
+    if found != wanted:
+        return False, f"it has {'no classes' if found is None else f'{found} classes'}, the data {wanted}"
+    known = tuple(teacher.card.classes) if teacher.card is not None else ()
+    if known and known != data.classes:
+        differing = next((a, b) for a, b in zip(known, data.classes, strict=True) if a != b)
+        return False, f"its classes have other names or another order ({differing[0]!r} where the data has {differing[1]!r})"
+    return True, ""
+
+
+def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, workers: int, why: str) -> None:
+    assert teacher.shapes.embedding is not None
+    if folder.probe.is_file():
+        state = load_file(folder.probe)
+        probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
+        probe.load_state_dict(state)
+        say("linear probe of the teacher: taken from the run folder")
+    else:
+        say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
+        embeddings, labels = [], []
+        with torch.no_grad():
+            for batch in eval_loader(data.train, teacher.input_size, batch_size=EVAL_BATCH, workers=workers):
+                with fabric.autocast():
+                    said = teacher(batch.image.to(fabric.device), frozenset({"embedding"}))
+                embeddings.append(said.embedding.float().cpu())
+                labels.append(batch.label)
+        probe = fit_linear_probe(torch.cat(embeddings), torch.cat(labels), len(data.classes))
+    teacher.set_probe(probe.to(fabric.device))
+
+
+def save_probe(teacher: TappedModel, folder: RunFolder) -> None:
+    """Keep the probe beside the run that used it."""
+    if teacher.probe is not None and not folder.probe.exists():
+        write_tensors(folder.probe, teacher.probe.state_dict())

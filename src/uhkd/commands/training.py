@@ -1,0 +1,172 @@
+"""`finetune` and `distill`: from a recipe to a trained network in a run folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from uhkd.commands.setup import (
+    choose_augmentation,
+    choose_device,
+    choose_workers,
+    fitting_batch,
+    make_fabric,
+    open_recipe_data,
+    run_folder,
+    say,
+)
+from uhkd.commands.teaching import prepare_teacher, save_probe
+from uhkd.data import Data, train_loader
+from uhkd.engine import EVAL_BATCH, Job, Learner, Teacher, calibrate, train
+from uhkd.methods import Distiller, build, check
+from uhkd.models import create, wrap
+from uhkd.pictures import draw
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
+from uhkd.runs import RunFolder, environment
+from uhkd.taps import Shapes, TappedModel
+
+_CALIBRATION_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training: the network in eval mode, its last metrics, and the folder that holds everything."""
+
+    student: TappedModel
+    metrics: dict[str, float]
+    run: RunFolder
+
+
+def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: Any = None) -> Result:
+    """Train one network on labels. `model` and `data` replace the recipe's words by objects of the user's own.
+
+    Raises:
+        ValueError: for anything in recipe, data or model that cannot be used as asked.
+    """
+    recipe, opened, fabric, folder = _begin(recipe, data, "finetune")
+    network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(fabric.device)
+    learner = Learner(network, nn.ModuleDict(), recipe.label_smoothing)
+    return _train(recipe, opened, fabric, folder, learner, None, {"verb": "finetune", "model": recipe.model})
+
+
+def distill(
+    recipe: DistillRecipe, *, teacher: nn.Module | None = None, student: nn.Module | None = None, data: Any = None
+) -> Result:
+    """Train a student to imitate a teacher. The keyword arguments replace the recipe's words by objects of the user's own.
+
+    Raises:
+        ValueError: for anything in recipe, data, teacher or student that cannot be used as asked.
+    """
+    check(recipe.method, recipe.settings, recipe.weights)
+    recipe, opened, fabric, folder = _begin(recipe, data, recipe.method)
+    network = _network(
+        student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
+    ).to(fabric.device)
+    sealed, facts = None, {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
+    if recipe.method != "scratch":
+        workers = choose_workers(recipe, opened)
+        sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
+    shapes = Shapes(network.shapes, sealed and sealed.shapes, len(opened.classes), len(opened.train))
+    torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
+    distillers = build(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
+    learner = Learner(network, distillers, recipe.label_smoothing)
+    return _train(recipe, opened, fabric, folder, learner, sealed, facts)
+
+
+def _begin(recipe: Any, data: Any, label: str) -> tuple[Any, Data, Fabric, RunFolder]:
+    """Settle machine and data, and see that the folder can be written, before anything slow."""
+    folder = run_folder(recipe, label)
+    device, precision = choose_device(recipe)
+    recipe = recipe.resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
+    folder.check(recipe.model_dump(mode="json"), resume=recipe.resume)
+    say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
+    opened = open_recipe_data(recipe, data)
+    fitting_batch(recipe, opened)
+    return recipe, opened, make_fabric(device, precision), folder
+
+
+def _network(
+    module: nn.Module | None,
+    name: str,
+    start: str,
+    options: dict[str, Any],
+    levels: Sequence[str] | None,
+    recipe: TrainRecipe,
+    data: Data,
+) -> TappedModel:
+    """The network to train: the same first weights for the same seed, whatever the method."""
+    torch.manual_seed(recipe.seed)
+    classes = len(data.classes)
+    if isinstance(module, TappedModel):
+        return module
+    if module is not None:
+        size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
+        return wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
+    network = create(
+        name, num_classes=classes, start=start, image_size=recipe.image_size, options=options, levels=levels or 4
+    )
+    for note in network.notes:
+        say(f"  {note}")
+    return network
+
+
+def _train(
+    recipe: TrainRecipe,
+    data: Data,
+    fabric: Fabric,
+    folder: RunFolder,
+    learner: Learner,
+    teacher: TappedModel | None,
+    facts: dict[str, Any],
+) -> Result:
+    student, workers = learner.student, choose_workers(recipe, data)
+    augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
+    folder.begin(recipe.model_dump(mode="json"))
+    sealed = None
+    if teacher is not None:
+        save_probe(teacher, folder)
+        targets = [d.needs.target for d in learner.distillers.values() if isinstance(d, Distiller) and d.needs.target]
+        sealed = Teacher(teacher, next(iter(targets), None), fabric.autocast)
+    if sealed is not None and sealed.ftm is not None:
+        _settle_ftm(sealed, recipe, data, replace(augmentation, mixup=0.0, cutmix=0.0), fabric, folder, workers)
+    say(f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
+        f"{recipe.optimizer} lr {recipe.learning_rate:g}; writing to {folder.path}")
+    ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
+    rows = train(Job(learner, sealed, data, augmentation, recipe, folder, fabric, workers, ce_weight, say))
+    student.eval()
+    if fabric.is_global_zero:
+        card = replace(student.card, classes=data.classes).to_json()
+        folder.write_model(card, student.module.state_dict())
+        parameters = sum(p.numel() for p in student.module.parameters())
+        extra = sum(p.numel() for p in learner.distillers.parameters())
+        facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
+        facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        folder.write_json(folder.result.name, facts | {"environment": environment()})
+        draw(folder)
+        folder.drop_checkpoints()
+    return Result(student, rows[-1], folder)
+
+
+def _settle_ftm(
+    teacher: Teacher, recipe: TrainRecipe, data: Data, augmentation: Any, fabric: Fabric, folder: RunFolder, workers: int
+) -> None:
+    """Statistics from the checkpoint, or from one pass over un-mixed training images of view 0."""
+    assert teacher.ftm is not None
+    saved = folder.read_checkpoint()
+    if saved is not None:
+        teacher.ftm.load_state_dict({k[4:]: v for k, v in saved.tensors.items() if k.startswith("ftm.")})
+        return
+    batch = min(EVAL_BATCH, len(data.train))
+    loader = train_loader(
+        data.train, augmentation, seed=recipe.seed, batch_size=batch, epochs=1, num_classes=len(data.classes), workers=workers
+    )
+    used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
+    say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")
+
+
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"

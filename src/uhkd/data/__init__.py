@@ -1,0 +1,27 @@
+"""Images as uint8 sources, views that are pure functions of (seed, view, index), and loaders that resume exactly."""
+
+from uhkd.data.augment import Augmentation, view
+from uhkd.data.batch import Batch
+from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader
+from uhkd.data.opening import Data, open_data
+from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
+from uhkd.data.splits import stratified_split, stratified_subset
+
+__all__ = [
+    "ArraySource",
+    "Augmentation",
+    "Batch",
+    "Data",
+    "DatasetSource",
+    "FileSource",
+    "Loader",
+    "Part",
+    "Source",
+    "eval_loader",
+    "open_data",
+    "steps_per_epoch",
+    "stratified_split",
+    "stratified_subset",
+    "train_loader",
+    "view",
+]

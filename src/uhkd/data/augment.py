@@ -1,0 +1,165 @@
+"""Views of images: crop, flip, mixup and cutmix as pure functions of (seed, view, index)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from uhkd.data.randomness import stream
+from uhkd.data.sources import Source
+
+_SCALE = (0.25, 1.0)  # share of the image's area that a resized crop keeps
+_RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
+_TRIES = 6
+_ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic, equal on every machine
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training view is made.
+
+    size: (H,W) of every view. crop: "none"; "pad" = shift by up to an eighth of the size, edges mirrored; "resized" =
+    random area and aspect ratio. flip: mirror every other view. mixup, cutmix: Beta parameters, 0 = off; with both on,
+    each view takes one of them with equal chance.
+
+    Raises:
+        ValueError: an empty size, an unknown crop or a negative Beta parameter.
+    """
+
+    size: tuple[int, int]
+    crop: Literal["none", "pad", "resized"] = "none"
+    flip: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ValueError(f"image size must be at least 1x1, found {self.size}")
+        if self.crop not in ("none", "pad", "resized"):
+            raise ValueError(f"crop must be none, pad or resized, found {self.crop!r}")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < float("inf"):
+                raise ValueError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
+
+
+def view(
+    source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation, num_classes: int
+) -> tuple[UInt8[Tensor, "3 h w"], Float[Tensor, " k"] | None]:
+    """Return view number `view` of image `index`, the same wherever and whenever it is asked for.
+
+    The target is one-hot, or the mixture of two classes by their share of the pixels; None for a source without labels.
+    A mixed view's partner is the un-mixed view of another image under the same (seed, view).
+    """
+    image = plain_view(source, index, seed=seed, view=view, augmentation=augmentation)
+    partner, weight = index, _ONE
+    if augmentation.mixup or augmentation.cutmix:
+        rng = stream("mix", seed, view, index)
+        partner = _other(index, len(source), rng)
+        other = plain_view(source, partner, seed=seed, view=view, augmentation=augmentation)
+        if _takes_cutmix(augmentation, rng):
+            share = _cutmix_(image, other, augmentation.cutmix, rng)
+        else:
+            weight = round(rng.beta(augmentation.mixup, augmentation.mixup) * _ONE)
+            image, share = _blend(image, other, weight), weight / _ONE
+    else:
+        share = 1.0
+    if source.labels is None:
+        return torch.from_numpy(image), None
+    target = np.zeros(num_classes, dtype=np.float32)
+    target[source.labels[index]] += share
+    target[source.labels[partner]] += 1.0 - share
+    return torch.from_numpy(image), torch.from_numpy(target)
+
+
+def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+    """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
+    image = source.image(index)
+    height, width = augmentation.size
+    if augmentation.crop == "none" and not augmentation.flip:
+        return np.array(fit(image, augmentation.size).numpy(), order="C")
+    draws = stream("geometry", seed, view, index).random(2 * _TRIES + 3).tolist()
+    mirrored = augmentation.flip and draws[0] < 0.5
+    top_draw, left_draw = draws[1:3]
+    if augmentation.crop == "resized":
+        image = _random_area(image, augmentation.size, draws[3:], top_draw, left_draw)
+    image = fit(image, augmentation.size)
+    rows, columns = np.arange(height), np.arange(width)
+    if augmentation.crop == "pad":
+        rows = _mirror(rows + _shift(height, top_draw), height)
+        columns = _mirror(columns + _shift(width, left_draw), width)
+    if mirrored:
+        columns = columns[::-1]
+    return image.numpy().take(rows, axis=1).take(columns, axis=2)
+
+
+def fit(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+    """Cut the largest centred part of the target's aspect ratio and resize it, antialiased, to `size`."""
+    height, width = image.shape[-2:]
+    if (height, width) == tuple(size):
+        return image
+    scale = min(height / size[0], width / size[1])
+    cut = min(height, max(1, round(scale * size[0]))), min(width, max(1, round(scale * size[1])))
+    top, left = (height - cut[0]) // 2, (width - cut[1]) // 2
+    return _resize(image[:, top : top + cut[0], left : left + cut[1]], size)
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+def _random_area(image: Tensor, size: tuple[int, int], draws: list[float], top: float, left: float) -> Tensor:
+    height, width = image.shape[-2:]
+    low, high = np.log(_RATIO[0]), np.log(_RATIO[1])
+    for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):
+        area = height * width * (_SCALE[0] + area_draw * (_SCALE[1] - _SCALE[0]))
+        ratio = float(np.exp(low + ratio_draw * (high - low))) * size[1] / size[0]
+        rows, columns = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+        if 0 < rows <= height and 0 < columns <= width:
+            y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+            return _resize(image[:, y : y + rows, x : x + columns], size)
+    return image  # a very long image that no drawn box fits: the caller's centred cut is used
+
+
+def _shift(length: int, draw: float) -> int:
+    pad = length // 8
+    return int(draw * (2 * pad + 1)) - pad
+
+
+def _mirror(positions: np.ndarray, length: int) -> np.ndarray:
+    positions = np.abs(positions)
+    return np.minimum(positions, 2 * (length - 1) - positions)
+
+
+def _other(index: int, count: int, rng: np.random.Generator) -> int:
+    return index if count < 2 else (index + 1 + int(rng.random() * (count - 1))) % count
+
+
+def _takes_cutmix(augmentation: Augmentation, rng: np.random.Generator) -> bool:
+    if augmentation.mixup and augmentation.cutmix:
+        return bool(rng.random() < 0.5)
+    return augmentation.cutmix > 0
+
+
+def _blend(image: np.ndarray, other: np.ndarray, weight: int) -> np.ndarray:
+    mixed = image.astype(np.int32) * weight + other.astype(np.int32) * (_ONE - weight)
+    return ((mixed + _ONE // 2) >> 16).astype(np.uint8)
+
+
+def _cutmix_(image: np.ndarray, other: np.ndarray, alpha: float, rng: np.random.Generator) -> float:
+    """Paste a box of `other` into `image` and return the share of pixels that `image` keeps."""
+    height, width = image.shape[-2:]
+    side = (1.0 - rng.beta(alpha, alpha)) ** 0.5
+    rows, columns = round(height * side), round(width * side)
+    top, left = int(rng.random() * height) - rows // 2, int(rng.random() * width) - columns // 2
+    y0, y1 = max(top, 0), min(top + rows, height)
+    x0, x1 = max(left, 0), min(left + columns, width)
+    image[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]
+    return 1.0 - (y1 - y0) * (x1 - x0) / (height * width)

@@ -1,0 +1,124 @@
+"""Anything that shows an image -> uint8 RGB tensor."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
+_WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
+
+
+def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
+    """Decode the image file at `path` (its first frame) as RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: the file cannot be read or decoded whole; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return from_pil(image)
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        raise ValueError(
+            f"image file {path} cannot be decoded ({_one_line(error)}): replace or remove it, "
+            "or skip such files with --skip-bad-images"
+        ) from error
+
+
+def header_size(path: str | Path) -> tuple[int, int] | None:
+    """Return the (height, width) that the file's header promises after EXIF rotation; None if unreadable."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            return (width, height) if turned else (height, width)
+    except Exception:  # the decoder will name the file when it is really read
+        return None
+
+
+def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """Convert any Pillow mode to RGB; transparency is composited on white, deeper grey is scaled to 8 bits."""
+    image.load()  # damage surfaces here, so that below only the EXIF block can be at fault
+    with suppress(Exception):  # a broken EXIF block beside whole pixels: show the pixels as stored
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        return _from_deep_grey(np.asarray(image), 65535 if deep else None)
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
+    """Convert what a user's data set yields: a Pillow image, or a tensor or array of 1, 3 or 4 channels.
+
+    Integers lie in 0..255 (uint16 is scaled), floats in [0,1]; tensors are read as CHW first, arrays as HWC first.
+
+    Raises:
+        ValueError: another type, shape or range of values.
+    """
+    if isinstance(image, Image.Image):
+        return from_pil(image)
+    if isinstance(image, Tensor):
+        array, channels_first = image.detach().cpu().numpy(), True
+    elif isinstance(image, np.ndarray):
+        array, channels_first = image, False
+    else:
+        raise ValueError(f"an image must be a Pillow image, a tensor or an array, found {type(image).__name__}")
+    array = _to_bytes(_channels_last(array, channels_first))
+    if array.shape[-1] == 4:
+        return from_pil(Image.fromarray(array))
+    if array.shape[-1] == 1:
+        array = np.repeat(array, 3, axis=-1)
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim == 3 and 0 not in array.shape:
+        first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+        if first and (channels_first or not last):
+            return array.transpose(1, 2, 0)
+        if last:
+            return array
+    raise ValueError(f"an image must be grey (H,W) or have 1, 3 or 4 channels, found shape {tuple(array.shape)}")
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return ((array.astype(np.int64) + 128) // 257).astype(np.uint8)
+    low, high = array.min(), array.max()
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    raise ValueError(
+        f"image values must be floats in [0,1] or integers in 0..255, found {array.dtype} "
+        f"from {low:.4g} to {high:.4g}: remove a normalising transform, each network normalises for itself"
+    )
+
+
+def _from_deep_grey(array: np.ndarray, full: int | None) -> UInt8[Tensor, "3 h w"]:
+    values = np.nan_to_num(array.astype(np.float64))
+    # 32-bit and float files do not say what white is: take the smallest usual scale that holds every value
+    scale = full or next((white for white in (1, 255, 65535) if values.max() <= white), values.max())
+    grey = np.rint(np.clip(values / scale, 0, 1) * 255).astype(np.uint8)
+    return torch.from_numpy(np.repeat(grey[None], 3, axis=0))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

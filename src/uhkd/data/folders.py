@@ -1,0 +1,171 @@
+"""Image folders: `train/` with `val/` or `test/` beside it, or one folder of class folders."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uhkd.data.decode import EXTENSIONS, decode_file, header_size
+from uhkd.data.sources import FileSource
+
+_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_HEADERS = 64  # files whose header is read to learn whether all images share one size
+
+
+@dataclass(frozen=True)
+class FolderParts:
+    """What lies in an image folder; val and test are None where there is no such folder."""
+
+    classes: tuple[str, ...]
+    train: FileSource
+    val: FileSource | None
+    test: FileSource | None
+    native_size: tuple[int, int] | None
+    notes: tuple[str, ...]
+
+
+def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ...] | None) -> FolderParts:
+    """List the images below `root`; the classes are the sorted names of the class folders, or `class_names`.
+
+    Raises:
+        ValueError: no images, images without class folders, an empty class folder, classes of val or test that train
+            (or class_names) does not have.
+    """
+    parts, notes = _find_parts(root)
+    listings: dict[str, dict[str, list[str]]] = {}
+    for part, folder in parts.items():
+        listings[part], stray = _list_classes(folder, root)
+        if stray:
+            notes.append(f"{_images(stray)} directly in {folder}, outside the class folders: ignored")
+    classes = class_names or tuple(sorted(listings["train"]))
+    for part, listing in listings.items():
+        unknown = sorted(set(listing) - set(classes))
+        if unknown:
+            known = "the classes expected here" if class_names else f"the classes of {parts['train']}"
+            raise ValueError(
+                f"{parts[part]} has class folders that are not among {known}: {_some(unknown)}; "
+                f"expected only: {_some(classes)}"
+            )
+    sources = {part: _source(root, listing, classes) for part, listing in listings.items()}
+    if skip_bad_images:
+        sources = {part: _drop_bad(source, parts[part], notes) for part, source in sources.items()}
+    return FolderParts(
+        classes, sources["train"], sources.get("val"), sources.get("test"), _common_size(sources["train"]), tuple(notes)
+    )
+
+
+def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
+    folders, _ = _children(root)
+    named = {_PARTS[folder.name.lower()]: folder for folder in reversed(folders) if folder.name.lower() in _PARTS}
+    others = [folder.name for folder in folders if folder.name.lower() not in _PARTS]
+    if "train" in named:
+        _, images = _children(named["train"])
+        # "train" may also be a class (it is one of CIFAR-100's): then it holds images and has other classes beside it
+        if not images or not others:
+            notes = [f"folders beside {named['train']} ignored: {_some(others)}"] if others else []
+            order = [part for part in ("train", "val", "test") if part in named]
+            return {part: named[part] for part in order}, notes
+    elif named and not others:
+        found = _some([folder.name for folder in folders])
+        raise ValueError(f"{root} holds {found} but no train folder: expected train/<class>/<image>")
+    return {"train": root}, []
+
+
+def _list_classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
+    """Map class name -> sorted image paths below `root`; also count images outside class folders."""
+    class_folders, images = _children(folder)
+    listing = {}
+    for class_folder in class_folders:
+        listing[class_folder.name] = _images_below(class_folder, root)
+    if not any(listing.values()):
+        if images:
+            raise ValueError(
+                f"{folder} holds {_images(len(images))} but no class folders: "
+                f"expected one folder for each class, {folder.name}/<class>/<image>"
+            )
+        raise ValueError(
+            f"no images found in {folder}: expected {folder.name}/<class>/<image>, "
+            f"with files that end in {' '.join(sorted(EXTENSIONS))}"
+        )
+    empty = [name for name, files in listing.items() if not files]
+    if empty:
+        raise ValueError(f"class folder without any image in {folder}: {_some(empty)}; add images or remove it")
+    return listing, len(images)
+
+
+def _children(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return sub-folders and image names, sorted, without hidden ones."""
+    folders, images = [], []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _hidden(entry.name):
+            continue
+        if entry.is_dir():
+            folders.append(Path(entry.path))
+        elif _is_image(entry.name):
+            images.append(entry.name)
+    return folders, images
+
+
+def _images_below(folder: Path, root: Path) -> list[str]:
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        prefix = Path(place).relative_to(root).as_posix()
+        found += [f"{prefix}/{name}" for name in files if _is_image(name) and not _hidden(name)]
+    return sorted(found)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS and "." in name
+
+
+def _source(root: Path, listing: dict[str, list[str]], classes: tuple[str, ...]) -> FileSource:
+    names = [name for label in classes for name in listing.get(label, ())]
+    counts = [len(listing.get(label, ())) for label in classes]
+    return FileSource(root, names, np.repeat(np.arange(len(classes)), counts))
+
+
+def _drop_bad(source: FileSource, folder: Path, notes: list[str]) -> FileSource:
+    def decodes(index: int) -> bool:
+        try:
+            decode_file(source.path(index))
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        good = np.fromiter(pool.map(decodes, range(len(source))), dtype=bool, count=len(source))
+    if good.all():
+        return source
+    bad = [source.names[i] for i in np.flatnonzero(~good)]
+    notes.append(f"{_images(len(bad))} in {folder} cannot be decoded: skipped ({_some(bad)})")
+    for label in np.unique(source.labels[~good]):
+        if not good[source.labels == label].any():
+            name = Path(source.names[int(np.flatnonzero(source.labels == label)[0])]).relative_to(
+                folder.relative_to(source.root)
+            )
+            raise ValueError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
+    return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], source.labels[good])
+
+
+def _common_size(source: FileSource) -> tuple[int, int] | None:
+    looked_at = np.unique(np.linspace(0, len(source) - 1, _HEADERS).astype(int))
+    sizes = {header_size(source.path(int(i))) for i in looked_at} - {None}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

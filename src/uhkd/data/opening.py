@@ -1,0 +1,181 @@
+"""`open_data`: one word, path or data set -> named classes and a training, validation and test part."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uhkd.data.arrays import Parts, cifar100, digits, npz, user_dataset
+from uhkd.data.folders import read_folder
+from uhkd.data.sources import Part, Source, fingerprint
+from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+
+_BUILT_IN = ("digits", "cifar100")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready to train on.
+
+    native_size: (H,W) where all images looked at share one, else None. flip: whether mirroring keeps the meaning.
+    notes: what was decided or skipped, to be shown. fingerprint: changes with the images, the labels and the split.
+    Label-free data has no classes and sources without labels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Source
+    val: Source
+    test: Source | None
+    native_size: tuple[int, int] | None
+    flip: bool
+    notes: tuple[str, ...]
+    fingerprint: str
+
+
+def open_data(
+    data: Any,
+    *,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    train_limit: int | None = None,
+    skip_bad_images: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> Data:
+    """Open "digits", "cifar100[:ROOT]", an image folder, an .npz file, a map-style data set or a (train, val) pair.
+
+    A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
+    stratified subset of what is left. skip_bad_images decodes every file once and drops those that fail.
+    class_names fixes the names and order of the classes (of a trained model, say).
+
+    Raises:
+        ValueError: anything that cannot be used as asked; the message says what was expected and found.
+    """
+    check_fraction(val_fraction)
+    names = None if class_names is None else tuple(class_names)
+    name, parts = _read(data, skip_bad_images, names)
+    classes, notes = _settle_classes(name, parts, names)
+    train, val = parts.train, parts.val
+    if val is None:
+        train, val = _cut(name, train, classes, val_fraction, split_seed)
+        notes.append(f"validation part: {len(val)} images cut from the training images (seed {split_seed})")
+    if train_limit is not None:
+        train, note = _limit(train, train_limit, split_seed)
+        notes.append(note)
+    listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, parts.test))])
+    return Data(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        test=parts.test,
+        native_size=parts.native_size,
+        flip=name != "digits",
+        notes=(*parts.notes, *notes),
+        fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
+    )
+
+
+def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None) -> tuple[str, Parts]:
+    if isinstance(data, tuple | list):
+        if len(data) != 2:
+            raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
+        train = user_dataset(data[0], "the training data set")
+        val = user_dataset(data[1], "the validation data set")
+        notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
+        return type(data[0]).__name__, Parts(train.classes, train.train, val.train, None, train.native_size, notes)
+    if not isinstance(data, str | Path):
+        return type(data).__name__, user_dataset(data, "the data set")
+    word = str(data)
+    if word == "digits":
+        return word, digits()
+    if word == "cifar100" or word.startswith("cifar100:"):
+        root = word.partition(":")[2]
+        return "cifar100", cifar100(Path(root).expanduser() if root else None)
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise ValueError(_missing(path))
+    if path.is_dir():
+        found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names)
+        return path.resolve().name, Parts(
+            found.classes, found.train, found.val, found.test, found.native_size, found.notes
+        )
+    if path.suffix.lower() == ".npz":
+        return path.stem, npz(path)
+    raise ValueError(f"{path} is a file: expected a folder of class folders, an .npz file, digits or cifar100")
+
+
+def _missing(path: Path) -> str:
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    wanted = path.relative_to(parent).parts[0]
+    try:
+        present = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    except OSError:  # an unreadable or non-folder parent has no names to offer
+        present = []
+    near = [str(parent / name) for name in difflib.get_close_matches(wanted, present, 3)]
+    near += difflib.get_close_matches(str(path), _BUILT_IN, 1)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; give a path, or one of: {', '.join(_BUILT_IN)}"
+    return f"data {path} does not exist{hint}"
+
+
+def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+    labelled = {"training": parts.train, "validation": parts.val, "test": parts.test}
+    labels = {part: source.labels for part, source in labelled.items() if source is not None}
+    train = labels["training"]
+    if any((other is None) != (train is None) for other in labels.values()):
+        raise ValueError(f"{name}: one part has labels and another has none: expected all or none")
+    if train is None:
+        return (), ["no labels found: only label-free training is possible"]
+    lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
+    if lowest < 0:
+        raise ValueError(f"{name}: labels must count from 0, found {lowest}")
+    classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
+    for part, values in labels.items():
+        if values is not None and len(values) and int(values.max()) >= len(classes):
+            raise ValueError(
+                f"{name}: {part} labels go up to {int(values.max())}, but there are {len(classes)} classes "
+                f"(labels 0 to {len(classes) - 1})"
+            )
+    present = np.unique(train)
+    if len(present) < 2:
+        raise ValueError(
+            f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more"
+        )
+    absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
+    notes = [f"classes without training images ({len(absent)}): {', '.join(absent[:8])}"] if absent else []
+    return tuple(classes), notes
+
+
+def _cut(
+    name: str, train: Source, classes: tuple[str, ...], val_fraction: float, split_seed: int
+) -> tuple[Source, Source]:
+    labels = np.zeros(len(train), dtype=np.int64) if train.labels is None else train.labels
+    single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
+    if single:
+        raise ValueError(
+            f"{name}: too few images to cut a validation part, only 1 in {', '.join(single[:8])}: "
+            "expected at least 2 in each class; add images or bring a validation part (val/ folder)"
+        )
+    train_part, val_part = stratified_split(labels, val_fraction, split_seed)
+    return Part(train, train_part), Part(train, val_part)
+
+
+def _limit(train: Source, limit: int, split_seed: int) -> tuple[Source, str]:
+    if limit >= len(train):
+        return train, f"train_limit {limit}: all {len(train)} training images are used"
+    labels = np.zeros(len(train), dtype=np.int64) if train.labels is None else train.labels
+    classes = len(np.unique(labels))
+    if limit < classes:
+        raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
+    kept = stratified_subset(labels, limit, split_seed)
+    return Part(train, kept), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"

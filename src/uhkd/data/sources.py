@@ -1,0 +1,169 @@
+"""Where images come from: memory, files, or a user's data set, all read as `source.image(i)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from uhkd.data.decode import decode_file, from_any
+
+_KEPT_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none of a photo collection's tail
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A list of images of any size, each always the same, with integer labels (N,) or None."""
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
+
+
+class ArraySource:
+    """Images of one size, kept in memory as bytes."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None) -> None:
+        """images: (N,H,W,3), (N,H,W,1) or (N,H,W), uint8."""
+        grey = images[..., None] if images.ndim == 3 else images
+        assert grey.dtype == np.uint8, images.dtype
+        assert grey.ndim == 4, images.shape
+        assert grey.shape[-1] in (1, 3), images.shape
+        planes = np.broadcast_to(grey.transpose(0, 3, 1, 2), (len(grey), 3, *grey.shape[1:3]))
+        self.images = torch.from_numpy(np.array(planes, order="C"))
+        self.labels = None if labels is None else labels.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.images[index].clone()
+
+    def fingerprint(self) -> str:
+        """Return a hash of all pixels and labels."""
+        return _hash(self.images.numpy(), _label_bytes(self.labels))
+
+
+class FileSource:
+    """Image files, decoded on demand; decoded images stay in memory up to a fixed budget per process."""
+
+    def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray) -> None:
+        """names: paths below root."""
+        self.root = root
+        self.names = tuple(names)
+        self.labels = labels.astype(np.int64)
+        self._kept: dict[int, Tensor] = {}
+        self._room = _KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return where image `index` lies."""
+        return self.root / self.names[index]
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept.clone()
+        image = decode_file(self.path(index))
+        if image.numel() <= self._room:
+            self._room -= image.numel()
+            self._kept[index] = image.clone()
+        return image
+
+    def fingerprint(self) -> str:
+        """Return a hash of names, labels and file sizes; independent of where the folder lies."""
+        sizes = (_file_size(self.path(i)) for i in range(len(self)))
+        listing = "\n".join(f"{name}\t{size}" for name, size in zip(self.names, sizes, strict=True))
+        return _hash(listing.encode("utf-8", "surrogateescape"), _label_bytes(self.labels))
+
+
+class DatasetSource:
+    """A user's map-style data set of (image, label) pairs or of images alone."""
+
+    def __init__(self, dataset: Any, labels: np.ndarray | None, title: str = "the data set") -> None:
+        self.dataset = dataset
+        self.labels = labels
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        try:
+            item = self.dataset[index]
+            return from_any(item[0] if isinstance(item, tuple | list) else item)
+        except Exception as error:  # the user's own code: say which item, whatever it raised
+            raise ValueError(cannot_read(index, self.title, error)) from error
+
+    def fingerprint(self) -> str:
+        """Return a hash of type, length, labels and three images (reading all would be a pass over the data)."""
+        probes = sorted({0, len(self) // 2, len(self) - 1})
+        pixels = [self.image(i).numpy() for i in probes]
+        return _hash(f"{type(self.dataset).__qualname__} {len(self)}".encode(), _label_bytes(self.labels), *pixels)
+
+
+class Part:
+    """Some positions of another source, in the given order."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self.source = source
+        self.indices = indices.astype(np.int64)
+        self.labels = None if source.labels is None else source.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.source.image(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """Return a hash of the whole source and of the positions."""
+        return _hash(fingerprint(self.source).encode(), self.indices)
+
+
+def fingerprint(source: Source | None) -> str:
+    """Return the hash of what a source lists; a foreign source counts by its type, length and labels."""
+    if source is None:
+        return "none"
+    own = getattr(source, "fingerprint", None)
+    if own is not None:
+        return own()
+    return _hash(f"{type(source).__qualname__} {len(source)}".encode(), _label_bytes(source.labels))
+
+
+def cannot_read(index: int, title: str, error: Exception) -> str:
+    """Return the one-line message for an item whose reading raised `error`."""
+    return f"item {index} of {title} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a vanished file or dangling link is reported by name when it is read
+        return -1
+
+
+def _label_bytes(labels: np.ndarray | None) -> bytes:
+    return b"unlabelled" if labels is None else np.ascontiguousarray(labels).tobytes()
+
+
+def _hash(*pieces: bytes | np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        if isinstance(piece, np.ndarray):
+            digest.update(repr((piece.shape, piece.dtype.str)).encode())
+            piece = np.ascontiguousarray(piece).data.cast("B") if piece.size else b""
+        digest.update(str(len(piece)).encode() + b":")
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""Stratified cuts of a list of labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uhkd.data.randomness import stream
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut positions into a training and a validation part with the same mix of classes.
+
+    labels: (N,) integers. fraction: the share of each class that goes to validation, in (0,1), rounded, but at least
+    one image and never all; a class of one image stays in training. Returns two sorted, disjoint position arrays.
+
+    Raises:
+        ValueError: fraction outside (0,1).
+    """
+    check_fraction(fraction)
+    labels = np.asarray(labels)
+    validation = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1:
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            validation.append(stream("split", seed, int(label)).permutation(members)[:count])
+    val = np.sort(np.concatenate(validation)) if validation else np.empty(0, dtype=np.int64)
+    train = np.setdiff1d(np.arange(len(labels)), val, assume_unique=True)
+    return train.astype(np.int64), val.astype(np.int64)
+
+
+def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose `count` positions with the same mix of classes, at least one of each class; sorted.
+
+    Raises:
+        ValueError: count below the number of classes or above the number of labels.
+    """
+    labels = np.asarray(labels)
+    values, sizes = np.unique(labels, return_counts=True)
+    if not len(values) <= count <= len(labels):
+        raise ValueError(
+            f"a subset of {count} images was asked: expected at least one for each of the {len(values)} classes "
+            f"and at most all {len(labels)} images"
+        )
+    share = count * sizes / len(labels)
+    take = np.maximum(1, np.floor(share).astype(np.int64))
+    while take.sum() < count:
+        take[np.argmax(np.where(take < sizes, share - take, -np.inf))] += 1
+    while take.sum() > count:
+        take[np.argmax(np.where(take > 1, take - share, -np.inf))] -= 1
+    chosen = [
+        stream("subset", seed, int(value)).permutation(np.flatnonzero(labels == value))[:number]
+        for value, number in zip(values, take, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse a validation share that leaves one of the two parts empty."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction must lie between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")

@@ -1,0 +1,114 @@
+"""What every run notes about its features from the first day: spectra, per-frequency error, CKA, predictions, latency."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.evaluation import Evaluation, cka_matrix, latency, radial_spectrum
+from uhkd.methods.matching import LevelMatching
+from uhkd.spectral import FTM
+from uhkd.taps import TappedModel
+
+Signal = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Diagnostics:
+    """Collects the arrays of diagnostics.npz on one fixed batch of validation images.
+
+    Arrays, with T evaluations, levels l = 0 (shallow), 1, ...:
+        steps (T,); student_spectrum_l (T, R) and teacher_spectrum_l (R,): energy by integer frequency radius;
+        error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
+        frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
+        val_prediction and val_label (N,); confusion (C, C); latency_ms (1,): one image.
+    """
+
+    def __init__(
+        self,
+        student: TappedModel,
+        images: Tensor,
+        autocast: Callable[[], AbstractContextManager],
+        teacher: TappedModel | None = None,
+        ftm: FTM | None = None,
+        match: LevelMatching | None = None,
+    ) -> None:
+        self.student, self.images, self.autocast, self.match = student, images, autocast, match
+        self.teacher_maps, self.targets = (), ()
+        self.fixed: dict[str, np.ndarray] = {}
+        self.noted: dict[str, list[np.ndarray]] = {"steps": []}
+        if teacher is not None:
+            self.teacher_maps = self._maps(teacher)
+            self.fixed |= {f"teacher_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self.teacher_maps)}
+        if ftm is not None and match is not None:
+            self.targets = ftm(self.teacher_maps)
+            self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
+
+    @torch.no_grad()
+    def _maps(self, network: TappedModel) -> tuple[Tensor, ...]:
+        training = network.training
+        network.eval()
+        with self.autocast():
+            maps = network(self.images, frozenset({"maps"})).maps
+        network.train(training)
+        return tuple(m.float() for m in maps)
+
+    def begin(self) -> None:
+        """Before the first step: CKA with the teacher."""
+        if self.teacher_maps:
+            self.fixed["cka_start"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
+
+    @torch.no_grad()
+    def note(self, step: int) -> None:
+        """After a validation: spectra, and the error of each coefficient."""
+        maps = self._maps(self.student)
+        row = {"steps": np.int64(step)} | {f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)}
+        if self.targets:
+            assert self.match is not None
+            training = self.match.training
+            self.match.eval()
+            for i, (predicted, target) in enumerate(zip(self.match.predict(maps), self.targets, strict=True)):
+                row[f"error_{i}"] = _array((predicted - target).square().mean((0, 1)))
+            self.match.train(training)
+        for name, value in row.items():
+            self.noted.setdefault(name, []).append(np.asarray(value))
+
+    def end(self, evaluation: Evaluation) -> None:
+        """After the last step."""
+        if self.teacher_maps:
+            self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
+        self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
+        self.fixed["val_label"] = _array(evaluation.labels)
+        self.fixed["confusion"] = _array(evaluation.confusion())
+        self.fixed["latency_ms"] = np.array([latency(self.student)])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays so far."""
+        return self.fixed | {name: np.stack(rows) for name, rows in self.noted.items() if rows}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Take over an interrupted run's arrays up to a step."""
+        if "steps" not in arrays:
+            return
+        kept = int((arrays["steps"] <= step).sum())
+        for name, value in arrays.items():
+            if name == "steps" or name.startswith(("student_spectrum_", "error_")):
+                self.noted[name] = list(value[:kept])
+            else:
+                self.fixed[name] = value
+
+
+def first_images(batches: Iterable[Batch], count: int) -> Tensor:
+    """The first `count` images of a loader."""
+    images: list[Tensor] = []
+    for batch in batches:
+        images.append(batch.image)
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)[:count]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()

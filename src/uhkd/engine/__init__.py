@@ -1,0 +1,8 @@
+"""The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
+
+from uhkd.engine.learner import Learner, weigh
+from uhkd.engine.loop import EVAL_BATCH, Job, train
+from uhkd.engine.schedule import lr_factor
+from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
+
+__all__ = ["EVAL_BATCH", "Job", "Learner", "Teacher", "at_chance", "calibrate", "fit_linear_probe", "lr_factor", "train", "weigh"]

@@ -1,0 +1,58 @@
+"""The module that is trained: the student and its distillers in one, whose forward returns the raw loss terms."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uhkd.data import Batch
+from uhkd.methods import Distiller
+from uhkd.taps import Signals, TappedModel
+
+
+class Learner(nn.Module):
+    """Student and distillers as one module: what Fabric wraps (DDP sees every parameter) and compile compiles.
+
+    Args:
+        student: the network that is kept.
+        distillers: by method name; thrown away after training.
+        label_smoothing: of the cross-entropy, 0..1.
+    """
+
+    def __init__(self, student: TappedModel, distillers: nn.ModuleDict, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.student, self.distillers, self.label_smoothing = student, distillers, label_smoothing
+        needs = [d.needs for d in distillers.values() if isinstance(d, Distiller)]
+        self.student_needs = frozenset().union(*(n.student for n in needs))
+        self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
+
+    def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
+        """Raw named terms: "ce" when the batch has targets, "method.term" of each distiller."""
+        labelled = batch.target is not None
+        student = self.student(batch.image, self.student_needs | ({"logits"} if labelled else set()))
+        terms = {}
+        if labelled:
+            terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
+        for name, distiller in self.distillers.items():
+            terms |= {f"{name}.{term}": value for term, value in distiller(student, teacher, batch).items()}
+        return terms
+
+    def weights(self, ce: float = 1.0) -> dict[str, float]:
+        """Weight of every term by full name."""
+        weights = {"ce": ce}
+        for name, distiller in self.distillers.items():
+            assert isinstance(distiller, Distiller)
+            weights |= {f"{name}.{term}": w for term, w in distiller.weights.items()}
+        return weights
+
+
+def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The loss: sum of weight * term. The one place where weights are applied.
+
+    Raises:
+        ValueError: when there is no term to learn from.
+    """
+    if not terms:
+        raise ValueError("nothing to learn from: no labels, and no method with a term of weight above 0")
+    return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()

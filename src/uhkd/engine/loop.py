@@ -1,0 +1,174 @@
+"""The training loop: every step is a function of its number, so an interrupted run goes on to the bit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from timm.optim import create_optimizer_v2
+from torch import Tensor
+
+from uhkd.data import Augmentation, Batch, Data, eval_loader, steps_per_epoch, train_loader
+from uhkd.diagnostics import Diagnostics, first_images
+from uhkd.engine.learner import Learner, weigh
+from uhkd.engine.progress import Progress
+from uhkd.engine.schedule import lr_factor
+from uhkd.engine.teacher import Teacher
+from uhkd.engine.totals import Totals
+from uhkd.evaluation import evaluate
+from uhkd.methods import matching_of
+from uhkd.recipe import TrainRecipe
+from uhkd.runs import Checkpoint, RunFolder
+from uhkd.taps import Signals
+
+EVAL_BATCH = 256
+_DIAGNOSTIC_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one training needs; the learner's student is what is left at the end."""
+
+    learner: Learner
+    teacher: Teacher | None
+    data: Data
+    augmentation: Augmentation
+    recipe: TrainRecipe
+    folder: RunFolder
+    fabric: Fabric
+    workers: int = 0
+    ce_weight: float = 1.0
+    say: Callable[[str], None] = print
+
+
+def step_seed(seed: int, step: int, part: int) -> int:
+    """Seed of torch's generators for one forward pass: dropout and drop-path depend on the position alone, not on the past."""
+    return (seed * 1_000_003 + step) * 1_009 + part
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in `parts` of equal size, in order (gradient accumulation)."""
+    pieces = [field.chunk(parts) if isinstance(field, Tensor) else [None] * parts for field in batch]
+    return [Batch(*fields) for fields in zip(*pieces, strict=True)]
+
+
+def train(job: Job) -> list[dict[str, float]]:
+    """Train by the recipe; leaves metrics, diagnostics and checkpoints in the folder and returns the rows of metrics.csv.
+
+    Goes on from the newest checkpoint in the folder if there is one; on a CPU the result is then bit-equal to that of a run
+    which was never interrupted.
+
+    Raises:
+        ValueError: when the batch is larger than the training part, or the loss stops being finite.
+    """
+    recipe, learner, teacher, fabric, folder = job.recipe, job.learner, job.teacher, job.fabric, job.folder
+    per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
+    total = per_epoch * recipe.epochs
+    optimizer = create_optimizer_v2(
+        learner, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.decay, momentum=recipe.momentum
+    )
+    model, optimizer = fabric.setup(learner, optimizer)
+    weights = learner.weights(job.ce_weight)
+    val = eval_loader(job.data.val, job.augmentation.size, batch_size=EVAL_BATCH, workers=job.workers)
+    diagnostics = Diagnostics(
+        learner.student,
+        first_images(val, _DIAGNOSTIC_IMAGES).to(fabric.device),
+        fabric.autocast,
+        teacher and teacher.network,
+        teacher and teacher.ftm,
+        matching_of(learner.distillers),
+    )
+    totals, rows, step, seconds = Totals(fabric.device), [], 0, 0.0
+
+    checkpoint = folder.read_checkpoint()
+    if checkpoint is not None:
+        step, rows, seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
+        learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith("ftm.")})
+        optimizer.load_state_dict(checkpoint.optimizer)
+        totals.restore(checkpoint.facts["totals"])
+        diagnostics.restore(folder.read_arrays(), step)
+        job.say(f"going on at step {step} of {total} (epoch {min(step // per_epoch + 1, recipe.epochs)})")
+    else:
+        diagnostics.begin()
+
+    def check_finite() -> None:
+        last = folder.read_checkpoint()
+        totals.check_finite(step, f"the checkpoint of step {last.step} is kept" if last else "no checkpoint was written yet")
+
+    def save() -> None:
+        check_finite()
+        tensors = learner.state_dict()
+        if teacher is not None and teacher.ftm is not None:
+            tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
+        if fabric.is_global_zero:
+            facts = {"rows": rows, "seconds": seconds, "totals": totals.as_dict()}
+            folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
+
+    def validate() -> None:
+        check_finite()
+        evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
+        row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
+        row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
+        rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
+        totals.reset()
+        diagnostics.note(step)
+        if step == total:
+            diagnostics.end(evaluation)
+        if fabric.is_global_zero:
+            folder.write_metrics(rows)
+            folder.write_arrays(diagnostics.arrays())
+        progress.epoch(rows[-1], recipe.epochs)
+
+    loader = train_loader(
+        job.data.train,
+        job.augmentation,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        num_classes=len(job.data.classes),
+        start_step=step,
+        workers=job.workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    progress = Progress(total, recipe.batch_size, start=step, say=job.say)
+    saved = began = time.monotonic()
+    model.train()
+    with progress:
+        for batch in progress.follow(loader):
+            lr = recipe.learning_rate * lr_factor(
+                step,
+                total,
+                schedule=recipe.schedule,
+                warmup=round(recipe.warmup_epochs * per_epoch),
+                milestones=[epoch * per_epoch for epoch in recipe.step_epochs],
+                gamma=recipe.step_gamma,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            parts = split(batch.to(fabric.device), recipe.accumulate)
+            for part, micro in enumerate(parts):
+                torch.manual_seed(step_seed(recipe.seed, step, part * fabric.world_size + fabric.global_rank))
+                with fabric.no_backward_sync(model, enabled=part + 1 < len(parts)):
+                    said = teacher.signals(micro.image, learner.teacher_needs) if teacher else Signals()
+                    terms = model(micro, said)
+                    loss = weigh(terms, weights)
+                    fabric.backward(loss / len(parts))
+                totals.add(loss.detach(), terms)
+            if recipe.clip_grad is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_grad, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            seconds, began = seconds + time.monotonic() - began, time.monotonic()
+            if step % recipe.log_every == 0:
+                check_finite()
+                progress.log(totals.means(), lr)
+            if step == total or step % (per_epoch * recipe.eval_every) == 0:
+                validate()
+            if step == total or time.monotonic() - saved >= 60 * recipe.checkpoint_minutes:
+                save()
+                saved = time.monotonic()
+            began = time.monotonic()
+    return rows

@@ -1,0 +1,89 @@
+"""What a person sees while a network trains: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Counts steps and seconds, shows ETA, images a second and the share of time spent waiting for data.
+
+    Args:
+        total, start: steps in all and already done.
+        images: images a step.
+        say: receives one plain line per epoch (and, without a terminal, per log).
+    """
+
+    def __init__(self, total: int, images: int, *, start: int, say: Callable[[str], None]) -> None:
+        self.images, self.say = images, say
+        self.total, self.step, self.waited = total, start, 0.0
+        self.began, self.first = time.monotonic(), start
+        self.bar = None
+        if sys.stderr.isatty():
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Bar(*columns, TextColumn("{task.description}"), transient=True)
+            self.task = self.bar.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> Self:
+        self.began = time.monotonic()
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def follow(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches, noting how long each was waited for."""
+        batches = iter(batches)
+        while True:
+            began = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - began
+            yield batch
+            self.step += 1
+            if self.bar is not None:
+                self.bar.update(self.task, completed=self.step)
+
+    def rates(self) -> dict[str, float]:
+        """Images a second and the share of time waiting for data, since this process began to train."""
+        elapsed = max(time.monotonic() - self.began, 1e-9)
+        done = self.step + 1 - self.first
+        return {"images_per_second": round(done * self.images / elapsed, 1), "data_wait": round(self.waited / elapsed, 4)}
+
+    def log(self, means: Mapping[str, float], lr: float) -> None:
+        """Loss terms so far in this epoch."""
+        rates, done = self.rates(), self.step + 1
+        terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
+        speed = f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{terms}  {speed}")
+            return
+        left = (time.monotonic() - self.began) / max(1, done - self.first) * (self.total - done)
+        self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(left)}")
+
+    def epoch(self, row: Mapping[str, float], epochs: int) -> None:
+        """The validation after an epoch."""
+        rates = self.rates()
+        self.say(
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  val accuracy {row['val_accuracy']:.2%}  "
+            f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
+        )
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,96 @@
+"""The sealed teacher: live signals without gradient, the FTM's calibration, and a linear probe for a head that does not fit."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uhkd.data import Batch
+from uhkd.spectral import FTM, SpectralTarget
+from uhkd.taps import Signals, TappedModel
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+class Teacher:
+    """A network that only speaks: eval mode, no gradient, in no optimizer and no checkpoint (its FTM's statistics are).
+
+    Args:
+        network: any tapped model.
+        target: how spectra are made, if a method wants them.
+        autocast: precision of its forward pass.
+    """
+
+    def __init__(self, network: TappedModel, target: SpectralTarget | None = None, autocast: Autocast = nullcontext) -> None:
+        self.network = network.eval().requires_grad_(False)
+        device = next(network.parameters()).device
+        self.ftm = None if target is None else FTM(target, network.shapes.maps).to(device)
+        self.autocast = autocast
+
+    @torch.no_grad()
+    def signals(self, image: Tensor, needs: frozenset[str]) -> Signals:
+        """Exactly the fields asked for; maps are dropped as soon as they are transformed."""
+        if not needs:
+            return Signals()
+        fields = needs - {"spectra"} | ({"maps"} if "spectra" in needs else set())
+        with self.autocast():
+            said = self.network(image, frozenset(fields))
+        spectra = None
+        if "spectra" in needs:
+            assert self.ftm is not None and self.ftm.calibrated, "FTM must be calibrated before it is used"
+            spectra = self.ftm(said.maps)
+        maps = said.maps if "maps" in needs else None
+        return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
+
+
+@torch.no_grad()
+def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, images: int = 1024) -> int:
+    """Fix the FTM's statistics from the first `images` un-mixed training images; returns how many were used.
+
+    Raises:
+        ValueError: for fewer than two images or features that are not finite.
+    """
+    assert teacher.ftm is not None
+    raw: list[list[Tensor]] = [[] for _ in teacher.ftm.target.levels]
+    count = 0
+    for batch in batches:
+        with teacher.autocast():
+            maps = teacher.network(batch.image[: images - count].to(device), frozenset({"maps"})).maps
+        for level, x in zip(raw, teacher.ftm.raw(maps), strict=True):
+            level.append(x.float().cpu())
+        count += len(raw[0][-1])
+        if count >= images:
+            break
+    teacher.ftm.calibrate([torch.cat(level) for level in raw])
+    return count
+
+
+def fit_linear_probe(embedding: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float = 1e-3) -> nn.Linear:
+    """Multinomial logistic regression on frozen embeddings (N, D), deterministic; standardisation is folded into the layer."""
+    embedding = embedding.detach().float()
+    mean, spread = embedding.mean(0), embedding.std(0).clamp_min(1e-6)
+    x = (embedding - mean) / spread
+    weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, labels) + weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    probe = nn.Linear(x.shape[1], num_classes)
+    with torch.no_grad():
+        probe.weight.copy_(weight / spread)
+        probe.bias.copy_(bias - (weight / spread) @ mean)
+    return probe
+
+
+def at_chance(correct: int, labels: Tensor) -> bool:
+    """Whether an accuracy could come from always naming the commonest class: within 3 standard errors of its share."""
+    share = labels.bincount().max().item() / len(labels)
+    return correct / len(labels) <= share + 3 * (share * (1 - share) / len(labels)) ** 0.5

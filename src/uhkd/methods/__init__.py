@@ -1,0 +1,121 @@
+"""All distillation methods by name, and how a list of them is built from words."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from uhkd.methods.base import Distiller, Needs
+from uhkd.methods.kd import KD
+from uhkd.methods.matching import LevelMatching
+from uhkd.methods.scratch import Scratch
+from uhkd.methods.spatial import TwinA, TwinB
+from uhkd.methods.uhkd import UHKD
+from uhkd.taps import Shapes
+
+METHODS: dict[str, type[Distiller]] = {"scratch": Scratch, "kd": KD, "uhkd": UHKD, "twin_a": TwinA, "twin_b": TwinB}
+
+__all__ = ["METHODS", "Distiller", "Needs", "build", "check", "matching_of", "settings_of"]
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """The keyword settings of a method, by name."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {k: p for k, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _names(method: str) -> list[str]:
+    names = [part.strip() for part in method.split("+")]
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}{_suggest(name, list(METHODS))} (known: {', '.join(METHODS)})")
+    if len(set(names)) < len(names):
+        raise ValueError(f"method {method!r} names one method twice")
+    return names
+
+
+def check(
+    method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
+) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
+    """Sort settings and weights by method and check names and types before anything is loaded.
+
+    Args:
+        method: a name or several joined by "+", such as "uhkd" or "uhkd+kd".
+        settings, weights: by name; "uhkd.radius" is meant for one method, "radius" for each that has it.
+
+    Returns:
+        name -> (settings, weights of terms).
+
+    Raises:
+        ValueError: listing every unknown name and every value of the wrong type.
+    """
+    names = _names(method)
+    plan: dict[str, tuple[dict[str, Any], dict[str, float]]] = {name: ({}, {}) for name in names}
+    problems = []
+    for kind, given in enumerate((settings or {}, weights or {})):
+        what = ("setting", "weight")[kind]
+        for key, value in given.items():
+            prefix, _, word = key.rpartition(".")
+            known = {n: list(settings_of(n)) if kind == 0 else list(METHODS[n].default_weights) for n in names}
+            takers = [n for n in names if word in known[n] and prefix in ("", n)]
+            if kind == 1 and key == "ce":
+                continue  # the engine's own term
+            if not takers:
+                everything = sorted({w for words in known.values() for w in words} | ({"ce"} if kind else set()))
+                problems.append(
+                    f"{method} has no {what} {key!r}{_suggest(word, everything)} (known: {', '.join(everything) or 'none'})"
+                )
+            for name in takers:
+                annotation = settings_of(name)[word].annotation if kind == 0 else float
+                try:
+                    plan[name][kind][word] = TypeAdapter(annotation).validate_python(value)
+                except ValidationError as error:
+                    said = error.errors()[0]["msg"].lower()
+                    problems.append(f"{what} {key}={value!r} of {name}: {said}")
+    if any(w < 0 or w != w for _, term_weights in plan.values() for w in term_weights.values()):
+        problems.append("weights of loss terms must be numbers >= 0")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return plan
+
+
+def build(
+    method: str,
+    shapes: Shapes,
+    settings: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> nn.ModuleDict:
+    """Distillers by method name, ready to train, from measured shapes and words (see `check`).
+
+    Raises:
+        ValueError: for unknown or impossible settings, or for a field of the teacher that cannot be had.
+    """
+    distillers = nn.ModuleDict(
+        {name: METHODS[name](shapes, w, **s) for name, (s, w) in check(method, settings, weights).items()}
+    )
+    targets = set()
+    for name, distiller in distillers.items():
+        assert isinstance(distiller, Distiller)
+        for side, measured in (("student", shapes.student), ("teacher", shapes.teacher)):
+            for field in sorted(getattr(distiller.needs, side)):
+                if field in ("logits", "embedding") and getattr(measured, field, None) is None:
+                    hint = "; set its weight to 0 or give the teacher a head (teacher_head=probe)" if field == "logits" else ""
+                    raise ValueError(f"{name} needs {side} {field}, and the {side} has none{hint}")
+        if distiller.needs.target is not None:
+            targets.add(distiller.needs.target)
+    if len(targets) > 1:
+        raise ValueError(f"the methods of {method!r} ask for different spectra of one teacher; give them the same settings")
+    return distillers
+
+
+def matching_of(distillers: nn.ModuleDict) -> LevelMatching | None:
+    """The level matching of the first method that has one, for diagnostics."""
+    return next((m for m in distillers.modules() if isinstance(m, LevelMatching)), None)

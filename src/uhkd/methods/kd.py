@@ -1,0 +1,49 @@
+"""KD: soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, teacher_shapes
+from uhkd.taps import Shapes, Signals
+
+
+def soft_target_loss(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """T^2 * KL(softmax(teacher/T) || softmax(student/T)), mean over the batch, in at least float32.
+
+    Zero exactly when both distributions agree. The factor T^2 keeps the gradient's size independent of T.
+    """
+    student, teacher = (x if x.dtype.itemsize >= 4 else x.float() for x in (student, teacher))
+    log_p, log_q = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+class KD(Distiller):
+    """Knowledge distillation on logits.
+
+    Args:
+        temperature: T > 0.
+    """
+
+    default_weights = {"kl": 1.0}
+
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 4.0) -> None:
+        super().__init__(weights)
+        teacher_shapes(shapes, "kd")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        if self.wants("kl"):
+            self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"kl": T^2 KL(teacher || student)}."""
+        if not self.wants("kl"):
+            return {}
+        assert student.logits is not None and teacher.logits is not None
+        return {"kl": soft_target_loss(student.logits, teacher.logits, self.temperature)}

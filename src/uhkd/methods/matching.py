@@ -1,0 +1,70 @@
+"""Multi-level matching: one FAM per pair of taps, and the mean squared error of each level."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.alignment import FAM, FAMForm
+from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
+
+
+def level_error(
+    predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"], weights: Float[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """Mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE."""
+    return ((predicted - target).square().mean((0, 1)) * weights).sum()
+
+
+class LevelMatching(nn.Module):
+    """Aligns the student's maps with the teacher's targets, level by level, and measures what is left.
+
+    Args:
+        student, teacher: (C, H, W) of the taps of each side.
+        target: levels and standardisation; the same object makes the teacher's FTM.
+        fam, hidden: see `FAM`.
+        level_weights: one factor >= 0 a level, shallow to deep (default: 1 / number of levels).
+        frequency_decay: coefficient weights fall as (1 + |frequency|)^-decay; 0 weighs all alike. They belong to the loss,
+            not to the target.
+    """
+
+    def __init__(
+        self,
+        student: Maps,
+        teacher: Maps,
+        target: SpectralTarget,
+        *,
+        fam: FAMForm = "linear",
+        hidden: int | None = None,
+        level_weights: Sequence[float] | None = None,
+        frequency_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        count = len(target.levels)
+        if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
+            raise ValueError(f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}")
+        self.level_weights = tuple(level_weights or [1 / count] * count)
+        self.taps = tuple(level.student for level in target.levels)
+        self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)
+        self.fams = nn.ModuleList()
+        for i, (level, shape) in enumerate(zip(target.levels, ftm_shapes(target, teacher), strict=True)):
+            self.fams.append(
+                FAM(student[level.student], shape, size=level.size, represent=level.form, form=fam, hidden=hidden)
+            )
+            decay = (1 + self.frequencies[i]).pow(-frequency_decay)
+            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean; raw ones keep Parseval's scale.
+            weights = decay if target.standardise == "none" else decay / decay.sum()
+            self.register_buffer(f"weights{i}", weights, persistent=False)
+
+    def predict(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
+        """The student's maps, aligned: one (B, C_target, K) per level."""
+        return tuple(fam(maps[tap]) for fam, tap in zip(self.fams, self.taps, strict=True))
+
+    def forward(self, maps: Sequence[Tensor], targets: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, ""]:
+        """sum_l w_l * level_error_l."""
+        errors = [
+            w * level_error(predicted, target, self.get_buffer(f"weights{i}"))
+            for i, (w, predicted, target) in enumerate(zip(self.level_weights, self.predict(maps), targets, strict=True))
+        ]
+        return torch.stack(errors).sum()

@@ -1,0 +1,89 @@
+"""UHKD: heterogeneous distillation in the frequency domain (arXiv 2510.24116).
+
+    L = CE(labels) + a * T^2 * KL(teacher || student; T) + b * sum_l w_l * MSE(FAM_l(student map), FTM_l(teacher map))
+
+The cross-entropy is the engine's; a and b are the weights "kl" and "features". FTM is `uhkd.spectral.FTM`, FAM is
+`uhkd.alignment.FAM`, multi-level matching is `uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option
+here; docs/method.md says what each default rests on.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from uhkd.alignment import FAMForm
+from uhkd.data import Batch
+from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
+from uhkd.methods.kd import soft_target_loss
+from uhkd.methods.matching import LevelMatching
+from uhkd.spectral import Form, SpectralTarget, Standardise, match_levels
+from uhkd.taps import Shapes, Signals
+
+
+class UHKD(Distiller):
+    """Frequency-domain matching of intermediate features at several levels, with soft targets.
+
+    Args:
+        radius: frequencies kept per axis, 1..floor((n-1)/2) of the smaller grid; (2*radius+1)^2 numbers a channel.
+        form: "pairs" (cosines and sines), "amplitude", "log-amplitude".
+        standardise: of the teacher's coefficients: "none", "channel", "coefficient".
+        channels: keep so many principal channels of the teacher (None: all).
+        fam, hidden: the alignment's form, see `FAM`.
+        level_weights, frequency_decay: see `LevelMatching`.
+        temperature: T of the soft targets, above 0.
+
+    Raises:
+        ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
+    """
+
+    default_weights = {"kl": 1.0, "features": 10.0}
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        weights: Mapping[str, float] | None = None,
+        *,
+        radius: int = 1,
+        form: Form = "log-amplitude",
+        standardise: Standardise = "coefficient",
+        channels: int | None = None,
+        fam: FAMForm = "linear",
+        hidden: int | None = None,
+        level_weights: tuple[float, ...] | None = None,
+        frequency_decay: float = 0.0,
+        temperature: float = 4.0,
+    ) -> None:
+        super().__init__(weights)
+        teacher = teacher_shapes(shapes, "uhkd")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if form == "area":
+            raise ValueError("form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude")
+        self.temperature = temperature
+        logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
+        if self.wants("features"):
+            levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
+            target = SpectralTarget(levels, standardise, channels)
+            self.match = LevelMatching(
+                shapes.student.maps,
+                teacher.maps,
+                target,
+                fam=fam,
+                hidden=hidden,
+                level_weights=level_weights,
+                frequency_decay=frequency_decay,
+            )
+            self.needs = Needs(logits | {"maps"}, logits | {"spectra"}, target)
+        else:
+            self.needs = Needs(logits, logits)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"kl": soft targets, "features": spectral MSE over all levels}."""
+        terms = {}
+        if self.wants("kl"):
+            assert student.logits is not None and teacher.logits is not None
+            terms["kl"] = soft_target_loss(student.logits, teacher.logits, self.temperature)
+        if self.wants("features"):
+            assert student.maps is not None and teacher.spectra is not None
+            terms["features"] = self.match(student.maps, teacher.spectra)
+        return terms

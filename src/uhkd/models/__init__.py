@@ -1,0 +1,8 @@
+"""Models: from a name, a file or a module of one's own to a TappedModel that can be rebuilt."""
+
+from uhkd.models.build import create, load_run, wrap
+from uhkd.models.card import ModelCard
+from uhkd.models.naming import model_names
+from uhkd.models.weights import load_state
+
+__all__ = ["ModelCard", "create", "load_run", "load_state", "model_names", "wrap"]

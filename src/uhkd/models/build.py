@@ -1,0 +1,212 @@
+"""create, wrap and load_run: the three ways to a TappedModel with a card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from uhkd.models.card import ModelCard
+from uhkd.models.libraries import Input, build, input_of, read_folder
+from uhkd.models.naming import Reference, parse
+from uhkd.models.weights import apply_state, head_classes, head_names, load_state
+from uhkd.runs import RunFolder
+from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD, TappedModel
+
+Levels = int | Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """An architecture to build and the weights to put in."""
+
+    reference: Reference
+    num_classes: int | None
+    size: tuple[int, int] | None
+    options: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    state: Mapping[str, Tensor] | None = None
+    source: str = ""
+    input: Input | None = None
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None,
+    start: str | Path = "random",
+    image_size: int | Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    levels: Levels = 4,
+) -> TappedModel:
+    """The model of a name as a TappedModel, with its `card` and with `notes` on what has to be announced.
+
+    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `local-dir:PATH` (a timm model folder) or a run
+    folder of ours; the last two bring their weights. `start`: "random", "pretrained" (network), or the path of a weights
+    file or run folder. `num_classes` None keeps the model's own head; a head that does not fit starts at random.
+    `image_size` is one side or (height, width) in pixels, by default the model's own.
+
+    Raises:
+        ValueError: unknown name, impossible size or option, weights that do not fit or cannot be had.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, found {num_classes}")
+    reference, size, options = parse(name), _size(image_size), dict(options or {})
+    if reference.library == "run":
+        card, state = _read_run(reference.name)
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
+        request = _Request(
+            parse(card.name), _or(num_classes, card.num_classes), size or card.image_size, {**card.options, **options}
+        )
+        described = Input(request.size or card.image_size, card.mean, card.std, card.interpolation)
+        request = replace(request, state=state, source=f"'{reference.name}'", input=described)
+        if levels == 4:
+            levels = card.levels or levels
+    elif reference.library == "folder":
+        architecture, own, cfg, weights = read_folder(reference.name)
+        described = input_of(cfg, size)
+        request = _Request(
+            parse(f"timm/{architecture}"), _or(num_classes, cfg.get("num_classes")), described.size, {**own, **options}
+        )
+        request = replace(request, state=load_state(weights), source=f"'{weights}'", input=described)
+    else:
+        request = _Request(reference, num_classes, size, options, pretrained=str(start) == "pretrained")
+    if str(start) not in ("random", "pretrained"):
+        file = _weights_file(start)
+        request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
+    tapped = _realise(request, levels)
+    if str(start) == "pretrained" and request.state is not None:
+        tapped.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
+    return tapped
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    num_classes: int | None,
+    image_size: int | Sequence[int],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    levels: Levels = 4,
+    name: str | None = None,
+) -> TappedModel:
+    """A network of one's own as a TappedModel; `num_classes` 0 says that its output is an embedding, None: as it is.
+
+    Raises:
+        ValueError: it gives another number of classes, no usable taps, or cannot process images of this size.
+    """
+    size = _size(image_size)
+    assert size is not None
+    tapped = TappedModel(module, input_size=size, mean=mean, std=std, levels=levels, head=num_classes != 0)
+    found = tapped.shapes.logits
+    if num_classes and found != num_classes:
+        gives = "no class scores" if found is None else f"{found} classes"
+        raise ValueError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
+    return _with_card(tapped, name or f"module/{type(module).__name__}", {})
+
+
+def load_run(folder: str | Path) -> TappedModel:
+    """The trained network of a run folder of ours, in eval mode, with its card (and its linear probe, if it has one).
+
+    Raises:
+        ValueError: no run folder, a network that was given as a module, or weights that do not fit the card.
+    """
+    card, state = _read_run(folder)
+    probe = {key: state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
+    described = Input(card.image_size, card.mean, card.std, card.interpolation)
+    if card.name.startswith("module/"):
+        raise ValueError(f"'{folder}' holds a module of your own ({card.name}): build it, then use load_state and wrap")
+    tapped = _realise(
+        _Request(
+            parse(card.name), card.num_classes, card.image_size, card.options, False, state, f"'{folder}'", described
+        ),
+        card.levels,
+    )
+    if probe:
+        linear = nn.Linear(*reversed(probe["probe.weight"].shape), bias="probe.bias" in probe)
+        linear.load_state_dict({key.removeprefix("probe."): tensor for key, tensor in probe.items()})
+        tapped.set_probe(linear)
+    tapped.card = card
+    return tapped.eval()
+
+
+def _realise(request: _Request, levels: Levels) -> TappedModel:
+    """Build, load, tap, and write the card."""
+    reference, classes = request.reference, request.num_classes
+    settings: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
+    built = build(reference, num_classes=classes, **settings)
+    notes = list(built.notes)
+    if request.state is not None:
+        own = _own_classes(built.module)
+        if classes is None and own is not None:
+            held = head_classes(request.state, head_names(built.module, own))
+            if held not in (None, own):  # the file's head is the one to keep
+                built, own = build(reference, num_classes=held, **settings), held
+        notes += apply_state(built.module, request.state, num_classes=own or classes or 0, source=request.source)
+    given = request.input or built.input
+    tapped = TappedModel(
+        built.module,
+        input_size=given.size,
+        mean=given.mean,
+        std=given.std,
+        interpolation=given.interpolation,
+        levels=levels,
+    )
+    tapped.notes[:0] = notes
+    return _with_card(tapped, f"{reference.library}/{reference.name}", request.options)
+
+
+def _own_classes(module: nn.Module) -> int | None:
+    """Number of classes a freshly built module has: timm says so, elsewhere its last layer with outputs does."""
+    said = getattr(module, "num_classes", None)
+    if isinstance(said, int):
+        return said
+    outputs = [getattr(part, "out_features", getattr(part, "out_channels", None)) for part in module.modules()]
+    return next((item for item in reversed(outputs) if isinstance(item, int)), None)
+
+
+def _with_card(tapped: TappedModel, name: str, options: Mapping[str, Any]) -> TappedModel:
+    tapped.card = ModelCard(
+        name=name,
+        num_classes=tapped.shapes.logits or 0,
+        image_size=tapped.input_size,
+        options=dict(options),
+        mean=tapped.mean,
+        std=tapped.std,
+        interpolation=tapped.interpolation,
+        levels=tapped.levels,
+    )
+    return tapped
+
+
+def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    run = RunFolder(Path(folder).expanduser())
+    if not run.exists():
+        raise ValueError(f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}")
+    return ModelCard.from_json(run.read_card()), load_state(run.weights)
+
+
+def _weights_file(start: str | Path) -> Path:
+    """The weights file that `start` names: itself, or the one of a run folder or timm model folder."""
+    path = Path(start).expanduser()
+    if path.is_file():
+        return path
+    if RunFolder(path).exists():
+        return RunFolder(path).weights
+    if (path / "config.json").is_file():
+        return read_folder(str(path))[3]
+    raise ValueError(f"start must be random, pretrained or the path of a weights file; there is no file '{path}'")
+
+
+def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"image_size must be one or two positive numbers of pixels, found {size}")
+    return (int(pair[0]), int(pair[1]))
+
+
+def _or(first: int | None, second: int | None) -> int | None:
+    return second if first is None else first

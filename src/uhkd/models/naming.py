@@ -1,0 +1,117 @@
+"""Names of models: which there are, what a name refers to, and which one was probably meant."""
+
+import difflib
+import fnmatch
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from uhkd.models.variants import VARIANTS
+from uhkd.runs import RunFolder
+
+Library = Literal["uhkd", "torchvision", "timm", "folder", "run"]
+LOCAL_DIR = "local-dir:"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model name refers to: an architecture of a library, a timm model folder, or a run folder of ours."""
+
+    library: Library
+    name: str
+
+
+@cache
+def _listing() -> dict[str, tuple[str, ...]]:
+    import timm  # costs seconds, so it waits until a name is really asked for
+    import torchvision
+
+    return {
+        "uhkd": tuple(VARIANTS),
+        "torchvision": tuple(torchvision.models.list_models(module=torchvision.models)),
+        "timm": tuple(timm.list_models()),
+    }
+
+
+def model_names(pattern: str = "*") -> list[str]:
+    """Names that `create` knows and that match a shell pattern, with or without the library in front."""
+    names = [f"{library}/{name}" for library, known in _listing().items() for name in known]
+    return [name for name in names if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.split("/")[1], pattern)]
+
+
+def parse(name: str) -> Reference:
+    """What a model name refers to.
+
+    Raises:
+        ValueError: no model, model folder or run folder of this name; the message names the nearest ones.
+    """
+    library, _, rest = name.partition("/")
+    bare = rest if library == "timm" else name
+    if bare.startswith(LOCAL_DIR):
+        return _model_folder(bare.removeprefix(LOCAL_DIR))
+    if library in _listing() and rest:
+        return _in_library(library, rest, name)
+    if _is_timm(name):
+        return Reference("timm", name)
+    if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+        return _run_folder(name)
+    raise ValueError(_unknown(name))
+
+
+def _in_library(library: str, rest: str, name: str) -> Reference:
+    if library == "timm" and _is_timm(rest):
+        return Reference("timm", rest)
+    if library == "torchvision" and rest in _listing()["torchvision"]:
+        return Reference("torchvision", rest)
+    if library == "uhkd" and rest in VARIANTS:
+        return Reference("uhkd", rest)
+    raise ValueError(_unknown(name))
+
+
+def _is_timm(name: str) -> bool:
+    """Whether timm knows an architecture and, if one is given after a dot, its set of weights."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if architecture not in _listing()["timm"]:
+        return False
+    return not tag or name in timm.list_pretrained(f"{architecture}.*")
+
+
+def _unknown(name: str) -> str:
+    wanted = name.lower()
+    everything = model_names()
+    bare = {full.split("/")[1]: full for full in reversed(everything)}
+    near = difflib.get_close_matches(wanted, everything, n=3, cutoff=0.6)
+    near += [bare[short] for short in difflib.get_close_matches(wanted.split("/")[-1], list(bare), n=4, cutoff=0.6)]
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    if tag and architecture in _listing()["timm"]:
+        import timm
+
+        near = [f"timm/{full}" for full in timm.list_pretrained(f"{architecture}.*")][:4] or [f"timm/{architecture}"]
+    hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no name is near it"
+    return f"unknown model '{name}': {hint} (`uhkd models` lists all; a folder of a run or {LOCAL_DIR}PATH also work)"
+
+
+def _model_folder(text: str) -> Reference:
+    path = Path(text).expanduser()
+    if not (path / "config.json").is_file():
+        raise ValueError(f"'{path}' is no timm model folder: expected config.json and model.safetensors in it")
+    return Reference("folder", str(path))
+
+
+def _run_folder(text: str) -> Reference:
+    path = Path(text).expanduser()
+    if RunFolder(path).exists():
+        return Reference("run", str(path))
+    if not path.exists():
+        parent = path.parent
+        others = [item.name for item in parent.iterdir()] if parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, n=3) or sorted(others)[:3]
+        hint = f"nearest in '{parent}': {', '.join(near)}" if near else f"there is nothing in '{parent}'"
+        raise ValueError(f"there is no '{path}'; {hint}")
+    if (path / "config.json").is_file():
+        raise ValueError(f"'{path}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{path}'")
+    kind = "a file" if path.is_file() else "no run folder of uhkd"
+    raise ValueError(f"'{path}' is {kind}: give a run folder or a model name, and weights files as start")

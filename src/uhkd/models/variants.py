@@ -1,0 +1,88 @@
+"""Our own small architectures for 32-px images, built from timm's classes (`uhkd/...`)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+Size = tuple[int, int]
+
+
+def patch_for(size: Size, largest: int, fewest: int) -> int:
+    """The largest patch (a power of two up to `largest`) that divides both sides and leaves `fewest` cells a side.
+
+    Raises:
+        ValueError: the image has fewer pixels a side than any grid needs.
+    """
+    patch = largest
+    while patch > 1 and (size[0] % patch or size[1] % patch or min(size) // patch < fewest):
+        patch //= 2
+    if min(size) // patch < min(fewest, 4):
+        raise ValueError(f"images of {size[0]}x{size[1]} px are too small: at least {min(fewest, 4)} px a side needed")
+    return patch
+
+
+def _vit(size: Size, num_classes: int, dim: int, depth: int, heads: int, **options: Any) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "depth": depth, "num_heads": heads, **options}
+    return VisionTransformer(img_size=size, num_classes=num_classes, **settings)
+
+
+def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, **options: Any) -> nn.Module:
+    from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock
+
+    settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "num_blocks": depth}
+    if residual:
+        settings |= {"block_layer": ResBlock, "norm_layer": Affine, "mlp_ratio": 4}
+    else:
+        settings |= {"block_layer": MixerBlock}
+    return MlpMixer(num_classes=num_classes, img_size=size, **(settings | options))  # pyright: ignore[reportArgumentType]
+
+
+def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    settings: dict[str, Any] = {
+        "patch_size": patch_for(size, 2, 16),
+        "embed_dim": dim,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (2, 4, 8, 16),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    }
+    return SwinTransformer(img_size=size, num_classes=num_classes, **(settings | options))  # pyright: ignore[reportArgumentType]
+
+
+def _resnet(size: Size, num_classes: int, width: int, depth: int, **options: Any) -> nn.Module:
+    from timm.models.resnet import BasicBlock, ResNet
+
+    settings: dict[str, Any] = {"layers": (depth,) * 4, "channels": tuple(width * 2**i for i in range(4))}
+    model = ResNet(BasicBlock, num_classes=num_classes, **(settings | options))
+    # timm's stem divides by four, made for 224 px; a 3x3 stem without pooling keeps all cells of a small image.
+    stem = model.conv1
+    assert isinstance(stem, nn.Conv2d)
+    model.conv1 = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+VARIANTS: dict[str, Callable[..., nn.Module]] = {
+    "vit_micro": partial(_vit, dim=96, depth=4, heads=3),
+    "vit_tiny": partial(_vit, dim=192, depth=12, heads=3),
+    "mixer_micro": partial(_mixer, dim=128, depth=4, residual=False),
+    "mixer_small": partial(_mixer, dim=256, depth=8, residual=False),
+    "resmlp_micro": partial(_mixer, dim=128, depth=4, residual=True),
+    "resmlp_small": partial(_mixer, dim=256, depth=8, residual=True),
+    "swin_pico": partial(_swin, dim=48),
+    "swin_nano": partial(_swin, dim=64),
+    "resnet10": partial(_resnet, width=32, depth=1),
+    "resnet18": partial(_resnet, width=64, depth=2),
+}
+
+
+def build_variant(name: str, *, size: Size, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    """One of VARIANTS for images of a size, with `options` overriding the settings of its timm class."""
+    return VARIANTS[name](size, num_classes, **options)

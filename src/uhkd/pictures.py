@@ -1,0 +1,89 @@
+"""Pictures of runs, drawn from their folders alone: learning curves, spectra, and the likeness of features."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from uhkd.runs import RunFolder
+
+_SIZE = (6.0, 4.0)
+
+
+def draw(run: RunFolder) -> list[Path]:
+    """curves.png, spectra.png and cka.png of one run, as far as its files have the numbers; returns what was drawn."""
+    made = [draw_curves({run.path.name: [run]}, run.path / "curves.png")]
+    arrays = run.read_arrays()
+    if "teacher_spectrum_0" in arrays:
+        made.append(draw_spectra({run.path.name: run}, run.path / "spectra.png"))
+    if "cka_end" in arrays:
+        made.append(_draw_cka(arrays, run.path / "cka.png"))
+    return made
+
+
+def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
+    """Validation accuracy over epochs, one line a group: the mean over its runs (seeds), with a band of one sd."""
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes: Axes = figure.subplots()
+    for label, runs in groups.items():
+        rows = [run.read_metrics() for run in runs]
+        epochs = [row["epoch"] for row in rows[0]]
+        accuracy = 100 * np.array([[row["val_accuracy"] for row in seed] for seed in rows])
+        (line,) = axes.plot(epochs, accuracy.mean(0), label=label)
+        if len(runs) > 1:
+            spread = accuracy.std(0, ddof=1)
+            axes.fill_between(
+                epochs, accuracy.mean(0) - spread, accuracy.mean(0) + spread, color=line.get_color(), alpha=0.2, linewidth=0
+            )
+    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
+    """Energy by frequency radius at every level, each curve divided by its sum: the teacher's and each run's student's.
+
+    Levels are matched by relative depth when the two sides have different numbers of them.
+    """
+    arrays = {label: run.read_arrays() for label, run in runs.items()}
+    first = next(iter(arrays.values()))
+    teachers = sum(name.startswith("teacher_spectrum_") for name in first)
+    figure = Figure(figsize=(3.2 * teachers, 3.4), layout="constrained")
+    for level, axes in enumerate(np.atleast_1d(figure.subplots(1, teachers))):
+        _line(axes, first[f"teacher_spectrum_{level}"], "teacher", color="black", linestyle="--")
+        for label, found in arrays.items():
+            students = sum(name.startswith("student_spectrum_") for name in found)
+            nearest = -(-(level + 1) * students // teachers) - 1
+            _line(axes, found[f"student_spectrum_{nearest}"][-1], label)
+        axes.set(title=f"level {level + 1}", xlabel="frequency (cycles per image)", yscale="log")
+        axes.grid(alpha=0.3)
+        if level == 0:
+            axes.set_ylabel("share of energy")
+            axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _line(axes: Axes, energy: np.ndarray, label: str, **style: str) -> None:
+    share = np.maximum(energy / max(energy.sum(), 1e-30), 1e-8)
+    axes.plot(np.arange(len(share)), share, marker="o", markersize=3, label=label, **style)
+
+
+def _draw_cka(arrays: Mapping[str, np.ndarray], path: Path) -> Path:
+    shown = [(k, t) for k, t in (("cka_start", "before training"), ("cka_end", "after training")) if k in arrays]
+    figure = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
+    for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        values = arrays[name]
+        image = axes.imshow(values, vmin=0, vmax=1, origin="lower", cmap="viridis")
+        for (row, column), value in np.ndenumerate(values):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+        axes.set(title=title, xlabel="teacher level", ylabel="student level")
+        axes.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
+        axes.set_yticks(range(values.shape[0]), [str(i + 1) for i in range(values.shape[0])])
+    figure.colorbar(image, ax=figure.axes, label="linear CKA")
+    figure.savefig(path, dpi=120)
+    return path

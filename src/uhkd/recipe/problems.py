@@ -1,0 +1,107 @@
+"""A mapping of words into a recipe, with every mistake in it told at once."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# pydantic's error type (without _type, _parsing, _from_float) -> what was expected
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "key: value pairs",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
+class RecipeError(ValueError):
+    """All that is wrong with one recipe: `problems`, one line each."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        assert self.problems, "an error without a problem"
+        super().__init__(
+            self.problems[0]
+            if len(self.problems) == 1
+            else f"{len(self.problems)} problems:" + "".join(f"\n  - {problem}" for problem in self.problems)
+        )
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """'; did you mean ...?' with up to three of `words` that look like `word`, or nothing."""
+    near = get_close_matches(word.lower(), list(words), n=3, cutoff=0.6)
+    return f"; did you mean {_either([repr(name) for name in near])}?" if near else ""
+
+
+def _either(choices: Sequence[str]) -> str:
+    """'a, b or c'."""
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+
+
+def build(schema: type[Model], mapping: Mapping[str, Any]) -> Model:
+    """The validated `schema` object of `mapping`.
+
+    Raises `RecipeError` that lists every unknown key, missing key and unfit value in one go.
+    """
+    try:
+        return schema.model_validate(dict(mapping))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [line for detail in details for line in _lines(detail, schema)]
+    raise RecipeError(dict.fromkeys([*problems, *_disagreements(schema, mapping, details)]))
+
+
+def _disagreements(schema: type[BaseModel], mapping: Mapping[str, Any], details: Sequence[ErrorDetails]) -> list[str]:
+    """What the checks between fields say once the fields that are wrong by themselves are left out.
+
+    pydantic runs those checks only when every field is fit, which would tell the mistakes in two rounds.
+    """
+    wrong = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+    missing = {str(detail["loc"][0]): "?" for detail in details if detail["type"] == "missing"}
+    try:
+        schema.model_validate({key: value for key, value in mapping.items() if key not in wrong} | missing)
+    except ValidationError as error:
+        between = [detail for detail in error.errors(include_url=False) if not detail["loc"]]
+        lines = [line for detail in between for line in _lines(detail, schema)]
+        return [line for line in lines if not any(re.search(rf"\b{re.escape(name)}\b", line) for name in wrong)]
+    return []
+
+
+def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
+    """One problem of pydantic's in our words: name, what was expected, what was found."""
+    name = ".".join(str(part) for part in details["loc"])
+    kind, found = details["type"], details["input"]
+    context = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        hint = did_you_mean(name, schema.model_fields)
+        return [f"{name}: unknown key{hint or '; known: ' + ', '.join(schema.model_fields)}"]
+    if kind == "missing":
+        return [f"{name}: required but not given ({schema.model_fields[name].description})"]
+    if kind == "value_error":
+        lines = str(context["error"]).split("\n")
+        return [f"{name}: {line}" for line in lines] if name else lines
+    if kind == "literal_error":
+        choices = [str(choice) for choice in get_args(schema.model_fields[name].annotation)]
+        hint = did_you_mean(str(found), choices)
+        return [f"{name}: expected {_either(choices)}, found {found!r}{hint}"]
+    return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {found!r}"]
+
+
+def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
+    if kind in _BOUNDS:
+        bound = next(iter(context.values()))
+        return f"a value {_BOUNDS[kind]} {bound:g}"
+    if kind == "string_too_short":
+        return "some text"
+    stem = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
+    return _KINDS.get(stem, message)

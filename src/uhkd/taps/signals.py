@@ -1,0 +1,42 @@
+"""What one network says about one batch, and the measured shapes of that."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+FIELDS = ("logits", "maps", "spectra", "embedding")
+
+
+class Signals(NamedTuple):
+    """What one network says about one batch; a field is None unless it was asked for.
+
+    A named tuple, because Fabric and DDP look inside those.
+
+    logits: (B,K). maps: shallow to deep, each (B,C,H,W) without prefix tokens. spectra: FTM outputs, each (B,C,K).
+    embedding: (B,D), the pooled vector before the classifier.
+    """
+
+    logits: Tensor | None = None
+    maps: tuple[Tensor, ...] | None = None
+    spectra: tuple[Tensor, ...] | None = None
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SideShapes:
+    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None where there is no such signal."""
+
+    maps: tuple[tuple[int, int, int], ...]
+    embedding: int | None
+    logits: int | None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Everything a method needs to know before it is built: both sides' shapes, classes and training images."""
+
+    student: SideShapes
+    teacher: SideShapes | None
+    num_classes: int
+    num_samples: int

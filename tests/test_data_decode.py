@@ -1,0 +1,215 @@
+"""Every image mode, written to a real file, decodes to the RGB bytes it shows."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uhkd.data.decode import decode_file, from_any, from_pil, header_size
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+
+
+def decoded(tmp_path, image, name="image.png", **options):
+    image.save(tmp_path / name, **options)
+    result = decode_file(tmp_path / name)
+    assert result.dtype == torch.uint8
+    assert result.is_contiguous()
+    return result.permute(1, 2, 0).numpy()
+
+
+def test_rgb_keeps_its_bytes(tmp_path):
+    for name in ("a.png", "a.BMP", "a.tif", "a.tiff", "a.ppm", "a.PNG"):
+        assert np.array_equal(decoded(tmp_path, Image.fromarray(RGB), name), RGB)
+    assert np.array_equal(decoded(tmp_path, Image.fromarray(RGB), "a.webp", lossless=True), RGB)
+
+
+def test_jpeg_is_close(tmp_path):
+    smooth = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[:, None, None], (32, 32, 3))
+    result = decoded(tmp_path, Image.fromarray(np.ascontiguousarray(smooth)), "a.jpg", quality=95)
+    assert np.abs(result.astype(int) - smooth).max() < 12
+
+
+def test_grey_is_repeated_over_the_channels(tmp_path):
+    for name in ("a.png", "a.pgm"):
+        assert np.array_equal(decoded(tmp_path, Image.fromarray(GREY), name), np.repeat(GREY[..., None], 3, axis=2))
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path):
+    bits = GREY > 127
+    assert np.array_equal(decoded(tmp_path, Image.fromarray(bits))[..., 1], bits * 255)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_is_scaled_to_8(tmp_path, name):
+    deep = np.linspace(0, 65535, 54).round().astype(np.uint16).reshape(6, 9)
+    result = decoded(tmp_path, Image.fromarray(deep), name)
+    assert result.min() == 0
+    assert result.max() == 255
+    assert np.abs(result[..., 0] - deep / 257).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.int32, 255), (np.int32, 65535), (np.float32, 1), (np.float32, 255)])
+def test_deep_tiff_uses_the_scale_that_holds_its_values(tmp_path, dtype, white):
+    values = np.linspace(0, white, 54).reshape(6, 9).astype(dtype)
+    result = decoded(tmp_path, Image.fromarray(values), "a.tif")
+    assert np.abs(result[..., 0] - values * (255 / white)).max() <= 0.5 + 1e-4
+
+
+def test_palette(tmp_path):
+    image = Image.fromarray(RGB).quantize(16)
+    assert np.array_equal(decoded(tmp_path, image), np.asarray(image.convert("RGB")))
+    assert np.array_equal(decoded(tmp_path, image, "a.gif"), np.asarray(image.convert("RGB")))
+
+
+def test_palette_transparency_is_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    for name in ("a.png", "a.gif"):
+        result = decoded(tmp_path, image, name, transparency=1)
+        assert result[0, 0].tolist() == [10, 20, 30]
+        assert result[0, 1].tolist() == [255, 255, 255]
+
+
+def test_palette_with_graded_transparency_blends(tmp_path):
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    result = decoded(tmp_path, image, transparency=bytes([128, 255]))
+    assert np.abs(result[0, 0].astype(int) - 127).max() <= 1
+    assert result[0, 1].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_composited_on_white(tmp_path, mode):
+    colour = {"RGBA": (100, 40, 0), "LA": (100,)}[mode]
+    image = Image.new(mode, (3, 1))
+    for x, alpha in enumerate((0, 128, 255)):
+        image.putpixel((x, 0), (*colour, alpha))
+    result = decoded(tmp_path, image)[0].astype(int)
+    shown = np.array(colour if len(colour) == 3 else colour * 3)
+    assert result[0].tolist() == [255] * 3
+    assert np.abs(result[1] - (shown * 128 + 255 * 127) / 255).max() <= 1
+    assert np.array_equal(result[2], shown)
+
+
+def test_transparent_colour_of_an_rgb_png_is_white(tmp_path):
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    assert decoded(tmp_path, image, transparency=(1, 2, 3))[0].tolist() == [[255] * 3, [9] * 3]
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_cmyk(tmp_path, name):
+    result = decoded(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), name)
+    assert result[..., 0].max() < 10
+    assert result[..., 1:].min() > 245
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    result = decoded(tmp_path, Image.fromarray(RGB), exif=exif)
+    expected = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.swapaxes(0, 1),
+        6: RGB.swapaxes(0, 1)[:, ::-1],
+        7: RGB.swapaxes(0, 1)[::-1, ::-1],
+        8: RGB.swapaxes(0, 1)[::-1],
+    }[orientation]
+    assert np.array_equal(result, expected)
+    assert header_size(tmp_path / "image.png") == expected.shape[:2]
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode_file(tmp_path / "a.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "missing"])
+@pytest.mark.parametrize("name", ["bad.jpg", "bad.png"])
+def test_damaged_files_are_named_in_one_line(tmp_path, name, damage):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"text": b"not an image", "empty": b"", "truncated": whole[: len(whole) // 2]}.get(damage, whole))
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(ValueError, match="--skip-bad-images") as raised:
+        decode_file(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb\.png cannot be decoded \(DecompressionBombError"):
+        decode_file(tmp_path / "bomb.png")
+
+
+CHW = torch.from_numpy(np.ascontiguousarray(RGB.transpose(2, 0, 1)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(RGB),
+        RGB,
+        RGB.astype(np.int64),
+        RGB.astype(np.float32) / 255,
+        RGB.astype(np.uint16) * 257,
+        CHW,
+        CHW.float() / 255,
+        CHW.permute(1, 2, 0),
+        CHW.numpy(),
+        np.concatenate([RGB, np.full((6, 9, 1), 255, np.uint8)], axis=2),
+    ],
+    ids=lambda image: f"{type(image).__name__}-{getattr(image, 'dtype', '')}",
+)
+def test_user_images_of_every_kind_give_the_same_bytes(image):
+    assert torch.equal(from_any(image), CHW)
+
+
+@pytest.mark.parametrize("image", [GREY, GREY[..., None], torch.from_numpy(GREY)[None], Image.fromarray(GREY)])
+def test_user_grey_images(image):
+    assert torch.equal(from_any(image), torch.from_numpy(GREY).expand(3, -1, -1))
+
+
+def test_square_three_pixel_images_follow_their_types_convention():
+    cube = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    assert np.array_equal(from_any(torch.from_numpy(cube)).numpy(), cube)
+    assert np.array_equal(from_any(cube).numpy(), cube.transpose(2, 0, 1))
+
+
+def test_result_does_not_share_memory_with_the_users_image():
+    mine = CHW.clone()
+    from_any(mine).zero_()
+    assert torch.equal(mine, CHW)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("a path", "must be a Pillow image, a tensor or an array, found str"),
+        (np.zeros((4, 5, 2), np.uint8), r"1, 3 or 4 channels, found shape \(4, 5, 2\)"),
+        (np.zeros((0, 5, 3), np.uint8), "found shape"),
+        (torch.full((3, 4, 4), -2.0), "found float32 from -2 to -2: remove a normalising transform"),
+        (torch.full((3, 4, 4), float("nan")), "remove a normalising transform"),
+        (np.full((4, 4, 3), 256), "integers in 0..255"),
+    ],
+)
+def test_unsuitable_user_images_are_explained(image, message):
+    with pytest.raises(ValueError, match=message):
+        from_any(image)
+
+
+def test_broken_exif_does_not_hide_whole_pixels():
+    image = Image.fromarray(RGB)
+    image.info["exif"] = b"Exif\x00\x00II*\x00broken"
+    assert torch.equal(from_pil(image), CHW)

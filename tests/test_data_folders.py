@@ -1,0 +1,233 @@
+"""Image folders of both layouts, their oddities and their mistakes."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uhkd.data import open_data, train_loader
+from uhkd.data.augment import Augmentation
+
+
+def fill(folder, *, classes=("ant", "bee"), count=4, size=(9, 6), ending="png", start=0):
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            colour = (40 * label, 20 * (i + start), 200)
+            Image.new("RGB", size, colour).save(folder / name / f"{i + start}.{ending}")
+
+
+def labels_from_pixels(source):
+    return [int(source.image(i)[0, 0, 0]) // 40 for i in range(len(source))]
+
+
+def test_one_folder_is_cut_stratified(tmp_path):
+    fill(tmp_path, count=10)
+    data = open_data(tmp_path, val_fraction=0.2)
+    assert data.name == tmp_path.name
+    assert data.classes == ("ant", "bee")
+    assert (len(data.train), len(data.val), data.test) == (16, 4, None)
+    assert np.bincount(data.val.labels).tolist() == [2, 2]
+    assert labels_from_pixels(data.train) == data.train.labels.tolist()
+    assert data.native_size == (6, 9)
+    assert data.flip
+    assert any("4 images cut from the training images" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_a_val_folder_is_the_validation_part(tmp_path, val):
+    fill(tmp_path / "train")
+    fill(tmp_path / val, count=1, start=5)
+    fill(tmp_path / "test", count=2, start=7)
+    data = open_data(str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == (8, 2, 4)
+    assert labels_from_pixels(data.test) == data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.notes == ()
+
+
+def test_train_and_test_folders_still_cut_validation_from_train(tmp_path):
+    fill(tmp_path / "train", count=10)
+    fill(tmp_path / "test", count=3)
+    data = open_data(tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 6)
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    fill(tmp_path, classes=("apple", "test", "train"))
+    assert open_data(tmp_path, val_fraction=0.25).classes == ("apple", "test", "train")
+
+
+def test_val_may_lack_a_class(tmp_path):
+    fill(tmp_path / "train", classes=("ant", "bee", "cat"))
+    fill(tmp_path / "val", classes=("cat",))
+    assert open_data(tmp_path).val.labels.tolist() == [2] * 4
+
+
+def test_hidden_entries_other_files_and_nested_folders(tmp_path):
+    fill(tmp_path)
+    fill(tmp_path, classes=(".cache", "__MACOSX"))
+    (tmp_path / "ant" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "ant" / "notes.txt").write_text("x")
+    (tmp_path / "ant" / "deeper").mkdir()
+    Image.new("RGB", (9, 6)).save(tmp_path / "ant" / "deeper" / "x.JPEG")
+    Image.new("RGB", (9, 6)).save(tmp_path / "cover.png")
+    data = open_data(tmp_path, val_fraction=0.3)
+    assert data.classes == ("ant", "bee")
+    assert len(data.train) + len(data.val) == 9
+    assert any(f"1 image directly in {tmp_path}" in note for note in data.notes)
+
+
+def test_folders_beside_train_are_announced(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "drafts")
+    assert any("drafts" in note for note in open_data(tmp_path, val_fraction=0.25).notes)
+
+
+def test_native_size_is_none_when_sizes_differ(tmp_path):
+    fill(tmp_path)
+    fill(tmp_path, size=(5, 5), start=4)
+    assert open_data(tmp_path).native_size is None
+
+
+def test_class_names_fix_the_order_of_the_classes(tmp_path):
+    fill(tmp_path)
+    data = open_data(tmp_path, class_names=("cat", "bee", "ant"), val_fraction=0.25)
+    assert data.classes == ("cat", "bee", "ant")
+    assert set(data.train.labels.tolist()) == {1, 2}
+    assert any("without training images (1): cat" in note for note in data.notes)
+
+
+def test_train_limit_is_stratified_after_the_cut_and_deterministic(tmp_path):
+    fill(tmp_path, count=12)
+    whole, few, again = (open_data(tmp_path, val_fraction=0.25, train_limit=n) for n in (None, 6, 6))
+    assert np.bincount(few.train.labels).tolist() == [3, 3]
+    assert np.array_equal(few.val.indices, whole.val.indices)
+    assert few.fingerprint == again.fingerprint != whole.fingerprint
+    assert any("limited to 6 of 18" in note for note in few.notes)
+    assert len(open_data(tmp_path, train_limit=1000).train) == 22
+
+
+def test_fingerprint_follows_the_listing_and_not_the_place(tmp_path):
+    fill(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first, second = open_data(tmp_path / "a"), open_data(tmp_path / "b")
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != open_data(tmp_path / "a", split_seed=1).fingerprint
+    (tmp_path / "b" / "ant" / "0.png").rename(tmp_path / "b" / "bee" / "new.png")
+    assert first.fingerprint != open_data(tmp_path / "b").fingerprint
+
+
+def test_decoded_images_stay_equal_when_read_again(tmp_path):
+    fill(tmp_path)
+    source = open_data(tmp_path).train
+    first = source.image(0)
+    first_bytes = first.clone()
+    first.zero_()
+    assert torch.equal(source.image(0), first_bytes)
+    source.image(0).zero_()
+    assert torch.equal(source.image(0), first_bytes)
+
+
+def damage(tmp_path):
+    fill(tmp_path / "train", count=8, size=(40, 40), ending="jpg")
+    fill(tmp_path / "val", count=3)
+    victim = tmp_path / "train" / "bee" / "2.jpg"
+    victim.write_bytes(victim.read_bytes()[:-200])
+    (tmp_path / "train" / "ant" / "5.jpg").write_text("nothing")
+    return victim
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_stops_training_with_its_name(tmp_path, workers):
+    damage(tmp_path)
+    data = open_data(tmp_path)
+    loader = train_loader(
+        data.train, Augmentation((8, 8)), seed=0, batch_size=8, epochs=1, num_classes=2, workers=workers
+    )
+    with pytest.raises(ValueError, match=r"^image file .*(2|5)\.jpg cannot be decoded .*--skip-bad-images$") as raised:
+        list(loader)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_images_are_skipped_and_counted_by_choice(tmp_path):
+    damage(tmp_path)
+    data = open_data(tmp_path, skip_bad_images=True)
+    assert np.bincount(data.train.labels).tolist() == [7, 7]
+    assert any("2 images in" in note and "train/bee/2.jpg" in note for note in data.notes)
+    for i in range(len(data.train)):
+        assert data.train.image(i).shape == (3, 40, 40)
+
+
+def test_a_class_whose_images_are_all_damaged_is_named(tmp_path):
+    fill(tmp_path, count=3)
+    for path in (tmp_path / "bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"class folder .*bee has no image that can be decoded"):
+        open_data(tmp_path, skip_bad_images=True)
+
+
+def test_no_images(tmp_path):
+    with pytest.raises(ValueError, match="no images found in"):
+        open_data(tmp_path)
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"no images found in .*<class>/<image>"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_images_without_class_folders(tmp_path, below):
+    (tmp_path / below).mkdir(exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (4, 4)).save(tmp_path / below / f"{i}.png")
+    with pytest.raises(ValueError, match="holds 3 images but no class folders: expected one folder for each class"):
+        open_data(tmp_path)
+
+
+def test_empty_class_folder_is_named(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "wasp").mkdir()
+    with pytest.raises(ValueError, match=r"class folder without any image in .*: wasp"):
+        open_data(tmp_path)
+
+
+def test_one_class_only(tmp_path):
+    fill(tmp_path, classes=("ant",))
+    with pytest.raises(ValueError, match=r"only one class with training images \(ant\)"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_unknown_classes_in_another_part_are_listed(tmp_path, part):
+    fill(tmp_path / "train")
+    fill(tmp_path / part, classes=("bee", "dog", "eel"))
+    with pytest.raises(ValueError, match=rf"{part} has class folders that are not among .*: dog, eel; .*ant, bee"):
+        open_data(tmp_path)
+
+
+def test_classes_outside_the_given_names_are_listed(tmp_path):
+    fill(tmp_path)
+    with pytest.raises(ValueError, match="bee; expected only: ant, cat"):
+        open_data(tmp_path, class_names=("ant", "cat"))
+
+
+def test_a_class_too_small_for_a_cut_is_named(tmp_path):
+    fill(tmp_path)
+    fill(tmp_path, classes=("lynx",), count=1)
+    with pytest.raises(ValueError, match="too few images to cut a validation part, only 1 in lynx"):
+        open_data(tmp_path)
+
+
+def test_parts_without_train(tmp_path):
+    fill(tmp_path / "val")
+    fill(tmp_path / "test")
+    with pytest.raises(ValueError, match="holds test, val but no train folder"):
+        open_data(tmp_path)
+
+
+def test_train_limit_below_the_number_of_classes(tmp_path):
+    fill(tmp_path)
+    with pytest.raises(ValueError, match="train_limit 1 is too small: expected at least 2"):
+        open_data(tmp_path, train_limit=1)

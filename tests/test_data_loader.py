@@ -1,0 +1,187 @@
+"""The order and content of batches depend on the seed and the step only."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch, train_loader, view
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+SOURCE = ArraySource(PIXELS, np.arange(50) % 7)
+AUGMENTATION = Augmentation((8, 8), crop="pad", flip=True, mixup=0.4, cutmix=1.0)
+
+
+def train(source=SOURCE, augmentation=AUGMENTATION, **changes):
+    return train_loader(
+        source, augmentation, **({"seed": 3, "batch_size": 12, "epochs": 3, "num_classes": 7} | changes)
+    )
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in Batch._fields)
+
+
+WHOLE = list(train())
+
+
+def test_batches_have_the_promised_form():
+    assert len(WHOLE) == len(train()) == 3 * 4
+    batch = WHOLE[0]
+    assert batch.image.shape == (12, 3, 8, 8)
+    assert batch.image.dtype == torch.float32
+    assert 0 <= batch.image.min() < batch.image.max() <= 1
+    assert batch.target.shape == (12, 7)
+    assert torch.allclose(batch.target.sum(1), torch.ones(12))
+    assert torch.equal(batch.label, batch.index % 7)
+    assert same(batch, batch.to("cpu"))
+
+
+def test_each_epoch_is_another_permutation_without_repeats():
+    epochs = [torch.cat([batch.index for batch in WHOLE[4 * e : 4 * e + 4]]) for e in range(3)]
+    for order in epochs:
+        assert len(set(order.tolist())) == 48
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start_step", [0, 1, 4, 7, 12])
+def test_any_start_and_worker_count_continue_bit_equally(workers, start_step):
+    rest = list(train(workers=workers, start_step=start_step))
+    assert len(rest) == 12 - start_step
+    assert all(same(a, b) for a, b in zip(rest, WHOLE[start_step:], strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_processes_together_see_the_single_process_batch(world_size):
+    ranks = [list(train(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for step, whole in enumerate(WHOLE):
+        for rank in range(world_size):
+            part = ranks[rank][step]
+            for name in Batch._fields:
+                assert torch.equal(getattr(part, name), getattr(whole, name)[rank::world_size])
+
+
+def test_an_images_view_does_not_depend_on_the_batch_size():
+    def first_epoch(batch_size):
+        batches = train(batch_size=batch_size, epochs=1)
+        return {int(i): image for batch in batches for i, image in zip(batch.index, batch.image, strict=True)}
+
+    small, large = first_epoch(5), first_epoch(25)
+    assert small.keys() == large.keys() == set(range(50))
+    assert all(torch.equal(small[i], large[i]) for i in small)
+
+
+def test_epoch_e_shows_view_e_or_e_modulo_views():
+    def shown(views):
+        images = {}
+        for step, batch in enumerate(train(views=views, epochs=3, batch_size=50)):
+            for i, image in zip(batch.index.tolist(), batch.image, strict=True):
+                images[step, i] = image
+        return images
+
+    every, two = shown(None), shown(2)
+    for i in range(50):
+        for epoch in range(3):
+            expected, _ = view(SOURCE, i, seed=3, view=epoch, augmentation=AUGMENTATION, num_classes=7)
+            assert torch.equal(every[epoch, i], expected.float() / 255)
+        assert torch.equal(two[2, i], two[0, i])
+    assert any(not torch.equal(every[2, i], every[0, i]) for i in range(50))
+
+
+def test_the_seed_changes_order_and_views():
+    other = next(iter(train(seed=4)))
+    assert not torch.equal(other.index, WHOLE[0].index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_generators_are_left_alone(workers):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    list(train(workers=workers, epochs=1))
+    list(eval_loader(SOURCE, (8, 8), batch_size=20, workers=workers))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert before[2] == random.getstate()
+
+
+def test_iterating_twice_gives_the_same_batches_also_after_an_early_stop():
+    loader = train(workers=2)
+    for batch in loader:
+        assert same(batch, WHOLE[0])
+        break
+    assert all(same(a, b) for a, b in zip(loader, WHOLE, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_in_order_and_keeps_the_last_batch(workers):
+    batches = list(eval_loader(SOURCE, (8, 8), batch_size=20, workers=workers))
+    assert [len(batch.index) for batch in batches] == [20, 20, 10]
+    assert torch.equal(torch.cat([batch.index for batch in batches]), torch.arange(50))
+    images = torch.cat([batch.image for batch in batches])
+    assert torch.equal(images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255)
+    assert all(batch.target is None for batch in batches)
+
+
+def test_evaluation_resizes():
+    assert next(iter(eval_loader(SOURCE, (6, 10), batch_size=5))).image.shape == (5, 3, 6, 10)
+
+
+def test_evaluation_under_an_augmentation_shows_unmixed_view_0():
+    (batch,) = eval_loader(SOURCE, (8, 8), batch_size=50, augmentation=AUGMENTATION)
+    plain = Augmentation((8, 8), crop="pad", flip=True)
+    for i in range(50):
+        expected, _ = view(SOURCE, i, seed=0, view=0, augmentation=plain, num_classes=7)
+        assert torch.equal(batch.image[i], expected.float() / 255)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_label_free_batches(workers):
+    source = ArraySource(PIXELS, None)
+    for batch in (next(iter(train(source, workers=workers))), next(iter(eval_loader(source, (8, 8), batch_size=4)))):
+        assert batch.target is None
+        assert batch.label is None
+        assert batch.to("cpu").label is None
+
+
+class Broken(ArraySource):
+    def image(self, index):
+        if index == 33:
+            raise ValueError("image file cat/33.png cannot be decoded")
+        return super().image(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_a_workers_mistake_arrives_as_its_own_single_line(workers, kind):
+    source = Broken(PIXELS, SOURCE.labels)
+    loader = train(source, workers=workers) if kind == "train" else eval_loader(source, (8, 8), batch_size=9)
+    with pytest.raises(ValueError) as raised:
+        list(loader)
+    assert str(raised.value) == "image file cat/33.png cannot be decoded"
+
+
+def test_steps_per_epoch_counts_whole_batches():
+    assert [steps_per_epoch(50, size) for size in (1, 12, 25, 26, 50)] == [50, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 51}, r"batch size 51 is larger than the training part \(50 images\): use at most 50"),
+        ({"batch_size": 0}, "batch size must be at least 1, found 0"),
+        ({"world_size": 5}, "batch size 12 must be a multiple of the number of processes, 5"),
+        ({"start_step": 13}, "start_step 13 lies outside the run of 12 steps"),
+        ({"views": 0}, "views must be at least 1"),
+        ({"num_classes": 6}, "labels up to 6, but only 6 classes"),
+        ({"workers": -1}, "workers must be 0 or more"),
+    ],
+)
+def test_impossible_requests_are_refused_before_any_batch(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(**changes)
+
+
+def test_evaluation_refuses_an_empty_batch():
+    with pytest.raises(ValueError, match="batch size must be at least 1"):
+        eval_loader(SOURCE, (8, 8), batch_size=0)
