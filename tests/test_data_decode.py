@@ -197,7 +197,7 @@ def test_result_does_not_share_memory_with_the_users_image():
     ("image", "message"),
     [
         ("a path", "must be a Pillow image, a tensor or an array, found str"),
-        (np.zeros((4, 5, 2), np.uint8), r"1, 3 or 4 channels, found shape \(4, 5, 2\)"),
+        (np.zeros((5, 6, 2), np.uint8), r"1, 3 or 4 channels, found shape \(5, 6, 2\)"),
         (np.zeros((0, 5, 3), np.uint8), "found shape"),
         (torch.full((3, 4, 4), -2.0), "found float32 from -2 to -2: remove a normalising transform"),
         (torch.full((3, 4, 4), float("nan")), "remove a normalising transform"),

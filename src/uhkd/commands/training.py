@@ -123,7 +123,7 @@ def _train(
     teacher: TappedModel | None,
     facts: dict[str, Any],
 ) -> Result:
-    student, workers = learner.student, choose_workers(recipe, data)
+    student, workers = learner.to(memory_format=torch.channels_last).student, choose_workers(recipe, data)
     augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
     folder.begin(recipe.model_dump(mode="json"))
     sealed = None

@@ -147,7 +147,10 @@ def train(job: Job) -> list[dict[str, float]]:
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            parts = split(batch.to(fabric.device), recipe.accumulate)
+            batch = batch.to(fabric.device)
+            # convolutions on channels-last images take 0.8-0.9 of the time on CPUs with bf16, and tensor cores want them
+            batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
+            parts = split(batch, recipe.accumulate)
             for part, micro in enumerate(parts):
                 torch.manual_seed(step_seed(recipe.seed, step, part * fabric.world_size + fabric.global_rank))
                 with fabric.no_backward_sync(model, enabled=part + 1 < len(parts)):

@@ -42,17 +42,18 @@ def create(
 ) -> TappedModel:
     """The model of a name as a TappedModel, with its `card` and with `notes` on what has to be announced.
 
-    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `local-dir:PATH` (a timm model folder) or a run
-    folder of ours; the last two bring their weights. `start`: "random", "pretrained" (network), or the path of a weights
-    file or run folder. `num_classes` None keeps the model's own head; a head that does not fit starts at random.
-    `image_size` is one side or (height, width) in pixels, by default the model's own.
+    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `local-dir:PATH` (a timm model folder) or a
+    run folder of ours; the last two bring their weights. `start`: "random", "pretrained" (network), or the path of a
+    weights file or run folder. `num_classes` None keeps the model's own head, 0 is none; one that does not fit starts at
+    random. `image_size` is one side or (height, width) in pixels, by default the model's own.
 
     Raises:
         ValueError: unknown name, impossible size or option, weights that do not fit or cannot be had.
     """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, found {num_classes}")
+    if num_classes is not None and num_classes < 0:
+        raise ValueError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
     reference, size, options = parse(name), _size(image_size), dict(options or {})
+    num_classes = _or(num_classes, options.pop("num_classes", None))
     if reference.library == "run":
         card, state = _read_run(reference.name)
         state = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}

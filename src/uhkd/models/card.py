@@ -39,7 +39,7 @@ class ModelCard:
         if missing:
             raise ValueError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
         known = {item.name for item in fields(cls)}
-        listed = {
+        listed: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in known
         }
         return cls(**listed)

@@ -104,7 +104,12 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
             except (TypeError, ValueError, AssertionError) as error:
                 raise _refusal(f"timm/{name}", where, error) from error
     own: dict[str, Any] = getattr(module, "pretrained_cfg", None) or cfg.to_dict()
-    return Built(module, input_of(own, size))
+    notes = []
+    if pretrained and num_classes not in (None, own.get("num_classes")):
+        notes.append(
+            f"the pretrained head is for {own.get('num_classes')} classes: the one for {num_classes} starts at random"
+        )
+    return Built(module, input_of(own, size), tuple(notes))
 
 
 def input_of(cfg: Mapping[str, Any], size: Size | None) -> Input:
@@ -134,6 +139,8 @@ def _torchvision(
         arguments.setdefault("input_size", where)
     elif name in ("googlenet", "inception_v3"):
         arguments.setdefault("init_weights", True)
+    if num_classes == 0:
+        raise ValueError(f"torchvision/{name} cannot be had without a head; num_classes must be at least 1")
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     full = f"torchvision/{name}"
@@ -164,10 +171,16 @@ def _refusal(name: str, size: Size, error: BaseException) -> ValueError:
         near = difflib.get_close_matches(option, _OPTIONS, n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         return ValueError(f"{name} takes no option '{option}'{hint}")
+    if "multiple values" in text:
+        return ValueError(f"{name} sets this option itself: {text}")
     return ValueError(f"{name} cannot be built for images of {size[0]}x{size[1]} px: {text}")
 
 
-_OPTIONS = ["depth", "depths", "drop_path_rate", "drop_rate", "embed_dim", "global_pool", "img_size", "layers", "mlp_ratio", "num_blocks", "num_heads", "patch_size", "qkv_bias", "reg_tokens", "window_size", "channels"]
+# What timm's classes call the settings people change most: only for "did you mean".
+_OPTIONS = (
+    *("depth", "depths", "drop_path_rate", "drop_rate", "embed_dim", "global_pool", "img_size", "layers", "mlp_ratio"),
+    *("num_blocks", "num_heads", "patch_size", "qkv_bias", "reg_tokens", "window_size", "channels", "image_size"),
+)
 
 
 def _pair(size: Any) -> Size:

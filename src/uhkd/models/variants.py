@@ -59,7 +59,8 @@ def _resnet(size: Size, num_classes: int, width: int, depth: int, **options: Any
     from timm.models.resnet import BasicBlock, ResNet
 
     settings: dict[str, Any] = {"layers": (depth,) * 4, "channels": tuple(width * 2**i for i in range(4))}
-    model = ResNet(BasicBlock, num_classes=num_classes, **(settings | options))
+    block: Any = BasicBlock  # timm annotates the class as if it were an instance
+    model = ResNet(block, num_classes=num_classes, **(settings | options))
     # timm's stem divides by four, made for 224 px; a 3x3 stem without pooling keeps all cells of a small image.
     stem = model.conv1
     assert isinstance(stem, nn.Conv2d)

@@ -71,7 +71,7 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_names(module: nn.Module, num_classes: int) -> tuple[str, ...]:
-    """Names of the layers that give the class scores: timm's classifier, else the last layer of `num_classes` outputs."""
+    """Names of the layers giving the class scores: timm's classifier, else the last layer of `num_classes` outputs."""
     names = {id(part): name for name, part in module.named_modules() if name}
     classifier = getattr(module, "get_classifier", lambda: None)()
     parts = classifier if isinstance(classifier, (tuple, list, nn.ModuleList)) else [classifier]

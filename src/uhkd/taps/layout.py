@@ -9,7 +9,7 @@ from torch import Tensor
 Kind = Literal["nchw", "nhwc", "tokens", "tokens_first", "channels_tokens"]
 Grid = tuple[int, int]
 
-# More prefix tokens than class + distillation + eight registers have not been seen; a wider range only adds false grids.
+# More than class + distillation + eight registers has not been seen; a wider range only adds false grids.
 MAX_PREFIX = 16
 
 
@@ -110,9 +110,9 @@ def _infer_tokens(
 ) -> Layout | None:
     candidates: list[tuple[float, Kind, int]] = []
     if shape[0] == batch:
-        candidates += [(0.0, "tokens", shape[1]), (0.5, "channels_tokens", shape[2])]
+        candidates = [(0.0, "tokens", shape[1]), (0.5, "channels_tokens", shape[2])]
     elif shape[1] == batch:
-        candidates += [(0.0, "tokens_first", shape[0])]
+        candidates = [(0.0, "tokens_first", shape[0])]
     grids = stride_grids(input_size) | dict.fromkeys(known, -8)
     best: tuple[float, Layout] | None = None
     for extra, kind, count in candidates:

@@ -25,7 +25,7 @@ class Signals(NamedTuple):
 
 @dataclass(frozen=True)
 class SideShapes:
-    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None where there is no such signal."""
+    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None for a signal it lacks."""
 
     maps: tuple[tuple[int, int, int], ...]
     embedding: int | None

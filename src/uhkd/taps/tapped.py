@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.taps.hook_reader import hook_reader
+from uhkd.taps.hook_reader import HookReader, hook_reader
 from uhkd.taps.levels import Levels
 from uhkd.taps.quiet import device_of, dtype_of, first_tensor, probe_images, undisturbed
-from uhkd.taps.reader import Reader
 from uhkd.taps.signals import FIELDS, SideShapes, Signals
-from uhkd.taps.timm_reader import timm_reader
+from uhkd.taps.timm_reader import TimmReader, timm_reader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,6 +50,8 @@ class TappedModel(nn.Module):
         head: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(levels, str):
+            levels = (levels,)
         if isinstance(levels, int) and levels < 0:
             raise ValueError(f"levels must be a number of taps >= 0 or a list of their names, found {levels}")
         if min(input_size) < 1:
@@ -160,7 +161,9 @@ class TappedModel(nn.Module):
             mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
             return ((image - mean) / std).to(dtype_of(self.module))
 
-    def _measure(self, levels: Levels, prefix_tokens: int | None, head: bool) -> tuple[Reader, SideShapes]:
+    def _measure(
+        self, levels: Levels, prefix_tokens: int | None, head: bool
+    ) -> tuple[TimmReader | HookReader, SideShapes]:
         """The first reader that agrees with the plain forward, and the shapes it gives."""
         image = self._prepare(probe_images(self.input_size, device_of(self.module)))
         owner, (height, width) = type(self.module).__name__, self.input_size
@@ -169,7 +172,7 @@ class TappedModel(nn.Module):
         except Exception as error:  # whatever a foreign forward raises, the user's question is the same
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
-        reader: Reader | None = None
+        reader: TimmReader | HookReader | None = None
         if prefix_tokens is None:
             try:
                 reader = timm_reader(self.module, image, plain, levels, head=head)

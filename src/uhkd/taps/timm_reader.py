@@ -13,7 +13,7 @@ from uhkd.taps.signals import Signals
 
 @dataclass(frozen=True)
 class TimmReader:
-    """Reads maps at `indices` of `forward_intermediates`; `linear_head`: the classifier turns the embedding into logits."""
+    """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding)."""
 
     levels: tuple[str, ...]
     indices: tuple[int, ...]
