@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jaxtyping import TypeCheckError
 
 import uhkd
+from uhkd.recipe import did_you_mean
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,3 +78,8 @@ def test_constraints_pin_every_dependency():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert names <= pinned
     assert "+" not in "".join(lines)  # a local version such as +cpu exists on one index only
+
+
+def test_shapes_are_checked_under_pytest():
+    with pytest.raises(TypeCheckError):
+        did_you_mean(3, [])  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,8 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
     if module is not None:
         size = data.native_size or (224, 224)
         return wrap(module, num_classes=len(data.classes), image_size=size, levels=levels)
-    start = recipe.teacher_start or ("own" if RunFolder(recipe.teacher).exists() else "pretrained")
+    brings_its_own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
+    start = recipe.teacher_start or ("random" if brings_its_own else "pretrained")
     return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
 
 

@@ -44,8 +44,8 @@ def create(
 
     `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `local-dir:PATH` (a timm model folder) or a
     run folder of ours; the last two bring their weights. `start`: "random", "pretrained" (network), or the path of a
-    weights file or run folder. `num_classes` None keeps the model's own head, 0 is none; one that does not fit starts at
-    random. `image_size` is one side or (height, width) in pixels, by default the model's own.
+    weights file or run folder. `num_classes` None keeps the model's own head, 0 is none; one that does not fit starts
+    at random. `image_size` is one side or (height, width) in pixels, by default the model's own.
 
     Raises:
         ValueError: unknown name, impossible size or option, weights that do not fit or cannot be had.
@@ -53,6 +53,7 @@ def create(
     if num_classes is not None and num_classes < 0:
         raise ValueError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
     reference, size, options = parse(name), _size(image_size), dict(options or {})
+    classes: tuple[str, ...] = ()
     num_classes = _or(num_classes, options.pop("num_classes", None))
     if reference.library == "run":
         card, state = _read_run(reference.name)
@@ -62,6 +63,7 @@ def create(
         )
         described = Input(request.size or card.image_size, card.mean, card.std, card.interpolation)
         request = replace(request, state=state, source=f"'{reference.name}'", input=described)
+        classes = card.classes
         if levels == 4:
             levels = card.levels or levels
     elif reference.library == "folder":
@@ -77,6 +79,8 @@ def create(
         file = _weights_file(start)
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
     tapped = _realise(request, levels)
+    if len(classes) == tapped.shapes.logits:
+        tapped.card = replace(tapped.card, classes=classes)
     if str(start) == "pretrained" and request.state is not None:
         tapped.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
     return tapped

@@ -43,8 +43,9 @@ def _load_torch(file: Path) -> Any:
             f"'{file}' was refused: it holds more than tensors and plain data, and reading it could run code; "
             "save model.state_dict() with safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"'{file}' is no whole torch weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"'{file}' is no whole torch weights file: {reason}") from error
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:

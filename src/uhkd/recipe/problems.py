@@ -36,6 +36,10 @@ class RecipeError(ValueError):
             else f"{len(self.problems)} problems:" + "".join(f"\n  - {problem}" for problem in self.problems)
         )
 
+    def __reduce__(self) -> tuple[type["RecipeError"], tuple[list[str]]]:
+        """Pickled by its problems, so that it comes whole out of a worker process."""
+        return RecipeError, (self.problems,)
+
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """'; did you mean ...?' with up to three of `words` that look like `word`, or nothing."""

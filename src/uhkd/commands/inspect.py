@@ -1,0 +1,99 @@
+"""`inspect`: a pair of networks tried without training."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from uhkd.arguments import InspectArguments
+from uhkd.data import Batch, eval_loader, open_data
+from uhkd.engine import Learner, Teacher, weigh
+from uhkd.methods import Distiller, build, check
+from uhkd.models import create
+from uhkd.recipe import build as build_recipe
+from uhkd.spectral import ftm_shapes
+from uhkd.taps import Shapes, TappedModel
+
+_BATCH = 8
+
+
+def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str, float]:
+    """Show taps, map sizes and matched spectra of a pair, then take one step of the method on a small batch.
+
+    Networks get random weights (a run folder its own): shapes, time and memory do not depend on them. Returns the raw terms.
+
+    Raises:
+        ValueError: for names, sizes or settings that cannot work together, before any training is paid for.
+    """
+    asked = build_recipe(InspectArguments, words) if arguments is None else arguments
+    check(asked.method, asked.settings)
+    batch, classes = _batch(asked)
+    teacher = create(asked.teacher, num_classes=None)
+    if teacher.shapes.logits != classes and teacher.shapes.embedding is not None:
+        teacher.set_probe(torch.nn.Linear(teacher.shapes.embedding, classes))
+    student = create(asked.student, num_classes=classes, image_size=asked.image_size)
+    console = Console()
+    for role, network in (("teacher", teacher), ("student", student)):
+        console.print(_taps(role, network))
+        for note in network.notes:
+            console.print(f"  {note}")
+    shapes = Shapes(student.shapes, teacher.shapes, classes, len(batch.index))
+    distillers = build(asked.method, shapes, asked.settings)
+    learner = Learner(student, distillers)
+    target = next((d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target), None)
+    sealed = Teacher(teacher, target)
+    if target is not None:
+        assert sealed.ftm is not None
+        table = Table("student tap", "teacher tap", "coefficients", "numbers an image", title=f"matched levels of {asked.method}")
+        for level, (channels, k) in zip(target.levels, ftm_shapes(target, teacher.shapes.maps), strict=True):
+            kept = "x".join(map(str, level.size))
+            table.add_row(student.levels[level.student], teacher.levels[level.teacher], f"{kept} {level.form}", str(channels * k))
+        console.print(table)
+        with torch.no_grad():
+            maps = teacher(batch.image, frozenset({"maps"})).maps
+            sealed.ftm.calibrate([x.float() for x in sealed.ftm.raw(maps)])
+    began = time.perf_counter()
+    terms = learner(batch, sealed.signals(batch.image, learner.teacher_needs))
+    weigh(terms, learner.weights()).backward()
+    seconds = time.perf_counter() - began
+    extra = sum(p.numel() for p in distillers.parameters())
+    console.print(f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items()))
+    console.print(
+        f"{seconds:.2f} s without warm-up, peak resident memory {_peak_mib():.0f} MiB; "
+        f"{extra / 1e6:.2f} M parameters of the method are trained and thrown away"
+    )
+    return {name: value.item() for name, value in terms.items()}
+
+
+def _batch(asked: InspectArguments) -> tuple[Batch, int]:
+    if asked.data is None:
+        generator = torch.Generator().manual_seed(0)
+        side, classes = asked.image_size or 224, asked.num_classes
+        image, label = torch.rand(_BATCH, 3, side, side, generator=generator), torch.arange(_BATCH) % classes
+    else:
+        data = open_data(asked.data)
+        size = data.native_size or (224, 224)
+        first = next(iter(eval_loader(data.val, size, batch_size=min(_BATCH, len(data.val)))))
+        image, label, classes = first.image, first.label, len(data.classes)
+        assert label is not None
+    target = torch.nn.functional.one_hot(label, classes).float()
+    return Batch(image, target, label, torch.arange(len(image))), classes
+
+
+def _taps(role: str, network: TappedModel) -> Table:
+    height, width = network.input_size
+    parameters = sum(p.numel() for p in network.module.parameters())
+    title = f"{role} {network.card.name}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
+    table = Table("level", "tap", "channels", "grid", title=title)
+    for i, (name, (c, h, w)) in enumerate(zip(network.levels, network.shapes.maps, strict=True)):
+        table.add_row(str(i + 1), name, str(c), f"{h}x{w}")
+    return table
+
+
+def _peak_mib() -> float:
+    # ru_maxrss counts KiB on Linux and bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)

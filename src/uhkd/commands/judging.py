@@ -1,0 +1,111 @@
+"""`eval` and `predict`: what a trained network says of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from uhkd.arguments import EvalArguments, PredictArguments
+from uhkd.commands.setup import say
+from uhkd.data import eval_loader, open_data
+from uhkd.data.augment import fit
+from uhkd.data.decode import EXTENSIONS, decode_file
+from uhkd.evaluation import Evaluation, latency
+from uhkd.evaluation import evaluate as score
+from uhkd.models import load_run
+from uhkd.recipe import build
+from uhkd.runs import RunFolder
+from uhkd.taps import TappedModel
+
+
+def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **words: Any) -> dict[str, float]:
+    """Measure a run's network on its own or other data; prints a table and returns the metrics (fractions, nats, ms).
+
+    Raises:
+        ValueError: for a folder that is no run, data without the network's classes, or a part that the data lacks.
+    """
+    if arguments is None:
+        if data is not None:
+            words["data"] = data if isinstance(data, str | Path) else f"object/{type(data).__name__}"
+        arguments = build(EvalArguments, words)
+    source = data if data is not None and not isinstance(data, str | Path) else arguments.data
+    result, title, network = measure(arguments.run, source, arguments.split, arguments.batch_size, arguments.device)
+    metrics = result.metrics | {"latency_ms": latency(network)}
+    table = Table("metric", "value", title=title)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
+    Console().print(table)
+    return metrics
+
+
+def measure(
+    run: str, data: Any = None, split: str = "auto", batch_size: int = 256, device: str = "auto"
+) -> tuple[Evaluation, str, TappedModel]:
+    """A run's network on a part of some data (None: what it was trained on): the evaluation, a title, the network.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    network, chosen = _load(run, device)
+    recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
+    if data is None and "data" not in recipe:
+        raise ValueError(f"{run} does not say what data it was trained on; name some with --data")
+    opened = open_data(
+        recipe["data"] if data is None else data,
+        val_fraction=recipe.get("val_fraction", 0.1),
+        class_names=network.card.classes or None,
+    )
+    part = split if split != "auto" else ("val" if opened.test is None else "test")
+    images = opened.val if part == "val" else opened.test
+    if images is None:
+        raise ValueError(f"data {opened.name} has no test part; use --split val")
+    loader = eval_loader(images, network.input_size, batch_size=batch_size)
+    title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
+    return score(network, loader, chosen), title, network
+
+
+def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str, list[tuple[str, float]]]:
+    """The likeliest classes of image files: prints a line an image and returns {file: [(class, probability), ...]}.
+
+    Raises:
+        ValueError: for a folder that is no run, a path without images, or a file that cannot be read.
+    """
+    arguments = build(PredictArguments, words) if arguments is None else arguments
+    network, device = _load(arguments.run, "auto")
+    names = network.card.classes or tuple(map(str, range(network.shapes.logits or 0)))
+    top, answers = min(arguments.top, len(names)), {}
+    for file in _files(arguments.images):
+        image = fit(decode_file(file), network.input_size).float().div(255)[None].to(device)
+        with torch.no_grad():
+            best = network(image).logits.float().softmax(1)[0].topk(top)
+        answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        print(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)]))
+    return answers
+
+
+def _load(run: str, device: str) -> tuple[TappedModel, torch.device]:
+    network = load_run(run)
+    for note in network.notes:
+        say(note)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for and torch sees no GPU")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return network.to(chosen), chosen
+
+
+def _files(paths: Sequence[str]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(f for f in path.rglob("*") if f.suffix.lower()[1:] in EXTENSIONS and f.is_file())
+            if not inside:
+                raise ValueError(f"no images in {path}")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"no such file or folder: {path}")
+    return files

@@ -1,0 +1,92 @@
+"""`uhkd models`: which networks there are, how large, and how fast here."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+
+from uhkd.arguments import ModelsArguments
+from uhkd.models import create, model_names
+from uhkd.models.libraries import build
+from uhkd.models.naming import parse
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One network: parameters (with its own head) and, if measured, milliseconds for one image; None: cannot be had."""
+
+    name: str
+    parameters: int | None
+    milliseconds: float | None = None
+
+
+def models(arguments: ModelsArguments | None = None) -> list[Listed]:
+    """Print the networks that match, a line each as they are found, and return them.
+
+    Raises:
+        ValueError: when no name matches.
+    """
+    asked = arguments or ModelsArguments()
+    names = model_names(asked.pattern)
+    if not names:
+        raise ValueError(f"no network matches {asked.pattern!r}; names look like timm/resnet18, * stands for anything")
+    width = max(map(len, names))
+    print(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if asked.measured else ""), flush=True)
+    rows: list[Listed] = []
+    for row in _matching(names, asked.max_params):
+        if len(rows) == asked.limit:
+            print(f"... and more; narrow the pattern or raise --limit ({asked.limit})", flush=True)
+            break
+        row = Listed(row.name, row.parameters, _milliseconds(row.name) if asked.measured else None)
+        size = "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
+        print(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if asked.measured else ""), flush=True)
+        rows.append(row)
+    if not rows:
+        print(f"none of {len(names)} names has at most {asked.max_params:g} M parameters")
+    return rows
+
+
+def _matching(names: list[str], max_params: float | None) -> Iterator[Listed]:
+    """Rows one by one, so that no network is built that is not listed (or weighed against `max_params`)."""
+    for name in names:
+        parameters = count_parameters(name)
+        if max_params is None or (parameters is not None and parameters <= max_params * 1e6):
+            yield Listed(name, parameters)
+
+
+def count_parameters(name: str) -> int | None:
+    """Parameters of a network, built on the meta device (no memory, no random numbers); None if it cannot be built."""
+    reference = parse(name)
+    try:
+        with torch.device("meta"):
+            module = build(reference, size=None, num_classes=None, options={}, pretrained=False).module
+    except (ValueError, RuntimeError, NotImplementedError):
+        if reference.library != "torchvision":
+            return None
+        # its RegNets compute widths with tensors, which the meta device cannot; torchvision publishes the number
+        return torchvision.models.get_model_weights(reference.name).DEFAULT.meta["num_params"]
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _milliseconds(name: str) -> float | None:
+    """Median time of one image through the network on the CPU; None if it cannot run here."""
+    try:
+        network: Any = create(name, num_classes=None).eval()
+    except (ValueError, RuntimeError):
+        return None
+    image = torch.rand(1, 3, *network.input_size)
+    times = []
+    with torch.inference_mode():
+        for _ in range(7):
+            began = time.perf_counter()
+            network.plain(image)
+            times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times[2:])
+
+
+def _time_cell(row: Listed) -> str:
+    return f"  {'-' if row.milliseconds is None else f'{row.milliseconds:.1f}':>12}"
