@@ -61,7 +61,8 @@ def test_doctor_reports(capsys: pytest.CaptureFixture[str]):
     assert findings["torch and torchvision"] == "fit together"
     assert "in fp32" in findings["bf16"]
     assert not [finding for finding in findings.values() if "cannot tell" in finding or "MISSING" in finding]
-    assert all(topic in capsys.readouterr().out for topic in findings)
+    text = capsys.readouterr().out
+    assert all(topic in text for topic in findings)
 
 
 def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

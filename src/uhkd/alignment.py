@@ -39,14 +39,16 @@ class FAM(nn.Module):
         super().__init__()
         if form not in get_args(FAMForm):
             raise ValueError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
-        if form in ("offset", "rotation") and represent == "area":
-            raise ValueError(f"FAM form {form!r} turns phases, and the spatial form 'area' has none")
+        if form in ("offset", "rotation") and represent != "pairs":
+            raise ValueError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
+        if hidden is not None and hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}")
         (channels, height, width), (out, k) = shape, target
         self.form = form
         self.represent = Representation((height, width), size, represent)
         self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if form == "conv" else nn.Identity()
         if form == "mlp":
-            hidden = hidden or 2 * max(channels, out)
+            hidden = 2 * max(channels, out) if hidden is None else hidden
             self.mix = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
         else:
             self.mix = nn.Linear(channels, out, bias=False)
@@ -59,7 +61,16 @@ class FAM(nn.Module):
         self.norm = nn.BatchNorm1d(out * k)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t k"]:
-        """Student map -> predicted target, computed in float32 also inside autocast."""
+        """Student map -> predicted target, computed in float32 also inside autocast.
+
+        Raises:
+            ValueError: for a batch of one image in training mode.
+        """
+        if self.training and len(x) < 2:
+            raise ValueError(
+                f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
+                "use a larger batch (or fewer accumulation steps), or set the weight of 'features' to 0"
+            )
         x = self.before(x)
         with torch.autocast(x.device.type, enabled=False):
             coefficients = self.represent.coefficients(x)

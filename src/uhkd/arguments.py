@@ -10,9 +10,9 @@ from uhkd.recipe import Schema
 class DemoArguments(Schema):
     """Handwritten digits: a CNN teacher, then ViT and MLP students from scratch, by KD, by a spatial twin, by UHKD."""
 
-    out: str = Field("runs/demo", description="folder for the runs, the table and the pictures")
-    seeds: int = Field(3, ge=1, description="repetitions with other seeds, for mean and spread")
-    quick: bool = Field(False, description="one short round to see it work; the numbers mean nothing")
+    out: str = Field(default="runs/demo", description="folder for the runs, the table and the pictures")
+    seeds: int = Field(default=3, ge=1, description="repetitions with other seeds, for mean and spread")
+    quick: bool = Field(default=False, description="one short round to see it work; the numbers mean nothing")
 
 
 class ModelsArguments(Schema):
@@ -20,10 +20,12 @@ class ModelsArguments(Schema):
 
     positional: ClassVar[tuple[str, ...]] = ("pattern",)
 
-    pattern: str = Field("*", description="names to list, with * and ?, as in 'timm/*swin*' or 'uhkd/*'")
-    max_params: float | None = Field(None, gt=0, description="only networks up to this size, in millions of parameters")
-    limit: int = Field(50, ge=1, description="longest list")
-    measured: bool = Field(False, description="also time one image on this machine, in milliseconds")
+    pattern: str = Field(default="*", description="names to list, with * and ?, as in 'timm/*swin*' or 'uhkd/*'")
+    max_params: float | None = Field(
+        default=None, gt=0, description="only networks up to this size, in millions of parameters"
+    )
+    limit: int = Field(default=50, ge=1, description="longest list")
+    measured: bool = Field(default=False, description="also time one image on this machine, in milliseconds")
 
 
 class InspectArguments(Schema):
@@ -31,11 +33,11 @@ class InspectArguments(Schema):
 
     teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
     student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
-    data: str | None = Field(None, description="data for the dry step; none: random images")
-    method: str = Field("uhkd", min_length=1, description="distillation method of the dry step")
-    settings: dict[str, Any] = Field({}, description="the method's own settings, as in radius=2")
-    image_size: int | None = Field(None, ge=4, description="student's input size in pixels; none: its own")
-    num_classes: int = Field(10, ge=2, description="classes of the student's head where no data is given")
+    data: str | None = Field(default=None, description="data for the dry step; none: random images")
+    method: str = Field(default="uhkd", min_length=1, description="distillation method of the dry step")
+    settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
+    image_size: int | None = Field(default=None, ge=4, description="student's input size in pixels; none: its own")
+    num_classes: int = Field(default=10, ge=2, description="classes of the student's head where no data is given")
 
 
 class EvalArguments(Schema):
@@ -44,10 +46,12 @@ class EvalArguments(Schema):
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str = Field(description="run folder written by finetune or distill")
-    data: str | None = Field(None, description="data to measure on; none: the run's own")
-    split: Literal["auto", "val", "test"] = Field("auto", description="part of the data; auto: test if there, else val")
-    batch_size: int = Field(256, ge=1, description="images at a time")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    data: str | None = Field(default=None, description="data to measure on; none: the run's own")
+    split: Literal["auto", "val", "test"] = Field(
+        default="auto", description="part of the data; auto: test if there, else val"
+    )
+    batch_size: int = Field(default=256, ge=1, description="images at a time")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
 class PredictArguments(Schema):
@@ -57,7 +61,7 @@ class PredictArguments(Schema):
 
     run: str = Field(description="run folder written by finetune or distill")
     images: tuple[str, ...] = Field(min_length=1, description="image files or folders of them")
-    top: int = Field(5, ge=1, description="classes to show for an image")
+    top: int = Field(default=5, ge=1, description="classes to show for an image")
 
 
 class DoctorArguments(Schema):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -141,6 +143,10 @@ class RunFolder:
         """Write a JSON file, indented, atomically."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
+    def read_result(self) -> dict[str, Any]:
+        """What a finished run says of itself: verb, metrics, sizes, data, environment."""
+        return json.loads(self.result.read_text())
+
     def read_card(self) -> dict[str, Any]:
         """The model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
         return json.loads(self.card.read_text())
@@ -192,28 +198,43 @@ class RunFolder:
         facts = {"step": checkpoint.step, **checkpoint.facts}
         write_atomically(temporary / "facts.json", json.dumps(facts, indent=1) + "\n")
         final = self.checkpoints / f"step-{checkpoint.step}"
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
+        if final.exists():  # a folder cannot be renamed onto one: the old one steps aside, it is not deleted before
+            final.replace(aside := temporary.with_suffix(".old"))
+            temporary.replace(final)
+            shutil.rmtree(aside)
+        else:
+            temporary.replace(final)
         for step, folder in self._whole_checkpoints():
             if step < checkpoint.step:
                 shutil.rmtree(folder)
 
     def read_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None when there is none."""
+        """The newest whole checkpoint, or None when there is none.
+
+        Raises:
+            ValueError: when its files are damaged, or hold more than tensors and plain data (nothing is executed).
+        """
         whole = self._whole_checkpoints()
         if not whole:
             return None
         step, folder = whole[-1]
-        facts = json.loads((folder / "facts.json").read_text())
-        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        return Checkpoint(step, load_file(folder / "tensors.safetensors"), optimizer, facts)
+        try:
+            facts = json.loads((folder / "facts.json").read_text())
+            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            return Checkpoint(step, load_file(folder / "tensors.safetensors"), optimizer, facts)
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+            raise ValueError(
+                f"the checkpoint {folder} is damaged or holds more than tensors and plain data, so it was not read; "
+                "delete it, or start anew with another --out"
+            ) from error
 
     def drop_checkpoints(self) -> None:
         """A finished run needs none."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _whole_checkpoints(self) -> list[tuple[int, Path]]:
-        return sorted((int(folder.name.removeprefix("step-")), folder) for folder in self.checkpoints.glob("step-*"))
+        named = ((folder.name.removeprefix("step-"), folder) for folder in self.checkpoints.glob("step-*"))
+        return sorted((int(number), folder) for number, folder in named if number.isdecimal())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

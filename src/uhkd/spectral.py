@@ -202,7 +202,7 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
         size = tuple(2 * min(radius, max_radius(a), max_radius(b)) + 1 for a, b in axes)
         levels.append(Level(s, t, (size[0], size[1]), form))
     if sum(max(level.size) >= 3 for level in levels) < 2:
-        grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels)
+        grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no taps"
         raise ValueError(
             f"feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found {grids}; "
             "use larger images, a smaller patch size, or name shallower taps (student_levels, teacher_levels)"

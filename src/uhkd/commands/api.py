@@ -6,14 +6,14 @@ from typing import Any
 
 from uhkd.commands import training
 from uhkd.commands.training import Result
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, build
 
 
 def finetune(recipe: FinetuneRecipe | None = None, **words: Any) -> Result:
     """Train one network on labels.
 
     Args:
-        recipe: a whole recipe, or
+        recipe: a whole recipe; words given beside it take precedence.
         words: its fields by name (see `uhkd.recipe.FinetuneRecipe`). `model` may also be a `torch.nn.Module`, `data` a
             map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
@@ -21,14 +21,14 @@ def finetune(recipe: FinetuneRecipe | None = None, **words: Any) -> Result:
         ValueError: for anything that cannot be used as asked; the message says what to do.
     """
     objects = _objects(words, ("model", "data"))
-    return training.finetune(build(FinetuneRecipe, words) if recipe is None else recipe, **objects)
+    return training.finetune(build(FinetuneRecipe, _onto(recipe, words)), **objects)
 
 
 def distill(recipe: DistillRecipe | None = None, **words: Any) -> Result:
     """Train a student to imitate a teacher of any other architecture.
 
     Args:
-        recipe: a whole recipe, or
+        recipe: a whole recipe; words given beside it take precedence.
         words: its fields by name (see `uhkd.recipe.DistillRecipe`). `teacher` and `student` may also be `torch.nn.Module`s,
             `data` a map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
@@ -36,7 +36,11 @@ def distill(recipe: DistillRecipe | None = None, **words: Any) -> Result:
         ValueError: for anything that cannot be used as asked; the message says what to do.
     """
     objects = _objects(words, ("teacher", "student", "data"))
-    return training.distill(build(DistillRecipe, words) if recipe is None else recipe, **objects)
+    return training.distill(build(DistillRecipe, _onto(recipe, words)), **objects)
+
+
+def _onto(recipe: TrainRecipe | None, words: dict[str, Any]) -> dict[str, Any]:
+    return words if recipe is None else recipe.model_dump() | words
 
 
 def _objects(words: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

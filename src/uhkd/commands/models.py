@@ -68,7 +68,7 @@ def count_parameters(name: str) -> int | None:
         if reference.library != "torchvision":
             return None
         # its RegNets compute widths with tensors, which the meta device cannot; torchvision publishes the number
-        return torchvision.models.get_model_weights(reference.name).DEFAULT.meta["num_params"]
+        return next(iter(torchvision.models.get_model_weights(reference.name))).meta["num_params"]
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -90,21 +90,27 @@ def open_recipe_data(recipe: TrainRecipe, data: Any = None, class_names: Sequenc
     return opened
 
 
-def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
-    """The size every image is brought to, and how it is varied.
+def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
+    """As large as the largest of the networks wants images, but never larger than they all are on disk.
 
-    Images are made as large as the larger of the networks wants them, but never larger than they all are on disk: each
-    network resizes for itself, and upsampling twice would only blur.
+    Each network resizes for itself, and upsampling twice would only blur.
     """
-    wanted = tuple(max(n.input_size[axis] for n in networks) for axis in (0, 1))
-    size = wanted if data.native_size is None else tuple(map(min, wanted, data.native_size))
+    height, width = (max(n.input_size[axis] for n in networks) for axis in (0, 1))
+    if data.native_size is None:
+        return height, width
+    return min(height, data.native_size[0]), min(width, data.native_size[1])
+
+
+def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
+    """The size every image is brought to (see `image_size`), and how it is varied."""
+    size = image_size(data, networks)
     crop = recipe.crop
     if crop == "auto":
         crop = "pad" if max(size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
     say(f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"
         + "".join(f", {k} {v:g}" for k, v in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if v))
-    return Augmentation((size[0], size[1]), crop, flip, recipe.mixup, recipe.cutmix)
+    return Augmentation(size, crop, flip, recipe.mixup, recipe.cutmix)
 
 
 def choose_workers(recipe: TrainRecipe, data: Data) -> int:

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
-from uhkd.commands.setup import say
+from uhkd.commands.setup import image_size, say
 from uhkd.data import Data, eval_loader
 from uhkd.engine import EVAL_BATCH, at_chance, fit_linear_probe
 from uhkd.evaluation import evaluate
@@ -52,7 +52,7 @@ def prepare_teacher(
         if teacher.shapes.embedding is None:
             raise ValueError(f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it")
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
-    loader = eval_loader(data.val, teacher.input_size, batch_size=EVAL_BATCH, workers=workers)
+    loader = eval_loader(data.val, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
@@ -87,7 +87,7 @@ def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, 
         say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
         embeddings, labels = [], []
         with torch.no_grad():
-            for batch in eval_loader(data.train, teacher.input_size, batch_size=EVAL_BATCH, workers=workers):
+            for batch in eval_loader(data.train, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers):
                 with fabric.autocast():
                     said = teacher(batch.image.to(fabric.device), frozenset({"embedding"}))
                 embeddings.append(said.embedding.float().cpu())

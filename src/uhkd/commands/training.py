@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import (
@@ -23,13 +24,14 @@ from uhkd.commands.teaching import prepare_teacher, save_probe
 from uhkd.data import Data, train_loader
 from uhkd.engine import EVAL_BATCH, Job, Learner, Teacher, calibrate, train
 from uhkd.methods import Distiller, build, check
-from uhkd.models import create, wrap
+from uhkd.models import ModelCard, create, load_run, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.taps import Shapes, TappedModel
 
 _CALIBRATION_IMAGES = 1024
+Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
     Raises:
         ValueError: for anything in recipe, data or model that cannot be used as asked.
     """
-    recipe, opened, fabric, folder = _begin(recipe, data, "finetune")
+    recipe, device, folder = _settle(recipe, "finetune")
+    if recipe.resume and folder.result.is_file():
+        return _finished(folder, model, device)
+    opened, fabric = _begin(recipe, device, data)
     network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(fabric.device)
     learner = Learner(network, nn.ModuleDict(), recipe.label_smoothing)
     return _train(recipe, opened, fabric, folder, learner, None, {"verb": "finetune", "model": recipe.model})
@@ -62,7 +67,10 @@ def distill(
         ValueError: for anything in recipe, data, teacher or student that cannot be used as asked.
     """
     check(recipe.method, recipe.settings, recipe.weights)
-    recipe, opened, fabric, folder = _begin(recipe, data, recipe.method)
+    recipe, device, folder = _settle(recipe, recipe.method)
+    if recipe.resume and folder.result.is_file():
+        return _finished(folder, student, device)
+    opened, fabric = _begin(recipe, device, data)
     network = _network(
         student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
     ).to(fabric.device)
@@ -77,16 +85,35 @@ def distill(
     return _train(recipe, opened, fabric, folder, learner, sealed, facts)
 
 
-def _begin(recipe: Any, data: Any, label: str) -> tuple[Any, Data, Fabric, RunFolder]:
-    """Settle machine and data, and see that the folder can be written, before anything slow."""
+def _settle(recipe: Recipe, label: str) -> tuple[Recipe, str, RunFolder]:
+    """Settle the machine, and see that the folder can be written, before anything slow."""
     folder = run_folder(recipe, label)
     device, precision = choose_device(recipe)
     recipe = recipe.resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     folder.check(recipe.model_dump(mode="json"), resume=recipe.resume)
-    say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
+    return recipe, device, folder
+
+
+def _begin(recipe: TrainRecipe, device: str, data: Any) -> tuple[Data, Fabric]:
+    say(f"running on {device} in {recipe.precision}, {torch.get_num_threads()} CPU threads")
     opened = open_recipe_data(recipe, data)
     fitting_batch(recipe, opened)
-    return recipe, opened, make_fabric(device, precision), folder
+    return opened, make_fabric(device, recipe.precision)
+
+
+def _finished(folder: RunFolder, module: nn.Module | None, device: str) -> Result:
+    """The result of a run that needs no resuming: nothing is trained again."""
+    say(f"{folder.path} is finished: there is nothing to resume, and this is its result")
+    if module is None:
+        network = load_run(folder.path)
+    else:
+        card = ModelCard.from_json(folder.read_card())
+        network = module
+        if not isinstance(network, TappedModel):
+            network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
+        network.module.load_state_dict(load_file(folder.weights))
+        network.card = card
+    return Result(network.to(device).eval(), folder.read_result()["metrics"], folder)
 
 
 def _network(
@@ -145,8 +172,8 @@ def _train(
         extra = sum(p.numel() for p in learner.distillers.parameters())
         facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
         facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-        folder.write_json(folder.result.name, facts | {"environment": environment()})
         draw(folder)
+        folder.write_json(folder.result.name, facts | {"environment": environment()})  # the last: it says "finished"
         folder.drop_checkpoints()
     return Result(student, rows[-1], folder)
 

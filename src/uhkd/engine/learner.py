@@ -53,6 +53,7 @@ def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     Raises:
         ValueError: when there is no term to learn from.
     """
-    if not terms:
+    weighted = [weights[name] * value for name, value in terms.items() if weights[name]]
+    if not weighted:
         raise ValueError("nothing to learn from: no labels, and no method with a term of weight above 0")
-    return torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()
+    return torch.stack(weighted).sum()

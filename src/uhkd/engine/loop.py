@@ -80,6 +80,7 @@ def train(job: Job) -> list[dict[str, float]]:
         matching_of(learner.distillers),
     )
     totals, rows, step, seconds = Totals(fabric.device), [], 0, 0.0
+    kept = "no checkpoint was written yet"
 
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
@@ -88,25 +89,25 @@ def train(job: Job) -> list[dict[str, float]]:
         optimizer.load_state_dict(checkpoint.optimizer)
         totals.restore(checkpoint.facts["totals"])
         diagnostics.restore(folder.read_arrays(), step)
+        kept = f"the checkpoint of step {step} is kept"
         job.say(f"going on at step {step} of {total} (epoch {min(step // per_epoch + 1, recipe.epochs)})")
     else:
         diagnostics.begin()
 
-    def check_finite() -> None:
-        last = folder.read_checkpoint()
-        totals.check_finite(step, f"the checkpoint of step {last.step} is kept" if last else "no checkpoint was written yet")
-
     def save() -> None:
-        check_finite()
+        nonlocal kept
+        totals.look_at(learner.parameters())
+        totals.check_finite(step, kept)
         tensors = learner.state_dict()
         if teacher is not None and teacher.ftm is not None:
             tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
         if fabric.is_global_zero:
             facts = {"rows": rows, "seconds": seconds, "totals": totals.as_dict()}
             folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
+        kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
-        check_finite()
+        totals.check_finite(step, kept)
         evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
         row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
         row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
@@ -166,7 +167,7 @@ def train(job: Job) -> list[dict[str, float]]:
             step += 1
             seconds, began = seconds + time.monotonic() - began, time.monotonic()
             if step % recipe.log_every == 0:
-                check_finite()
+                totals.check_finite(step, kept)
                 progress.log(totals.means(), lr)
             if step == total or step % (per_epoch * recipe.eval_every) == 0:
                 validate()

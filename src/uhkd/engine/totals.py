@@ -1,17 +1,18 @@
 """Running means of the loss terms, kept on the device so that a training step never waits for it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 
 class Totals:
-    """Sums of loss and terms since the last reset, and whether every loss so far was finite."""
+    """Sums of loss and terms since the last reset, and whether every loss (and weight, when looked at) was finite."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.sound = torch.ones((), dtype=torch.bool, device=device)
         self.reset()
 
     def reset(self) -> None:
@@ -25,6 +26,10 @@ class Totals:
         for name, value in {"loss": loss, **terms}.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
 
+    def look_at(self, weights: Iterable[Tensor]) -> None:
+        """Note whether all weights are finite: a gradient may overflow under a finite loss."""
+        self.sound &= torch.stack([w.detach().isfinite().all() for w in weights]).all()
+
     def means(self) -> dict[str, float]:
         """Mean of each since the last reset."""
         return {name: float(value) / self.count for name, value in self.sums.items()}
@@ -33,14 +38,17 @@ class Totals:
         """Read the flag (this waits for the device).
 
         Raises:
-            ValueError: when some loss was NaN or infinite; `kept` says what is left to go on from.
+            ValueError: when some loss or weight was NaN or infinite; `kept` says what is left to go on from.
         """
+        advice = "Try a lower lr, a smaller loss weight, or precision=fp32"
         if not bool(self.finite):
             bad = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
             raise ValueError(
                 f"the loss stopped being finite by step {step} (terms: {', '.join(bad) or 'their weighted sum'}); {kept}. "
-                "Try a lower lr, a smaller loss weight, or precision=fp32"
+                f"{advice}"
             )
+        if not bool(self.sound):
+            raise ValueError(f"weights stopped being finite by step {step} (the loss was still finite); {kept}. {advice}")
 
     def as_dict(self) -> dict[str, float]:
         """Sums and count as numbers that JSON keeps exactly."""

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from uhkd.methods.base import Distiller, Needs
@@ -19,6 +19,8 @@ from uhkd.taps import Shapes
 METHODS: dict[str, type[Distiller]] = {"scratch": Scratch, "kd": KD, "uhkd": UHKD, "twin_a": TwinA, "twin_b": TwinB}
 
 __all__ = ["METHODS", "Distiller", "Needs", "build", "check", "matching_of", "settings_of"]
+
+_FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydantic, and to a loss they are poison
 
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
@@ -34,9 +36,13 @@ def _suggest(word: str, known: list[str]) -> str:
 
 def _names(method: str) -> list[str]:
     names = [part.strip() for part in method.split("+")]
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}{_suggest(name, list(METHODS))} (known: {', '.join(METHODS)})")
+    unknown = [
+        f"unknown method {name!r}{_suggest(name, list(METHODS))} (known: {', '.join(METHODS)})"
+        for name in names
+        if name not in METHODS
+    ]
+    if unknown:
+        raise ValueError("\n".join(unknown))
     if len(set(names)) < len(names):
         raise ValueError(f"method {method!r} names one method twice")
     return names
@@ -76,11 +82,11 @@ def check(
             for name in takers:
                 annotation = settings_of(name)[word].annotation if kind == 0 else float
                 try:
-                    plan[name][kind][word] = TypeAdapter(annotation).validate_python(value)
+                    plan[name][kind][word] = TypeAdapter(annotation, config=_FINITE).validate_python(value)
                 except ValidationError as error:
                     said = error.errors()[0]["msg"].lower()
                     problems.append(f"{what} {key}={value!r} of {name}: {said}")
-    if any(w < 0 or w != w for _, term_weights in plan.values() for w in term_weights.values()):
+    if any(w < 0 for _, term_weights in plan.values() for w in term_weights.values()):
         problems.append("weights of loss terms must be numbers >= 0")
     if problems:
         raise ValueError("\n".join(problems))
@@ -109,6 +115,12 @@ def build(
                 if field in ("logits", "embedding") and getattr(measured, field, None) is None:
                     hint = "; set its weight to 0 or give the teacher a head (teacher_head=probe)" if field == "logits" else ""
                     raise ValueError(f"{name} needs {side} {field}, and the {side} has none{hint}")
+        classes = [side.logits for side in (shapes.student, shapes.teacher) if side is not None]
+        if "logits" in distiller.needs.student & distiller.needs.teacher and len(set(classes)) > 1:
+            raise ValueError(
+                f"{name} compares logits: the student has {classes[0]} classes, the teacher {classes[1]}; "
+                "give the teacher a head for these classes (teacher_head=probe), or set the weight of 'kl' to 0"
+            )
         if distiller.needs.target is not None:
             targets.add(distiller.needs.target)
     if len(targets) > 1:

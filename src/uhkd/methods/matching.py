@@ -41,6 +41,8 @@ class LevelMatching(nn.Module):
         frequency_decay: float = 0.0,
     ) -> None:
         super().__init__()
+        if target.channels is not None and target.channels < 1:
+            raise ValueError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
         count = len(target.levels)
         if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
             raise ValueError(f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}")

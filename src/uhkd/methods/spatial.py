@@ -41,7 +41,7 @@ class TwinA(Distiller):
         temperature: float = 4.0,
     ) -> None:
         super().__init__(weights)
-        student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin").maps
+        student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin_b" if self.full_grid else "twin_a").maps
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature

@@ -38,46 +38,59 @@ class TrainRecipe(Schema):
 
     data: str = Field(description="digits, cifar100[:ROOT], a folder of images, or an .npz file of arrays")
     val_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of the training images held out for validation where no val folder exists"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the training images held out for validation where no val folder exists",
     )
-    train_limit: int | None = Field(None, ge=1, description="train on this many images only (stratified); none: all")
-    skip_bad_images: bool = Field(False, description="leave out image files that cannot be read, counted and named")
+    train_limit: int | None = Field(
+        default=None, ge=1, description="train on this many images only (stratified); none: all"
+    )
+    skip_bad_images: bool = Field(
+        default=False, description="leave out image files that cannot be read, counted and named"
+    )
     image_size: int | None = Field(
-        None, ge=4, description="input size in pixels of the model that is trained; none: the model's own"
+        default=None, ge=4, description="input size in pixels of the model that is trained; none: the model's own"
     )
 
-    epochs: int = Field(30, ge=1, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, description="images per optimiser step, over all devices")
-    accumulate: int = Field(1, ge=1, description="parts a batch is split into to save memory; divides batch_size")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
-    lr: float | None = Field(None, gt=0, description="peak learning rate; none: 0.001 for adamw, 0.05 for sgd")
-    weight_decay: float | None = Field(None, ge=0, description="weight decay; none: 0.05 for adamw, 0.0005 for sgd")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate over time")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
-    step_epochs: tuple[int, ...] = Field((), description="epochs after which schedule step lowers the rate")
-    step_gamma: float = Field(0.1, gt=0, le=1, description="factor of the learning rate at each of step_epochs")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability mass spread over all classes")
-    clip_grad: float | None = Field(5.0, gt=0, description="largest norm of the gradient; none: unlimited")
+    epochs: int = Field(default=30, ge=1, description="passes over the training images")
+    batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")
+    accumulate: int = Field(
+        default=1, ge=1, description="parts a batch is split into to save memory; divides batch_size"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="optimiser")
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate; none: 0.001 for adamw, 0.05 for sgd")
+    weight_decay: float | None = Field(
+        default=None, ge=0, description="weight decay; none: 0.05 for adamw, 0.0005 for sgd"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
+    schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate over time")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
+    step_epochs: tuple[int, ...] = Field(default=(), description="epochs after which schedule step lowers the rate")
+    step_gamma: float = Field(default=0.1, gt=0, le=1, description="factor of the learning rate at each of step_epochs")
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="probability mass spread over all classes")
+    clip_grad: float | None = Field(default=5.0, gt=0, description="largest norm of the gradient; none: unlimited")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="number format of the forward pass; auto: bf16 where the device is fast at it"
+        default="auto", description="number format of the forward pass; auto: bf16 where the device is fast at it"
     )
 
     crop: Literal["auto", "none", "pad", "resized"] = Field(
-        "auto", description="random crop of training images; auto: pad for small images, resized for large ones"
+        default="auto", description="random crop of training images; auto: pad for small images, resized for large ones"
     )
-    flip: bool | None = Field(None, description="mirror training images at random; none: as suits the data")
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0: off")
+    flip: bool | None = Field(default=None, description="mirror training images at random; none: as suits the data")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's Beta distribution; 0: off")
 
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, order and augmentation")
-    workers: int | None = Field(None, ge=0, description="loader processes; none: chosen from the data and the cores")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    out: str | None = Field(None, description="run folder to write; none: a new one under runs/")
-    resume: bool = Field(False, description="go on from the last checkpoint in out")
-    eval_every: int = Field(1, ge=1, description="epochs between validations")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints within an epoch")
-    log_every: int = Field(50, ge=1, description="optimiser steps between log lines")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of weights, order and augmentation")
+    workers: int | None = Field(
+        default=None, ge=0, description="loader processes; none: chosen from the data and the cores"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    out: str | None = Field(default=None, description="run folder to write; none: a new one under runs/")
+    resume: bool = Field(default=False, description="go on from the last checkpoint in out")
+    eval_every: int = Field(default=1, ge=1, description="epochs between validations")
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="minutes between checkpoints within an epoch")
+    log_every: int = Field(default=50, ge=1, description="optimiser steps between log lines")
 
     @property
     def learning_rate(self) -> float:
@@ -123,9 +136,11 @@ class FinetuneRecipe(TrainRecipe):
     """Train one network on labels: a teacher, or a scratch baseline."""
 
     model: str = Field(description="network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
-    start: str = Field("random", description="first weights: random, pretrained (network) or a weights file")
-    options: dict[str, Any] = Field({}, description="keyword arguments of the network's constructor")
-    levels: Levels = Field(None, description="names of the layers whose maps are kept in diagnostics; none: chosen")
+    start: str = Field(default="random", description="first weights: random, pretrained (network) or a weights file")
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of the network's constructor")
+    levels: Levels = Field(
+        default=None, description="names of the layers whose maps are kept in diagnostics; none: chosen"
+    )
 
 
 class DistillRecipe(TrainRecipe):
@@ -133,21 +148,28 @@ class DistillRecipe(TrainRecipe):
 
     teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
     student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
-    method: str = Field("uhkd", min_length=1, description="distillation method, or several joined by +, as in uhkd+kd")
-    settings: dict[str, Any] = Field({}, description="the method's own settings, as in radius=2")
+    method: str = Field(
+        default="uhkd", min_length=1, description="distillation method, or several joined by +, as in uhkd+kd"
+    )
+    settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description="weights of the loss terms by name, as in features=10; 0 skips a term"
+        default={}, description="weights of the loss terms by name, as in features=10; 0 skips a term"
     )
     teacher_start: str | None = Field(
-        None, description="teacher weights: pretrained or a file; none: a run folder's own, otherwise pretrained"
+        default=None,
+        description="teacher weights: pretrained or a file; none: a run folder's own, otherwise pretrained",
     )
     teacher_head: Literal["auto", "keep", "probe"] = Field(
-        "auto",
+        default="auto",
         description="teacher's classifier: its own, or a linear probe trained first; auto: probe if classes differ",
     )
-    allow_weak_teacher: bool = Field(False, description="go on with a teacher that is hardly better than chance")
-    teacher_levels: Levels = Field(None, description="names of the teacher's layers to match; none: chosen")
-    teacher_options: dict[str, Any] = Field({}, description="keyword arguments of the teacher's constructor")
-    student_start: str = Field("random", description="student's first weights: random, pretrained or a weights file")
-    student_levels: Levels = Field(None, description="names of the student's layers to match; none: chosen")
-    student_options: dict[str, Any] = Field({}, description="keyword arguments of the student's constructor")
+    allow_weak_teacher: bool = Field(
+        default=False, description="go on with a teacher that is hardly better than chance"
+    )
+    teacher_levels: Levels = Field(default=None, description="names of the teacher's layers to match; none: chosen")
+    teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
+    student_start: str = Field(
+        default="random", description="student's first weights: random, pretrained or a weights file"
+    )
+    student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
+    student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")

@@ -186,10 +186,37 @@ def _pick(usable: list[Seen], wanted: int) -> list[Seen]:
         top = min(item.name.count(".") for item in items)
         items = [item for item in items if item.name.count(".") == top]
     else:
+        items = _outside_downsampling(items)
         # What closes a stage is a block; a norm or permutation after it holds the same numbers, less well named.
         whole = {_grid(item) for item in items if not item.leaf}
         items = [item for item in items if not item.leaf or _grid(item) not in whole]
     return [items[i] for i in choose([_grid(item) for item in items], wanted)]
+
+
+def _outside_downsampling(items: list[Seen]) -> list[Seen]:
+    """The items without the inner layers of a stage that leads to the next smaller grid: they open it, not close one."""
+    grid_of = {item.name: _grid(item) for item in items}
+    order = sorted(set(grid_of.values()), key=lambda grid: -grid[0] * grid[1])
+    smaller = dict(zip(order, order[1:], strict=False))
+    largest: dict[str, int] = {}  # cells of the largest map inside a module
+    for item in items:
+        for name in _above(item.name):
+            largest[name] = max(largest.get(name, 0), _grid(item)[0] * _grid(item)[1])
+
+    def opens(item: Seen) -> bool:
+        grid = _grid(item)
+        # A module with larger maps inside holds several stages: its output says nothing about this one.
+        holders = [name for name in _above(item.name) if largest[name] == grid[0] * grid[1]]
+        return any(grid_of.get(name) == smaller.get(grid, ()) for name in holders)
+
+    closed = {_grid(item) for item in items if not opens(item)}
+    return [item for item in items if not opens(item) or _grid(item) not in closed]
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules around one, outermost first, the network itself left out."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _grid(item: Seen) -> tuple[int, int]:

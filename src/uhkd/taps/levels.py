@@ -19,8 +19,12 @@ def last_of_each_grid(grids: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
 def choose(grids: Sequence[tuple[int, int]], wanted: int) -> tuple[int, ...]:
     """Default levels: of a pyramid the last `wanted` stages, of an isotropic network evenly spaced blocks."""
-    stages = last_of_each_grid(grids)
-    return stages[-wanted:] if len(stages) > 1 else evenly(len(grids), wanted)
+    stages: list[int] = []
+    for i in last_of_each_grid(grids):
+        # A larger grid after a smaller one is an enlarged copy (a pooling to a fixed size), not a stage.
+        if not stages or grids[i][0] * grids[i][1] < grids[stages[-1]][0] * grids[stages[-1]][1]:
+            stages.append(i)
+    return tuple(stages[-wanted:]) if len(set(grids)) > 1 else evenly(len(grids), wanted)
 
 
 def find(asked: Sequence[int | str], names: Sequence[Sequence[str]], owner: str) -> tuple[int, ...]:
