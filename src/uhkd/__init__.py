@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from uhkd.commands import Result, distill, evaluate, finetune, predict
     from uhkd.data import open_data
-    from uhkd.models import create
+    from uhkd.models import create, load_run
 
 _HOMES = {
     "Result": "uhkd.commands",
@@ -16,11 +16,12 @@ _HOMES = {
     "distill": "uhkd.commands",
     "evaluate": "uhkd.commands",
     "finetune": "uhkd.commands",
+    "load_run": "uhkd.models",
     "open_data": "uhkd.data",
     "predict": "uhkd.commands",
 }
 
-__all__ = ["Result", "__version__", "create", "distill", "evaluate", "finetune", "open_data", "predict"]
+__all__ = ["Result", "__version__", "create", "distill", "evaluate", "finetune", "load_run", "open_data", "predict"]
 
 
 def __getattr__(name: str) -> Any:

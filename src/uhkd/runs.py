@@ -222,7 +222,7 @@ class RunFolder:
             facts = json.loads((folder / "facts.json").read_text())
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             return Checkpoint(step, load_file(folder / "tensors.safetensors"), optimizer, facts)
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
             raise ValueError(
                 f"the checkpoint {folder} is damaged or holds more than tensors and plain data, so it was not read; "
                 "delete it, or start anew with another --out"

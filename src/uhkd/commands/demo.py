@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import statistics
 import time
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,19 +13,20 @@ from rich.table import Table
 
 from uhkd.arguments import DemoArguments
 from uhkd.commands.setup import say
+from uhkd.commands.summary import gather, markdown, table, verdicts
 from uhkd.pictures import draw_curves, draw_spectra
 from uhkd.recipe import build, find_recipe, load_yaml
-from uhkd.runs import RunFolder, environment, write_atomically
+from uhkd.runs import RunFolder, write_atomically
 
 STUDENTS = ("vit", "mlp")
 METHODS = ("scratch", "kd", "twin_a", "uhkd")
 
 
-def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, dict[str, list[float]]]:
+def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]:
     """Train the teacher, then every student by every method and seed; table, curves and spectra in one folder.
 
     Runs by the packaged recipes digits/*, one process a core. Every number is the accuracy on the test part after the last
-    epoch. Returns {student: {method: [accuracy by seed]}}.
+    epoch. Returns what demo.json holds.
     """
     asked = build(DemoArguments, words) if arguments is None else arguments
     seeds, shorter = (1, {"epochs": 2}) if asked.quick else (asked.seeds, {})
@@ -47,59 +46,37 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, dict
                     if asked.quick:
                         changes["allow_weak_teacher"] = True
                     jobs[pool.submit(_run, "distill", f"digits/{student}", changes | shorter)] = (student, method, seed)
-        results: dict[str, dict[str, list[float]]] = {s: {m: [0.0] * seeds for m in METHODS} for s in STUDENTS}
+        accuracies = {}
         for done, job in enumerate(as_completed(jobs), 1):
             student, method, seed = jobs[job]
-            results[student][method][seed] = job.result()
+            accuracies[jobs[job]] = job.result()
             say(f"[{done}/{len(jobs)}] {student} student, {method}, seed {seed}: {job.result():.2%}")
     for student in STUDENTS:
         runs = {m: [RunFolder(_cell(out, student, m, seed)) for seed in range(seeds)] for m in METHODS}
         draw_curves(runs, out / f"curves-{student}.png")
         draw_spectra({m: runs[m][0] for m in METHODS if m != "scratch"}, out / f"spectra-{student}.png")
-    lines = list(_verdicts(results, seeds))
-    _report(out, taught, results, lines, environment())
+    cells = sorted(accuracies, key=lambda cell: (cell[0], METHODS.index(cell[1]), cell[2]))
+    folders = [RunFolder(_cell(out, *cell)) for cell in cells]
+    title = f"Handwritten digits, accuracy on the test part (%), mean ± sd over {seeds} seeds"
+    told = [taught, *(accuracies[cell] for cell in cells)]
+    summary = gather(title, RunFolder(teacher), folders, part="test", accuracies=told)
+    _report(out, summary)
+    say(f"pictures, runs and demo.md are in {out} ({time.monotonic() - began:.0f} s)")
+    return summary
+
+
+def _report(out: Path, summary: dict[str, Any]) -> None:
+    rows, lines = table(summary), list(verdicts(summary))
+    shown = Table(*rows[0], title=summary["title"])
+    for row in rows[1:]:
+        shown.add_row(*row)
+    Console().print(shown)
+    pictures = "\n".join(f"![{kind} of {s}]({kind}-{s}.png)" for s in STUDENTS for kind in ("curves", "spectra"))
+    text = [f"# {summary['title']}", markdown(rows), "\n".join(f"- {line}" for line in lines), pictures]
+    write_atomically(out / "demo.md", "\n\n".join(text) + "\n")
+    RunFolder(out).write_json("demo.json", summary)
     for line in lines:
         say(line)
-    say(f"pictures, runs and demo.md are in {out} ({time.monotonic() - began:.0f} s)")
-    return results
-
-
-def mean_sd(values: list[float]) -> str:
-    """'97.21 ± 0.35' in percent; the spread is the sample standard deviation over seeds."""
-    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{spread}"
-
-
-def _verdicts(results: dict[str, dict[str, list[float]]], seeds: int) -> Iterable[str]:
-    """What the numbers say of UHKD against each baseline, seed by seed, whichever way it falls."""
-    for student, by_method in results.items():
-        for rival in METHODS[:-1]:
-            gaps = [100 * (a - b) for a, b in zip(by_method["uhkd"], by_method[rival], strict=True)]
-            mean = statistics.fmean(gaps)
-            if seeds < 3:
-                yield f"{student}: UHKD minus {rival} {mean:+.2f} points (too few seeds to tell)"
-                continue
-            error = statistics.stdev(gaps) / seeds**0.5
-            verdict = "within two standard errors: no difference shown" if abs(mean) <= 2 * error else "beyond two standard errors"
-            yield f"{student}: UHKD minus {rival} {mean:+.2f} points, standard error {error:.2f} ({verdict})"
-
-
-def _report(
-    out: Path, taught: float, results: dict[str, dict[str, list[float]]], lines: list[str], facts: dict[str, Any]
-) -> None:
-    seeds = len(results[STUDENTS[0]][METHODS[0]])
-    title = f"digits, test accuracy (%), mean ± sd over {seeds} seeds"
-    head = ["student", "teacher", *METHODS]
-    rows = [[student, f"{100 * taught:.2f}", *(mean_sd(by[m]) for m in METHODS)] for student, by in results.items()]
-    table = Table(*head, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    marks = [head, ["---"] * len(head), *rows]
-    text = [f"# {title}", "", *(f"| {' | '.join(row)} |" for row in marks), "", *(f"- {line}" for line in lines)]
-    pictures = [f"![{s} {p}]({p}-{s}.png)" for s in STUDENTS for p in ("curves", "spectra")]
-    write_atomically(out / "demo.md", "\n".join([*text, "", *pictures]) + "\n")
-    RunFolder(out).write_json("demo.json", {"teacher": taught, "students": results, "environment": facts})
 
 
 def _new_folder(wanted: Path) -> Path:

@@ -94,10 +94,13 @@ def train(job: Job) -> list[dict[str, float]]:
     else:
         diagnostics.begin()
 
-    def save() -> None:
-        nonlocal kept
+    def check_finite() -> None:
         totals.look_at(learner.parameters())
         totals.check_finite(step, kept)
+
+    def save() -> None:
+        nonlocal kept
+        check_finite()
         tensors = learner.state_dict()
         if teacher is not None and teacher.ftm is not None:
             tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
@@ -107,7 +110,7 @@ def train(job: Job) -> list[dict[str, float]]:
         kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
-        totals.check_finite(step, kept)
+        check_finite()
         evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
         row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
         row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}

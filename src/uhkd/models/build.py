@@ -12,7 +12,7 @@ from uhkd.models.libraries import Input, build, input_of, read_folder
 from uhkd.models.naming import Reference, parse
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
-from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD, TappedModel
+from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD, ImpossibleSize, TappedModel
 
 Levels = int | Sequence[int | str]
 
@@ -150,14 +150,18 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
                 built, own = build(reference, num_classes=held, **settings), held
         notes += apply_state(built.module, request.state, num_classes=own or classes or 0, source=request.source)
     given = request.input or built.input
-    tapped = TappedModel(
-        built.module,
-        input_size=given.size,
-        mean=given.mean,
-        std=given.std,
-        interpolation=given.interpolation,
-        levels=levels,
-    )
+    try:
+        tapped = TappedModel(
+            built.module,
+            input_size=given.size,
+            mean=given.mean,
+            std=given.std,
+            interpolation=given.interpolation,
+            levels=levels,
+        )
+    except ImpossibleSize as error:
+        height, width = built.made_for
+        raise ValueError(f"{error}; {reference.library}/{reference.name} was made for {height}x{width}") from error
     tapped.notes[:0] = notes
     return _with_card(tapped, f"{reference.library}/{reference.name}", request.options)
 

@@ -30,11 +30,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Built:
-    """A module with its input, the options it was built with, and what has to be announced."""
+    """A module with its input, what has to be announced, and the size its architecture was made for."""
 
     module: nn.Module
     input: Input
     notes: tuple[str, ...] = ()
+    made_for: Size = (224, 224)
 
 
 def build(
@@ -78,7 +79,7 @@ def _uhkd(name: str, size: Size | None, num_classes: int | None, options: dict[s
     module = _construct(
         f"uhkd/{name}", size, lambda: build_variant(name, size=size, num_classes=classes, options=options)
     )
-    return Built(module, Input(size))
+    return Built(module, Input(size), made_for=(32, 32))
 
 
 def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool) -> Built:
@@ -109,7 +110,7 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
         notes.append(
             f"the pretrained head is for {own.get('num_classes')} classes: the one for {num_classes} starts at random"
         )
-    return Built(module, input_of(own, size), tuple(notes))
+    return Built(module, input_of(own, size), tuple(notes), input_of(own, None).size)
 
 
 def input_of(cfg: Mapping[str, Any], size: Size | None) -> Input:
@@ -129,7 +130,8 @@ def _torchvision(
 
     weights = torchvision.models.get_model_weights(name).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
     crop = getattr(weights.transforms(), "crop_size", [224])
-    where = size or (int(crop[0]), int(crop[-1]))
+    made_for = (int(crop[0]), int(crop[-1]))
+    where = size or made_for
     arguments = dict(options)
     if name.startswith("vit_"):
         if where[0] != where[1]:
@@ -153,7 +155,7 @@ def _torchvision(
             raise unavailable(full, error) from error
         classes = 1000 if num_classes is None else num_classes
         notes = apply_state(module, state, num_classes=classes, source="torchvision's pretrained weights")
-    return Built(module, replace(Input(where), interpolation="bilinear"), tuple(notes))
+    return Built(module, replace(Input(where), interpolation="bilinear"), tuple(notes), made_for)
 
 
 def _construct(name: str, size: Size, make: Any) -> nn.Module:

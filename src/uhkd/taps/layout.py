@@ -102,7 +102,7 @@ def _grid_cost(grid: Grid, input_size: Grid, known: Mapping[Grid, int]) -> float
     # Unpadded convolutions cut borders, so grids need not follow a stride; their shape still resembles the input's.
     stretch = grid[0] * input_size[1] / (grid[1] * input_size[0])
     mismatch = max(stretch, 1 / stretch) - 1
-    return 2.0 + mismatch if mismatch < 0.5 and min(grid) >= 2 else None
+    return 2.0 + mismatch if mismatch < 0.25 and min(grid) >= 2 else None
 
 
 def _infer_tokens(

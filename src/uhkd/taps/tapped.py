@@ -21,6 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_GRID = 3
 
 
+class ImpossibleSize(ValueError):
+    """A network cannot process images of the size asked for."""
+
+
 class TappedModel(nn.Module):
     """Any network as a source of Signals, fed with images in [0,1] that it resizes and normalises for itself.
 
@@ -171,7 +175,7 @@ class TappedModel(nn.Module):
             plain = first_tensor(self.module(image))
         except Exception as error:  # whatever a foreign forward raises, the user's question is the same
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
+            raise ImpossibleSize(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
         reader: TimmReader | HookReader | None = None
         if prefix_tokens is None:
             try:
