@@ -9,7 +9,8 @@ TIMM = {
     64: """res2net50d dla34 hrnet_w18_small repvgg_a0 mobileone_s0 fastvit_t8 mobilevit_xxs mobilevitv2_050
         edgenext_xx_small cait_xxs24_224 xcit_nano_12_p16_224 poolformer_s12 pvt_v2_b0 twins_svt_small coat_tiny
         coat_lite_tiny gcvit_xxtiny swinv2_tiny_window8_256 swinv2_cr_tiny_224 focalnet_tiny_srf davit_tiny mvitv2_tiny
-        hiera_tiny_224 deit3_small_patch16_224 tiny_vit_5m_224 repvit_m0_9 starnet_s1 mambaout_femto test_nfnet tresnet_m
+        hiera_tiny_224 deit3_small_patch16_224 tiny_vit_5m_224 repvit_m0_9 starnet_s1
+        mambaout_femto test_nfnet tresnet_m
         sequencer2d_s gmlp_ti16_224 gmixer_12_224 visformer_tiny ese_vovnet19b_dw selecsls42 cspresnet50 darknet53
         inception_next_atto rdnet_tiny nextvit_small shvit_s1 swiftformer_xs hgnetv2_b0 efficientvit_b0 convnextv2_atto
         mobilenetv4_conv_small seresnet18 dpn48b botnet26t_256 resnetv2_50 skresnet18 vitamin_small_224 fasternet_t0

@@ -1,7 +1,7 @@
-"""beartype as the tests' import hook uses it: on single methods, where it cannot know what `Self` stands for."""
+"""beartype as the import hook of the tests uses it: an int is a float; on single methods it cannot know what `Self` is."""
 
 from typing import Any, Self
 
 from beartype import BeartypeConf, FrozenDict, beartype
 
-check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any})))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any})))

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 _PACKAGES = ("uhkd", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
@@ -222,7 +220,7 @@ class RunFolder:
             facts = json.loads((folder / "facts.json").read_text())
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             return Checkpoint(step, load_file(folder / "tensors.safetensors"), optimizer, facts)
-        except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        except Exception as error:  # a damaged file can fail in any way
             raise ValueError(
                 f"the checkpoint {folder} is damaged or holds more than tensors and plain data, so it was not read; "
                 "delete it, or start anew with another --out"
@@ -239,11 +237,5 @@ class RunFolder:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, atomically; tensors may be on any device and share storage."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # not by save_file: that makes a file which other users of the machine may not read
+    write_atomically(path, save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}))

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -15,6 +15,8 @@ from uhkd.data import Augmentation, Data, open_data
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+
+RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
 _SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
 
@@ -127,19 +129,24 @@ def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:
     return RunFolder(name)
 
 
-def fitting_batch(recipe: TrainRecipe, data: Data) -> None:
-    """Refuse a batch that the data cannot fill, or pieces too small to standardise features over.
+def fit_batch(recipe: RecipeT, data: Data) -> RecipeT:
+    """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
 
     Raises:
-        ValueError: naming the sizes.
+        ValueError: for a batch larger than the training part, or pieces too small to standardise features over.
     """
-    if recipe.batch_size > len(data.train):
+    images = len(data.train)
+    if "batch_size" not in recipe.model_fields_set and recipe.accumulate == 1 and recipe.batch_size > images // 4:
+        recipe = recipe.model_copy(update={"batch_size": max(2, images // 4)})
+        say(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
+    if recipe.batch_size > images:
         raise ValueError(
-            f"batch_size {recipe.batch_size} is larger than the training part of {len(data.train)} images; "
-            f"use --batch-size {max(2, len(data.train) // 4)} or less"
+            f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
+            f"use --batch-size {max(2, images // 4)} or less"
         )
     if recipe.batch_size // recipe.accumulate < 2:
         raise ValueError(
             f"batch_size {recipe.batch_size} in {recipe.accumulate} parts leaves {recipe.batch_size // recipe.accumulate} "
             "image a part; batch statistics need at least 2"
         )
+    return recipe

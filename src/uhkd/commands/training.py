@@ -14,7 +14,7 @@ from uhkd.commands.setup import (
     choose_augmentation,
     choose_device,
     choose_workers,
-    fitting_batch,
+    fit_batch,
     make_fabric,
     open_recipe_data,
     run_folder,
@@ -97,7 +97,7 @@ def _settle(recipe: Recipe, label: str) -> tuple[Recipe, str, RunFolder]:
 def _begin(recipe: TrainRecipe, device: str, data: Any) -> tuple[Data, Fabric]:
     say(f"running on {device} in {recipe.precision}, {torch.get_num_threads()} CPU threads")
     opened = open_recipe_data(recipe, data)
-    fitting_batch(recipe, opened)
+    recipe = fit_batch(recipe, opened)
     return opened, make_fabric(device, recipe.precision)
 
 
@@ -129,7 +129,9 @@ def _network(
     torch.manual_seed(recipe.seed)
     classes = len(data.classes)
     if isinstance(module, TappedModel):
-        return module
+        if module.shapes.logits != classes:
+            raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, the data has {classes}")
+        return module if module.card is not None else _with_card(module)
     if module is not None:
         size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
         return wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
@@ -138,6 +140,19 @@ def _network(
     )
     for note in network.notes:
         say(f"  {note}")
+    return network
+
+
+def _with_card(network: TappedModel) -> TappedModel:
+    network.card = ModelCard(
+        name=f"module/{type(network.module).__name__}",
+        num_classes=network.shapes.logits or 0,
+        image_size=network.input_size,
+        mean=network.mean,
+        std=network.std,
+        interpolation=network.interpolation,
+        levels=network.levels,
+    )
     return network
 
 
@@ -193,6 +208,17 @@ def _settle_ftm(
     )
     used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
     say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    """Validation accuracy after the last epoch beside the baselines; what was not run says so."""
+    own = f"{facts['metrics']['val_accuracy']:.2%}"
+    if facts["verb"] == "finetune":
+        return [f"{facts['model']}: validation accuracy {own}"]
+    teacher = facts.get("teacher_metrics")
+    rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
+    rows |= {name: "not run" for name in ("scratch", "kd", "uhkd")} | {facts["method"]: f"{own}  {facts['student']}"}
+    return ["validation accuracy after the last epoch:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 
 def _millions(module: nn.Module) -> str:

@@ -55,8 +55,10 @@ class LevelMatching(nn.Module):
                 FAM(student[level.student], shape, size=level.size, represent=level.form, form=fam, hidden=hidden)
             )
             decay = (1 + self.frequencies[i]).pow(-frequency_decay)
-            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean; raw ones keep Parseval's scale.
-            weights = decay if target.standardise == "none" else decay / decay.sum()
+            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean; raw ones keep Parseval's scale,
+            # where their sum is the mean over cells.
+            raw = target.standardise == "none" and level.form != "area"
+            weights = decay if raw else decay / decay.sum()
             self.register_buffer(f"weights{i}", weights, persistent=False)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:

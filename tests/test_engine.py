@@ -1,0 +1,584 @@
+"""The training loop: schedule, loss, sealed teacher, calibration, probe, and resuming to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import uhkd
+from uhkd.commands import training
+from uhkd.data import Augmentation, Batch, open_data, train_loader
+from uhkd.data.augment import plain_view
+from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe, loop, lr_factor, weigh
+from uhkd.engine.loop import split, step_seed
+from uhkd.engine.progress import Progress
+from uhkd.engine.totals import Totals
+from uhkd.methods import Distiller, Needs
+from uhkd.models import load_run, wrap
+from uhkd.runs import Checkpoint, RunFolder
+from uhkd.spectral import SpectralTarget, match_levels
+from uhkd.taps import Signals, TappedModel
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {
+    "data": "digits",
+    "train_limit": 100,
+    "image_size": 16,
+    "batch_size": 20,
+    "device": "cpu",
+    "precision": "fp32",
+    "workers": 0,
+    "log_every": 2,
+}
+# dropout and stochastic depth: what a run draws at random must not depend on its past
+STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}
+PLAIN = STUDENT | {"drop_path_rate": 0.0, "proj_drop_rate": 0.0}
+TIMES = {"seconds", "images_per_second", "data_wait"}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("engine") / "teacher"
+    words = TINY | {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "crop": "none", "seed": 3}
+    uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 24]}, out=out, **words)
+    return out
+
+
+def words(teacher: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """A distillation of 3 epochs of 5 steps."""
+    return TINY | {
+        "teacher": str(teacher),
+        "student": "uhkd/vit_micro",
+        "student_options": STUDENT,
+        "method": "uhkd",
+        "mixup": 0.4,
+        "cutmix": 0.5,
+        "epochs": 3,
+        "allow_weak_teacher": True,
+        "out": str(out),
+        **changes,
+    }
+
+
+# schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "settings", "wanted"),
+    [
+        (0, {}, 1.0),
+        (5, {}, 0.5),
+        (9, {}, 0.024471741852423234),  # (1 + cos(0.9 pi)) / 2
+        (0, {"warmup": 4}, 0.25),
+        (3, {"warmup": 4}, 1.0),
+        (4, {"warmup": 4}, 1.0),
+        (7, {"warmup": 4}, 0.5),
+        (2, {"schedule": "constant", "warmup": 4}, 0.75),
+        (9, {"schedule": "constant", "warmup": 4}, 1.0),
+        (2, {"schedule": "step", "milestones": [3, 6], "gamma": 0.5}, 1.0),
+        (3, {"schedule": "step", "milestones": [3, 6], "gamma": 0.5}, 0.5),
+        (6, {"schedule": "step", "milestones": [3, 6], "gamma": 0.5}, 0.25),
+        (1, {"schedule": "step", "milestones": [3], "warmup": 2}, 1.0),
+    ],
+)
+def test_lr_factor(step: int, settings: dict[str, Any], wanted: float):
+    assert lr_factor(step, 10, **settings) == pytest.approx(wanted, abs=1e-15)
+
+
+def test_the_loop_sets_the_learning_rate_of_each_step(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    step = torch.optim.SGD.step
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self))[1])
+        settings = {"schedule": "step", "step_epochs": [2], "warmup_epochs": 0.4, "lr": 0.02, "optimizer": "sgd"}
+        uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", **settings))
+    assert seen == pytest.approx([0.01, 0.02, *[0.02] * 8, *[0.002] * 5])
+
+
+# learner
+
+
+class Stub(Distiller):
+    default_weights = {"near": 2.0, "idle": 0.0}
+
+    def __init__(self, weights: dict[str, float] | None = None) -> None:
+        super().__init__(weights)
+        self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        assert student.embedding is not None and teacher.embedding is not None
+        return {"near": (student.embedding - teacher.embedding).square().mean(), "idle": torch.tensor(5.0)}
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 6, classes: int = 4) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def tapped(**sizes: int) -> TappedModel:
+    torch.manual_seed(0)
+    return wrap(Net(**sizes), num_classes=sizes.get("classes", 4), image_size=8, levels=["first", "second"])
+
+
+def batch(n: int = 6, labelled: bool = True) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    target = torch.rand(n, 4, generator=generator).softmax(1)
+    label = torch.randint(4, (n,), generator=generator)
+    image = torch.rand(n, 3, 8, 8, generator=generator)
+    return Batch(image, target if labelled else None, label if labelled else None, torch.arange(n))
+
+
+def test_terms_are_raw_named_and_weighed_in_one_place():
+    student, other = tapped(), tapped()
+    learner = Learner(student, nn.ModuleDict({"stub": Stub()}), label_smoothing=0.2)
+    assert learner.teacher_needs == {"embedding"} and learner.student_needs == {"embedding"}
+    data = batch()
+    said = Teacher(other).signals(data.image * 0.5, learner.teacher_needs)
+    assert said.logits is None and said.maps is None and said.spectra is None
+    terms = learner(data, said)
+    assert list(terms) == ["ce", "stub.near", "stub.idle"]
+
+    logits = student.plain(data.image)
+    assert data.target is not None and said.embedding is not None
+    smooth = 0.8 * data.target + 0.2 / 4
+    torch.testing.assert_close(terms["ce"], -(smooth * logits.log_softmax(1)).sum(1).mean())
+    embedding = student(data.image, frozenset({"embedding"})).embedding
+    torch.testing.assert_close(terms["stub.near"], F.mse_loss(embedding, said.embedding))
+
+    assert learner.weights(0.5) == {"ce": 0.5, "stub.near": 2.0, "stub.idle": 0.0}
+    torch.testing.assert_close(weigh(terms, learner.weights(0.5)), 0.5 * terms["ce"] + 2 * terms["stub.near"])
+
+
+def test_without_labels_only_the_method_speaks():
+    learner = Learner(tapped(), nn.ModuleDict({"stub": Stub({"near": 3.0})}))
+    data = batch(labelled=False)
+    said = Teacher(tapped()).signals(data.image, learner.teacher_needs)
+    assert list(learner(data, said)) == ["stub.near", "stub.idle"]
+    assert learner.weights()["stub.near"] == 3.0
+
+
+@pytest.mark.parametrize("terms", [{}, {"ce": torch.tensor(1.0)}])
+def test_nothing_to_learn_from_is_said(terms: dict[str, Tensor]):
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        weigh(terms, {"ce": 0.0})
+
+
+def test_split_keeps_every_image_once_and_in_order():
+    data = batch(6)
+    parts = split(data, 3)
+    assert [len(p.image) for p in parts] == [2, 2, 2]
+    for field in range(4):
+        torch.testing.assert_close(torch.cat([p[field] for p in parts]), data[field])
+    assert all(p.target is None and p.label is None for p in split(batch(6, labelled=False), 2))
+    assert torch.equal(split(data, 1)[0].image, data.image)
+
+
+def test_step_seeds_differ():
+    seeds = {step_seed(seed, step, part) for seed in (0, 1, 2) for step in range(50) for part in range(8)}
+    assert len(seeds) == 3 * 50 * 8
+    torch.manual_seed(step_seed(2**31 - 1, 10**7, 1000))  # the largest ones are still seeds
+
+
+def test_accumulation_equals_the_whole_batch(teacher: Path, tmp_path: Path):
+    changes = {"method": "kd", "student_options": PLAIN, "optimizer": "sgd", "lr": 0.05, "epochs": 1}
+    runs = {n: uhkd.distill(**words(teacher, tmp_path / str(n), accumulate=n, **changes)) for n in (1, 4)}
+    whole, parts = (run.student.state_dict() for run in runs.values())
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-6, rtol=1e-4, msg=name)
+    for name in ("loss", "ce", "kd.kl"):
+        assert runs[4].metrics[name] == pytest.approx(runs[1].metrics[name], rel=1e-4)
+
+
+# teacher
+
+
+def test_the_teacher_is_sealed(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network = load_run(teacher).train()
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())  # whose statistics could move
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    checkpoints = []
+    write = RunFolder.write_checkpoint
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "write_checkpoint", lambda self, c: (checkpoints.append(c), write(self, c))[1])
+        uhkd.distill(**words(teacher, tmp_path / "run", epochs=1) | {"teacher": network})
+    assert {k: v for k, v in network.state_dict().items() if not torch.equal(v, before[k])} == {}
+    assert not any(m.training for m in network.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    (checkpoint,) = checkpoints
+    assert {name.split(".")[0] for name in checkpoint.tensors} == {"student", "distillers", "ftm"}
+    trained = sum(name in checkpoint.tensors for name in ("student.module.patch_embed.proj.weight",))
+    assert trained == 1
+    trained = sum(len(group["params"]) for group in checkpoint.optimizer["param_groups"])
+    assert trained == len(checkpoint.optimizer["state"]) < len(checkpoint.tensors)
+
+
+def test_a_teacher_says_exactly_what_is_asked():
+    network = tapped()
+    target = SpectralTarget(match_levels(network.shapes.maps, network.shapes.maps, 1, "pairs"))
+    sealed = Teacher(network, target)
+    assert sealed.signals(torch.rand(2, 3, 8, 8), frozenset()) == Signals()
+    with pytest.raises(AssertionError, match="calibrated"):
+        sealed.signals(torch.rand(2, 3, 8, 8), frozenset({"spectra"}))
+    calibrate(sealed, [batch(6)], CPU)
+    said = sealed.signals(torch.rand(2, 3, 8, 8), frozenset({"spectra", "logits"}))
+    assert said.maps is None and said.embedding is None
+    assert said.spectra is not None and [tuple(s.shape) for s in said.spectra] == [(2, 6, 9), (2, 6, 9)]
+    assert said.logits is not None and not said.logits.requires_grad
+
+
+def test_calibration_uses_the_first_images_and_is_deterministic():
+    network = tapped()
+    target = SpectralTarget(match_levels(network.shapes.maps, network.shapes.maps, 1, "pairs"))
+    data = batch(30)
+    batches = [Batch(*(None if f is None else f[i : i + 8] for f in data)) for i in range(0, 30, 8)]
+    one, two = (Teacher(network, target) for _ in range(2))
+    assert calibrate(one, iter(batches), CPU, images=20) == 20
+    assert calibrate(two, batches, CPU, images=20) == 20
+    assert one.ftm is not None and two.ftm is not None
+    state = two.ftm.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in one.ftm.state_dict().items())
+    with torch.no_grad():
+        raw = one.ftm.raw(network(data.image[:20], frozenset({"maps"})).maps or ())
+    torch.testing.assert_close(one.ftm.get_buffer("mean1"), raw[1].mean(0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(one.ftm.get_buffer("scale1"), raw[1].std(0, correction=0), atol=1e-6, rtol=1e-4)
+    assert calibrate(Teacher(network, target), batches, CPU, images=1000) == 30
+    with pytest.raises(ValueError, match="at least 2 images"):
+        calibrate(Teacher(network, target), batches, CPU, images=1)
+
+
+def test_calibration_sees_unmixed_training_images_of_view_0(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Batch] = []
+    states = []
+    real = calibrate
+
+    def spy(sealed: Teacher, batches: Any, device: torch.device, images: int) -> int:
+        used = real(sealed, (seen.append(b) or b for b in batches), device, images)
+        assert sealed.ftm is not None
+        states.append(sealed.ftm.state_dict())
+        return used
+
+    monkeypatch.setattr(training, "calibrate", spy)
+    for name, mixing in {"mixed": {}, "plain": {"mixup": 0.0, "cutmix": 0.0}}.items():
+        uhkd.distill(**words(teacher, tmp_path / name, epochs=1, seed=4, **mixing))
+    source = open_data("digits", train_limit=100).train
+    assert sorted(i for b in seen[: len(seen) // 2] for i in b.index.tolist()) == list(range(100))
+    augmentation = Augmentation((8, 8), "pad", flip=False)
+    for b in seen:
+        assert b.target is not None and b.label is not None
+        assert torch.equal(b.target, F.one_hot(b.label, 10).float())
+        for image, index in zip(b.image[:5], b.index[:5].tolist(), strict=True):
+            wanted = torch.from_numpy(plain_view(source, index, seed=4, view=0, augmentation=augmentation)) / 255
+            assert torch.equal(image, wanted)
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_a_linear_probe_separates_and_folds_the_standardisation():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    x = torch.randn(90, 5, generator=generator) * 0.1 + F.one_hot(labels, 5)
+    probe = fit_linear_probe(x, labels, 3)
+    assert (probe(x).argmax(1) == labels).all()
+    again = fit_linear_probe(x, labels, 3)
+    assert torch.equal(probe.weight, again.weight) and torch.equal(probe.bias, again.bias)
+    scale, shift = torch.tensor([1e-3, 1.0, 50.0, 2.0, 7.0]), torch.tensor([0.0, -3.0, 400.0, 1.0, 2.0])
+    other = fit_linear_probe(x * scale + shift, labels, 3)
+    torch.testing.assert_close(other(x * scale + shift), probe(x), atol=0.02, rtol=0.01)
+
+
+def test_a_linear_probe_stands_constant_features_and_absent_classes():
+    labels = torch.arange(40) % 2
+    x = torch.stack([labels.float(), torch.zeros(40), torch.full((40,), 0.5)], 1)
+    probe = fit_linear_probe(x, labels, 3)
+    assert (probe(x).argmax(1) == labels).all()
+    assert probe.weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "correct", "wanted"),
+    [
+        ((50, 50), 65, True),  # 0.5 + 3 sqrt(0.25 / 100) = 0.65
+        ((50, 50), 66, False),
+        ((100,) * 10, 128, True),  # 0.1 + 3 sqrt(0.09 / 1000) = 0.1285
+        ((100,) * 10, 129, False),
+        ((90, 10), 98, True),  # the commonest class alone gives 90: 0.9 + 3 * 0.03 = 0.99
+        ((90, 10), 100, False),
+        ((20,), 20, True),
+    ],
+)
+def test_at_chance(counts: tuple[int, ...], correct: int, wanted: bool):
+    labels = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)])
+    assert at_chance(correct, labels) is wanted
+
+
+# finiteness
+
+
+def test_totals_mean_and_survive_json():
+    totals = Totals(CPU)
+    for x in (0.1, 0.7, 1 / 3):
+        totals.add(torch.tensor(x), {"ce": torch.tensor(2 * x)})
+    copy = Totals(CPU)
+    copy.restore(json.loads(json.dumps(totals.as_dict())))
+    for t in (totals, copy):
+        t.add(torch.tensor(0.3), {"ce": torch.tensor(0.9)})
+    assert copy.means() == totals.means()
+    assert totals.means()["loss"] == pytest.approx((0.1 + 0.7 + 1 / 3 + 0.3) / 4)
+    totals.reset()
+    assert totals.means() == {}
+
+
+def test_totals_name_the_terms_that_are_not_finite_and_do_not_forget():
+    totals = Totals(CPU)
+    totals.add(torch.tensor(1.0), {"ce": torch.tensor(1.0)})
+    totals.check_finite(1, "kept")
+    totals.add(torch.tensor(float("nan")), {"ce": torch.tensor(1.0), "uhkd.kl": torch.tensor(float("inf"))})
+    with pytest.raises(ValueError, match=r"by step 7 \(terms: uhkd\.kl\); the old one is kept\. Try a lower lr"):
+        totals.check_finite(7, "the old one is kept")
+    totals.reset()
+    totals.add(torch.tensor(1.0), {"ce": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="their weighted sum"):
+        totals.check_finite(8, "kept")
+
+
+def test_totals_look_at_weights():
+    totals = Totals(CPU)
+    totals.look_at([torch.ones(3), torch.zeros(())])
+    totals.check_finite(1, "kept")
+    totals.look_at([torch.ones(3), torch.tensor([1.0, float("inf")])])
+    with pytest.raises(ValueError, match="weights stopped being finite by step 2"):
+        totals.check_finite(2, "kept")
+
+
+class Overflow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * float("inf")
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    calls = iter(range(100))
+
+    def poisoned(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+        loss = weigh(terms, weights)
+        if next(calls) != 7:
+            return loss
+        return loss * float("nan") if kind == "loss" else Overflow.apply(loss)
+
+    asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, log_every=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "weigh", poisoned)
+        with pytest.raises(ValueError, match=r"stopped being finite by step 8 .*checkpoint of step 7 is kept.*lower lr"):
+            uhkd.distill(**asked)
+    checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
+    assert checkpoint is not None and checkpoint.step == 7
+    assert all(v.isfinite().all() for v in checkpoint.tensors.values() if v.is_floating_point())
+    assert uhkd.distill(**asked, resume=True).metrics["step"] == 15
+
+
+# resuming
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stopping(after: int) -> Any:
+    """`Progress.follow` that breaks off once `after` steps of this process are done."""
+    follow = Progress.follow
+
+    def limited(self: Progress, batches: Any) -> Iterator[Any]:
+        for count, item in enumerate(follow(self, batches)):
+            if count == after:
+                raise Interrupted
+            yield item
+
+    return limited
+
+
+def keeping(steps: set[int]) -> Any:
+    """`RunFolder.write_checkpoint` that writes those of some steps alone."""
+    write = RunFolder.write_checkpoint
+
+    def chosen(self: RunFolder, checkpoint: Checkpoint) -> None:
+        if checkpoint.step in steps:
+            write(self, checkpoint)
+
+    return chosen
+
+
+@pytest.fixture
+def keep_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished runs keep their last checkpoint, for a look at the optimizer."""
+    monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    runs = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+        for precision in ("fp32", "bf16"):
+            runs[precision] = tmp_path_factory.mktemp("whole") / precision
+            uhkd.distill(**words(teacher, runs[precision], precision=precision, checkpoint_minutes=1e-9))
+    return runs
+
+
+def assert_equal_runs(one: RunFolder, two: RunFolder) -> None:
+    assert one.weights.read_bytes() == two.weights.read_bytes()
+    a, b = one.read_checkpoint(), two.read_checkpoint()
+    assert a is not None and b is not None and a.step == b.step == 15
+    assert a.tensors.keys() == b.tensors.keys()
+    assert [k for k, v in a.tensors.items() if not torch.equal(v, b.tensors[k])] == []
+    assert a.optimizer["param_groups"] == b.optimizer["param_groups"]
+    assert a.optimizer["state"].keys() == b.optimizer["state"].keys() != set()
+    for key, state in a.optimizer["state"].items():
+        assert all(torch.equal(v, b.optimizer["state"][key][k]) for k, v in state.items())
+    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in run.read_metrics()] for run in (one, two)]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [5, 10, 15]
+    arrays, others = one.read_arrays(), two.read_arrays()
+    assert arrays.keys() == others.keys()
+    for name in arrays.keys() - {"latency_ms"}:
+        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name, strict=True)
+    results = [run.read_result() for run in (one, two)]
+    for result in results:
+        del result["environment"], result["teacher"]
+        result["metrics"] = {k: v for k, v in result["metrics"].items() if k not in TIMES}
+    assert results[0] == results[1]
+
+
+@pytest.mark.usefixtures("keep_checkpoints")
+@pytest.mark.parametrize(
+    ("saved", "stopped", "precision"),
+    [
+        (set(), 3, "fp32"),  # before any checkpoint: from the start
+        ({7}, 7, "fp32"),  # in the middle of an epoch
+        ({7}, 7, "bf16"),
+        ({4}, 12, "fp32"),  # two validations later than the checkpoint: their rows are made again
+        ({2, 10}, 10, "bf16"),  # between two epochs
+        ({14, 15}, 15, "fp32"),  # after the last step, before the result
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_bit(
+    undisturbed: dict[str, Path],
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: set[int],
+    stopped: int,
+    precision: str,
+):
+    asked = words(teacher, tmp_path / "run", precision=precision, checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "follow", stopping(stopped))
+        patched.setattr(RunFolder, "write_checkpoint", keeping(saved))
+        if stopped == 15:
+            patched.setattr(training, "draw", stopping(0))  # never reached by the loader: fails after training
+            patched.setattr(training, "draw", _interrupt)
+        with pytest.raises(Interrupted):
+            uhkd.distill(**asked)
+    run = RunFolder(tmp_path / "run")
+    checkpoint = run.read_checkpoint()
+    assert (checkpoint.step if checkpoint else None) == (max(saved) if saved else None)
+    assert not run.result.exists()
+    torch.manual_seed(999)  # what the process drew before must not matter
+    np.random.seed(999)
+    result = uhkd.distill(**asked, resume=True)
+    assert result.metrics["step"] == 15
+    assert_equal_runs(RunFolder(undisturbed[precision]), run)
+
+
+def _interrupt(*_: Any) -> None:
+    raise Interrupted
+
+
+_KILLED = """
+import json, os, signal, sys
+import uhkd
+from uhkd import runs
+
+words, step = json.loads(sys.argv[1]), sys.argv[2]
+write = runs.write_atomically
+
+def deadly(path, content):
+    if path.name == "optimizer.pt" and path.parent.name.startswith(f".step-{step}."):
+        path.write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+
+runs.write_atomically = deadly
+uhkd.distill(**words)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
+@pytest.mark.usefixtures("keep_checkpoints")
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_killed_process_goes_on_to_the_bit(
+    undisturbed: dict[str, Path], teacher: Path, tmp_path: Path, precision: str
+):
+    """A process of its own is killed while it writes the checkpoint of step 9, the half of which is left behind."""
+    asked = words(teacher, tmp_path / "run", precision=precision, checkpoint_minutes=1e-9)
+    source = str(Path(uhkd.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, json.dumps(asked), "9"],
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    run = RunFolder(tmp_path / "run")
+    assert [p.name for p in run.checkpoints.glob(".step-9.*.tmp")]
+    checkpoint = run.read_checkpoint()
+    assert checkpoint is not None and checkpoint.step == 8
+    assert len(run.read_metrics()) == 1
+    uhkd.distill(**asked, resume=True)
+    assert_equal_runs(RunFolder(undisturbed[precision]), run)
+
+
+def test_another_seed_is_another_run(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path):
+    """What the tests above compare does depend on what is drawn at random."""
+    uhkd.distill(**words(teacher, tmp_path / "run", seed=1))
+    assert RunFolder(tmp_path / "run").weights.read_bytes() != RunFolder(undisturbed["fp32"]).weights.read_bytes()
+
+
+def test_the_loader_of_the_loop_is_the_counted_one(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Steps 0..14 are read once each, in epochs of whole batches."""
+    steps = []
+    real = train_loader
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        loader = real(*args, **settings)
+        steps.extend(loader.steps)
+        return loader
+
+    monkeypatch.setattr(loop, "train_loader", spy)
+    uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", batch_size=30, epochs=2))
+    assert steps == [0, 1, 2, 3, 4, 5]
