@@ -23,17 +23,20 @@ def section(name: str, summary: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {facts['versions'][k]}" for k in ("torch", "timm"))
     where = facts["gpu"] or f"{facts['cpu_cores']} CPU cores, {facts['threads']} thread a run"
     own = teacher["recipe"]
+    part = "held-out part of the training images" if summary["part"] == "val" else "test part"
+    commits = sorted({run["commit"] or "unknown" for run in summary["runs"]} | {teacher["commit"] or "unknown"})
     lines = [
         f"## {summary['title']}",
         markdown(table(summary)),
         "\n".join(f"- {line}" for line in verdicts(summary)),
-        f"Measured on the {'held-out part of the training images' if summary['part'] == 'val' else 'test part'} after the last epoch; "
+        f"Measured on the {part} after the last epoch; "
         f"{summary['data']['train_images']} training images for students, {teacher['train_images']} for the teacher "
         f"({own['model']}, {teacher['parameters'] / 1e6:.2f} M parameters, {own['epochs']} epochs). {where}; {versions}; "
-        f"commits {', '.join(sorted({run['commit'] or 'unknown' for run in summary['runs']} | {teacher['commit'] or 'unknown'}))}. "
+        f"commits {', '.join(commits)}. "
         f"File: [`results/{name}`](../results/{name}).",
         "\n".join(
-            f"- `{student}`: {r['epochs']} epochs, batch {r['batch_size']}, {r['optimizer']} lr {r['lr']:g}, weight decay {r['weight_decay']:g}, "
+            f"- `{student}`: {r['epochs']} epochs, batch {r['batch_size']}, {r['optimizer']} lr {r['lr']:g}, "
+            f"weight decay {r['weight_decay']:g}, "
             f"label smoothing {r['label_smoothing']:g}, crop {r['crop']}, {SHORT.get(r['precision'], r['precision'])}"
             for student, r in summary["recipes"].items()
         ),
@@ -53,7 +56,8 @@ def pages() -> dict[Path, str]:
     text = readme.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     short = [
-        f"**{s['title']}**\n\n{markdown(table(s))}\n\n" + "\n".join(f"- {line}" for line in verdicts(s) if "twin" in line)
+        f"**{s['title']}**\n\n{markdown(table(s))}\n\n"
+        + "\n".join(f"- {line}" for line in verdicts(s) if "twin" in line)
         for s in found.values()
     ]
     return {

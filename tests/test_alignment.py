@@ -173,7 +173,9 @@ def test_one_image_is_enough_to_predict_and_refused_in_training():
 @pytest.mark.parametrize("represent", ["area", "amplitude", "log-amplitude"])
 @pytest.mark.parametrize("form", ["offset", "rotation"])
 def test_turning_phases_that_are_not_there_is_refused(form, represent):
-    with pytest.raises(ValueError, match=f"'{form}' turns phases, and the form '{represent}' has none; use form 'pairs'"):
+    with pytest.raises(
+        ValueError, match=f"'{form}' turns phases, and the form '{represent}' has none; use form 'pairs'"
+    ):
         make(form, represent)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -44,6 +44,14 @@ TINY: dict[str, Any] = {
 STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}
 PLAIN = STUDENT | {"drop_path_rate": 0.0, "proj_drop_rate": 0.0}
 TIMES = {"seconds", "images_per_second", "data_wait"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures() -> Iterator[None]:
+    """They take longer than these trainings."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "draw", lambda run: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +106,13 @@ def test_lr_factor(step: int, settings: dict[str, Any], wanted: float):
 def test_the_loop_sets_the_learning_rate_of_each_step(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
     step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *args: Any, **settings: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args, **settings)
+
     with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.SGD, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self))[1])
+        patched.setattr(torch.optim.SGD, "step", noted)
         settings = {"schedule": "step", "step_epochs": [2], "warmup_epochs": 0.4, "lr": 0.02, "optimizer": "sgd"}
         uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", **settings))
     assert seen == pytest.approx([0.01, 0.02, *[0.02] * 8, *[0.002] * 5])
@@ -109,7 +122,7 @@ def test_the_loop_sets_the_learning_rate_of_each_step(teacher: Path, tmp_path: P
 
 
 class Stub(Distiller):
-    default_weights = {"near": 2.0, "idle": 0.0}
+    default_weights: ClassVar = {"near": 2.0, "idle": 0.0}
 
     def __init__(self, weights: dict[str, float] | None = None) -> None:
         super().__init__(weights)
@@ -222,8 +235,6 @@ def test_the_teacher_is_sealed(teacher: Path, tmp_path: Path, monkeypatch: pytes
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
     (checkpoint,) = checkpoints
     assert {name.split(".")[0] for name in checkpoint.tensors} == {"student", "distillers", "ftm"}
-    trained = sum(name in checkpoint.tensors for name in ("student.module.patch_embed.proj.weight",))
-    assert trained == 1
     trained = sum(len(group["params"]) for group in checkpoint.optimizer["param_groups"])
     assert trained == len(checkpoint.optimizer["state"]) < len(checkpoint.tensors)
 
@@ -318,8 +329,10 @@ def test_a_linear_probe_stands_constant_features_and_absent_classes():
         ((50, 50), 66, False),
         ((100,) * 10, 128, True),  # 0.1 + 3 sqrt(0.09 / 1000) = 0.1285
         ((100,) * 10, 129, False),
-        ((90, 10), 98, True),  # the commonest class alone gives 90: 0.9 + 3 * 0.03 = 0.99
-        ((90, 10), 100, False),
+        ((90, 10), 95, True),  # the commonest class alone gives 0.9; half-way to 1 comes before 3 standard errors
+        ((90, 10), 96, False),
+        ((3, 3), 4, True),
+        ((3, 3), 6, False),  # all of very few images right is no chance level
         ((20,), 20, True),
     ],
 )
@@ -392,7 +405,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, log_every=1)
     with monkeypatch.context() as patched:
         patched.setattr(loop, "weigh", poisoned)
-        with pytest.raises(ValueError, match=r"stopped being finite by step 8 .*checkpoint of step 7 is kept.*lower lr"):
+        with pytest.raises(ValueError, match=r"finite by step 8 .*checkpoint of step 7 is kept.*lower lr"):
             uhkd.distill(**asked)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
     assert checkpoint is not None and checkpoint.step == 7
@@ -498,7 +511,6 @@ def test_an_interrupted_run_goes_on_to_the_bit(
         patched.setattr(Progress, "follow", stopping(stopped))
         patched.setattr(RunFolder, "write_checkpoint", keeping(saved))
         if stopped == 15:
-            patched.setattr(training, "draw", stopping(0))  # never reached by the loader: fails after training
             patched.setattr(training, "draw", _interrupt)
         with pytest.raises(Interrupted):
             uhkd.distill(**asked)

@@ -198,11 +198,16 @@ def test_foreign_errors_point_to_the_trace(
     assert "UHKD_TRACEBACK=1" in complaint(capsys, *FINETUNE)
 
 
-def test_stopping_says_how_to_go_on(capsys: pytest.CaptureFixture[str], asked: dict, monkeypatch: pytest.MonkeyPatch):
+def test_stopping_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], asked: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     raising(monkeypatch, KeyboardInterrupt())
-    assert main([*FINETUNE, "--out", "runs/my run"]) == 130
-    line = "go on with: uhkd finetune --model m --data d --out 'runs/my run' --resume"
-    assert line in capsys.readouterr().err
+    out = tmp_path / "my run"
+    assert main([*FINETUNE, "--out", str(out)]) == 130
+    assert "stopped before the first checkpoint" in capsys.readouterr().err
+    (out / "checkpoints" / "step-3").mkdir(parents=True)
+    assert main([*FINETUNE, "--out", str(out)]) == 130
+    assert f"go on with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
     assert main(FINETUNE) == 130
     assert "--resume --out RUN_FOLDER" in capsys.readouterr().err
 

@@ -52,7 +52,9 @@ def test_soft_targets_equal_the_reference_in_value_and_gradient(temperature):
 
 def test_soft_targets_are_zero_exactly_at_equal_distributions():
     logits = random(4, 6).requires_grad_()
-    loss = soft_target_loss(logits, logits.detach() + torch.tensor([[5.0]], dtype=F64), 4.0)  # a constant shift is no change
+    loss = soft_target_loss(
+        logits, logits.detach() + torch.tensor([[5.0]], dtype=F64), 4.0
+    )  # a constant shift is no change
     loss.backward()
     assert loss.abs() < 1e-14 and logits.grad.abs().max() < 1e-14
     assert soft_target_loss(logits, logits.detach() * 1.1, 4.0) > 0
@@ -125,7 +127,9 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     logits, teacher_logits = random(4, CLASSES, seed=1).requires_grad_(), random(4, CLASSES, seed=2)
 
     terms = distiller(Signals(logits, maps), Signals(teacher_logits, spectra=transform(taught)), batch_of())
-    weigh({f"{method}.{k}": v for k, v in terms.items()}, {f"{method}.{k}": w for k, w in distiller.weights.items()}).backward()
+    weigh(
+        {f"{method}.{k}": v for k, v in terms.items()}, {f"{method}.{k}": w for k, w in distiller.weights.items()}
+    ).backward()
 
     standardise, decay = settings.get("standardise", "coefficient"), settings.get("frequency_decay", 0.0)
     shares = settings.get("level_weights", (0.5, 0.5))
@@ -145,7 +149,9 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     for i in (0, 1):
         along = random(*maps[i].shape, seed=60)
         found = (maps[i].grad * along).sum().item()
-        assert found == pytest.approx(5 * slope(lambda x, i=i: level(i, x, mixes[i]), maps[i].detach(), along), rel=1e-5)
+        assert found == pytest.approx(
+            5 * slope(lambda x, i=i: level(i, x, mixes[i]), maps[i].detach(), along), rel=1e-5
+        )
         along = random(*mixes[i].shape, seed=61)
         found = (match.fams[i].mix.weight.grad * along).sum().item()
         expected = 5 * slope(lambda m, i=i: level(i, maps[i].detach(), m), mixes[i], along)
@@ -290,7 +296,9 @@ def test_contract(case, pair):
     for name, term in terms.items():
         assert term.shape == () and term.dtype == torch.float32 and term.isfinite() and term >= 0, name
     logits = learner.student(batch.image).logits
-    torch.testing.assert_close(terms["ce"], -(batch.target * logits.log_softmax(-1)).sum(1).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        terms["ce"], -(batch.target * logits.log_softmax(-1)).sum(1).mean(), rtol=1e-4, atol=1e-5
+    )
     weigh({k: v for k, v in terms.items() if k != "ce" or method == "scratch"}, learner.weights()).backward()
     assert len(learning(learner.student)) > 0.9 * len(list(learner.student.parameters()))
     parameters = {n: p for n, p in learner.distillers.named_parameters() if p.numel()}
@@ -320,8 +328,8 @@ def test_bf16_autocast_gives_finite_float32_terms_close_to_float32(case):
     loss.backward()
     for name, term in terms.items():
         assert term.dtype == torch.float32, name
-        # measured relative differences stay below 0.04; the KL of two nearly uniform guesses is tiny and only absolute
-        assert term.item() == pytest.approx(expected[name].item(), rel=0.1, abs=1e-3), name
+        # bf16 keeps 8 bits, so a forward pass of both networks is off by about 1 in 100
+        assert term.item() == pytest.approx(expected[name].item(), rel=0.05), name
     assert all(p.grad.isfinite().all() for p in learner.parameters() if p.grad is not None)
 
 
@@ -370,7 +378,9 @@ def test_a_teacher_without_a_head_teaches_by_features_alone(method):
 
 @pytest.mark.parametrize("method", ["kd", "uhkd", "twin_a"])
 def test_soft_targets_of_a_teacher_without_a_head_are_refused(method):
-    with pytest.raises(ValueError, match=f"{method} needs teacher logits, and the teacher has none; set its weight to 0"):
+    with pytest.raises(
+        ValueError, match=f"{method} needs teacher logits, and the teacher has none; set its weight to 0"
+    ):
         assemble("ViT<-CNN", method, teacher_classes=0)
 
 
@@ -421,6 +431,7 @@ def test_features_of_weight_0_ask_nothing_of_small_maps():
 def test_weights_are_applied_once_and_by_full_name():
     terms = {"ce": torch.tensor(2.0), "uhkd.kl": torch.tensor(3.0), "uhkd.features": torch.tensor(5.0)}
     assert weigh(terms, {"ce": 1.0, "uhkd.kl": 10.0, "uhkd.features": 0.0}) == 32
+    assert weigh({"ce": terms["ce"], "kd.kl": torch.tensor(float("nan"))}, {"ce": 1.0, "kd.kl": 0.0}) == 2
     learner, _ = assemble("ViT<-CNN", "uhkd+kd", weights={"kl": 2.0, "uhkd.features": 7.0})
     assert learner.weights(ce=0.5) == {"ce": 0.5, "uhkd.kl": 2.0, "uhkd.features": 7.0, "kd.kl": 2.0}
 

@@ -90,7 +90,7 @@ def test_begin_notes_recipe_and_environment_and_resuming_keeps_them(tmp_path: Pa
     folder = begun(tmp_path / "deep" / "run")
     assert folder.read_recipe() == {k: v for k, v in RECIPE.items() if k != "resume"}
     noted = json.loads((folder.path / "environment.json").read_text())
-    assert noted["versions"]["torch"] == torch.__version__.split("+")[0] or noted["versions"]["torch"] == torch.__version__
+    assert noted["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "commit", "cpu_cores", "threads", "gpu", "command", "platform"} <= noted.keys()
     before = folder.recipe.read_bytes()
     folder.begin(RECIPE | {"epochs": 99})
@@ -124,8 +124,7 @@ def test_resuming_needs_a_run_and_the_same_recipe(tmp_path: Path):
     with pytest.raises(ValueError) as refusal:
         folder.check(RECIPE | {"epochs": 5, "lr": 0.01, "seed": 1}, resume=True)
     message = str(refusal.value)
-    assert "epochs was 3, now 5" in message and "lr was 0.001, now 0.01" in message and "seed was None, now 1" in message
-    assert "data" not in message.split(":", 1)[1]
+    assert message.endswith("another recipe: epochs was 3, now 5, lr was 0.001, now 0.01, seed was None, now 1")
 
 
 def test_checkpoints_round_trip_and_only_the_newest_stays(tmp_path: Path):

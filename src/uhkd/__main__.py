@@ -1,8 +1,10 @@
 """The command `uhkd`: its help without heavy imports, its verbs, its errors and exit codes."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from uhkd import __version__
@@ -98,10 +100,11 @@ def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:
     """How to go on with a stopped training."""
     if verb not in ("finetune", "distill"):
         return ""
-    if getattr(asked, "out", None) is None:
-        return "; go on with the same command and --resume --out RUN_FOLDER"
-    import shlex
-
+    out = getattr(asked, "out", None)
+    if out is None:
+        return "; if a checkpoint was written, go on with the same command and --resume --out RUN_FOLDER"
+    if not any(Path(out).glob("checkpoints/step-*")):
+        return " before the first checkpoint"
     words = [*rest] if "--resume" in rest else [*rest, "--resume"]
     return f"; go on with: uhkd {verb} {shlex.join(words)}"
 

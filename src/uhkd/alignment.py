@@ -49,7 +49,9 @@ class FAM(nn.Module):
         self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if form == "conv" else nn.Identity()
         if form == "mlp":
             hidden = 2 * max(channels, out) if hidden is None else hidden
-            self.mix = nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+            self.mix = nn.Sequential(
+                nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out)
+            )
         else:
             self.mix = nn.Linear(channels, out, bias=False)
         if form in ("offset", "rotation"):

@@ -64,7 +64,9 @@ class Diagnostics:
     def note(self, step: int) -> None:
         """After a validation: spectra, and the error of each coefficient."""
         maps = self._maps(self.student)
-        row = {"steps": np.int64(step)} | {f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)}
+        row = {"steps": np.int64(step)} | {
+            f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)
+        }
         if self.targets:
             assert self.match is not None
             training = self.match.training

@@ -98,7 +98,7 @@ def radial_spectrum(x: Float[Tensor, "b c h w"]) -> Float[Tensor, " r"]:
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
-    """Linear centred kernel alignment in [0, 1] (Kornblith et al. 2019, eq. 4 with linear kernels); 1 for equal up to rotation."""
+    """Linear centred kernel alignment in [0, 1] (Kornblith et al. 2019, eq. 4, linear kernels); 1: equal up to rotation."""
     x, y = (v.double() - v.double().mean(0) for v in (x, y))
     gram_x, gram_y = x @ x.T, y @ y.T
     norm = gram_x.norm() * gram_y.norm()

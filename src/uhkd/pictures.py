@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,7 +36,12 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
         if len(runs) > 1:
             spread = accuracy.std(0, ddof=1)
             axes.fill_between(
-                epochs, accuracy.mean(0) - spread, accuracy.mean(0) + spread, color=line.get_color(), alpha=0.2, linewidth=0
+                epochs,
+                accuracy.mean(0) - spread,
+                accuracy.mean(0) + spread,
+                color=line.get_color(),
+                alpha=0.2,
+                linewidth=0,
             )
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
     axes.grid(alpha=0.3)
@@ -68,7 +74,7 @@ def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
     return path
 
 
-def _line(axes: Axes, energy: np.ndarray, label: str, **style: str) -> None:
+def _line(axes: Axes, energy: np.ndarray, label: str, **style: Any) -> None:
     share = np.maximum(energy / max(energy.sum(), 1e-30), 1e-8)
     axes.plot(np.arange(len(share)), share, marker="o", markersize=3, label=label, **style)
 

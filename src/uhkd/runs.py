@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it: a reader sees the old or the new, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -167,7 +167,7 @@ class RunFolder:
         """The rows of metrics.csv as numbers; empty cells left out."""
         if not self.metrics.is_file():
             return []
-        with open(self.metrics, newline="") as file:
+        with self.metrics.open(newline="") as file:
             return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
     def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -38,7 +38,10 @@ def fourier_basis(n: int, radius: int, dtype: torch.dtype = torch.float32) -> Fl
     centres = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     rows = [torch.ones(n, dtype=torch.float64)]
     for u in range(1, radius + 1):
-        rows += [math.sqrt(2) * torch.cos(2 * math.pi * u * centres), math.sqrt(2) * torch.sin(2 * math.pi * u * centres)]
+        rows += [
+            math.sqrt(2) * torch.cos(2 * math.pi * u * centres),
+            math.sqrt(2) * torch.sin(2 * math.pi * u * centres),
+        ]
     return (torch.stack(rows) / n).to(dtype)
 
 
@@ -50,7 +53,9 @@ def area_basis(n: int, cells: int, dtype: torch.dtype = torch.float32) -> Float[
     return (overlap * cells).to(dtype)
 
 
-def project(x: Float[Tensor, "b c h w"], rows: Float[Tensor, "u h"], cols: Float[Tensor, "v w"]) -> Float[Tensor, "b c u v"]:
+def project(
+    x: Float[Tensor, "b c h w"], rows: Float[Tensor, "u h"], cols: Float[Tensor, "v w"]
+) -> Float[Tensor, "b c u v"]:
     """Separable linear transform of each channel, `rows @ x @ cols.T`, in the bases' precision even inside autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return rows @ x.to(rows.dtype) @ cols.T
@@ -84,7 +89,11 @@ def halfplane_frequencies(size: tuple[int, int]) -> list[tuple[int, int]]:
     """(u, v) of each entry of `complex_halfplane` for a layout of `size` = (2*r_h+1, 2*r_w+1) coefficients."""
     us, vs = range(1, size[0] // 2 + 1), range(1, size[1] // 2 + 1)
     return (
-        [(0, 0)] + [(u, 0) for u in us] + [(0, v) for v in vs] + [(u, v) for u in us for v in vs] + [(u, -v) for u in us for v in vs]
+        [(0, 0)]
+        + [(u, 0) for u in us]
+        + [(0, v) for v in vs]
+        + [(u, v) for u in us for v in vs]
+        + [(u, -v) for u in us for v in vs]
     )
 
 
@@ -121,7 +130,9 @@ class Representation(nn.Module):
     def __init__(self, grid: tuple[int, int], size: tuple[int, int], form: Form) -> None:
         super().__init__()
         self.size, self.form = size, form
-        bases = [area_basis(n, k) if form == "area" else fourier_basis(n, k // 2) for n, k in zip(grid, size, strict=True)]
+        bases = [
+            area_basis(n, k) if form == "area" else fourier_basis(n, k // 2) for n, k in zip(grid, size, strict=True)
+        ]
         self.register_buffer("rows", bases[0], persistent=False)
         self.register_buffer("cols", bases[1], persistent=False)
 
@@ -225,7 +236,9 @@ class FTM(nn.Module):
     def __init__(self, target: SpectralTarget, maps: Maps) -> None:
         super().__init__()
         if target.standardise not in get_args(Standardise):
-            raise ValueError(f"unknown standardise {target.standardise!r}; expected one of {', '.join(get_args(Standardise))}")
+            raise ValueError(
+                f"unknown standardise {target.standardise!r}; expected one of {', '.join(get_args(Standardise))}"
+            )
         self.target = target
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)

@@ -46,5 +46,7 @@ def _onto(recipe: TrainRecipe | None, words: dict[str, Any]) -> dict[str, Any]:
 def _objects(words: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Take objects out of the words and leave a description, so that the recipe stays plain data."""
     found = {k: words[k] for k in names if k in words and not isinstance(words[k], str | os.PathLike)}
-    words |= {k: f"module/{type(v).__name__}" if k != "data" else f"object/{type(v).__name__}" for k, v in found.items()}
+    words |= {
+        k: f"module/{type(v).__name__}" if k != "data" else f"object/{type(v).__name__}" for k, v in found.items()
+    }
     return found

@@ -42,7 +42,12 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]
         for seed in range(seeds):
             for student in STUDENTS:
                 for method in METHODS:
-                    changes = {"teacher": teacher, "method": method, "seed": seed, "out": str(_cell(out, student, method, seed))}
+                    changes = {
+                        "teacher": teacher,
+                        "method": method,
+                        "seed": seed,
+                        "out": str(_cell(out, student, method, seed)),
+                    }
                     if asked.quick:
                         changes["allow_weak_teacher"] = True
                     jobs[pool.submit(_run, "distill", f"digits/{student}", changes | shorter)] = (student, method, seed)
@@ -104,7 +109,8 @@ def _run(verb: str, recipe: str, changes: dict[str, Any]) -> float:
     from uhkd.commands.judging import measure
 
     folder = Path(changes["out"])
-    with open(folder.parent / "logs" / f"{folder.name}.txt", "w") as log, contextlib.redirect_stderr(log):
+    log_file = folder.parent / "logs" / f"{folder.name}.txt"
+    with log_file.open("w") as log, contextlib.redirect_stderr(log):
         words = load_yaml(find_recipe(recipe)) | changes
         run = (finetune if verb == "finetune" else distill)(**words).run
         return measure(str(run.path))[0].metrics["accuracy"]

@@ -48,10 +48,14 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     sealed = Teacher(teacher, target)
     if target is not None:
         assert sealed.ftm is not None
-        table = Table("student tap", "teacher tap", "coefficients", "numbers an image", title=f"matched levels of {asked.method}")
+        table = Table(
+            "student tap", "teacher tap", "coefficients", "numbers an image", title=f"matched levels of {asked.method}"
+        )
         for level, (channels, k) in zip(target.levels, ftm_shapes(target, teacher.shapes.maps), strict=True):
             kept = "x".join(map(str, level.size))
-            table.add_row(student.levels[level.student], teacher.levels[level.teacher], f"{kept} {level.form}", str(channels * k))
+            table.add_row(
+                student.levels[level.student], teacher.levels[level.teacher], f"{kept} {level.form}", str(channels * k)
+            )
         console.print(table)
         with torch.no_grad():
             maps = teacher(batch.image, frozenset({"maps"})).maps
@@ -61,7 +65,9 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     weigh(terms, learner.weights()).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in distillers.parameters())
-    console.print(f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items()))
+    console.print(
+        f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
+    )
     console.print(
         f"{seconds:.2f} s without warm-up, peak resident memory {_peak_mib():.0f} MiB; "
         f"{extra / 1e6:.2f} M parameters of the method are trained and thrown away"

@@ -44,7 +44,9 @@ def choose_device(recipe: TrainRecipe) -> tuple[str, str]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch")
+        raise ValueError(
+            "device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch"
+        )
     precision = recipe.precision
     if precision == "auto":
         precision = "bf16" if fast_bf16(device) else "fp32"
@@ -85,8 +87,10 @@ def open_recipe_data(recipe: TrainRecipe, data: Any = None, class_names: Sequenc
         class_names=class_names,
     )
     test = "" if opened.test is None else f", {len(opened.test)} test"
-    say(f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
-        f"{len(opened.classes)} classes")
+    say(
+        f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
+        f"{len(opened.classes)} classes"
+    )
     for note in opened.notes:
         say(f"  {note}")
     return opened
@@ -110,8 +114,10 @@ def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[Tapp
     if crop == "auto":
         crop = "pad" if max(size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
-    say(f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"
-        + "".join(f", {k} {v:g}" for k, v in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if v))
+    say(
+        f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"
+        + "".join(f", {k} {v:g}" for k, v in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if v)
+    )
     return Augmentation(size, crop, flip, recipe.mixup, recipe.cutmix)
 
 

@@ -12,7 +12,12 @@ _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "wei
 
 
 def gather(
-    title: str, teacher: RunFolder, runs: Sequence[RunFolder], *, part: str = "val", accuracies: Sequence[float] | None = None
+    title: str,
+    teacher: RunFolder,
+    runs: Sequence[RunFolder],
+    *,
+    part: str = "val",
+    accuracies: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Everything that the numbers of one table rest on.
 
@@ -84,7 +89,10 @@ def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterable[str]:
     for student, found in sorted(by_method(summary).items()):
         for rival in (m for m in found if m != method and method in found):
             gaps = [100 * (a - b) for a, b in zip(found[method], found[rival], strict=True)]
-            mean, said = statistics.fmean(gaps), f"{student}: {method} minus {rival} {statistics.fmean(gaps):+.2f} points"
+            mean, said = (
+                statistics.fmean(gaps),
+                f"{student}: {method} minus {rival} {statistics.fmean(gaps):+.2f} points",
+            )
             if len(gaps) < 3:
                 yield f"{said} ({len(gaps)} seeds: too few to tell)"
                 continue

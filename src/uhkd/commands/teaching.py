@@ -1,8 +1,5 @@
 """Getting a teacher ready: its weights, a head that fits the data, and proof that it knows something."""
 
-from contextlib import nullcontext
-from typing import Any
-
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
@@ -50,7 +47,9 @@ def prepare_teacher(
     probed = recipe.teacher_head == "probe" or not fits
     if probed:
         if teacher.shapes.embedding is None:
-            raise ValueError(f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it")
+            raise ValueError(
+                f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
+            )
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
     loader = eval_loader(data.val, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
@@ -72,7 +71,10 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
     known = tuple(teacher.card.classes) if teacher.card is not None else ()
     if known and known != data.classes:
         differing = next((a, b) for a, b in zip(known, data.classes, strict=True) if a != b)
-        return False, f"its classes have other names or another order ({differing[0]!r} where the data has {differing[1]!r})"
+        return (
+            False,
+            f"its classes have other names or another order ({differing[0]!r} where the data has {differing[1]!r})",
+        )
     return True, ""
 
 

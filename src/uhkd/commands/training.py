@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -49,11 +48,13 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
     Raises:
         ValueError: for anything in recipe, data or model that cannot be used as asked.
     """
-    recipe, device, folder = _settle(recipe, "finetune")
+    recipe, opened, device, folder = _begin(recipe, "finetune", data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, model, device)
-    opened, fabric = _begin(recipe, device, data)
-    network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(fabric.device)
+    fabric = make_fabric(device, recipe.precision)
+    network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(
+        fabric.device
+    )
     learner = Learner(network, nn.ModuleDict(), recipe.label_smoothing)
     return _train(recipe, opened, fabric, folder, learner, None, {"verb": "finetune", "model": recipe.model})
 
@@ -67,14 +68,15 @@ def distill(
         ValueError: for anything in recipe, data, teacher or student that cannot be used as asked.
     """
     check(recipe.method, recipe.settings, recipe.weights)
-    recipe, device, folder = _settle(recipe, recipe.method)
+    recipe, opened, device, folder = _begin(recipe, recipe.method, data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, student, device)
-    opened, fabric = _begin(recipe, device, data)
+    fabric = make_fabric(device, recipe.precision)
     network = _network(
         student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
     ).to(fabric.device)
-    sealed, facts = None, {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
+    facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
+    facts["method"], sealed = recipe.method, None
     if recipe.method != "scratch":
         workers = choose_workers(recipe, opened)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
@@ -85,20 +87,18 @@ def distill(
     return _train(recipe, opened, fabric, folder, learner, sealed, facts)
 
 
-def _settle(recipe: Recipe, label: str) -> tuple[Recipe, str, RunFolder]:
-    """Settle the machine, and see that the folder can be written, before anything slow."""
+def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, RunFolder]:
+    """Settle machine, data and batch, and see that the folder can be written, before anything slow."""
     folder = run_folder(recipe, label)
+    if not recipe.resume:
+        folder.check({}, resume=False)
     device, precision = choose_device(recipe)
-    recipe = recipe.resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
-    folder.check(recipe.model_dump(mode="json"), resume=recipe.resume)
-    return recipe, device, folder
-
-
-def _begin(recipe: TrainRecipe, device: str, data: Any) -> tuple[Data, Fabric]:
-    say(f"running on {device} in {recipe.precision}, {torch.get_num_threads()} CPU threads")
+    say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
     opened = open_recipe_data(recipe, data)
-    recipe = fit_batch(recipe, opened)
-    return opened, make_fabric(device, recipe.precision)
+    recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
+    if recipe.resume:
+        folder.check(recipe.model_dump(mode="json"), resume=True)
+    return recipe, opened, device, folder
 
 
 def _finished(folder: RunFolder, module: nn.Module | None, device: str) -> Result:
@@ -175,8 +175,10 @@ def _train(
         sealed = Teacher(teacher, next(iter(targets), None), fabric.autocast)
     if sealed is not None and sealed.ftm is not None:
         _settle_ftm(sealed, recipe, data, replace(augmentation, mixup=0.0, cutmix=0.0), fabric, folder, workers)
-    say(f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
-        f"{recipe.optimizer} lr {recipe.learning_rate:g}; writing to {folder.path}")
+    say(
+        f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
+        f"{recipe.optimizer} lr {recipe.learning_rate:g}; writing to {folder.path}"
+    )
     ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
     rows = train(Job(learner, sealed, data, augmentation, recipe, folder, fabric, workers, ce_weight, say))
     student.eval()
@@ -187,14 +189,24 @@ def _train(
         extra = sum(p.numel() for p in learner.distillers.parameters())
         facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
         facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-        draw(folder)
+        pictures = ", ".join(path.name for path in draw(folder))
         folder.write_json(folder.result.name, facts | {"environment": environment()})  # the last: it says "finished"
         folder.drop_checkpoints()
+        for line in _table(facts):
+            say(line)
+        say(f"run folder {folder.path} with {pictures}; measure it with: uhkd eval {folder.path}")
+        say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
     return Result(student, rows[-1], folder)
 
 
 def _settle_ftm(
-    teacher: Teacher, recipe: TrainRecipe, data: Data, augmentation: Any, fabric: Fabric, folder: RunFolder, workers: int
+    teacher: Teacher,
+    recipe: TrainRecipe,
+    data: Data,
+    augmentation: Any,
+    fabric: Fabric,
+    folder: RunFolder,
+    workers: int,
 ) -> None:
     """Statistics from the checkpoint, or from one pass over un-mixed training images of view 0."""
     assert teacher.ftm is not None
@@ -204,7 +216,13 @@ def _settle_ftm(
         return
     batch = min(EVAL_BATCH, len(data.train))
     loader = train_loader(
-        data.train, augmentation, seed=recipe.seed, batch_size=batch, epochs=1, num_classes=len(data.classes), workers=workers
+        data.train,
+        augmentation,
+        seed=recipe.seed,
+        batch_size=batch,
+        epochs=1,
+        num_classes=len(data.classes),
+        workers=workers,
     )
     used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
     say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")
@@ -217,7 +235,7 @@ def _table(facts: dict[str, Any]) -> list[str]:
         return [f"{facts['model']}: validation accuracy {own}"]
     teacher = facts.get("teacher_metrics")
     rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
-    rows |= {name: "not run" for name in ("scratch", "kd", "uhkd")} | {facts["method"]: f"{own}  {facts['student']}"}
+    rows |= dict.fromkeys(("scratch", "kd", "uhkd"), "not run") | {facts["method"]: f"{own}  {facts['student']}"}
     return ["validation accuracy after the last epoch:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 

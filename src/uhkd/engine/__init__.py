@@ -5,4 +5,15 @@ from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
 
-__all__ = ["EVAL_BATCH", "Job", "Learner", "Teacher", "at_chance", "calibrate", "fit_linear_probe", "lr_factor", "train", "weigh"]
+__all__ = [
+    "EVAL_BATCH",
+    "Job",
+    "Learner",
+    "Teacher",
+    "at_chance",
+    "calibrate",
+    "fit_linear_probe",
+    "lr_factor",
+    "train",
+    "weigh",
+]

@@ -29,10 +29,9 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
         """Raw named terms: "ce" when the batch has targets, "method.term" of each distiller."""
-        labelled = batch.target is not None
-        student = self.student(batch.image, self.student_needs | ({"logits"} if labelled else set()))
+        student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
         terms = {}
-        if labelled:
+        if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
         for name, distiller in self.distillers.items():
             terms |= {f"{name}.{term}": value for term, value in distiller(student, teacher, batch).items()}

@@ -37,7 +37,9 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -60,7 +62,10 @@ class Progress:
         """Images a second and the share of time waiting for data, since this process began to train."""
         elapsed = max(time.monotonic() - self.began, 1e-9)
         done = self.step + 1 - self.first
-        return {"images_per_second": round(done * self.images / elapsed, 1), "data_wait": round(self.waited / elapsed, 4)}
+        return {
+            "images_per_second": round(done * self.images / elapsed, 1),
+            "data_wait": round(self.waited / elapsed, 4),
+        }
 
     def log(self, means: Mapping[str, float], lr: float) -> None:
         """Loss terms so far in this epoch."""

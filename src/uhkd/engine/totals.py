@@ -48,7 +48,9 @@ class Totals:
                 f"{advice}"
             )
         if not bool(self.sound):
-            raise ValueError(f"weights stopped being finite by step {step} (the loss was still finite); {kept}. {advice}")
+            raise ValueError(
+                f"weights stopped being finite by step {step} (the loss was still finite); {kept}. {advice}"
+            )
 
     def as_dict(self) -> dict[str, float]:
         """Sums and count as numbers that JSON keeps exactly."""
@@ -57,4 +59,6 @@ class Totals:
     def restore(self, saved: Mapping[str, float]) -> None:
         """Take over what `as_dict` gave."""
         self.count = int(saved["count"])
-        self.sums = {k: torch.tensor(v, dtype=torch.float32, device=self.device) for k, v in saved.items() if k != "count"}
+        self.sums = {
+            k: torch.tensor(v, dtype=torch.float32, device=self.device) for k, v in saved.items() if k != "count"
+        }

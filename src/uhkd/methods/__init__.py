@@ -104,16 +104,21 @@ def build(
     Raises:
         ValueError: for unknown or impossible settings, or for a field of the teacher that cannot be had.
     """
-    distillers = nn.ModuleDict(
-        {name: METHODS[name](shapes, w, **s) for name, (s, w) in check(method, settings, weights).items()}
-    )
+    distillers = nn.ModuleDict()
+    for name, (chosen, term_weights) in check(method, settings, weights).items():
+        make: Any = METHODS[name]  # each takes settings of its own, checked above
+        distillers[name] = make(shapes, term_weights, **chosen)
     targets = set()
     for name, distiller in distillers.items():
         assert isinstance(distiller, Distiller)
         for side, measured in (("student", shapes.student), ("teacher", shapes.teacher)):
             for field in sorted(getattr(distiller.needs, side)):
                 if field in ("logits", "embedding") and getattr(measured, field, None) is None:
-                    hint = "; set its weight to 0 or give the teacher a head (teacher_head=probe)" if field == "logits" else ""
+                    hint = (
+                        "; set its weight to 0 or give the teacher a head (teacher_head=probe)"
+                        if field == "logits"
+                        else ""
+                    )
                     raise ValueError(f"{name} needs {side} {field}, and the {side} has none{hint}")
         classes = [side.logits for side in (shapes.student, shapes.teacher) if side is not None]
         if "logits" in distiller.needs.student & distiller.needs.teacher and len(set(classes)) > 1:
@@ -124,7 +129,9 @@ def build(
         if distiller.needs.target is not None:
             targets.add(distiller.needs.target)
     if len(targets) > 1:
-        raise ValueError(f"the methods of {method!r} ask for different spectra of one teacher; give them the same settings")
+        raise ValueError(
+            f"the methods of {method!r} ask for different spectra of one teacher; give them the same settings"
+        )
     return distillers
 
 

@@ -1,6 +1,7 @@
 """KD: soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,7 +31,7 @@ class KD(Distiller):
         temperature: T > 0.
     """
 
-    default_weights = {"kl": 1.0}
+    default_weights: ClassVar = {"kl": 1.0}
 
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 4.0) -> None:
         super().__init__(weights)

@@ -45,7 +45,9 @@ class LevelMatching(nn.Module):
             raise ValueError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
         count = len(target.levels)
         if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
-            raise ValueError(f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}")
+            raise ValueError(
+                f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}"
+            )
         self.level_weights = tuple(level_weights or [1 / count] * count)
         self.taps = tuple(level.student for level in target.levels)
         self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)
@@ -69,6 +71,8 @@ class LevelMatching(nn.Module):
         """sum_l w_l * level_error_l."""
         errors = [
             w * level_error(predicted, target, self.get_buffer(f"weights{i}"))
-            for i, (w, predicted, target) in enumerate(zip(self.level_weights, self.predict(maps), targets, strict=True))
+            for i, (w, predicted, target) in enumerate(
+                zip(self.level_weights, self.predict(maps), targets, strict=True)
+            )
         ]
         return torch.stack(errors).sum()

@@ -6,6 +6,7 @@ channel reduction, projector, levels and soft targets are UHKD's, so a differenc
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class TwinA(Distiller):
     Args: as `UHKD`, without the options that only a spectrum has.
     """
 
-    default_weights = {"kl": 1.0, "features": 10.0}
+    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
     full_grid = False
 
     def __init__(

@@ -8,6 +8,7 @@ here; docs/method.md says what each default rests on.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class UHKD(Distiller):
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
     """
 
-    default_weights = {"kl": 1.0, "features": 10.0}
+    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class UHKD(Distiller):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if form == "area":
-            raise ValueError("form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude")
+            raise ValueError(
+                "form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude"
+            )
         self.temperature = temperature
         logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
         if self.wants("features"):
