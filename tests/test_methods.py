@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from references.methods import fam, ftm, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from torch import Tensor, nn
 
+from references.methods import fam, ftm, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from uhkd.alignment import FAM
 from uhkd.data import Batch
 from uhkd.engine.learner import Learner, weigh

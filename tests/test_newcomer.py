@@ -54,7 +54,8 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
     for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors", "card.json", "result.json"):
         assert (out / name).stat().st_size > 0
     for name in ("curves.png", "spectra.png", "cka.png"):
-        assert Image.open(out / name).size[0] > 300
+        with Image.open(out / name) as picture:
+            assert picture.size[0] > 300
     assert main(["eval", str(out), "--data", str(digits)]) == 0
     assert "accuracy" in capsys.readouterr().out
     assert main(["predict", str(out), str(digits / "zero"), "--top", "2"]) == 0
@@ -76,7 +77,8 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
         (["--weights", "featurs=3"], "did you mean 'features'"),
         (["--batch-size", "5000"], "larger than the training part of 108 images; use --batch-size 27 or less"),
         (["--seeed", "3"], "did you mean '--seed'"),
-        (["--image-size", "7"], "7"),
+        (["--image-size", "2"], "image_size: expected a value >= 4, found '2'"),
+        (["--student", "timm/test_vit", "--image-size", "20"], "20"),
         (["--device", "cuda"], "no GPU"),
         (["--teacher-levels", "nope"], "nope"),
         (["--student-levels", "0", "--settings", "radius=1"], "at least two matched levels"),
@@ -136,7 +138,8 @@ def test_mistakes_in_the_data_are_named(digits, tmp_path, capsys):
     bad = tmp_path / "bad"
     shutil.copytree(digits, bad)
     (bad / "zero" / "7.png").write_bytes(b"not an image")
-    assert "7.png" in finetune(bad) and "--skip-bad-images" in finetune(bad)
+    said = finetune(bad)
+    assert "7.png" in said and "--skip-bad-images" in said
     words = ["--model", "uhkd/vit_micro", "--data", str(bad), *TINY, "--skip-bad-images", "--out", str(tmp_path / "skipped")]
     assert main(["finetune", *words]) == 0
     assert "7.png" in capsys.readouterr().err

@@ -185,6 +185,24 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, limit: dict[str
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_nobody_asked_for_is_fitted_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    batches = []
+
+    def caught(job: loop.Job) -> None:
+        batches.append(job.recipe.batch_size)
+        raise Stop
+
+    monkeypatch.setattr(training, "train", caught)
+    words = {k: v for k, v in TINY.items() if k != "batch_size"} | {"model": "uhkd/resnet10", "options": CNN}
+    with pytest.raises(Stop):
+        uhkd.finetune(out=tmp_path / "words", **words)
+    with pytest.raises(Stop):
+        uhkd.finetune(build(FinetuneRecipe, words), out=tmp_path / "recipe")
+    with pytest.raises(Stop):
+        uhkd.finetune(build(FinetuneRecipe, words | {"batch_size": 60}), out=tmp_path / "asked")
+    assert batches == [25, 25, 60]
+
+
 def test_parts_of_a_batch_too_small_for_statistics_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="leaves 1 image a part"):
         uhkd.finetune(model="uhkd/resnet10", out=tmp_path / "run", **TINY | {"accumulate": 20})
@@ -383,7 +401,7 @@ def test_resuming_a_finished_run_says_so_and_returns_it(
     tuned = uhkd.finetune(model=own, out=tmp_path / "own", **TINY | {"epochs": 1})
     weights = {k: v.clone() for k, v in own.state_dict().items()}
     capsys.readouterr()
-    for name in ("train", "open_recipe_data", "prepare_teacher"):
+    for name in ("train", "make_fabric", "prepare_teacher"):
         monkeypatch.setattr(training, name, _never)
     again = uhkd.distill(**words, resume=True)
     assert "is finished" in capsys.readouterr().err

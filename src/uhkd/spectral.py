@@ -18,8 +18,9 @@ from torch import Tensor, nn
 Form = Literal["pairs", "amplitude", "log-amplitude", "area"]
 Standardise = Literal["none", "channel", "coefficient"]
 
-# Below this share of a level's typical spread a coefficient is treated as dead instead of being blown up to unit variance.
-_SPREAD_FLOOR = 1e-3
+# No coefficient is divided by less than this share of its level's typical spread: a channel that slept on the calibration
+# images and wakes up later would otherwise give targets of thousands and drown the loss.
+_SPREAD_FLOOR = 0.1
 
 
 def max_radius(n: int) -> int:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from references.spectral import coefficient, real_spectrum
 from torch import Tensor
+
+from references.spectral import coefficient, real_spectrum
 
 Size = tuple[int, int]
 

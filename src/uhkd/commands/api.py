@@ -40,7 +40,7 @@ def distill(recipe: DistillRecipe | None = None, **words: Any) -> Result:
 
 
 def _onto(recipe: TrainRecipe | None, words: dict[str, Any]) -> dict[str, Any]:
-    return words if recipe is None else recipe.model_dump() | words
+    return words if recipe is None else recipe.model_dump(exclude_unset=True) | words
 
 
 def _objects(words: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

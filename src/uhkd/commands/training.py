@@ -90,8 +90,8 @@ def distill(
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, RunFolder]:
     """Settle machine, data and batch, and see that the folder can be written, before anything slow."""
     folder = run_folder(recipe, label)
-    if not recipe.resume:
-        folder.check({}, resume=False)
+    if not (recipe.resume and folder.started()):
+        folder.check({}, resume=recipe.resume)
     device, precision = choose_device(recipe)
     say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
     opened = open_recipe_data(recipe, data)

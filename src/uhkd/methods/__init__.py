@@ -130,7 +130,8 @@ def build(
             targets.add(distiller.needs.target)
     if len(targets) > 1:
         raise ValueError(
-            f"the methods of {method!r} ask for different spectra of one teacher; give them the same settings"
+            f"the methods of {method!r} ask for different targets of one teacher; give them the same "
+            "settings, or use one of them (spatial and spectral targets do not join)"
         )
     return distillers
 
