@@ -537,7 +537,7 @@ def test_temperature_must_be_positive_everywhere(method):
 
 
 def test_methods_that_want_different_spectra_of_one_teacher_are_refused():
-    with pytest.raises(ValueError, match="'uhkd\\+twin_a' ask for different spectra of one teacher"):
+    with pytest.raises(ValueError, match="'uhkd\\+twin_a' ask for different targets of one teacher"):
         build("uhkd+twin_a", SMALL)
 
 

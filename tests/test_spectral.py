@@ -227,7 +227,7 @@ def test_radius_zero_is_refused():
 
 def calibrated(standardise="coefficient", channels=None, form="pairs", images=64):
     ftm = FTM(SpectralTarget(match_levels(MAPS, MAPS, 1, form), standardise, channels), MAPS)
-    scale = torch.tensor([1.0, 10.0, 0.1, 3.0, 2.0, 5.0, 1.0, 1.0])
+    scale = torch.tensor([1.0, 4.0, 0.5, 3.0, 2.0, 50.0, 1.0, 1.0])
     batch = [maps(images, *shape, seed=i, dtype=torch.float32) * scale[: shape[0], None, None] + i for i, shape in enumerate(MAPS)]
     ftm.calibrate(ftm.raw(batch))
     return ftm, batch
@@ -260,6 +260,8 @@ def test_a_dead_coefficient_stays_at_zero():
     batch[0][:, 1] = 7.0
     ftm.calibrate(ftm.raw(batch))
     assert ftm(batch)[0][:, 1].abs().max() < 0.1
+    batch[0][:3, 1] = 8.0  # it wakes up: a large target, not one of thousands
+    assert 1 < ftm(batch)[0][:, 1].abs().max() < 100
 
 
 def test_pca_keeps_the_components_of_largest_variance():

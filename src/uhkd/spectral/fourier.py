@@ -1,0 +1,99 @@
+"""The transform itself: bases at cell centres, real coefficients, and their complex reading."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def max_radius(n: int) -> int:
+    """Highest frequency an axis of `n` cells carries without its Nyquist row: floor((n-1)/2)."""
+    return (n - 1) // 2
+
+
+def fourier_basis(n: int, radius: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "k n"]:
+    """Rows `1, sqrt2 cos(2 pi u y), sqrt2 sin(2 pi u y)` for u = 1..radius at the cell centres, divided by n: (2*radius+1, n).
+
+    Raises:
+        ValueError: when `radius` exceeds floor((n-1)/2), the highest frequency that `n` cells determine.
+    """
+    if not 0 <= radius <= max_radius(n):
+        raise ValueError(f"radius must lie in 0..{max_radius(n)} for an axis of {n} cells, got {radius}")
+    centres = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    rows = [torch.ones(n, dtype=torch.float64)]
+    for u in range(1, radius + 1):
+        rows += [
+            math.sqrt(2) * torch.cos(2 * math.pi * u * centres),
+            math.sqrt(2) * torch.sin(2 * math.pi * u * centres),
+        ]
+    return (torch.stack(rows) / n).to(dtype)
+
+
+def area_basis(n: int, cells: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "k n"]:
+    """Rows that average `n` cells over `cells` equal intervals by overlap (area pooling): (cells, n), each row summing to 1."""
+    edges = torch.arange(n, dtype=torch.float64) / n
+    starts = torch.arange(cells, dtype=torch.float64)[:, None] / cells
+    overlap = (torch.minimum(edges + 1 / n, starts + 1 / cells) - torch.maximum(edges, starts)).clamp_min(0)
+    return (overlap * cells).to(dtype)
+
+
+def project(
+    x: Float[Tensor, "b c h w"], rows: Float[Tensor, "u h"], cols: Float[Tensor, "v w"]
+) -> Float[Tensor, "b c u v"]:
+    """Separable linear transform of each channel, `rows @ x @ cols.T`, in the bases' precision even inside autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return rows @ x.to(rows.dtype) @ cols.T
+
+
+def spectrum(x: Float[Tensor, "b c h w"], radius: int | tuple[int, int]) -> Float[Tensor, "b c u v"]:
+    """Low-frequency coefficients of every channel in the real orthonormal layout: (B, C, 2*r_h+1, 2*r_w+1), at least float32."""
+    r_h, r_w = (radius, radius) if isinstance(radius, int) else radius
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows = fourier_basis(x.shape[-2], r_h, dtype).to(x.device)
+    return project(x, rows, fourier_basis(x.shape[-1], r_w, dtype).to(x.device))
+
+
+def complex_halfplane(coefficients: Float[Tensor, "b c u v"]) -> tuple[Float[Tensor, "b c k"], Float[Tensor, "b c k"]]:
+    """Real and imaginary part of X[u,v] for one frequency of each conjugate pair, in the order of `halfplane_frequencies`.
+
+    With a = 2 pi u y, b = 2 pi v x: exp(-i(a+b)) = (cos a cos b - sin a sin b) - i (sin a cos b + cos a sin b), and the sign
+    of the second factor flips for -v. The basis carries sqrt2 per non-constant axis, hence the factors 1/2 and 1/sqrt2.
+    """
+    x = coefficients
+    dc, half = x[..., :1, :1], 1 / math.sqrt(2)
+    row_c, row_s = half * x[..., 1::2, :1], half * x[..., 2::2, :1]
+    col_c, col_s = half * x[..., :1, 1::2], half * x[..., :1, 2::2]
+    cc, cs, sc, ss = x[..., 1::2, 1::2], x[..., 1::2, 2::2], x[..., 2::2, 1::2], x[..., 2::2, 2::2]
+    real = [dc, row_c, col_c, (cc - ss) / 2, (cc + ss) / 2]
+    imaginary = [torch.zeros_like(dc), -row_s, -col_s, -(sc + cs) / 2, (cs - sc) / 2]
+    return torch.cat([p.flatten(-2) for p in real], -1), torch.cat([p.flatten(-2) for p in imaginary], -1)
+
+
+def halfplane_frequencies(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """(u, v) of each entry of `complex_halfplane` for a layout of `size` = (2*r_h+1, 2*r_w+1) coefficients."""
+    us, vs = range(1, size[0] // 2 + 1), range(1, size[1] // 2 + 1)
+    return (
+        [(0, 0)]
+        + [(u, 0) for u in us]
+        + [(0, v) for v in vs]
+        + [(u, v) for u in us for v in vs]
+        + [(u, -v) for u in us for v in vs]
+    )
+
+
+def rotate(
+    coefficients: Float[Tensor, "b c u v"], row_angles: Float[Tensor, " r"], col_angles: Float[Tensor, " s"]
+) -> Float[Tensor, "b c u v"]:
+    """Turn the (cos, sin) pair of frequency u by `row_angles[u-1]` and of v by `col_angles[v-1]` (radians).
+
+    Angles 2 pi u d are the sampling offset d (in units of the image side): x(y) becomes x(y - d).
+    """
+
+    def turn(x: Tensor, angles: Tensor) -> Tensor:
+        cos, sin = torch.cos(angles), torch.sin(angles)
+        c, s = x[..., 1::2], x[..., 2::2]
+        turned = torch.stack((c * cos - s * sin, c * sin + s * cos), -1).flatten(-2)
+        return torch.cat((x[..., :1], turned), -1)
+
+    return turn(turn(coefficients, col_angles).mT, row_angles).mT

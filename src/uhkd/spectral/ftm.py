@@ -1,0 +1,99 @@
+"""FTM: teacher maps to compact, standardised spectra."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.spectral.levels import Maps, SpectralTarget, Standardise, ftm_shapes
+from uhkd.spectral.representation import Representation
+
+# No coefficient is divided by less than this share of its level's median spread: a channel that slept on the calibration
+# images and wakes up later would otherwise give targets of thousands and drown the loss.
+_SPREAD_FLOOR = 0.1
+
+
+class FTM(nn.Module):
+    """Feature Transformation Module: teacher maps -> compact, standardised spectra. Nothing in it is trained.
+
+    Per level: low-frequency coefficients -> standardise -> optional fixed channel reduction (PCA). Its statistics come from
+    one calibration pass (`calibrate`) and are then frozen. Standardisation subtracts the mean of each coefficient of each
+    channel and divides by its own standard deviation ("coefficient"), by the root mean square of the standard deviations of
+    the channel's coefficients ("channel"), or does neither ("none").
+    Source: FTM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
+    """
+
+    calibrated: Tensor
+
+    def __init__(self, target: SpectralTarget, maps: Maps) -> None:
+        super().__init__()
+        if target.standardise not in get_args(Standardise):
+            raise ValueError(
+                f"unknown standardise {target.standardise!r}; expected one of {', '.join(get_args(Standardise))}"
+            )
+        self.target = target
+        self.represent = nn.ModuleList()
+        self.shapes = ftm_shapes(target, maps)
+        for i, (level, (channels, k)) in enumerate(zip(target.levels, self.shapes, strict=True)):
+            c, h, w = maps[level.teacher]
+            self.represent.append(Representation((h, w), level.size, level.form))
+            self.register_buffer(f"mean{i}", torch.zeros(c, k))
+            self.register_buffer(f"scale{i}", torch.ones(c, k))
+            if target.channels is not None:
+                self.register_buffer(f"pca{i}", torch.zeros(channels, c))
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    def raw(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
+        """Representations before standardisation, one per level."""
+        return tuple(rep(maps[lv.teacher]) for rep, lv in zip(self.represent, self.target.levels, strict=True))
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
+        """All the teacher's maps -> one (B, C_target, K) spectrum per level, float32."""
+        spectra = []
+        for i, x in enumerate(self.raw(maps)):
+            x = (x - self.get_buffer(f"mean{i}")) / self.get_buffer(f"scale{i}")
+            if self.target.channels is not None:
+                with torch.autocast(x.device.type, enabled=False):
+                    x = self.get_buffer(f"pca{i}") @ x
+            spectra.append(x)
+        return tuple(spectra)
+
+    @torch.no_grad()
+    def calibrate(self, raw: Sequence[Float[Tensor, "n _ _"]]) -> None:
+        """Set mean, scale and PCA of every level from the raw representations of n >= 2 images.
+
+        Raises:
+            ValueError: for fewer than two images, or values that are not finite.
+        """
+        for i, (x, (channels, _)) in enumerate(zip(raw, self.shapes, strict=True)):
+            if len(x) < 2 or not x.isfinite().all():
+                raise ValueError(
+                    f"calibration of level {i} needs at least 2 images with finite teacher features, got {len(x)}"
+                    f"{'' if x.isfinite().all() else ' with NaN or infinite values: is the teacher sound?'}"
+                )
+            x = x.double()
+            mean, scale = x.mean(0), torch.ones_like(x[0])
+            if self.target.standardise != "none":
+                variance = x.var(0, correction=0)
+                if self.target.standardise == "channel":
+                    variance = variance.mean(-1, keepdim=True).expand_as(variance)
+                spread = variance.sqrt()
+                scale = spread.clamp_min(_spread_floor(spread))
+                self.get_buffer(f"mean{i}").copy_(mean)
+                self.get_buffer(f"scale{i}").copy_(scale)
+                x = (x - mean) / scale
+            if self.target.channels is not None:
+                rows = x.mT.flatten(0, 1)
+                # eigh sorts upwards; the largest components come first and get a fixed sign, so that reruns agree
+                components = torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors.flip(1)[:, :channels].T
+                sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+                self.get_buffer(f"pca{i}").copy_(components * sign)
+        self.calibrated.fill_(True)
+
+
+def _spread_floor(spread: Tensor) -> float:
+    """Least divisor of a level: a share of the median spread, which a few huge channels do not move; 1 if all are constant."""
+    alive = spread[spread > 1e-6 * spread.max()]
+    return _SPREAD_FLOOR * alive.median().item() if len(alive) else 1.0
