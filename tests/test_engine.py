@@ -525,6 +525,25 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     assert_equal_runs(RunFolder(undisturbed[precision]), run)
 
 
+def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = np.random.default_rng(0).integers(0, 255, (64, 8, 8, 3), dtype=np.uint8)
+    file = tmp_path / "mine.npz"
+
+    def write(labels: np.ndarray) -> None:
+        np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+
+    write(np.arange(64) % 4)
+    asked = words(teacher, tmp_path / "run", data=str(file), train_limit=None, method="scratch", checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "follow", stopping(2))
+        with pytest.raises(Interrupted):
+            uhkd.distill(**asked)
+    write(np.arange(64)[::-1] % 4)
+    with pytest.raises(ValueError, match="the images or labels of mine are not those that it began with"):
+        uhkd.distill(**asked, resume=True)
+    assert RunFolder(tmp_path / "run").read_checkpoint() is not None
+
+
 def _interrupt(*_: Any) -> None:
     raise Interrupted
 

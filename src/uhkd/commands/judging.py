@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
-from uhkd.commands.setup import say
+from uhkd.commands.setup import image_size, say
 from uhkd.data import eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -62,7 +62,7 @@ def measure(
     images = opened.val if part == "val" else opened.test
     if images is None:
         raise ValueError(f"data {opened.name} has no test part; use --split val")
-    loader = eval_loader(images, network.input_size, batch_size=batch_size)
+    loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
     title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
     return score(network, loader, chosen), title, network
 

@@ -60,7 +60,8 @@ def train(job: Job) -> list[dict[str, float]]:
     which was never interrupted.
 
     Raises:
-        ValueError: when the batch is larger than the training part, or the loss stops being finite.
+        ValueError: when the batch is larger than the training part, the data is not the interrupted run's, or the loss stops
+            being finite.
     """
     recipe, learner, teacher, fabric, folder = job.recipe, job.learner, job.teacher, job.fabric, job.folder
     per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
@@ -84,6 +85,11 @@ def train(job: Job) -> list[dict[str, float]]:
 
     checkpoint = folder.read_checkpoint()
     if checkpoint is not None:
+        if checkpoint.facts["data"] != job.data.fingerprint:
+            raise ValueError(
+                f"cannot resume {folder.path}: the images or labels of {job.data.name} are not those that it began with; "
+                "put them back, or start a new run with another --out"
+            )
         step, rows, seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
         learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith("ftm.")})
         optimizer.load_state_dict(checkpoint.optimizer)
@@ -105,7 +111,7 @@ def train(job: Job) -> list[dict[str, float]]:
         if teacher is not None and teacher.ftm is not None:
             tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
         if fabric.is_global_zero:
-            facts = {"rows": rows, "seconds": seconds, "totals": totals.as_dict()}
+            facts = {"data": job.data.fingerprint, "rows": rows, "seconds": seconds, "totals": totals.as_dict()}
             folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
         kept = f"the checkpoint of step {step} is kept"
 
