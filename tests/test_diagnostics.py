@@ -54,14 +54,14 @@ def test_a_distillation_leaves_every_documented_array(runs: dict[str, RunFolder]
     # evaluations T = 2 (4 epochs, every 2nd); student 3 levels of 4x4; teacher 4 levels of 16, 8, 4, 2 cells a side
     wanted = {"steps": (2,)} | {f"student_spectrum_{i}": (2, 2) for i in range(3)}
     wanted |= {f"teacher_spectrum_{i}": (r,) for i, r in enumerate((11, 5, 2, 1))}
-    wanted |= {f"error_{i}": (2, k) for i, k in enumerate((5, 5, 1))}  # log-amplitudes: (9 + 1) / 2 of a 3x3 layout
+    wanted |= {f"error_{i}": (2, k) for i, k in enumerate((9, 9, 1))}
     wanted |= {f"frequency_{i}": (k,) for i, k in enumerate((5, 5, 1))}
     wanted |= {"cka_start": (3, 4), "cka_end": (3, 4), "val_prediction": (143,), "val_label": (143,)}
     wanted |= {"confusion": (10, 10), "latency_ms": (1,)}
     assert shapes == wanted
     assert arrays["steps"].tolist() == [10, 20]
     assert all(np.isfinite(value).all() for value in arrays.values())
-    np.testing.assert_allclose(arrays["frequency_0"], radial_frequencies((3, 3), "log-amplitude").numpy())
+    np.testing.assert_allclose(arrays["frequency_0"], radial_frequencies((3, 3), "pairs").numpy())
     for name in ("cka_start", "cka_end"):
         assert ((arrays[name] >= 0) & (arrays[name] <= 1 + 1e-6)).all()
     assert not np.array_equal(arrays["cka_start"], arrays["cka_end"])

@@ -533,7 +533,9 @@ def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, mon
         np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 
     write(np.arange(64) % 4)
-    asked = words(teacher, tmp_path / "run", data=str(file), train_limit=None, method="scratch", checkpoint_minutes=1e-9)
+    asked = words(
+        teacher, tmp_path / "run", data=str(file), train_limit=None, method="scratch", checkpoint_minutes=1e-9
+    )
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "follow", stopping(2))
         with pytest.raises(Interrupted):

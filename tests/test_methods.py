@@ -211,7 +211,7 @@ def test_weights_by_frequency_belong_to_the_loss_and_fall():
 METHODS_TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "scratch": ("scratch", {}),
     "kd": ("kd", {}),
-    "uhkd log-amplitude": ("uhkd", {}),
+    "uhkd log-amplitude": ("uhkd", {"form": "log-amplitude"}),
     "uhkd amplitude": ("uhkd", {"form": "amplitude", "standardise": "channel"}),
     "uhkd pairs": ("uhkd", {"form": "pairs", "radius": 2, "frequency_decay": 1.0}),
     "uhkd reduced": ("uhkd", {"channels": 8, "standardise": "none"}),
@@ -517,11 +517,15 @@ def test_scratch_has_no_settings():
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("inf")}, "temperature=inf of uhkd: input should be a finite number"),
         ({"channels": 0}, "channels must be at least 1"),
+        ({"channels": 4, "form": "amplitude"}, "channels=4 mixes channels linearly and fits form 'pairs'"),
         ({"level_weights": [1.0]}, "level_weights needs 2 factors >= 0, one a matched level, got \\[1.0\\]"),
         ({"level_weights": [1.0, -1.0]}, "level_weights needs 2 factors >= 0"),
         ({"form": "area"}, "form 'area' is spatial: use method 'twin_a'"),
         ({"fam": "lin"}, "fam='lin' of uhkd: input should be 'linear', 'mlp'"),
-        ({"fam": "offset"}, "turns phases, and the form 'log-amplitude' has none; use form 'pairs'"),
+        (
+            {"fam": "offset", "form": "log-amplitude"},
+            "turns phases, and the form 'log-amplitude' has none; use form 'pairs'",
+        ),
         ({"fam": "mlp", "hidden": 0}, "hidden must be at least 1"),
     ],
 )

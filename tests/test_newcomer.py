@@ -29,7 +29,19 @@ def digits(tmp_path_factory):
 def teacher(digits, tmp_path_factory):
     """A teacher trained by the command line."""
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    words = ["--model", "uhkd/mixer_micro", "--data", str(digits), *TINY, "--epochs", "15", "--lr", "0.003", "--out", str(out)]
+    words = [
+        "--model",
+        "uhkd/mixer_micro",
+        "--data",
+        str(digits),
+        *TINY,
+        "--epochs",
+        "15",
+        "--lr",
+        "0.003",
+        "--out",
+        str(out),
+    ]
     assert main(["finetune", *words]) == 0
     return out
 
@@ -46,8 +58,35 @@ def refused(capsys, *argv):
 
 def test_the_path_that_works(digits, teacher, tmp_path, capsys):
     out = tmp_path / "student"
-    words = ["--teacher", str(teacher), "--student", "timm/test_vit", "--data", str(digits), "--method", "uhkd", "--seed", "1"]
-    assert main(["distill", *words, "--image-size", "32", "--student-options", "patch_size=8", "--epochs", "1", "--out", str(out)]) == 0
+    words = [
+        "--teacher",
+        str(teacher),
+        "--student",
+        "timm/test_vit",
+        "--data",
+        str(digits),
+        "--method",
+        "uhkd",
+        "--seed",
+        "1",
+    ]
+    assert (
+        main(
+            [
+                "distill",
+                *words,
+                "--image-size",
+                "32",
+                "--student-options",
+                "patch_size=8",
+                "--epochs",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().err
     assert "batch size 27, a quarter of the 108 training images" in said
     assert "teacher" in said and "scratch    not run" in said and "uhkd.load_run" in said
@@ -90,18 +129,41 @@ def test_a_mistake_in_distill_is_told_in_one_line(flags, said, digits, teacher, 
     if flags == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     words = {"--teacher": teacher, "--student": "uhkd/vit_micro", "--data": digits, "--out": tmp_path / "run"}
-    words |= dict(zip(["--image-size", "--epochs", "--batch-size", "--precision"], ["16", "1", "16", "fp32"], strict=True))
+    words |= dict(
+        zip(["--image-size", "--epochs", "--batch-size", "--precision"], ["16", "1", "16", "fp32"], strict=True)
+    )
     words |= dict([flags[:2]] + ([flags[2:]] if flags[2:] else []))
     assert said in refused(capsys, "distill", *(w for pair in words.items() for w in pair))
     assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
 
 
 def test_an_untrained_teacher_is_refused_with_the_way_out(digits, tmp_path, capsys):
-    words = ["--teacher", "uhkd/resnet10", "--teacher-start", "random", "--student", "uhkd/vit_micro", "--data", digits, *TINY]
+    words = [
+        "--teacher",
+        "uhkd/resnet10",
+        "--teacher-start",
+        "random",
+        "--student",
+        "uhkd/vit_micro",
+        "--data",
+        digits,
+        *TINY,
+    ]
     said = refused(capsys, "distill", *words, "--teacher-head", "keep", "--out", tmp_path / "a")
     assert "does not fit" in said or "chance level" in said
     untrained = tmp_path / "teacher"
-    finetune = ["finetune", "--model", "uhkd/vit_micro", "--data", str(digits), *TINY, "--lr", "1e-9", "--out", str(untrained)]
+    finetune = [
+        "finetune",
+        "--model",
+        "uhkd/vit_micro",
+        "--data",
+        str(digits),
+        *TINY,
+        "--lr",
+        "1e-9",
+        "--out",
+        str(untrained),
+    ]
     assert main(finetune) == 0
     capsys.readouterr()
     words = ["--teacher", untrained, "--student", "uhkd/vit_micro", "--data", digits, *TINY, "--out", tmp_path / "b"]
@@ -123,7 +185,9 @@ def test_a_teacher_with_other_classes_gets_a_linear_probe(digits, teacher, tmp_p
 
 def test_mistakes_in_the_data_are_named(digits, tmp_path, capsys):
     def finetune(folder):
-        return refused(capsys, "finetune", "--model", "uhkd/vit_micro", "--data", folder, *TINY, "--out", tmp_path / "run")
+        return refused(
+            capsys, "finetune", "--model", "uhkd/vit_micro", "--data", folder, *TINY, "--out", tmp_path / "run"
+        )
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -140,7 +204,16 @@ def test_mistakes_in_the_data_are_named(digits, tmp_path, capsys):
     (bad / "zero" / "7.png").write_bytes(b"not an image")
     said = finetune(bad)
     assert "7.png" in said and "--skip-bad-images" in said
-    words = ["--model", "uhkd/vit_micro", "--data", str(bad), *TINY, "--skip-bad-images", "--out", str(tmp_path / "skipped")]
+    words = [
+        "--model",
+        "uhkd/vit_micro",
+        "--data",
+        str(bad),
+        *TINY,
+        "--skip-bad-images",
+        "--out",
+        str(tmp_path / "skipped"),
+    ]
     assert main(["finetune", *words]) == 0
     assert "7.png" in capsys.readouterr().err
 

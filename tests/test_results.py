@@ -59,10 +59,17 @@ def test_table_and_verdicts_are_arithmetic():
     assert table(summary)[1][:3] == ["s", "1.50 M", "90.00"]
     assert set(table(summary)[1][3:]) == {"81.00 ± 1.00", "71.00 ± 1.00"}
     (line,) = verdicts(summary)
-    error = statistics.stdev([10, 9, 11]) / 3**0.5
-    assert f"uhkd minus scratch +10.00 points, standard error {error:.2f} (beyond" in line
+    half = 4.302653 * statistics.stdev([10, 9, 11]) / 3**0.5  # Student's t at 0.975 with 2 degrees of freedom
+    assert f"uhkd minus scratch +10.00 ± {half:.2f} points (95 % over seeds: a difference)" in line
     (line,) = verdicts(example([0.8, 0.7, 0.75], [0.75, 0.75, 0.74]))
-    assert "within two standard errors" in line
+    assert "no difference shown" in line
     (line,) = verdicts(example([0.8, 0.7], [0.75, 0.75]))
-    assert "too few" in line
+    assert "+0.00 points (2 seeds: too few to tell)" in line
     assert mean_sd([0.5]) == "50.00"
+
+
+def test_verdicts_pair_by_seed():
+    summary = example([0.8, 0.81, 0.82, 0.9], [0.7, 0.72, 0.71])
+    summary["runs"].reverse()
+    (line,) = verdicts(summary)
+    assert "+10.00" in line  # seed 3 of uhkd has no partner

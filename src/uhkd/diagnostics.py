@@ -92,9 +92,7 @@ class Diagnostics:
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Take over an interrupted run's arrays up to a step."""
-        if "steps" not in arrays:
-            return
-        kept = int((arrays["steps"] <= step).sum())
+        kept = int((arrays["steps"] <= step).sum()) if "steps" in arrays else 0
         for name, value in arrays.items():
             if name == "steps" or name.startswith(("student_spectrum_", "error_")):
                 self.noted[name] = list(value[:kept])

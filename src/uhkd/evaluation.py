@@ -98,11 +98,24 @@ def radial_spectrum(x: Float[Tensor, "b c h w"]) -> Float[Tensor, " r"]:
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
-    """Linear centred kernel alignment in [0, 1] (Kornblith et al. 2019, eq. 4, linear kernels); 1: equal up to rotation."""
-    x, y = (v.double() - v.double().mean(0) for v in (x, y))
-    gram_x, gram_y = x @ x.T, y @ y.T
-    norm = gram_x.norm() * gram_y.norm()
-    return float((gram_x * gram_y).sum() / norm) if norm > 0 else 0.0
+    """Linear centred kernel alignment of n >= 4 paired samples (Kornblith et al. 2019, section 3), debiased.
+
+    With the unbiased estimate of HSIC (Song et al. 2012, eq. 5): about 0 for unrelated features however wide they are, where
+    the plain estimate nears 1 once the width exceeds n; 1 for features equal up to rotation and scale. Cut to [0, 1].
+    """
+    grams = [v.double() @ v.double().T for v in (x, y)]
+    cross, own_x, own_y = (_unbiased_hsic(a, b) for a, b in (grams, (grams[0], grams[0]), (grams[1], grams[1])))
+    if own_x <= 0 or own_y <= 0:
+        return 0.0
+    return min(max(cross / (own_x * own_y) ** 0.5, 0.0), 1.0)
+
+
+def _unbiased_hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:
+    """Up to the factor n (n - 3), which cancels in CKA."""
+    n = len(k)
+    k, m = (g - g.diag().diag() for g in (k, m))
+    total = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ m.sum(0)) / (n - 2)
+    return total.item()
 
 
 def cka_matrix(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Float[Tensor, "s t"]:

@@ -79,10 +79,11 @@ def numbers(x: Tensor, size: Size, form: str) -> list[float]:
     out = []
     for u, v in frequencies(size):
         value = coefficient(x, u, v)
-        if form == "amplitude":
-            out.append(value.real if (u, v) == (0, 0) else math.sqrt(abs(value) ** 2 + 1e-8))
+        amplitude = math.sqrt(abs(value) ** 2 + 1e-8)
+        if (u, v) == (0, 0):
+            out.append(value.real)
         else:
-            out.append(math.log(math.sqrt(abs(value) ** 2 + 1e-8) + 1e-3))
+            out.append(amplitude if form == "amplitude" else math.log(amplitude + 1e-3))
     return out
 
 

@@ -108,11 +108,12 @@ def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
 
 
 def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
-    """The size every image is brought to (see `image_size`), and how it is varied."""
+    """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
     size = image_size(data, networks)
     crop = recipe.crop
     if crop == "auto":
-        crop = "pad" if max(size) <= _SMALL else "resized"
+        # by the trained network alone, so that a scratch baseline sees what a distilled student sees
+        crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
     say(
         f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"

@@ -3,7 +3,10 @@
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from scipy.stats import t
 
 from uhkd.runs import RunFolder
 
@@ -26,11 +29,13 @@ def gather(
             first, then the runs in order).
 
     Raises:
-        ValueError: when runs of one student differ in more than method, seed, settings and weights.
+        ValueError: when runs of one student differ in more than method and seed, a cell comes twice, or a run was made with
+            other images or another teacher.
     """
     told = [json.loads(run.result.read_text()) for run in (teacher, *runs)]
     if accuracies is None:
         accuracies = [result["metrics"]["val_accuracy"] for result in told]
+    _refuse_mixtures(teacher, runs, told)
     recipes: dict[str, dict[str, Any]] = {}
     cells = []
     for run, result, accuracy in zip(runs, told[1:], accuracies[1:], strict=True):
@@ -57,12 +62,29 @@ def gather(
     }
 
 
-def by_method(summary: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """{student: {method: [accuracy by seed]}} in order of first appearance, seeds ascending."""
-    table: dict[str, dict[str, list[float]]] = {}
-    for run in sorted(summary["runs"], key=lambda run: run["seed"]):
-        table.setdefault(run["student"], {}).setdefault(run["method"], []).append(run["accuracy"])
-    return table
+def _refuse_mixtures(teacher: RunFolder, runs: Sequence[RunFolder], told: Sequence[dict[str, Any]]) -> None:
+    """One table: one data set, one teacher, one setting a method, one run a seed."""
+    seen: dict[tuple[str, str], dict[int, Any]] = {}
+    for run, result in zip(runs, told[1:], strict=True):
+        recipe = run.read_recipe()
+        if result["data_fingerprint"] != told[1]["data_fingerprint"]:
+            raise ValueError(f"{run.path} was trained on other images than {runs[0].path}")
+        if recipe["method"] != "scratch" and Path(recipe["teacher"]).resolve() != teacher.path.resolve():
+            raise ValueError(f"{run.path} learned from {recipe['teacher']}, not from {teacher.path}")
+        cells = seen.setdefault((recipe["student"], recipe["method"]), {})
+        if recipe["seed"] in cells:
+            raise ValueError(f"{run.path} repeats seed {recipe['seed']} of {recipe['student']} by {recipe['method']}")
+        cells[recipe["seed"]] = (recipe["settings"], recipe["weights"])
+        if len({json.dumps(words, sort_keys=True) for words in cells.values()}) > 1:
+            raise ValueError(f"{run.path} has other settings or weights than other seeds of {recipe['method']}")
+
+
+def by_method(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """{student: {method: {seed: accuracy}}} in order of first appearance, seeds ascending."""
+    table: dict[str, dict[str, dict[int, float]]] = {}
+    for run in summary["runs"]:
+        table.setdefault(run["student"], {}).setdefault(run["method"], {})[run["seed"]] = run["accuracy"]
+    return {s: {m: dict(sorted(seeds.items())) for m, seeds in found.items()} for s, found in table.items()}
 
 
 def mean_sd(values: Sequence[float]) -> str:
@@ -78,27 +100,29 @@ def table(summary: Mapping[str, Any]) -> list[list[str]]:
     size = {run["student"]: run["parameters"] for run in summary["runs"]}
     rows = [
         [student, f"{size[student] / 1e6:.2f} M", f"{100 * summary['teacher']['accuracy']:.2f}"]
-        + [mean_sd(found[m]) if m in found else "not run" for m in methods]
+        + [mean_sd(list(found[m].values())) if m in found else "not run" for m in methods]
         for student, found in sorted(cells.items(), key=lambda item: item[0])
     ]
     return [["student", "parameters", "teacher", *methods], *rows]
 
 
 def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterable[str]:
-    """What the numbers say of a method against each other one, paired by seed, whichever way it falls."""
+    """What the numbers say of a method against each other one, paired by seed, whichever way it falls.
+
+    The interval is Student's t with 95 % confidence over student seeds; one teacher and one set of images are behind all.
+    """
     for student, found in sorted(by_method(summary).items()):
         for rival in (m for m in found if m != method and method in found):
-            gaps = [100 * (a - b) for a, b in zip(found[method], found[rival], strict=True)]
-            mean, said = (
-                statistics.fmean(gaps),
-                f"{student}: {method} minus {rival} {statistics.fmean(gaps):+.2f} points",
-            )
+            seeds = sorted(found[method].keys() & found[rival].keys())
+            gaps = [100 * (found[method][seed] - found[rival][seed]) for seed in seeds]
             if len(gaps) < 3:
-                yield f"{said} ({len(gaps)} seeds: too few to tell)"
+                mean = f"{statistics.fmean(gaps):+.2f} points" if gaps else "no seed in common"
+                yield f"{student}: {method} minus {rival} {mean} ({len(gaps)} seeds: too few to tell)"
                 continue
-            error = statistics.stdev(gaps) / len(gaps) ** 0.5
-            beyond = "beyond" if abs(mean) > 2 * error else "within"
-            yield f"{said}, standard error {error:.2f} ({beyond} two standard errors)"
+            mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+            half = error * float(t.ppf(0.975, len(gaps) - 1))
+            said = "no difference shown" if abs(mean) <= half else "a difference"
+            yield f"{student}: {method} minus {rival} {mean:+.2f} ± {half:.2f} points (95 % over seeds: {said})"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

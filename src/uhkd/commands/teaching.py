@@ -26,6 +26,14 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
     if module is not None:
         size = data.native_size or (224, 224)
         return wrap(module, num_classes=len(data.classes), image_size=size, levels=levels)
+    run = RunFolder(recipe.teacher)
+    if run.started() and run.read_recipe().get("data") == recipe.data:
+        held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
+        if held_out != recipe.val_fraction:
+            say(
+                f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may have seen "
+                "validation images, and its accuracy below may be too good"
+            )
     brings_its_own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
     start = recipe.teacher_start or ("random" if brings_its_own else "pretrained")
     return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)

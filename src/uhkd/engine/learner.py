@@ -37,6 +37,11 @@ class Learner(nn.Module):
             terms |= {f"{name}.{term}": value for term, value in distiller(student, teacher, batch).items()}
         return terms
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the student's own architecture exempts from weight decay (position embeddings and the like)."""
+        own = getattr(self.student.module, "no_weight_decay", set)
+        return {f"student.module.{name}" for name in own()}
+
     def weights(self, ce: float = 1.0) -> dict[str, float]:
         """Weight of every term by full name."""
         weights = {"ce": ce}

@@ -99,6 +99,7 @@ def train(job: Job) -> list[dict[str, float]]:
         job.say(f"going on at step {step} of {total} (epoch {min(step // per_epoch + 1, recipe.epochs)})")
     else:
         diagnostics.begin()
+        folder.write_arrays(diagnostics.arrays())
 
     def check_finite() -> None:
         totals.look_at(learner.parameters())
@@ -170,7 +171,9 @@ def train(job: Job) -> list[dict[str, float]]:
                     fabric.backward(loss / len(parts))
                 totals.add(loss.detach(), terms)
             if recipe.clip_grad is not None:
-                fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_grad, error_if_nonfinite=False)
+                # each side by itself: a method's own layers must not shrink the step of the student, which all methods share
+                for side in (learner.student, learner.distillers):
+                    torch.nn.utils.clip_grad_norm_(list(side.parameters()), recipe.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
             step += 1

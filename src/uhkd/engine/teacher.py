@@ -72,7 +72,9 @@ def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, 
 def fit_linear_probe(embedding: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float = 1e-3) -> nn.Linear:
     """Multinomial logistic regression on frozen embeddings (N, D), deterministic; standardisation is folded into the layer."""
     embedding = embedding.detach().float()
-    mean, spread = embedding.mean(0), embedding.std(0).clamp_min(1e-6)
+    mean, spread = embedding.mean(0), embedding.std(0)
+    # a feature that sleeps on these images and wakes up on others must not shout
+    spread = spread.clamp_min(max(0.1 * spread.median().item(), 1e-6))
     x = (embedding - mean) / spread
     weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)

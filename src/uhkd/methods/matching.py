@@ -43,6 +43,9 @@ class LevelMatching(nn.Module):
         super().__init__()
         if target.channels is not None and target.channels < 1:
             raise ValueError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
+        form = target.levels[0].form
+        if target.channels is not None and form not in ("pairs", "area"):
+            raise ValueError(f"channels={target.channels} mixes channels linearly and fits form 'pairs', not {form!r}")
         count = len(target.levels)
         if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
             raise ValueError(
@@ -57,9 +60,9 @@ class LevelMatching(nn.Module):
                 FAM(student[level.student], shape, size=level.size, represent=level.form, form=fam, hidden=hidden)
             )
             decay = (1 + self.frequencies[i]).pow(-frequency_decay)
-            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean; raw ones keep Parseval's scale,
-            # where their sum is the mean over cells.
-            raw = target.standardise == "none" and level.form != "area"
+            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean. Raw pairs keep Parseval's scale:
+            # their sum is the mean over cells.
+            raw = target.standardise == "none" and level.form == "pairs"
             weights = decay if raw else decay / decay.sum()
             self.register_buffer(f"weights{i}", weights, persistent=False)
 

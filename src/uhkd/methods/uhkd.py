@@ -45,7 +45,7 @@ class UHKD(Distiller):
         weights: Mapping[str, float] | None = None,
         *,
         radius: int = 1,
-        form: Form = "log-amplitude",
+        form: Form = "pairs",
         standardise: Standardise = "coefficient",
         channels: int | None = None,
         fam: FAMForm = "linear",

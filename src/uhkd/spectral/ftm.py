@@ -21,7 +21,8 @@ class FTM(nn.Module):
     Per level: low-frequency coefficients -> standardise -> optional fixed channel reduction (PCA). Its statistics come from
     one calibration pass (`calibrate`) and are then frozen. Standardisation subtracts the mean of each coefficient of each
     channel and divides by its own standard deviation ("coefficient"), by the root mean square of the standard deviations of
-    the channel's coefficients ("channel"), or does neither ("none").
+    the channel's coefficients ("channel"), or does neither ("none"). No divisor is smaller than a tenth of the level's
+    median one. PCA scores are divided by one number a level, so that their mean square is 1 as without PCA.
     Source: FTM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
     """
 
@@ -80,7 +81,7 @@ class FTM(nn.Module):
                 if self.target.standardise == "channel":
                     variance = variance.mean(-1, keepdim=True).expand_as(variance)
                 spread = variance.sqrt()
-                scale = spread.clamp_min(_spread_floor(spread))
+                scale = spread.clamp_min(_spread_floor(spread, x.abs().mean()))
                 self.get_buffer(f"mean{i}").copy_(mean)
                 self.get_buffer(f"scale{i}").copy_(scale)
                 x = (x - mean) / scale
@@ -89,11 +90,15 @@ class FTM(nn.Module):
                 # eigh sorts upwards; the largest components come first and get a fixed sign, so that reruns agree
                 components = torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors.flip(1)[:, :channels].T
                 sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
-                self.get_buffer(f"pca{i}").copy_(components * sign)
+                size = (rows @ components.T).square().mean().sqrt().clamp_min(1e-12)
+                self.get_buffer(f"pca{i}").copy_(components * sign / size)
         self.calibrated.fill_(True)
 
 
-def _spread_floor(spread: Tensor) -> float:
-    """Least divisor of a level: a share of the median spread, which a few huge channels do not move; 1 if all are constant."""
-    alive = spread[spread > 1e-6 * spread.max()]
+def _spread_floor(spread: Tensor, size: Tensor) -> float:
+    """Least divisor of a level: a share of the median spread, which a few huge channels do not move.
+
+    A spread of 1e-5 of the values' mean size and less is rounding noise; a level of nothing else gets 1.
+    """
+    alive = spread[spread > 1e-5 * size]
     return _SPREAD_FLOOR * alive.median().item() if len(alive) else 1.0

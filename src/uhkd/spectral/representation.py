@@ -18,8 +18,9 @@ class Representation(nn.Module):
     Args:
         grid: (H, W) of the maps it will meet.
         size: coefficients kept per axis, (2*r_h+1, 2*r_w+1); cells per axis for the form "area".
-        form: "pairs" (cosine and sine coefficients, K = size product), "amplitude" (|X[u,v]| of one frequency per conjugate
-            pair, the sign of DC kept: it holds no position), "log-amplitude" (its logarithm), "area" (the spatial twin).
+        form: "pairs" (cosine and sine coefficients, K = size product); "amplitude" (|X[u,v]| of one frequency of each
+            conjugate pair, K about half as large; DC keeps its sign, which holds no position); "log-amplitude" (the same,
+            the logarithm of all but DC); "area" (the spatial twin).
     """
 
     rows: Tensor
@@ -45,9 +46,9 @@ class Representation(nn.Module):
         real, imaginary = complex_halfplane(coefficients)
         # The small constant keeps the gradient finite at a zero of the spectrum, where |X| has a corner.
         amplitude = (real[..., 1:].square() + imaginary[..., 1:].square() + 1e-8).sqrt()
-        if self.form == "amplitude":
-            return torch.cat((real[..., :1], amplitude), -1)
-        return torch.cat(((real[..., :1].square() + 1e-8).sqrt(), amplitude), -1).add(1e-3).log()
+        if self.form == "log-amplitude":
+            amplitude = (amplitude + 1e-3).log()
+        return torch.cat((real[..., :1], amplitude), -1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c k"]:
         """(B, C, H, W) -> (B, C, K), float32."""
