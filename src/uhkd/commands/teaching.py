@@ -31,8 +31,8 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
         held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
         if held_out != recipe.val_fraction:
             say(
-                f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may have seen "
-                "validation images, and its accuracy below may be too good"
+                f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may "
+                "have seen validation images, and its accuracy below may be too good"
             )
     brings_its_own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
     start = recipe.teacher_start or ("random" if brings_its_own else "pretrained")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from uhkd.spectral.levels import Maps, SpectralTarget, Standardise, ftm_shapes
 from uhkd.spectral.representation import Representation
 
-# No coefficient is divided by less than this share of its level's median spread: a channel that slept on the calibration
+# No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
 # images and wakes up later would otherwise give targets of thousands and drown the loss.
 _SPREAD_FLOOR = 0.1
 
@@ -21,8 +21,8 @@ class FTM(nn.Module):
     Per level: low-frequency coefficients -> standardise -> optional fixed channel reduction (PCA). Its statistics come from
     one calibration pass (`calibrate`) and are then frozen. Standardisation subtracts the mean of each coefficient of each
     channel and divides by its own standard deviation ("coefficient"), by the root mean square of the standard deviations of
-    the channel's coefficients ("channel"), or does neither ("none"). No divisor is smaller than a tenth of the level's
-    median one. PCA scores are divided by one number a level, so that their mean square is 1 as without PCA.
+    the channel's coefficients ("channel"), or does neither ("none"). No divisor is smaller than a tenth of
+    the median over channels. PCA scores are divided by one number a level, so that their mean square is 1 as without PCA.
     Source: FTM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
     """
 
@@ -81,7 +81,7 @@ class FTM(nn.Module):
                 if self.target.standardise == "channel":
                     variance = variance.mean(-1, keepdim=True).expand_as(variance)
                 spread = variance.sqrt()
-                scale = spread.clamp_min(_spread_floor(spread, x.abs().mean()))
+                scale = torch.maximum(spread, _spread_floor(spread, x.abs().mean()))
                 self.get_buffer(f"mean{i}").copy_(mean)
                 self.get_buffer(f"scale{i}").copy_(scale)
                 x = (x - mean) / scale
@@ -95,10 +95,10 @@ class FTM(nn.Module):
         self.calibrated.fill_(True)
 
 
-def _spread_floor(spread: Tensor, size: Tensor) -> float:
-    """Least divisor of a level: a share of the median spread, which a few huge channels do not move.
+def _spread_floor(spread: Float[Tensor, "c k"], size: Tensor) -> Float[Tensor, " k"]:
+    """Least divisor of each coefficient: a share of the channels' median spread, which a few huge channels do not move.
 
-    A spread of 1e-5 of the values' mean size and less is rounding noise; a level of nothing else gets 1.
+    A spread of 1e-5 of the values' mean size and less is rounding noise; a coefficient of nothing else gets 1.
     """
-    alive = spread[spread > 1e-5 * size]
-    return _SPREAD_FLOOR * alive.median().item() if len(alive) else 1.0
+    alive = spread.where(spread > 1e-5 * size, torch.nan)
+    return (_SPREAD_FLOOR * alive.nanmedian(0).values).nan_to_num(1.0)
