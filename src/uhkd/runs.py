@@ -20,7 +20,9 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-_PACKAGES = ("uhkd", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
+from uhkd import __version__
+
+_PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -38,7 +40,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware and thread settings of this process: what a number must travel with."""
-    versions = {}
+    versions = {"uhkd": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -136,6 +138,10 @@ class RunFolder:
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe this folder was made with."""
         return yaml.safe_load(self.recipe.read_text())
+
+    def read_environment(self) -> dict[str, Any]:
+        """What `environment` said when the run began: the code that trains is the code that was loaded then."""
+        return json.loads((self.path / "environment.json").read_text())
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""

@@ -46,7 +46,7 @@ def gather(
         cells.append(
             {k: recipe[k] for k in ("student", "method", "seed", "settings", "weights")}
             | {"accuracy": accuracy, "parameters": result["parameters"], "extra_parameters": result["extra_parameters"]}
-            | {"metrics": result["metrics"], "commit": result["environment"]["commit"]}
+            | {"metrics": result["metrics"], "commit": run.read_environment()["commit"]}
         )
     own = {k: v for k, v in teacher.read_recipe().items() if k not in _CELL}
     facts = {k: v for k, v in told[-1]["environment"].items() if k != "command"}
@@ -55,7 +55,7 @@ def gather(
         "part": part,
         "data": {k: told[-1][k] for k in ("data", "data_fingerprint", "train_images")},
         "teacher": {"accuracy": accuracies[0], "recipe": own, "parameters": told[0]["parameters"]}
-        | {"train_images": told[0]["train_images"], "commit": told[0]["environment"]["commit"]},
+        | {"train_images": told[0]["train_images"], "commit": teacher.read_environment()["commit"]},
         "recipes": recipes,
         "environment": facts,
         "runs": cells,

@@ -26,7 +26,7 @@ from uhkd.methods import Distiller, build, check
 from uhkd.models import ModelCard, create, load_run, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
-from uhkd.runs import RunFolder, environment
+from uhkd.runs import RunFolder
 from uhkd.taps import Shapes, TappedModel
 
 _CALIBRATION_IMAGES = 1024
@@ -190,7 +190,9 @@ def _train(
         facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
         facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
         pictures = ", ".join(path.name for path in draw(folder))
-        folder.write_json(folder.result.name, facts | {"environment": environment()})  # the last: it says "finished"
+        folder.write_json(
+            folder.result.name, facts | {"environment": folder.read_environment()}
+        )  # the last: it says "finished"
         folder.drop_checkpoints()
         for line in _table(facts):
             say(line)
