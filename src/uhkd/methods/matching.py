@@ -1,13 +1,18 @@
-"""Multi-level matching: one FAM per pair of taps, and the mean squared error of each level."""
+"""Multi-level matching: one FAM per pair of taps, the mean squared error of each level, and the objective over both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.alignment import FAM, FAMForm
+from uhkd.data import Batch
+from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
+from uhkd.methods.kd import soft_target_loss
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
+from uhkd.taps import Shapes, Signals
 
 
 def level_error(
@@ -79,3 +84,37 @@ class LevelMatching(nn.Module):
             )
         ]
         return torch.stack(errors).sum()
+
+
+class MatchingDistiller(Distiller):
+    """The objective that UHKD shares with its spatial twins: soft targets on logits and matched features at several levels.
+
+    A subclass says what is matched, by `match_features`; until then only soft targets are asked for.
+    """
+
+    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
+
+    def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
+        super().__init__(weights)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
+        self.needs = Needs(self.logits, self.logits)
+
+    def match_features(self, shapes: Shapes, target: SpectralTarget, **settings: Any) -> None:
+        """Align the student's maps with `target`; settings as of `LevelMatching`."""
+        teacher = teacher_shapes(shapes, "matching")
+        self.match = LevelMatching(shapes.student.maps, teacher.maps, target, **settings)
+        self.needs = Needs(self.logits | {"maps"}, self.logits | {"spectra"}, target)
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"kl": T^2 KL(teacher || student), "features": sum over levels of w_l MSE(FAM_l(map), FTM_l(map))}."""
+        terms = {}
+        if self.wants("kl"):
+            assert student.logits is not None and teacher.logits is not None
+            terms["kl"] = soft_target_loss(student.logits, teacher.logits, self.temperature)
+        if self.wants("features"):
+            assert student.maps is not None and teacher.spectra is not None
+            terms["features"] = self.match(student.maps, teacher.spectra)
+        return terms

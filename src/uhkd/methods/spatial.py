@@ -6,26 +6,20 @@ channel reduction, projector, levels and soft targets are UHKD's, so a differenc
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
-
-from torch import Tensor
 
 from uhkd.alignment import FAMForm
-from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
-from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.matching import LevelMatching
+from uhkd.methods.base import teacher_shapes
+from uhkd.methods.matching import MatchingDistiller
 from uhkd.spectral import SpectralTarget, Standardise, match_levels
-from uhkd.taps import Shapes, Signals
+from uhkd.taps import Shapes
 
 
-class TwinA(Distiller):
+class TwinA(MatchingDistiller):
     """Spatial twin A: both maps area-pooled to (2*radius+1) cells an axis, then matched as UHKD matches coefficients.
 
     Args: as `UHKD`, without the options that only a spectrum has.
     """
 
-    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
     full_grid = False
 
     def __init__(
@@ -41,32 +35,15 @@ class TwinA(Distiller):
         level_weights: tuple[float, ...] | None = None,
         temperature: float = 4.0,
     ) -> None:
-        super().__init__(weights)
         student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin_b" if self.full_grid else "twin_a").maps
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.temperature = temperature
-        logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
-        self.needs = Needs(logits, logits)
+        super().__init__(weights, temperature)
         if self.wants("features"):
             levels = match_levels(student, teacher, radius, "area")
             if self.full_grid:
                 smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]
                 levels = tuple(replace(v, size=(h, w)) for v, (h, w) in zip(levels, smaller, strict=True))
             target = SpectralTarget(levels, standardise, channels)
-            self.match = LevelMatching(student, teacher, target, fam=fam, hidden=hidden, level_weights=level_weights)
-            self.needs = Needs(logits | {"maps"}, logits | {"spectra"}, target)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": soft targets, "features": pooled MSE over all levels}."""
-        terms = {}
-        if self.wants("kl"):
-            assert student.logits is not None and teacher.logits is not None
-            terms["kl"] = soft_target_loss(student.logits, teacher.logits, self.temperature)
-        if self.wants("features"):
-            assert student.maps is not None and teacher.spectra is not None
-            terms["features"] = self.match(student.maps, teacher.spectra)
-        return terms
+            self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights)
 
 
 class TwinB(TwinA):

@@ -8,20 +8,15 @@ here; docs/method.md says what each default rests on.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
-
-from torch import Tensor
 
 from uhkd.alignment import FAMForm
-from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
-from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.matching import LevelMatching
+from uhkd.methods.base import teacher_shapes
+from uhkd.methods.matching import MatchingDistiller
 from uhkd.spectral import Form, SpectralTarget, Standardise, match_levels
-from uhkd.taps import Shapes, Signals
+from uhkd.taps import Shapes
 
 
-class UHKD(Distiller):
+class UHKD(MatchingDistiller):
     """Frequency-domain matching of intermediate features at several levels, with soft targets.
 
     Args:
@@ -36,8 +31,6 @@ class UHKD(Distiller):
     Raises:
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
     """
-
-    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
 
     def __init__(
         self,
@@ -54,39 +47,19 @@ class UHKD(Distiller):
         frequency_decay: float = 0.0,
         temperature: float = 4.0,
     ) -> None:
-        super().__init__(weights)
         teacher = teacher_shapes(shapes, "uhkd")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        super().__init__(weights, temperature)
         if form == "area":
             raise ValueError(
                 "form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude"
             )
-        self.temperature = temperature
-        logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
         if self.wants("features"):
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
-            target = SpectralTarget(levels, standardise, channels)
-            self.match = LevelMatching(
-                shapes.student.maps,
-                teacher.maps,
-                target,
+            self.match_features(
+                shapes,
+                SpectralTarget(levels, standardise, channels),
                 fam=fam,
                 hidden=hidden,
                 level_weights=level_weights,
                 frequency_decay=frequency_decay,
             )
-            self.needs = Needs(logits | {"maps"}, logits | {"spectra"}, target)
-        else:
-            self.needs = Needs(logits, logits)
-
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": soft targets, "features": spectral MSE over all levels}."""
-        terms = {}
-        if self.wants("kl"):
-            assert student.logits is not None and teacher.logits is not None
-            terms["kl"] = soft_target_loss(student.logits, teacher.logits, self.temperature)
-        if self.wants("features"):
-            assert student.maps is not None and teacher.spectra is not None
-            terms["features"] = self.match(student.maps, teacher.spectra)
-        return terms
