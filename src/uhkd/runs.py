@@ -20,9 +20,7 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from uhkd import __version__
-
-_PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
+_PACKAGES = ("uhkd", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -40,7 +38,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware and thread settings of this process: what a number must travel with."""
-    versions = {"uhkd": __version__}
+    versions = {}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
