@@ -36,7 +36,13 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
             )
     brings_its_own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
     start = recipe.teacher_start or ("random" if brings_its_own else "pretrained")
-    return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
+    try:
+        return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
+    except ValueError as error:
+        flag = (
+            "" if recipe.teacher_start else " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
+        )
+        raise ValueError(f"teacher: {error}{flag if start == 'pretrained' else ''}") from error
 
 
 def prepare_teacher(
