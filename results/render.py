@@ -48,8 +48,11 @@ def pages() -> dict[Path, str]:
     """Every file this script writes, with its content."""
     found = summaries()
     head = (
-        "# Results\n\nWritten by `results/render.py` from `results/*.json`; never by hand. Mean ± sample standard deviation over "
-        "seeds, last epoch. All methods share one recipe per student; nothing was tuned per method. "
+        "# Results\n\nWritten by `results/render.py` from `results/*.json`; never by hand. Mean ± sample standard deviation "
+        "over seeds, last epoch. All methods share one recipe per student. Two choices rest on earlier trials on CIFAR-100: "
+        "the weight 10 of the feature term of UHKD and its twin on a rough trial before this code (one seed, test accuracy), "
+        "and UHKD's `form=pairs` on a screen on the same held-out images with another seed "
+        "([`results/screens`](../results/screens)); nothing else was tuned per method. "
         "`twin_a` is UHKD without a Fourier transform (see [method.md](method.md)): an ablation, not a rival."
     )
     readme = HERE.parent / "README.md"

@@ -25,7 +25,7 @@ _FUNCTIONS = {"eval": "evaluate"}
 
 _EXAMPLES = """\
   uhkd demo
-  uhkd finetune --model timm/resnet18 --data path/to/images --epochs 20 --out runs/teacher
+  uhkd finetune --model timm/resnet18 --start pretrained --data path/to/images --epochs 20 --out runs/teacher
   uhkd distill --teacher runs/teacher --student timm/deit_tiny_patch16_224 --data path/to/images --out runs/student
   uhkd eval runs/student
 """

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhkd.recipe import Schema
+from uhkd.recipe import Levels, Schema
 
 
 class DemoArguments(Schema):
@@ -36,6 +36,11 @@ class InspectArguments(Schema):
     data: str | None = Field(default=None, description="data for the dry step; none: random images")
     method: str = Field(default="uhkd", min_length=1, description="distillation method of the dry step")
     settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
+    weights: dict[str, float] = Field(default={}, description="weights of the loss terms by name, as in features=10")
+    teacher_levels: Levels = Field(default=None, description="names of the teacher's layers to match; none: chosen")
+    teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
+    student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
+    student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
     image_size: int | None = Field(default=None, ge=4, description="student's input size in pixels; none: its own")
     num_classes: int = Field(default=10, ge=2, description="classes of the student's head where no data is given")
 

@@ -40,14 +40,20 @@ class Diagnostics:
         self.fixed: dict[str, np.ndarray] = {}
         self.noted: dict[str, list[np.ndarray]] = {"steps": []}
         if teacher is not None:
-            self.teacher_maps = self._maps(teacher)
-            self.fixed |= {f"teacher_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self.teacher_maps)}
-        if ftm is not None and match is not None:
-            self.targets = ftm(self.teacher_maps)
+            maps = self._maps(teacher)
+            self.fixed |= {f"teacher_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)}
+            # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
+            self.teacher_maps = tuple(m.mean((2, 3), keepdim=True) for m in maps)
+            if ftm is not None and match is not None:
+                self.targets = ftm(maps)
+        if self.targets:
+            assert match is not None
             self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
 
     @torch.no_grad()
     def _maps(self, network: TappedModel) -> tuple[Tensor, ...]:
+        if not network.shapes.maps:
+            return ()
         training = network.training
         network.eval()
         with self.autocast():
@@ -57,7 +63,7 @@ class Diagnostics:
 
     def begin(self) -> None:
         """Before the first step: CKA with the teacher."""
-        if self.teacher_maps:
+        if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_start"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
 
     @torch.no_grad()
@@ -79,7 +85,7 @@ class Diagnostics:
 
     def end(self, evaluation: Evaluation) -> None:
         """After the last step."""
-        if self.teacher_maps:
+        if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
         self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
         self.fixed["val_label"] = _array(evaluation.labels)

@@ -17,7 +17,7 @@ def draw(run: RunFolder) -> list[Path]:
     """curves.png, spectra.png and cka.png of one run, as far as its files have the numbers; returns what was drawn."""
     made = [draw_curves({run.path.name: [run]}, run.path / "curves.png")]
     arrays = run.read_arrays()
-    if "teacher_spectrum_0" in arrays:
+    if "teacher_spectrum_0" in arrays and "student_spectrum_0" in arrays:
         made.append(draw_spectra({run.path.name: run}, run.path / "spectra.png"))
     if "cka_end" in arrays:
         made.append(_draw_cka(arrays, run.path / "cka.png"))

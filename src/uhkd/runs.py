@@ -88,8 +88,8 @@ class Checkpoint:
 class RunFolder:
     """One run's files under one folder.
 
-    recipe.yaml (resolved, reruns it), environment.json, card.json + model.safetensors (the trained network), metrics.csv,
-    result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png
+    recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
+    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -131,7 +131,7 @@ class RunFolder:
         if not self.started():
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("environment.json", environment())
-            write_atomically(self.recipe, _yaml({k: v for k, v in recipe.items() if k != "resume"}))
+            write_atomically(self.recipe, _yaml({k: v for k, v in recipe.items() if k not in ("resume", "out")}))
 
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe this folder was made with."""

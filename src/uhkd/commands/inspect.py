@@ -1,6 +1,5 @@
 """`inspect`: a pair of networks tried without training."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -30,19 +29,25 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
         ValueError: for names, sizes or settings that cannot work together, before any training is paid for.
     """
     asked = build_recipe(InspectArguments, words) if arguments is None else arguments
-    check(asked.method, asked.settings)
+    check(asked.method, asked.settings, asked.weights)
     batch, classes = _batch(asked)
-    teacher = create(asked.teacher, num_classes=None)
+    teacher = create(asked.teacher, num_classes=None, options=asked.teacher_options, levels=asked.teacher_levels or 4)
     if teacher.shapes.logits != classes and teacher.shapes.embedding is not None:
         teacher.set_probe(torch.nn.Linear(teacher.shapes.embedding, classes))
-    student = create(asked.student, num_classes=classes, image_size=asked.image_size)
+    student = create(
+        asked.student,
+        num_classes=classes,
+        image_size=asked.image_size,
+        options=asked.student_options,
+        levels=asked.student_levels or 4,
+    )
     console = Console()
     for role, network in (("teacher", teacher), ("student", student)):
         console.print(_taps(role, network))
         for note in network.notes:
             console.print(f"  {note}")
     shapes = Shapes(student.shapes, teacher.shapes, classes, len(batch.index))
-    distillers = build(asked.method, shapes, asked.settings)
+    distillers = build(asked.method, shapes, asked.settings, asked.weights)
     learner = Learner(student, distillers)
     target = next((d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target), None)
     sealed = Teacher(teacher, target)
@@ -101,5 +106,10 @@ def _taps(role: str, network: TappedModel) -> Table:
 
 
 def _peak_mib() -> float:
+    """Peak resident memory of this process; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     # ru_maxrss counts KiB on Linux and bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)

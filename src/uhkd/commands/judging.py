@@ -51,11 +51,12 @@ def measure(
     """
     network, chosen = _load(run, device)
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
-    if data is None and "data" not in recipe:
+    if data is None and recipe.get("data", "object/").startswith("object/"):
         raise ValueError(f"{run} does not say what data it was trained on; name some with --data")
     opened = open_data(
         recipe["data"] if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
+        skip_bad_images=recipe.get("skip_bad_images", False),
         class_names=network.card.classes or None,
     )
     part = split if split != "auto" else ("val" if opened.test is None else "test")

@@ -22,8 +22,9 @@ _SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal, on standard error so that output can be piped."""
-    print(line, file=sys.stderr, flush=True)
+    """One line for the person at the terminal, on standard error so that output can be piped; from the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def fast_bf16(device: str) -> bool:

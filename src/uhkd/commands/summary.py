@@ -12,6 +12,7 @@ from uhkd.runs import RunFolder
 
 # what differs between the cells of one table, or names places on this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "resume", "workers")
+_CELL += ("start", "student_start", "teacher_start")
 
 
 def gather(
@@ -67,6 +68,8 @@ def _refuse_mixtures(teacher: RunFolder, runs: Sequence[RunFolder], told: Sequen
     seen: dict[tuple[str, str], dict[int, Any]] = {}
     for run, result in zip(runs, told[1:], strict=True):
         recipe = run.read_recipe()
+        if _machine(result) != _machine(told[1]):
+            raise ValueError(f"{run.path} ran on another machine or with other versions than {runs[0].path}")
         if result["data_fingerprint"] != told[1]["data_fingerprint"]:
             raise ValueError(f"{run.path} was trained on other images than {runs[0].path}")
         if recipe["method"] != "scratch" and Path(recipe["teacher"]).resolve() != teacher.path.resolve():
@@ -77,6 +80,10 @@ def _refuse_mixtures(teacher: RunFolder, runs: Sequence[RunFolder], told: Sequen
         cells[recipe["seed"]] = (recipe["settings"], recipe["weights"])
         if len({json.dumps(words, sort_keys=True) for words in cells.values()}) > 1:
             raise ValueError(f"{run.path} has other settings or weights than other seeds of {recipe['method']}")
+
+
+def _machine(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result["environment"].items() if k not in ("command", "commit")}
 
 
 def by_method(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:

@@ -20,12 +20,13 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
 
     Without a word on its weights a run folder brings its own and a named network its pretrained ones.
     """
+    assert recipe.teacher is not None, "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels or 4
     if isinstance(module, TappedModel):
         return module
     if module is not None:
         size = data.native_size or (224, 224)
-        return wrap(module, num_classes=len(data.classes), image_size=size, levels=levels)
+        return wrap(module, num_classes=None, image_size=size, levels=levels)
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
         held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
@@ -54,6 +55,8 @@ def prepare_teacher(
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
     """
     teacher = load_teacher(recipe, module, data).to(fabric.device).eval()
+    for note in teacher.notes:
+        say(f"  teacher: {note}")
     classes = len(data.classes)
     fits, why = _head_fits(teacher, data)
     if recipe.teacher_head == "keep" and not fits:

@@ -14,6 +14,7 @@ from uhkd.commands.setup import (
     choose_device,
     choose_workers,
     fit_batch,
+    image_size,
     make_fabric,
     open_recipe_data,
     run_folder,
@@ -131,13 +132,14 @@ def _network(
     if isinstance(module, TappedModel):
         if module.shapes.logits != classes:
             raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, the data has {classes}")
-        return module if module.card is not None else _with_card(module)
-    if module is not None:
+        network = module if module.card is not None else _with_card(module)
+    elif module is not None:
         size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
-        return wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
-    network = create(
-        name, num_classes=classes, start=start, image_size=recipe.image_size, options=options, levels=levels or 4
-    )
+        network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
+    else:
+        network = create(
+            name, num_classes=classes, start=start, image_size=recipe.image_size, options=options, levels=levels or 4
+        )
     for note in network.notes:
         say(f"  {note}")
     return network
@@ -167,6 +169,7 @@ def _train(
 ) -> Result:
     student, workers = learner.to(memory_format=torch.channels_last).student, choose_workers(recipe, data)
     augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
+    val_size = image_size(data, [student])  # what `uhkd eval` shows it, whatever size the teacher wants
     folder.begin(recipe.model_dump(mode="json"))
     sealed = None
     if teacher is not None:
@@ -180,7 +183,7 @@ def _train(
         f"{recipe.optimizer} lr {recipe.learning_rate:g}; writing to {folder.path}"
     )
     ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
-    rows = train(Job(learner, sealed, data, augmentation, recipe, folder, fabric, workers, ce_weight, say))
+    rows = train(Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say))
     student.eval()
     if fabric.is_global_zero:
         card = replace(student.card, classes=data.classes).to_json()
@@ -196,8 +199,12 @@ def _train(
         folder.drop_checkpoints()
         for line in _table(facts):
             say(line)
-        say(f"run folder {folder.path} with {pictures}; measure it with: uhkd eval {folder.path}")
-        say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
+        say(f"run folder {folder.path} with {pictures}")
+        if card["name"].startswith("module/"):
+            say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
+        else:
+            say(f"measure it with: uhkd eval {folder.path}")
+            say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
     return Result(student, rows[-1], folder)
 
 

@@ -28,7 +28,7 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         raise ValueError(
             f"image file {path} cannot be decoded ({_one_line(error)}): replace or remove it, "
-            "or skip such files with --skip-bad-images"
+            "or train with --skip-bad-images"
         ) from error
 
 

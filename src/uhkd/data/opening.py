@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,10 @@ def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> t
     lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
     if lowest < 0:
         raise ValueError(f"{name}: labels must count from 0, found {lowest}")
+    if names and parts.classes and names != parts.classes:
+        pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
+        wanted, found = next((a, b) for a, b in pairs if a != b)
+        raise ValueError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
     classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
     if len(set(classes)) != len(classes):
         raise ValueError(f"{name}: class names must differ, found repeated ones among {len(classes)}")

@@ -34,6 +34,7 @@ class Job:
     teacher: Teacher | None
     data: Data
     augmentation: Augmentation
+    val_size: tuple[int, int]
     recipe: TrainRecipe
     folder: RunFolder
     fabric: Fabric
@@ -71,7 +72,7 @@ def train(job: Job) -> list[dict[str, float]]:
     )
     model, optimizer = fabric.setup(learner, optimizer)
     weights = learner.weights(job.ce_weight)
-    val = eval_loader(job.data.val, job.augmentation.size, batch_size=EVAL_BATCH, workers=job.workers)
+    val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers)
     diagnostics = Diagnostics(
         learner.student,
         first_images(val, _DIAGNOSTIC_IMAGES).to(fabric.device),

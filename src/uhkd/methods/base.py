@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.spectral import SpectralTarget
-from uhkd.taps import Shapes, Signals
+from uhkd.taps import Shapes, SideShapes, Signals
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -47,7 +47,7 @@ class Distiller(nn.Module, ABC):
         """Raw scalar terms by name, in float32, finite for finite signals."""
 
 
-def teacher_shapes(shapes: Shapes, method: str):
+def teacher_shapes(shapes: Shapes, method: str) -> SideShapes:
     """The teacher's measured shapes.
 
     Raises:

@@ -121,7 +121,9 @@ def load_run(folder: str | Path) -> TappedModel:
     probe = {key: state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
     described = Input(card.image_size, card.mean, card.std, card.interpolation)
     if card.name.startswith("module/"):
-        raise ValueError(f"'{folder}' holds a module of your own ({card.name}): build it, then use load_state and wrap")
+        raise ValueError(
+            f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and uhkd.models.wrap"
+        )
     tapped = _realise(
         _Request(
             parse(card.name), card.num_classes, card.image_size, card.options, False, state, f"'{folder}'", described

@@ -2,11 +2,12 @@
 
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
 from uhkd.recipe.problems import RecipeError, build, did_you_mean
-from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, Schema, TrainRecipe
+from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, Levels, Schema, TrainRecipe
 
 __all__ = [
     "DistillRecipe",
     "FinetuneRecipe",
+    "Levels",
     "RecipeError",
     "Schema",
     "TrainRecipe",

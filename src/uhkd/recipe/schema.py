@@ -69,7 +69,11 @@ class TrainRecipe(Schema):
     step_epochs: tuple[int, ...] = Field(default=(), description="epochs after which schedule step lowers the rate")
     step_gamma: float = Field(default=0.1, gt=0, le=1, description="factor of the learning rate at each of step_epochs")
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="probability mass spread over all classes")
-    clip_grad: float | None = Field(default=5.0, gt=0, description="largest norm of the gradient; none: unlimited")
+    clip_grad: float | None = Field(
+        default=5.0,
+        gt=0,
+        description="largest norm of the gradient, of the student and of the method's own layers each; none: unlimited",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="number format of the forward pass; auto: bf16 where the device is fast at it"
     )
@@ -146,11 +150,11 @@ class FinetuneRecipe(TrainRecipe):
 class DistillRecipe(TrainRecipe):
     """Train a student network to imitate a teacher network of any other architecture."""
 
-    teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
-    student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
-    method: str = Field(
-        default="uhkd", min_length=1, description="distillation method, or several joined by +, as in uhkd+kd"
+    teacher: str = Field(
+        description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME (scratch never loads it)"
     )
+    student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
+    method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
     settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="weights of the loss terms by name, as in features=10; 0 skips a term"
