@@ -88,7 +88,7 @@ def test_weights_can_be_read_by_whoever_may_read_the_other_files(tmp_path: Path)
 
 def test_begin_notes_recipe_and_environment_and_resuming_keeps_them(tmp_path: Path):
     folder = begun(tmp_path / "deep" / "run")
-    assert folder.read_recipe() == {k: v for k, v in RECIPE.items() if k != "resume"}
+    assert folder.read_recipe() == {k: v for k, v in RECIPE.items() if k not in ("resume", "out")}
     noted = json.loads((folder.path / "environment.json").read_text())
     assert noted["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "commit", "cpu_cores", "threads", "gpu", "command", "platform"} <= noted.keys()
