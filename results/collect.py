@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="run folder of the teacher")
     parser.add_argument("--demo", help="a demo's folder: take its demo.json instead of run folders")
     parser.add_argument("runs", nargs="*", help="run folders of the students")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if asked.demo:
         summary = json.loads((Path(asked.demo) / "demo.json").read_text())
     elif asked.teacher and asked.title and asked.runs:
