@@ -293,6 +293,11 @@ def test_scratch_never_loads_the_teacher(tmp_path: Path, monkeypatch: pytest.Mon
     assert "teacher_metrics" not in result.run.read_result()
     assert result.run.read_result()["extra_parameters"] == 0
     assert not [name for name in result.metrics if name.startswith("scratch.")]
+    words = pupil("", tmp_path / "alone", method="scratch")
+    del words["teacher"]
+    assert uhkd.distill(**words).run.weights.read_bytes() == result.run.weights.read_bytes()
+    with pytest.raises(ValueError, match="teacher: required but not given"):
+        uhkd.distill(**words | {"method": "kd", "out": tmp_path / "taught"})
 
 
 def _knows_nothing() -> Net:

@@ -131,9 +131,14 @@ class TrainRecipe(Schema):
             )
         if self.resume and self.out is None:
             problems.append("resume: needs out, the run folder to go on from")
+        problems += self._further_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _further_problems(self) -> list[str]:
+        """What a kind of recipe checks between its own fields, one line a problem."""
+        return []
 
 
 class FinetuneRecipe(TrainRecipe):
@@ -150,8 +155,8 @@ class FinetuneRecipe(TrainRecipe):
 class DistillRecipe(TrainRecipe):
     """Train a student network to imitate a teacher network of any other architecture."""
 
-    teacher: str = Field(
-        description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME (scratch never loads it)"
+    teacher: str | None = Field(
+        default=None, description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; scratch needs none"
     )
     student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
     method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
@@ -177,3 +182,8 @@ class DistillRecipe(TrainRecipe):
     )
     student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
+
+    def _further_problems(self) -> list[str]:
+        if self.teacher is None and self.method != "scratch":
+            return ["teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME)"]
+        return []
