@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
+from uhkd.methods.base import NOTHING, Distiller, Needs
 from uhkd.methods.kd import soft_target_loss
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.taps import Shapes, Signals
@@ -104,8 +104,8 @@ class MatchingDistiller(Distiller):
 
     def match_features(self, shapes: Shapes, target: SpectralTarget, **settings: Any) -> None:
         """Align the student's maps with `target`; settings as of `LevelMatching`."""
-        teacher = teacher_shapes(shapes, "matching")
-        self.match = LevelMatching(shapes.student.maps, teacher.maps, target, **settings)
+        assert shapes.teacher is not None, "subclasses refuse a run without teacher"
+        self.match = LevelMatching(shapes.student.maps, shapes.teacher.maps, target, **settings)
         self.needs = Needs(self.logits | {"maps"}, self.logits | {"spectra"}, target)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:

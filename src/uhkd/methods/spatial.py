@@ -1,7 +1,8 @@
 """The spatial twins A and B of UHKD: the same matching without a Fourier transform. Ablations, not rivals.
 
-A pools both maps by area to as many cells as UHKD keeps coefficients; B to the smaller of the two grids. Standardisation,
-channel reduction, projector, levels and soft targets are UHKD's, so a difference in accuracy is the representation's.
+A pools both maps by area to as many cells as UHKD keeps coefficients in its form "pairs"; B to the smaller of the two
+grids. Standardisation, channel reduction, projector, levels and soft targets are UHKD's, so a difference in accuracy is the
+representation's.
 """
 
 from collections.abc import Mapping

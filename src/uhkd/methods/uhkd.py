@@ -20,7 +20,8 @@ class UHKD(MatchingDistiller):
     """Frequency-domain matching of intermediate features at several levels, with soft targets.
 
     Args:
-        radius: frequencies kept per axis, 1..floor((n-1)/2) of the smaller grid; (2*radius+1)^2 numbers a channel.
+        radius: frequencies kept per axis, 1..floor((n-1)/2) of the smaller grid; (2*radius+1)^2 numbers a
+            channel as pairs, about half as many as amplitudes.
         form: "pairs" (cosines and sines), "amplitude", "log-amplitude".
         standardise: of the teacher's coefficients: "none", "channel", "coefficient".
         channels: keep so many principal channels of the teacher (None: all).
