@@ -15,7 +15,7 @@ from uhkd.alignment import FAM
 from uhkd.data import Batch
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.teacher import Teacher, calibrate
-from uhkd.methods import METHODS, build, check, matching_of
+from uhkd.methods import build, check, matching_of, method_class
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.matching import LevelMatching, level_error
 from uhkd.models import create
@@ -269,7 +269,12 @@ def assemble(
 
 
 def names_of(method: str) -> set[str]:
-    return {f"{name}.{term}" for name in method.split("+") for term in METHODS[name].default_weights}
+    """Terms that count: all, but soft targets that a method brings along give way to another method's."""
+    found = set()
+    for name, (_, given) in check(method).items():
+        weights = {**method_class(name).default_weights, **given}
+        found |= {f"{name}.{term}" for term, weight in weights.items() if weight}
+    return found
 
 
 def learning(module: nn.Module) -> list[str]:

@@ -1,7 +1,5 @@
 """All distillation methods by name, and how a list of them is built from words."""
 
-import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,43 +7,41 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from uhkd.methods.base import Distiller, Needs
-from uhkd.methods.kd import KD
 from uhkd.methods.matching import LevelMatching
-from uhkd.methods.scratch import Scratch
-from uhkd.methods.spatial import TwinA, TwinB
-from uhkd.methods.uhkd import UHKD
+from uhkd.methods.registry import method_class, method_names, settings_of, suggest
 from uhkd.taps import Shapes
 
-METHODS: dict[str, type[Distiller]] = {"scratch": Scratch, "kd": KD, "uhkd": UHKD, "twin_a": TwinA, "twin_b": TwinB}
-
-__all__ = ["METHODS", "Distiller", "Needs", "build", "check", "matching_of", "settings_of"]
+__all__ = ["Distiller", "Needs", "build", "check", "matching_of", "method_class", "method_names", "settings_of"]
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydantic, and to a loss they are poison
 
 
-def settings_of(name: str) -> dict[str, inspect.Parameter]:
-    """The keyword settings of a method, by name."""
-    parameters = inspect.signature(METHODS[name]).parameters
-    return {k: p for k, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _names(method: str) -> list[str]:
     names = [part.strip() for part in method.split("+")]
-    unknown = [
-        f"unknown method {name!r}{_suggest(name, list(METHODS))} (known: {', '.join(METHODS)})"
-        for name in names
-        if name not in METHODS
-    ]
-    if unknown:
-        raise ValueError("\n".join(unknown))
+    problems = []
+    for name in names:
+        try:
+            method_class(name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     if len(set(names)) < len(names):
         raise ValueError(f"method {method!r} names one method twice")
     return names
+
+
+def _yielding(names: list[str], plan: Mapping[str, tuple[dict[str, Any], dict[str, float]]]) -> None:
+    """Give weight 0 to soft targets that a method only brings along, where a list has other ones of its own.
+
+    A weight that was asked for stays.
+    """
+    spoken = any(method_class(name).imitates_logits for name in names)
+    for name in names:
+        for term in sorted(method_class(name).companions):
+            if spoken:
+                plan[name][1].setdefault(term, 0.0)
+            spoken = True
 
 
 def check(
@@ -54,7 +50,8 @@ def check(
     """Sort settings and weights by method and check names and types before anything is loaded.
 
     Args:
-        method: a name or several joined by "+", such as "uhkd" or "uhkd+kd".
+        method: a name or several joined by "+", such as "uhkd" or "uhkd+dkd". Of several terms that imitate the teacher's
+            logits one counts: that of a method made for it (kd, dkd, dist), else the first.
         settings, weights: by name; "uhkd.radius" is meant for one method, "radius" for each that has it.
 
     Returns:
@@ -70,14 +67,14 @@ def check(
         what = ("setting", "weight")[kind]
         for key, value in given.items():
             prefix, _, word = key.rpartition(".")
-            known = {n: list(settings_of(n)) if kind == 0 else list(METHODS[n].default_weights) for n in names}
+            known = {n: list(settings_of(n)) if kind == 0 else list(method_class(n).default_weights) for n in names}
             takers = [n for n in names if word in known[n] and prefix in ("", n)]
             if kind == 1 and key == "ce":
                 continue  # the engine's own term
             if not takers:
                 everything = sorted({w for words in known.values() for w in words} | ({"ce"} if kind else set()))
                 problems.append(
-                    f"{method} has no {what} {key!r}{_suggest(word, everything)} (known: {', '.join(everything) or 'none'})"
+                    f"{method} has no {what} {key!r}{suggest(word, everything)} (known: {', '.join(everything) or 'none'})"
                 )
             for name in takers:
                 annotation = settings_of(name)[word].annotation if kind == 0 else float
@@ -90,6 +87,7 @@ def check(
         problems.append("weights of loss terms must be numbers >= 0")
     if problems:
         raise ValueError("\n".join(problems))
+    _yielding(names, plan)
     return plan
 
 
@@ -106,7 +104,7 @@ def build(
     """
     distillers = nn.ModuleDict()
     for name, (chosen, term_weights) in check(method, settings, weights).items():
-        make: Any = METHODS[name]  # each takes settings of its own, checked above
+        make: Any = method_class(name)  # each takes settings of its own, checked above
         distillers[name] = make(shapes, term_weights, **chosen)
     targets = set()
     for name, distiller in distillers.items():

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,9 +28,17 @@ class Distiller(nn.Module, ABC):
 
     Subclasses take the measured `Shapes`, `weights` by term name and their own keyword settings; they set `needs` and
     compute, in `forward`, one raw scalar per term whose weight is not 0. Weights are applied by the engine alone.
+
+    default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
+    logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is
+    such a logits method. knob: the one setting that is tuned, with the values tried.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
+    main_term: ClassVar[str | None] = None
+    companions: ClassVar[frozenset[str]] = NOTHING
+    imitates_logits: ClassVar[bool] = False
+    knob: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     needs: Needs
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, teacher_shapes
+from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
 from uhkd.taps import Shapes, Signals
 
 
@@ -24,7 +24,30 @@ def soft_target_loss(
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-class KD(Distiller):
+class SoftTargets(Distiller):
+    """What KD and the methods that bring soft targets along have in common: one term "kl" at temperature T > 0.
+
+    Raises:
+        ValueError: for a temperature of 0 or below.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
+        super().__init__(weights)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
+        self.needs = Needs(self.logits, self.logits)
+
+    def soft_targets(self, student: Signals, teacher: Signals) -> dict[str, Tensor]:
+        """{"kl": T^2 KL(teacher || student)}, or nothing when its weight is 0."""
+        if not self.wants("kl"):
+            return {}
+        assert student.logits is not None and teacher.logits is not None
+        return {"kl": soft_target_loss(student.logits, teacher.logits, self.temperature)}
+
+
+class KD(SoftTargets):
     """Knowledge distillation on logits.
 
     Args:
@@ -32,19 +55,14 @@ class KD(Distiller):
     """
 
     default_weights: ClassVar = {"kl": 1.0}
+    main_term = "kl"
+    imitates_logits = True
+    knob = ("temperature", (1.0, 2.0, 8.0))
 
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 4.0) -> None:
-        super().__init__(weights)
+        super().__init__(weights, temperature)
         teacher_shapes(shapes, "kd")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.temperature = temperature
-        if self.wants("kl"):
-            self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}."""
-        if not self.wants("kl"):
-            return {}
-        assert student.logits is not None and teacher.logits is not None
-        return {"kl": soft_target_loss(student.logits, teacher.logits, self.temperature)}
+        return self.soft_targets(student, teacher)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs
-from uhkd.methods.kd import soft_target_loss
+from uhkd.methods.base import Needs
+from uhkd.methods.kd import SoftTargets
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.taps import Shapes, Signals
 
@@ -86,21 +86,15 @@ class LevelMatching(nn.Module):
         return torch.stack(errors).sum()
 
 
-class MatchingDistiller(Distiller):
+class MatchingDistiller(SoftTargets):
     """The objective that UHKD shares with its spatial twins: soft targets on logits and matched features at several levels.
 
     A subclass says what is matched, by `match_features`; until then only soft targets are asked for.
     """
 
     default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
-
-    def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
-        super().__init__(weights)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.temperature = temperature
-        self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
-        self.needs = Needs(self.logits, self.logits)
+    main_term = "features"
+    companions = frozenset({"kl"})
 
     def match_features(self, shapes: Shapes, target: SpectralTarget, **settings: Any) -> None:
         """Align the student's maps with `target`; settings as of `LevelMatching`."""
@@ -110,10 +104,7 @@ class MatchingDistiller(Distiller):
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student), "features": sum over levels of w_l MSE(FAM_l(map), FTM_l(map))}."""
-        terms = {}
-        if self.wants("kl"):
-            assert student.logits is not None and teacher.logits is not None
-            terms["kl"] = soft_target_loss(student.logits, teacher.logits, self.temperature)
+        terms = self.soft_targets(student, teacher)
         if self.wants("features"):
             assert student.maps is not None and teacher.spectra is not None
             terms["features"] = self.match(student.maps, teacher.spectra)

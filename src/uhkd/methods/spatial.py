@@ -22,6 +22,7 @@ class TwinA(MatchingDistiller):
     """
 
     full_grid = False
+    knob = ("radius", (2, 3))
 
     def __init__(
         self,
@@ -51,3 +52,4 @@ class TwinB(TwinA):
     """Spatial twin B: as twin A, on the smaller of the two full grids of each level (`radius` is not used)."""
 
     full_grid = True
+    knob = ("standardise", ("channel", "none"))

@@ -33,6 +33,8 @@ class UHKD(MatchingDistiller):
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
     """
 
+    knob = ("radius", (2, 3))
+
     def __init__(
         self,
         shapes: Shapes,
