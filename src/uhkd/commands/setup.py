@@ -116,11 +116,18 @@ def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[Tapp
         # by the trained network alone, so that a scratch baseline sees what a distilled student sees
         crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
-    say(
-        f"images at {size[0]}x{size[1]}, crop {crop}, flip {'on' if flip else 'off'}"
-        + "".join(f", {k} {v:g}" for k, v in (("mixup", recipe.mixup), ("cutmix", recipe.cutmix)) if v)
-    )
-    return Augmentation(size, crop, flip, recipe.mixup, recipe.cutmix)
+    names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
+    augmentation = Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
+    said = [f"crop {crop}" + (f" from {recipe.crop_scale:.0%} of the area" if crop == "resized" else "")]
+    said.append(f"flip {'on' if flip else 'off'}")
+    if recipe.randaugment is not None:
+        said.append(f"randaugment {recipe.randaugment}")
+    if recipe.color_jitter:
+        left_out = "" if augmentation.jitters else " left out beside randaugment"
+        said.append(f"color_jitter {recipe.color_jitter:g}{left_out}")
+    said += [f"{name} {getattr(recipe, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(recipe, name)]
+    say(f"images at {size[0]}x{size[1]}, {', '.join(said)}")
+    return augmentation
 
 
 def choose_workers(recipe: TrainRecipe, data: Data) -> int:

@@ -180,7 +180,8 @@ def _train(
         _settle_ftm(sealed, recipe, data, replace(augmentation, mixup=0.0, cutmix=0.0), fabric, folder, workers)
     say(
         f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
-        f"{recipe.optimizer} lr {recipe.learning_rate:g}; writing to {folder.path}"
+        f"{recipe.optimizer} lr {recipe.learning_rate:g}"
+        f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
     )
     ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
     rows = train(Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say))

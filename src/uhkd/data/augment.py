@@ -1,4 +1,4 @@
-"""Views of images: crop, flip, mixup and cutmix as pure functions of (seed, view, index)."""
+"""Views of images: crop, flip, colours, mixup and cutmix as pure functions of (seed, view, index)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from uhkd.data.colour import check_randaugment, erase_, jitter, rand_augment
 from uhkd.data.randomness import stream
 from uhkd.data.sources import Source
 
-_SCALE = (0.25, 1.0)  # share of the image's area that a resized crop keeps
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
 _TRIES = 6
 _ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic, equal on every machine
@@ -25,11 +25,16 @@ class Augmentation:
     """How a training view is made.
 
     size: (H,W) of every view. crop: "none"; "pad" = shift by up to an eighth of the size, edges mirrored; "resized" =
-    random area and aspect ratio. flip: mirror every other view. mixup, cutmix: Beta parameters, 0 = off; with both on,
-    each view takes one of them with equal chance.
+    random area, of which at least the share crop_scale, and aspect ratio. flip: mirror every other view. mixup, cutmix:
+    Beta parameters, 0 = off; with both on, each view takes one of them with equal chance. randaugment: timm's
+    configuration, as in rand-m9-mstd0.5-inc1. color_jitter: largest change of the factors of brightness, contrast and
+    saturation, see `jitters`. erasing: chance that a box becomes noise.
+
+    Crop, flip, colours and erasing make one image's view, and two such views are mixed. (timm's scripts erase after mixing
+    where images are normalised on the device, before it elsewhere.)
 
     Raises:
-        ValueError: an empty size, an unknown crop or a negative Beta parameter.
+        ValueError: an empty size, an unknown crop or randaugment, or a number out of its range.
     """
 
     size: tuple[int, int]
@@ -37,6 +42,15 @@ class Augmentation:
     flip: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
+    crop_scale: float = 0.25
+    randaugment: str | None = None
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours are jittered: as in timm, not beside RandAugment, unless that draws from its "3a" operations."""
+        return self.color_jitter > 0 and (self.randaugment is None or "3a" in self.randaugment)
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -46,6 +60,13 @@ class Augmentation:
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale must be a share of the area above 0 and up to 1, found {self.crop_scale}")
+        for name, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 (off) to 1, found {value}")
+        if self.randaugment is not None:
+            check_randaugment(self.randaugment)
 
 
 def view(
@@ -79,7 +100,17 @@ def view(
 
 def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
-    image = source.image(index)
+    image = _geometry(source.image(index), index, seed=seed, view=view, augmentation=augmentation)
+    if augmentation.randaugment is not None:
+        image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, index))
+    if augmentation.jitters:
+        image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, index))
+    if augmentation.erasing:
+        erase_(image, augmentation.erasing, stream("erasing", seed, view, index))
+    return image
+
+
+def _geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
         return np.array(fit(image, augmentation.size).numpy(), order="C")
@@ -87,7 +118,7 @@ def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
-        image = _random_area(image, augmentation.size, draws[3:], top_draw, left_draw)
+        image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
     image = fit(image, augmentation.size)
     rows, columns = np.arange(height), np.arange(width)
     if augmentation.crop == "pad":
@@ -115,11 +146,12 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-def _random_area(image: Tensor, size: tuple[int, int], draws: list[float], top: float, left: float) -> Tensor:
+def _random_area(image: Tensor, augmentation: Augmentation, draws: list[float], top: float, left: float) -> Tensor:
     height, width = image.shape[-2:]
+    size, least = augmentation.size, augmentation.crop_scale
     low, high = np.log(_RATIO[0]), np.log(_RATIO[1])
     for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):
-        area = height * width * (_SCALE[0] + area_draw * (_SCALE[1] - _SCALE[0]))
+        area = height * width * (least + area_draw * (1.0 - least))
         ratio = float(np.exp(low + ratio_draw * (high - low))) * size[1] / size[0]
         rows, columns = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
         if 0 < rows <= height and 0 < columns <= width:

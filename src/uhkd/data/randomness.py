@@ -6,13 +6,21 @@ from typing import Literal
 
 import numpy as np
 
-_PURPOSES = {"order": 1, "geometry": 2, "mix": 3, "split": 4, "subset": 5}
+Purpose = Literal["order", "geometry", "mix", "split", "subset", "randaugment", "jitter", "erasing"]
+_PURPOSES: dict[Purpose, int] = {  # a number once given stays: it is part of what a recipe means
+    "order": 1,
+    "geometry": 2,
+    "mix": 3,
+    "split": 4,
+    "subset": 5,
+    "randaugment": 6,
+    "jitter": 7,
+    "erasing": 8,
+}
 _MASK = (1 << 64) - 1
 
 
-def stream(
-    purpose: Literal["order", "geometry", "mix", "split", "subset"], seed: int, first: int = 0, second: int = 0
-) -> np.random.Generator:
+def stream(purpose: Purpose, seed: int, first: int = 0, second: int = 0) -> np.random.Generator:
     """Return the generator at the address (purpose, seed, first, second), independent of every other address.
 
     Philox counts in 256 bits and draws advance the lowest word, so addresses in the upper words never overlap.

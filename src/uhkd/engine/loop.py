@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from uhkd.data import Augmentation, Batch, Data, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import Diagnostics, first_images
+from uhkd.engine.averaging import Average
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.progress import Progress
 from uhkd.engine.schedule import lr_factor
@@ -24,11 +26,13 @@ from uhkd.taps import Signals
 
 EVAL_BATCH = 256
 _DIAGNOSTIC_IMAGES = 128
+# clipping is the recipe's, each side by itself; lamb's own would let a method's layers shrink the step of the student
+_OPTIMIZER: dict[str, dict[str, Any]] = {"lamb": {"max_grad_norm": None}}
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that one training needs; the learner's student is what is left at the end."""
+    """All that one training needs; the learner's student, with averaged weights where asked for, is left at the end."""
 
     learner: Learner
     teacher: Teacher | None
@@ -68,9 +72,15 @@ def train(job: Job) -> list[dict[str, float]]:
     per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
     total = per_epoch * recipe.epochs
     optimizer = create_optimizer_v2(
-        learner, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.decay, momentum=recipe.momentum
+        learner,
+        opt=recipe.optimizer,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.decay,
+        momentum=recipe.momentum,
+        **_OPTIMIZER.get(recipe.optimizer, {}),
     )
     model, optimizer = fabric.setup(learner, optimizer)
+    average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)
     val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers)
     diagnostics = Diagnostics(
@@ -92,7 +102,9 @@ def train(job: Job) -> list[dict[str, float]]:
                 "put them back, or start a new run with another --out"
             )
         step, rows, seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
-        learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith("ftm.")})
+        others = ("ftm.", "average.")
+        learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
+        average.load({k.removeprefix("average."): v for k, v in checkpoint.tensors.items()})
         optimizer.load_state_dict(checkpoint.optimizer)
         totals.restore(checkpoint.facts["totals"])
         diagnostics.restore(folder.read_arrays(), step)
@@ -109,7 +121,7 @@ def train(job: Job) -> list[dict[str, float]]:
     def save() -> None:
         nonlocal kept
         check_finite()
-        tensors = learner.state_dict()
+        tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
         if teacher is not None and teacher.ftm is not None:
             tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
         if fabric.is_global_zero:
@@ -119,14 +131,15 @@ def train(job: Job) -> list[dict[str, float]]:
 
     def validate() -> None:
         check_finite()
-        evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
-        row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
-        row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
-        rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
-        totals.reset()
-        diagnostics.note(step)
-        if step == total:
-            diagnostics.end(evaluation)
+        with average.shown():
+            evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
+            row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
+            row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
+            rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
+            totals.reset()
+            diagnostics.note(step)
+            if step == total:
+                diagnostics.end(evaluation)
         if fabric.is_global_zero:
             folder.write_metrics(rows)
             folder.write_arrays(diagnostics.arrays())
@@ -156,6 +169,8 @@ def train(job: Job) -> list[dict[str, float]]:
                 warmup=round(recipe.warmup_epochs * per_epoch),
                 milestones=[epoch * per_epoch for epoch in recipe.step_epochs],
                 gamma=recipe.step_gamma,
+                first=None if recipe.warmup_lr is None else recipe.warmup_lr / recipe.learning_rate,
+                floor=recipe.min_lr / recipe.learning_rate,
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -177,6 +192,7 @@ def train(job: Job) -> list[dict[str, float]]:
                     torch.nn.utils.clip_grad_norm_(list(side.parameters()), recipe.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
+            average.update()
             step += 1
             seconds, began = seconds + time.monotonic() - began, time.monotonic()
             if step % recipe.log_every == 0:
@@ -188,4 +204,5 @@ def train(job: Job) -> list[dict[str, float]]:
                 save()
                 saved = time.monotonic()
             began = time.monotonic()
+    average.settle()
     return rows

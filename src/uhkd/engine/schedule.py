@@ -15,16 +15,21 @@ def lr_factor(
     warmup: int = 0,
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
+    first: float | None = None,
+    floor: float = 0.0,
 ) -> float:
     """Factor on the base learning rate for step 0 <= step < total.
 
-    Linear warm-up over `warmup` steps (the first step gets 1/warmup), then half a cosine from 1 down to 0 just after the
-    last step, or `gamma` at each milestone passed, or 1.
+    Linear warm-up over `warmup` steps (the first step gets 1/warmup and the last one 1; or `first`, and 1 comes just after
+    them), then half a cosine from 1 down to `floor` just after the last step, or `gamma` at each milestone passed, or 1.
+
+    timm's scripts set the rate once an epoch instead, and their cosine of epoch t out of T starts at t = 0, with warm-up
+    in place of its first epochs: after W of them they go on at (1 + cos(pi W / T)) / 2, ours at 1.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + 1) / warmup if first is None else first + (1 - first) * step / warmup
     if schedule == "constant":
         return 1.0
     if schedule == "step":
         return gamma ** sum(step >= m for m in milestones)
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+    return floor + (1 - floor) * ((1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2)

@@ -1,6 +1,7 @@
 """What a training recipe may say: field names, types, bounds and defaults."""
 
 import os
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -33,6 +34,12 @@ def _texts(value: Any) -> Any:
 Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_texts)]
 
 
+# the usual peak learning rate and weight decay; lamb's are those of timm's A2 recipe (arXiv 2110.00476)
+_USUAL = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
+
+_RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
+
+
 class TrainRecipe(Schema):
     """What every training shares: data, length, optimiser, augmentation, machine, output."""
 
@@ -58,14 +65,22 @@ class TrainRecipe(Schema):
     accumulate: int = Field(
         default=1, ge=1, description="parts a batch is split into to save memory; divides batch_size"
     )
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="optimiser")
-    lr: float | None = Field(default=None, gt=0, description="peak learning rate; none: 0.001 for adamw, 0.05 for sgd")
+    optimizer: Literal["adamw", "sgd", "lamb"] = Field(default="adamw", description="optimiser")
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate; none: 0.001 for adamw, 0.05 for sgd, 0.005 for lamb"
+    )
     weight_decay: float | None = Field(
-        default=None, ge=0, description="weight decay; none: 0.05 for adamw, 0.0005 for sgd"
+        default=None, ge=0, description="weight decay; none: 0.05 for adamw, 0.0005 for sgd, 0.02 for lamb"
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate over time")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate that schedule cosine ends at")
     warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
+    warmup_lr: float | None = Field(
+        default=None,
+        ge=0,
+        description="learning rate of the first warm-up step; none: lr over the number of these steps",
+    )
     step_epochs: tuple[int, ...] = Field(default=(), description="epochs after which schedule step lowers the rate")
     step_gamma: float = Field(default=0.1, gt=0, le=1, description="factor of the learning rate at each of step_epochs")
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="probability mass spread over all classes")
@@ -74,6 +89,12 @@ class TrainRecipe(Schema):
         gt=0,
         description="largest norm of the gradient, of the student and of the method's own layers each; none: unlimited",
     )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="keep, validate and save an exponential moving average of the weights, of this decay a step; none: off",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="number format of the forward pass; auto: bf16 where the device is fast at it"
     )
@@ -81,7 +102,22 @@ class TrainRecipe(Schema):
     crop: Literal["auto", "none", "pad", "resized"] = Field(
         default="auto", description="random crop of training images; auto: pad for small images, resized for large ones"
     )
+    crop_scale: float = Field(
+        default=0.25, gt=0, le=1, description="smallest share of the image's area that crop resized keeps"
+    )
     flip: bool | None = Field(default=None, description="mirror training images at random; none: as suits the data")
+    randaugment: str | None = Field(
+        default=None, description="timm's configuration of RandAugment, as in rand-m9-mstd0.5-inc1; none: off"
+    )
+    color_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="largest change of brightness, contrast and saturation, left out beside randaugment; 0: off",
+    )
+    erasing: float = Field(
+        default=0.0, ge=0, le=1, description="probability that a random box of the image becomes noise"
+    )
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's Beta distribution; 0: off")
 
@@ -99,16 +135,27 @@ class TrainRecipe(Schema):
     @property
     def learning_rate(self) -> float:
         """The peak learning rate: `lr`, or the optimiser's usual one."""
-        return self.lr if self.lr is not None else {"adamw": 1e-3, "sgd": 0.05}[self.optimizer]
+        return self.lr if self.lr is not None else _USUAL[self.optimizer][0]
 
     @property
     def decay(self) -> float:
         """The weight decay: `weight_decay`, or the optimiser's usual one."""
-        return self.weight_decay if self.weight_decay is not None else {"adamw": 0.05, "sgd": 5e-4}[self.optimizer]
+        return self.weight_decay if self.weight_decay is not None else _USUAL[self.optimizer][1]
 
     def resolved(self) -> Self:
         """The same recipe with learning rate and weight decay written out as numbers."""
         return self.model_copy(update={"lr": self.learning_rate, "weight_decay": self.decay})
+
+    @field_validator("randaugment")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        """timm overlooks sections it does not know, so a slip of the pen would train another recipe."""
+        if value is not None and not _RANDAUGMENT.fullmatch(value):
+            raise ValueError(
+                "expected rand followed by sections such as -m9 (magnitude), -n2 (operations), -p0.5 (chance of each), "
+                f"-mstd0.5, -mmax10, -inc1, -tweights, -t3a or -t3aw, found {value!r}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -116,6 +163,12 @@ class TrainRecipe(Schema):
         problems = []
         if self.warmup_epochs >= self.epochs:
             problems.append(f"warmup_epochs: expected less than epochs ({self.epochs}), found {self.warmup_epochs:g}")
+        if self.warmup_lr is not None and self.warmup_lr > self.learning_rate:
+            problems.append(f"warmup_lr: expected at most lr ({self.learning_rate:g}), found {self.warmup_lr:g}")
+        if self.min_lr >= self.learning_rate:
+            problems.append(f"min_lr: expected less than lr ({self.learning_rate:g}), found {self.min_lr:g}")
+        if self.min_lr and self.schedule != "cosine":
+            problems.append(f"min_lr: only schedule cosine uses it, found schedule {self.schedule}")
         if self.batch_size % self.accumulate:
             problems.append(
                 f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"

@@ -1,0 +1,119 @@
+"""RandAugment, colour jitter and random erasing of finished crops, each drawn from a generator that is handed in."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: fills and erasing noise
+# timm overlooks sections it does not know, so the grammar is checked before
+_RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
+_SHIFT = 0.45  # share of the shorter side that RandAugment may translate by at full magnitude, where it is absolute
+_GREY = (0.2989, 0.587, 0.114)
+_AREA, _ASPECT, _TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # of the erased box: share of the image, height over width
+
+
+def check_randaugment(config: str) -> None:
+    """See that `config` is a RandAugment that can be applied.
+
+    Raises:
+        ValueError: when timm does not know such a configuration, or asks for more weighted operations than there are.
+    """
+    try:
+        if not _RANDAUGMENT.fullmatch(config):
+            raise ValueError("unknown section")
+        rand_augment(np.zeros((3, 8, 8), dtype=np.uint8), config, np.random.default_rng(0))
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"randaugment must be a configuration of timm's such as rand-m9-mstd0.5-inc1, found {config!r}: {error}"
+        ) from None
+
+
+def rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
+    """`image` (3,H,W) uint8 after timm's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) by `config`, in fresh memory."""
+    transform = _transform(config, min(image.shape[1:]))
+    with _seeded(rng):
+        changed = transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))
+    return np.array(np.asarray(changed).transpose(2, 0, 1), order="C")
+
+
+@cache
+def _transform(config: str, side: int) -> Callable[[Image.Image], Image.Image]:
+    from timm.data.auto_augment import (
+        rand_augment_transform,
+    )  # importing timm costs seconds, so it waits until it is used
+
+    fill = tuple(min(255, round(255 * mean)) for mean in _MEAN)
+    transform = rand_augment_transform(config, {"translate_const": int(side * _SHIFT), "img_mean": fill})
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm asks for 0 bits at full magnitude, which gave black until Pillow 13 refused it."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+@contextmanager
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Python's and NumPy's global generators, from which timm draws, seeded by `rng` and put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(int(rng.integers(1 << 62)))
+    np.random.seed(int(rng.integers(1 << 32)))
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """`image` (3,H,W) uint8 with brightness, contrast and saturation each scaled by a factor from [1 - strength, 1 + strength].
+
+    In random order, by torchvision's formulas. Not by its functions: their mean over a large image depends on the number of
+    threads, and a view must not.
+    """
+    factors = rng.uniform(1 - strength, 1 + strength, 3).tolist()
+    for kind in rng.permutation(3).tolist():
+        if kind == 0:
+            other = np.float32(0)
+        else:
+            red, green, blue = (np.float32(share) * image[c] for c, share in enumerate(_GREY))
+            other = (red + green + blue).astype(np.uint8)
+            other = np.float32(other.mean(dtype=np.float64)) if kind == 1 else other
+        mixed = np.float32(factors[kind]) * image + np.float32(1 - factors[kind]) * other
+        image = mixed.clip(0, 255).astype(np.uint8)
+    return image
+
+
+def erase_(image: np.ndarray, probability: float, rng: np.random.Generator) -> None:
+    """Overwrite one random box of `image` (3,H,W) uint8 with noise, with the given probability (arXiv 1708.04896).
+
+    The box takes 0.02 to 1/3 of the image at an aspect of 0.3 to 1/0.3, and is smaller than the image both ways; after ten
+    draws that do not fit, nothing is erased. timm's normal noise on normalised images is here that noise times ImageNet's
+    deviation plus its mean, clipped to 0..255, since images are normalised by each network for itself.
+    """
+    if rng.random() >= probability:
+        return
+    height, width = image.shape[1:]
+    for _ in range(_TRIES):
+        area = height * width * rng.uniform(*_AREA)
+        aspect = float(np.exp(rng.uniform(*np.log(_ASPECT))))
+        rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if rows < height and columns < width:
+            top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+            mean, std = (np.array(each, dtype=np.float32)[:, None, None] for each in (_MEAN, _STD))
+            noise = mean + std * rng.standard_normal((3, rows, columns), dtype=np.float32)
+            image[:, top : top + rows, left : left + columns] = (255 * noise).round().clip(0, 255).astype(np.uint8)
+            return
