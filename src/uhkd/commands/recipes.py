@@ -1,0 +1,136 @@
+"""`uhkd recipes`: which recipes come along, what one says, and in which keys two of them differ."""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from uhkd.arguments import RecipesArguments
+from uhkd.recipe import (
+    CompareRecipe,
+    DistillRecipe,
+    FinetuneRecipe,
+    RecipeError,
+    Schema,
+    TrainRecipe,
+    build,
+    find_recipe,
+    load_yaml,
+    recipe_names,
+)
+
+_SCHEMAS: dict[str, type[Schema]] = {"finetune": FinetuneRecipe, "distill": DistillRecipe, "compare": CompareRecipe}
+_ABSENT = "-"
+_WIDE = 1000  # columns of a table that is piped: its rows stay whole for grep
+
+Differences = dict[str, tuple[Any, Any]]
+
+
+def recipes(
+    arguments: RecipesArguments | None = None, *, names: Sequence[str | Path] = ()
+) -> list[str] | str | Differences:
+    """Print all packaged recipes, one as it stands, or the keys in which two differ, and return what was printed.
+
+    Without a name: the list of names. With one: the file's text. With two: key -> (value of the first, value of the
+    second), defaults filled in; "-" where a recipe has no such key or leaves it to the user. Names may also be files and
+    run folders.
+
+    Raises:
+        ValueError: an unknown name (with near ones), more than two names, or a file that is no recipe.
+    """
+    names = [str(name) for name in (arguments.names if arguments is not None else names)]
+    if not names:
+        return _list()
+    if len(names) == 1:
+        text = find_recipe(names[0]).read_text(encoding="utf-8")
+        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+        return text
+    if len(names) == 2:
+        return _compare(*names)
+    raise ValueError(f"recipes: expected no name (list), one (show) or two (compare), found {len(names)}")
+
+
+def kind_of(words: dict[str, Any]) -> str:
+    """The verb that a recipe's keys are for: compare, distill or finetune."""
+    return "compare" if "pairs" in words else "distill" if "student" in words else "finetune"
+
+
+def header(path: Path) -> list[str]:
+    """The comment lines at the head of a recipe file, without their #."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].removeprefix(" "))
+    return lines
+
+
+def _list() -> list[str]:
+    names = recipe_names()
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "verb", "student or model", "teacher", "what it is"):
+        table.add_column(column, no_wrap=True)  # one line a recipe, cut with an ellipsis on a narrow terminal
+    folder = None
+    for here, _, short in sorted(name.rpartition("/") for name in names):
+        if here != folder:
+            table.add_row(f"{here}/")
+            folder = here
+        path = find_recipe(f"{here}/{short}")
+        words = load_yaml(path)
+        network = words.get("student") or words.get("model") or f"{len(words.get('pairs', ()))} pairs"
+        table.add_row(f"  {short}", kind_of(words), network, words.get("teacher") or "", next(iter(header(path)), ""))
+    _show(table)
+    return names
+
+
+def _compare(first: str, second: str) -> Differences:
+    a, b = _resolved(first), _resolved(second)
+    keys = [*a, *(key for key in b if key not in a)]
+    pairs = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in keys}
+    differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    table = Table("key", first, second, box=None, pad_edge=False)
+    for key, values in differing.items():
+        table.add_row(key, *map(_word, values))
+    if differing:
+        _show(table)
+    else:
+        print(f"{first} and {second} say the same", flush=True)
+    return differing
+
+
+def _resolved(name: str) -> dict[str, Any]:
+    """All keys and values of a recipe, defaults filled in; what the user has to add is left out."""
+    path = find_recipe(name)
+    words = load_yaml(path)
+    schema = _SCHEMAS[kind_of(words)]
+    open_keys = {key: "?" for key, info in schema.model_fields.items() if info.is_required()}
+    if schema is DistillRecipe:
+        open_keys["teacher"] = "?"
+    open_keys = {key: value for key, value in open_keys.items() if key not in words}
+    try:
+        recipe = build(schema, open_keys | words)
+    except RecipeError as error:
+        raise RecipeError([f"{path}: {problem}" for problem in error.problems]) from None
+    if isinstance(recipe, TrainRecipe):
+        recipe = recipe.resolved()
+    return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in open_keys}
+
+
+def _word(value: Any) -> str:
+    """A value as YAML would have it."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).removesuffix("...\n").strip()
+
+
+def _show(table: Table) -> None:
+    """Print through Python's own print: rich would end the process by itself where a reader closes the pipe."""
+    page = io.StringIO()
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=page, width=width, markup=False, highlight=False, emoji=False).print(table)
+    print("\n".join(line.rstrip() for line in page.getvalue().splitlines()), flush=True)
