@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from uhkd.commands import Result, distill, evaluate, finetune, predict
+    from uhkd.commands import Result, compare, distill, evaluate, finetune, predict
     from uhkd.data import open_data
     from uhkd.models import create, load_run
 
 _HOMES = {
     "Result": "uhkd.commands",
+    "compare": "uhkd.commands",
     "create": "uhkd.models",
     "distill": "uhkd.commands",
     "evaluate": "uhkd.commands",
@@ -21,7 +22,7 @@ _HOMES = {
     "predict": "uhkd.commands",
 }
 
-__all__ = ["Result", "__version__", "create", "distill", "evaluate", "finetune", "load_run", "open_data", "predict"]
+__all__ = ["Result", "__version__", "compare", "create", "distill", "evaluate", "finetune", "load_run", "open_data", "predict"]
 
 
 def __getattr__(name: str) -> Any:

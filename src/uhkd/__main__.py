@@ -12,9 +12,11 @@ from uhkd import __version__
 VERBS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
     "models": "list networks by name and size",
+    "recipes": "list packaged recipes, show one, or compare two key by key",
     "inspect": "try a pair of networks without training: taps, spectra, memory",
     "finetune": "train one network on labels: a teacher or a scratch baseline",
     "distill": "train a student to imitate a teacher of any other architecture",
+    "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
     "doctor": "what this machine offers: versions, device, precision, disk",
@@ -98,6 +100,8 @@ def _run(verb: str, rest: list[str]) -> int:
 
 def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:
     """How to go on with a stopped training."""
+    if verb == "compare" and asked is not None:
+        return "; the same command goes on with it"
     if verb not in ("finetune", "distill"):
         return ""
     out = getattr(asked, "out", None)

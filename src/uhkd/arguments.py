@@ -1,4 +1,4 @@
-"""What the small verbs may be asked: the options of demo, models, inspect, eval, predict and doctor."""
+"""What the small verbs may be asked: the options of demo, models, recipes, inspect, eval, predict and doctor."""
 
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,17 @@ class ModelsArguments(Schema):
     )
     limit: int = Field(default=50, ge=1, description="longest list")
     measured: bool = Field(default=False, description="also time one image on this machine, in milliseconds")
+
+
+class RecipesArguments(Schema):
+    """List the packaged recipes; show one as it stands; or compare two, key by key, defaults filled in."""
+
+    positional: ClassVar[tuple[str, ...]] = ("names",)
+
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="none: list all; one: show it; two: the keys in which they differ. Packaged names, files or run folders",
+    )
 
 
 class InspectArguments(Schema):

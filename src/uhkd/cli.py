@@ -14,6 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from uhkd import arguments
 from uhkd.recipe import (
+    CompareRecipe,
     DistillRecipe,
     FinetuneRecipe,
     RecipeError,
@@ -29,9 +30,11 @@ from uhkd.recipe import (
 SCHEMAS: dict[str, type[Schema]] = {
     "demo": arguments.DemoArguments,
     "models": arguments.ModelsArguments,
+    "recipes": arguments.RecipesArguments,
     "inspect": arguments.InspectArguments,
     "finetune": FinetuneRecipe,
     "distill": DistillRecipe,
+    "compare": CompareRecipe,
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
     "doctor": arguments.DoctorArguments,
@@ -81,7 +84,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
             raise
         raise RecipeError([_unboxed(errors.getvalue())]) from None
     flags = {_flag(name): name for name in _shown(schema)}
-    problems = _unknown(unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe) else [])])
+    problems = _unknown(unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe) else [])])
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
     for field in dataclasses.fields(form):
@@ -108,7 +111,7 @@ def _form(schema: type[Schema]) -> type:
     """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     fields: list[tuple[str, Any, Any]] = []
-    if issubclass(schema, TrainRecipe):
+    if issubclass(schema, TrainRecipe | CompareRecipe):
         config = tyro.conf.arg(
             aliases=["-c"],
             help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",

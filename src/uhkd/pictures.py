@@ -74,6 +74,24 @@ def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
     return path
 
 
+def draw_comparison(pairs: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str) -> Path:
+    """Accuracy of every method, a panel a pair: each run a dot, the mean a bar across, the best mean on top."""
+    tallest = max(len(methods) for methods in pairs.values())
+    figure = Figure(figsize=(3.6 * len(pairs) + 0.8, 0.32 * tallest + 1.4), layout="constrained")
+    for axes, (pair, methods) in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs.items(), strict=True):
+        order = sorted(methods, key=lambda name: float(np.mean(methods[name])))
+        for row, name in enumerate(order):
+            runs = 100 * np.asarray(methods[name])
+            axes.plot(runs, [row] * len(runs), "o", markersize=4, alpha=0.5, color="tab:blue")
+            axes.plot([runs.mean()], [row], "|", markersize=14, markeredgewidth=2, color="black")
+        axes.set_yticks(range(len(order)), order)
+        axes.set(title=pair, xlabel="accuracy (%)")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=120)
+    return path
+
+
 def _line(axes: Axes, energy: np.ndarray, label: str, **style: Any) -> None:
     share = np.maximum(energy / max(energy.sum(), 1e-30), 1e-8)
     axes.plot(np.arange(len(share)), share, marker="o", markersize=3, label=label, **style)

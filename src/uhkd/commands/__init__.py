@@ -1,11 +1,13 @@
 """The verbs as typed functions: what the command line calls, and the Python API."""
 
 from uhkd.commands.api import distill, finetune
+from uhkd.commands.compare import compare
 from uhkd.commands.demo import demo
 from uhkd.commands.doctor import doctor
 from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
+from uhkd.commands.recipes import recipes
 from uhkd.commands.training import Result
 
-__all__ = ["Result", "demo", "distill", "doctor", "evaluate", "finetune", "inspect", "models", "predict"]
+__all__ = ["Result", "compare", "demo", "distill", "doctor", "evaluate", "finetune", "inspect", "models", "predict", "recipes"]

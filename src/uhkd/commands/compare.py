@@ -1,0 +1,58 @@
+"""`compare`: many trainings as one resumable comparison, told in one table."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uhkd.commands.comparing.cost import measure_costs
+from uhkd.commands.comparing.live import run, states
+from uhkd.commands.comparing.plan import make_plan
+from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.report import show, write
+from uhkd.commands.comparing.summary import gather
+from uhkd.commands.setup import say
+from uhkd.recipe import CompareRecipe, build
+from uhkd.runs import write_atomically
+
+
+def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:
+    """Run every pair x method x seed that is not done yet, then write and show the table.
+
+    Everything lies below `out`: a run folder a training, compare.json (what the numbers rest on), compare.md, .tex, .csv,
+    runs.csv, compare.png. Killed and started again it repeats no finished training and goes on with begun ones from their
+    checkpoints; the same command elsewhere on the same folder adds workers. With `cost` the trainings are left out and the
+    step's time, memory and FLOPs measured instead (cost.json, cost.md, ...).
+
+    Returns:
+        What compare.json (cost.json) holds.
+
+    Raises:
+        ValueError: for recipes that cannot work, or when some trainings failed (all others are done and in the table).
+    """
+    asked = build(CompareRecipe, words) if recipe is None else recipe
+    out = Path(asked.out).resolve()
+    plan = make_plan(asked, out)
+    if asked.cost:
+        return measure_costs(asked, plan, out)
+    board = Board(out)
+    board.begin(plan)
+    write_atomically(out / "compare.yaml", yaml.safe_dump(asked.model_dump(mode="json"), sort_keys=False))
+    done = states(plan, board)["done"]
+    say(
+        f"{len(plan.tasks)} trainings ({len(plan.cells)} cells of the table, {len(plan.trials)} settings tried), "
+        f"{done} done already; everything goes to {out}"
+    )
+    run(plan, board, asked.jobs)
+    title = asked.title or f"{len(asked.methods)} methods, {len(plan.teachers)} pairs, {asked.seeds} seeds"
+    summary = gather(plan, board, title=title, part=asked.part, tune=asked.tune)
+    write(out, summary)
+    show(summary)
+    failed = {task.name: why for task in plan.tasks if (why := board.failure(task.name))}
+    if failed:
+        told = "".join(f"\n  {name}: {why.splitlines()[0]}" for name, why in failed.items())
+        raise ValueError(
+            f"{len(failed)} of {len(plan.tasks)} trainings failed (the others are done; the same command tries these again):"
+            f"{told}\n  what they said is in {out / 'logs'}"
+        )
+    return summary

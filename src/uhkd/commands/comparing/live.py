@@ -1,0 +1,86 @@
+"""Workers at work on a comparison, and what a person sees meanwhile."""
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from uhkd.commands.comparing.plan import Plan
+from uhkd.commands.comparing.queue import Board, start_workers
+from uhkd.commands.setup import say
+
+_LOOK = 0.5  # seconds between two looks at the folder
+
+
+def states(plan: Plan, board: Board) -> Counter[str]:
+    """How many tasks are waiting, begun, done, failed."""
+    return Counter(board.state(task) for task in plan.tasks)
+
+
+def run(plan: Plan, board: Board, jobs: int) -> None:
+    """Workers at work, and the table as it fills (a line a training where there is no terminal), until nothing is left to do.
+
+    Raises:
+        ValueError: when the workers ended before the work did.
+    """
+    if _finished(states(plan, board)):
+        return
+    workers = start_workers(plan, board.out, jobs)
+    live = Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+    told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
+    began, already = time.monotonic(), len(told)
+    try:
+        with live or contextlib.nullcontext():
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(_LOOK)
+                for task in plan.tasks:
+                    if task.name not in told and board.state(task) in ("done", "failed"):
+                        told.add(task.name)
+                        if live is None:
+                            say(f"[{len(told)}/{len(plan.tasks)}] {_told(board, task.name, plan)}")
+                if live is not None:
+                    live.update(_live_table(plan, board, began, len(told) - already), refresh=True)
+    finally:
+        for worker in workers:
+            worker.terminate()
+    if not _finished(states(plan, board)):
+        codes = ", ".join(str(worker.exitcode) for worker in workers)
+        raise ValueError(
+            f"the workers ended (exit codes {codes}) before the comparison was done; the same command goes on with it"
+        )
+
+
+def _finished(count: Mapping[str, int]) -> bool:
+    return not (count.get("waiting", 0) + count.get("begun", 0))
+
+
+def _told(board: Board, name: str, plan: Plan) -> str:
+    task = next(task for task in plan.tasks if task.name == name)
+    why = board.failure(name)
+    return f"{name}: failed: {why.splitlines()[0]}" if why else f"{name}: {board.accuracy(task):.2%}"
+
+
+def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:
+    """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
+    tasks = {task.name: task for task in plan.tasks}
+    pairs = list(plan.teachers)
+    table = Table("method", *pairs)
+    for method in dict.fromkeys(cell.method for cell in plan.cells.values()):
+        row = []
+        for pair in pairs:
+            names = [n for n, cell in plan.cells.items() if (cell.pair, cell.method) == (pair, method)]
+            finished = [board.accuracy(tasks[n]) for n in names if board.state(tasks[n]) == "done"]
+            begun = sum(board.state(tasks[n]) == "begun" for n in names)
+            mean = f"{100 * sum(finished) / len(finished):.2f} " if finished else ""
+            row.append(f"{mean}({len(finished)}/{len(names)}{', running' if begun else ''})")
+        table.add_row(method, *row)
+    count = states(plan, board)
+    left = count["waiting"] + count["begun"]
+    elapsed = time.monotonic() - began
+    eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
+    return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}")

@@ -1,0 +1,90 @@
+"""What a finished comparison leaves behind: compare.json, .md, .tex, .csv, runs.csv, compare.png, and tables on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from uhkd.commands.comparing.summary import lines, verdicts
+from uhkd.commands.comparing.tables import Rows, csv_text, latex, markdown, overview, pair_rows, run_rows
+from uhkd.commands.setup import say
+from uhkd.pictures import draw_comparison
+from uhkd.runs import RunFolder, write_atomically
+
+_ON_TERMINAL = (0, 1, 2, 3, 4)  # what fits 80 columns; compare.md holds the rest
+PARTS = {"val": "held-out part of the training images", "test": "test part"}
+
+
+def write(out: Path, summary: dict[str, Any]) -> None:
+    """Every file of a comparison's result, each written whole."""
+    RunFolder(out).write_json("compare.json", summary)
+    tables = {pair: pair_rows(summary, pair) for pair in summary["pairs"]}
+    write_atomically(out / "compare.md", document(summary, tables))
+    write_atomically(out / "compare.tex", "\n".join(latex(rows, f"{summary['title']}: {p}") for p, rows in tables.items()))
+    first = next(iter(tables.values()), [[]])[0]
+    body = [[pair, *row] for pair, rows in tables.items() for row in rows[1:]]
+    write_atomically(out / "compare.csv", csv_text([["pair", *first], *body]))
+    write_atomically(out / "runs.csv", csv_text(run_rows(summary)))
+    if summary["runs"]:
+        draw_comparison(
+            {
+                pair: {line.method: list(line.accuracy.values()) for line in lines(summary) if line.pair == pair}
+                for pair in summary["pairs"]
+            },
+            out / "compare.png",
+            f"{summary['title']} ({PARTS[summary['part']]})",
+        )
+
+
+def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
+    """compare.md: how the numbers came about, an overview, a table a pair, what is missing, what was tried."""
+    tried = summary["settings_tried"]
+    tuned = (
+        f"Each method first tried {tried} settings (learning rate, loss weight, main setting) on the held-out part, with a "
+        "seed of its own; the best went into the table."
+        if summary["tuning"]
+        else "No setting was tuned for this table: every method ran with its defaults."
+    )
+    seen = " These are the images of the table." if summary["tuning"] and summary["part"] == "val" else ""
+    notes = (
+        f"Accuracy on the {PARTS[summary['part']]} after the last epoch, mean ± sample sd over seeds. Differences are "
+        f"paired by seed, ± half of the 95 % interval (Student's t, each comparison by itself). {tuned}{seen}"
+    )
+    blocks = [f"# {summary['title']}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
+    for pair, rows in tables.items():
+        own = summary["pairs"][pair]
+        blocks += [f"## {pair}", f"{own['student']}, teacher {own['teacher']['name']}", markdown(rows)]
+    if summary["missing"]:
+        blocks.append("Missing cells:\n\n" + "\n".join(f"- {n}: {why}" for n, why in summary["missing"].items()))
+    if summary["tuning"]:
+        rows = [["pair", "method", "changes", "held-out accuracy (%)", "taken"]]
+        rows += [
+            [t["pair"], t["method"], str(t["changes"] or "none"), _percent(t["accuracy"]), "yes" if t["taken"] else ""]
+            for t in summary["tuning"]
+        ]
+        blocks += ["## Settings tried", markdown(rows)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "failed" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """The tables on standard output, what may be said of UHKD on standard error."""
+    console = Console()
+    head, *body = overview(summary)
+    table = Table(*head, title=summary["title"])
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+    for pair in summary["pairs"]:
+        head, *body = [[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)]
+        table = Table(*head, title=pair)
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    for line in verdicts(summary):
+        say(line)

@@ -1,0 +1,91 @@
+"""A comparison's lines as rows, and rows as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uhkd.commands.comparing.summary import Gap, Line, lines
+
+Rows = list[list[str]]
+_LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$", "−": "$-$"}
+
+
+def mean_sd(line: Line) -> str:
+    """'97.21 ± 0.35' in percent, the sample standard deviation over seeds."""
+    return f"{line.mean:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
+
+
+def gap_text(gap: Gap | None) -> str:
+    """'+1.20 ± 0.80' points with half the width of the 95 % interval; '-' for the baseline itself."""
+    if gap is None:
+        return "-"
+    return f"{gap.mean:+.2f}" + ("" if gap.half is None else f" ± {gap.half:.2f}")
+
+
+def pair_rows(summary: Mapping[str, Any], pair: str) -> Rows:
+    """Head and one row a method: accuracy, paired differences, time, parameters, settings tried."""
+    head = ["method", "accuracy (%)", "to scratch", "to kd", "training min", "points per hour", "extra parameters", "tried"]
+    rows = [
+        [
+            line.method,
+            mean_sd(line),
+            gap_text(line.gaps["scratch"]),
+            gap_text(line.gaps["kd"]),
+            f"{60 * line.hours:.1f}",
+            f"{line.per_hour:.0f}",
+            f"{line.extra_parameters:,}",
+            str(line.settings_tried),
+        ]
+        for line in lines(summary)
+        if line.pair == pair
+    ]
+    return [head, *rows]
+
+
+def overview(summary: Mapping[str, Any]) -> Rows:
+    """Head and one row a method, one column a pair: mean ± sd."""
+    found = {(line.method, line.pair): mean_sd(line) for line in lines(summary)}
+    methods = list(dict.fromkeys(method for method, _ in found))
+    pairs = list(summary["pairs"])
+    rows = [[m, *(found.get((m, p), "not run") for p in pairs)] for m in methods]
+    return [["method", *pairs], teacher_row(summary), *rows]
+
+
+def teacher_row(summary: Mapping[str, Any]) -> list[str]:
+    """The teachers' accuracies, a column a pair."""
+    told = [own["teacher"]["accuracy"] for own in summary["pairs"].values()]
+    return ["(teacher)", *("not run" if x is None else f"{100 * x:.2f}" for x in told)]
+
+
+def run_rows(summary: Mapping[str, Any]) -> Rows:
+    """Head and one row a run, numbers in full."""
+    keys = ("pair", "method", "seed", "accuracy", "seconds", "extra_parameters", "lr", "settings", "weights", "commit")
+    return [list(keys), *([str(run[key]) for key in keys] for run in summary["runs"])]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    marks = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in marks)
+
+
+def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table in LaTeX (booktabs); the first row is its head."""
+
+    def cell(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text)
+
+    first, *body = (" & ".join(map(cell, row)) + r" \\" for row in rows)
+    return "\n".join(
+        [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]
+        + [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", first, r"\midrule", *body]
+        + [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    )
+
+
+def csv_text(rows: Sequence[Sequence[str]]) -> str:
+    """A table as comma-separated values; the first row is its head."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
