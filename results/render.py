@@ -5,66 +5,91 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from uhkd.commands.summary import markdown, table, verdicts
+from uhkd.commands.comparing.costs import cost_rows
+from uhkd.commands.comparing.report import PARTS
+from uhkd.commands.comparing.summary import verdicts
+from uhkd.commands.comparing.tables import markdown, overview, pair_rows
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by results/render.py -->", "<!-- end of results -->"
 SHORT = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def summaries() -> dict[str, dict[str, Any]]:
+def files() -> dict[str, dict[str, Any]]:
     """All committed results, by file name."""
     return {path.name: json.loads(path.read_text()) for path in sorted(HERE.glob("*.json"))}
 
 
-def section(name: str, summary: dict[str, Any]) -> str:
-    """One table with what it rests on."""
-    facts, teacher = summary["environment"], summary["teacher"]
-    versions = ", ".join(f"{k} {facts['versions'][k]}" for k in ("torch", "timm"))
-    where = facts["gpu"] or f"{facts['cpu_cores']} CPU cores, {facts['threads']} thread a run"
-    own = teacher["recipe"]
-    part = "held-out part of the training images" if summary["part"] == "val" else "test part"
-    commits = sorted({run["commit"] or "unknown" for run in summary["runs"]} | {teacher["commit"] or "unknown"})
-    lines = [
+def comparison(name: str, summary: dict[str, Any]) -> str:
+    """One comparison with what it rests on."""
+    seeds = sorted({run["seed"] for run in summary["runs"]})
+    commits = sorted({run["commit"] or "unknown" for run in summary["runs"]})
+    chosen = (
+        f"Every method first tried {summary['settings_tried']} settings (learning rate, main loss weight, main setting; the same "
+        "points for all, seed 1000) on the held-out part; the best of them is in the table, all of them are in the file."
+        if summary["tuning"]
+        else "No setting was tuned for this table: every method ran once a seed with its defaults."
+    )
+    blocks = [
         f"## {summary['title']}",
-        markdown(table(summary)),
-        "\n".join(f"- {line}" for line in verdicts(summary)),
-        f"Measured on the {part} after the last epoch; "
-        f"{summary['data']['train_images']} training images for students, {teacher['train_images']} for the teacher "
-        f"({own['model']}, {teacher['parameters'] / 1e6:.2f} M parameters, {own['epochs']} epochs). {where}; {versions}; "
-        f"commits {', '.join(commits)}. "
-        f"File: [`results/{name}`](../results/{name}).",
-        "\n".join(
-            f"- `{student}`: {r['epochs']} epochs, batch {r['batch_size']}, {r['optimizer']} lr {r['lr']:g}, "
-            f"weight decay {r['weight_decay']:g}, "
-            f"label smoothing {r['label_smoothing']:g}, crop {r['crop']}, {SHORT.get(r['precision'], r['precision'])}"
-            for student, r in summary["recipes"].items()
-        ),
+        f"Accuracy (%) on the {PARTS[summary['part']]} after the last epoch, mean ± sd over {len(seeds)} seeds. {chosen}",
+        markdown(overview(summary)),
     ]
-    return "\n\n".join(lines)
+    for pair, own in summary["pairs"].items():
+        r, teacher = own["recipe"], own["teacher"]
+        trained = teacher.get("recipe")
+        lesson = f", {trained['epochs']} epochs on {teacher['train_images']} images" if trained else ""
+        lr = next(run["lr"] for run in summary["runs"] if run["pair"] == pair)
+        blocks += [
+            f"### {pair}",
+            f"`{own['student']}` ({own['parameters'] / 1e6:.2f} M parameters), teacher `{teacher['name']}`{lesson}. "
+            f"{own['train_images']} training images, {r['epochs']} epochs, batch {r['batch_size']}, {r['optimizer']}"
+            f"{'' if summary['tuning'] else f' lr {lr:g}'}, weight decay {r['weight_decay']:g}, label smoothing "
+            f"{r['label_smoothing']:g}, crop {r['crop']}, {SHORT.get(r['precision'], r['precision'])}.",
+            markdown(pair_rows(summary, pair)),
+            "\n".join(f"- {line}" for line in verdicts(summary) if line.startswith(f"{pair}: ")),
+        ]
+    blocks.append(f"{_machines(summary['environments'])}; commits {', '.join(commits)}. File: [`{name}`](../results/{name}).")
+    return "\n\n".join(block for block in blocks if block)
+
+
+def cost(name: str, costs: dict[str, Any]) -> str:
+    """What a step costs, pair by pair."""
+    blocks = [
+        f"## {costs['title']}",
+        f"Median step time and geometric mean of the ratios within {costs['rounds']} interleaved rounds, with its 95 % interval.",
+    ]
+    for pair in costs["pairs"]:
+        blocks += [f"### {pair}", markdown(cost_rows(costs, pair))]
+    environment = costs["environment"]
+    blocks.append(f"{_machines([environment])}; commit {environment['commit']}. File: [`{name}`](../results/{name}).")
+    return "\n\n".join(blocks)
+
+
+def _machines(environments: list[dict[str, Any]]) -> str:
+    said = []
+    for facts in environments:
+        where = facts["gpu"] or f"{facts['cpu_cores']} shared CPU cores, {facts['threads']} thread a run"
+        said.append(f"{where}; torch {facts['versions']['torch']}, timm {facts['versions']['timm']}")
+    return " / ".join(said)
 
 
 def pages() -> dict[Path, str]:
     """Every file this script writes, with its content."""
-    found = summaries()
-    head = (
-        "# Results\n\nWritten by `results/render.py` from `results/*.json`; never by hand. Mean ± sample standard deviation "
-        "over seeds, last epoch. All methods share one recipe per student. Two choices rest on earlier trials on CIFAR-100: "
-        "the weight 10 of the feature term of UHKD and its twin on a rough trial before this code (one seed, test accuracy), "
-        "and UHKD's `form=pairs` on a screen on the same held-out images with another seed "
-        "([`results/screens`](../results/screens)); nothing else was tuned per method. "
-        "`twin_a` is UHKD without a Fourier transform (see [method.md](method.md)): an ablation, not a rival."
-    )
+    found = files()
+    compared = {name: content for name, content in found.items() if "runs" in content}
+    head = (HERE / "results-head.md").read_text().strip()
     readme = HERE.parent / "README.md"
     text = readme.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     short = [
-        f"**{s['title']}**\n\n{markdown(table(s))}\n\n"
-        + "\n".join(f"- {line}" for line in verdicts(s) if "twin" in line)
-        for s in found.values()
+        f"**{s['title']}**, accuracy (%) on the {PARTS[s['part']]}, mean ± sd over {len({r['seed'] for r in s['runs']})} seeds\n\n"
+        + markdown(overview(s))
+        for s in compared.values()
     ]
+    sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
     return {
-        HERE.parent / "docs" / "results.md": "\n\n".join([head, *(section(n, s) for n, s in found.items())]) + "\n",
+        HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }
 
