@@ -49,7 +49,9 @@ def comparison(name: str, summary: dict[str, Any]) -> str:
             markdown(pair_rows(summary, pair)),
             "\n".join(f"- {line}" for line in verdicts(summary) if line.startswith(f"{pair}: ")),
         ]
-    blocks.append(f"{_machines(summary['environments'])}; commits {', '.join(commits)}. File: [`{name}`](../results/{name}).")
+    blocks.append(
+        f"{_machines(summary['environments'])}; commits {', '.join(commits)}. File: [`{name}`](../results/{name})."
+    )
     return "\n\n".join(block for block in blocks if block)
 
 

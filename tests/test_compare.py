@@ -34,7 +34,12 @@ STUDENT = SHORT | {
     "image_size": 8,
     "allow_weak_teacher": True,
 }
-TEACHER = SHORT | {"model": "uhkd/resnet10", "options": {"channels": [8, 8, 16, 16]}, "image_size": 16, "optimizer": "sgd"}
+TEACHER = SHORT | {
+    "model": "uhkd/resnet10",
+    "options": {"channels": [8, 8, 16, 16]},
+    "image_size": 16,
+    "optimizer": "sgd",
+}
 
 
 @pytest.fixture
@@ -143,7 +148,9 @@ def test_packaged_comparisons_can_be_planned(name: str, tmp_path: Path):
     recipe = build(CompareRecipe, load_yaml(find_recipe(name)))
     plan = make_plan(recipe, tmp_path)
     assert len(plan.cells) == len(recipe.pairs) * len(recipe.methods) * recipe.seeds
-    assert {"scratch", "kd", "uhkd"} <= set(recipe.methods) and all(path.startswith(str(tmp_path)) for path in plan.teachers.values())
+    assert {"scratch", "kd", "uhkd"} <= set(recipe.methods) and all(
+        path.startswith(str(tmp_path)) for path in plan.teachers.values()
+    )
 
 
 # Tuning.
@@ -172,7 +179,9 @@ def test_every_method_tries_as_many_settings_within_its_ranges(method: str):
 
 
 def test_all_methods_try_the_same_points():
-    rates = [[change.get("lr") for change in changes_tried(recipe_of(m), 6)] for m in ("scratch", "kd", "uhkd", "rkd+kd")]
+    rates = [
+        [change.get("lr") for change in changes_tried(recipe_of(m), 6)] for m in ("scratch", "kd", "uhkd", "rkd+kd")
+    ]
     assert all(found == rates[0] for found in rates)
     assert changes_tried(recipe_of("kd"), 1) == [{}]
 
@@ -195,7 +204,10 @@ def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
     assert [trial["accuracy"] for trial in summary["tuning"]] == list(scores.values())
     assert [trial["taken"] for trial in summary["tuning"]] == [name == best for name in scores]
     assert [line.settings_tried for line in lines(summary)] == [3]
-    assert summary["runs"][0]["accuracy"] == json.loads((board.out / "vit/scratch/seed-0/test.json").read_text())["accuracy"]
+    assert (
+        summary["runs"][0]["accuracy"]
+        == json.loads((board.out / "vit/scratch/seed-0/test.json").read_text())["accuracy"]
+    )
 
 
 def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
@@ -208,7 +220,10 @@ def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
     chosen, tried = (board.run(name).read_recipe() for name in ("vit/uhkd/seed-0", "tune/vit/uhkd/setting-1"))
     assert chosen["lr"] == tried["lr"] != 1e-3 and chosen["weights"] == tried["weights"] != {}
     summary = gather(plan, board, title="t", part="val", tune=2)
-    assert [(trial["accuracy"] is None, trial["taken"]) for trial in summary["tuning"]] == [(True, False), (False, True)]
+    assert [(trial["accuracy"] is None, trial["taken"]) for trial in summary["tuning"]] == [
+        (True, False),
+        (False, True),
+    ]
     assert summary["tuning"][0]["why"] == "the loss stopped being finite"
 
 
@@ -297,7 +312,9 @@ def test_a_killed_queue_goes_on_where_it_was(recipes: Path, tmp_path: Path):
     assert last.returncode == 0, last.stderr[-2000:]
     assert {k: Path(k).stat().st_mtime_ns for k in finished} == finished
     assert any("going on at step" in path.read_text() for path in (out / "logs").rglob("*.txt"))
-    whole = subprocess.run(command(recipes, tmp_path / "whole"), capture_output=True, text=True, timeout=300, check=False)
+    whole = subprocess.run(
+        command(recipes, tmp_path / "whole"), capture_output=True, text=True, timeout=300, check=False
+    )
     assert whole.returncode == 0, whole.stderr[-2000:]
     tables = [json.loads((folder / "compare.json").read_text()) for folder in (out, tmp_path / "whole")]
     accuracies = [{(r["method"], r["seed"]): r["metrics"]["val_nll"] for r in table["runs"]} for table in tables]
@@ -365,7 +382,11 @@ def test_a_method_of_another_package_runs_in_the_harness(recipes: Path, tmp_path
     assert [line.method for line in lines(summary)] == ["scratch", "nearest", "uhkd+nearest"]
     assert "nearest" in run.stdout and "nearest.logits" in summary["runs"][1]["metrics"]
     said = subprocess.run(
-        [sys.executable, "-c", "from uhkd.methods import check, method_class; print(method_class('kd')); check('broken')"],
+        [
+            sys.executable,
+            "-c",
+            "from uhkd.methods import check, method_class; print(method_class('kd')); check('broken')",
+        ],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -423,16 +444,25 @@ def test_the_same_numbers_in_every_format():
     assert list(csv.reader(io.StringIO(csv_text(rows)))) == rows
     table = list(csv.DictReader(io.StringIO(csv_text(run_rows(summary)))))
     assert [float(row["accuracy"]) for row in table] == [0.5, 0.6, 0.7, 0.9]
-    assert overview(summary) == [["method", "p_1"], ["(teacher)", "75.00"], ["scratch", "55.00 ± 7.07"], ["uhkd", "80.00 ± 14.14"]]
+    assert overview(summary) == [
+        ["method", "p_1"],
+        ["(teacher)", "75.00"],
+        ["scratch", "55.00 ± 7.07"],
+        ["uhkd", "80.00 ± 14.14"],
+    ]
     assert list(verdicts(summary)) == ["p_1: uhkd minus scratch +25.00 points (2 seeds: too few seeds to tell)"]
 
 
 def test_from_the_command_line_to_all_files(recipes: Path, capsys: pytest.CaptureFixture[str]):
     file = recipes / "compare.yaml"
     both = [str(recipes / "vit.yaml"), str(recipes / "mlp.yaml")]
-    file.write_text(yaml.safe_dump({"pairs": both, "teachers": [str(recipes / "teacher.yaml")], "methods": ["scratch", "uhkd"]}))
+    file.write_text(
+        yaml.safe_dump({"pairs": both, "teachers": [str(recipes / "teacher.yaml")], "methods": ["scratch", "uhkd"]})
+    )
     out = recipes.parent / "table"
-    assert main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out), "--jobs", "2", "--title", "A title"]) == 0
+    assert (
+        main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out), "--jobs", "2", "--title", "A title"]) == 0
+    )
     said = capsys.readouterr()
     assert "A title" in said.out and "5 trainings (4 cells of the table, 0 settings tried), 0 done already" in said.err
     assert "[5/5]" in said.err and "uhkd minus scratch" in said.err

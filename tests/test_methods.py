@@ -221,7 +221,23 @@ METHODS_TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "uhkd rotation": ("uhkd", {"form": "pairs", "fam": "rotation"}),
     "twin_a": ("twin_a", {}),
     "twin_b": ("twin_b", {}),
+    "dkd": ("dkd", {}),
+    "dist": ("dist", {"temperature": 2.0}),
+    "fitnet": ("fitnet", {}),
+    "at": ("at", {}),
+    "cc": ("cc", {"dim": 16}),
+    "rkd": ("rkd", {}),
+    "crd": ("crd", {"negatives": 64}),
+    "crd few": ("crd", {"negatives": 7, "dim": 16}),
+    "ofa": ("ofa", {"eps": 1.5}),
+    "ofa conv": ("ofa", {"head": "conv"}),
+    "ofa tokens": ("ofa", {"head": "tokens", "eps": (1.0, 1.1, 1.2, 1.3, 1.4)}),
+    "rsd": ("rsd", {}),
+    "spectralkd": ("spectralkd", {}),
     "uhkd+kd": ("uhkd+kd", {"uhkd.temperature": 2.0}),
+    "uhkd+dkd": ("uhkd+dkd", {}),
+    "rsd+kd": ("rsd+kd", {}),
+    "crd+at+uhkd": ("crd+at+uhkd", {"negatives": 64}),
 }
 RESNET, VIT, MIXER = ("uhkd/resnet10", 16), ("uhkd/vit_micro", 16), ("uhkd/mixer_micro", 16)
 PAIRS = {

@@ -56,7 +56,9 @@ def test_a_comparison_holds_recipes_versions_commits_seeds_and_hardware(name: st
     tried = {}
     for trial in summary["tuning"]:
         tried.setdefault((trial["pair"], trial["method"]), []).append(trial["taken"])
-    assert all(len(found) == summary["settings_tried"] and sum(found) == 1 for found in tried.values()), "unequal tuning"
+    assert all(len(found) == summary["settings_tried"] and sum(found) == 1 for found in tried.values()), (
+        "unequal tuning"
+    )
     assert not tried or set(tried) == set(seeds)
 
 

@@ -22,7 +22,18 @@ _HOMES = {
     "predict": "uhkd.commands",
 }
 
-__all__ = ["Result", "__version__", "compare", "create", "distill", "evaluate", "finetune", "load_run", "open_data", "predict"]
+__all__ = [
+    "Result",
+    "__version__",
+    "compare",
+    "create",
+    "distill",
+    "evaluate",
+    "finetune",
+    "load_run",
+    "open_data",
+    "predict",
+]
 
 
 def __getattr__(name: str) -> Any:

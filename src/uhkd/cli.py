@@ -84,7 +84,9 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
             raise
         raise RecipeError([_unboxed(errors.getvalue())]) from None
     flags = {_flag(name): name for name in _shown(schema)}
-    problems = _unknown(unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe) else [])])
+    problems = _unknown(
+        unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe) else [])]
+    )
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
     for field in dataclasses.fields(form):

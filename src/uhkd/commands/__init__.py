@@ -10,4 +10,16 @@ from uhkd.commands.models import models
 from uhkd.commands.recipes import recipes
 from uhkd.commands.training import Result
 
-__all__ = ["Result", "compare", "demo", "distill", "doctor", "evaluate", "finetune", "inspect", "models", "predict", "recipes"]
+__all__ = [
+    "Result",
+    "compare",
+    "demo",
+    "distill",
+    "doctor",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "models",
+    "predict",
+    "recipes",
+]

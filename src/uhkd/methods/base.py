@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
@@ -64,3 +65,61 @@ def teacher_shapes(shapes: Shapes, method: str) -> SideShapes:
     if shapes.teacher is None:
         raise ValueError(f"method {method!r} needs a teacher; give one (--teacher) or choose method 'scratch'")
     return shapes.teacher
+
+
+def embedding_widths(shapes: Shapes, method: str) -> tuple[int, int]:
+    """Width of the student's and the teacher's embedding.
+
+    Raises:
+        ValueError: when there is no teacher, or a side has no embedding.
+    """
+    sides = {"student": shapes.student.embedding, "teacher": teacher_shapes(shapes, method).embedding}
+    for side, width in sides.items():
+        if width is None:
+            raise ValueError(
+                f"{method} needs {side} embedding, and the {side} has none: no vector before a linear classifier was found; "
+                "choose a method that reads logits or maps"
+            )
+    student, teacher = sides.values()
+    assert student is not None and teacher is not None
+    return student, teacher
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in at least float32: losses are not computed in half precision."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def classes_of(batch: Batch, method: str) -> Int[Tensor, " b"]:
+    """The class each image counts as: that of the largest share where images are mixed.
+
+    Raises:
+        ValueError: for images without labels.
+    """
+    if batch.target is None:
+        raise ValueError(
+            f"{method} treats the labelled class apart and needs labels; without them choose kd, rsd or uhkd"
+        )
+    return batch.target.argmax(1)
+
+
+def refuse_single(count: int, method: str, why: str) -> None:
+    """Refuse a batch of one image.
+
+    Raises:
+        ValueError: for fewer than two images.
+    """
+    if count < 2:
+        raise ValueError(
+            f"{method} {why} and needs at least 2 images a step, got {count}; use a larger batch (or fewer accumulation steps)"
+        )
+
+
+def check_above(value: float, least: float, name: str) -> None:
+    """Refuse a setting that is not above its bound.
+
+    Raises:
+        ValueError: naming the setting, the bound and the value.
+    """
+    if not value > least:
+        raise ValueError(f"{name} must be above {least:g}, got {value}")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, teacher_shapes
+from uhkd.methods.base import NOTHING, Distiller, Needs, check_above, teacher_shapes, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -19,8 +19,7 @@ def soft_target_loss(
 
     Zero exactly when both distributions agree. The factor T^2 keeps the gradient's size independent of T.
     """
-    student, teacher = (x if x.dtype.itemsize >= 4 else x.float() for x in (student, teacher))
-    log_p, log_q = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+    log_p, log_q = (F.log_softmax(wide(x) / temperature, -1) for x in (student, teacher))
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -33,8 +32,7 @@ class SoftTargets(Distiller):
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
         super().__init__(weights)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_above(temperature, 0, "temperature")
         self.temperature = temperature
         self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
         self.needs = Needs(self.logits, self.logits)

@@ -1,6 +1,6 @@
 """Multi-level matching: one FAM per pair of taps, the mean squared error of each level, and the objective over both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch

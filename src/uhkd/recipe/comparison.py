@@ -33,7 +33,9 @@ class CompareRecipe(Schema):
         description="images of the final table: the held-out part, or the test part (read once, when all choices are made)",
     )
     tune: int = Field(
-        default=0, ge=0, description="settings each method tries first on the held-out part; 0: its defaults as they are"
+        default=0,
+        ge=0,
+        description="settings each method tries first on the held-out part; 0: its defaults as they are",
     )
     cost: bool = Field(default=False, description="measure time, memory and FLOPs of a step instead of training")
     rounds: int = Field(default=20, ge=2, description="interleaved rounds of --cost")

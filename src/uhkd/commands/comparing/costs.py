@@ -52,8 +52,9 @@ def note(costs: Mapping[str, Any]) -> str:
         "step on the same images, in a shuffled order. A step goes from a loaded batch to new weights: teacher, student, "
         "method, backward pass, clipping, optimizer; loading images is not in it. Step ms: median. x: geometric mean of the "
         "ratios within rounds [95 % interval, Student's t over rounds]. Peak MiB: one fresh process a method, two steps; on a "
-        "CPU the whole process with Python, libraries and images (freed memory given back at once), on a GPU the tensors there. GFLOP: matrix products, "
-        "convolutions and attention, forward and backward; FFTs, other decompositions and elementwise work are not counted. "
+        "CPU the whole process with Python, libraries and images (freed memory given back at once), on a GPU the tensors "
+        "there. GFLOP: matrix products, convolutions and attention, forward and backward; FFTs, other decompositions and "
+        "elementwise work are not counted. "
         f"Networks with random weights (run folders with their own). {_hardware(machine)}, {machine['threads']} CPU threads, "
         f"torch {machine['versions']['torch']}. Times of a shared machine are its own: compare ratios, not milliseconds."
     )

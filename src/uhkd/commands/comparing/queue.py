@@ -74,9 +74,7 @@ class Board:
                 problems.append(f"{task.name}: {_difference(before, now)}")
         if problems:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-            raise RecipeError(
-                [f"{self.out} was begun by another recipe; choose another --out", *problems[:5], *more]
-            )
+            raise RecipeError([f"{self.out} was begun by another recipe; choose another --out", *problems[:5], *more])
         shutil.rmtree(self.out / "failed", ignore_errors=True)
 
     def fail(self, name: str, why: str) -> None:
@@ -129,7 +127,9 @@ class Board:
                     write_atomically(self._test(task.name), json.dumps(metrics, indent=1) + "\n")
             except Exception as error:  # whatever one training dies of, the others go on
                 traceback.print_exc(file=file)
-                self.fail(task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+                self.fail(
+                    task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                )
 
     def _test(self, name: str) -> Path:
         return self.out / name / "test.json"

@@ -22,7 +22,9 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     RunFolder(out).write_json("compare.json", summary)
     tables = {pair: pair_rows(summary, pair) for pair in summary["pairs"]}
     write_atomically(out / "compare.md", document(summary, tables))
-    write_atomically(out / "compare.tex", "\n".join(latex(rows, f"{summary['title']}: {p}") for p, rows in tables.items()))
+    write_atomically(
+        out / "compare.tex", "\n".join(latex(rows, f"{summary['title']}: {p}") for p, rows in tables.items())
+    )
     first = next(iter(tables.values()), [[]])[0]
     body = [[pair, *row] for pair, rows in tables.items() for row in rows[1:]]
     write_atomically(out / "compare.csv", csv_text([["pair", *first], *body]))

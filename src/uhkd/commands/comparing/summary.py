@@ -59,7 +59,9 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
         "environments": environments,
         "runs": runs,
         "tuning": _trials(plan, board, tasks),
-        "missing": {name: board.failure(name) or "not run yet" for name in plan.cells if board.state(tasks[name]) != "done"},
+        "missing": {
+            name: board.failure(name) or "not run yet" for name in plan.cells if board.state(tasks[name]) != "done"
+        },
     }
 
 
@@ -186,7 +188,9 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
             runs[0]["extra_parameters"],
             summary["settings_tried"] if (pair, method) in tuned else 1,
             {
-                base: gap(scores[pair, method], scores[pair, base]) if base != method and (pair, base) in scores else None
+                base: gap(scores[pair, method], scores[pair, base])
+                if base != method and (pair, base) in scores
+                else None
                 for base in _BASELINES
             },
         )

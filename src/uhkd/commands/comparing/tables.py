@@ -25,7 +25,16 @@ def gap_text(gap: Gap | None) -> str:
 
 def pair_rows(summary: Mapping[str, Any], pair: str) -> Rows:
     """Head and one row a method: accuracy, paired differences, time, parameters, settings tried."""
-    head = ["method", "accuracy (%)", "to scratch", "to kd", "training min", "points per hour", "extra parameters", "tried"]
+    head = [
+        "method",
+        "accuracy (%)",
+        "to scratch",
+        "to kd",
+        "training min",
+        "points per hour",
+        "extra parameters",
+        "tried",
+    ]
     rows = [
         [
             line.method,
@@ -77,11 +86,9 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
         return "".join(_LATEX.get(letter, letter) for letter in text)
 
     first, *body = (" & ".join(map(cell, row)) + r" \\" for row in rows)
-    return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]
-        + [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", first, r"\midrule", *body]
-        + [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    )
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]
+    table = [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", first, r"\midrule", *body]
+    return "\n".join([*head, *table, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 def csv_text(rows: Sequence[Sequence[str]]) -> str:

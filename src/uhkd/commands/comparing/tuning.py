@@ -7,7 +7,11 @@ from uhkd.recipe import DistillRecipe
 
 LR_RANGE = 4.0  # a learning rate is tried from a quarter of the recipe's to four times it
 WEIGHT_RANGE = 10.0  # a loss weight from a tenth of the method's own to ten times it
-_STEPS = ((5**0.5 - 1) / 2, 2**0.5 - 1, 3**0.5 - 1)  # irrational to each other and badly approximable: no two tries alike
+_STEPS = (
+    (5**0.5 - 1) / 2,
+    2**0.5 - 1,
+    3**0.5 - 1,
+)  # irrational to each other and badly approximable: no two tries alike
 
 
 def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
@@ -15,8 +19,9 @@ def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
 
     Point i of one sequence over the cube (learning rate, weight, setting) is the same for all methods, and each maps it onto
     its own ranges (the first two logarithmic). Point 0 is the centre, where learning rate and weight are the method's own;
-    the others follow by steps of an irrational vector, which fill each range evenly for any `count`. A method without a weight or setting of its own, such as scratch, spends all its tries on the learning rate. In a
-    list joined by "+" the first method's weight and setting are varied.
+    the others follow by steps of an irrational vector, which fill each range evenly for any `count`. A method without a weight
+    or setting of its own, such as scratch, spends all its tries on the learning rate. In a list joined by "+" the first
+    method's weight and setting are varied.
     """
     lead = recipe.method.split("+")[0].strip()
     kind = method_class(lead)

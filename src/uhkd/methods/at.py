@@ -1,0 +1,63 @@
+"""AT: attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, section 3.1, Eq. 2)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, check_above, wide
+from uhkd.methods.levels import on_smaller_grid, paired_taps
+from uhkd.taps import Shapes, Signals
+
+
+def attention(x: Float[Tensor, "b c h w"], power: int = 2) -> Float[Tensor, "b n"]:
+    """Mean over channels of x^power, as a vector of Euclidean length 1 for each image."""
+    return F.normalize(wide(x).pow(power).mean(1).flatten(1))
+
+
+class AT(Distiller):
+    """The student looks where the teacher looks: sum over levels of the mean squared difference of attention vectors.
+
+    The authors' code (mean over images and cells, where Eq. 2 has a norm), weight 1000 as theirs; the larger grid is pooled
+    to the smaller one first. Levels of one cell are left out: their attention is 1 for everyone.
+
+    Args:
+        power: exponent p >= 1 of the activations.
+
+    Raises:
+        ValueError: for a power below 1, or when no matched level has more than one cell.
+    """
+
+    default_weights: ClassVar = {"attention": 1000.0}
+    main_term = "attention"
+    knob = ("power", (1, 4))
+
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, power: int = 2) -> None:
+        super().__init__(weights)
+        check_above(power, 0, "power")
+        self.power = power
+        pairs, student, teacher = paired_taps(shapes, "at")
+        self.pairs: Sequence[tuple[int, int]] = [
+            (s, t) for s, t in pairs if max(min(student[s][i], teacher[t][i]) for i in (1, 2)) > 1
+        ]
+        if not self.pairs:
+            raise ValueError(
+                "at compares where networks look, and every matched level has one cell; use larger images, or name shallower "
+                "taps (student_levels, teacher_levels)"
+            )
+        if self.wants("attention"):
+            self.needs = Needs(frozenset({"maps"}), frozenset({"maps"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"attention": sum over levels of mean (a(student) - a(teacher))^2}."""
+        if not self.wants("attention"):
+            return {}
+        assert student.maps is not None and teacher.maps is not None
+        total = batch.image.new_zeros(())
+        for s, t in self.pairs:
+            ours, theirs = on_smaller_grid(student.maps[s], teacher.maps[t])
+            total = total + F.mse_loss(attention(ours, self.power), attention(theirs, self.power))
+        return {"attention": total}

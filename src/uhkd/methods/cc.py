@@ -1,0 +1,55 @@
+"""CC: correlation congruence (Peng et al. 2019, arXiv 1904.01802), as the field's tables run it."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, refuse_single, wide
+from uhkd.taps import Shapes, Signals
+
+
+def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Mean over neighbours b, b+1 in the batch of <d_b, d_(b+1)>, d = |student - teacher|. Zero for equal embeddings.
+
+    Raises:
+        ValueError: for a single image.
+    """
+    refuse_single(len(student), "cc", "relates neighbours in a batch")
+    gap = (wide(student) - wide(teacher)).abs()
+    return (gap[:-1] * gap[1:]).sum(1).mean()
+
+
+class CC(Distiller):
+    """Both embeddings, each through a learned linear map, agree in the sense of `neighbour_correlation`.
+
+    This is what RepDistiller and OFA-KD run under the name, with weight 0.02; the paper's Taylor expansion of a kernel between
+    images (its Eq. 8 to 10) is another loss.
+
+    Args:
+        dim: width of the shared space, at least 1.
+
+    Raises:
+        ValueError: for a dim below 1, or a side without embedding; in training, for a single image.
+    """
+
+    default_weights: ClassVar = {"correlation": 0.02}
+    main_term = "correlation"
+    knob = ("dim", (64, 256))
+
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, dim: int = 128) -> None:
+        super().__init__(weights)
+        check_above(dim, 0, "dim")
+        student, teacher = embedding_widths(shapes, "cc")
+        if self.wants("correlation"):
+            self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
+            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"correlation": see `neighbour_correlation`}."""
+        if not self.wants("correlation"):
+            return {}
+        ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        return {"correlation": neighbour_correlation(ours, theirs)}

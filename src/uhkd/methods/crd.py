@@ -1,0 +1,128 @@
+"""CRD: contrastive representation distillation (Tian, Krishnan, Isola 2020, arXiv 1910.10699, Eq. 17 and 18)."""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, wide
+from uhkd.taps import Shapes, Signals
+
+_EPS = 1e-7  # the authors'
+_WHOLE = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
+
+
+def scores(
+    anchor: Float[Tensor, "b d"], bank: Float[Tensor, "n d"], drawn: Int[Tensor, "b k1"], temperature: float
+) -> Float[Tensor, "b k1"]:
+    """exp(<anchor, bank row> / T) for the drawn rows of each image."""
+    if len(bank) <= _WHOLE * drawn.shape[1]:
+        # of a copy: the bank is overwritten before the backward pass reads it
+        products = (anchor @ bank.clone().T).gather(1, drawn)
+    else:
+        products = torch.einsum("bkd,bd->bk", bank[drawn], anchor)
+    return (products / temperature).exp()
+
+
+def contrast(ratios: Float[Tensor, "b k1"], num_samples: int) -> Float[Tensor, ""]:
+    """Noise-contrastive loss (Eq. 18) of scores over Z: column 0 is the positive, the rest K draws from N images.
+
+    -1/B sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N.
+    """
+    noise = (ratios.shape[1] - 1) / num_samples
+    whole = (ratios + noise + _EPS).log()
+    positive = ratios[:, 0].log() - whole[:, 0]
+    negatives = math.log(noise) - whole[:, 1:]
+    return -(positive.sum() + negatives.sum()) / len(ratios)
+
+
+class CRD(Distiller):
+    """An image's two embeddings recognise each other among many others, kept from earlier steps in two memory banks.
+
+    Both embeddings go through a learned linear map and are divided by their length. The student's meets the teacher's bank and
+    the other way round; then the rows of this batch's images (`Batch.index`) move towards the new embeddings. As in the authors'
+    code: negatives are drawn over all images, the positive not excluded; the constants Z are set by the first batch. The banks
+    (2 x N x dim numbers) are buffers, so they lie in checkpoints. One process: several would each keep banks of their own.
+
+    Args:
+        dim: width of the shared space, at least 1.
+        negatives: K, draws per image, at least 1.
+        temperature: T > 0.
+        momentum: share of its old value that a bank row keeps, from 0 to below 1.
+
+    Raises:
+        ValueError: for settings out of range, or a side without embedding.
+    """
+
+    default_weights: ClassVar = {"contrast": 1.0}
+    main_term = "contrast"
+    knob = ("temperature", (0.1, 0.2))
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    normalisers: Tensor
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        weights: Mapping[str, float] | None = None,
+        *,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+    ) -> None:
+        super().__init__(weights)
+        for name, value in (("dim", dim), ("negatives", negatives), ("temperature", temperature)):
+            check_above(value, 0, name)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        student, teacher = embedding_widths(shapes, "crd")
+        if self.wants("contrast"):
+            self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
+            spread = 1 / math.sqrt(dim / 3)  # rows of expected length 1
+            for name in ("student_bank", "teacher_bank"):
+                self.register_buffer(name, torch.empty(shapes.num_samples, dim).uniform_(-spread, spread))
+            self.register_buffer(
+                "normalisers", torch.full((2,), -1.0)
+            )  # Z of student and teacher; negative: not set yet
+            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"contrast": student's and teacher's loss}; in training the banks take in this batch."""
+        if not self.wants("contrast"):
+            return {}
+        count, images = len(self.student_bank), len(batch.index)
+        drawn = torch.randint(count, (images, self.negatives), device=batch.index.device)
+        return {"contrast": self.loss(student, teacher, batch.index, drawn)}
+
+    def loss(
+        self, student: Signals, teacher: Signals, index: Int[Tensor, " b"], negatives: Int[Tensor, "b k"]
+    ) -> Float[Tensor, ""]:
+        """The loss for given negatives."""
+        ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        with torch.autocast(index.device.type, enabled=False):
+            ours, theirs = F.normalize(wide(ours)), F.normalize(wide(theirs))
+            drawn = torch.cat((index[:, None], negatives), 1)
+            found = [
+                scores(anchor, bank, drawn, self.temperature)
+                for anchor, bank in ((ours, self.teacher_bank), (theirs, self.student_bank))
+            ]
+            first = torch.stack([x.detach().mean() * len(self.student_bank) for x in found])
+            z = torch.where(self.normalisers < 0, first.to(self.normalisers.dtype), self.normalisers)
+            if self.training:
+                self.normalisers.copy_(z)
+                self._remember(self.student_bank, index, ours)
+                self._remember(self.teacher_bank, index, theirs)
+            return torch.stack([contrast(x / z[i], len(self.student_bank)) for i, x in enumerate(found)]).sum()
+
+    @torch.no_grad()
+    def _remember(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
+        moved = self.momentum * bank[index] + (1 - self.momentum) * rows.to(bank.dtype)
+        bank.index_copy_(0, index, moved / moved.norm(dim=1, keepdim=True))

@@ -1,0 +1,72 @@
+"""DKD: decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679, Eq. 6 and 7)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, check_above, classes_of, teacher_shapes, wide
+from uhkd.taps import Shapes, Signals
+
+
+def decoupled_losses(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], label: Int[Tensor, " b"], temperature: float = 1.0
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(TCKD, NCKD), each T^2 * KL(teacher || student), mean over the batch, in at least float32.
+
+    TCKD compares the two numbers "target class" and "all others", NCKD the classes other than the target among themselves.
+    Both are zero exactly when the softened distributions agree. The authors' code takes logarithms of sums and adds -1000
+    to the target's logit; here both are exact and stay finite for any finite logits.
+    """
+    log_p, log_q = (F.log_softmax(wide(x) / temperature, -1) for x in (student, teacher))
+    target = label[:, None]
+    columns = torch.arange(log_p.shape[1] - 1, device=log_p.device)
+    others = columns + (columns >= target)  # (B,K-1): all classes but the target
+    divergences = []
+    for reduce in (True, False):
+        logs = []
+        for log in (log_p, log_q):
+            rest = log.gather(1, others)
+            total = rest.logsumexp(1, keepdim=True)
+            logs.append(torch.cat((log.gather(1, target), total), 1) if reduce else rest - total)
+        divergences.append(F.kl_div(*logs, reduction="batchmean", log_target=True) * temperature**2)
+    return divergences[0], divergences[1]
+
+
+class DKD(Distiller):
+    """Decoupled knowledge distillation: target class and the rest weighed separately ("tckd" is alpha, "nckd" beta).
+
+    Weights 1 and 2 and T = 1 as in OFA-KD's tables; the paper tunes beta by pair (up to 8) at T = 4 and warms the weight up
+    over the first epochs, which is no part of the loss here. Of a mixed image the larger share is the target.
+
+    Args:
+        temperature: T > 0.
+
+    Raises:
+        ValueError: for a temperature of 0 or below; in training, for images without labels.
+    """
+
+    default_weights: ClassVar = {"tckd": 1.0, "nckd": 2.0}
+    main_term = "nckd"
+    imitates_logits = True
+    knob = ("temperature", (2.0, 4.0))
+
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
+        super().__init__(weights)
+        teacher_shapes(shapes, "dkd")
+        check_above(temperature, 0, "temperature")
+        self.temperature = temperature
+        if any(map(self.wants, self.weights)):
+            self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"tckd", "nckd"}, those whose weight is not 0."""
+        if not self.needs.student:
+            return {}
+        assert student.logits is not None and teacher.logits is not None
+        losses = decoupled_losses(student.logits, teacher.logits, classes_of(batch, "dkd"), self.temperature)
+        return {term: loss for term, loss in zip(("tckd", "nckd"), losses, strict=True) if self.wants(term)}

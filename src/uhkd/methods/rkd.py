@@ -1,0 +1,61 @@
+"""RKD: relational knowledge distillation (Park et al. 2019, arXiv 1904.05068, Eq. 5 to 9)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, embedding_widths, refuse_single, wide
+from uhkd.taps import Shapes, Signals
+
+
+def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
+    """Euclidean distances between images, divided by their mean over all pairs (Eq. 5); squares below 1e-12 count as that."""
+    squares = x.square().sum(1)
+    distances = (squares[:, None] + squares[None] - 2 * x @ x.T).clamp(min=1e-12).sqrt()
+    distances = distances * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
+    return distances / (distances.sum() / (len(x) * (len(x) - 1)))
+
+
+def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
+    """Cosines of the angle at image i between images j and k (Eq. 8); 0 where two of them are one."""
+    directions = F.normalize(x[None] - x[:, None], dim=2)
+    return directions @ directions.transpose(1, 2)
+
+
+class RKD(Distiller):
+    """The geometry of a batch: smooth L1 between relative distances ("distance") and between angles ("angle").
+
+    Weights 25 and 50, as the authors' for metric learning and all tables since. Needs no layers, and no equal widths. The angles
+    take B^2 D + B^3 numbers for B images.
+
+    Raises:
+        ValueError: for a side without embedding; in training, for a single image.
+    """
+
+    default_weights: ClassVar = {"distance": 25.0, "angle": 50.0}
+    main_term = "angle"
+
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None) -> None:
+        super().__init__(weights)
+        embedding_widths(shapes, "rkd")
+        if any(map(self.wants, self.weights)):
+            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"distance", "angle"}, those whose weight is not 0."""
+        if not self.needs.student:
+            return {}
+        assert student.embedding is not None and teacher.embedding is not None
+        refuse_single(len(student.embedding), "rkd", "relates the images of a batch")
+        terms = {}
+        with torch.autocast(student.embedding.device.type, enabled=False):
+            ours, theirs = wide(student.embedding), wide(teacher.embedding)
+            for term, relation in (("distance", relative_distances), ("angle", angles)):
+                if self.wants(term):
+                    terms[term] = F.smooth_l1_loss(relation(ours), relation(theirs))
+        return terms

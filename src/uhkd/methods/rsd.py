@@ -1,0 +1,69 @@
+"""RSD: redundancy suppression distillation (Zhang et al. 2025, arXiv 2507.21844, Eq. 3 to 6)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.data import Batch
+from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, refuse_single, wide
+from uhkd.taps import Shapes, Signals
+
+
+def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:
+    """sum of (P - I)^2, off the diagonal times kappa, of the cross-correlation P = z_t^T z_s / B, in at least float32.
+
+    z: standardised over the batch (population deviation plus 1e-5). Zero when every student number correlates fully with the
+    teacher's of the same place and with no other.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        z_s, z_t = ((x - x.mean(0)) / (x.std(0, correction=0) + 1e-5) for x in (wide(student), wide(teacher)))
+        identity = torch.eye(z_s.shape[1], dtype=z_s.dtype, device=z_s.device)
+        errors = (z_t.T @ z_s / len(z_s) - identity).square()
+        return (errors * (kappa + (1 - kappa) * identity)).sum()
+
+
+class RSD(Distiller):
+    """What both architectures' embeddings share is kept, what is redundant is suppressed.
+
+    The student's embedding goes through Linear(D_s, 2 D_s), BatchNorm, GELU, Linear(2 D_s, D_t), no biases, and meets the
+    teacher's in `redundancy`. Weight 0.1; no soft targets of its own (`rsd+kd` adds them). As the authors' code.
+
+    Args:
+        kappa: weight of the entries off the diagonal, at least 0.
+        expansion: width of the hidden layer in student embeddings, at least 1.
+
+    Raises:
+        ValueError: for settings out of range, or a side without embedding; in training, for a single image.
+    """
+
+    default_weights: ClassVar = {"redundancy": 0.1}
+    main_term = "redundancy"
+    knob = ("kappa", (0.003, 0.03))
+
+    def __init__(
+        self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, kappa: float = 0.01, expansion: int = 2
+    ) -> None:
+        super().__init__(weights)
+        if kappa < 0:
+            raise ValueError(f"kappa must be at least 0, got {kappa}")
+        check_above(expansion, 0, "expansion")
+        self.kappa = kappa
+        student, teacher = embedding_widths(shapes, "rsd")
+        if self.wants("redundancy"):
+            hidden = expansion * student
+            layers = (nn.Linear(student, hidden, bias=False), nn.Linear(hidden, teacher, bias=False))
+            for layer in layers:
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+            self.project = nn.Sequential(layers[0], nn.BatchNorm1d(hidden), nn.GELU(), layers[1])
+            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """{"redundancy": see `redundancy`}."""
+        if not self.wants("redundancy"):
+            return {}
+        assert student.embedding is not None and teacher.embedding is not None
+        refuse_single(len(student.embedding), "rsd", "correlates over the images of a batch")
+        return {"redundancy": redundancy(self.project(student.embedding), teacher.embedding, self.kappa)}
