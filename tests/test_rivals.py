@@ -1,0 +1,624 @@
+"""The rival methods: values and gradients against literal references, and what their formulas promise."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from references import rivals
+from uhkd.data import Batch
+from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
+from uhkd.methods.at import attention
+from uhkd.methods.cc import neighbour_correlation
+from uhkd.methods.crd import scores
+from uhkd.methods.dist import correlation_distance
+from uhkd.methods.dkd import decoupled_losses
+from uhkd.methods.kd import soft_target_loss
+from uhkd.methods.levels import on_smaller_grid
+from uhkd.methods.ofa import _PatchMerging, enhanced_loss
+from uhkd.methods.rkd import angles, relative_distances
+from uhkd.methods.rsd import redundancy
+from uhkd.methods.spectralkd import spectral_error
+from uhkd.taps import Shapes, SideShapes, Signals
+
+F64 = torch.float64
+CLASSES, IMAGES = 5, 12
+STUDENT, TEACHER = ((3, 5, 4), (4, 3, 3)), ((4, 3, 6), (3, 2, 3))
+SHAPES = Shapes(SideShapes(STUDENT, 4, CLASSES), SideShapes(TEACHER, 6, CLASSES), CLASSES, IMAGES)
+BATCH = 4
+
+
+def random(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def make(method: str, settings: dict[str, Any] | None = None, shapes: Shapes = SHAPES, seed: int = 0) -> Any:
+    """One distiller in float64, its parameters away from their first values."""
+    torch.manual_seed(seed)
+    distiller = build(method, shapes, settings)[method].double()
+    with torch.no_grad():
+        for parameter in distiller.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return distiller
+
+
+def said(seed: int = 0, batch: int = BATCH, learns: bool = True) -> tuple[Signals, Signals, Batch]:
+    """Random signals of both sides; the student's take gradients."""
+    sides = []
+    for i, (maps, width) in enumerate(((STUDENT, 4), (TEACHER, 6))):
+        s = seed + 10 * i
+        logits, embedding = random(batch, CLASSES, seed=s).mul(2), random(batch, width, seed=s + 1)
+        found = tuple(random(batch, *shape, seed=s + 2 + k) + 0.4 for k, shape in enumerate(maps))
+        if i == 0 and learns:
+            logits, embedding, *found = (x.requires_grad_() for x in (logits, embedding, *found))
+        sides.append(Signals(logits, tuple(found), None, embedding))
+    target = random(batch, CLASSES, seed=seed + 30).mul(3).softmax(1)
+    index = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(seed))[:batch]
+    return sides[0], sides[1], Batch(torch.rand(batch, 3, 8, 8), target, target.argmax(1), index)
+
+
+def check_gradient(loss: Tensor, value: Callable[[], float], leaves: Sequence[Tensor]) -> None:
+    """The gradient at every leaf, along two random directions, is the central difference of the literal reference."""
+    assert loss.dtype == F64 and loss.item() == pytest.approx(value(), rel=1e-9)
+    gradients = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        for seed in (77, 78):
+            along, start, step = random(*leaf.shape, seed=seed), leaf.detach().clone(), 1e-5
+            found = []
+            for sign in (1, -1):
+                leaf.data = start + sign * step * along
+                found.append(value())
+            leaf.data = start
+            slope = (found[0] - found[1]) / (2 * step)
+            assert (gradient * along).sum().item() == pytest.approx(slope, rel=2e-5, abs=1e-8)
+
+
+# On logits.
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_dkd_equals_the_reference(temperature: float):
+    student, teacher, batch = said()
+    terms = make("dkd", {"temperature": temperature})(student, teacher, batch)
+    for i, term in enumerate(("tckd", "nckd")):
+        check_gradient(
+            terms[term],
+            lambda i=i: rivals.dkd(student.logits, teacher.logits, batch.label.tolist(), temperature)[i],
+            [student.logits],
+        )
+
+
+def test_kd_is_tckd_plus_nckd_weighted_by_what_the_teacher_leaves_to_the_others():
+    """Eq. 5 of the paper; it also needs both terms to be right."""
+    student, teacher, batch = said(batch=1)
+    tckd, nckd = decoupled_losses(student.logits, teacher.logits, batch.label, 2.0)
+    left = 1 - F.softmax(teacher.logits / 2, 1)[0, batch.label[0]]
+    torch.testing.assert_close(tckd + left * nckd, soft_target_loss(student.logits, teacher.logits, 2.0))
+
+
+def test_dkd_is_zero_at_equal_logits_and_finite_for_extreme_ones():
+    logits = random(6, CLASSES).mul(4).requires_grad_()
+    for term in decoupled_losses(logits, logits.detach() + 3.0, logits.argmax(1)):
+        assert term.abs() < 1e-12 and torch.autograd.grad(term, logits, retain_graph=True)[0].abs().max() < 1e-12
+    sure = torch.tensor([[200.0, -200.0, 0.0], [-300.0, 100.0, 100.0]], requires_grad=True)
+    total = torch.stack(decoupled_losses(sure, -sure.detach(), torch.tensor([0, 1]))).sum()
+    total.backward()
+    assert total.isfinite() and sure.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_dist_equals_the_reference(temperature: float):
+    student, teacher, batch = said()
+    terms = make("dist", {"temperature": temperature})(student, teacher, batch)
+    for i, term in enumerate(("inter", "intra")):
+        check_gradient(
+            terms[term], lambda i=i: rivals.dist(student.logits, teacher.logits, temperature)[i], [student.logits]
+        )
+
+
+def test_dist_is_zero_for_linear_images_and_2_for_opposites():
+    a = random(5, 7)
+    assert correlation_distance(3 * a + 2, a).abs() < 1e-8
+    assert correlation_distance(-a, a).item() == pytest.approx(2)
+    student, teacher, batch = said()
+    equal = student._replace(logits=teacher.logits)
+    assert max(term.abs().item() for term in make("dist")(equal, teacher, batch).values()) < 1e-6
+
+
+@pytest.mark.parametrize(("eps", "temperature"), [(1.0, 1.0), (1.4, 1.0), (2.0, 3.0)])
+def test_ofas_loss_equals_the_reference(eps: float, temperature: float):
+    student, teacher, batch = said()
+    distiller = make("ofa", {"eps": eps, "temperature": temperature}).eval()
+    terms = distiller(student, teacher, batch)
+    labels = batch.label.tolist()
+
+    def exits() -> float:
+        with torch.no_grad():
+            logits = [exit_(x) for exit_, x in zip(distiller.exits, student.maps, strict=True)]
+        return sum(rivals.ofa(x, teacher.logits, labels, eps, temperature) for x in logits)
+
+    check_gradient(
+        terms["logits"], lambda: rivals.ofa(student.logits, teacher.logits, labels, eps, temperature), [student.logits]
+    )
+    check_gradient(terms["stages"], exits, [*student.maps, *distiller.exits.parameters()])
+
+
+def test_ofas_exponents_are_one_an_exit_and_the_last_for_the_logits():
+    student, teacher, batch = said()
+    one, many = (make("ofa", {"eps": eps}).eval() for eps in (1.0, (1.0, 1.5, 2.0)))
+    with torch.no_grad():
+        logits = [exit_(x) for exit_, x in zip(many.exits, student.maps, strict=True)]
+    expected = sum(
+        enhanced_loss(x, teacher.logits, batch.label, eps) for x, eps in zip(logits, (1.0, 1.5), strict=True)
+    )
+    terms = many(student, teacher, batch)
+    torch.testing.assert_close(terms["stages"], expected)
+    torch.testing.assert_close(terms["logits"], enhanced_loss(student.logits, teacher.logits, batch.label, 2.0))
+    assert one.eps == (1.0, 1.0, 1.0)
+
+
+def test_ofa_with_exponent_1_is_at_its_minimum_where_both_agree():
+    student, teacher, batch = said()
+    logits = teacher.logits.clone().requires_grad_()
+    loss = enhanced_loss(logits, teacher.logits, batch.label)
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-12
+    entropy = -(F.softmax(teacher.logits, 1) * F.log_softmax(teacher.logits, 1)).sum(1).mean()
+    torch.testing.assert_close(loss.detach(), entropy)
+    assert enhanced_loss(student.logits, teacher.logits, batch.label) > loss
+
+
+@pytest.mark.parametrize(("grid", "first"), [((4, 6), True), ((5, 3), False)])
+def test_patch_merging_equals_the_reference_also_on_odd_grids(grid: tuple[int, int], first: bool):
+    layer = _PatchMerging(3, 5, nn.GELU() if first else nn.Identity()).double()
+    x = random(2, 3, *grid).requires_grad_()
+    found = layer(x)
+    for image, out in zip(x.detach(), found, strict=True):
+        expected = rivals.merge_patches(image, layer.mix.weight.detach(), rivals.gelu if first else lambda v: v)
+        torch.testing.assert_close(out.detach(), expected)
+    assert torch.autograd.gradcheck(layer, x)
+
+
+def exits_of(maps: tuple[tuple[int, int, int], ...], embedding: int | None, head: str = "auto", **settings: Any) -> Any:
+    sides = SideShapes(maps, embedding, CLASSES), SideShapes(TEACHER, 6, CLASSES)
+    return build("ofa", Shapes(*sides, CLASSES, IMAGES), {"head": head, **settings})["ofa"]
+
+
+def test_ofas_exits_of_a_pyramid_halve_the_grid_once_a_following_stage():
+    distiller = exits_of(((8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)), 64)
+    assert distiller.head == "conv"
+    depths = [sum(isinstance(m, nn.BatchNorm2d) for m in exit_.modules()) // 2 for exit_ in distiller.exits]
+    assert depths == [3, 2, 1, 0]
+    for exit_, shape in zip(distiller.exits, ((8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)), strict=True):
+        convolutions = [m for m in exit_.modules() if isinstance(m, nn.Conv2d)]
+        assert convolutions[0].in_channels == shape[0] and convolutions[-1].out_channels == 64
+        assert [m.stride[0] for m in convolutions if m.stride[0] == 2] == [2] * ((len(convolutions)) // 4)
+        assert exit_(torch.randn(2, *shape)).shape == (2, CLASSES)
+    widths = [
+        m.out_channels for m in distiller.exits[0].modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
+    ]
+    assert widths == [8, 16, 16, 32, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("grid", "merged"), [((7, 7), 0), ((8, 8), 0), ((14, 14), 1), ((28, 28), 2), ((15, 31), 1), ((1, 9), 0)]
+)
+def test_ofas_exits_of_tokens_merge_to_a_grid_near_7(grid: tuple[int, int], merged: int):
+    distiller = exits_of(((12, *grid), (12, *grid), (12, *grid), (12, *grid)), 12)
+    assert distiller.head == "tokens"
+    for i, exit_ in enumerate(distiller.exits):
+        assert sum(isinstance(m, _PatchMerging) for m in exit_.modules()) == merged
+        assert sum(type(m).__name__ == "Block" for m in exit_.modules()) == max(3 - i, 1)
+        assert exit_(torch.randn(2, 12, *grid)).shape == (2, CLASSES)
+
+
+def test_ofas_exits_take_any_widths_and_an_embedding_that_is_not_there():
+    for head in ("conv", "tokens"):
+        for embedding in (None, 10, 9):
+            distiller = exits_of(((6, 9, 5), (7, 4, 4)), embedding, head)
+            for exit_, shape in zip(distiller.exits, ((6, 9, 5), (7, 4, 4)), strict=True):
+                assert exit_(torch.randn(3, *shape)).shape == (3, CLASSES)
+
+
+# On maps.
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_at_equals_the_reference(power: int):
+    student, teacher, batch = said()
+    loss = make("at", {"power": power})(student, teacher, batch)["attention"]
+    check_gradient(loss, lambda: rivals.at(student.maps, teacher.maps, power), list(student.maps))
+
+
+def test_at_is_zero_for_maps_that_differ_by_scale_and_leaves_single_cells_out():
+    x = random(3, 4, 5, 5)
+    torch.testing.assert_close(attention(7 * x), attention(x))
+    torch.testing.assert_close(attention(x).square().sum(1), torch.ones(3, dtype=F64))
+    maps = ((4, 4, 4), (8, 1, 1))
+    same = Shapes(SideShapes(maps, 8, CLASSES), SideShapes(maps, 8, CLASSES), CLASSES, IMAGES)
+    assert build("at", same)["at"].pairs == [(0, 0)]
+    single = SideShapes(((4, 1, 1), (8, 1, 1)), 8, CLASSES)
+    with pytest.raises(ValueError, match="every matched level has one cell; use larger images"):
+        build("at", Shapes(single, single, CLASSES, IMAGES))
+
+
+def test_fitnet_equals_the_reference():
+    student, teacher, batch = said()
+    distiller = make("fitnet")
+    loss = distiller(student, teacher, batch)["features"]
+    mixes = [mix.weight for mix in distiller.mixes]
+    check_gradient(
+        loss,
+        lambda: rivals.fitnet(student.maps, teacher.maps, [mix.detach()[:, :, 0, 0] for mix in mixes]),
+        [*student.maps, *mixes],
+    )
+
+
+def test_fitnet_is_zero_when_the_mix_gives_the_teachers_maps():
+    maps = ((4, 3, 3), (3, 2, 3))
+    same = Shapes(SideShapes(maps, 6, CLASSES), SideShapes(maps, 6, CLASSES), CLASSES, IMAGES)
+    distiller = make("fitnet", shapes=same)
+    for mix in distiller.mixes:
+        mix.weight.data = torch.eye(len(mix.weight), dtype=F64)[:, :, None, None]
+    _, teacher, batch = said()
+    teacher = teacher._replace(maps=tuple(random(BATCH, *shape) for shape in maps))
+    assert {k: round(v.item(), 12) for k, v in distiller(teacher, teacher, batch).items()} == {"kl": 0, "features": 0}
+
+
+def test_spectralkd_equals_the_reference():
+    student, teacher, batch = said()
+    loss = make("spectralkd")(student, teacher, batch)["fft"]
+    check_gradient(loss, lambda: rivals.spectralkd(student.maps, teacher.maps), list(student.maps))
+
+
+def test_spectralkd_is_zero_for_equal_maps_and_by_parseval_near_the_spatial_error():
+    x, y = random(2, 3, 5, 5), random(2, 3, 5, 5, seed=1)
+    assert spectral_error(x, x) == 0
+    # rfft2 keeps each conjugate pair once: twice its half, less the column that has no partner, is the whole
+    full = torch.view_as_real(torch.fft.fft2(x - y, norm="ortho")).square().sum()
+    torch.testing.assert_close(full, (x - y).square().sum())
+    column = torch.view_as_real(torch.fft.fft2(x - y, norm="ortho"))[..., 0, :].square().sum()
+    count = 2 * 3 * 5 * 3 * 2
+    torch.testing.assert_close(2 * spectral_error(x, y) * count - column, (x - y).square().sum())
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_two_maps_meet_on_the_smaller_grid(a: int, b: int, c: int, d: int):
+    x, y = random(1, 2, a, b), random(1, 3, c, d, seed=1)
+    found = on_smaller_grid(x, y)
+    for out, expected in zip(found, rivals.common_grid(x[0], y[0]), strict=True):
+        torch.testing.assert_close(out[0], expected)
+    assert found[0].shape[2:] == found[1].shape[2:] == (min(a, c), min(b, d))
+
+
+# On embeddings and relations.
+
+
+def test_cc_equals_the_reference():
+    student, teacher, batch = said()
+    distiller = make("cc", {"dim": 3})
+    own = [distiller.embed_student, distiller.embed_teacher]
+
+    def value() -> float:
+        ours, theirs = (
+            [rivals.linear(row, m.weight.detach(), m.bias.detach()) for row in x.tolist()]
+            for x, m in zip((student.embedding, teacher.embedding), own, strict=True)
+        )
+        return rivals.cc(ours, theirs)
+
+    loss = distiller(student, teacher, batch)["correlation"]
+    check_gradient(loss, value, [student.embedding, *own[0].parameters(), *own[1].parameters()])
+    assert neighbour_correlation(teacher.embedding, teacher.embedding) == 0
+
+
+def test_rkd_equals_the_reference():
+    student, teacher, batch = said()
+    terms = make("rkd")(student, teacher, batch)
+    for i, term in enumerate(("distance", "angle")):
+        check_gradient(
+            terms[term], lambda i=i: rivals.rkd(student.embedding, teacher.embedding)[i], [student.embedding]
+        )
+
+
+def test_rkd_is_zero_for_a_moved_turned_and_scaled_embedding():
+    x = random(5, 4)
+    turn = torch.linalg.qr(random(4, 4, seed=3)).Q
+    moved = 2.5 * x @ turn + random(1, 4, seed=4)
+    torch.testing.assert_close(relative_distances(moved), relative_distances(x))
+    torch.testing.assert_close(angles(moved), angles(x))
+    assert relative_distances(x).sum().item() == pytest.approx(5 * 4)
+
+
+def test_rkd_is_finite_where_embeddings_coincide():
+    same = torch.ones(3, 4, requires_grad=True)
+    terms = build("rkd", SHAPES)["rkd"](Signals(embedding=same), Signals(embedding=torch.ones(3, 6)), said(batch=3)[2])
+    sum(terms.values()).backward()
+    assert all(term.isfinite() for term in terms.values()) and same.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("negatives", [1, 9])
+def test_crd_equals_the_reference_over_two_steps(negatives: int):
+    """9 draws from 12 images take the whole bank at once, 1 gathers its rows."""
+    settings = {"dim": 3, "negatives": negatives, "temperature": 0.5, "momentum": 0.3}
+    distiller = make("crd", settings)
+    banks = [distiller.student_bank.tolist(), distiller.teacher_bank.tolist()]
+    z: list[float | None] = [None, None]
+    own = [distiller.embed_student, distiller.embed_teacher]
+    for step in (0, 1):
+        student, teacher, batch = said(seed=step)
+        generator = torch.Generator().manual_seed(step)
+        drawn = torch.randint(IMAGES, (BATCH, negatives), generator=generator)
+        assert (len(distiller.student_bank) <= 4 * (negatives + 1)) == (negatives == 9)
+
+        def anchors(student: Signals = student, teacher: Signals = teacher) -> list[list[list[float]]]:
+            return [
+                [rivals.unit(rivals.linear(row, m.weight.detach(), m.bias.detach())) for row in x.tolist()]
+                for x, m in zip((student.embedding, teacher.embedding), own, strict=True)
+            ]
+
+        index, found = batch.index.tolist(), anchors()
+        sides = [(0, banks[1]), (1, banks[0])]
+        if step == 0:  # the constants are set by the first batch and learn nothing
+            z = [rivals.crd_side(found[i], bank, index, drawn.tolist(), 0.5, None)[1] for i, bank in sides]
+
+        def value(sides: Any = sides, drawn: Tensor = drawn, index: list[int] = index, z: Any = z) -> float:
+            now = anchors()
+            return sum(rivals.crd_side(now[i], bank, index, drawn.tolist(), 0.5, z[i])[0] for i, bank in sides)
+
+        loss = distiller.loss(student, teacher, batch.index, drawn)
+        check_gradient(loss, value, [student.embedding, *own[0].parameters(), *own[1].parameters()])
+        torch.testing.assert_close(distiller.normalisers, torch.tensor(z, dtype=F64))
+        banks = [copy.deepcopy(bank) for bank in banks]
+        for bank, new in zip(banks, found, strict=True):
+            for i, row in zip(index, new, strict=True):
+                bank[i] = rivals.moved(bank[i], row, 0.3)
+        torch.testing.assert_close(distiller.student_bank, torch.tensor(banks[0], dtype=F64))
+        torch.testing.assert_close(distiller.teacher_bank, torch.tensor(banks[1], dtype=F64))
+
+
+def test_crd_scores_are_the_same_by_either_way():
+    anchor, bank, drawn = random(2, 3), random(40, 3, seed=1), torch.tensor([[0, 39, 7], [7, 7, 1]])
+    gathered, whole = scores(anchor, bank, drawn, 0.7), scores(anchor, bank, drawn.repeat(1, 4), 0.7)
+    torch.testing.assert_close(whole, gathered.repeat(1, 4))
+
+
+def test_crd_draws_over_all_images_anew_each_step_and_from_the_steps_seed():
+    distiller = make("crd", {"negatives": 500})
+    student, teacher, batch = said()
+    values = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        values.append(copy.deepcopy(distiller)(student, teacher, batch)["contrast"].item())
+    assert values[0] == values[1] != values[2]
+
+
+def test_crds_banks_hold_a_row_an_image_and_rest_outside_training():
+    distiller = make("crd").eval()
+    before = copy.deepcopy(distiller.state_dict())
+    assert distiller.student_bank.shape == distiller.teacher_bank.shape == (IMAGES, 128)
+    student, teacher, batch = said()
+    distiller(student, teacher, batch)
+    assert all(torch.equal(before[k], v) for k, v in distiller.state_dict().items())
+    distiller.train()(student, teacher, batch)
+    changed = (before["student_bank"] != distiller.student_bank).any(1).nonzero().flatten()
+    assert changed.tolist() == sorted(batch.index.tolist())
+
+
+def test_rsd_equals_the_reference():
+    student, teacher, batch = said(batch=6)
+    distiller = make("rsd", {"kappa": 0.2})
+    first, norm, _, last = distiller.project
+
+    def value() -> float:
+        hidden = rivals.batch_norm([rivals.linear(row, first.weight.detach()) for row in student.embedding.tolist()])
+        gain, bias = norm.weight.tolist(), norm.bias.tolist()
+        active = [[rivals.gelu(g * x + b) for x, g, b in zip(row, gain, bias, strict=True)] for row in hidden]
+        projected = [rivals.linear(row, last.weight.detach()) for row in active]
+        return rivals.rsd(projected, teacher.embedding.tolist(), 0.2)
+
+    loss = distiller(student, teacher, batch)["redundancy"]
+    check_gradient(loss, value, [student.embedding, *distiller.parameters()])
+    assert first.weight.shape == (8, 4) and last.weight.shape == (6, 8) and first.bias is last.bias is None
+
+
+def test_rsd_is_zero_exactly_for_the_teachers_own_decorrelated_embedding():
+    basis = torch.linalg.qr(random(8, 8) + 1).Q[:, 1:4]
+    centred = basis - basis.mean(0)
+    white = torch.linalg.qr(centred).Q * 8**0.5
+    assert redundancy(white, white).item() == pytest.approx(0, abs=1e-8)
+    assert redundancy(-white, white) > 1
+    twice = torch.cat((white[:, :1], white[:, :1]), 1)
+    assert redundancy(twice, twice, 0.5).item() == pytest.approx(2 * 0.5, rel=1e-3)  # what is there twice is redundant
+
+
+def test_rsd_is_finite_for_dead_features():
+    student = torch.randn(4, 3)
+    student[:, 1] = 2.0
+    student.requires_grad_()
+    loss = redundancy(student, torch.zeros(4, 3))
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all()
+
+
+# What all rivals share.
+
+RIVALS = ("dkd", "dist", "fitnet", "at", "cc", "rkd", "crd", "ofa", "rsd", "spectralkd")
+PAPER = {  # weights as the authors, or the field's tables, run them
+    "dkd": {"tckd": 1.0, "nckd": 2.0},
+    "dist": {"inter": 1.0, "intra": 1.0},
+    "fitnet": {"kl": 1.0, "features": 1.0},
+    "at": {"attention": 1000.0},
+    "cc": {"correlation": 0.02},
+    "rkd": {"distance": 25.0, "angle": 50.0},
+    "crd": {"contrast": 1.0},
+    "ofa": {"stages": 1.0, "logits": 1.0},
+    "rsd": {"redundancy": 0.1},
+    "spectralkd": {"kl": 1.0, "fft": 0.2},
+}
+DEFAULTS = {
+    "dkd": {"temperature": 1.0},
+    "dist": {"temperature": 1.0},
+    "fitnet": {"temperature": 4.0},
+    "at": {"power": 2},
+    "cc": {"dim": 128},
+    "rkd": {},
+    "crd": {"dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
+    "ofa": {"eps": 1.0, "temperature": 1.0, "head": "auto"},
+    "rsd": {"kappa": 0.01, "expansion": 2},
+    "spectralkd": {"temperature": 1.0},
+}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_defaults_are_those_of_the_papers_and_tables(method: str):
+    assert method_class(method).default_weights == PAPER[method]
+    assert {k: p.default for k, p in settings_of(method).items()} == DEFAULTS[method]
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "scratch"])
+def test_every_method_names_what_is_tuned_and_its_source(method: str):
+    kind = method_class(method)
+    assert kind.main_term in kind.default_weights
+    if kind.knob is not None:
+        name, values = kind.knob
+        for value in values:
+            assert value != settings_of(method)[name].default
+            check(method, {name: value})
+    module = __import__(kind.__module__, fromlist=["_"]).__doc__ or ""
+    assert "arXiv" in module or method.startswith("twin")
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_weight_of_0_skips_the_work_and_the_layers(method: str):
+    distiller = build(method, SHAPES, weights=dict.fromkeys(PAPER[method], 0.0))[method]
+    assert isinstance(distiller, Distiller)
+    assert not distiller.needs.student and not distiller.needs.teacher and not list(distiller.parameters())
+    assert distiller(Signals(), Signals(), said()[2]) == {}
+
+
+@pytest.mark.parametrize(("method", "term"), [(m, t) for m in RIVALS for t in PAPER[m] if len(PAPER[m]) > 1])
+def test_each_term_can_be_had_alone_with_what_it_needs(method: str, term: str):
+    weights = {name: float(name == term) for name in PAPER[method]}
+    distiller = build(method, SHAPES, weights=weights)[method].double()
+    sides = [
+        Signals(**{k: v for k, v in side._asdict().items() if k in needs})
+        for side, needs in zip(said()[:2], (distiller.needs.student, distiller.needs.teacher), strict=True)
+    ]
+    assert set(distiller(*sides, said()[2])) == {term}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_teacher_is_needed(method: str):
+    with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
+        build(method, Shapes(SHAPES.student, None, CLASSES, IMAGES))
+
+
+@pytest.mark.parametrize("method", ["cc", "rkd", "crd", "rsd"])
+def test_embeddings_are_needed_on_both_sides(method: str):
+    bare = SideShapes(STUDENT, None, CLASSES)
+    for sides, which in (((bare, SHAPES.teacher), "student"), ((SHAPES.student, bare), "teacher")):
+        with pytest.raises(ValueError, match=f"{method} needs {which} embedding, and the {which} has none"):
+            build(method, Shapes(*sides, CLASSES, IMAGES))
+
+
+@pytest.mark.parametrize("method", ["fitnet", "at", "spectralkd", "ofa"])
+def test_taps_are_needed(method: str):
+    with pytest.raises(ValueError, match=f"{method} .*found no taps in the student"):
+        build(method, Shapes(SideShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
+
+
+SINGLE = {
+    "dist": "correlates images",
+    "cc": "relates neighbours",
+    "rkd": "relates the images",
+    "rsd": "correlates over",
+}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_batch_of_one_image_works_or_is_refused_with_the_reason(method: str):
+    student, teacher, batch = said(batch=1)
+    distiller = make(method)
+    why = SINGLE.get(method, "has batch norm in its exits" if method == "ofa" else None)
+    if why is None:
+        terms = distiller(student, teacher, batch)
+        assert set(terms) == set(PAPER[method]) and all(term.isfinite() for term in terms.values())
+    else:
+        with pytest.raises(
+            ValueError, match=f"{method} {why}.* needs at least 2 images a step, got 1; use a larger batch"
+        ):
+            distiller(student, teacher, batch)
+
+
+@pytest.mark.parametrize("method", ["dkd", "ofa"])
+def test_of_a_mixed_image_the_larger_share_is_the_target(method: str):
+    student, teacher, batch = said()
+    hard = batch._replace(target=F.one_hot(batch.label, CLASSES).double())
+    distiller = make(method, {"eps": 1.5} if method == "ofa" else {}).eval()  # with eps 1 no class is apart
+    mixed, plain = (distiller(student, teacher, b) for b in (batch, hard))
+    assert {k: v.item() for k, v in mixed.items()} == {k: v.item() for k, v in plain.items()}
+    other = batch._replace(target=batch.target.roll(1, 1))
+    assert any(distiller(student, teacher, other)[k] != v for k, v in mixed.items())
+
+
+BAD = [
+    ("dkd", {"temperature": 0}, "temperature must be above 0, got 0"),
+    ("dist", {"temperature": -1}, "temperature must be above 0, got -1"),
+    ("fitnet", {"temperature": 0}, "temperature must be above 0"),
+    ("spectralkd", {"temperature": 0}, "temperature must be above 0"),
+    ("at", {"power": 0}, "power must be above 0, got 0"),
+    ("cc", {"dim": 0}, "dim must be above 0, got 0"),
+    ("crd", {"negatives": 0}, "negatives must be above 0, got 0"),
+    ("crd", {"temperature": 0}, "temperature must be above 0, got 0"),
+    ("crd", {"momentum": 1.0}, "momentum must be from 0 to below 1, got 1.0"),
+    ("ofa", {"eps": 0.5}, "eps must be >= 1: one number, or 2 for the exits and one for the logits; got 0.5"),
+    ("ofa", {"eps": (1.0, 1.0)}, "eps must be >= 1: one number, or 2 for the exits"),
+    ("ofa", {"head": "cnn"}, "head='cnn' of ofa: input should be 'auto', 'conv' or 'tokens'"),
+    ("rsd", {"kappa": -0.1}, "kappa must be at least 0, got -0.1"),
+    ("rsd", {"expansion": 0}, "expansion must be above 0, got 0"),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "message"), BAD)
+def test_settings_out_of_range_are_refused(method: str, settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        build(method, SHAPES, settings)
+
+
+# In a list.
+
+
+@pytest.mark.parametrize(
+    ("method", "silent"),
+    [
+        ("uhkd+dkd", {"uhkd.kl"}),
+        ("dkd+uhkd", {"uhkd.kl"}),
+        ("uhkd+rsd", set()),
+        ("uhkd+fitnet", {"fitnet.kl"}),
+        ("spectralkd+dist+fitnet", {"spectralkd.kl", "fitnet.kl"}),
+        ("ofa+uhkd", {"uhkd.kl"}),
+        ("rsd+kd", set()),
+    ],
+)
+def test_one_imitation_of_the_logits_counts(method: str, silent: set[str]):
+    found = {f"{name}.{term}" for name, (_, given) in check(method).items() for term, w in given.items() if w == 0}
+    assert found == silent
+    asked = dict.fromkeys(silent, 1.0)
+    assert all(w == 1.0 for _, given in check(method, weights=asked).values() for w in given.values())
+
+
+def test_a_list_is_the_sum_of_its_methods():
+    student, teacher, batch = said(batch=6)
+    torch.manual_seed(0)
+    both = build("rsd+dist", SHAPES).double()
+    alone = {name: both[name](student, teacher, batch) for name in ("rsd", "dist")}
+    assert {k: set(v) for k, v in alone.items()} == {"rsd": {"redundancy"}, "dist": {"inter", "intra"}}
+    assert math.isfinite(sum(v.item() for terms in alone.values() for v in terms.values()))
