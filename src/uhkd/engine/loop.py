@@ -3,17 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 from uhkd.data import Augmentation, Batch, Data, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import Diagnostics, first_images
 from uhkd.engine.averaging import Average
 from uhkd.engine.learner import Learner, weigh
+from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.teacher import Teacher
@@ -26,8 +25,6 @@ from uhkd.taps import Signals
 
 EVAL_BATCH = 256
 _DIAGNOSTIC_IMAGES = 128
-# clipping is the recipe's, each side by itself; lamb's own would let a method's layers shrink the step of the student
-_OPTIMIZER: dict[str, dict[str, Any]] = {"lamb": {"max_grad_norm": None}}
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,7 @@ def train(job: Job) -> list[dict[str, float]]:
     recipe, learner, teacher, fabric, folder = job.recipe, job.learner, job.teacher, job.fabric, job.folder
     per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
     total = per_epoch * recipe.epochs
-    optimizer = create_optimizer_v2(
-        learner,
-        opt=recipe.optimizer,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.decay,
-        momentum=recipe.momentum,
-        **_OPTIMIZER.get(recipe.optimizer, {}),
-    )
+    optimizer = make_optimizer(learner, recipe)
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)

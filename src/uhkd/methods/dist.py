@@ -52,7 +52,7 @@ class DIST(Distiller):
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        p, q = (F.softmax(wide(x.logits) / self.temperature, 1) for x in (student, teacher))
+        p, q = (F.softmax(wide(x) / self.temperature, 1) for x in (student.logits, teacher.logits))
         terms = {}
         if self.wants("inter"):
             terms["inter"] = self.temperature**2 * correlation_distance(p, q)

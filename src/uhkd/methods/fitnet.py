@@ -37,9 +37,10 @@ class FitNet(SoftTargets):
         super().__init__(weights, temperature)
         self.pairs, student, teacher = paired_taps(shapes, "fitnet")
         if self.wants("features"):
-            self.mixes = nn.ModuleList(nn.Conv2d(student[s][0], teacher[t][0], 1, bias=False) for s, t in self.pairs)
-            for mix in self.mixes:
+            mixes = [nn.Conv2d(student[s][0], teacher[t][0], 1, bias=False) for s, t in self.pairs]
+            for mix in mixes:
                 nn.init.kaiming_normal_(mix.weight, mode="fan_out", nonlinearity="relu")
+            self.mixes = nn.ModuleList(mixes)
             self.needs = Needs(self.logits | {"maps"}, self.logits | {"maps"})
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b 
     count = min(student.shape[1], teacher.shape[1])
     spectra = []
     for x in (student, teacher):
-        pooled = wide(x) if x.shape[1] == count else F.adaptive_avg_pool3d(wide(x), (count, *x.shape[2:]))
+        pooled = wide(x) if x.shape[1] == count else F.adaptive_avg_pool3d(wide(x), (count, None, None))
         spectra.append(torch.view_as_real(torch.fft.rfft2(pooled, norm="ortho")))
     return F.mse_loss(*spectra)
 

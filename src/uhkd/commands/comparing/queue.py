@@ -170,7 +170,9 @@ def start_workers(plan: Plan, out: Path, jobs: int) -> list[BaseProcess]:
     """`jobs` processes at work on the plan, each with its share of the cores; they end when this process does."""
     context = get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    workers = [context.Process(target=_worker, args=(plan, out, threads), daemon=True) for _ in range(jobs)]
+    workers: list[BaseProcess] = [
+        context.Process(target=_worker, args=(plan, out, threads), daemon=True) for _ in range(jobs)
+    ]
     for worker in workers:
         worker.start()
     return workers

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from timm.optim import create_optimizer_v2
 from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
@@ -15,6 +14,7 @@ from uhkd.data import Batch, Data, train_loader
 from uhkd.engine import Learner, Teacher, calibrate, weigh
 from uhkd.engine.averaging import Average
 from uhkd.engine.loop import split, step_seed
+from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, check
 from uhkd.methods import build as build_method
@@ -39,16 +39,7 @@ class Step:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        optimizer = create_optimizer_v2(
-            self.learner,
-            opt=recipe.optimizer,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.decay,
-            momentum=recipe.momentum,
-            **(
-                {"max_grad_norm": None} if recipe.optimizer == "lamb" else {}
-            ),  # as in training: clipping is the recipe's
-        )
+        optimizer = make_optimizer(self.learner, recipe)
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # random weights that learned at the full rate might overflow, and time other numbers
         self.model, self.optimizer = self.fabric.setup(self.learner, optimizer)
