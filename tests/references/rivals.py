@@ -71,10 +71,12 @@ def common_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention(x: Tensor, power: int) -> list[float]:
-    """Mean over channels of x^p at each cell, divided by the length of that vector."""
+    """Mean over channels of |x|^p at each cell, divided by the length of that vector."""
     channels, height, width = x.shape
     values = [
-        sum(x[c, h, w].item() ** power for c in range(channels)) / channels for h in range(height) for w in range(width)
+        sum(abs(x[c, h, w].item()) ** power for c in range(channels)) / channels
+        for h in range(height)
+        for w in range(width)
     ]
     length = math.sqrt(sum(v * v for v in values))
     return [v / length for v in values]

@@ -51,7 +51,7 @@ def check(
 
     Args:
         method: a name or several joined by "+", such as "uhkd" or "uhkd+dkd". Of several terms that imitate the teacher's
-            logits one counts: that of a method made for it (kd, dkd, dist), else the first.
+            logits one counts: that of a method made for it (kd, dkd, dist, ofa), else the first.
         settings, weights: by name; "uhkd.radius" is meant for one method, "radius" for each that has it.
 
     Returns:

@@ -1,6 +1,6 @@
 """AT: attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, section 3.1, Eq. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -14,21 +14,21 @@ from uhkd.taps import Shapes, Signals
 
 
 def attention(x: Float[Tensor, "b c h w"], power: int = 2) -> Float[Tensor, "b n"]:
-    """Mean over channels of x^power, as a vector of Euclidean length 1 for each image."""
-    return F.normalize(wide(x).pow(power).mean(1).flatten(1))
+    """Mean over channels of |x|^power, as a vector of Euclidean length 1 for each image (0 for a map of zeros)."""
+    return F.normalize(wide(x).abs().pow(power).mean(1).flatten(1))
 
 
 class AT(Distiller):
     """The student looks where the teacher looks: sum over levels of the mean squared difference of attention vectors.
 
-    The authors' code (mean over images and cells, where Eq. 2 has a norm), weight 1000 as theirs; the larger grid is pooled
-    to the smaller one first. Levels of one cell are left out: their attention is 1 for everyone.
+    The field's code (mean over images and cells, where Eq. 2 has a norm), weight 1000 as there; the larger grid is pooled
+    to the smaller one first. A level of one cell says nothing but whether its map is zero.
 
     Args:
         power: exponent p >= 1 of the activations.
 
     Raises:
-        ValueError: for a power below 1, or when no matched level has more than one cell.
+        ValueError: for a power below 1, or when every matched level has one cell.
     """
 
     default_weights: ClassVar = {"attention": 1000.0}
@@ -39,11 +39,8 @@ class AT(Distiller):
         super().__init__(weights)
         check_above(power, 0, "power")
         self.power = power
-        pairs, student, teacher = paired_taps(shapes, "at")
-        self.pairs: Sequence[tuple[int, int]] = [
-            (s, t) for s, t in pairs if max(min(student[s][i], teacher[t][i]) for i in (1, 2)) > 1
-        ]
-        if not self.pairs:
+        self.pairs, student, teacher = paired_taps(shapes, "at")
+        if all(min(student[s][i], teacher[t][i]) == 1 for s, t in self.pairs for i in (1, 2)):
             raise ValueError(
                 "at compares where networks look, and every matched level has one cell; use larger images, or name shallower "
                 "taps (student_levels, teacher_levels)"

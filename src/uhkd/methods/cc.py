@@ -26,7 +26,7 @@ class CC(Distiller):
     """Both embeddings, each through a learned linear map, agree in the sense of `neighbour_correlation`.
 
     This is what RepDistiller and OFA-KD run under the name, with weight 0.02; the paper's Taylor expansion of a kernel between
-    images (its Eq. 8 to 10) is another loss.
+    images is another loss.
 
     Args:
         dim: width of the shared space, at least 1.

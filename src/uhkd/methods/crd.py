@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,37 +18,38 @@ _EPS = 1e-7  # the authors'
 _WHOLE = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
 
 
-def scores(
+def exponents(
     anchor: Float[Tensor, "b d"], bank: Float[Tensor, "n d"], drawn: Int[Tensor, "b k1"], temperature: float
 ) -> Float[Tensor, "b k1"]:
-    """exp(<anchor, bank row> / T) for the drawn rows of each image."""
+    """<anchor, bank row> / T for the drawn rows of each image."""
     if len(bank) <= _WHOLE * drawn.shape[1]:
         # of a copy: the bank is overwritten before the backward pass reads it
         products = (anchor @ bank.clone().T).gather(1, drawn)
     else:
         products = torch.einsum("bkd,bd->bk", bank[drawn], anchor)
-    return (products / temperature).exp()
+    return products / temperature
 
 
-def contrast(ratios: Float[Tensor, "b k1"], num_samples: int) -> Float[Tensor, ""]:
-    """Noise-contrastive loss (Eq. 18) of scores over Z: column 0 is the positive, the rest K draws from N images.
+def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samples: int) -> Float[Tensor, ""]:
+    """Noise-contrastive loss (Eq. 18) of p = exp(exponent) / Z: column 0 is the positive, the rest K draws from N images.
 
-    -1/B sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N.
+    -1/B sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N. In logarithms, so
+    that no temperature overflows.
     """
-    noise = (ratios.shape[1] - 1) / num_samples
-    whole = (ratios + noise + _EPS).log()
-    positive = ratios[:, 0].log() - whole[:, 0]
-    negatives = math.log(noise) - whole[:, 1:]
-    return -(positive.sum() + negatives.sum()) / len(ratios)
+    noise = (exponent.shape[1] - 1) / num_samples
+    log_p = exponent - log_z
+    whole = torch.logaddexp(log_p, log_p.new_tensor(math.log(noise + _EPS)))
+    return -(log_p[:, 0].sum() + math.log(noise) * log_p[:, 1:].numel() - whole.sum()) / len(log_p)
 
 
 class CRD(Distiller):
     """An image's two embeddings recognise each other among many others, kept from earlier steps in two memory banks.
 
     Both embeddings go through a learned linear map and are divided by their length. The student's meets the teacher's bank and
-    the other way round; then the rows of this batch's images (`Batch.index`) move towards the new embeddings. As in the authors'
-    code: negatives are drawn over all images, the positive not excluded; the constants Z are set by the first batch. The banks
-    (2 x N x dim numbers) are buffers, so they lie in checkpoints. One process: several would each keep banks of their own.
+    the other way round; then the rows of this batch's images (`Batch.index`) move towards the new embeddings. The constants Z
+    are set by the first batch. The banks (2 x N x dim numbers) are buffers, so they lie in checkpoints. Loss and banks are
+    the authors' code; negatives are drawn over all images, the positive among them, as its memory does by itself, while
+    their data loaders draw from other classes only.
 
     Args:
         dim: width of the shared space, at least 1.
@@ -56,7 +58,7 @@ class CRD(Distiller):
         momentum: share of its old value that a bank row keeps, from 0 to below 1.
 
     Raises:
-        ValueError: for settings out of range, or a side without embedding.
+        ValueError: for settings out of range, a side without embedding, or several processes (whose banks would differ).
     """
 
     default_weights: ClassVar = {"contrast": 1.0}
@@ -65,7 +67,7 @@ class CRD(Distiller):
 
     student_bank: Tensor
     teacher_bank: Tensor
-    normalisers: Tensor
+    log_normalisers: Tensor
 
     def __init__(
         self,
@@ -84,14 +86,14 @@ class CRD(Distiller):
             raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         student, teacher = embedding_widths(shapes, "crd")
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("crd keeps its memory banks in one process; train on one device, or choose another method")
         if self.wants("contrast"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
             spread = 1 / math.sqrt(dim / 3)  # rows of expected length 1
             for name in ("student_bank", "teacher_bank"):
                 self.register_buffer(name, torch.empty(shapes.num_samples, dim).uniform_(-spread, spread))
-            self.register_buffer(
-                "normalisers", torch.full((2,), -1.0)
-            )  # Z of student and teacher; negative: not set yet
+            self.register_buffer("log_normalisers", torch.full((2,), math.inf))  # log Z of both sides; inf: not set yet
             self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
@@ -103,26 +105,38 @@ class CRD(Distiller):
         return {"contrast": self.loss(student, teacher, batch.index, drawn)}
 
     def loss(
-        self, student: Signals, teacher: Signals, index: Int[Tensor, " b"], negatives: Int[Tensor, "b k"]
+        self,
+        student: Signals,
+        teacher: Signals,
+        index: Int[Tensor, " b"],
+        negatives: Int[Tensor, "b k"],
+        z: tuple[float, float] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss for given negatives."""
+        """The loss for given negatives, and given Z of student and teacher in place of the own ones."""
         ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        count = len(self.student_bank)
         with torch.autocast(index.device.type, enabled=False):
             ours, theirs = F.normalize(wide(ours)), F.normalize(wide(theirs))
             drawn = torch.cat((index[:, None], negatives), 1)
             found = [
-                scores(anchor, bank, drawn, self.temperature)
+                exponents(anchor, bank, drawn, self.temperature)
                 for anchor, bank in ((ours, self.teacher_bank), (theirs, self.student_bank))
             ]
-            first = torch.stack([x.detach().mean() * len(self.student_bank) for x in found])
-            z = torch.where(self.normalisers < 0, first.to(self.normalisers.dtype), self.normalisers)
+            if z is None:
+                # of N times the mean of all exponentials of the first batch
+                first = torch.stack([x.detach().logsumexp((0, 1)) + math.log(count / x.numel()) for x in found])
+                log_z = torch.where(
+                    self.log_normalisers.isinf(), first.to(self.log_normalisers.dtype), self.log_normalisers
+                )
+            else:
+                log_z = torch.tensor(z, dtype=torch.float64).log().to(self.log_normalisers)
             if self.training:
-                self.normalisers.copy_(z)
+                self.log_normalisers.copy_(log_z)
                 self._remember(self.student_bank, index, ours)
                 self._remember(self.teacher_bank, index, theirs)
-            return torch.stack([contrast(x / z[i], len(self.student_bank)) for i, x in enumerate(found)]).sum()
+            return torch.stack([contrast(x, log_z[i], count) for i, x in enumerate(found)]).sum()
 
     @torch.no_grad()
     def _remember(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
         moved = self.momentum * bank[index] + (1 - self.momentum) * rows.to(bank.dtype)
-        bank.index_copy_(0, index, moved / moved.norm(dim=1, keepdim=True))
+        bank.index_copy_(0, index, F.normalize(moved))

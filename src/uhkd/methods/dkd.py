@@ -19,29 +19,28 @@ def decoupled_losses(
     """(TCKD, NCKD), each T^2 * KL(teacher || student), mean over the batch, in at least float32.
 
     TCKD compares the two numbers "target class" and "all others", NCKD the classes other than the target among themselves.
-    Both are zero exactly when the softened distributions agree. The authors' code takes logarithms of sums and adds -1000
-    to the target's logit; here both are exact and stay finite for any finite logits.
+    Both are zero when the softened distributions agree. The authors' code takes logarithms of sums of probabilities and
+    masks the target by -1000; the same values are had here from logits alone, and stay finite for any finite ones.
     """
-    log_p, log_q = (F.log_softmax(wide(x) / temperature, -1) for x in (student, teacher))
     target = label[:, None]
-    columns = torch.arange(log_p.shape[1] - 1, device=log_p.device)
+    columns = torch.arange(student.shape[1] - 1, device=student.device)
     others = columns + (columns >= target)  # (B,K-1): all classes but the target
-    divergences = []
-    for reduce in (True, False):
-        logs = []
-        for log in (log_p, log_q):
-            rest = log.gather(1, others)
-            total = rest.logsumexp(1, keepdim=True)
-            logs.append(torch.cat((log.gather(1, target), total), 1) if reduce else rest - total)
-        divergences.append(F.kl_div(*logs, reduction="batchmean", log_target=True) * temperature**2)
-    return divergences[0], divergences[1]
+    binary, rest = [], []
+    for logits in (student, teacher):
+        z = wide(logits) / temperature
+        remaining = z.gather(1, others)
+        two = torch.cat((z.gather(1, target), remaining.logsumexp(1, keepdim=True)), 1)
+        binary.append(F.log_softmax(two, 1))
+        rest.append(F.log_softmax(remaining, 1))
+    tckd, nckd = (F.kl_div(*logs, reduction="batchmean", log_target=True) * temperature**2 for logs in (binary, rest))
+    return tckd, nckd
 
 
 class DKD(Distiller):
     """Decoupled knowledge distillation: target class and the rest weighed separately ("tckd" is alpha, "nckd" beta).
 
-    Weights 1 and 2 and T = 1 as in OFA-KD's tables; the paper tunes beta by pair (up to 8) at T = 4 and warms the weight up
-    over the first epochs, which is no part of the loss here. Of a mixed image the larger share is the target.
+    Weights 1 and 2 and T = 1 are the defaults of OFA-KD's code; the paper tunes beta by pair (up to 8) at T = 4 and warms the
+    weight up over the first epochs, which is no part of the loss here. Of a mixed image the larger share is the target.
 
     Args:
         temperature: T > 0.

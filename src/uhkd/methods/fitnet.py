@@ -8,52 +8,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods.base import Needs
-from uhkd.methods.kd import SoftTargets
+from uhkd.methods.base import Distiller, Needs, wide
 from uhkd.methods.levels import on_smaller_grid, paired_taps
 from uhkd.taps import Shapes, Signals
 
 
-class FitNet(SoftTargets):
+class FitNet(Distiller):
     """The student's maps, mixed by a 1x1 convolution, regress the teacher's: sum over levels of the mean squared error.
 
     As in OFA-KD's code: all matched levels, trained jointly with the labels (the paper: one hint layer, trained first), weight
-    1, convolution without bias. Token maps count as maps on their grid; of two grids the larger is pooled to the smaller. Soft
-    targets come along, as in that paper's heterogeneous tables.
-
-    Args:
-        temperature: T > 0 of the soft targets.
+    1, convolutions without bias, no soft targets (`fitnet+kd` adds them). That code takes CNNs only; here token maps count as
+    maps on their grid, and of two grids the larger is pooled to the smaller.
 
     Raises:
-        ValueError: for a temperature of 0 or below, or a network without taps.
+        ValueError: for a network without taps.
     """
 
-    default_weights: ClassVar = {"kl": 1.0, "features": 1.0}
+    default_weights: ClassVar = {"features": 1.0}
     main_term = "features"
-    companions = frozenset({"kl"})
-    knob = ("temperature", (1.0, 2.0))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 4.0) -> None:
-        super().__init__(weights, temperature)
+    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None) -> None:
+        super().__init__(weights)
         self.pairs, student, teacher = paired_taps(shapes, "fitnet")
         if self.wants("features"):
             mixes = [nn.Conv2d(student[s][0], teacher[t][0], 1, bias=False) for s, t in self.pairs]
             for mix in mixes:
                 nn.init.kaiming_normal_(mix.weight, mode="fan_out", nonlinearity="relu")
             self.mixes = nn.ModuleList(mixes)
-            self.needs = Needs(self.logits | {"maps"}, self.logits | {"maps"})
+            self.needs = Needs(frozenset({"maps"}), frozenset({"maps"}))
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student), "features": sum over levels of MSE(mix(student map), teacher map)}."""
-        terms = self.soft_targets(student, teacher)
-        if self.wants("features"):
-            assert student.maps is not None and teacher.maps is not None
-            errors = []
-            for mix, (s, t) in zip(self.mixes, self.pairs, strict=True):
-                # pooling and mixing commute, and the smaller grid is the cheaper one to mix
-                ours, theirs = on_smaller_grid(student.maps[s], teacher.maps[t])
-                mixed = mix(ours)
-                dtype = torch.promote_types(mixed.dtype, torch.float32)
-                errors.append(F.mse_loss(mixed.to(dtype), theirs.to(dtype)))
-            terms["features"] = torch.stack(errors).sum()
-        return terms
+        """{"features": sum over levels of MSE(mix(student map), teacher map)}."""
+        if not self.wants("features"):
+            return {}
+        assert student.maps is not None and teacher.maps is not None
+        errors = []
+        for mix, (s, t) in zip(self.mixes, self.pairs, strict=True):
+            # pooling and mixing commute, and the smaller grid is the cheaper one to mix
+            ours, theirs = on_smaller_grid(student.maps[s], teacher.maps[t])
+            errors.append(F.mse_loss(wide(mix(ours)), wide(theirs)))
+        return {"features": torch.stack(errors).sum()}

@@ -1,4 +1,4 @@
-"""OFA: one for all (Hao et al. 2023, arXiv 2310.19444, Eq. 7 and 8): exits project features into the space of logits."""
+"""OFA: one for all (Hao et al. 2023, arXiv 2310.19444, section 3): exits project features into the space of logits."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -42,8 +42,8 @@ class OFA(Distiller):
     follows, then pooling and a linear layer; for tokens, patch merging to a grid near 7 x 7, transformer blocks, their mean
     and a linear layer. That code tells CNN from tokens by the network's class; here `head` "auto" takes "conv" where grids
     shrink from level to level and "tokens" where they do not (a Swin student's exits are then convolutions; "tokens" gives it
-    theirs). Class tokens are no part of maps, so tokens always meet in their mean; odd grids are padded by zeros before
-    merging, and a level whose width is not the embedding's is projected to it.
+    theirs). Class tokens are no part of maps, so tokens always meet in their mean, where theirs reads the class token; odd grids
+    are padded by zeros before merging, and a level whose width is not the embedding's is projected to it.
 
     Args:
         eps: exponent >= 1 for exits and final logits alike, or one for each exit and the last for the logits.
@@ -154,7 +154,8 @@ def _token_exit(shape: tuple[int, int, int], following: int, width: int, classes
     if channels != width:
         layers.append(_ChannelMix(channels, width))
     heads = next(n for n in (4, 2, 1) if width % n == 0)
-    blocks = [Block(dim=width, num_heads=heads) for _ in range(max(following, 1))]
+    # LayerNorm with torch's epsilon, as in the timm that the authors pin; newer ones have another
+    blocks = [Block(dim=width, num_heads=heads, norm_layer=nn.LayerNorm) for _ in range(max(following, 1))]
     return nn.Sequential(*layers, _Tokens(), *blocks, _MeanToken(), nn.Linear(width, classes))
 
 

@@ -1,4 +1,4 @@
-"""RKD: relational knowledge distillation (Park et al. 2019, arXiv 1904.05068, Eq. 5 to 9)."""
+"""RKD: relational knowledge distillation (Park et al. 2019, arXiv 1904.05068, sections 3.2.1 and 3.2.2)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,7 +14,7 @@ from uhkd.taps import Shapes, Signals
 
 
 def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    """Euclidean distances between images, divided by their mean over all pairs (Eq. 5); squares below 1e-12 count as that."""
+    """Euclidean distances between images, divided by their mean over all pairs; squares below 1e-12 count as that."""
     squares = x.square().sum(1)
     distances = (squares[:, None] + squares[None] - 2 * x @ x.T).clamp(min=1e-12).sqrt()
     distances = distances * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
@@ -22,7 +22,10 @@ def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
 
 
 def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
-    """Cosines of the angle at image i between images j and k (Eq. 8); 0 where two of them are one."""
+    """Cosines of the angle at image i between images j and k; 0 where j or k is i.
+
+    Where two embeddings are equal to the bit and the teacher's are not, the gradient is huge, as in the authors' code.
+    """
     directions = F.normalize(x[None] - x[:, None], dim=2)
     return directions @ directions.transpose(1, 2)
 
@@ -30,8 +33,9 @@ def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
 class RKD(Distiller):
     """The geometry of a batch: smooth L1 between relative distances ("distance") and between angles ("angle").
 
-    Weights 25 and 50, as the authors' for metric learning and all tables since. Needs no layers, and no equal widths. The angles
-    take B^2 D + B^3 numbers for B images.
+    Weights 25 and 50 are those of the authors' script for classification and of the field's tables (which, as here, neither
+    normalise embeddings first nor add soft targets). Needs no layers, and no equal widths. The angles take B^2 D + B^3
+    numbers for B images.
 
     Raises:
         ValueError: for a side without embedding; in training, for a single image.

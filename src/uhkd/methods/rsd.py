@@ -1,4 +1,4 @@
-"""RSD: redundancy suppression distillation (Zhang et al. 2025, arXiv 2507.21844, Eq. 3 to 6)."""
+"""RSD: redundancy suppression distillation (Zhang et al. 2025, arXiv 2507.21844)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,8 +15,8 @@ from uhkd.taps import Shapes, Signals
 def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:
     """sum of (P - I)^2, off the diagonal times kappa, of the cross-correlation P = z_t^T z_s / B, in at least float32.
 
-    z: standardised over the batch (population deviation plus 1e-5). Zero when every student number correlates fully with the
-    teacher's of the same place and with no other.
+    z: standardised over the batch (population deviation plus 1e-5). Near zero when every student number correlates fully with
+    the teacher's of the same place and with no other.
     """
     with torch.autocast(student.device.type, enabled=False):
         z_s, z_t = ((x - x.mean(0)) / (x.std(0, correction=0) + 1e-5) for x in (wide(student), wide(teacher)))

@@ -1,4 +1,4 @@
-"""SpectralKD: distillation by full Fourier spectra of feature maps (Tian et al. 2024, arXiv 2412.19055, section 3.3)."""
+"""SpectralKD: distillation by full Fourier spectra of feature maps (Tian et al. 2024, arXiv 2412.19055)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,7 +18,8 @@ from uhkd.taps import Shapes, Signals
 def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
     """Mean squared difference of real and imaginary parts of the orthonormal `rfft2`, in at least float32.
 
-    The side with more channels is averaged over neighbouring ones down to the other's count. Zero exactly for equal maps.
+    The side with more channels is averaged over neighbouring ones down to the other's count; zero exactly where both are then
+    equal.
     """
     count = min(student.shape[1], teacher.shape[1])
     spectra = []
