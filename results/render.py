@@ -80,18 +80,18 @@ def pages() -> dict[Path, str]:
     """Every file this script writes, with its content."""
     found = files()
     compared = {name: content for name, content in found.items() if "runs" in content}
-    head = (HERE / "results-head.md").read_text().strip()
+    head, published = ((HERE / f"{name}.md").read_text().strip() for name in ("results-head", "published"))
     readme = HERE.parent / "README.md"
     text = readme.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    short = [
-        f"**{s['title']}**, accuracy (%) on the {PARTS[s['part']]}, mean ± sd over {len({r['seed'] for r in s['runs']})} seeds\n\n"
-        + markdown(overview(s))
-        for s in compared.values()
-    ]
+    short = []
+    for summary in compared.values():
+        seeds = len({run["seed"] for run in summary["runs"]})
+        told = f"accuracy (%) on the {PARTS[summary['part']]}, mean ± sd over {seeds} seeds"
+        short.append(f"**{summary['title']}**, {told}\n\n{markdown(overview(summary))}")
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
     return {
-        HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections]) + "\n",
+        HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }
 
