@@ -86,7 +86,7 @@ def find_recipe(name: str | Path) -> Path:
     word = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
     if word in names:
         return Path(str(files("uhkd"))) / "recipes" / f"{word}.yaml"
-    hint = did_you_mean(word, names) or (f"; packaged recipes: {', '.join(names)}" if names else "")
+    hint = did_you_mean(word, names) or "; `uhkd recipes` lists those"
     raise RecipeError([f"no recipe {str(name)!r}: neither a file nor a packaged recipe{hint}"])
 
 

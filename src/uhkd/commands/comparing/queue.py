@@ -179,7 +179,7 @@ def start_workers(plan: Plan, out: Path, jobs: int) -> list[BaseProcess]:
 
 
 def _worker(plan: Plan, out: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # fewer where the environment asks for that
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
         work(plan, out)
