@@ -22,14 +22,21 @@ from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.step import Workshop
 from uhkd.recipe import RecipeError
 
-SHORT = {"data": "digits", "epochs": 1, "batch_size": 32, "train_limit": 128, "precision": "fp32", "device": "cpu"}
-STUDENT = SHORT | {
+SHORT: dict[str, Any] = {
+    "data": "digits",
+    "epochs": 1,
+    "batch_size": 32,
+    "train_limit": 128,
+    "precision": "fp32",
+    "device": "cpu",
+}
+STUDENT: dict[str, Any] = SHORT | {
     "student": "uhkd/vit_micro",
-    "student_options": {"embed_dim": 16, "num_heads": 2, "depth": 2},
+    "student_options": {"embed_dim": 16, "num_heads": 2},
     "image_size": 8,
     "allow_weak_teacher": True,
 }
-TEACHER = SHORT | {
+TEACHER: dict[str, Any] = SHORT | {
     "model": "uhkd/resnet10",
     "options": {"channels": [8, 8, 16, 16]},
     "image_size": 16,
@@ -188,10 +195,10 @@ def test_methods_share_images_and_teacher_and_learn_nothing(shop: Workshop) -> N
 
 def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
     """At training's learning rate it leaves the same weights, to the bit: what is timed is what training does."""
-    once = {"train_limit": 32, "schedule": "constant"}
-    finetune(**TEACHER | once | {"out": str(tmp_path / "teacher")})
+    once: dict[str, Any] = {"train_limit": 32, "schedule": "constant"}
+    finetune(**TEACHER | once, out=str(tmp_path / "teacher"))
     own = words("kd", **once, teacher=str(tmp_path / "teacher"), accumulate=2, clip_grad=0.1)
-    trained = distill(**own | {"out": str(tmp_path / "kd")}).student
+    trained = distill(**own, out=str(tmp_path / "kd")).student
     step = Workshop({}, batches=1).step(own)
     for group in step.optimizer.param_groups:
         group["lr"] = step.recipe.learning_rate

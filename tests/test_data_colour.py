@@ -12,29 +12,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
 import uhkd
-from uhkd.data import ArraySource, Augmentation, Part, train_loader, view
+from uhkd.data import ArraySource, Augmentation, Part, augment, colour, train_loader, view
 from uhkd.data.augment import plain_view
 from uhkd.data.colour import erase_, jitter
 from uhkd.data.randomness import stream
+from uhkd.data.sources import Source
+from uhkd.recipe import schema
 
 NOISE = ArraySource(np.random.default_rng(0).integers(0, 256, (60, 16, 24, 3), dtype=np.uint8), np.arange(60) % 5)
 PLAIN = Augmentation((16, 24))
 OFA = "rand-m9-mstd0.5-inc1"
 EVERYTHING = Augmentation((16, 16), "resized", True, 0.8, 1.0, crop_scale=0.08, randaugment=OFA, erasing=0.5)
 JITTERING = Augmentation((16, 16), "pad", True, color_jitter=0.4, erasing=0.5)
+# only beside the "3a" operations are colours jittered too
+ALL_AT_ONCE = replace(EVERYTHING, crop="pad", randaugment="rand-m9-mstd0.5-inc1-t3a", color_jitter=0.4)
 
 
-def look(index: int, augmentation: Augmentation, source=NOISE, seed: int = 0, number: int = 0) -> np.ndarray:
+def look(index: int, augmentation: Augmentation, source: Source = NOISE, seed: int = 0, number: int = 0) -> np.ndarray:
     return plain_view(source, index, seed=seed, view=number, augmentation=augmentation)
+
+
+def global_states() -> tuple[list[int], list[int]]:
+    """Of the generators of NumPy and torch; that of `random` is drawn from by the type checks under pytest."""
+    return np.random.get_state(legacy=False)["state"]["key"].tolist(), torch.get_rng_state().tolist()
 
 
 # not crop resized: under pytest its list of draws is type-checked at a place drawn from Python's global generator
 @pytest.mark.parametrize(
-    "augmentation", [replace(EVERYTHING, crop="pad"), JITTERING, replace(JITTERING, randaugment="rand-m5-t3a")]
+    "augmentation",
+    [replace(EVERYTHING, crop="pad"), JITTERING, replace(JITTERING, randaugment="rand-m5-t3a"), ALL_AT_ONCE],
 )
 def test_views_depend_on_their_address_alone_and_leave_every_global_generator_alone(augmentation):
     def settle(seed):
@@ -45,12 +57,26 @@ def test_views_depend_on_their_address_alone_and_leave_every_global_generator_al
     settle(0)
     first = [view(NOISE, i, seed=1, view=2, augmentation=augmentation, num_classes=5) for i in range(60)]
     settle(1)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    before = random.getstate(), global_states()
     again = [view(NOISE, i, seed=1, view=2, augmentation=augmentation, num_classes=5) for i in reversed(range(60))]
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
-    assert torch.equal(torch.get_rng_state(), before[2])
+    assert (random.getstate(), global_states()) == before
     for (a, target_a), (b, target_b) in zip(first, reversed(again), strict=True):
+        assert target_a is not None and target_b is not None
         assert torch.equal(a, b) and torch.equal(target_a, target_b)
+
+
+def test_every_operation_has_its_part_in_a_view_with_all_at_once():
+    """So that the tests above and below are about each of them."""
+    assert ALL_AT_ONCE.jitters
+
+    def views(**changes):
+        augmentation = replace(ALL_AT_ONCE, **changes)
+        return [view(NOISE, i, seed=3, view=0, augmentation=augmentation, num_classes=5)[0] for i in range(30)]
+
+    whole = views()
+    for name in ("randaugment", "color_jitter", "erasing", "mixup", "cutmix", "flip", "crop"):
+        off = {"randaugment": None, "flip": False, "crop": "none"}.get(name, 0.0)
+        assert sum(not torch.equal(a, b) for a, b in zip(whole, views(**{name: off}), strict=True)) > 5, name
 
 
 @pytest.mark.parametrize(
@@ -82,24 +108,47 @@ def test_workers_show_the_same_views(workers):
         return list(train_loader(NOISE, EVERYTHING, workers=number, **settings))
 
     for a, b in zip(batches(0), batches(workers), strict=True):
+        assert a.target is not None and b.target is not None
         assert torch.equal(a.image, b.image) and torch.equal(a.target, b.target)
 
 
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (7, 0), (60, 0), (7, 2), (13, 2)])
+def test_what_a_loader_shows_of_an_image_depends_on_seed_epoch_and_index_alone(batch_size, workers):
+    loader = train_loader(NOISE, ALL_AT_ONCE, seed=3, batch_size=batch_size, epochs=2, num_classes=5, workers=workers)
+    before = global_states()
+    batches = list(loader)
+    assert global_states() == before
+    per_epoch = 60 // batch_size
+    assert len(batches) == 2 * per_epoch
+    for step, batch in enumerate(batches):
+        assert batch.target is not None
+        for image, target, index in zip(batch.image, batch.target, batch.index.tolist(), strict=True):
+            number = step // per_epoch
+            pixels, shares = view(NOISE, index, seed=3, view=number, augmentation=ALL_AT_ONCE, num_classes=5)
+            assert shares is not None
+            assert torch.equal(image, pixels / 255) and torch.equal(target, shares)
+
+
 _ELSEWHERE = """
-import hashlib, pickle, sys
+import hashlib, pickle, random, sys
+import numpy, torch
 from uhkd.data import ArraySource
 from uhkd.data.augment import plain_view
 pixels, augmentations = pickle.load(sys.stdin.buffer)
 source = ArraySource(pixels, None)
+states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+before = states()
 for augmentation in augmentations:
-    views = [plain_view(source, i, seed=5, view=1, augmentation=augmentation) for i in range(60)]
-    print(hashlib.sha256(b"".join(each.tobytes() for each in views)).hexdigest())
+    views = [plain_view(source, i, seed=5, view=1, augmentation=augmentation) for i in reversed(range(60))]
+    print(hashlib.sha256(b"".join(each.tobytes() for each in reversed(views))).hexdigest())
+assert states() == before  # here without type checks, which draw from the generator of `random`
 """
 
 
 def test_another_process_shows_the_same_views():
     pixels = NOISE.images.numpy().transpose(0, 2, 3, 1)
-    augmentations = [replace(EVERYTHING, crop="pad"), JITTERING]  # resizing may differ by threads; colours must not
+    # of one thread, as this one: resizing may differ by threads; colours must not
+    augmentations = [EVERYTHING, ALL_AT_ONCE, JITTERING]
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE],
         input=pickle.dumps((pixels, augmentations)),
@@ -181,6 +230,11 @@ def test_configurations_of_timm_are_taken(config):
 def test_other_configurations_are_refused(config):
     with pytest.raises(ValueError, match=r"configuration of timm's such as rand-m9-mstd0\.5-inc1, found"):
         replace(PLAIN, randaugment=config)
+
+
+def test_recipes_and_views_know_the_same_sections():
+    """Recipes are read without NumPy, so the grammar is written down twice."""
+    assert schema._RANDAUGMENT.pattern == colour._RANDAUGMENT.pattern
 
 
 # colour jitter
@@ -271,6 +325,31 @@ def test_erasing_comes_after_the_colours_and_leaves_them_alone():
     for index in range(30):
         same = (look(index, erased) == look(index, without)).all(0)
         assert same.mean() >= 1 - 0.36
+
+
+@given(
+    least=st.floats(0.01, 1),
+    unit=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    scale=st.integers(8, 20),
+    seed=st.integers(0, 99),
+)
+def test_no_crop_is_smaller_than_crop_scale_or_much_longer_than_the_target(least, unit, scale, seed):
+    # the image has the target's proportions, so that where no drawn box fits the whole image is taken
+    height, width = unit[0] * scale, unit[1] * scale
+    source = ArraySource(np.zeros((1, height, width, 3), np.uint8), None)
+    augmentation = Augmentation((unit[0] * 4, unit[1] * 4), crop="resized", crop_scale=least)
+    sizes = []
+    with pytest.MonkeyPatch.context() as patched:
+        resize = augment._resize
+        patched.setattr(augment, "_resize", lambda image, size: sizes.append(image.shape[1:]) or resize(image, size))
+        for number in range(5):
+            look(0, augmentation, source, seed=seed, number=number)
+    assert len(sizes) >= 5
+    for rows, columns in sizes:  # rounded to whole pixels, which is half a pixel either way
+        assert rows <= height and columns <= width
+        assert (rows + 0.5) * (columns + 0.5) >= least * height * width
+        assert (columns - 0.5) / (rows + 0.5) <= 4 / 3 * width / height
+        assert (columns + 0.5) / (rows - 0.5) >= 3 / 4 * width / height
 
 
 def test_a_crop_keeps_at_least_crop_scale():

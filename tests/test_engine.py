@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 import uhkd
@@ -21,10 +24,12 @@ from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
 from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe, loop, lr_factor, weigh
 from uhkd.engine.loop import split, step_seed
+from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, Needs
-from uhkd.models import load_run, wrap
+from uhkd.models import load_run, load_state, wrap
+from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
 from uhkd.taps import Signals, TappedModel
@@ -97,13 +102,65 @@ def words(teacher: Path, out: Path, **changes: Any) -> dict[str, Any]:
         (3, {"schedule": "step", "milestones": [3, 6], "gamma": 0.5}, 0.5),
         (6, {"schedule": "step", "milestones": [3, 6], "gamma": 0.5}, 0.25),
         (1, {"schedule": "step", "milestones": [3], "warmup": 2}, 1.0),
+        (0, {"warmup": 4, "first": 0.2}, 0.2),
+        (3, {"warmup": 4, "first": 0.2}, 0.8),
+        (4, {"warmup": 4, "first": 0.2}, 1.0),
+        (0, {"warmup": 4, "first": 0.0}, 0.0),
+        (0, {"warmup": 1, "first": 0.2}, 0.2),
+        (0, {"first": 0.2}, 1.0),  # no warm-up, no first step of it
+        (0, {"floor": 0.1}, 1.0),
+        (5, {"floor": 0.1}, 0.55),
+        (9, {"floor": 0.1}, 0.12202456766718091),  # 0.1 + 0.9 (1 + cos(0.9 pi)) / 2
+        (10, {"floor": 0.1}, 0.1),  # just after the last step
+        (10, {"warmup": 4, "first": 0.2, "floor": 0.1}, 0.1),
+        (7, {"warmup": 4, "first": 0.2, "floor": 0.1}, 0.55),
     ],
 )
 def test_lr_factor(step: int, settings: dict[str, Any], wanted: float):
     assert lr_factor(step, 10, **settings) == pytest.approx(wanted, abs=1e-15)
 
 
-def test_the_loop_sets_the_learning_rate_of_each_step(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@given(
+    total=st.integers(1, 60),
+    share=st.floats(0, 0.99),
+    first=st.none() | st.floats(0, 1),
+    floor=st.floats(0, 0.99),
+    schedule=st.sampled_from(["cosine", "step", "constant"]),
+)
+def test_the_rate_rises_while_warming_up_and_falls_afterwards(
+    total: int, share: float, first: float | None, floor: float, schedule: Any
+):
+    warmup = int(share * total)
+    settings: dict[str, Any] = {"schedule": schedule, "warmup": warmup, "first": first, "floor": floor}
+    settings["milestones"] = [warmup + (total - warmup) // 2]
+    factors = [lr_factor(step, total, **settings) for step in range(total)]
+    rising, falling = factors[:warmup], factors[warmup:]
+    assert rising == sorted(rising) and all(0 <= factor <= 1 for factor in rising)
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 1.0 or (schedule == "step" and falling[0] == 0.1)  # a milestone may come at once
+    if schedule == "cosine":
+        assert all(floor <= factor <= 1 + 1e-15 for factor in falling)
+        assert lr_factor(total, total, **settings) == pytest.approx(floor, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"schedule": "step", "step_epochs": [2], "warmup_epochs": 0.4}, [0.01, 0.02, *[0.02] * 8, *[0.002] * 5]),
+        (
+            {"warmup_epochs": 1.0, "warmup_lr": 0.005, "min_lr": 0.004},
+            # the cosine: 0.004 + 0.016 (1 + cos(pi k / 10)) / 2 for k = 0..9
+            [
+                *(0.005, 0.008, 0.011, 0.014, 0.017),
+                *(0.02, 0.01960845213, 0.01847213595, 0.01670228202, 0.01447213595),
+                *(0.012, 0.00952786405, 0.00729771798, 0.00552786405, 0.00439154787),
+            ],
+        ),
+    ],
+)
+def test_the_loop_sets_the_learning_rate_of_each_step(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], wanted: list[float]
+):
     seen = []
     step = torch.optim.SGD.step
 
@@ -113,9 +170,93 @@ def test_the_loop_sets_the_learning_rate_of_each_step(teacher: Path, tmp_path: P
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.SGD, "step", noted)
-        settings = {"schedule": "step", "step_epochs": [2], "warmup_epochs": 0.4, "lr": 0.02, "optimizer": "sgd"}
-        uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", **settings))
-    assert seen == pytest.approx([0.01, 0.02, *[0.02] * 8, *[0.002] * 5])
+        uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", lr=0.02, optimizer="sgd", **settings))
+    assert seen == pytest.approx(wanted)
+
+
+# optimizer
+
+
+def watching(before: Any, after: Any = None) -> Any:
+    """`make_optimizer` whose optimizer calls `before(learner, optimizer)` before each step, and `after` after it."""
+
+    def make(learner: Learner, recipe: TrainRecipe) -> Any:
+        optimizer = make_optimizer(learner, recipe)
+        optimizer.register_step_pre_hook(lambda *_: before(learner, optimizer))
+        optimizer.register_step_post_hook(lambda *_: after and after(learner, optimizer))
+        return optimizer
+
+    return make
+
+
+@pytest.mark.parametrize("limit", [None, 0.3, 1e6])
+def test_the_student_and_the_methods_own_layers_are_clipped_each_by_itself(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float | None
+):
+    def norm(side: nn.Module) -> float:
+        return float(torch.cat([p.grad.flatten() for p in side.parameters() if p.grad is not None]).norm())
+
+    norms: list[tuple[float, float]] = []
+    watch = watching(lambda learner, _: norms.append((norm(learner.student), norm(learner.distillers))))
+    monkeypatch.setattr(loop, "make_optimizer", watch)
+    changes = {"clip_grad": limit, "epochs": 1, "weights": {"features": 100.0}}
+    uhkd.distill(**words(teacher, tmp_path / "run", **changes))
+    assert len(norms) == 5
+    if limit == 0.3:
+        assert all(norms_of_step == pytest.approx((0.3, 0.3), rel=1e-4) for norms_of_step in norms)
+    else:
+        assert all(min(norms_of_step) > 0.4 for norms_of_step in norms)
+
+
+class LiteralLamb:
+    """LAMB (You et al. 2020, arXiv 1904.00962) with bias correction, in float64.
+
+    The trust ratio |w| / |update| applies where weights decay; no gradient is shortened.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.m, self.v = 0, {}, {}
+
+    def step(self, w: Tensor, g: Tensor, name: int, lr: float, decay: float) -> Tensor:
+        w, g = w.double(), g.double()
+        self.m[name] = 0.9 * self.m.get(name, torch.zeros_like(w)) + 0.1 * g
+        self.v[name] = 0.999 * self.v.get(name, torch.zeros_like(w)) + 0.001 * g * g
+        m, v = self.m[name] / (1 - 0.9**self.count), self.v[name] / (1 - 0.999**self.count)
+        update = m / (v.sqrt() + 1e-6) + decay * w
+        ratio = w.norm() / update.norm() if decay and w.norm() > 0 and update.norm() > 0 else 1.0
+        return w - lr * ratio * update
+
+
+def test_lamb_is_the_literal_one_and_shortens_no_gradient(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reference, wanted, norms, compared = LiteralLamb(), {}, [], 0
+
+    def before(_: Learner, optimizer: Lamb) -> None:
+        reference.count += 1
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                wanted[id(p)] = reference.step(p.detach(), p.grad, id(p), group["lr"], group["weight_decay"])
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    def after(_: Learner, optimizer: Lamb) -> None:
+        nonlocal compared
+        assert isinstance(optimizer, Lamb)
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.02}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                torch.testing.assert_close(p.detach().double(), wanted[id(p)], atol=1e-6, rtol=1e-5)
+                compared += 1
+
+    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
+    changes = {"optimizer": "lamb", "clip_grad": None, "label_smoothing": 0.0, "schedule": "constant"}
+    result = uhkd.distill(**words(teacher, tmp_path / "run", method="kd", weights={"ce": 3.0}, **changes))
+    assert reference.count == 15 and compared == 15 * len(list(result.student.module.parameters()))
+    # timm's own limit, 1, would have counted: by different factors from step to step
+    assert max(norms) > 1.2 * min(norms) and max(norms) > 1.5
+    recipe = result.run.read_recipe()
+    assert (recipe["lr"], recipe["weight_decay"]) == (0.005, 0.02)
 
 
 # learner
@@ -194,7 +335,7 @@ def test_nothing_to_learn_from_is_said(terms: dict[str, Tensor]):
 
 def test_split_keeps_every_image_once_and_in_order():
     data = batch(6)
-    parts = split(data, 3)
+    parts: list[Any] = split(data, 3)
     assert [len(p.image) for p in parts] == [2, 2, 2]
     for field in range(4):
         torch.testing.assert_close(torch.cat([p[field] for p in parts]), data[field])
@@ -229,7 +370,8 @@ def test_the_teacher_is_sealed(teacher: Path, tmp_path: Path, monkeypatch: pytes
     write = RunFolder.write_checkpoint
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "write_checkpoint", lambda self, c: (checkpoints.append(c), write(self, c))[1])
-        uhkd.distill(**words(teacher, tmp_path / "run", epochs=1) | {"teacher": network})
+        asked: dict[str, Any] = words(teacher, tmp_path / "run", epochs=1) | {"teacher": network}
+        uhkd.distill(**asked)
     assert {k: v for k, v in network.state_dict().items() if not torch.equal(v, before[k])} == {}
     assert not any(m.training for m in network.modules())
     assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
@@ -257,7 +399,7 @@ def test_calibration_uses_the_first_images_and_is_deterministic():
     network = tapped()
     target = SpectralTarget(match_levels(network.shapes.maps, network.shapes.maps, 1, "pairs"))
     data = batch(30)
-    batches = [Batch(*(None if f is None else f[i : i + 8] for f in data)) for i in range(0, 30, 8)]
+    batches = [Batch(*(f[i : i + 8] for f in data if f is not None)) for i in range(0, 30, 8)]
     one, two = (Teacher(network, target) for _ in range(2))
     assert calibrate(one, iter(batches), CPU, images=20) == 20
     assert calibrate(two, batches, CPU, images=20) == 20
@@ -450,14 +592,25 @@ def keep_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
 
 
+# batch norm has statistics to average; lamb counts its steps beside the state of each weight
+AVERAGED = {"student": "uhkd/resnet10", "student_options": {"channels": [8, 12, 16, 24]}, "ema_decay": 0.8}
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"precision": "bf16"},
+    "averaged": AVERAGED
+    | {"optimizer": "lamb", "warmup_epochs": 0.8, "warmup_lr": 1e-4, "min_lr": 1e-4}
+    | {"randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25},
+}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = {}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-        for precision in ("fp32", "bf16"):
-            runs[precision] = tmp_path_factory.mktemp("whole") / precision
-            uhkd.distill(**words(teacher, runs[precision], precision=precision, checkpoint_minutes=1e-9))
+        for kind, changes in KINDS.items():
+            runs[kind] = tmp_path_factory.mktemp("whole") / kind
+            uhkd.distill(**words(teacher, runs[kind], checkpoint_minutes=1e-9, **changes))
     return runs
 
 
@@ -487,14 +640,16 @@ def assert_equal_runs(one: RunFolder, two: RunFolder) -> None:
 
 @pytest.mark.usefixtures("keep_checkpoints")
 @pytest.mark.parametrize(
-    ("saved", "stopped", "precision"),
+    ("saved", "stopped", "kind"),
     [
         (set(), 3, "fp32"),  # before any checkpoint: from the start
         ({7}, 7, "fp32"),  # in the middle of an epoch
         ({7}, 7, "bf16"),
+        ({7}, 7, "averaged"),
         ({4}, 12, "fp32"),  # two validations later than the checkpoint: their rows are made again
         ({2, 10}, 10, "bf16"),  # between two epochs
         ({14, 15}, 15, "fp32"),  # after the last step, before the result
+        ({14, 15}, 15, "averaged"),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_bit(
@@ -504,9 +659,9 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
     saved: set[int],
     stopped: int,
-    precision: str,
+    kind: str,
 ):
-    asked = words(teacher, tmp_path / "run", precision=precision, checkpoint_minutes=1e-9)
+    asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, **KINDS[kind])
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "follow", stopping(stopped))
         patched.setattr(RunFolder, "write_checkpoint", keeping(saved))
@@ -522,7 +677,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     np.random.seed(999)
     result = uhkd.distill(**asked, resume=True)
     assert result.metrics["step"] == 15
-    assert_equal_runs(RunFolder(undisturbed[precision]), run)
+    assert_equal_runs(RunFolder(undisturbed[kind]), run)
 
 
 def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -571,12 +726,10 @@ uhkd.distill(**words)
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 @pytest.mark.usefixtures("keep_checkpoints")
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_a_killed_process_goes_on_to_the_bit(
-    undisturbed: dict[str, Path], teacher: Path, tmp_path: Path, precision: str
-):
+@pytest.mark.parametrize("kind", ["fp32", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bf16", "averaged"))])
+def test_a_killed_process_goes_on_to_the_bit(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path, kind: str):
     """A process of its own is killed while it writes the checkpoint of step 9, the half of which is left behind."""
-    asked = words(teacher, tmp_path / "run", precision=precision, checkpoint_minutes=1e-9)
+    asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, **KINDS[kind])
     source = str(Path(uhkd.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, json.dumps(asked), "9"],
@@ -593,7 +746,7 @@ def test_a_killed_process_goes_on_to_the_bit(
     assert checkpoint is not None and checkpoint.step == 8
     assert len(run.read_metrics()) == 1
     uhkd.distill(**asked, resume=True)
-    assert_equal_runs(RunFolder(undisturbed[precision]), run)
+    assert_equal_runs(RunFolder(undisturbed[kind]), run)
 
 
 def test_another_seed_is_another_run(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path):
@@ -615,3 +768,53 @@ def test_the_loader_of_the_loop_is_the_counted_one(teacher: Path, tmp_path: Path
     monkeypatch.setattr(loop, "train_loader", spy)
     uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", batch_size=30, epochs=2))
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+# averaged weights
+
+
+@pytest.mark.usefixtures("keep_checkpoints")
+def test_averages_are_validated_and_saved_while_training_goes_on_without_them(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def state(network: nn.Module) -> dict[str, Tensor]:
+        return {k: v.clone() for k, v in network.state_dict().items() if v.is_floating_point()}
+
+    average: dict[str, Tensor] = {}
+    wanted, shown, real = [], [], loop.evaluate
+
+    def before(learner: Learner, _: Any) -> None:
+        # the first weights: nothing but statistics has changed, and those began at 0 and 1
+        if not average:
+            average.update({k: v.double() for k, v in state(learner.student).items()})
+            average.update({k: torch.zeros_like(v) for k, v in average.items() if k.endswith("running_mean")})
+            average.update({k: torch.ones_like(v) for k, v in average.items() if k.endswith("running_var")})
+
+    def after(learner: Learner, _: Any) -> None:
+        average.update({k: 0.8 * average[k] + 0.2 * v.double() for k, v in state(learner.student).items()})
+        wanted.append(dict(average))
+
+    def evaluated(network: TappedModel, *others: Any) -> Any:
+        shown.append(state(network))
+        return real(network, *others)
+
+    plain = uhkd.distill(**words(teacher, tmp_path / "plain", **AVERAGED | {"ema_decay": None}))
+    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+    run = uhkd.distill(**words(teacher, tmp_path / "averaged", **AVERAGED))
+
+    assert len(shown) == 3 and len(wanted) == 15 and any(k.endswith("running_var") for k in average)
+    for found, literal in zip(shown, wanted[4::5], strict=True):
+        for name, value in literal.items():
+            torch.testing.assert_close(found[name].double(), value, atol=1e-6, rtol=1e-5, msg=name)
+    saved = load_state(run.run.weights)
+    assert all(torch.equal(saved[name.removeprefix("module.")], value) for name, value in shown[-1].items())
+
+    # the network that learns is that of a run without averages, to the bit
+    own, other = run.run.read_checkpoint(), plain.run.read_checkpoint()
+    assert own is not None and other is not None
+    assert {k for k in own.tensors if not k.startswith("average.")} == other.tensors.keys()
+    assert [k for k, v in other.tensors.items() if not torch.equal(v, own.tensors[k])] == []
+    rows = [{k: v for k, v in each.metrics.items() if k not in TIMES} for each in (run, plain)]
+    assert {k for k in rows[0] if rows[0][k] != rows[1][k]} >= {"val_nll"}
+    assert {k: v for k, v in rows[0].items() if "val" not in k} == {k: v for k, v in rows[1].items() if "val" not in k}

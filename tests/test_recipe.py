@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhkd.recipe import (
+    CompareRecipe,
     DistillRecipe,
     FinetuneRecipe,
     RecipeError,
@@ -38,7 +39,9 @@ def test_defaults_of_the_short_form():
     assert recipe.settings == {} and recipe.weights == {} and recipe.flip is None and recipe.val_fraction == 0.1
 
 
-@pytest.mark.parametrize(("optimizer", "rate", "decay"), [("adamw", 1e-3, 0.05), ("sgd", 0.05, 5e-4)])
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "decay"), [("adamw", 1e-3, 0.05), ("sgd", 0.05, 5e-4), ("lamb", 5e-3, 0.02)]
+)
 def test_learning_rate_and_decay_follow_the_optimizer(optimizer: str, rate: float, decay: float):
     recipe = build(FinetuneRecipe, FINETUNE | {"optimizer": optimizer})
     assert (recipe.lr, recipe.learning_rate, recipe.decay) == (None, rate, decay)
@@ -95,12 +98,52 @@ def test_a_field_that_is_wrong_by_itself_brings_no_second_complaint():
         ({"options": 3}, "options: expected key: value pairs, found 3"),
         ({"levels": "layer1"}, "levels: expected a list, found 'layer1'"),
         ({"model": 5}, "model: expected text, found 5"),
+        ({"optimizer": "lam"}, "optimizer: expected adamw, sgd or lamb, found 'lam'; did you mean 'lamb'?"),
+        ({"lr": 0.1, "min_lr": 0.1}, "min_lr: expected less than lr (0.1), found 0.1"),
+        ({"min_lr": 0.002}, "min_lr: expected less than lr (0.001), found 0.002"),  # of what the optimizer settles
+        ({"min_lr": -1}, "min_lr: expected a value >= 0, found -1"),
+        (
+            {"min_lr": 1e-5, "schedule": "step", "step_epochs": [3]},
+            "min_lr: only schedule cosine uses it, found schedule step",
+        ),
+        ({"min_lr": 1e-5, "schedule": "constant"}, "min_lr: only schedule cosine uses it, found schedule constant"),
+        ({"lr": 0.1, "warmup_lr": 0.2, "warmup_epochs": 1}, "warmup_lr: expected at most lr (0.1), found 0.2"),
+        ({"warmup_lr": 0.002, "warmup_epochs": 1}, "warmup_lr: expected at most lr (0.001), found 0.002"),
+        ({"warmup_lr": -1}, "warmup_lr: expected a value >= 0, found -1"),
+        ({"clip_grad": 0}, "clip_grad: expected a value > 0, found 0"),
+        ({"ema_decay": 0}, "ema_decay: expected a value > 0, found 0"),
+        ({"ema_decay": 1.0}, "ema_decay: expected a value < 1, found 1.0"),
+        ({"crop_scale": 0}, "crop_scale: expected a value > 0, found 0"),
+        ({"crop_scale": 1.5}, "crop_scale: expected a value <= 1, found 1.5"),
+        ({"erasing": 1.5}, "erasing: expected a value <= 1, found 1.5"),
+        ({"erasing": -0.1}, "erasing: expected a value >= 0, found -0.1"),
+        ({"color_jitter": 2}, "color_jitter: expected a value <= 1, found 2"),
+        ({"randaugment": "rand-m9-mst0.5"}, "randaugment: expected rand followed by sections such as -m9 (magnitude)"),
+        ({"randaugment": "rand-m9-mst0.5"}, "found 'rand-m9-mst0.5'"),
+        ({"randaugment": 9}, "randaugment: expected text, found 9"),
     ],
 )
 def test_unfit_values(words: dict, message: str):
     found = problems(FinetuneRecipe, **(FINETUNE | words))
     assert len(found) == 1
     assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"lr": 0.1, "warmup_lr": 0.1, "warmup_epochs": 1},
+        {"warmup_lr": 0, "warmup_epochs": 1},
+        {"optimizer": "lamb", "min_lr": 0.004},  # below lamb's own rate, though above adamw's
+        {"erasing": 1, "color_jitter": 1, "crop_scale": 1, "ema_decay": 0.99996, "clip_grad": None},
+        {"randaugment": "rand"},
+        {"randaugment": "rand-m9-n3-p0.5-mstd101-mmax15-inc1-tweights"},
+        {"randaugment": None},
+    ],
+)
+def test_values_at_the_ends_of_their_ranges(words: dict):
+    recipe = build(FinetuneRecipe, FINETUNE | words)
+    assert {name: getattr(recipe, name) for name in words} == words
 
 
 def test_loss_weights_are_numbers_from_zero():
@@ -205,7 +248,7 @@ def test_recipes_are_found_by_path_run_folder_and_name(tmp_path: Path, monkeypat
 def test_packaged_recipes_build():
     for name in recipe_names():
         words = load_yaml(find_recipe(name))
-        schema = DistillRecipe if "student" in words else FinetuneRecipe
+        schema = CompareRecipe if "pairs" in words else DistillRecipe if "student" in words else FinetuneRecipe
         # a packaged recipe may leave out what only the user knows
         missing = {key: "x" for key in ("data", "teacher", "student", "model") if key in schema.model_fields}
         assert isinstance(build(schema, missing | words), schema), name

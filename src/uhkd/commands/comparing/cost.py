@@ -85,14 +85,16 @@ def time_steps(
 ) -> dict[str, list[float]]:
     """Seconds by method and round; each round takes one step of every method, in an order of its own."""
     seconds: dict[str, list[float]] = {label: [] for label in steps}
+    shuffled, order = random.Random(0), list(steps)
     collected = gc.isenabled()
     gc.disable()  # a collection is paid for by whoever happens to meet it
     try:
         for number in range(rounds):
             gc.collect()
-            order = random.Random(number // 2).sample(list(steps), len(steps))
             if number % 2:
                 order.reverse()  # over two rounds every method has come before every other once
+            else:
+                shuffled.shuffle(order)  # by one generator: the first draws of Random(0), Random(1), ... are much alike
             for label in order:
                 _wait()
                 began = clock()
