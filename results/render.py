@@ -27,6 +27,7 @@ def comparison(name: str, summary: dict[str, Any]) -> str:
     chosen = (
         f"Every method first tried {summary['settings_tried']} settings (learning rate, main loss weight, main setting; the same "
         "points for all, seed 1000) on the held-out part; the best of them is in the table, all of them are in the file."
+        + (" These are the images of the table." if summary["part"] == "val" else "")
         if summary["tuning"]
         else "No setting was tuned for this table: every method ran once a seed with its defaults."
     )
@@ -62,7 +63,7 @@ def cost(name: str, costs: dict[str, Any]) -> str:
         f"Median step time and geometric mean of the ratios within {costs['rounds']} interleaved rounds, with its 95 % interval.",
     ]
     for pair in costs["pairs"]:
-        blocks += [f"### {pair}", markdown(cost_rows(costs, pair))]
+        blocks += [f"### {pair}", markdown(cost_rows(costs["pairs"][pair]))]
     environment = costs["environment"]
     blocks.append(f"{_machines([environment])}; commit {environment['commit']}. File: [`{name}`](../results/{name}).")
     return "\n\n".join(blocks)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -24,6 +25,7 @@ from uhkd.__main__ import main
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
 from uhkd.commands.comparing.queue import Board, work
+from uhkd.commands.comparing.report import write
 from uhkd.commands.comparing.summary import gap, gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.tuning import changes_tried
@@ -72,7 +74,7 @@ def done(recipe: CompareRecipe) -> tuple[Any, Board]:
     out = Path(recipe.out)
     plan, board = make_plan(recipe, out), Board(out)
     board.begin(plan)
-    work(plan, out)
+    work(plan.tasks, out)
     return plan, board
 
 
@@ -109,6 +111,23 @@ def test_teachers_that_are_there_are_not_trained(recipes: Path):
     assert all("student" in task.words for task in plan.tasks) and plan.teachers == {"vit": "timm/resnet18"}
 
 
+def test_given_paths_mean_the_same_wherever_a_worker_is_started(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    _, board = done(asked(recipes, methods=["scratch", "kd"]))
+    monkeypatch.chdir(board.out)
+    (board.out / "images").mkdir()
+    words = {"teachers": ["teachers/teacher"], "data": "images", "methods": ["kd"]}
+    (task,) = make_plan(asked(recipes, **words), board.out / "other").tasks
+    assert task.words["teacher"] == str(board.out / "teachers" / "teacher") and task.words["data"] == str(
+        board.out / "images"
+    )
+    (board.out / "teachers" / "teacher" / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="teachers: the run teachers/teacher is not finished"):
+        make_plan(asked(recipes, **words), board.out / "other")
+    assert make_plan(asked(recipes, teachers=["runs/nowhere"], methods=["scratch"]), board.out).cells, (
+        "scratch needs none"
+    )
+
+
 def test_pairs_of_one_name_are_told_apart_by_their_folders(recipes: Path):
     other = recipes / "other"
     other.mkdir()
@@ -129,6 +148,14 @@ BAD = [
     ({"teacher_changes": {"epochs": "many"}}, "epochs: expected a whole number"),
     ({"seeds": 0}, "seeds: expected a value >= 1"),
     ({"methods": ["uhkd"], "changes": {"settings": {"radiu": 2}}}, "did you mean 'radius'"),
+    ({"variants": {"kd": {"method": "uhkd"}}}, "variants: kd is a method; choose another name"),
+    ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must be a word of letters"),
+    ({"variants": {"x": {"method": "kd", "seed": 7}}}, "variants: x may not say seed"),
+    ({"variants": {"x": {"method": "kd", "teacher": "t"}}}, "variants: x may not say teacher"),
+    ({"pairs": ["digits/teacher"]}, "pairs: teacher is no recipe of distill"),
+    ({"teachers": ["digits/vit"]}, "teachers: digits/vit is no recipe of finetune"),
+    ({"teachers": ["runs/nowhere"]}, "teacher: unknown model 'runs/nowhere'"),
+    ({"methods": ["kd"], "tune": 2, "changes": {"min_lr": 0.0009}}, "setting tried"),
 ]
 
 
@@ -222,7 +249,7 @@ def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
     plan, board = make_plan(recipe, out), Board(out)
     board.begin(plan)
     board.fail("tune/vit/uhkd/setting-0", "the loss stopped being finite")
-    work(plan, out)
+    work(plan.tasks, out)
     chosen, tried = (board.run(name).read_recipe() for name in ("vit/uhkd/seed-0", "tune/vit/uhkd/setting-1"))
     assert chosen["lr"] == tried["lr"] != 1e-3 and chosen["weights"] == tried["weights"] != {}
     summary = gather(plan, board, title="t", part="val", tune=2)
@@ -231,6 +258,24 @@ def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
         (False, True),
     ]
     assert summary["tuning"][0]["why"] == "the loss stopped being finite"
+
+
+def test_a_choice_once_made_stays(recipes: Path):
+    """A setting that failed and is tried again with success must not give later seeds another setting than earlier ones."""
+    recipe = asked(recipes, methods=["kd"], tune=2)
+    out = Path(recipe.out)
+    plan, board = make_plan(recipe, out), Board(out)
+    board.begin(plan)
+    board.fail("tune/vit/kd/setting-0", "out of memory")
+    work(plan.tasks, out)
+    assert board.state(next(task for task in plan.tasks if task.name == "tune/vit/kd/setting-0")) == "failed"
+    first = board.run("vit/kd/seed-0").read_recipe()
+    plan, board = done(asked(recipes, methods=["kd"], tune=2, seeds=2))
+    scores = [board.run(f"tune/vit/kd/setting-{i}").read_result()["metrics"]["val_accuracy"] for i in (0, 1)]
+    second = board.run("vit/kd/seed-1").read_recipe()
+    assert len(scores) == 2 and (first["lr"], first["weights"]) == (second["lr"], second["weights"])
+    summary = gather(plan, board, title="t", part="val", tune=2)
+    assert [trial["taken"] for trial in summary["tuning"]] == [False, True] and not summary["warnings"]
 
 
 # The queue.
@@ -248,6 +293,51 @@ def test_a_finished_comparison_repeats_nothing_and_may_grow(recipes: Path):
         done(asked(recipes, changes={"epochs": 2}))
 
 
+def test_the_same_trainings_may_be_wanted_on_the_test_part_later(recipes: Path):
+    plan, board = done(asked(recipes))
+    before = {task.name: board.run(task.name).result.stat().st_mtime_ns for task in plan.tasks}
+    plan, board = done(asked(recipes, part="test"))
+    assert {task.name: board.run(task.name).result.stat().st_mtime_ns for task in plan.tasks} == before
+    summary = gather(plan, board, title="t", part="test", tune=0)
+    told = json.loads((board.out / "vit/kd/seed-0/test.json").read_text())["accuracy"]
+    assert summary["runs"][1]["accuracy"] == told and summary["pairs"]["vit"]["teacher"]["part"] == "test"
+
+
+def test_a_part_that_the_data_lacks_is_missed_before_anything_is_trained(recipes: Path):
+    arrays = recipes / "small.npz"
+    labels = np.arange(40) % 2
+    np.savez(arrays, train_images=np.zeros((40, 8, 8, 3), np.uint8), train_labels=labels)
+    recipe = asked(recipes, data=str(arrays), part="test")
+    with pytest.raises(ValueError, match="data small has no test part; leave out --part test"):
+        compare(recipe)
+    assert not list(Path(recipe.out).rglob("result.json"))
+
+
+def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
+    variants = {"small": {"method": "kd", "student_options": {"embed_dim": 8, "num_heads": 2}, "train_limit": 64}}
+    plan, board = done(asked(recipes, methods=["small", "scratch", "kd"], variants=variants, seeds=2))
+    summary = gather(plan, board, title="t", part="val", tune=0)
+    assert len(summary["runs"]) == 6 and not summary["warnings"], (
+        "a variant may differ, also in what follows from its words"
+    )
+    assert set(summary["runs"][0]["differs"]) >= {"student_options", "parameters", "train_images"}
+    assert summary["runs"][2]["effective"] == {"kd": {"settings": {"temperature": 4.0}, "weights": {"kl": 1.0}}}
+    for name, key, value in (
+        ("vit/kd/seed-1", "teacher_fingerprint", "another"),
+        ("vit/scratch/seed-1", "data_fingerprint", "another"),
+    ):
+        result = board.run(name).read_result()
+        board.run(name).write_json("result.json", result | {key: value})
+    told = gather(plan, board, title="t", part="val", tune=0)
+    assert told["warnings"] == [
+        "vit/scratch/seed-1 differs from other runs of vit in data_fingerprint",
+        "runs of vit learned from 2 different teachers",
+    ]
+    assert len(told["runs"]) == 6
+    write(board.out, told)
+    assert "**warning: runs of vit learned from 2 different teachers**" in (board.out / "compare.md").read_text()
+
+
 def test_two_workers_share_the_work(recipes: Path):
     recipe = asked(recipes, methods=["scratch"], seeds=3, teachers=["timm/resnet18"])
     out = Path(recipe.out)
@@ -257,7 +347,7 @@ def test_two_workers_share_the_work(recipes: Path):
         assert mine
         with board.claim(plan.tasks[0].name) as again:
             assert not again
-        other = threading.Thread(target=work, args=(plan, out))
+        other = threading.Thread(target=work, args=(plan.tasks, out))
         other.start()
         deadline = time.monotonic() + 120
         while [board.state(task) for task in plan.tasks] != ["waiting", "done", "done"]:
@@ -285,6 +375,39 @@ def test_what_waits_for_a_failed_teacher_is_not_run(recipes: Path):
     plan, board = done(recipe)
     assert board.failure("vit/kd/seed-0") == "not run: teachers/teacher failed"
     assert board.state(plan.tasks[-1]) == "done", "scratch needs no teacher"
+
+
+def test_cells_may_load_images_in_processes_of_their_own_and_a_plain_script_may_compare(recipes: Path, tmp_path: Path):
+    """No `if __name__ == "__main__"` needed: workers do not import the caller's script."""
+    words = {"pairs": [str(recipes / "vit.yaml")], "methods": ["scratch"], "seeds": 2, "jobs": 2}
+    words |= {"teachers": ["timm/resnet18"], "changes": {"workers": 1}, "out": str(tmp_path / "out")}
+    script = tmp_path / "script.py"
+    script.write_text(f"import uhkd\nprint(len(uhkd.compare(**{words!r})['runs']), 'runs')\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 runs" in done.stdout
+    environment = json.loads((tmp_path / "out/vit/scratch/seed-0/environment.json").read_text())
+    assert environment["command"] == ["script.py"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
+def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when memory runs out: the worker is replaced, and its task does not take the next worker down too."""
+    site = recipes / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "import uhkd.methods.kd as kd\n"
+        "kd.KD.__init__ = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    recipe = asked(recipes, methods=["kd", "scratch"], seeds=2)
+    plan, board = make_plan(recipe, Path(recipe.out)), Board(Path(recipe.out))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed: often for want of memory"):
+        compare(recipe)
+    states = {task.name: board.state(task) for task in plan.tasks}
+    assert [name for name, state in states.items() if state == "failed"] == ["vit/kd/seed-0", "vit/kd/seed-1"]
+    assert set(states.values()) == {"failed", "done"}
 
 
 def command(recipes: Path, out: Path) -> list[str]:
@@ -422,7 +545,16 @@ def summary_of(**accuracies: list[float]) -> dict[str, Any]:
         for s, a in enumerate(found)
     ]
     pairs = {"p_1": {"student": "s", "teacher": {"accuracy": 0.75, "name": "t"}}}
-    return {"title": "T", "part": "val", "settings_tried": 1, "pairs": pairs, "runs": runs, "tuning": [], "missing": {}}
+    return {
+        "title": "T",
+        "part": "val",
+        "settings_tried": 1,
+        "pairs": pairs,
+        "runs": runs,
+        "tuning": [],
+        "missing": {},
+        "warnings": [],
+    }
 
 
 def test_a_paired_difference_equals_students_t_by_hand():

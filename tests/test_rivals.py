@@ -186,9 +186,11 @@ def test_patch_merging_equals_the_reference_also_on_odd_grids(grid: tuple[int, i
     assert torch.autograd.gradcheck(layer, x)
 
 
-def exits_of(maps: tuple[tuple[int, int, int], ...], embedding: int | None, head: str = "auto", **settings: Any) -> Any:
-    sides = SideShapes(maps, embedding, CLASSES), SideShapes(TEACHER, 6, CLASSES)
-    return build("ofa", Shapes(*sides, CLASSES, IMAGES), {"head": head, **settings})["ofa"]
+def exits_of(
+    maps: tuple[tuple[int, int, int], ...], embedding: int | None, head: str = "auto", *, tokens: bool = False
+) -> Any:
+    sides = SideShapes(maps, embedding, CLASSES, tokens), SideShapes(TEACHER, 6, CLASSES)
+    return build("ofa", Shapes(*sides, CLASSES, IMAGES), {"head": head})["ofa"]
 
 
 def test_ofas_exits_of_a_pyramid_halve_the_grid_once_a_following_stage():
@@ -211,7 +213,7 @@ def test_ofas_exits_of_a_pyramid_halve_the_grid_once_a_following_stage():
     ("grid", "merged"), [((7, 7), 0), ((8, 8), 0), ((14, 14), 1), ((28, 28), 2), ((15, 31), 1), ((1, 9), 0)]
 )
 def test_ofas_exits_of_tokens_merge_to_a_grid_near_7(grid: tuple[int, int], merged: int):
-    distiller = exits_of(((12, *grid), (12, *grid), (12, *grid), (12, *grid)), 12)
+    distiller = exits_of(((12, *grid), (12, *grid), (12, *grid), (12, *grid)), 12, tokens=True)
     assert distiller.head == "tokens"
     for i, exit_ in enumerate(distiller.exits):
         assert sum(isinstance(m, _PatchMerging) for m in exit_.modules()) == merged

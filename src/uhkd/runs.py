@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, with '+changes' when files differ; None outside of a checkout."""
+    """Commit of the source tree this package runs from, with '+changes' when files differ; None outside of a checkout.
+
+    Asked once a process: later the tree may hold other code than that which was loaded.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -7,12 +7,12 @@ import yaml
 
 from uhkd.commands.comparing.cost import measure_costs
 from uhkd.commands.comparing.live import run, states
-from uhkd.commands.comparing.plan import make_plan
+from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
-from uhkd.commands.setup import say
-from uhkd.recipe import CompareRecipe, build
+from uhkd.commands.setup import open_recipe_data, say
+from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import write_atomically
 
 
@@ -21,7 +21,7 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
 
     Everything lies below `out`: a run folder a training, compare.json (what the numbers rest on), compare.md, .tex, .csv,
     runs.csv, compare.png. Killed and started again it repeats no finished training and goes on with begun ones from their
-    checkpoints; the same command elsewhere on the same folder adds workers. With `cost` the trainings are left out and the
+    checkpoints; the same command beside it adds workers. With `cost` the trainings are left out and the
     step's time, memory and FLOPs measured instead (cost.json, cost.md, ...).
 
     Returns:
@@ -32,10 +32,14 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     """
     asked = build(CompareRecipe, words) if recipe is None else recipe
     out = Path(asked.out).resolve()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: a comparison needs a folder, choose another --out")
     plan = make_plan(asked, out)
     if asked.cost:
         return measure_costs(asked, plan, out)
     board = Board(out)
+    if asked.part == "test" and states(plan, board)["done"] < len(plan.tasks):
+        _refuse_without_test(plan)
     board.begin(plan)
     write_atomically(out / "compare.yaml", yaml.safe_dump(asked.model_dump(mode="json"), sort_keys=False))
     done = states(plan, board)["done"]
@@ -48,6 +52,8 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     summary = gather(plan, board, title=title, part=asked.part, tune=asked.tune)
     write(out, summary)
     show(summary)
+    for line in summary["warnings"]:
+        say(f"warning: {line}")
     failed = {task.name: why for task in plan.tasks if (why := board.failure(task.name))}
     if failed:
         told = "".join(f"\n  {name}: {why.splitlines()[0]}" for name, why in failed.items())
@@ -56,3 +62,16 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
             f"{told}\n  what they said is in {out / 'logs'}"
         )
     return summary
+
+
+def _refuse_without_test(plan: Plan) -> None:
+    """See, before any training, that the data of every pair has the part that the table is about."""
+    opened: set[str] = set()
+    for task in plan.tasks:
+        if task.measured and (name := str(task.words.get("data"))) not in opened:
+            opened.add(name)
+            data = open_recipe_data(build(DistillRecipe, task.words))
+            if data.test is None:
+                raise ValueError(
+                    f"data {data.name} has no test part; leave out --part test to compare on the held-out part"
+                )

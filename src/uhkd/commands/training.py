@@ -23,8 +23,8 @@ from uhkd.commands.setup import (
 from uhkd.commands.teaching import prepare_teacher, save_probe
 from uhkd.data import Data, train_loader
 from uhkd.engine import EVAL_BATCH, Job, Learner, Teacher, calibrate, train
-from uhkd.methods import Distiller, build, check
-from uhkd.models import ModelCard, create, load_run, wrap
+from uhkd.methods import Distiller, build, check, effective
+from uhkd.models import ModelCard, create, fingerprint, load_run, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
@@ -78,9 +78,11 @@ def distill(
     ).to(fabric.device)
     facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
     facts["method"], sealed = recipe.method, None
+    facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
     if recipe.method != "scratch":
         workers = choose_workers(recipe, opened)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
+        facts["teacher_fingerprint"] = fingerprint(sealed)
     shapes = Shapes(network.shapes, sealed and sealed.shapes, len(opened.classes), len(opened.train))
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = build(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)

@@ -11,7 +11,17 @@ from uhkd.methods.matching import LevelMatching
 from uhkd.methods.registry import method_class, method_names, settings_of, suggest
 from uhkd.taps import Shapes
 
-__all__ = ["Distiller", "Needs", "build", "check", "matching_of", "method_class", "method_names", "settings_of"]
+__all__ = [
+    "Distiller",
+    "Needs",
+    "build",
+    "check",
+    "effective",
+    "matching_of",
+    "method_class",
+    "method_names",
+    "settings_of",
+]
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydantic, and to a loss they are poison
 
@@ -89,6 +99,23 @@ def check(
         raise ValueError("\n".join(problems))
     _yielding(names, plan)
     return plan
+
+
+def effective(
+    method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{name: {"settings", "weights"}} with defaults filled in: what a run must note, as a default may change.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    return {
+        name: {
+            "settings": {key: chosen.get(key, parameter.default) for key, parameter in settings_of(name).items()},
+            "weights": {**method_class(name).default_weights, **given},
+        }
+        for name, (chosen, given) in check(method, settings, weights).items()
+    }
 
 
 def build(

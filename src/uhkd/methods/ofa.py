@@ -40,10 +40,9 @@ class OFA(Distiller):
 
     Exits as in the authors' code: for maps of a CNN, separable convolutions that halve the grid once for each stage that
     follows, then pooling and a linear layer; for tokens, patch merging to a grid near 7 x 7, transformer blocks, their mean
-    and a linear layer. That code tells CNN from tokens by the network's class; here `head` "auto" takes "conv" where grids
-    shrink from level to level and "tokens" where they do not (a Swin student's exits are then convolutions; "tokens" gives it
-    theirs). Class tokens are no part of maps, so tokens always meet in their mean, where theirs reads the class token; odd grids
-    are padded by zeros before merging, and a level whose width is not the embedding's is projected to it.
+    and a linear layer; `head` "auto" tells them apart by how the network itself holds its maps. Class tokens are no part of
+    maps, so tokens always meet in their mean, where theirs reads the class token; odd grids are padded by zeros before merging,
+    and a level whose width is not the embedding's is projected to it.
 
     Args:
         eps: exponent >= 1 for exits and final logits alike, or one for each exit and the last for the logits.
@@ -81,8 +80,7 @@ class OFA(Distiller):
         if self.wants("stages"):
             if not maps:
                 raise ValueError("ofa puts exits on feature maps, and found no taps in the student")
-            shrinks = maps[0][1:] != maps[-1][1:]
-            self.head = ("conv" if shrinks else "tokens") if head == "auto" else head
+            self.head = ("tokens" if shapes.student.tokens else "conv") if head == "auto" else head
             width = shapes.student.embedding or maps[-1][0]
             build = _conv_exit if self.head == "conv" else _token_exit
             # theirs takes the wider of both sides for convolutions, the student's for tokens

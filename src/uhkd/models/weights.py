@@ -1,5 +1,6 @@
 """Weights files: read without ever executing what is in them, and fitted to a module and its head."""
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,3 +142,12 @@ def _list(what: str, names: list[str], shown: int = 3) -> list[str]:
         return []
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return [f"{len(names)} {what} ({', '.join(names[:shown])}{more})"]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hexadecimal digits that change with any name, shape, type or number of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,9 @@ class CompareRecipe(Schema):
         default=("scratch", "kd", "uhkd"), min_length=1, description="methods, lists joined by +, or names of variants"
     )
     variants: dict[str, dict[str, Any]] = Field(
-        default={}, description="methods with words of their own, as in r2={method: uhkd, settings: {radius: 2}}"
+        default={},
+        description="methods with words of their own, as in r2={method: uhkd, settings: {radius: 2}}; --tune leaves them as "
+        "they are",
     )
     teachers: tuple[str, ...] = Field(
         default=(),
@@ -55,6 +57,11 @@ class CompareRecipe(Schema):
         mine = {"method", "seed", "out", "resume", "teacher", "data"}
         taken = sorted((mine & set(self.changes)) | ((mine - {"seed"}) & set(self.teacher_changes)))
         problems += [f"changes: {name} has a field of its own in a comparison" for name in taken]
+        problems += [
+            f"variants: {name} may not say {word}: a comparison's cells share it"
+            for name, words in self.variants.items()
+            for word in sorted((mine - {"method"}) & set(words))
+        ]
         problems += [
             f"variants: {name} needs 'method: NAME', found {sorted(words)}"
             for name, words in self.variants.items()

@@ -34,6 +34,11 @@ class HookReader:
         """Whether there is one vector per image before the classifier."""
         return self.classifier is not None or self.output_is_embedding
 
+    @property
+    def tokens(self) -> bool:
+        """Whether the network holds its maps as tokens or channels last."""
+        return any(layout.kind != "nchw" for layout in self.layouts)
+
     def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> Signals:
         """Signals of a prepared image in one pass of the module."""
         caught: dict[str, Tensor] = {}

@@ -25,11 +25,15 @@ class Signals(NamedTuple):
 
 @dataclass(frozen=True)
 class SideShapes:
-    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None for a signal it lacks."""
+    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None for a signal it lacks.
+
+    tokens: whether the network itself holds its maps as tokens (or channels last), as transformers and MLPs do.
+    """
 
     maps: tuple[tuple[int, int, int], ...]
     embedding: int | None
     logits: int | None
+    tokens: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """TappedModel: a network together with the knowledge of where its signals are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class TappedModel(nn.Module):
         if linear.in_features != self.shapes.embedding:
             raise ValueError(f"the probe takes {linear.in_features} numbers, the embedding has {self.shapes.embedding}")
         self.probe = linear
-        self.shapes = SideShapes(self.shapes.maps, self.shapes.embedding, linear.out_features)
+        self.shapes = replace(self.shapes, logits=linear.out_features)
 
     def spectral_levels(self, at_least: int = 2) -> tuple[str, ...]:
         """Names of the taps whose grid is large enough for spectra (3x3 or more).
@@ -188,4 +189,5 @@ class TappedModel(nn.Module):
         signals = reader.read(self.module, image, frozenset(name for name, there in has.items() if there))
         maps = tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in signals.maps or ())
         embedding = None if signals.embedding is None else int(signals.embedding.shape[1])
-        return reader, SideShapes(maps, embedding, None if signals.logits is None else int(signals.logits.shape[1]))
+        classes = None if signals.logits is None else int(signals.logits.shape[1])
+        return reader, SideShapes(maps, embedding, classes, reader.tokens)

@@ -13,13 +13,17 @@ from uhkd.taps.signals import Signals
 
 @dataclass(frozen=True)
 class TimmReader:
-    """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding)."""
+    """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding).
+
+    tokens: the network holds its maps as tokens or channels last; timm turns them.
+    """
 
     levels: tuple[str, ...]
     indices: tuple[int, ...]
     has_logits: bool
     has_embedding: bool
     linear_head: bool
+    tokens: bool
 
     def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> Signals:
         """Signals of a prepared image in one pass of the module."""
@@ -75,6 +79,8 @@ def timm_reader(
         has_logits=has_logits,
         has_embedding=pooled is not None,
         linear_head=linear,
+        # timm's own word where there is one; networks of one grid all hold tokens
+        tokens=isotropic or str(getattr(timm, "output_fmt", "NCHW")).rpartition(".")[2] != "NCHW",
     )
 
 

@@ -4,17 +4,19 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from subprocess import Popen
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from uhkd.commands.comparing.plan import Plan
-from uhkd.commands.comparing.queue import Board, start_workers
+from uhkd.commands.comparing.plan import Plan, Task
+from uhkd.commands.comparing.queue import Board, workers_of
 from uhkd.commands.setup import say
 
 _LOOK = 0.5  # seconds between two looks at the folder
+_ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}
 
 
 def states(plan: Plan, board: Board) -> Counter[str]:
@@ -30,39 +32,48 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
     """
     if _finished(states(plan, board)):
         return
-    workers = start_workers(plan, board.out, jobs)
     live = Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
     told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
     began, already = time.monotonic(), len(told)
-    try:
-        with live or contextlib.nullcontext():
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(_LOOK)
-                for task in plan.tasks:
-                    if task.name not in told and board.state(task) in ("done", "failed"):
-                        told.add(task.name)
-                        if live is None:
-                            say(f"[{len(told)}/{len(plan.tasks)}] {_told(board, task.name, plan)}")
-                if live is not None:
-                    live.update(_live_table(plan, board, began, len(told) - already), refresh=True)
-    finally:
-        for worker in workers:
-            worker.terminate()
+    with workers_of(plan, board.out, jobs) as start, live or contextlib.nullcontext():
+        workers = [start() for _ in range(jobs)]
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(_LOOK)
+            workers = [_replaced(worker, board, start) for worker in workers]
+            for task in plan.tasks:
+                if task.name not in told and (said := _told(board, task)):
+                    told.add(task.name)
+                    if live is None:
+                        say(f"[{len(told)}/{len(plan.tasks)}] {said}")
+            if live is not None:
+                live.update(_live_table(plan, board, began, len(told) - already), refresh=True)
     if not _finished(states(plan, board)):
-        codes = ", ".join(str(worker.exitcode) for worker in workers)
+        codes = ", ".join(str(worker.returncode) for worker in workers)
         raise ValueError(
             f"the workers ended (exit codes {codes}) before the comparison was done; the same command goes on with it"
         )
+
+
+def _replaced(worker: Popen[str], board: Board, start: Callable[[], Popen[str]]) -> Popen[str]:
+    """A worker that died over a task is replaced, and the task counts as failed: it would take the next one down too."""
+    if worker.poll() in (None, 0):
+        return worker
+    lost = board.held_by(worker.pid)
+    for name in lost:
+        board.fail(name, f"its process ended with code {worker.returncode}{_ENDS.get(worker.returncode, '')}")
+    return start() if lost else worker
 
 
 def _finished(count: Mapping[str, int]) -> bool:
     return not (count.get("waiting", 0) + count.get("begun", 0))
 
 
-def _told(board: Board, name: str, plan: Plan) -> str:
-    task = next(task for task in plan.tasks if task.name == name)
-    why = board.failure(name)
-    return f"{name}: failed: {why.splitlines()[0]}" if why else f"{name}: {board.accuracy(task):.2%}"
+def _told(board: Board, task: Task) -> str | None:
+    """A line about a task that came to an end."""
+    state, why = board.state(task), board.failure(task.name)
+    if state == "done":
+        return f"{task.name}: {board.accuracy(task):.2%}"
+    return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None
 
 
 def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:

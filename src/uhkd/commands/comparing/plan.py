@@ -1,12 +1,14 @@
 """From a comparison's recipe to the list of trainings it stands for. Nothing is run here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uhkd.commands.comparing.tuning import changes_tried
-from uhkd.methods import check
+from uhkd.methods import check, method_names
+from uhkd.models.naming import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 from uhkd.runs import RunFolder
 
@@ -31,11 +33,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a task stands in the table."""
+    """Where a task stands in the table. variant: its method is one with words of its own."""
 
     pair: str
     method: str
     seed: int
+    variant: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     Raises:
         RecipeError: listing what is wrong with any recipe, method, setting or teacher.
     """
-    problems: list[str] = []
+    problems = _misnamed(recipe)
     pairs = {name: load_yaml(find_recipe(said)) for name, said in zip(_names(recipe.pairs), recipe.pairs, strict=True)}
+    problems += [
+        f"pairs: {name} is no recipe of distill (it has no student)" for name in pairs if "student" not in pairs[name]
+    ]
+    if problems:
+        raise RecipeError(problems)
     teachers, taught = _teachers(recipe, pairs, out)
     tasks = {task.name: task for task in taught.values()}
     trials: dict[str, Cell] = {}
@@ -67,19 +75,16 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     for pair, own in pairs.items():
         for label in recipe.methods:
             words = _student(recipe, own, label, teachers[pair])
-            try:
-                checked = build(DistillRecipe, words)
-                check(checked.method, checked.settings, checked.weights)
-            except ValueError as error:
-                problems += [f"{pair} by {label}: {line}" for line in str(error).split("\n")]
-                continue
-            if recipe.tune and label not in recipe.variants:
-                tried = changes_tried(checked, recipe.tune)
+            if wrong := _problems_of(words, f"{pair} by {label}"):
+                problems += wrong
+            elif recipe.tune and label not in recipe.variants:
+                tried = changes_tried(build(DistillRecipe, words), recipe.tune)
                 named = {f"tune/{pair}/{label}/setting-{i}": change for i, change in enumerate(tried)}
                 choices[pair, label] = named
                 for name, change in named.items():
                     trials[name] = Cell(pair, label, TUNING_SEED)
                     tuned = merged(words, change) | {"seed": TUNING_SEED}
+                    problems += _problems_of(tuned, f"{pair} by {label}, setting tried {change}")
                     students.append(Task(name, tuned, _teacher_first(words, taught.get(pair))))
     for seed in range(recipe.seeds):
         for pair, own in pairs.items():
@@ -87,7 +92,7 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
                 words = _student(recipe, own, label, teachers[pair]) | {"seed": seed}
                 tried = choices.get((pair, label), {})
                 name = f"{pair}/{label}/seed-{seed}"
-                cells[name] = Cell(pair, label, seed)
+                cells[name] = Cell(pair, label, seed, label in recipe.variants)
                 after = _teacher_first(words, taught.get(pair))
                 students.append(Task(name, words, after, tried, measured=recipe.part == "test"))
     if problems:
@@ -114,11 +119,41 @@ def _names(pairs: tuple[str, ...]) -> list[str]:
     raise RecipeError([f"pairs: expected each once, found {', '.join(pairs)}"])
 
 
+def _misnamed(recipe: CompareRecipe) -> list[str]:
+    """Variants become names of folders and rows, so they must be plain and not mean a method already."""
+    known = method_names()
+    odd = [name for name in recipe.variants if not re.fullmatch(r"\w[\w.+-]*", name)]
+    taken = [name for name in recipe.variants if name in known]
+    return [f"variants: {name!r} must be a word of letters, digits, '.', '+', '-' and '_'" for name in odd] + [
+        f"variants: {name} is a method; choose another name for a method with words of its own" for name in taken
+    ]
+
+
+def _problems_of(words: Mapping[str, Any], where: str) -> list[str]:
+    """What is wrong with a training's words, a line each."""
+    try:
+        checked = build(DistillRecipe, words)
+        check(checked.method, checked.settings, checked.weights)
+    except ValueError as error:
+        return [f"{where}: {line}" for line in str(error).split("\n")]
+    return []
+
+
 def _student(recipe: CompareRecipe, own: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:
     variant = recipe.variants.get(label, {"method": label})
-    words = merged(merged(own, recipe.changes), variant)
-    words |= {"teacher": teacher} | ({"data": recipe.data} if recipe.data else {})
+    words = merged(merged(own, recipe.changes), variant) | {"teacher": teacher}
+    data = recipe.data or words.get("data")
+    words |= {"data": _placed(data)} if data else {}
     return {k: v for k, v in words.items() if k not in ("out", "resume")}
+
+
+def _placed(data: str) -> str:
+    """Data by a path that means the same wherever another worker is started."""
+    kind, colon, root = data.partition(":")
+    if colon and kind == "cifar100":
+        return f"{kind}:{Path(root).expanduser().resolve()}"
+    path = Path(data).expanduser()
+    return data if data in ("digits", "cifar100") or not path.exists() else str(path.resolve())
 
 
 def _teachers(
@@ -126,6 +161,7 @@ def _teachers(
 ) -> tuple[dict[str, str], dict[str, Task]]:
     """By pair: where its teacher is, and the task that trains it where it is not there yet (one task for equal words)."""
     said = recipe.teachers * len(pairs) if len(recipe.teachers) == 1 else recipe.teachers
+    needed = {recipe.variants.get(label, {}).get("method", label) for label in recipe.methods} != {"scratch"}
     where: dict[str, str] = {}
     taught: dict[str, Task] = {}
     for i, (pair, own) in enumerate(pairs.items()):
@@ -134,9 +170,11 @@ def _teachers(
             raise RecipeError([f"{pair}: its recipe names no teacher; give one with --teachers"])
         words = _finetune_words(str(word))
         if words is None:
-            where[pair] = str(word)
+            where[pair] = _network(str(word), pair) if needed else str(word)
             continue
-        words = words | recipe.teacher_changes | ({"data": recipe.data} if recipe.data else {})
+        words = words | recipe.teacher_changes
+        data = recipe.data or words.get("data")
+        words |= {"data": _placed(data)} if data else {}
         build(FinetuneRecipe, words)
         task = Task(f"teachers/{Path(str(word)).stem}", words)
         if any(other.name == task.name and other != task for other in taught.values()):
@@ -147,15 +185,33 @@ def _teachers(
 
 def _finetune_words(word: str) -> dict[str, Any] | None:
     """The words of a recipe that trains a teacher, or None where `word` is a network that is there already."""
-    if RunFolder(word).exists():
-        return None
+    if RunFolder(word).started():
+        if RunFolder(word).exists():
+            return None
+        raise RecipeError([f"teachers: the run {word} is not finished; resume it, or give another teacher"])
     try:
         words = load_yaml(find_recipe(word))
     except RecipeError:
         if Path(word).suffix in (".yaml", ".yml"):
             raise
         return None  # timm/NAME and the like
-    return {k: v for k, v in words.items() if k not in ("out", "resume")} if "model" in words else None
+    if "model" not in words:
+        raise RecipeError([f"teachers: {word} is no recipe of finetune (it has no model)"])
+    return {k: v for k, v in words.items() if k not in ("out", "resume")}
+
+
+def _network(word: str, pair: str) -> str:
+    """A network's name, or a run folder's whole path."""
+    try:
+        found = parse(word)
+    except ValueError as error:
+        raise RecipeError(
+            [
+                f"{pair}: teacher: {error}; give one with --teachers: a run folder, a network, or a recipe of finetune by which "
+                "it is trained first"
+            ]
+        ) from None
+    return str(Path(found.name).resolve()) if found.library == "run" else word
 
 
 def _teacher_first(words: Mapping[str, Any], teacher: Task | None) -> tuple[str, ...]:

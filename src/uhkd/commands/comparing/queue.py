@@ -1,15 +1,16 @@
 """The queue of a comparison: its state is the folder, so any number of workers share it and any of them may be killed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,8 @@ _PATIENCE = 0.5  # seconds between two looks at tasks that others work on
 class Board:
     """What is done, begun and failed, read from the files below `out`.
 
-    NAME/ is a task's run folder, plan/NAME.json its words, locks/NAME who works on it, logs/NAME.txt what it said,
-    failed/NAME.txt why it ended.
+    NAME/ is a task's run folder, plan/NAME.json its words, locks/NAME.lock is held and locks/NAME.pid written by who works on
+    it, logs/NAME.txt is what it said, failed/NAME.txt why it ended, chosen/PAIR/METHOD.json the setting that was taken.
     """
 
     def __init__(self, out: Path) -> None:
@@ -70,12 +71,19 @@ class Board:
             if not file.is_file():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(now, indent=1) + "\n")
-            elif (before := json.loads(file.read_text())) != now:
+                continue
+            before = json.loads(file.read_text())
+            if any(before[key] != now[key] for key in ("words", "choices")):
                 problems.append(f"{task.name}: {_difference(before, now)}")
+            elif task.measured and not before["measured"]:  # the same training, wanted on the test part too
+                write_atomically(file, json.dumps(now, indent=1) + "\n")
         if problems:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
             raise RecipeError([f"{self.out} was begun by another recipe; choose another --out", *problems[:5], *more])
-        shutil.rmtree(self.out / "failed", ignore_errors=True)
+        for task in plan.tasks:
+            with self.claim(task.name) as mine:
+                if mine:
+                    self._file("failed", task.name).unlink(missing_ok=True)
 
     def fail(self, name: str, why: str) -> None:
         """Note why a task ended."""
@@ -100,12 +108,35 @@ class Board:
             lock.release()
 
     def words(self, task: Task) -> dict[str, Any]:
-        """The words a task runs by: its own, and the changes of the best of its choices (the first of equals)."""
-        tried = [name for name in task.choices if self.run(name).result.is_file()]
-        if not tried:
-            return task.words
-        scores = {name: self.run(name).read_result()["metrics"]["val_accuracy"] for name in tried}
-        return merged(task.words, task.choices[max(scores, key=lambda name: scores[name])])
+        """The words a task runs by: its own, and the changes of its choice that was taken."""
+        taken = self.taken(task.choices)
+        return task.words if taken is None else merged(task.words, task.choices[taken])
+
+    def taken(self, choices: Mapping[str, Any], *, decide: bool = True) -> str | None:
+        """Which of the settings tried is taken: the best on the held-out part (the first of equals), once and for all.
+
+        It is written down by the first task that asks, so that one that failed before and is tried again changes nothing.
+        None: there is no choice, none of them was finished, or (without `decide`) none was taken yet.
+        """
+        if not choices:
+            return None
+        file = self._file("chosen", next(iter(choices)).rpartition("/")[0].removeprefix("tune/"), ".json")
+        if not file.is_file():
+            tried = [name for name in choices if self.run(name).result.is_file()]
+            if not tried or not decide:
+                return None
+            scores = {name: self.run(name).read_result()["metrics"]["val_accuracy"] for name in tried}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(max(scores, key=lambda name: scores[name])) + "\n")
+        return json.loads(file.read_text())
+
+    def held_by(self, process: int) -> list[str]:
+        """Tasks that a process of this machine worked on and did not finish."""
+        return [
+            str(file.relative_to(self.out / "locks").with_suffix(""))
+            for file in (self.out / "locks").rglob("*.pid")
+            if file.read_text() == str(process)
+        ]
 
     def execute(self, task: Task) -> None:
         """Train one task (from its last checkpoint, if it was begun); a failure is noted, not raised."""
@@ -114,7 +145,8 @@ class Board:
 
         log = self._file("logs", task.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        folder = self.run(task.name)
+        folder, holder = self.run(task.name), self._file("locks", task.name, ".pid")
+        holder.write_text(str(os.getpid()))
         with log.open("a") as file, contextlib.redirect_stderr(file):
             try:
                 if not folder.result.is_file():
@@ -130,6 +162,7 @@ class Board:
                 self.fail(
                     task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 )
+        holder.unlink()
 
     def _test(self, name: str) -> Path:
         return self.out / name / "test.json"
@@ -138,12 +171,12 @@ class Board:
         return self.out / kind / f"{name}{suffix}"
 
 
-def work(plan: Plan, out: Path) -> None:
+def work(tasks: Sequence[Task], out: Path) -> None:
     """Do tasks in order until all are done, failed or beyond reach; wait for those that others work on."""
-    board, by_name = Board(out), {task.name: task for task in plan.tasks}
+    board, by_name = Board(out), {task.name: task for task in tasks}
     while True:
         waiting = False
-        for task in plan.tasks:
+        for task in tasks:
             if board.state(task) in ("done", "failed"):
                 continue
             before = {name: board.state(by_name[name]) for name in (*task.after, *task.choices)}
@@ -166,30 +199,53 @@ def work(plan: Plan, out: Path) -> None:
         time.sleep(_PATIENCE)
 
 
-def start_workers(plan: Plan, out: Path, jobs: int) -> list[BaseProcess]:
-    """`jobs` processes at work on the plan, each with its share of the cores; they end when this process does."""
-    context = get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    workers: list[BaseProcess] = [
-        context.Process(target=_worker, args=(plan, out, threads), daemon=True) for _ in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
-    return workers
+@contextlib.contextmanager
+def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """What starts a process at work on the plan, with its share of the cores; all of them end with the context.
+
+    Programs of their own, not children of multiprocessing: those import the caller's script anew, and may have no children
+    themselves, which loading images needs. Each ends when the pipe from this process closes, so also when this one is killed.
+    """
+    order = {
+        "out": str(out),
+        "threads": max(1, (os.cpu_count() or 1) // jobs),
+        "command": sys.argv,
+        "tasks": [dataclasses.asdict(task) for task in plan.tasks],
+    }
+    file = out / "plan" / f".order-{os.getpid()}.json"
+    write_atomically(file, json.dumps(order) + "\n")
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", f"from {__name__} import main; main()", str(file)]
+        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, text=True))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for worker in started:
+            worker.terminate()
+        for worker in started:
+            worker.communicate()
+        file.unlink(missing_ok=True)
 
 
-def _worker(plan: Plan, out: Path, threads: int) -> None:
-    torch.set_num_threads(min(threads, torch.get_num_threads()))  # fewer where the environment asks for that
+def main() -> None:
+    """A worker's process: its order is the file named on its command line."""
+    order = json.loads(Path(sys.argv[1]).read_text())
+    sys.argv = order["command"]  # what runs note as their command
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(min(order["threads"], torch.get_num_threads()))  # fewer where the environment asks for that
+    tasks = tuple(Task(**{**task, "after": tuple(task["after"])}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
-        work(plan, out)
+        work(tasks, Path(order["out"]))
 
 
 def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    # until the parent's end of the pipe is closed; not by sys.stdin, whose lock a process forked meanwhile would wait for
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -197,5 +253,4 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     old, new = before["words"], now["words"]
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     said = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys]
-    said += [f"{k} was {before[k]!r}, now {now[k]!r}" for k in ("measured",) if before[k] != now[k]]
     return "; ".join(said) or "it tried other settings"

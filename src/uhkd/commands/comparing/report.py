@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uhkd.commands.comparing.summary import lines, verdicts
-from uhkd.commands.comparing.tables import Rows, csv_text, latex, markdown, overview, pair_rows, run_rows
+from uhkd.commands.comparing.tables import Rows, csv_text, latex, line_rows, markdown, overview, pair_rows, run_rows
 from uhkd.commands.setup import say
 from uhkd.pictures import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
@@ -25,9 +25,7 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     write_atomically(
         out / "compare.tex", "\n".join(latex(rows, f"{summary['title']}: {p}") for p, rows in tables.items())
     )
-    first = next(iter(tables.values()), [[]])[0]
-    body = [[pair, *row] for pair, rows in tables.items() for row in rows[1:]]
-    write_atomically(out / "compare.csv", csv_text([["pair", *first], *body]))
+    write_atomically(out / "compare.csv", csv_text(line_rows(summary)))
     write_atomically(out / "runs.csv", csv_text(run_rows(summary)))
     if summary["runs"]:
         draw_comparison(
@@ -44,8 +42,8 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
     """compare.md: how the numbers came about, an overview, a table a pair, what is missing, what was tried."""
     tried = summary["settings_tried"]
     tuned = (
-        f"Each method first tried {tried} settings (learning rate, loss weight, main setting) on the held-out part, with a "
-        "seed of its own; the best went into the table."
+        f"Each method (variants with words of their own excepted) first tried {tried} settings (learning rate, loss weight, "
+        "main setting) on the held-out part, with a seed of its own; the best went into the table."
         if summary["tuning"]
         else "No setting was tuned for this table: every method ran with its defaults."
     )
@@ -55,6 +53,10 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
         f"paired by seed, ± half of the 95 % interval (Student's t, each comparison by itself). {tuned}{seen}"
     )
     blocks = [f"# {summary['title']}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
+    commits = sorted({str(run["commit"]) for run in summary["runs"]})
+    blocks.append(
+        "\n".join(f"- {line}" for line in [*_machines(summary), f"commit {', '.join(commits)}", *_warned(summary)])
+    )
     for pair, rows in tables.items():
         own = summary["pairs"][pair]
         blocks += [f"## {pair}", f"{own['student']}, teacher {own['teacher']['name']}", markdown(rows)]
@@ -68,6 +70,19 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
         ]
         blocks += ["## Settings tried", markdown(rows)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _machines(summary: Mapping[str, Any]) -> list[str]:
+    """Where the runs were made, a line a kind of machine."""
+    return [
+        f"{facts['gpu'] or facts['machine']}, {facts['cpu_cores']} CPU cores, {facts['threads']} CPU threads a run, "
+        f"torch {facts['versions']['torch']}, timm {facts['versions']['timm']}, uhkd {facts['versions']['uhkd']}"
+        for facts in summary["environments"]
+    ]
+
+
+def _warned(summary: Mapping[str, Any]) -> list[str]:
+    return [f"**warning: {line}**" for line in summary["warnings"]]
 
 
 def _percent(accuracy: float | None) -> str:

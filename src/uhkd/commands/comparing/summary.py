@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy.stats import t
 
-from uhkd.commands.comparing.plan import Plan, Task
+from uhkd.commands.comparing.plan import Cell, Plan, Task
 from uhkd.commands.comparing.queue import Board
 from uhkd.runs import RunFolder
 
@@ -21,32 +21,30 @@ _BASELINES = ("scratch", "kd")
 def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dict[str, Any]:
     """Everything that the numbers of one table rest on; cells that are not done are left out, failed ones named.
 
-    Raises:
-        ValueError: when runs of one pair were trained on other images, or by a recipe that differs in more than the method.
+    "warnings" tells what makes rows of one pair incomparable: other images, another teacher, a recipe that differs in more
+    than the method, settings that differ between seeds.
     """
     tasks = {task.name: task for task in plan.tasks}
-    pairs: dict[str, dict[str, Any]] = {}
+    done = {name: cell for name, cell in plan.cells.items() if board.state(tasks[name]) == "done"}
+    results = {name: (board.run(name).read_recipe(), board.run(name).read_result()) for name in done}
+    shared = {name: _shared(*results[name]) for name in done}
+    plain = sorted(done, key=lambda name: done[name].variant)  # what a pair shares is said by methods without own words
+    pairs = {pair: shared[next(n for n in plain if done[n].pair == pair)] for pair in plan.teachers if _any(done, pair)}
     environments: list[dict[str, Any]] = []
-    runs = []
-    for name, cell in plan.cells.items():
-        if board.state(tasks[name]) != "done":
-            continue
-        recipe, result = board.run(name).read_recipe(), board.run(name).read_result()
-        shared = {"student": recipe["student"], "parameters": result["parameters"], "data": result["data"]}
-        shared |= {k: result[k] for k in ("data_fingerprint", "train_images")}
-        shared["recipe"] = {k: v for k, v in recipe.items() if k not in _CELL}
-        found = pairs.setdefault(cell.pair, shared)
-        differing = {k: v for k, v in _flat(shared).items() if _flat(found).get(k) != v}
-        mixed = [k for k in differing if k not in tasks[name].words]  # what its words say was meant: a variant
-        if mixed:
-            raise ValueError(f"{name} differs from the other runs of {cell.pair} in {', '.join(mixed)}")
+    runs, warnings = [], []
+    for name, cell in done.items():
+        recipe, result = results[name]
+        reference = _flat(pairs[cell.pair])
+        differing = {key: value for key, value in _flat(shared[name]).items() if reference.get(key) != value}
+        if differing and not cell.variant:
+            warnings.append(f"{name} differs from other runs of {cell.pair} in {', '.join(differing)}")
         machine = {k: v for k, v in result["environment"].items() if k not in ("command", "commit")}
         if machine not in environments:
             environments.append(machine)
         runs.append(
             {"pair": cell.pair, "method": cell.method, "seed": cell.seed, "accuracy": board.accuracy(tasks[name])}
             | {"joined": recipe["method"], **{k: recipe[k] for k in ("lr", "settings", "weights")}}
-            | {"differs": differing}
+            | {"effective": result.get("methods"), "differs": differing, "teacher": result.get("teacher_fingerprint")}
             | {"seconds": result["metrics"]["seconds"], "extra_parameters": result["extra_parameters"]}
             | {"metrics": result["metrics"], "commit": result["environment"]["commit"]}
             | {"environment": environments.index(machine), "teacher_metrics": result.get("teacher_metrics")}
@@ -59,20 +57,56 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
         "environments": environments,
         "runs": runs,
         "tuning": _trials(plan, board, tasks),
-        "missing": {
-            name: board.failure(name) or "not run yet" for name in plan.cells if board.state(tasks[name]) != "done"
-        },
+        "warnings": warnings + _mixed(runs),
+        "missing": {name: board.failure(name) or "not run yet" for name in plan.cells if name not in done},
     }
+
+
+def _any(done: Mapping[str, Cell], pair: str) -> bool:
+    return any(cell.pair == pair for cell in done.values())
+
+
+def _shared(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs of a pair must have in common."""
+    facts = {
+        "student": recipe["student"],
+        **{k: result[k] for k in ("parameters", "data", "data_fingerprint", "train_images")},
+    }
+    return facts | {"recipe": {k: v for k, v in recipe.items() if k not in _CELL}}
 
 
 def _flat(shared: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in shared.items() if k != "recipe"} | dict(shared["recipe"])
 
 
+def _mixed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs where it must not: the teacher within a pair, settings between the seeds of a method, the code."""
+    said = []
+    teachers: dict[str, set[str]] = {}
+    words: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        if run["teacher"] is not None:
+            teachers.setdefault(run["pair"], set()).add(run["teacher"])
+        asked = json.dumps([run[key] for key in ("lr", "settings", "weights")], sort_keys=True)
+        words.setdefault((run["pair"], run["method"]), set()).add(asked)
+    said += [
+        f"runs of {pair} learned from {len(found)} different teachers"
+        for pair, found in teachers.items()
+        if len(found) > 1
+    ]
+    said += [
+        f"seeds of {method} on {pair} have different settings"
+        for (pair, method), found in words.items()
+        if len(found) > 1
+    ]
+    commits = sorted({str(run["commit"]) for run in runs})
+    return [*said, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
+
+
 def _teacher(plan: Plan, board: Board, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
-    """The teacher of a pair: its accuracy on the same images, and how it was trained where its folder says so."""
+    """The teacher of a pair: its accuracy on the images of the table (None: not measured), and how it was trained."""
     told = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
-    facts: dict[str, Any] = {"accuracy": told["accuracy"] if told else None, "part": "val"}
+    facts: dict[str, Any] = {"accuracy": told["accuracy"] if told and part == "val" else None, "part": part}
     folder = RunFolder(plan.teachers[pair])
     if not folder.exists():
         return facts | {"name": plan.teachers[pair]}
@@ -84,36 +118,41 @@ def _teacher(plan: Plan, board: Board, pair: str, runs: Sequence[Mapping[str, An
         facts |= {"parameters": result["parameters"], "train_images": result["train_images"]}
         facts |= {"commit": result["environment"]["commit"], "seed": recipe.get("seed")}
     if part == "test":
-        facts |= {"accuracy": _on_test(board, folder), "part": "test"}
+        words = next(
+            task.words for task in plan.tasks if task.name in plan.cells and plan.cells[task.name].pair == pair
+        )
+        facts["accuracy"] = _on_test(board, folder, words.get("data"))
     return facts
 
 
-def _on_test(board: Board, folder: RunFolder) -> float:
-    """A given teacher's accuracy on the test part, measured once."""
+def _on_test(board: Board, folder: RunFolder, data: str | None) -> float | None:
+    """A teacher's accuracy on the test part of a comparison's data, measured once; None where its head does not fit."""
     from uhkd.commands.judging import measure
 
     kept = board.out / "teachers-on-test.json"
     known = json.loads(kept.read_text()) if kept.is_file() else {}
-    if str(folder.path) not in known:
-        known[str(folder.path)] = measure(str(folder.path), split="test")[0].metrics["accuracy"]
+    key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
+    if key not in known:
+        try:
+            known[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
+        except ValueError:  # other classes: in training a linear probe stands in for its head
+            known[key] = None
         RunFolder(board.out).write_json(kept.name, known)
-    return known[str(folder.path)]
+    return known[key]
 
 
 def _trials(plan: Plan, board: Board, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     """Every setting tried, with its accuracy on the held-out part, and which of them were taken."""
-    changes = {name: change for task in plan.tasks for name, change in task.choices.items()}
+    choices = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
     out: list[dict[str, Any]] = []
-    for name, cell in plan.trials.items():
-        done = board.state(tasks[name]) == "done"
-        accuracy = board.run(name).read_result()["metrics"]["val_accuracy"] if done else None
-        facts = {"pair": cell.pair, "method": cell.method, "changes": changes.get(name, {}), "accuracy": accuracy}
-        out.append(facts | ({} if done else {"why": board.failure(name) or "not run yet"}))
-    for group in {(trial["pair"], trial["method"]) for trial in out}:
-        same = [trial for trial in out if (trial["pair"], trial["method"]) == group]
-        best = max(same, key=lambda trial: -1.0 if trial["accuracy"] is None else trial["accuracy"])
-        for trial in same:
-            trial["taken"] = trial is best and best["accuracy"] is not None
+    for group in choices.values():
+        taken = board.taken(group, decide=False)
+        for name, change in group.items():
+            done = board.state(tasks[name]) == "done"
+            accuracy = board.run(name).read_result()["metrics"]["val_accuracy"] if done else None
+            facts = {"pair": plan.trials[name].pair, "method": plan.trials[name].method, "changes": change}
+            facts |= {"accuracy": accuracy, "taken": name == taken}
+            out.append(facts | ({} if done else {"why": board.failure(name) or "not run yet"}))
     return out
 
 
@@ -130,6 +169,8 @@ class Gap:
         """What may be said of it: fewer than three seeds say nothing."""
         if self.half is None or self.seeds < 3:
             return "too few seeds to tell"
+        if self.half == 0:
+            return "the same for every seed"
         return "a difference" if abs(self.mean) > self.half else "no difference shown"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from uhkd.commands.comparing.summary import Gap, Line, lines
 
 Rows = list[list[str]]
-_LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$", "−": "$-$"}
+_LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def mean_sd(line: Line) -> str:
@@ -61,10 +62,29 @@ def overview(summary: Mapping[str, Any]) -> Rows:
     return [["method", *pairs], teacher_row(summary), *rows]
 
 
+def line_rows(summary: Mapping[str, Any]) -> Rows:
+    """Head and one row a pair and method, a number a cell; empty where there is none."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.6g}"
+
+    head = ["pair", "method", "seeds", "accuracy", "sd", "to_scratch", "to_scratch_half_95", "to_kd", "to_kd_half_95"]
+    rows = []
+    for line in lines(summary):
+        gaps = [
+            x
+            for gap in (line.gaps["scratch"], line.gaps["kd"])
+            for x in ((gap.mean, gap.half) if gap else (None, None))
+        ]
+        own = [line.mean, line.sd, *gaps, 60 * line.hours, line.per_hour, line.extra_parameters, line.settings_tried]
+        rows.append([line.pair, line.method, str(len(line.accuracy)), *map(number, own)])
+    return [[*head, "training_minutes", "points_per_hour", "extra_parameters", "settings_tried"], *rows]
+
+
 def teacher_row(summary: Mapping[str, Any]) -> list[str]:
     """The teachers' accuracies, a column a pair."""
     told = [own["teacher"]["accuracy"] for own in summary["pairs"].values()]
-    return ["(teacher)", *("not run" if x is None else f"{100 * x:.2f}" for x in told)]
+    return ["(teacher)", *("not measured" if x is None else f"{100 * x:.2f}" for x in told)]
 
 
 def run_rows(summary: Mapping[str, Any]) -> Rows:
@@ -76,7 +96,7 @@ def run_rows(summary: Mapping[str, Any]) -> Rows:
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its head."""
     marks = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in marks)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in marks)
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:

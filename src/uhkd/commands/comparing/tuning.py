@@ -36,7 +36,8 @@ def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
             change["weights"] = {name: float(f"{own * WEIGHT_RANGE ** (2 * weight - 1):.3g}")}
         if kind.knob is not None:
             name, values = kind.knob
-            values = (settings_of(lead)[name].default, *values)
+            own = recipe.settings.get(f"{lead}.{name}", recipe.settings.get(name, settings_of(lead)[name].default))
+            values = (own, *(value for value in values if value != own))
             change["settings"] = {f"{lead}.{name}": values[int(setting * len(values))]}
         tried.append(change)
     return tried
