@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -135,7 +136,7 @@ class Board:
         return [
             str(file.relative_to(self.out / "locks").with_suffix(""))
             for file in (self.out / "locks").rglob("*.pid")
-            if file.read_text() == str(process)
+            if file.read_text() == _worker_name(process)
         ]
 
     def execute(self, task: Task) -> None:
@@ -146,7 +147,7 @@ class Board:
         log = self._file("logs", task.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         folder, holder = self.run(task.name), self._file("locks", task.name, ".pid")
-        holder.write_text(str(os.getpid()))
+        holder.write_text(_worker_name(os.getpid()))
         with log.open("a") as file, contextlib.redirect_stderr(file):
             try:
                 if not folder.result.is_file():
@@ -212,7 +213,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
         "command": sys.argv,
         "tasks": [dataclasses.asdict(task) for task in plan.tasks],
     }
-    file = out / "plan" / f".order-{os.getpid()}.json"
+    file = out / "plan" / f".order-{_worker_name(os.getpid())}.json"
     write_atomically(file, json.dumps(order) + "\n")
     started: list[subprocess.Popen[str]] = []
 
@@ -240,6 +241,11 @@ def main() -> None:
     tasks = tuple(Task(**{**task, "after": tuple(task["after"])}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
         work(tasks, Path(order["out"]))
+
+
+def _worker_name(process: int) -> str:
+    """A process among those of all machines that share a folder."""
+    return f"{platform.node()}-{process}"
 
 
 def _end_with_parent() -> None:

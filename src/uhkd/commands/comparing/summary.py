@@ -146,7 +146,8 @@ def _trials(plan: Plan, board: Board, tasks: Mapping[str, Task]) -> list[dict[st
     choices = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
     out: list[dict[str, Any]] = []
     for group in choices.values():
-        taken = board.taken(group, decide=False)
+        ended = all(board.state(tasks[name]) in ("done", "failed") for name in group)
+        taken = board.taken(group, decide=ended)
         for name, change in group.items():
             done = board.state(tasks[name]) == "done"
             accuracy = board.run(name).read_result()["metrics"]["val_accuracy"] if done else None
