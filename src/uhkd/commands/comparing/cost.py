@@ -59,7 +59,7 @@ def measure_costs(asked: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any]
         "rounds": asked.rounds,
         "warmup": WARMUP,
         "batches": BATCHES,
-        "environment": environment(),
+        "environment": {k: v for k, v in environment().items() if k != "command"},  # which names places on this machine
         "pairs": {
             pair: _measure_pair(pair, _baselines_first(own), untrained, asked.rounds) for pair, own in pairs.items()
         },
