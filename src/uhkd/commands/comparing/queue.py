@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import platform
@@ -195,6 +196,7 @@ def work(tasks: Sequence[Task], out: Path) -> None:
                     waiting = True
                 elif board.state(task) not in ("done", "failed"):
                     board.execute(task)
+                    gc.collect()  # a training's images and networks lie in cycles: left alone, they pile up for several cells
         if not waiting:
             return
         time.sleep(_PATIENCE)
