@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, wide
 from uhkd.methods.levels import on_smaller_grid, paired_taps
 from uhkd.taps import Shapes, Signals
 
@@ -37,7 +37,7 @@ class AT(Distiller):
 
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, power: int = 2) -> None:
         super().__init__(weights)
-        check_above(power, 0, "power")
+        check_positive(power, "power")
         self.power = power
         self.pairs, student, teacher = paired_taps(shapes, "at")
         if all(min(student[s][i], teacher[t][i]) == 1 for s, t in self.pairs for i in (1, 2)):

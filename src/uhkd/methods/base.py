@@ -115,11 +115,11 @@ def refuse_single(count: int, method: str, why: str) -> None:
         )
 
 
-def check_above(value: float, least: float, name: str) -> None:
-    """Refuse a setting that is not above its bound.
+def check_positive(value: float, name: str) -> None:
+    """Refuse a setting that is not above 0.
 
     Raises:
-        ValueError: naming the setting, the bound and the value.
+        ValueError: naming the setting and the value.
     """
-    if not value > least:
-        raise ValueError(f"{name} must be above {least:g}, got {value}")
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")

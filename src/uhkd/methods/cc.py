@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, refuse_single, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -41,7 +41,7 @@ class CC(Distiller):
 
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, dim: int = 128) -> None:
         super().__init__(weights)
-        check_above(dim, 0, "dim")
+        check_positive(dim, "dim")
         student, teacher = embedding_widths(shapes, "cc")
         if self.wants("correlation"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)

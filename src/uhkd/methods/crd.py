@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, wide
 from uhkd.taps import Shapes, Signals
 
 _EPS = 1e-7  # the authors'
@@ -81,7 +81,7 @@ class CRD(Distiller):
     ) -> None:
         super().__init__(weights)
         for name, value in (("dim", dim), ("negatives", negatives), ("temperature", temperature)):
-            check_above(value, 0, name)
+            check_positive(value, name)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, refuse_single, teacher_shapes, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -43,7 +43,7 @@ class DIST(Distiller):
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
         super().__init__(weights)
         teacher_shapes(shapes, "dist")
-        check_above(temperature, 0, "temperature")
+        check_positive(temperature, "temperature")
         self.temperature = temperature
         if any(map(self.wants, self.weights)):
             self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))

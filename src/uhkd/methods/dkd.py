@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, classes_of, teacher_shapes, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, classes_of, teacher_shapes, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -57,7 +57,7 @@ class DKD(Distiller):
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
         super().__init__(weights)
         teacher_shapes(shapes, "dkd")
-        check_above(temperature, 0, "temperature")
+        check_positive(temperature, "temperature")
         self.temperature = temperature
         if any(map(self.wants, self.weights)):
             self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))

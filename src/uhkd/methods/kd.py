@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, check_above, teacher_shapes, wide
+from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, teacher_shapes, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -32,7 +32,7 @@ class SoftTargets(Distiller):
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
         super().__init__(weights)
-        check_above(temperature, 0, "temperature")
+        check_positive(temperature, "temperature")
         self.temperature = temperature
         self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
         self.needs = Needs(self.logits, self.logits)

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, check_above, classes_of, refuse_single, teacher_shapes, wide
+from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, classes_of, refuse_single, teacher_shapes, wide
 from uhkd.taps import Shapes, Signals
 
 Head = Literal["auto", "conv", "tokens"]
@@ -70,7 +70,7 @@ class OFA(Distiller):
     ) -> None:
         super().__init__(weights)
         maps, teacher = shapes.student.maps, teacher_shapes(shapes, "ofa")
-        check_above(temperature, 0, "temperature")
+        check_positive(temperature, "temperature")
         self.temperature = temperature
         self.eps = eps if isinstance(eps, tuple) else (float(eps),) * (len(maps) + 1)
         if len(self.eps) != len(maps) + 1 or min(self.eps) < 1:

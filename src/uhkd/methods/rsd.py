@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_above, embedding_widths, refuse_single, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single, wide
 from uhkd.taps import Shapes, Signals
 
 
@@ -49,7 +49,7 @@ class RSD(Distiller):
         super().__init__(weights)
         if kappa < 0:
             raise ValueError(f"kappa must be at least 0, got {kappa}")
-        check_above(expansion, 0, "expansion")
+        check_positive(expansion, "expansion")
         self.kappa = kappa
         student, teacher = embedding_widths(shapes, "rsd")
         if self.wants("redundancy"):
