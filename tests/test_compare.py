@@ -111,6 +111,14 @@ def test_teachers_that_are_there_are_not_trained(recipes: Path):
     assert all("student" in task.words for task in plan.tasks) and plan.teachers == {"vit": "timm/resnet18"}
 
 
+def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path):
+    (recipes / "logs.yaml").write_text((recipes / "vit.yaml").read_text())
+    with pytest.raises(
+        RecipeError, match="pairs: logs is the name of a folder of every comparison's own; rename the recipe"
+    ):
+        make_plan(asked(recipes, pairs=[str(recipes / "logs.yaml")]), recipes / "out")
+
+
 def test_given_paths_mean_the_same_wherever_a_worker_is_started(recipes: Path, monkeypatch: pytest.MonkeyPatch):
     _, board = done(asked(recipes, methods=["scratch", "kd"]))
     monkeypatch.chdir(board.out)

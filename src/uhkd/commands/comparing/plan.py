@@ -13,6 +13,7 @@ from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeErro
 from uhkd.runs import RunFolder
 
 TUNING_SEED = 1000  # settings are chosen by a seed that no table shows
+_OWN = {"teachers", "tune", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs' folders, see `Board`
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     pairs = {name: load_yaml(find_recipe(said)) for name, said in zip(_names(recipe.pairs), recipe.pairs, strict=True)}
     problems += [
         f"pairs: {name} is no recipe of distill (it has no student)" for name in pairs if "student" not in pairs[name]
+    ]
+    problems += [
+        f"pairs: {name} is the name of a folder of every comparison's own; rename the recipe"
+        for name in _OWN & {*pairs}
     ]
     if problems:
         raise RecipeError(problems)
