@@ -15,6 +15,7 @@ from uhkd.spectral import (
     SpectralTarget,
     area_basis,
     complex_halfplane,
+    crop_index,
     fourier_basis,
     ftm_shapes,
     halfplane_frequencies,
@@ -25,6 +26,7 @@ from uhkd.spectral import (
     radial_frequencies,
     rotate,
     spectrum,
+    teacher_levels,
 )
 
 F64 = torch.float64
@@ -300,3 +302,33 @@ def test_calibration_refuses_what_it_cannot_use():
         ftm.calibrate(ftm.raw([maps(1, *MAPS[0], dtype=torch.float32)]))
     with pytest.raises(ValueError, match="NaN or infinite"):
         ftm.calibrate(ftm.raw([maps(4, *MAPS[0], dtype=torch.float32) * float("nan")]))
+
+
+@pytest.mark.parametrize("form", ["pairs", "amplitude", "log-amplitude"])
+@pytest.mark.parametrize("standardise", ["none", "channel", "coefficient"])
+def test_a_target_is_the_teachers_own_whatever_the_student(form, standardise):
+    """What a coarse student is given is part of what a fine one is given, statistics and PCA included: it can be stored."""
+    teacher = ((5, 9, 7), (6, 7, 9), (8, 5, 5))
+    channels = 4 if form == "pairs" else None
+    own = FTM(SpectralTarget(teacher_levels(teacher, 3, form), standardise, channels), teacher)
+    batch = [maps(40, *shape, seed=i, dtype=torch.float32) + i for i, shape in enumerate(teacher)]
+    own.calibrate(own.raw(batch))
+    students = ((4, 7, 3), (4, 3, 5), (4, 1, 2))
+    ftm = FTM(SpectralTarget(match_levels(students, teacher, 3, form), standardise, channels), teacher)
+    ftm.calibrate(ftm.raw(batch))
+    assert [level.size for level in ftm.target.levels] == [(7, 3), (3, 5), (1, 1)]
+    for level, found, whole in zip(ftm.target.levels, ftm(batch), own(batch), strict=True):
+        index = crop_index(level.made, level.size, form)
+        assert index is not None
+        assert torch.equal(found, whole[..., index])
+        # and they are the frequencies that the student's own representation will have
+        frequencies = radial_frequencies(level.made, form)[index]
+        assert torch.equal(frequencies, radial_frequencies(level.size, form))
+
+
+def test_levels_with_few_channels_are_not_rotated():
+    ftm, batch = calibrated(channels=6)
+    whole = calibrated()[0](batch)
+    assert ftm.reduced == [False, False, True]
+    for found, expected in zip(ftm(batch)[:2], whole[:2], strict=True):
+        assert torch.equal(found, expected)

@@ -17,7 +17,17 @@ from uhkd.spectral.fourier import (
     spectrum,
 )
 from uhkd.spectral.ftm import FTM
-from uhkd.spectral.levels import Level, Maps, SpectralTarget, Standardise, ftm_shapes, match_by_depth, match_levels
+from uhkd.spectral.levels import (
+    Level,
+    Maps,
+    SpectralTarget,
+    Standardise,
+    crop_index,
+    ftm_shapes,
+    match_by_depth,
+    match_levels,
+    teacher_levels,
+)
 from uhkd.spectral.representation import Form, Representation, radial_frequencies
 
 __all__ = [
@@ -30,6 +40,7 @@ __all__ = [
     "Standardise",
     "area_basis",
     "complex_halfplane",
+    "crop_index",
     "fourier_basis",
     "ftm_shapes",
     "halfplane_frequencies",
@@ -40,4 +51,5 @@ __all__ = [
     "radial_frequencies",
     "rotate",
     "spectrum",
+    "teacher_levels",
 ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.spectral.levels import Maps, SpectralTarget, Standardise, ftm_shapes
+from uhkd.spectral.levels import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
 from uhkd.spectral.representation import Representation
 
 # No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
@@ -22,7 +22,9 @@ class FTM(nn.Module):
     one calibration pass (`calibrate`) and are then frozen. Standardisation subtracts the mean of each coefficient of each
     channel and divides by its own standard deviation ("coefficient"), by the root mean square of the standard deviations of
     the channel's coefficients ("channel"), or does neither ("none"). No divisor is smaller than a tenth of
-    the median over channels. PCA scores are divided by one number a level, so that their mean square is 1 as without PCA.
+    the median over channels. PCA is left out where a level has no more channels than are kept; its scores are divided by one
+    number a level, so that their mean square is 1 as without PCA. Statistics and PCA belong to the teacher alone: where a
+    student's grid carries fewer coefficients, the target is cropped last.
     Source: FTM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
     """
 
@@ -37,13 +39,19 @@ class FTM(nn.Module):
         self.target = target
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)
-        for i, (level, (channels, k)) in enumerate(zip(target.levels, self.shapes, strict=True)):
+        self.reduced = [
+            channels < maps[lv.teacher][0] for lv, (channels, _) in zip(target.levels, self.shapes, strict=True)
+        ]
+        for i, (level, (channels, _)) in enumerate(zip(target.levels, self.shapes, strict=True)):
             c, h, w = maps[level.teacher]
-            self.represent.append(Representation((h, w), level.size, level.form))
+            k = count_of(level.made, level.form)
+            self.represent.append(Representation((h, w), level.made, level.form))
             self.register_buffer(f"mean{i}", torch.zeros(c, k))
             self.register_buffer(f"scale{i}", torch.ones(c, k))
-            if target.channels is not None:
+            if self.reduced[i]:
                 self.register_buffer(f"pca{i}", torch.zeros(channels, c))
+            crop = crop_index(level.made, level.size, level.form)
+            self.register_buffer(f"crop{i}", None if crop is None else torch.tensor(crop), persistent=False)
         self.register_buffer("calibrated", torch.tensor(False))
 
     def raw(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
@@ -55,10 +63,11 @@ class FTM(nn.Module):
         spectra = []
         for i, x in enumerate(self.raw(maps)):
             x = (x - self.get_buffer(f"mean{i}")) / self.get_buffer(f"scale{i}")
-            if self.target.channels is not None:
+            if self.reduced[i]:
                 with torch.autocast(x.device.type, enabled=False):
                     x = self.get_buffer(f"pca{i}") @ x
-            spectra.append(x)
+            crop = self.get_buffer(f"crop{i}")
+            spectra.append(x if crop is None else x[..., crop])
         return tuple(spectra)
 
     @torch.no_grad()
@@ -85,7 +94,7 @@ class FTM(nn.Module):
                 self.get_buffer(f"mean{i}").copy_(mean)
                 self.get_buffer(f"scale{i}").copy_(scale)
                 x = (x - mean) / scale
-            if self.target.channels is not None:
+            if self.reduced[i]:
                 rows = x.mT.flatten(0, 1)
                 # eigh sorts upwards; the largest components come first and get a fixed sign, so that reruns agree
                 components = torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors.flip(1)[:, :channels].T

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from uhkd.spectral.fourier import max_radius
+from uhkd.spectral.fourier import halfplane_frequencies, max_radius
 from uhkd.spectral.representation import Form
 
 Standardise = Literal["none", "channel", "coefficient"]
@@ -13,12 +13,22 @@ Standardise = Literal["none", "channel", "coefficient"]
 
 @dataclass(frozen=True)
 class Level:
-    """One matched pair of taps (indices, shallow to deep) and the representation that both sides are brought to."""
+    """One matched pair of taps (indices, shallow to deep) and the representation that both sides are brought to.
+
+    own: coefficients per axis that the teacher's map alone would give at this radius; None: `size`. The FTM fixes its
+    statistics on them and then crops to `size`, so that a target is the same for every student, and can be stored.
+    """
 
     student: int
     teacher: int
     size: tuple[int, int]
     form: Form
+    own: tuple[int, int] | None = None
+
+    @property
+    def made(self) -> tuple[int, int]:
+        """Coefficients per axis before cropping."""
+        return self.own or self.size
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,12 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
     Raises:
         ValueError: for an unknown form, radius < 1, or fewer than two pairs with a frequency beyond the mean.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"unknown form {form!r}; expected one of {', '.join(get_args(Form))}")
-    if radius < 1:
-        raise ValueError(f"radius must be at least 1, got {radius}: radius 0 keeps nothing but the mean")
+    _check(radius, form)
     levels = []
     for s, t in match_by_depth(len(student), len(teacher)):
         axes = zip(student[s][1:], teacher[t][1:], strict=True)
         size = tuple(2 * min(radius, max_radius(a), max_radius(b)) + 1 for a, b in axes)
-        levels.append(Level(s, t, (size[0], size[1]), form))
+        levels.append(Level(s, t, (size[0], size[1]), form, None if form == "area" else _own_size(teacher[t], radius)))
     if sum(max(level.size) >= 3 for level in levels) < 2:
         grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no taps"
         raise ValueError(
@@ -66,12 +73,51 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
     return tuple(levels)
 
 
+def _check(radius: int, form: Form) -> None:
+    if form not in get_args(Form):
+        raise ValueError(f"unknown form {form!r}; expected one of {', '.join(get_args(Form))}")
+    if radius < 1:
+        raise ValueError(f"radius must be at least 1, got {radius}: radius 0 keeps nothing but the mean")
+
+
+def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
+    """Every tap of a teacher by itself, at its own size: what is stored for students that are not known yet.
+
+    Raises:
+        ValueError: for an unknown form or radius < 1.
+    """
+    _check(radius, form)
+    sizes = [_own_size(shape, radius) for shape in teacher]
+    return tuple(Level(i, i, size, form, size) for i, size in enumerate(sizes))
+
+
+def _own_size(shape: tuple[int, int, int], radius: int) -> tuple[int, int]:
+    height, width = (2 * min(radius, max_radius(n)) + 1 for n in shape[1:])
+    return height, width
+
+
+def count_of(size: tuple[int, int], form: Form) -> int:
+    """K, the numbers a channel has in a representation."""
+    pairs = size[0] * size[1]
+    return pairs if form in ("pairs", "area") else (pairs + 1) // 2
+
+
+def crop_index(own: tuple[int, int], size: tuple[int, int], form: Form) -> list[int] | None:
+    """Positions of the numbers of the smaller `size` among those of `own`; None where the two are equal."""
+    if own == size:
+        return None
+    assert form != "area", "cells of different sizes are not parts of one another"
+    if form == "pairs":
+        return [u * own[1] + v for u in range(size[0]) for v in range(size[1])]
+    frequencies = enumerate(halfplane_frequencies(own))
+    return [i for i, (u, v) in frequencies if u <= size[0] // 2 and abs(v) <= size[1] // 2]
+
+
 def ftm_shapes(target: SpectralTarget, maps: Maps) -> tuple[tuple[int, int], ...]:
     """(C_target, K) of each level's target spectrum, known before anything is built."""
     shapes = []
     for level in target.levels:
         channels = maps[level.teacher][0]
-        k = level.size[0] * level.size[1]
         kept = channels if target.channels is None else min(channels, target.channels)
-        shapes.append((kept, k if level.form in ("pairs", "area") else (k + 1) // 2))
+        shapes.append((kept, count_of(level.size, level.form)))
     return tuple(shapes)
