@@ -177,7 +177,7 @@ def test_flops_of_kd_are_those_of_scratch_and_the_teachers_forward_pass(shop: Wo
     kd = shop.step(words("kd"))
     assert kd.teacher is not None
     with FlopCounterMode(display=False) as counter:
-        kd.teacher.signals(kd.batches[0].image, frozenset({"logits"}))
+        kd.teacher.signals(kd.batches[0], frozenset({"logits"}))
     assert counter.get_total_flops() > 0
     assert count_flops(kd) == count_flops(shop.step(words("scratch"))) + counter.get_total_flops()
 

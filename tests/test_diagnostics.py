@@ -117,7 +117,7 @@ def diagnostics(student: TappedModel, images: Tensor) -> Diagnostics:
     (method,) = distillers.values()
     sealed = Teacher(teacher, method.needs.target)
     calibrate(sealed, [Batch(images, None, None, torch.arange(len(images)))], CPU)
-    return Diagnostics(student, images, nullcontext, teacher, sealed.ftm, matching_of(distillers))
+    return Diagnostics(student, images, nullcontext, sealed.reference(images), matching_of(distillers))
 
 
 def evaluation() -> Evaluation:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from uhkd.commands import Result, compare, distill, evaluate, finetune, predict
+    from uhkd.commands import Result, cache, compare, distill, evaluate, finetune, predict
     from uhkd.data import open_data
     from uhkd.models import create, load_run
 
 _HOMES = {
     "Result": "uhkd.commands",
+    "cache": "uhkd.commands",
     "compare": "uhkd.commands",
     "create": "uhkd.models",
     "distill": "uhkd.commands",
@@ -25,6 +26,7 @@ _HOMES = {
 __all__ = [
     "Result",
     "__version__",
+    "cache",
     "compare",
     "create",
     "distill",

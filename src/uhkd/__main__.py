@@ -16,6 +16,7 @@ VERBS = {
     "inspect": "try a pair of networks without training: taps, spectra, memory",
     "finetune": "train one network on labels: a teacher or a scratch baseline",
     "distill": "train a student to imitate a teacher of any other architecture",
+    "cache": "store a teacher's signals once, for many students; cache verify checks them",
     "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
@@ -23,7 +24,7 @@ VERBS = {
 }
 
 # a verb whose name is taken in Python has another name there
-_FUNCTIONS = {"eval": "evaluate"}
+_FUNCTIONS = {"eval": "evaluate", "cache verify": "verify_cache"}
 
 _EXAMPLES = """\
   uhkd demo
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         return _unknown_verb(verb)
+    if rest[:1] == ["verify"] and verb == "cache":
+        verb, rest = "cache verify", rest[1:]
     try:
         return _run(verb, rest)
     except KeyboardInterrupt:
@@ -100,7 +103,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
 def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:
     """How to go on with a stopped training."""
-    if verb == "compare" and asked is not None:
+    if verb in ("compare", "cache") and asked is not None:
         return "; the same command goes on with it"
     if verb not in ("finetune", "distill"):
         return ""

@@ -82,3 +82,17 @@ class PredictArguments(Schema):
 
 class DoctorArguments(Schema):
     """Report versions, device, precision and disk of this machine."""
+
+
+class VerifyArguments(Schema):
+    """Check a cache: every record's checksum, then a sample against the teacher itself, views bit by bit."""
+
+    positional: ClassVar[tuple[str, ...]] = ("cache",)
+
+    cache: str = Field(description="folder of the cache")
+    sample: int = Field(
+        default=64, ge=0, description="records made anew and compared; 0: checksums alone, without teacher"
+    )
+    data: str | None = Field(default=None, description="where the images lie now; none: where they lay")
+    teacher: str | None = Field(default=None, description="where the teacher lies now; none: where it lay")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the teacher runs")

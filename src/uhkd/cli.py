@@ -14,6 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from uhkd import arguments
 from uhkd.recipe import (
+    CacheRecipe,
     CompareRecipe,
     DistillRecipe,
     FinetuneRecipe,
@@ -35,6 +36,8 @@ SCHEMAS: dict[str, type[Schema]] = {
     "finetune": FinetuneRecipe,
     "distill": DistillRecipe,
     "compare": CompareRecipe,
+    "cache": CacheRecipe,
+    "cache verify": arguments.VerifyArguments,
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
     "doctor": arguments.DoctorArguments,
@@ -85,7 +88,8 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
         raise RecipeError([_unboxed(errors.getvalue())]) from None
     flags = {_flag(name): name for name in _shown(schema)}
     problems = _unknown(
-        unknown, [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe) else [])]
+        unknown,
+        [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe | CacheRecipe) else [])],
     )
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
@@ -113,7 +117,7 @@ def _form(schema: type[Schema]) -> type:
     """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     fields: list[tuple[str, Any, Any]] = []
-    if issubclass(schema, TrainRecipe | CompareRecipe):
+    if issubclass(schema, TrainRecipe | CompareRecipe | CacheRecipe):
         config = tyro.conf.arg(
             aliases=["-c"],
             help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",
@@ -187,6 +191,8 @@ def _flag(name: str) -> str:
 def _shown_default(value: Any) -> str:
     if value is None or value == () or value == {}:
         return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,52 @@ from uhkd.methods.matching import LevelMatching
 from uhkd.spectral import FTM
 from uhkd.taps import TappedModel
 
-Signal = Callable[[Tensor], tuple[Tensor, ...]]
+DIAGNOSTIC_IMAGES = 128
+Autocast = Callable[[], AbstractContextManager]
+
+
+class Reference(NamedTuple):
+    """What is shown of a teacher on the fixed images, level by level; small enough to be stored.
+
+    spectra: (R,) energy by integer frequency radius. pooled: (N, C, 1, 1) means of the maps. targets: FTM outputs (N, C, K).
+    """
+
+    spectra: tuple[Tensor, ...]
+    pooled: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {f"{name}.{i}": x for name, found in self._asdict().items() for i, x in enumerate(found)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Reference":
+        """Take over what `tensors` gave."""
+
+        def field(name: str) -> tuple[Tensor, ...]:
+            return tuple(tensors[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in tensors)))
+
+        return cls(*map(field, cls._fields))
+
+
+def reference(network: TappedModel, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
+    """What is shown of a live teacher."""
+    maps = _maps(network, images, autocast)
+    # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
+    pooled = tuple(m.mean((2, 3), keepdim=True) for m in maps)
+    return Reference(tuple(map(radial_spectrum, maps)), pooled, () if ftm is None else ftm(maps))
+
+
+@torch.no_grad()
+def _maps(network: TappedModel, images: Tensor, autocast: Autocast) -> tuple[Tensor, ...]:
+    if not network.shapes.maps:
+        return ()
+    training = network.training
+    network.eval()
+    with autocast():
+        maps = network(images, frozenset({"maps"})).maps
+    network.train(training)
+    return tuple(m.float() for m in maps)
 
 
 class Diagnostics:
@@ -30,36 +76,23 @@ class Diagnostics:
         self,
         student: TappedModel,
         images: Tensor,
-        autocast: Callable[[], AbstractContextManager],
-        teacher: TappedModel | None = None,
-        ftm: FTM | None = None,
+        autocast: Autocast,
+        teacher: Reference | None = None,
         match: LevelMatching | None = None,
     ) -> None:
         self.student, self.images, self.autocast, self.match = student, images, autocast, match
-        self.teacher_maps, self.targets = (), ()
         self.fixed: dict[str, np.ndarray] = {}
         self.noted: dict[str, list[np.ndarray]] = {"steps": []}
+        self.teacher_maps = () if teacher is None else teacher.pooled
+        self.targets = () if teacher is None or match is None else teacher.targets
         if teacher is not None:
-            maps = self._maps(teacher)
-            self.fixed |= {f"teacher_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)}
-            # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
-            self.teacher_maps = tuple(m.mean((2, 3), keepdim=True) for m in maps)
-            if ftm is not None and match is not None:
-                self.targets = ftm(maps)
+            self.fixed |= {f"teacher_spectrum_{i}": _array(x) for i, x in enumerate(teacher.spectra)}
         if self.targets:
             assert match is not None
             self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
 
-    @torch.no_grad()
     def _maps(self, network: TappedModel) -> tuple[Tensor, ...]:
-        if not network.shapes.maps:
-            return ()
-        training = network.training
-        network.eval()
-        with self.autocast():
-            maps = network(self.images, frozenset({"maps"})).maps
-        network.train(training)
-        return tuple(m.float() for m in maps)
+        return _maps(network, self.images, self.autocast)
 
     def begin(self) -> None:
         """Before the first step: CKA with the teacher."""

@@ -126,7 +126,8 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        differing = [k for k in sorted({*before, *now} - {"resume", "out"}) if before.get(k) != now.get(k)]
+        elsewhere = {"resume", "out", "teacher_cache"}  # a cache may be moved: its key is in the checkpoint
+        differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
         if differing:
             said = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
             raise ValueError(f"cannot resume {self.path} with another recipe: {said}")

@@ -1,6 +1,7 @@
 """The verbs as typed functions: what the command line calls, and the Python API."""
 
 from uhkd.commands.api import distill, finetune
+from uhkd.commands.caching import cache
 from uhkd.commands.compare import compare
 from uhkd.commands.demo import demo
 from uhkd.commands.doctor import doctor
@@ -12,6 +13,7 @@ from uhkd.commands.training import Result
 
 __all__ = [
     "Result",
+    "cache",
     "compare",
     "demo",
     "distill",

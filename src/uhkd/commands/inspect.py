@@ -66,7 +66,7 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
             maps = teacher(batch.image, frozenset({"maps"})).maps
             sealed.ftm.calibrate([x.float() for x in sealed.ftm.raw(maps)])
     began = time.perf_counter()
-    terms = learner(batch, sealed.signals(batch.image, learner.teacher_needs))
+    terms = learner(batch, sealed.signals(batch, learner.teacher_needs))
     weigh(terms, learner.weights()).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in distillers.parameters())

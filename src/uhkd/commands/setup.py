@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.data import Augmentation, Data, open_data
-from uhkd.recipe import TrainRecipe
+from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 
@@ -35,7 +35,7 @@ def fast_bf16(device: str) -> bool:
     return flags.is_file() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
 
 
-def choose_device(recipe: TrainRecipe) -> tuple[str, str]:
+def choose_device(recipe: MachineWords) -> tuple[str, str]:
     """(device, precision), both settled.
 
     Raises:
@@ -78,7 +78,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
     return fabric
 
 
-def open_recipe_data(recipe: TrainRecipe, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
+def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
     """The recipe's data, announced. `data` replaces the recipe's word when a user gives a Dataset object."""
     opened = open_data(
         recipe.data if data is None else data,
@@ -108,7 +108,7 @@ def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
     return min(height, data.native_size[0]), min(width, data.native_size[1])
 
 
-def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
+def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
     """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
     size = image_size(data, networks)
     crop = recipe.crop
@@ -130,7 +130,7 @@ def choose_augmentation(recipe: TrainRecipe, data: Data, networks: Sequence[Tapp
     return augmentation
 
 
-def choose_workers(recipe: TrainRecipe, data: Data) -> int:
+def choose_workers(recipe: MachineWords, data: Data) -> int:
     """Loader processes: none for images in memory, otherwise one a core, at most 8."""
     if recipe.workers is not None:
         return recipe.workers

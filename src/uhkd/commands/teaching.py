@@ -1,21 +1,25 @@
 """Getting a teacher ready: its weights, a head that fits the data, and proof that it knows something."""
 
+from dataclasses import replace
+
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import image_size, say
-from uhkd.data import Data, eval_loader
-from uhkd.engine import EVAL_BATCH, at_chance, fit_linear_probe
+from uhkd.data import Augmentation, Data, eval_loader, train_loader
+from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, fit_linear_probe
 from uhkd.evaluation import evaluate
 from uhkd.models import create, wrap
-from uhkd.recipe import DistillRecipe
+from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import RunFolder, write_tensors
 from uhkd.taps import TappedModel
 
+_CALIBRATION_IMAGES = 1024
 
-def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) -> TappedModel:
+
+def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, data: Data) -> TappedModel:
     """The recipe's teacher with its own head, or the user's own module.
 
     Without a word on its weights a run folder brings its own and a named network its pretrained ones.
@@ -47,9 +51,18 @@ def load_teacher(recipe: DistillRecipe, module: nn.Module | None, data: Data) ->
 
 
 def prepare_teacher(
-    recipe: DistillRecipe, data: Data, fabric: Fabric, folder: RunFolder, workers: int, module: nn.Module | None = None
+    recipe: DistillRecipe | CacheRecipe,
+    data: Data,
+    fabric: Fabric,
+    folder: RunFolder,
+    workers: int,
+    module: nn.Module | None = None,
+    *,
+    judged: bool = False,
 ) -> tuple[TappedModel, dict[str, float]]:
     """A teacher that fits the data's classes and beats chance, sealed, and its validation metrics.
+
+    judged: its accuracy was seen before; the metrics are then left out.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
@@ -68,6 +81,8 @@ def prepare_teacher(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
+    if judged:
+        return teacher, {}
     loader = eval_loader(data.val, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
@@ -119,3 +134,21 @@ def save_probe(teacher: TappedModel, folder: RunFolder) -> None:
     """Keep the probe beside the run that used it."""
     if teacher.probe is not None and not folder.probe.exists():
         write_tensors(folder.probe, teacher.probe.state_dict())
+
+
+def settle_ftm(
+    teacher: Teacher, data: Data, augmentation: Augmentation, seed: int, fabric: Fabric, workers: int
+) -> None:
+    """Fix the FTM's statistics by one pass over un-mixed training images of view 0."""
+    loader = train_loader(
+        data.train,
+        replace(augmentation, mixup=0.0, cutmix=0.0),
+        seed=seed,
+        batch_size=min(EVAL_BATCH, len(data.train)),
+        epochs=1,
+        num_classes=len(data.classes),
+        workers=workers,
+    )
+    assert teacher.ftm is not None
+    used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
+    say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")

@@ -20,17 +20,18 @@ from uhkd.commands.setup import (
     run_folder,
     say,
 )
-from uhkd.commands.teaching import prepare_teacher, save_probe
-from uhkd.data import Data, train_loader
-from uhkd.engine import EVAL_BATCH, Job, Learner, Teacher, calibrate, train
+from uhkd.commands.stored import facts_of, open_stored
+from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
+from uhkd.data import Augmentation, Data
+from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, train
 from uhkd.methods import Distiller, build, check, effective
 from uhkd.models import ModelCard, create, fingerprint, load_run, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
+from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
 
-_CALIBRATION_IMAGES = 1024
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
 
@@ -79,15 +80,20 @@ def distill(
     facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
     facts["method"], sealed = recipe.method, None
     facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
-    if recipe.method != "scratch":
+    stored = None
+    if recipe.method != "scratch" and recipe.teacher_cache is not None:
+        stored = open_stored(recipe, opened, folder)
+        facts |= facts_of(stored, recipe.epochs)
+    elif recipe.method != "scratch":
         workers = choose_workers(recipe, opened)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
         facts["teacher_fingerprint"] = fingerprint(sealed)
-    shapes = Shapes(network.shapes, sealed and sealed.shapes, len(opened.classes), len(opened.train))
+    taught = stored.manifest.shapes if stored else sealed and sealed.shapes
+    shapes = Shapes(network.shapes, taught, len(opened.classes), len(opened.train))
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = build(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
     learner = Learner(network, distillers, recipe.label_smoothing)
-    return _train(recipe, opened, fabric, folder, learner, sealed, facts)
+    return _train(recipe, opened, fabric, folder, learner, stored or sealed, facts)
 
 
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, RunFolder]:
@@ -166,20 +172,28 @@ def _train(
     fabric: Fabric,
     folder: RunFolder,
     learner: Learner,
-    teacher: TappedModel | None,
+    teacher: TappedModel | Stored | None,
     facts: dict[str, Any],
 ) -> Result:
     student, workers = learner.to(memory_format=torch.channels_last).student, choose_workers(recipe, data)
-    augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
+    if isinstance(teacher, Stored):
+        augmentation = teacher.manifest.augmentation
+    else:
+        augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
     val_size = image_size(data, [student])  # what `uhkd eval` shows it, whatever size the teacher wants
     folder.begin(recipe.model_dump(mode="json"))
-    sealed = None
-    if teacher is not None:
+    targets = [d.needs.target for d in learner.distillers.values() if isinstance(d, Distiller) and d.needs.target]
+    target, sealed = next(iter(targets), None), None
+    if isinstance(teacher, Stored):
+        for name, distiller in learner.distillers.items():
+            assert isinstance(distiller, Distiller)
+            check_needs(name, distiller.needs, teacher)
+        sealed = StoredTeacher(teacher, target)
+    elif teacher is not None:
         save_probe(teacher, folder)
-        targets = [d.needs.target for d in learner.distillers.values() if isinstance(d, Distiller) and d.needs.target]
-        sealed = Teacher(teacher, next(iter(targets), None), fabric.autocast)
-    if sealed is not None and sealed.ftm is not None:
-        _settle_ftm(sealed, recipe, data, replace(augmentation, mixup=0.0, cutmix=0.0), fabric, folder, workers)
+        sealed = Teacher(teacher, target, fabric.autocast)
+        if sealed.ftm is not None:
+            _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
     say(
         f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
         f"{recipe.optimizer} lr {recipe.learning_rate:g}"
@@ -215,29 +229,18 @@ def _settle_ftm(
     teacher: Teacher,
     recipe: TrainRecipe,
     data: Data,
-    augmentation: Any,
+    augmentation: Augmentation,
     fabric: Fabric,
     folder: RunFolder,
     workers: int,
 ) -> None:
-    """Statistics from the checkpoint, or from one pass over un-mixed training images of view 0."""
+    """Statistics from the checkpoint, or from one pass over training images."""
     assert teacher.ftm is not None
     saved = folder.read_checkpoint()
     if saved is not None:
         teacher.ftm.load_state_dict({k[4:]: v for k, v in saved.tensors.items() if k.startswith("ftm.")})
         return
-    batch = min(EVAL_BATCH, len(data.train))
-    loader = train_loader(
-        data.train,
-        augmentation,
-        seed=recipe.seed,
-        batch_size=batch,
-        epochs=1,
-        num_classes=len(data.classes),
-        workers=workers,
-    )
-    used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
-    say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")
+    settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
 
 
 def _table(facts: dict[str, Any]) -> list[str]:

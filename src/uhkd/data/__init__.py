@@ -5,6 +5,7 @@ from uhkd.data.batch import Batch
 from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
+from uhkd.data.spans import Span, span_loader
 from uhkd.data.splits import stratified_split, stratified_subset
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Loader",
     "Part",
     "Source",
+    "Span",
     "eval_loader",
     "open_data",
+    "span_loader",
     "steps_per_epoch",
     "stratified_split",
     "stratified_subset",

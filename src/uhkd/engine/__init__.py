@@ -3,17 +3,21 @@
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.schedule import lr_factor
+from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
 from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
 
 __all__ = [
     "EVAL_BATCH",
     "Job",
     "Learner",
+    "StoredTeacher",
     "Teacher",
     "at_chance",
     "calibrate",
+    "check_needs",
     "fit_linear_probe",
     "lr_factor",
+    "target_differences",
     "train",
     "weigh",
 ]

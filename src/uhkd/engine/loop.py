@@ -9,12 +9,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from uhkd.data import Augmentation, Batch, Data, eval_loader, steps_per_epoch, train_loader
-from uhkd.diagnostics import Diagnostics, first_images
+from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.engine.averaging import Average
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.schedule import lr_factor
+from uhkd.engine.stored import StoredTeacher
 from uhkd.engine.teacher import Teacher
 from uhkd.engine.totals import Totals
 from uhkd.evaluation import evaluate
@@ -24,7 +25,6 @@ from uhkd.runs import Checkpoint, RunFolder
 from uhkd.taps import Signals
 
 EVAL_BATCH = 256
-_DIAGNOSTIC_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
     """All that one training needs; the learner's student, with averaged weights where asked for, is left at the end."""
 
     learner: Learner
-    teacher: Teacher | None
+    teacher: Teacher | StoredTeacher | None
     data: Data
     augmentation: Augmentation
     val_size: tuple[int, int]
@@ -73,14 +73,12 @@ def train(job: Job) -> list[dict[str, float]]:
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)
     val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers)
+    shown = first_images(val, DIAGNOSTIC_IMAGES).to(fabric.device)
     diagnostics = Diagnostics(
-        learner.student,
-        first_images(val, _DIAGNOSTIC_IMAGES).to(fabric.device),
-        fabric.autocast,
-        teacher and teacher.network,
-        teacher and teacher.ftm,
-        matching_of(learner.distillers),
+        learner.student, shown, fabric.autocast, teacher and teacher.reference(shown), matching_of(learner.distillers)
     )
+    stored = teacher.stored if isinstance(teacher, StoredTeacher) else None
+    sources = {"data": job.data.fingerprint, "cache": stored and stored.manifest.key}
     totals, rows, step, seconds = Totals(fabric.device), [], 0, 0.0
     kept = "no checkpoint was written yet"
 
@@ -90,6 +88,11 @@ def train(job: Job) -> list[dict[str, float]]:
             raise ValueError(
                 f"cannot resume {folder.path}: the images or labels of {job.data.name} are not those that it began with; "
                 "put them back, or start a new run with another --out"
+            )
+        if checkpoint.facts.get("cache") != sources["cache"]:
+            raise ValueError(
+                f"cannot resume {folder.path}: it began with {'other' if stored else 'the'} stored signals of its teacher; give "
+                "the same --teacher-cache, or start a new run with another --out"
             )
         step, rows, seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
         others = ("ftm.", "average.")
@@ -112,10 +115,9 @@ def train(job: Job) -> list[dict[str, float]]:
         nonlocal kept
         check_finite()
         tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
-        if teacher is not None and teacher.ftm is not None:
-            tensors |= {f"ftm.{k}": v for k, v in teacher.ftm.state_dict().items()}
+        tensors |= {} if teacher is None else teacher.kept()
         if fabric.is_global_zero:
-            facts = {"data": job.data.fingerprint, "rows": rows, "seconds": seconds, "totals": totals.as_dict()}
+            facts = {**sources, "rows": rows, "seconds": seconds, "totals": totals.as_dict()}
             folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
         kept = f"the checkpoint of step {step} is kept"
 
@@ -146,6 +148,9 @@ def train(job: Job) -> list[dict[str, float]]:
         workers=job.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        views=stored and stored.manifest.views,
+        view_seed=stored and stored.manifest.seed,
+        beside=stored and stored.shards.read,
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
     saved = began = time.monotonic()
@@ -171,8 +176,8 @@ def train(job: Job) -> list[dict[str, float]]:
             for part, micro in enumerate(parts):
                 torch.manual_seed(step_seed(recipe.seed, step, part * fabric.world_size + fabric.global_rank))
                 with fabric.no_backward_sync(model, enabled=part + 1 < len(parts)):
-                    said = teacher.signals(micro.image, learner.teacher_needs) if teacher else Signals()
-                    terms = model(micro, said)
+                    said = teacher.signals(micro, learner.teacher_needs) if teacher else Signals()
+                    terms = model(micro._replace(record=None), said)
                     loss = weigh(terms, weights)
                     fabric.backward(loss / len(parts))
                 totals.add(loss.detach(), terms)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.diagnostics import Reference, reference
 from uhkd.spectral import FTM, SpectralTarget
 from uhkd.taps import Signals, TappedModel
 
@@ -32,19 +33,27 @@ class Teacher:
         self.autocast = autocast
 
     @torch.no_grad()
-    def signals(self, image: Tensor, needs: frozenset[str]) -> Signals:
+    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
         """Exactly the fields asked for; maps are dropped as soon as they are transformed."""
         if not needs:
             return Signals()
         fields = needs - {"spectra"} | ({"maps"} if "spectra" in needs else set())
         with self.autocast():
-            said = self.network(image, frozenset(fields))
+            said = self.network(batch.image, frozenset(fields))
         spectra = None
         if "spectra" in needs:
             assert self.ftm is not None and self.ftm.calibrated, "FTM must be calibrated before it is used"
             spectra = self.ftm(said.maps)
         maps = said.maps if "maps" in needs else None
         return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
+
+    def reference(self, images: Tensor) -> Reference:
+        """What diagnostics show of it."""
+        return reference(self.network, images, self.autocast, self.ftm)
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it: the FTM's statistics."""
+        return {} if self.ftm is None else {f"ftm.{k}": v for k, v in self.ftm.state_dict().items()}
 
 
 @torch.no_grad()

@@ -146,8 +146,13 @@ def _list(what: str, names: list[str], shown: int = 3) -> list[str]:
 
 def fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits that change with any name, shape, type or number of a module's state."""
+    return fingerprint_of(module.state_dict())
+
+
+def fingerprint_of(state: Mapping[str, Tensor]) -> str:
+    """As `fingerprint`, of tensors by name in any order: a file of weights has that of the module it was written from."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

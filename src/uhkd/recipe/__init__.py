@@ -1,18 +1,25 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
+from uhkd.recipe.caching import CacheRecipe
 from uhkd.recipe.comparison import CompareRecipe
+from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
 from uhkd.recipe.problems import RecipeError, build, did_you_mean
-from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, Levels, Schema, TrainRecipe
+from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
+    "CacheRecipe",
     "CompareRecipe",
+    "DataWords",
     "DistillRecipe",
     "FinetuneRecipe",
     "Levels",
+    "MachineWords",
     "RecipeError",
     "Schema",
+    "TeacherWords",
     "TrainRecipe",
+    "ViewWords",
     "build",
     "did_you_mean",
     "find_recipe",

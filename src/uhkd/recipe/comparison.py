@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from uhkd.recipe.schema import Schema
+from uhkd.recipe.fields import Schema
 
 
 class CompareRecipe(Schema):

@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
+from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.recipe import RecipeError
 from uhkd.runs import RunFolder, write_atomically
@@ -206,8 +206,7 @@ def work(tasks: Sequence[Task], out: Path) -> None:
 def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """What starts a process at work on the plan, with its share of the cores; all of them end with the context.
 
-    Programs of their own, not children of multiprocessing: those import the caller's script anew, and may have no children
-    themselves, which loading images needs. Each ends when the pipe from this process closes, so also when this one is killed.
+    Each ends also when this one is killed, see `start_child`.
     """
     order = {
         "out": str(out),
@@ -220,8 +219,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", f"from {__name__} import main; main()", str(file)]
-        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, text=True))
+        started.append(start_child(__name__, str(file)))
         return started[-1]
 
     try:
@@ -238,7 +236,7 @@ def main() -> None:
     """A worker's process: its order is the file named on its command line."""
     order = json.loads(Path(sys.argv[1]).read_text())
     sys.argv = order["command"]  # what runs note as their command
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(min(order["threads"], torch.get_num_threads()))  # fewer where the environment asks for that
     tasks = tuple(Task(**{**task, "after": tuple(task["after"])}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
@@ -248,12 +246,6 @@ def main() -> None:
 def _worker_name(process: int) -> str:
     """A process among those of all machines that share a folder."""
     return f"{platform.node()}-{process}"
-
-
-def _end_with_parent() -> None:
-    # until the parent's end of the pipe is closed; not by sys.stdin, whose lock a process forked meanwhile would wait for
-    os.read(0, 1)
-    os._exit(1)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

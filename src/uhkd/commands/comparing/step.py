@@ -57,7 +57,7 @@ class Step:
         for part, micro in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, part))
             with self.fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
-                said = teacher.signals(micro.image, learner.teacher_needs) if teacher else Signals()
+                said = teacher.signals(micro, learner.teacher_needs) if teacher else Signals()
                 terms = self.model(micro, said)
                 loss = weigh(terms, self.weights)
                 self.fabric.backward(loss / len(parts))

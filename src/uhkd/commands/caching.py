@@ -1,0 +1,360 @@
+"""`cache`: one pass of the teacher over views of the training images, stored for many students."""
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from uhkd.commands.children import end_with_parent, start_child
+from uhkd.commands.setup import (
+    choose_augmentation,
+    choose_device,
+    choose_workers,
+    make_fabric,
+    open_recipe_data,
+    say,
+)
+from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
+from uhkd.data import Augmentation, Data, Span, eval_loader, span_loader
+from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
+from uhkd.engine import EVAL_BATCH, Teacher
+from uhkd.models import fingerprint
+from uhkd.recipe import CacheRecipe, build
+from uhkd.runs import RunFolder, environment, write_atomically
+from uhkd.spectral import SpectralTarget, teacher_levels
+from uhkd.stored import DamagedShard, Layout, Manifest, Shard, Stored, identity_of, picture_sums, write_manifest
+from uhkd.taps import TappedModel
+
+_TELL = 15.0  # seconds between two lines on how far it is
+
+
+def cache(
+    recipe: CacheRecipe | None = None, *, teacher: nn.Module | None = None, data: Any = None, **words: Any
+) -> Stored:
+    """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
+
+    Killed and started again it goes on, shard by shard; the same command beside it adds a process; shards that are missing or
+    damaged are made anew, they alone; more `views` are added to those that are there.
+
+    Args:
+        recipe: a whole recipe; words given beside it take precedence.
+        teacher, data: objects in place of the recipe's words.
+        words: fields of `uhkd.recipe.CacheRecipe`.
+
+    Raises:
+        ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
+            (differing fields named), or too little room on the disk.
+    """
+    asked = _asked(recipe, words, teacher, data)
+    folder = Path(asked.out)
+    if asked.jobs > 1 and (teacher is not None or not isinstance(data, str | None)):
+        raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
+    if folder.exists() and not Stored.exists(folder) and (not folder.is_dir() or _foreign(folder)):
+        raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(asked, teacher, data)
+    work.announce()
+    children = [
+        start_child(__name__, asked.model_copy(update={"jobs": 1}).model_dump_json()) for _ in range(asked.jobs - 1)
+    ]
+    try:
+        work.write()
+        ended = [child.wait() for child in children]
+    finally:
+        for child in children:
+            child.terminate()
+            child.communicate()
+    left = work.stored.shards.missing(asked.views)
+    if left and any(ended):
+        raise ValueError(f"{len(left)} shards were not written: a process ended early; the same command goes on")
+    if left:
+        say(f"{len(left)} shards are still being written by other processes")
+    else:
+        say(
+            f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
+        )
+    return work.stored
+
+
+def _asked(recipe: CacheRecipe | None, words: dict[str, Any], teacher: Any, data: Any) -> CacheRecipe:
+    said = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    for name, value in (("teacher", teacher), ("data", data)):
+        if value is not None:
+            said[name] = value if isinstance(value, str) else f"module/{type(value).__name__}"
+    return build(CacheRecipe, said | words)
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether anything but the beginnings of a cache lies there."""
+    own = {"locks", "teacher_probe.safetensors", "recipe.yaml", "environment.json", "teacher.safetensors"}
+    return any(item.name not in own and not item.name.endswith(".tmp") for item in folder.iterdir())
+
+
+class _Work:
+    """One process at work on a cache."""
+
+    def __init__(self, asked: CacheRecipe, module: nn.Module | None, data: Any) -> None:
+        self.asked, self.folder = asked, Path(asked.out)
+        self.run = RunFolder(self.folder)
+        device, precision = choose_device(asked)
+        self.fabric = make_fabric(device, precision)
+        say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
+        self.data = open_recipe_data(asked, data)
+        self.workers = choose_workers(asked, self.data)
+        begun = Stored.exists(self.folder)
+        with self._lock("begin", timeout=-1):
+            begun = begun or Stored.exists(self.folder)
+            network, metrics = prepare_teacher(
+                asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
+            )
+            save_probe(network, self.run)
+            if begun:
+                self.stored = Stored(self.folder)
+                self.augmentation = self.stored.manifest.augmentation
+                self.teacher = self._go_on(network)
+            else:
+                self.augmentation = view_augmentation(asked, self.data, network)
+                self.teacher = self._begin(network, metrics)
+                self.stored = Stored(self.folder)
+
+    def _layout(self, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:
+        asked, shapes, target = self.asked, network.shapes, None
+        for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
+            if field in asked.keep and not there:
+                if "keep" in asked.model_fields_set:
+                    raise ValueError(
+                        f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
+                    )
+                say(f"  the teacher has no {field}: not stored")
+        if "spectra" in asked.keep and shapes.maps:
+            levels = teacher_levels(shapes.maps, asked.radius, asked.form)
+            target = SpectralTarget(levels, asked.standardise, asked.channels)
+        ftm = Teacher(network, target).ftm
+        kept = {"logits": shapes.logits, "embedding": shapes.embedding}
+        sizes = {name: size if name in asked.keep else None for name, size in kept.items()}
+        layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=asked.storage)
+        if not layout.holds:
+            raise ValueError(f"nothing to store: the teacher has none of {', '.join(asked.keep)}")
+        return layout, target
+
+    def _identity(self, network: TappedModel, layout: Layout, teacher: Teacher) -> dict[str, Any]:
+        return identity_of(
+            teacher=fingerprint(network),
+            weights=fingerprint(network.module),
+            data=self.data.fingerprint,
+            augmentation=self.augmentation,
+            seed=self.asked.seed,
+            classes=len(self.data.classes),
+            layout=layout,
+            levels=network.levels,
+            target=teacher.ftm and teacher.ftm.target,
+            ftm=teacher.ftm,
+        )
+
+    def _begin(self, network: TappedModel, metrics: dict[str, float]) -> Teacher:
+        asked, data = self.asked, self.data
+        layout, target = self._layout(network)
+        teacher = Teacher(network, target, self.fabric.autocast)
+        if teacher.ftm is not None:
+            settle_ftm(teacher, data, self.augmentation, asked.seed, self.fabric, self.workers)
+        images = first_images(
+            eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
+            DIAGNOSTIC_IMAGES,
+        )
+        shown = reference(network, images.to(self.fabric.device), self.fabric.autocast, teacher.ftm)
+        tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in shown.tensors().items()}
+        if teacher.ftm is not None:
+            tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
+        self.run.begin(asked.model_dump(mode="json"))
+        manifest = Manifest(
+            identity=self._identity(network, layout, teacher),
+            images=len(data.train),
+            views=asked.views,
+            layout=layout,
+            augmentation=self.augmentation,
+            seed=asked.seed,
+            shapes=network.shapes,
+            levels=network.levels,
+            target=target,
+            teacher=asked.teacher,
+            teacher_metrics=metrics,
+            environment={k: v for k, v in environment().items() if k != "command"}
+            | {"precision": self.fabric_precision()},
+        )
+        Stored.begin(self.folder, manifest, tensors)
+        return teacher
+
+    def fabric_precision(self) -> str:
+        """Number format of the teacher's forward pass, in the recipe's words."""
+        return choose_device(self.asked)[1]
+
+    def _go_on(self, network: TappedModel) -> Teacher:
+        """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
+        manifest = self.stored.manifest
+        layout, target = self._layout(network)
+        teacher = Teacher(network, target, self.fabric.autocast)
+        wanted = view_augmentation(self.asked, self.data, network)
+        kept, self.augmentation = self.augmentation, wanted
+        identity = self._identity(network, layout, teacher)
+        self.augmentation = kept
+        del identity[
+            "standardisation"
+        ]  # taken from the cache: made anew on another machine it would differ in its last digits
+        if differing := self.stored.differences(identity):
+            raise ValueError(
+                f"{self.folder} was begun by another recipe; choose another --out, or say what it says "
+                f"(-c {self.folder}):\n  " + "\n  ".join(differing)
+            )
+        if teacher.ftm is not None:
+            teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
+        if self.asked.views > manifest.views:
+            say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
+            write_manifest(self.folder, replace(manifest, views=self.asked.views))
+            self.stored = Stored(self.folder)
+        return teacher
+
+    def announce(self) -> None:
+        """Check what is there, and tell what is to come.
+
+        Raises:
+            ValueError: when it does not fit on the disk.
+        """
+        shards, layout, views, images = (
+            self.stored.shards,
+            self.stored.manifest.layout,
+            self.asked.views,
+            len(self.data.train),
+        )
+        missing = shards.missing(views)
+        there = sorted({shard for view in range(views) for shard in shards.of_view(view)} - set(missing))
+        for shard in there:
+            try:
+                shards.check(shard)
+            except DamagedShard as error:
+                with contextlib.suppress(Timeout), self._lock(shard.name.replace("/", "-"), timeout=0):
+                    say(f"{str(error).split('; make')[0]}: made anew")
+                    (self.folder / shard.name).unlink(missing_ok=True)
+                    missing.append(shard)
+        todo, free = sum(map(shards.bytes_of, missing)), shutil.disk_usage(self.folder).free
+        say(
+            f"{images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, {layout.storage}): "
+            f"{_size(sum(shards.bytes_of(s) for s in (*there, *missing)))} in all, {_size(todo)} to write, {_size(free)} free"
+        )
+        if todo > free:
+            raise ValueError(
+                f"{self.folder} has {_size(free)} free, and {_size(todo)} are to be written: fewer --views, --storage int8, less "
+                "to --keep, fewer --channels, or another --out"
+            )
+
+    def write(self) -> None:
+        """Make every shard that is missing and that nobody else is making."""
+        asked, shards = self.asked, self.stored.shards
+        claimed: deque[tuple[Shard, contextlib.ExitStack]] = deque()
+        missing = shards.missing(asked.views)
+        spans = self._claims(missing, claimed)
+        loader = span_loader(
+            self.data.train,
+            self.augmentation,
+            spans,
+            seed=asked.seed,
+            num_classes=len(self.data.classes),
+            workers=self.workers,
+            device=str(self.fabric.device),
+        )
+        began = told = time.monotonic()
+        heard, done, spoken = 0, 0, 0.0
+        bodies: list[Tensor] = []
+        sums: list[np.ndarray] = []
+        total = sum(shard.stop - shard.start for shard in missing)
+        try:
+            for batch in loader:
+                since = time.monotonic()
+                # what training does to its images, so that a stored signal is the live one
+                image = batch.image.to(self.fabric.device).contiguous(memory_format=torch.channels_last)
+                said = self.teacher.signals(batch._replace(image=image), frozenset(self.stored.manifest.layout.holds))
+                bodies.append(self.stored.manifest.layout.encode(said))
+                spoken += time.monotonic() - since
+                sums.append(picture_sums(batch.image, batch.target))
+                heard += len(batch.index)
+                shard, held = claimed[0]
+                if sum(map(len, bodies)) == shard.stop - shard.start:
+                    rows = torch.cat(bodies).numpy()
+                    write_atomically(
+                        self.folder / shard.name, shards.seal(shard.view, shard.start, np.concatenate(sums), rows)
+                    )
+                    claimed.popleft()
+                    held.close()
+                    bodies, sums, done = [], [], done + len(rows)
+                if time.monotonic() - told > _TELL:
+                    told = time.monotonic()
+                    say(f"  {heard:,} of {total:,} records, {heard / (told - began):,.0f} a second")
+        finally:
+            for _, held in claimed:
+                held.close()
+        if done:
+            seconds = time.monotonic() - began
+            say(
+                f"{done:,} records written, {done / seconds:,.0f} a second, {spoken / seconds:.0%} of the time in the teacher"
+            )
+
+    def _claims(self, missing: Sequence[Shard], claimed: deque[tuple[Shard, contextlib.ExitStack]]) -> Iterator[Span]:
+        """Batches of one shard after the other, each held while it is made; taken little ahead of its making."""
+        for shard in missing:
+            held = contextlib.ExitStack()
+            try:
+                held.enter_context(self._lock(shard.name.replace("/", "-"), timeout=0))
+            except Timeout:
+                continue
+            if self.stored.shards.whole(shard):
+                held.close()
+                continue
+            place = self.folder / shard.name
+            place.parent.mkdir(exist_ok=True)
+            for leftover in place.parent.glob(
+                f".{place.name}.*.tmp"
+            ):  # of a process that was killed: nobody else holds this
+                leftover.unlink(missing_ok=True)
+            claimed.append((shard, held))
+            for start in range(shard.start, shard.stop, self.asked.batch_size):
+                yield Span(shard.view, start, min(start + self.asked.batch_size, shard.stop))
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, *, timeout: float) -> Iterator[None]:
+        """Hold a name among all processes at work here; a dead one holds nothing."""
+        file = self.folder / "locks" / f"{name}.lock"
+        file.parent.mkdir(exist_ok=True)
+        with FileLock(file, timeout=timeout):
+            yield
+            file.unlink(missing_ok=True)  # whoever waited for it meanwhile looks again at what there is to do
+
+
+def view_augmentation(asked: CacheRecipe, data: Data, network: TappedModel) -> Augmentation:
+    """How the stored views are made: as a student of the teacher's own input size would see them."""
+    return choose_augmentation(asked, data, [network])
+
+
+def main() -> None:
+    """A process beside the first: its recipe is on its command line."""
+    recipe = build(CacheRecipe, json.loads(sys.argv[1]))
+    end_with_parent()
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
+        _Work(recipe, None, None).write()
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

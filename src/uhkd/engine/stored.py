@@ -1,0 +1,97 @@
+"""A teacher that spoke before: its signals read from a cache, alike to a live teacher's."""
+
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.diagnostics import Reference
+from uhkd.methods import Needs
+from uhkd.spectral import SpectralTarget, crop_index
+from uhkd.stored import Stored
+from uhkd.taps import Signals
+
+
+class StoredTeacher:
+    """Says what the teacher said about the same views; no network is loaded.
+
+    Args:
+        stored: the cache; the loader delivers its records (see `uhkd.data.train_loader`, `beside`).
+        target: spectra that a method wants, or None.
+
+    Raises:
+        ValueError: when the stored spectra are others than the method wants, the differing settings named.
+    """
+
+    def __init__(self, stored: Stored, target: SpectralTarget | None = None) -> None:
+        self.stored, self.layout = stored, stored.manifest.layout
+        self.crops: list[tuple[int, list[int] | None]] = []
+        if target is not None:
+            own = stored.manifest.target
+            if differing := target_differences(target, own):
+                raise ValueError(
+                    f"the method asks for other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
+                    "cache's settings (--settings), or make a cache with the method's"
+                )
+            self.crops = [(v.teacher, crop_index(v.made, v.size, v.form)) for v in target.levels]
+
+    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
+        """Exactly the fields asked for, float32."""
+        if not needs:
+            return Signals()
+        assert batch.record is not None, "the loader must be given the cache's records"
+        said = self.layout.decode(batch.record)
+        return Signals(
+            logits=said.logits if "logits" in needs else None,
+            spectra=self._cropped(said.spectra) if "spectra" in needs else None,
+            embedding=said.embedding if "embedding" in needs else None,
+        )
+
+    def _cropped(self, spectra: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        assert spectra is not None
+        return tuple(spectra[tap] if crop is None else spectra[tap][..., crop] for tap, crop in self.crops)
+
+    def reference(self, images: Tensor) -> Reference:
+        """What diagnostics show of it: kept with the cache, on the same validation images."""
+        shown = Reference.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
+        return shown._replace(targets=self._cropped(shown.targets) if self.crops else ())
+
+    def kept(self) -> dict[str, Tensor]:
+        """Nothing: a checkpoint only names the cache."""
+        return {}
+
+
+def target_differences(wanted: SpectralTarget, own: SpectralTarget | None) -> list[str]:
+    """Settings of wanted spectra that stored ones do not meet, a few words each; empty where they can be cropped to fit."""
+    if own is None:
+        return ["no spectra are stored"]
+    found = []
+    for name in ("standardise", "channels"):
+        if getattr(wanted, name) != getattr(own, name):
+            found.append(f"{name} {getattr(wanted, name)}, stored {getattr(own, name)}")
+    there = {level.teacher: level for level in own.levels}
+    for level in wanted.levels:
+        stored = there.get(level.teacher)
+        if stored is None:
+            found.append(f"level {level.teacher}, stored are {sorted(there)}")
+        elif level.form != stored.form:
+            found.append(f"form {level.form}, stored {stored.form}")
+        elif level.made != stored.made:
+            found.append(f"{_times(level.made)} coefficients of level {level.teacher}, stored {_times(stored.made)}")
+    return list(dict.fromkeys(found))
+
+
+def check_needs(name: str, needs: Needs, stored: Stored) -> None:
+    """Refuse a method that wants what no cache of these has.
+
+    Raises:
+        ValueError: naming the field and what is there.
+    """
+    holds = stored.manifest.layout.holds
+    if missing := sorted(needs.teacher - set(holds)):
+        raise ValueError(
+            f"{name} needs teacher {' and '.join(missing)}; the cache {stored.folder} holds {', '.join(holds)}: leave out "
+            "--teacher-cache, or choose another method"
+        )
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

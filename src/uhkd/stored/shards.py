@@ -1,0 +1,169 @@
+"""Records on disk: shards of one view each, written whole, read at random, every record with its own checksum."""
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
+_SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
+_OPEN = 256  # shards kept open at a time
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """Records `start` up to `stop` (images by index) of one view."""
+
+    view: int
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Its file below the cache's folder."""
+        return f"view-{self.view:04d}/shard-{self.number:05d}.bin"
+
+
+class DamagedShard(ValueError):
+    """A shard that is missing, cut short or holds other bytes than were written."""
+
+    def __init__(self, shard: Shard, folder: Path, why: str) -> None:
+        super().__init__(
+            f"{folder / shard.name} {why}; make it anew, and it alone, with: uhkd cache -c {folder} --out {folder}"
+        )
+        self.shard = shard
+
+
+class Shards:
+    """All records of a cache by (view, image); may be sent to other processes.
+
+    Files are read by position, not mapped: pages of a map count as the process's memory and grow with the images seen, and a
+    map of a file that was cut short kills the process instead of raising an error.
+
+    Args:
+        folder: the cache's.
+        images: N.
+        size: bytes of a record without its head.
+        key: of this cache; checksums hold it, so a shard of another cache, view or place is not mistaken for one of these.
+    """
+
+    def __init__(self, folder: Path, images: int, size: int, key: str) -> None:
+        self.folder, self.images, self.size, self.key = folder, images, size, key
+        self._salt = zlib.crc32(key.encode())
+        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        # a forked process shares these, but has numbers of its own for them: it may close its copies as well
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def of_view(self, view: int) -> Iterator[Shard]:
+        """The shards of one view, in order."""
+        for number, start in enumerate(range(0, self.images, _SHARD)):
+            yield Shard(view, number, start, min(start + _SHARD, self.images))
+
+    def bytes_of(self, shard: Shard) -> int:
+        """Size of its file."""
+        return (shard.stop - shard.start) * (HEAD + self.size)
+
+    def whole(self, shard: Shard) -> bool:
+        """Whether its file is there in its full length."""
+        try:
+            return (self.folder / shard.name).stat().st_size == self.bytes_of(shard)
+        except OSError:
+            return False
+
+    def missing(self, views: int) -> list[Shard]:
+        """Shards of the first `views` views that are not there in full length."""
+        return [shard for view in range(views) for shard in self.of_view(view) if not self.whole(shard)]
+
+    def checksum(self, view: int, index: int, body: Any) -> int:
+        """Of a record: depends on the cache, the view and the image too."""
+        return zlib.crc32(body, zlib.crc32(view.to_bytes(8, "little") + index.to_bytes(8, "little"), self._salt))
+
+    def seal(self, view: int, start: int, pictures: np.ndarray, bodies: UInt8[np.ndarray, "b n"]) -> bytes:
+        """Records as they lie in a shard: images `start`, `start` + 1, ...; pictures: (B,) checksums of their views."""
+        rows = np.empty((len(bodies), HEAD + self.size), np.uint8)
+        rows[:, 4:HEAD] = pictures.astype("<u4")[:, None].view(np.uint8)
+        rows[:, HEAD:] = bodies
+        sums = np.array([self.checksum(view, start + i, row[4:].data) for i, row in enumerate(rows)], "<u4")
+        rows[:, :4] = sums[:, None].view(np.uint8)
+        return rows.tobytes()
+
+    def read(self, view: int, index: np.ndarray) -> UInt8[np.ndarray, "b n"]:
+        """Records (without heads) of images by index, in any order.
+
+        Raises:
+            DamagedShard: naming the shard and the record.
+        """
+        return self._rows(view, index)[:, HEAD:]
+
+    def pictures(self, view: int, index: np.ndarray) -> np.ndarray:
+        """(B,) checksums of the views that the teacher saw."""
+        return self._rows(view, index)[:, 4:HEAD].copy().view("<u4")[:, 0]
+
+    def check(self, shard: Shard) -> None:
+        """Read a whole shard against its checksums.
+
+        Raises:
+            DamagedShard: naming the first record that is not what was written.
+        """
+        if not self.whole(shard):
+            raise DamagedShard(shard, self.folder, self._state(shard))
+        for start in range(shard.start, shard.stop, 256):
+            self._rows(shard.view, np.arange(start, min(start + 256, shard.stop)))
+
+    def _rows(self, view: int, index: np.ndarray) -> np.ndarray:
+        wide = HEAD + self.size
+        rows = np.empty((len(index), wide), np.uint8)
+        for row, i in zip(rows, index.tolist(), strict=True):
+            number, place = divmod(i, _SHARD)
+            shard = (view, number)
+            try:
+                read = os.preadv(self._descriptor(shard), [row.data], place * wide)
+            except OSError as error:
+                found = self._shard(view, number)
+                raise DamagedShard(
+                    found, self.folder, self._state(found) if error.errno == 2 else str(error)
+                ) from error
+            if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
+                why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
+                raise DamagedShard(self._shard(view, number), self.folder, why)
+        return rows
+
+    def _shard(self, view: int, number: int) -> Shard:
+        start = number * _SHARD
+        return Shard(view, number, start, min(start + _SHARD, self.images))
+
+    def _state(self, shard: Shard) -> str:
+        path = self.folder / shard.name
+        if not path.exists():
+            return "is missing"
+        return f"is damaged: expected {self.bytes_of(shard)} bytes, found {path.stat().st_size}"
+
+    def _descriptor(self, shard: tuple[int, int]) -> int:
+        if (
+            self._process != os.getpid()
+        ):  # after a fork: closing the parent's numbers here would be harmless, reusing them too,
+            self._open, self._process = (
+                OrderedDict(),
+                os.getpid(),
+            )  # but two caches of one file table are hard to reason about
+        found = self._open.get(shard)
+        if found is None:
+            if len(self._open) >= _OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            found = self._open[shard] = os.open(self.folder / self._shard(*shard).name, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.move_to_end(shard)
+        return found
