@@ -23,7 +23,7 @@ from uhkd.data.augment import plain_view
 from uhkd.data.colour import erase_, jitter
 from uhkd.data.randomness import stream
 from uhkd.data.sources import Source
-from uhkd.recipe import schema
+from uhkd.recipe import fields
 
 NOISE = ArraySource(np.random.default_rng(0).integers(0, 256, (60, 16, 24, 3), dtype=np.uint8), np.arange(60) % 5)
 PLAIN = Augmentation((16, 24))
@@ -234,7 +234,7 @@ def test_other_configurations_are_refused(config):
 
 def test_recipes_and_views_know_the_same_sections():
     """Recipes are read without NumPy, so the grammar is written down twice."""
-    assert schema._RANDAUGMENT.pattern == colour._RANDAUGMENT.pattern
+    assert fields._RANDAUGMENT.pattern == colour._RANDAUGMENT.pattern
 
 
 # colour jitter

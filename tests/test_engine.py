@@ -19,7 +19,7 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 import uhkd
-from uhkd.commands import training
+from uhkd.commands import teaching, training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
 from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe, loop, lr_factor, weigh
@@ -428,7 +428,7 @@ def test_calibration_sees_unmixed_training_images_of_view_0(
         states.append(sealed.ftm.state_dict())
         return used
 
-    monkeypatch.setattr(training, "calibrate", spy)
+    monkeypatch.setattr(teaching, "calibrate", spy)
     for name, mixing in {"mixed": {}, "plain": {"mixup": 0.0, "cutmix": 0.0}}.items():
         uhkd.distill(**words(teacher, tmp_path / name, epochs=1, seed=4, **mixing))
     source = open_data("digits", train_limit=100).train

@@ -43,9 +43,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]):
-    assert set(VERBS) == set(cli.SCHEMAS)
+    assert set(VERBS) == {verb for verb in cli.SCHEMAS if " " not in verb}
     for verb, schema in cli.SCHEMAS.items():
-        assert main([verb, "--help"]) == 0
+        assert main([*verb.split(), "--help"]) == 0
         text = capsys.readouterr().out
         assert f"usage: uhkd {verb} " in text
         flags = text.lower().replace("_", "-")

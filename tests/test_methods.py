@@ -582,7 +582,8 @@ def test_methods_that_want_different_spectra_of_one_teacher_are_refused():
 def test_levels_of_real_pairs_are_matched_by_depth_and_grid():
     vit, resnet = original(*VIT, 1), original(*RESNET, 0)
     found = match_levels(resnet.shapes.maps, vit.shapes.maps, 3, "pairs")
-    assert found == tuple(Level(i, i, size, "pairs") for i, size in enumerate([(3, 3), (3, 3), (3, 3), (1, 1)]))
+    sizes = [(3, 3), (3, 3), (3, 3), (1, 1)]  # of the coarser grid; the teacher's own is 4 x 4 at every level
+    assert found == tuple(Level(i, i, size, "pairs", (3, 3)) for i, size in enumerate(sizes))
     matching = LevelMatching(resnet.shapes.maps, vit.shapes.maps, SpectralTarget(found))
     maps = tuple(torch.randn(3, *shape) for shape in resnet.shapes.maps)
     assert [tuple(x.shape) for x in matching.predict(maps)] == [(3, 96, 9)] * 3 + [(3, 96, 1)]

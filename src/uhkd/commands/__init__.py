@@ -10,6 +10,7 @@ from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
 from uhkd.commands.recipes import recipes
 from uhkd.commands.training import Result
+from uhkd.commands.verifying import verify_cache
 
 __all__ = [
     "Result",
@@ -24,4 +25,5 @@ __all__ = [
     "models",
     "predict",
     "recipes",
+    "verify_cache",
 ]

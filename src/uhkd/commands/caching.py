@@ -32,7 +32,7 @@ from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, environment, write_atomically
-from uhkd.spectral import SpectralTarget, teacher_levels
+from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shard, Stored, identity_of, picture_sums, write_manifest
 from uhkd.taps import TappedModel
 
@@ -139,7 +139,7 @@ class _Work:
                 say(f"  the teacher has no {field}: not stored")
         if "spectra" in asked.keep and shapes.maps:
             levels = teacher_levels(shapes.maps, asked.radius, asked.form)
-            target = SpectralTarget(levels, asked.standardise, asked.channels)
+            target = SpectralTarget(levels, asked.standardise, settle_channels(asked.channels, asked.form))
         ftm = Teacher(network, target).ftm
         kept = {"logits": shapes.logits, "embedding": shapes.embedding}
         sizes = {name: size if name in asked.keep else None for name, size in kept.items()}
@@ -236,20 +236,19 @@ class _Work:
             self.asked.views,
             len(self.data.train),
         )
-        missing = shards.missing(views)
-        there = sorted({shard for view in range(views) for shard in shards.of_view(view)} - set(missing))
-        for shard in there:
+        everything = [shard for view in range(views) for shard in shards.of_view(view)]
+        for shard in filter(shards.whole, everything):
             try:
                 shards.check(shard)
             except DamagedShard as error:
                 with contextlib.suppress(Timeout), self._lock(shard.name.replace("/", "-"), timeout=0):
                     say(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
-                    missing.append(shard)
+        missing = shards.missing(views)
         todo, free = sum(map(shards.bytes_of, missing)), shutil.disk_usage(self.folder).free
         say(
             f"{images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, {layout.storage}): "
-            f"{_size(sum(shards.bytes_of(s) for s in (*there, *missing)))} in all, {_size(todo)} to write, {_size(free)} free"
+            f"{_size(sum(map(shards.bytes_of, everything)))} in all, {_size(todo)} to write, {_size(free)} free"
         )
         if todo > free:
             raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from uhkd.alignment import FAMForm
 from uhkd.methods.base import teacher_shapes
 from uhkd.methods.matching import MatchingDistiller
-from uhkd.spectral import SpectralTarget, Standardise, match_levels
+from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.taps import Shapes
 
 
@@ -31,7 +31,7 @@ class TwinA(MatchingDistiller):
         *,
         radius: int = 1,
         standardise: Standardise = "coefficient",
-        channels: int | None = None,
+        channels: Channels = "auto",
         fam: FAMForm = "linear",
         hidden: int | None = None,
         level_weights: tuple[float, ...] | None = None,
@@ -44,7 +44,7 @@ class TwinA(MatchingDistiller):
             if self.full_grid:
                 smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]
                 levels = tuple(replace(v, size=(h, w)) for v, (h, w) in zip(levels, smaller, strict=True))
-            target = SpectralTarget(levels, standardise, channels)
+            target = SpectralTarget(levels, standardise, settle_channels(channels, "area"))
             self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from uhkd.alignment import FAMForm
 from uhkd.methods.base import teacher_shapes
 from uhkd.methods.matching import MatchingDistiller
-from uhkd.spectral import Form, SpectralTarget, Standardise, match_levels
+from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.taps import Shapes
 
 
@@ -24,7 +24,7 @@ class UHKD(MatchingDistiller):
             channel as pairs, about half as many as amplitudes.
         form: "pairs" (cosines and sines), "amplitude", "log-amplitude".
         standardise: of the teacher's coefficients: "none", "channel", "coefficient".
-        channels: keep so many principal channels of the teacher (None: all).
+        channels: keep so many principal channels of the teacher (None: all; "auto": 64, or all for amplitudes).
         fam, hidden: the alignment's form, see `FAM`.
         level_weights, frequency_decay: see `LevelMatching`.
         temperature: T of the soft targets, above 0.
@@ -43,7 +43,7 @@ class UHKD(MatchingDistiller):
         radius: int = 1,
         form: Form = "pairs",
         standardise: Standardise = "coefficient",
-        channels: int | None = None,
+        channels: Channels = "auto",
         fam: FAMForm = "linear",
         hidden: int | None = None,
         level_weights: tuple[float, ...] | None = None,
@@ -60,7 +60,7 @@ class UHKD(MatchingDistiller):
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(
                 shapes,
-                SpectralTarget(levels, standardise, channels),
+                SpectralTarget(levels, standardise, settle_channels(channels, form)),
                 fam=fam,
                 hidden=hidden,
                 level_weights=level_weights,

@@ -1,6 +1,6 @@
 """What storing a teacher's signals may say: the teacher, the images, their views, and what is kept of each."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,8 +30,8 @@ class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     standardise: Literal["none", "channel", "coefficient"] = Field(
         default="coefficient", description="of the spectra, as of method uhkd"
     )
-    channels: int | None = Field(
-        default=128, ge=1, description="of the spectra, as of method uhkd; none: all channels of the teacher"
+    channels: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto", description="of the spectra, as of method uhkd; none: all channels of the teacher"
     )
     seed: int = Field(
         default=0,
@@ -46,7 +46,7 @@ class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     def _agree(self) -> Self:
         if len(set(self.keep)) < len(self.keep) or not set(self.keep) <= set(KEPT):
             raise ValueError(f"keep: expected some of {', '.join(KEPT)}, each once, found {', '.join(self.keep)}")
-        if "spectra" in self.keep and self.channels is not None and self.form != "pairs":
+        if "spectra" in self.keep and isinstance(self.channels, int) and self.form != "pairs":
             raise ValueError(
                 f"channels: mixes channels linearly and fits form pairs, found form {self.form}; say --channels none"
             )

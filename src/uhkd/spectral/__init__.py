@@ -18,6 +18,7 @@ from uhkd.spectral.fourier import (
 )
 from uhkd.spectral.ftm import FTM
 from uhkd.spectral.levels import (
+    Channels,
     Level,
     Maps,
     SpectralTarget,
@@ -26,12 +27,14 @@ from uhkd.spectral.levels import (
     ftm_shapes,
     match_by_depth,
     match_levels,
+    settle_channels,
     teacher_levels,
 )
 from uhkd.spectral.representation import Form, Representation, radial_frequencies
 
 __all__ = [
     "FTM",
+    "Channels",
     "Form",
     "Level",
     "Maps",
@@ -50,6 +53,7 @@ __all__ = [
     "project",
     "radial_frequencies",
     "rotate",
+    "settle_channels",
     "spectrum",
     "teacher_levels",
 ]

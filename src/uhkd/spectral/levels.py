@@ -9,6 +9,8 @@ from uhkd.spectral.fourier import halfplane_frequencies, max_radius
 from uhkd.spectral.representation import Form
 
 Standardise = Literal["none", "channel", "coefficient"]
+Channels = int | Literal["auto"] | None
+_CHANNELS = 64  # results/screens/channels.json: not worse than all of them, and a small target to predict and to store
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
 def _own_size(shape: tuple[int, int, int], radius: int) -> tuple[int, int]:
     height, width = (2 * min(radius, max_radius(n)) + 1 for n in shape[1:])
     return height, width
+
+
+def settle_channels(channels: Channels, form: Form) -> int | None:
+    """How many principal channels are kept; "auto": 64 where the form is linear in the channels, else all (None)."""
+    if channels == "auto":
+        return _CHANNELS if form in ("pairs", "area") else None
+    return channels
 
 
 def count_of(size: tuple[int, int], form: Form) -> int:

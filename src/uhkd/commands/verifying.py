@@ -1,0 +1,107 @@
+"""`cache verify`: every record against its checksum, and a sample against the teacher itself."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uhkd.arguments import VerifyArguments
+from uhkd.commands.setup import choose_device, make_fabric, open_recipe_data, say
+from uhkd.commands.teaching import prepare_teacher
+from uhkd.data import Span, span_loader
+from uhkd.engine import Teacher
+from uhkd.models import fingerprint
+from uhkd.recipe import CacheRecipe, build, load_yaml
+from uhkd.runs import RunFolder
+from uhkd.stored import DamagedShard, Stored, picture_sums
+
+# how far a signal made anew may lie from the first one beyond the rounding of its storage, as a share of the field's root mean
+# square: a network's own rounding depends on the batch and the machine
+_SLACK = {"bf16": 2e-2, "fp32": 1e-3}
+
+
+def verify_cache(asked: VerifyArguments) -> None:
+    """Read every shard against its checksums; then make a sample anew: views bit-equal, signals to the rounding of their storage.
+
+    Raises:
+        ValueError: naming all shards and records that are not what they should be.
+    """
+    stored = Stored(asked.cache)
+    bad: list[DamagedShard] = []
+    checked = 0
+    for view in range(stored.manifest.views):
+        for shard in stored.shards.of_view(view):
+            try:
+                stored.shards.check(shard)
+                checked += shard.stop - shard.start
+            except DamagedShard as error:
+                bad.append(error)
+                say(f"  {str(error).split('; make')[0]}")
+    say(
+        f"{checked:,} records read, each is what was written"
+        if not bad
+        else f"{len(bad)} shards are damaged or missing"
+    )
+    if bad:
+        raise ValueError(
+            f"{len(bad)} shards of {stored.folder} are damaged or missing (named above); make them anew, and them alone, with: "
+            f"uhkd cache -c {stored.folder} --out {stored.folder}"
+        )
+    if asked.sample:
+        _compare_sample(stored, asked)
+
+
+def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
+    manifest = stored.manifest
+    words = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": asked.device}
+    words |= {k: v for k, v in (("data", asked.data), ("teacher", asked.teacher)) if v is not None}
+    recipe = build(CacheRecipe, words)
+    device, precision = choose_device(recipe)
+    fabric = make_fabric(device, precision)
+    data = open_recipe_data(recipe)
+    if differing := stored.differences({"data": data.fingerprint, "classes": len(data.classes)}):
+        raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
+    network, _ = prepare_teacher(recipe, data, fabric, RunFolder(stored.folder), 0, judged=True)
+    if differing := stored.differences({"teacher": fingerprint(network)}):
+        raise ValueError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
+    teacher = Teacher(network, manifest.target, fabric.autocast)
+    if teacher.ftm is not None:
+        teacher.ftm.load_state_dict(stored.tensors("ftm."))
+    places = np.random.default_rng().integers((manifest.views, manifest.images), size=(asked.sample, 2)).tolist()
+    loader = span_loader(
+        data.train,
+        manifest.augmentation,
+        [Span(view, index, index + 1) for view, index in places],
+        seed=manifest.seed,
+        num_classes=len(data.classes),
+    )
+    worst: dict[str, float] = {}
+    other_views: list[str] = []
+    for (view, index), batch in zip(places, loader, strict=True):
+        where = np.array([index])
+        if picture_sums(batch.image, batch.target)[0] != stored.shards.pictures(view, where)[0]:
+            other_views.append(f"image {index} of view {view}")
+            continue
+        image = batch.image.to(fabric.device).contiguous(memory_format=torch.channels_last)
+        live = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
+        kept = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, where)))
+        again = manifest.layout.tolerance(kept)
+        for (name, x, allowed), (_, y, _) in zip(manifest.layout.tolerance(live), again, strict=True):
+            beyond = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
+            worst[name] = max(worst.get(name, 0.0), float(beyond))
+    if other_views:
+        raise ValueError(
+            f"{len(other_views)} of {asked.sample} views are not those that the teacher saw ({', '.join(other_views[:3])}): "
+            f"files have changed, or a library augments in another way than that of {Path(stored.folder) / 'environment.json'}"
+        )
+    for name, share in worst.items():
+        say(
+            f"  {name}: beyond the rounding of {manifest.layout.storage} by at most {share:.1e} of the root mean square"
+        )
+    slack = max(_SLACK[precision], _SLACK[str(manifest.environment["precision"])])
+    if off := [name for name, share in worst.items() if share > slack]:
+        raise ValueError(
+            f"{', '.join(off)} of {asked.sample} records differ from what the teacher says now by more than {slack:g} of their "
+            "root mean square: another precision, a broken library, or a teacher that is not in eval mode"
+        )
+    say(f"{asked.sample} records made anew: views equal to the bit, signals to rounding")
