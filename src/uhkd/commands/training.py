@@ -80,7 +80,7 @@ def distill(
     facts["method"], sealed = recipe.method, None
     facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
     if recipe.method != "scratch":
-        workers = choose_workers(recipe, opened)
+        workers = choose_workers(recipe, opened, device)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
         facts["teacher_fingerprint"] = fingerprint(sealed)
     shapes = Shapes(network.shapes, sealed and sealed.shapes, len(opened.classes), len(opened.train))
@@ -169,7 +169,8 @@ def _train(
     teacher: TappedModel | None,
     facts: dict[str, Any],
 ) -> Result:
-    student, workers = learner.to(memory_format=torch.channels_last).student, choose_workers(recipe, data)
+    student = learner.to(memory_format=torch.channels_last).student
+    workers = choose_workers(recipe, data, fabric.device.type)
     augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
     val_size = image_size(data, [student])  # what `uhkd eval` shows it, whatever size the teacher wants
     folder.begin(recipe.model_dump(mode="json"))
@@ -235,6 +236,7 @@ def _settle_ftm(
         epochs=1,
         num_classes=len(data.classes),
         workers=workers,
+        device=fabric.device,
     )
     used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
     say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")

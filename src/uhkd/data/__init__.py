@@ -2,7 +2,9 @@
 
 from uhkd.data.augment import Augmentation, view
 from uhkd.data.batch import Batch
+from uhkd.data.batched import views
 from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader
+from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
 from uhkd.data.splits import stratified_split, stratified_subset
@@ -18,10 +20,12 @@ __all__ = [
     "Part",
     "Source",
     "eval_loader",
+    "in_memory",
     "open_data",
     "steps_per_epoch",
     "stratified_split",
     "stratified_subset",
     "train_loader",
     "view",
+    "views",
 ]

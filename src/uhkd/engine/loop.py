@@ -72,7 +72,7 @@ def train(job: Job) -> list[dict[str, float]]:
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)
-    val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers)
+    val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers, device=fabric.device)
     diagnostics = Diagnostics(
         learner.student,
         first_images(val, _DIAGNOSTIC_IMAGES).to(fabric.device),
@@ -146,6 +146,7 @@ def train(job: Job) -> list[dict[str, float]]:
         workers=job.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        device=fabric.device,
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
     saved = began = time.monotonic()
