@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch, train_loader, view
+from uhkd.engine.loop import split
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 SOURCE = ArraySource(PIXELS, np.arange(50) % 7)
@@ -18,7 +19,8 @@ def train(source=SOURCE, augmentation=AUGMENTATION, **changes):
 
 
 def same(first: Batch, second: Batch) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in Batch._fields)
+    pairs = list(zip(first, second, strict=True))
+    return all(a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
 
 
 WHOLE = list(train())
@@ -56,9 +58,8 @@ def test_the_processes_together_see_the_single_process_batch(world_size):
     ranks = [list(train(rank=rank, world_size=world_size)) for rank in range(world_size)]
     for step, whole in enumerate(WHOLE):
         for rank in range(world_size):
-            part = ranks[rank][step]
-            for name in Batch._fields:
-                assert torch.equal(getattr(part, name), getattr(whole, name)[rank::world_size])
+            share = Batch(*(None if field is None else field[rank::world_size] for field in whole))
+            assert same(ranks[rank][step], share)
 
 
 def test_an_images_view_does_not_depend_on_the_batch_size():
@@ -91,6 +92,80 @@ def test_epoch_e_shows_view_e_or_e_modulo_views():
 def test_the_seed_changes_order_and_views():
     other = next(iter(train(seed=4)))
     assert not torch.equal(other.index, WHOLE[0].index)
+
+
+def test_a_view_seed_changes_views_alone():
+    for batch, whole in zip(train(view_seed=8), WHOLE, strict=True):
+        assert torch.equal(batch.index, whole.index)
+        assert not torch.equal(batch.image, whole.image)
+    assert all(same(a, b) for a, b in zip(train(view_seed=3), WHOLE, strict=True))
+    batch = next(iter(train(view_seed=8)))
+    for index, image, target in zip(batch.index.tolist(), batch.image, batch.target, strict=True):
+        expected = view(SOURCE, index, seed=8, view=0, augmentation=AUGMENTATION, num_classes=7)
+        assert torch.equal(image, expected[0].float() / 255)
+        assert torch.equal(target, expected[1])
+
+
+def stored(number, indices):
+    """Bytes that say for which view and image they were asked."""
+    return np.stack([np.full(len(indices), number), indices, indices + 1], axis=1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_lies_beside_the_images_travels_with_them(workers, world_size):
+    for rank in range(world_size):
+        loader = train(workers=workers, rank=rank, world_size=world_size, beside=stored, views=2, start_step=2)
+        for step, batch in enumerate(loader, 2):
+            assert batch.record.dtype == torch.uint8
+            expected = torch.stack([torch.full_like(batch.index, step // 4 % 2), batch.index, batch.index + 1], 1)
+            assert torch.equal(batch.record, expected.to(torch.uint8))
+            assert same(
+                batch._replace(record=None),
+                next(iter(train(rank=rank, world_size=world_size, views=2, start_step=step))),
+            )
+
+
+def test_a_record_moves_and_splits_with_its_batch():
+    batch = next(iter(train(beside=stored)))
+    assert same(batch.to("cpu"), batch)
+    parts = split(batch, 3)
+    assert [tuple(part.record.shape) for part in parts] == [(4, 3)] * 3
+    assert torch.equal(torch.cat([part.record for part in parts]), batch.record)
+    assert [part.record for part in split(WHOLE[0], 2)] == [None, None]
+
+
+def test_a_record_that_cannot_be_written_to_travels():
+    def locked(number, indices):
+        return np.broadcast_to(np.uint8(7), (len(indices), 2))
+
+    assert next(iter(train(beside=locked))).record.tolist() == [[7, 7]] * 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_missing_beside_the_images_is_a_single_line(workers):
+    def missing(number, indices):
+        if number == 1:
+            raise ValueError("view 1 was not stored")
+        return stored(number, indices)
+
+    seen = []
+    with pytest.raises(ValueError) as raised:
+        seen.extend(train(workers=workers, beside=missing))
+    assert str(raised.value) == "view 1 was not stored"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_lie_on_the_device_that_is_asked_for(workers):
+    # "meta" stands for a device that this machine lacks
+    for loader in (
+        train(device="meta", workers=workers, beside=stored),
+        eval_loader(SOURCE, (8, 8), batch_size=9, device="meta", workers=workers),
+    ):
+        batch = next(iter(loader))
+        assert {field.device.type for field in batch if field is not None} == {"meta"}
+        assert batch.image.dtype == torch.float32
+    assert all(same(a, b) for a, b in zip(train(device="cpu"), WHOLE, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

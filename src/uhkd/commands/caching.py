@@ -111,7 +111,7 @@ class _Work:
         self.fabric = make_fabric(device, precision)
         say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
         self.data = open_recipe_data(asked, data)
-        self.workers = choose_workers(asked, self.data)
+        self.workers = choose_workers(asked, self.data, device)
         begun = Stored.exists(self.folder)
         with self._lock("begin", timeout=-1):
             begun = begun or Stored.exists(self.folder)
@@ -269,7 +269,7 @@ class _Work:
             seed=asked.seed,
             num_classes=len(self.data.classes),
             workers=self.workers,
-            device=str(self.fabric.device),
+            device=self.fabric.device,
         )
         began = told = time.monotonic()
         heard, done, spoken = 0, 0, 0.0

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.data import Augmentation, Data, open_data
+from uhkd.data import Augmentation, Data, in_memory, open_data
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -130,12 +130,15 @@ def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[Tapped
     return augmentation
 
 
-def choose_workers(recipe: MachineWords, data: Data) -> int:
-    """Loader processes: none for images in memory, otherwise one a core, at most 8."""
+def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:
+    """Loader processes: for small images in memory none beside a model on the CPU, otherwise one a core, at most 8 (4)."""
     if recipe.workers is not None:
         return recipe.workers
-    in_memory = data.native_size is not None and max(data.native_size) <= _SMALL
-    return 0 if in_memory else min(8, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    if in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
+        # A GPU would wait while this process makes a batch; a few others have the next ready. A CPU is busy either way.
+        return min(4, cores) if device == "cuda" else 0
+    return min(8, cores)
 
 
 def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:

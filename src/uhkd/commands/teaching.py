@@ -148,6 +148,7 @@ def settle_ftm(
         epochs=1,
         num_classes=len(data.classes),
         workers=workers,
+        device=fabric.device,
     )
     assert teacher.ftm is not None
     used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))

@@ -85,7 +85,7 @@ def distill(
         stored = open_stored(recipe, opened, folder)
         facts |= facts_of(stored, recipe.epochs)
     elif recipe.method != "scratch":
-        workers = choose_workers(recipe, opened)
+        workers = choose_workers(recipe, opened, device)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
         facts["teacher_fingerprint"] = fingerprint(sealed)
     taught = stored.manifest.shapes if stored else sealed and sealed.shapes
@@ -175,7 +175,8 @@ def _train(
     teacher: TappedModel | Stored | None,
     facts: dict[str, Any],
 ) -> Result:
-    student, workers = learner.to(memory_format=torch.channels_last).student, choose_workers(recipe, data)
+    student = learner.to(memory_format=torch.channels_last).student
+    workers = choose_workers(recipe, data, fabric.device.type)
     if isinstance(teacher, Stored):
         augmentation = teacher.manifest.augmentation
     else:

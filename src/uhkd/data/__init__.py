@@ -2,7 +2,9 @@
 
 from uhkd.data.augment import Augmentation, view
 from uhkd.data.batch import Batch
+from uhkd.data.batched import views
 from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader
+from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
 from uhkd.data.spans import Span, span_loader
@@ -20,6 +22,7 @@ __all__ = [
     "Source",
     "Span",
     "eval_loader",
+    "in_memory",
     "open_data",
     "span_loader",
     "steps_per_epoch",
@@ -27,4 +30,5 @@ __all__ = [
     "stratified_subset",
     "train_loader",
     "view",
+    "views",
 ]

@@ -113,6 +113,7 @@ def user_dataset(dataset: Any, title: str) -> Parts:
     probes = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, _PROBES)})
     images = [source.image(i) for i in probes]
     if any(not np.array_equal(image, source.image(i)) for i, image in zip(probes, images, strict=True)):
+        source.steady = False
         notes.append(
             f"{title} gives another image each time it is read: remove its random transforms "
             "(uhkd augments by itself), else a run can be neither resumed nor repeated exactly"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from uhkd.data.sources import Source
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
 _TRIES = 6
-_ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic, equal on every machine
+ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic, equal on every machine
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Augmentation:
         """Whether colours are jittered: as in timm, not beside RandAugment, unless that draws from its "3a" operations."""
         return self.color_jitter > 0 and (self.randaugment is None or "3a" in self.randaugment)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed with others'."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise ValueError(f"image size must be at least 1x1, found {self.size}")
@@ -78,29 +83,25 @@ def view(
     A mixed view's partner is the un-mixed view of another image under the same (seed, view).
     """
     image = plain_view(source, index, seed=seed, view=view, augmentation=augmentation)
-    partner, weight = index, _ONE
-    if augmentation.mixup or augmentation.cutmix:
-        rng = stream("mix", seed, view, index)
-        partner = _other(index, len(source), rng)
-        other = plain_view(source, partner, seed=seed, view=view, augmentation=augmentation)
-        if _takes_cutmix(augmentation, rng):
-            share = _cutmix_(image, other, augmentation.cutmix, rng)
+    mix = Mix(index, ONE, None, 1.0)
+    if augmentation.mixes:
+        mix = draw_mix(index, len(source), augmentation, stream("mix", seed, view, index))
+        other = plain_view(source, mix.partner, seed=seed, view=view, augmentation=augmentation)
+        if mix.box is None:
+            image = blend(image, other, mix.weight)
         else:
-            weight = round(rng.beta(augmentation.mixup, augmentation.mixup) * _ONE)
-            image, share = _blend(image, other, weight), weight / _ONE
-    else:
-        share = 1.0
+            paste_(image, other, mix.box)
     if source.labels is None:
         return torch.from_numpy(image), None
     target = np.zeros(num_classes, dtype=np.float32)
-    target[source.labels[index]] += share
-    target[source.labels[partner]] += 1.0 - share
+    target[source.labels[index]] += np.float32(mix.share)
+    target[source.labels[mix.partner]] += np.float32(1.0 - mix.share)
     return torch.from_numpy(image), torch.from_numpy(target)
 
 
 def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
-    image = _geometry(source.image(index), index, seed=seed, view=view, augmentation=augmentation)
+    image = geometry(source.image(index), index, seed=seed, view=view, augmentation=augmentation)
     if augmentation.randaugment is not None:
         image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, index))
     if augmentation.jitters:
@@ -110,7 +111,8 @@ def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation
     return image
 
 
-def _geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+    """Return `image` (3,h,w) uint8 cropped, resized and flipped: (3,H,W), freshly allocated."""
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
         return np.array(fit(image, augmentation.size).numpy(), order="C")
@@ -122,8 +124,8 @@ def _geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: 
     image = fit(image, augmentation.size)
     rows, columns = np.arange(height), np.arange(width)
     if augmentation.crop == "pad":
-        rows = _mirror(rows + _shift(height, top_draw), height)
-        columns = _mirror(columns + _shift(width, left_draw), width)
+        rows = mirror(rows + _shift(height, top_draw), height)
+        columns = mirror(columns + _shift(width, left_draw), width)
     if mirrored:
         columns = columns[::-1]
     return image.numpy().take(rows, axis=1).take(columns, axis=2)
@@ -165,33 +167,52 @@ def _shift(length: int, draw: float) -> int:
     return int(draw * (2 * pad + 1)) - pad
 
 
-def _mirror(positions: np.ndarray, length: int) -> np.ndarray:
+def mirror(positions: np.ndarray, length: int) -> np.ndarray:
+    """Return positions up to length - 1 beyond either edge, reflected at the edges' centres into 0..length-1."""
     positions = np.abs(positions)
     return np.minimum(positions, 2 * (length - 1) - positions)
 
 
-def _other(index: int, count: int, rng: np.random.Generator) -> int:
-    return index if count < 2 else (index + 1 + int(rng.random() * (count - 1))) % count
+class Mix(NamedTuple):
+    """What is mixed into a view: the partner's box (y0,y1,x0,x1), or, without one, all of it at 1 - weight / ONE.
+
+    share: of the view's own class in the target.
+    """
+
+    partner: int
+    weight: int
+    box: tuple[int, int, int, int] | None
+    share: float
 
 
-def _takes_cutmix(augmentation: Augmentation, rng: np.random.Generator) -> bool:
-    if augmentation.mixup and augmentation.cutmix:
-        return bool(rng.random() < 0.5)
-    return augmentation.cutmix > 0
+def draw_mix(index: int, count: int, augmentation: Augmentation, rng: np.random.Generator) -> Mix:
+    """Draw how view `index` of `count` is mixed; `rng` is its own stream."""
+    partner = index if count < 2 else (index + 1 + int(rng.random() * (count - 1))) % count
+    if augmentation.cutmix and not (augmentation.mixup and rng.random() >= 0.5):
+        box, share = _draw_box(augmentation.size, augmentation.cutmix, rng)
+        return Mix(partner, ONE, box, share)
+    weight = round(rng.beta(augmentation.mixup, augmentation.mixup) * ONE)
+    return Mix(partner, weight, None, weight / ONE)
 
 
-def _blend(image: np.ndarray, other: np.ndarray, weight: int) -> np.ndarray:
-    mixed = image.astype(np.int32) * weight + other.astype(np.int32) * (_ONE - weight)
-    return ((mixed + _ONE // 2) >> 16).astype(np.uint8)
+def blend(image: np.ndarray, other: np.ndarray, weight: int | np.ndarray) -> np.ndarray:
+    """Return the mean of two uint8 arrays of one shape, rounded; weight: 0..ONE, int32 where it is an array."""
+    mixed = image.astype(np.int32) * weight + other.astype(np.int32) * (ONE - weight)
+    return ((mixed + ONE // 2) >> 16).astype(np.uint8)
 
 
-def _cutmix_(image: np.ndarray, other: np.ndarray, alpha: float, rng: np.random.Generator) -> float:
-    """Paste a box of `other` into `image` and return the share of pixels that `image` keeps."""
-    height, width = image.shape[-2:]
+def paste_(image: np.ndarray, other: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    """Overwrite the box (y0,y1,x0,x1) of `image` (3,H,W) by that of `other`."""
+    y0, y1, x0, x1 = box
+    image[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]
+
+
+def _draw_box(size: tuple[int, int], alpha: float, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], float]:
+    """Return a box (y0,y1,x0,x1) and the share of pixels outside of it."""
+    height, width = size
     side = (1.0 - rng.beta(alpha, alpha)) ** 0.5
     rows, columns = round(height * side), round(width * side)
     top, left = int(rng.random() * height) - rows // 2, int(rng.random() * width) - columns // 2
     y0, y1 = max(top, 0), min(top + rows, height)
     x0, x1 = max(left, 0), min(left + columns, width)
-    image[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]
-    return 1.0 - (y1 - y0) * (x1 - x0) / (height * width)
+    return (y0, y1, x0, x1), 1.0 - (y1 - y0) * (x1 - x0) / (height * width)

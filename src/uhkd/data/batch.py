@@ -13,8 +13,8 @@ class Batch(NamedTuple):
     """A batch of images that no network has normalised yet (a named tuple: Fabric and DDP look inside those).
 
     image: (B,3,H,W) in [0,1]. target: (B,K), rows sum to 1 (mixed by mixup or cutmix, never smoothed), or None.
-    label: (B,) class of the un-mixed image, or None without labels. index: (B,) positions in the data source. record: (B,n) bytes
-    of what is stored beside each view, or None.
+    label: (B,) class of the un-mixed image, or None without labels. index: (B,) positions in the data source.
+    record: (B,n) bytes that were stored for each image's view, or None.
     """
 
     image: Float[Tensor, "b 3 h w"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -38,9 +38,25 @@ def check_randaugment(config: str) -> None:
 
 def rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
     """`image` (3,H,W) uint8 after timm's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) by `config`, in fresh memory."""
+    with _globals_kept():
+        return _rand_augment(image, config, rng)
+
+
+def rand_augment_all_(images: np.ndarray, config: str, rngs: Iterable[np.random.Generator]) -> None:
+    """Replace each of `images` (B,3,H,W) uint8 by its `rand_augment`, drawn from the generator at its position.
+
+    Global generators are put away once for all: that takes about as long as the changes to one small image.
+    """
+    with _globals_kept():
+        for row, rng in enumerate(rngs):
+            images[row] = _rand_augment(images[row], config, rng)
+
+
+def _rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
     transform = _transform(config, min(image.shape[1:]))
-    with _seeded(rng):
-        changed = transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))
+    random.seed(int(rng.integers(1 << 62)))  # timm draws from Python's and NumPy's global generators
+    np.random.seed(int(rng.integers(1 << 32)))
+    changed = transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))
     return np.array(np.asarray(changed).transpose(2, 0, 1), order="C")
 
 
@@ -66,11 +82,9 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 @contextmanager
-def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Python's and NumPy's global generators, from which timm draws, seeded by `rng` and put back afterwards."""
+def _globals_kept() -> Iterator[None]:
+    """Python's and NumPy's global generators end as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    random.seed(int(rng.integers(1 << 62)))
-    np.random.seed(int(rng.integers(1 << 32)))
     try:
         yield
     finally:

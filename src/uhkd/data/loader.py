@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from uhkd.data.augment import Augmentation, fit, plain_view
-from uhkd.data.augment import view as one_view
+from uhkd.data.augment import Augmentation
 from uhkd.data.batch import Batch
+from uhkd.data.batched import plain_views
+from uhkd.data.batched import views as views_of
+from uhkd.data.memory import fill
 from uhkd.data.randomness import stream
 from uhkd.data.sources import Source
+
+Beside = Callable[[int, np.ndarray], np.ndarray]
+
+_PREFETCH = 2  # batches waiting for each worker: more would only fill memory, as all of them are as fast on average
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -51,18 +57,22 @@ def train_loader(
     world_size: int = 1,
     views: int | None = None,
     view_seed: int | None = None,
-    beside: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    beside: Beside | None = None,
+    device: torch.device | str | None = None,
 ) -> Loader:
     """Return every batch of a run from `start_step` on, as one iterable.
 
     Epoch e visits the images in an order fixed by (seed, e), dropping the incomplete last batch, and shows view e, or
-    e mod `views`. batch_size is the global one; each process gets every world_size-th of its images. Batches do not
-    depend on `workers`, and those from `start_step` on equal those of an uninterrupted run. view_seed is the seed of the
-    views where it is not the run's own. beside(view, indices) gives the bytes (B,n) that travel as the batch's `record`.
+    e mod `views`, of `view_seed` (None: `seed`). batch_size is the global one; each process gets every world_size-th of
+    its images. Batches do not depend on `workers`, and those from `start_step` on equal those of an uninterrupted run.
+
+    beside: called as beside(view number, positions (B,) of this process's images) wherever the batch is made (so with
+    workers it travels to them: without `fork` it must pickle); the bytes it returns, (B,n) uint8, become the batch's
+    `record`. device: see `Loader`.
 
     Raises:
         ValueError: a batch size above the number of images or not divisible by world_size, a start_step beyond the end,
-            or a label outside num_classes. While iterating: an image that cannot be read, named.
+            or a label outside num_classes. While iterating: an image that cannot be read, named, or what `beside` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
@@ -73,19 +83,11 @@ def train_loader(
         raise ValueError(f"views must be at least 1 (or None: a new view each epoch), found {views}")
     if source.labels is not None and int(source.labels.max()) >= num_classes:
         raise ValueError(f"the data has labels up to {source.labels.max()}, but only {num_classes} classes were given")
+    view_seed = seed if view_seed is None else view_seed
     batches = _TrainBatches(
-        source,
-        augmentation,
-        seed,
-        batch_size,
-        num_classes,
-        rank,
-        world_size,
-        views,
-        seed if view_seed is None else view_seed,
-        beside,
+        source, augmentation, seed, batch_size, num_classes, rank, world_size, views, view_seed, beside
     )
-    return Loader(batches, range(start_step, total), workers)
+    return Loader(batches, range(start_step, total), workers, device)
 
 
 def eval_loader(
@@ -95,10 +97,12 @@ def eval_loader(
     batch_size: int,
     workers: int = 0,
     augmentation: Augmentation | None = None,
+    device: torch.device | str | None = None,
 ) -> Loader:
     """Return all images once, in order, cut to `size`'s aspect ratio and resized; the last batch may be smaller.
 
     With an augmentation, view 0 of seed 0 is shown instead, un-mixed (images as training sees them). No targets.
+    device: see `Loader`.
 
     Raises:
         ValueError: batch_size below 1. While iterating: an image that cannot be read, named.
@@ -107,40 +111,52 @@ def eval_loader(
         raise ValueError(f"batch size must be at least 1, found {batch_size}")
     if augmentation is not None:
         augmentation = replace(augmentation, size=size, mixup=0.0, cutmix=0.0)
-    return Loader(_EvalBatches(source, size, batch_size, augmentation), range(-(-len(source) // batch_size)), workers)
+    batches = _EvalBatches(source, size, batch_size, augmentation)
+    return Loader(batches, range(-(-len(source) // batch_size)), workers, device)
 
 
 class Loader:
     """An iterable of `Batch`, made in this process (workers=0) or in `workers` others, with equal results.
 
-    Draws nothing from the global random generators. No more workers than processor cores are started.
+    Draws nothing from the global random generators. No more workers than processor cores are started. device: where the
+    batches shall lie (None: on the CPU); to a GPU images travel as bytes from pinned memory, beside the work that is
+    queued there. On a CPU workers=0 reads in turn with the model: a thread beside it would only take its cores.
     """
 
     def __init__(
-        self, batches: Dataset[Raw | Failure], steps: Iterable[Any], workers: int, device: str = "cpu"
+        self, batches: Batches, steps: Iterable[Any], workers: int, device: torch.device | str | None = None
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers must be 0 or more, found {workers}")
-        self.steps = steps
+        self.steps, self.source = steps, batches.source
+        self.device = torch.device("cpu" if device is None else device)
+        workers = min(workers, _cores())
+        # Workers end with their iterator: that of training lasts for the whole run, and kept ones of a validation would
+        # hold their memory while training.
         self._inner: DataLoader[Any] = DataLoader(
             batches,
             batch_size=None,
             sampler=steps,
-            num_workers=min(workers, _cores()),
+            num_workers=workers,
             collate_fn=_unchanged,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=_PREFETCH if workers else None,
             generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
-        assert isinstance(self.steps, Sequence)
+        assert isinstance(self.steps, Sized)
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._inner.num_workers:
+            fill(self.source)
         for raw in self._inner:
             if isinstance(raw, Failure):
                 raise ValueError(raw.message)
-            # bytes travel between processes; a quarter of the shared memory that floats would need
-            yield Batch(raw.image.float().div_(255), raw.target, raw.label, raw.index, raw.record)
+            # bytes travel, between processes and to a GPU: a quarter of the memory that floats would need
+            batch = Batch(*raw).to(self.device)
+            yield batch._replace(image=batch.image.float().div_(255))
 
 
 class Raw(NamedTuple):
@@ -148,7 +164,7 @@ class Raw(NamedTuple):
     target: Tensor | None
     label: Tensor | None
     index: Tensor
-    record: Tensor | None = None
+    record: Tensor | None
 
 
 class Failure(NamedTuple):
@@ -157,7 +173,27 @@ class Failure(NamedTuple):
     message: str
 
 
-class _TrainBatches(Dataset[Raw | Failure]):
+class Batches(Dataset[Raw | Failure]):
+    """Batches of a source by their number; what a user can mend is returned as a `Failure`."""
+
+    source: Source
+
+    def __getitem__(self, step: Any) -> Raw | Failure:
+        try:
+            return self.make(step)
+        except ValueError as error:
+            return Failure(str(error))
+
+    def make(self, step: Any) -> Raw:
+        raise NotImplementedError
+
+    def raw(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> Raw:
+        labels = self.source.labels
+        label = None if labels is None else torch.from_numpy(labels[index].astype(np.int64))
+        return Raw(image, target, label, torch.from_numpy(index.copy()), record)
+
+
+class _TrainBatches(Batches):
     def __init__(
         self,
         source: Source,
@@ -169,7 +205,7 @@ class _TrainBatches(Dataset[Raw | Failure]):
         world_size: int,
         views: int | None,
         view_seed: int,
-        beside: Callable[[int, np.ndarray], np.ndarray] | None,
+        beside: Beside | None,
     ) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
         self.batch_size, self.rank, self.world_size, self.views = batch_size, rank, world_size, views
@@ -177,14 +213,14 @@ class _TrainBatches(Dataset[Raw | Failure]):
         self.per_epoch = steps_per_epoch(len(source), batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, step: int) -> Raw | Failure:
+    def make(self, step: int) -> Raw:
         epoch, position = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(len(self.source), seed=self.seed, epoch=epoch)
         start = position * self.batch_size
         index = self._order[1][start : start + self.batch_size][self.rank :: self.world_size]
         number = epoch if self.views is None else epoch % self.views
-        raw = raw_views(
+        image, target = views_of(
             self.source,
             index,
             seed=self.view_seed,
@@ -192,53 +228,27 @@ class _TrainBatches(Dataset[Raw | Failure]):
             augmentation=self.augmentation,
             num_classes=self.num_classes,
         )
-        if self.beside is None or isinstance(raw, Failure):
-            return raw
-        try:
-            return raw._replace(record=torch.from_numpy(self.beside(number, index)))
-        except ValueError as error:
-            return Failure(str(error))
+        record = None
+        if self.beside is not None:
+            stored = self.beside(number, index)
+            assert stored.dtype == np.uint8 and stored.ndim == 2 and len(stored) == len(index), stored.shape
+            # copied: what is mapped from a file may not be writable, which torch wants
+            record = torch.from_numpy(np.array(stored, order="C"))
+        return self.raw(image, target, index, record)
 
 
-def raw_views(
-    source: Source, index: np.ndarray, *, seed: int, view: int, augmentation: Augmentation, num_classes: int
-) -> Raw | Failure:
-    """Views of some images as a batch of bytes, or why an image cannot be read."""
-    try:
-        pairs = [
-            one_view(source, int(i), seed=seed, view=view, augmentation=augmentation, num_classes=num_classes)
-            for i in index
-        ]
-    except ValueError as error:
-        return Failure(str(error))
-    targets = [target for _, target in pairs if target is not None]
-    return _assemble([image for image, _ in pairs], torch.stack(targets) if targets else None, source, index)
-
-
-class _EvalBatches(Dataset[Raw | Failure]):
+class _EvalBatches(Batches):
     def __init__(
         self, source: Source, size: tuple[int, int], batch_size: int, augmentation: Augmentation | None
     ) -> None:
         self.source, self.size, self.batch_size, self.augmentation = source, size, batch_size, augmentation
 
-    def __getitem__(self, step: int) -> Raw | Failure:
+    def make(self, step: int) -> Raw:
         start = step * self.batch_size
         index = np.arange(start, min(start + self.batch_size, len(self.source)))
-        try:
-            images = [self._image(int(i)) for i in index]
-        except ValueError as error:
-            return Failure(str(error))
-        return _assemble(images, None, self.source, index)
-
-    def _image(self, index: int) -> Tensor:
-        if self.augmentation is None:
-            return fit(self.source.image(index), self.size)
-        return torch.from_numpy(plain_view(self.source, index, seed=0, view=0, augmentation=self.augmentation))
-
-
-def _assemble(images: list[Tensor], target: Tensor | None, source: Source, index: np.ndarray) -> Raw:
-    label = None if source.labels is None else torch.from_numpy(source.labels[index].astype(np.int64))
-    return Raw(torch.stack(images), target, label, torch.from_numpy(np.array(index, dtype=np.int64)))
+        augmentation = Augmentation(self.size) if self.augmentation is None else self.augmentation
+        images = plain_views(self.source, index, seed=0, view=0, augmentation=augmentation)
+        return self.raw(torch.from_numpy(images), None, index)
 
 
 def _unchanged(raw: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from uhkd.data.arrays import Parts, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
+from uhkd.data.memory import keep
 from uhkd.data.sources import Part, Source, fingerprint
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 
@@ -62,6 +63,7 @@ def open_data(
     names = None if class_names is None else tuple(class_names)
     name, parts = _read(data, skip_bad_images, names)
     classes, notes = _settle_classes(name, parts, names)
+    parts = keep(parts)
     train, val = parts.train, parts.val
     if val is None:
         train, val = _cut(name, train, classes, val_fraction, split_seed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from uhkd.data.decode import decode_file, from_any
@@ -27,6 +27,25 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
+
+
+class Held(NamedTuple):
+    """Where a batch of images lies: image k is images[positions[k]]. To be read only, images: it is the source's own memory."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    positions: Int[np.ndarray, " b"]
+
+
+def held(source: Source, indices: np.ndarray) -> Held | None:
+    """Return where the images `indices`, (B,) integers, lie in memory; None when they have to be read one by one.
+
+    A source offers this by a method `held(indices)`, and need not.
+
+    Raises:
+        ValueError: an image that cannot be read, named.
+    """
+    own = getattr(source, "held", None)
+    return None if own is None else own(indices)
 
 
 class ArraySource:
@@ -47,6 +66,10 @@ class ArraySource:
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return self.images[index].clone()
+
+    def held(self, indices: np.ndarray) -> Held | None:
+        """Return all images and `indices`; None in a subclass that reads its images in another way."""
+        return Held(self.images, indices) if type(self).image is ArraySource.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of all pixels and labels."""
@@ -75,11 +98,15 @@ class FileSource:
         kept = self._kept.get(index)
         if kept is not None:
             return kept.clone()
-        image = decode_file(self.path(index))
+        image = self.decode(index)
         if image.numel() <= self._room:
             self._room -= image.numel()
             self._kept[index] = image.clone()
         return image
+
+    def decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return the image read anew, and do not keep it."""
+        return decode_file(self.path(index))
 
     def fingerprint(self) -> str:
         """Return a hash of names, labels and file sizes; independent of where the folder lies."""
@@ -89,9 +116,13 @@ class FileSource:
 
 
 class DatasetSource:
-    """A user's map-style data set of (image, label) pairs or of images alone."""
+    """A user's map-style data set of (image, label) pairs or of images alone.
+
+    steady: False once it is known to give another image each time.
+    """
 
     def __init__(self, dataset: Any, labels: np.ndarray | None, title: str = "the data set") -> None:
+        self.steady = True
         self.dataset = dataset
         self.labels = labels
         self.title = title
@@ -126,6 +157,10 @@ class Part:
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return self.source.image(int(self.indices[index]))
+
+    def held(self, indices: np.ndarray) -> Held | None:
+        """Return where the images lie in the whole source's memory."""
+        return held(self.source, self.indices[indices]) if type(self).image is Part.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of the whole source and of the positions."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
+import torch
 
 from uhkd.data.augment import Augmentation
-from uhkd.data.loader import Failure, Loader, Raw, raw_views
+from uhkd.data.batched import views
+from uhkd.data.loader import Batches, Loader, Raw
 from uhkd.data.sources import Source
 
 
@@ -29,7 +30,7 @@ def span_loader(
     seed: int,
     num_classes: int,
     workers: int = 0,
-    device: str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Loader:
     """A batch for every span, in their order; `spans` is read little more than what the workers need ahead.
 
@@ -39,13 +40,13 @@ def span_loader(
     return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
 
 
-class _SpanBatches(Dataset[Raw | Failure]):
+class _SpanBatches(Batches):
     def __init__(self, source: Source, augmentation: Augmentation, seed: int, num_classes: int) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def __getitem__(self, span: Span) -> Raw | Failure:
+    def make(self, span: Span) -> Raw:
         index = np.arange(span.start, span.stop)
-        return raw_views(
+        image, target = views(
             self.source,
             index,
             seed=self.seed,
@@ -53,3 +54,4 @@ class _SpanBatches(Dataset[Raw | Failure]):
             augmentation=self.augmentation,
             num_classes=self.num_classes,
         )
+        return self.raw(image, target, index)

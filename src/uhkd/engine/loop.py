@@ -72,7 +72,7 @@ def train(job: Job) -> list[dict[str, float]]:
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)
-    val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers)
+    val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers, device=fabric.device)
     shown = first_images(val, DIAGNOSTIC_IMAGES).to(fabric.device)
     diagnostics = Diagnostics(
         learner.student, shown, fabric.autocast, teacher and teacher.reference(shown), matching_of(learner.distillers)
@@ -151,6 +151,7 @@ def train(job: Job) -> list[dict[str, float]]:
         views=stored and stored.manifest.views,
         view_seed=stored and stored.manifest.seed,
         beside=stored and stored.shards.read,
+        device=fabric.device,
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
     saved = began = time.monotonic()
