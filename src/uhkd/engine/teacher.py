@@ -31,6 +31,7 @@ class Teacher:
         device = next(network.parameters()).device
         self.ftm = None if target is None else FTM(target, network.shapes.maps).to(device)
         self.autocast = autocast
+        self._ready = False
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
@@ -42,7 +43,10 @@ class Teacher:
             said = self.network(batch.image, frozenset(fields))
         spectra = None
         if "spectra" in needs:
-            assert self.ftm is not None and self.ftm.calibrated, "FTM must be calibrated before it is used"
+            assert self.ftm is not None
+            if not self._ready:  # asked until it is so and not at every step: the answer makes a GPU wait
+                assert self.ftm.calibrated, "FTM must be calibrated before it is used"
+                self._ready = True
             spectra = self.ftm(said.maps)
         maps = said.maps if "maps" in needs else None
         return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)

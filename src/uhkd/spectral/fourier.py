@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Up to so many coefficients, a map in another memory order is multiplied by the whole basis where it lies; with more it is
+# cheaper to bring it into order and multiply axis by axis.
+_FEW = 25
+
 
 def max_radius(n: int) -> int:
     """Highest frequency an axis of `n` cells carries without its Nyquist row: floor((n-1)/2)."""
@@ -41,9 +45,21 @@ def area_basis(n: int, cells: int, dtype: torch.dtype = torch.float32) -> Float[
 def project(
     x: Float[Tensor, "b c h w"], rows: Float[Tensor, "u h"], cols: Float[Tensor, "v w"]
 ) -> Float[Tensor, "b c u v"]:
-    """Separable linear transform of each channel, `rows @ x @ cols.T`, in the bases' precision even inside autocast."""
+    """Separable linear transform of each channel, `rows @ x @ cols.T`, in the bases' precision even inside autocast.
+
+    (B, C, H, W) -> (B, C, U, V). The result's memory lies channels last, and so does the gradient's: the mixing of channels that
+    follows needs no copy, and a network of tokens or in channels-last format meets no gradient in another order than its own.
+    """
+    b, c, h, w = x.shape
+    (u, _), (v, _) = rows.shape, cols.shape
     with torch.autocast(x.device.type, enabled=False):
-        return rows @ x.to(rows.dtype) @ cols.T
+        cells = x.permute(0, 2, 3, 1).to(rows.dtype)
+        if cells.is_contiguous() or u * v > _FEW:
+            found = cols @ (rows @ cells.reshape(b, h, w * c)).view(b, u, w, c)
+        else:
+            basis = rows[:, None, :, None] * cols[:, None]
+            found = basis.reshape(u * v, h * w) @ cells.reshape(b, h * w, c)
+        return found.view(b, u, v, c).permute(0, 3, 1, 2)
 
 
 def spectrum(x: Float[Tensor, "b c h w"], radius: int | tuple[int, int]) -> Float[Tensor, "b c u v"]:

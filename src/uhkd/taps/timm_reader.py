@@ -15,7 +15,8 @@ from uhkd.taps.signals import Signals
 class TimmReader:
     """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding).
 
-    tokens: the network holds its maps as tokens or channels last; timm turns them.
+    tokens: the network holds its maps as tokens or channels last. grids: what to lay tokens out on, for families that give
+    them as they are ("NLC"): their own maps are copies in another memory order, forward and backward. Empty: timm turns them.
     """
 
     levels: tuple[str, ...]
@@ -24,13 +25,16 @@ class TimmReader:
     has_embedding: bool
     linear_head: bool
     tokens: bool
+    grids: tuple[tuple[int, int], ...] = ()
 
     def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> Signals:
         """Signals of a prepared image in one pass of the module."""
         if want == {"logits"}:
             return Signals(logits=first_tensor(module(image)))
         timm: Any = module
-        feature, maps = timm.forward_intermediates(image, indices=list(self.indices) or [0])
+        form = {"output_fmt": "NLC"} if self.grids else {}
+        feature, maps = timm.forward_intermediates(image, indices=list(self.indices) or [0], **form)
+        maps = [x.mT.unflatten(2, grid) for x, grid in zip(maps, self.grids, strict=True)] if self.grids else maps
         logits = embedding = None
         if "embedding" in want:
             embedding = _pooled(timm, feature)
@@ -66,6 +70,7 @@ def timm_reader(
         indices = choose(grids, levels) if levels else ()
     else:
         indices = find(levels, [(name, str(i)) for i, name in enumerate(names)], type(module).__name__)
+    picked = tuple(grids[i] for i in indices)
     isotropic = len(set(grids)) == 1
     has_logits = head and getattr(timm, "num_classes", None) != 0 and plain.ndim == 2
     pooled = _pooled(timm, feature)
@@ -81,6 +86,19 @@ def timm_reader(
         linear_head=linear,
         # timm's own word where there is one; networks of one grid all hold tokens
         tokens=isotropic or str(getattr(timm, "output_fmt", "NCHW")).rpartition(".")[2] != "NCHW",
+        grids=picked if _gives_tokens(timm, image, maps) else (),
+    )
+
+
+def _gives_tokens(timm: Any, image: Tensor, maps: Sequence[Tensor]) -> bool:
+    """Whether the family gives the same numbers as tokens (B,N,C) in the order of the grid's rows."""
+    try:
+        found = timm.forward_intermediates(image, output_fmt="NLC")[1]
+    except Exception:  # most families refuse, each in its way
+        return False
+    return len(found) == len(maps) and all(
+        isinstance(x, Tensor) and x.ndim == 3 and x.shape[1] == m[0, 0].numel() and same(x.mT, m.flatten(2))
+        for x, m in zip(found, maps, strict=True)
     )
 
 
