@@ -1,7 +1,6 @@
 """The verbs as typed functions: what the command line calls, and the Python API."""
 
-from uhkd.commands.api import distill, finetune
-from uhkd.commands.caching import cache
+from uhkd.commands.api import cache, distill, finetune
 from uhkd.commands.compare import compare
 from uhkd.commands.demo import demo
 from uhkd.commands.doctor import doctor

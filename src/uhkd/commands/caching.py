@@ -39,26 +39,15 @@ from uhkd.taps import TappedModel
 _TELL = 15.0  # seconds between two lines on how far it is
 
 
-def cache(
-    recipe: CacheRecipe | None = None, *, teacher: nn.Module | None = None, data: Any = None, **words: Any
-) -> Stored:
-    """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
-
-    Killed and started again it goes on, shard by shard; the same command beside it adds a process; shards that are missing or
-    damaged are made anew, they alone; more `views` are added to those that are there.
-
-    Args:
-        recipe: a whole recipe; words given beside it take precedence.
-        teacher, data: objects in place of the recipe's words.
-        words: fields of `uhkd.recipe.CacheRecipe`.
+def cache(asked: CacheRecipe, *, teacher: nn.Module | None = None, data: Any = None) -> Stored:
+    """Store what a teacher says; `teacher` and `data` replace the recipe's words by objects of the user's own.
 
     Raises:
         ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
             (differing fields named), or too little room on the disk.
     """
-    asked = _asked(recipe, words, teacher, data)
     folder = Path(asked.out)
-    if asked.jobs > 1 and (teacher is not None or not isinstance(data, str | None)):
+    if asked.jobs > 1 and (teacher is not None or data is not None):
         raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
     if folder.exists() and not Stored.exists(folder) and (not folder.is_dir() or _foreign(folder)):
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
@@ -85,14 +74,6 @@ def cache(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
     return work.stored
-
-
-def _asked(recipe: CacheRecipe | None, words: dict[str, Any], teacher: Any, data: Any) -> CacheRecipe:
-    said = {} if recipe is None else recipe.model_dump(exclude_unset=True)
-    for name, value in (("teacher", teacher), ("data", data)):
-        if value is not None:
-            said[name] = value if isinstance(value, str) else f"module/{type(value).__name__}"
-    return build(CacheRecipe, said | words)
 
 
 def _foreign(folder: Path) -> bool:
