@@ -1,6 +1,6 @@
 """Images a second and core that the loader makes, beside timm's own loader doing the same work.
 
-    python benchmarks/data.py --rounds 10 --out results/benchmarks/data.json
+    python benchmarks/data.py --rounds 10 --out data.json
 
 Paths: 32 px images in memory with a padded crop and a flip, also with mixup and cutmix, also with RandAugment (all in one
 process); JPEG files of photograph size cut to 224 px by a random resized crop, in this process and in two others. timm gets
@@ -187,6 +187,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    # asked now, as files may change meanwhile; the command would name places on this machine
+    surroundings = {key: value for key, value in environment().items() if key != "command"}
     count = 10_000
     files = (TIMED_LARGE + 8) * LARGE * 10 // 9 + LARGE  # a tenth is cut for validation
     with tempfile.TemporaryDirectory() as place:
@@ -194,7 +196,7 @@ def main() -> None:
         measured = measure(paths(*small_images(count), Path(place)), asked.rounds)
     report = {
         "title": "Images a second and core",
-        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "environment": surroundings,
         "settings": {
             "rounds": asked.rounds,
             "images_32px": count,
