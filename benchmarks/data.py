@@ -9,8 +9,9 @@ mixup is drawn once a batch, as its scripts do, ours for every image. timm's bat
 each network for itself. "one by one" is `uhkd.data.view` on each image: what the loader did before batches were made at once.
 
 Every round takes every path by every loader, in an order that is reversed from round to round. An iterator's first batches
-are not timed. Work in this process is timed by its processor time, work of others by the clock. Ratios are geometric means over paired rounds with 95 % intervals. Set OMP_NUM_THREADS=1: torch gets one
-thread here in any case, and the files come from the system's cache.
+are not timed. Work in this process is timed by its processor time, work of others by the clock. Ratios are geometric means
+over paired rounds with 95 % intervals. Set OMP_NUM_THREADS=1: torch gets one thread here in any case, and the files come
+from the system's cache.
 """
 
 import argparse
