@@ -131,7 +131,7 @@ def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[Tapped
 
 
 def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:
-    """Loader processes: for small images in memory none beside a model on the CPU, otherwise one a core, at most 8 (4)."""
+    """Loader processes: for small images in memory none, or up to 4 to feed a GPU; otherwise one a core, at most 8."""
     if recipe.workers is not None:
         return recipe.workers
     cores = os.cpu_count() or 1

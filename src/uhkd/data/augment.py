@@ -122,13 +122,12 @@ def geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: A
     if augmentation.crop == "resized":
         image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
     image = fit(image, augmentation.size)
-    rows, columns = np.arange(height), np.arange(width)
-    if augmentation.crop == "pad":
-        rows = mirror(rows + _shift(height, top_draw), height)
-        columns = mirror(columns + _shift(width, left_draw), width)
-    if mirrored:
-        columns = columns[::-1]
-    return image.numpy().take(rows, axis=1).take(columns, axis=2)
+    if augmentation.crop != "pad":  # whole rows are copied faster than picked columns
+        pixels = image.numpy()
+        return np.array(pixels[:, :, ::-1] if mirrored else pixels, order="C")
+    rows = mirror(np.arange(height) + _shift(height, top_draw), height)
+    columns = mirror(np.arange(width) + _shift(width, left_draw), width)
+    return image.numpy().take(rows, axis=1).take(columns[::-1] if mirrored else columns, axis=2)
 
 
 def fit(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:

@@ -47,7 +47,8 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     """Convert any Pillow mode to RGB; transparency is composited on white, deeper grey is scaled to 8 bits."""
     image.load()  # damage surfaces here, so that below only the EXIF block can be at fault
     with suppress(Exception):  # a broken EXIF block beside whole pixels: show the pixels as stored
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # else Pillow would copy the image for nothing
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         return _from_deep_grey(np.asarray(image), 65535 if deep else None)
@@ -55,7 +56,8 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def from_any(image: object) -> UInt8[Tensor, "3 h w"]:

@@ -22,7 +22,9 @@ from uhkd.data.sources import Source
 
 Beside = Callable[[int, np.ndarray], np.ndarray]
 
-_PREFETCH = 2  # batches waiting for each worker: more would only fill memory, as all of them are as fast on average
+_PREFETCH = (
+    2  # batches ready for each worker: a longer queue fills memory, and helps none that is slower than the model
+)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
