@@ -30,7 +30,8 @@ def enhanced_loss(
     agree; a larger eps enhances the target class of a confident teacher.
     """
     student, teacher = wide(student), wide(teacher)
-    target = F.one_hot(label, student.shape[1]).to(teacher.dtype)
+    # not F.one_hot, which looks at the labels and makes the host wait for them
+    target = (label[:, None] == torch.arange(student.shape[1], device=label.device)).to(teacher.dtype)
     shares = (F.softmax(teacher / temperature, 1) + target) ** eps - target
     return -(shares * F.log_softmax(student / temperature, 1)).sum(1).mean()
 

@@ -1,0 +1,77 @@
+"""A step of every method on tiny networks; run as a program, every method is compiled and must not break its graph."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.engine.learner import Learner
+from uhkd.engine.teacher import Teacher, calibrate
+from uhkd.methods import build, method_names
+from uhkd.models import create
+from uhkd.taps import Shapes, Signals
+
+CLASSES, IMAGES = 5, 100
+SETTINGS: dict[str, dict[str, Any]] = {"crd": {"negatives": 16}}
+OTHER_FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("uhkd", {"form": "log-amplitude"}),
+    ("uhkd", {"channels": 8}),
+    ("uhkd", {"fam": "mlp"}),
+    ("uhkd", {"fam": "rotation"}),
+    ("uhkd", {"radius": 3}),
+    ("ofa", {"head": "conv"}),
+    ("ofa", {"head": "tokens"}),
+]
+CASES = [(name, SETTINGS.get(name, {})) for name in method_names()] + OTHER_FORMS
+
+
+def assemble(method: str, settings: dict[str, Any]) -> tuple[Learner, Teacher, Batch]:
+    """A student of tokens, a CNN that teaches it, and a batch, as the engine puts them together."""
+    torch.manual_seed(0)
+    student, network = (
+        create(f"uhkd/{name}", num_classes=CLASSES, image_size=16) for name in ("vit_micro", "resnet10")
+    )
+    distillers = build(method, Shapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
+    target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
+    teacher = Teacher(network, target)
+    image = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    label = torch.arange(4)
+    batch = Batch(image, torch.eye(CLASSES)[label], label, torch.arange(4))
+    if target is not None:
+        calibrate(teacher, [batch], torch.device("cpu"))
+    return Learner(student, distillers).train().to(memory_format=torch.channels_last), teacher, batch
+
+
+def apart(said: Signals) -> Signals:
+    """The same numbers as leaves, as a graph of its own takes them."""
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().requires_grad_()
+
+    fields = (tuple(map(leaf, x)) if isinstance(x, tuple) else x if x is None else leaf(x) for x in said)
+    return Signals(*fields)
+
+
+def check_compiled(method: str, settings: dict[str, Any]) -> None:
+    """The compiled forward of a training step gives the same terms, and its graph holds all of it."""
+    learner, teacher, batch = assemble(method, settings)
+    said = teacher.signals(batch.image, learner.teacher_needs)
+    heard = apart(learner.student(batch.image, learner.student_needs | {"logits"}))
+    distiller = learner.distillers[method]
+    torch._dynamo.reset()
+    torch.manual_seed(1)
+    plain = copy.deepcopy(distiller)(heard, said, batch)
+    torch.manual_seed(1)
+    compiled = torch.compile(distiller, fullgraph=True, backend="eager")(heard, said, batch)
+    torch.testing.assert_close(compiled, plain)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in CASES:
+        try:
+            check_compiled(*case)
+        except Exception as error:  # dynamo's errors have no common base
+            print(f"{case}: {error}")
