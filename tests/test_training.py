@@ -439,3 +439,13 @@ def test_resuming_with_another_recipe_names_the_fields(
     assert checkpoint is not None and checkpoint.step == 2
     with pytest.raises(ValueError, match="add --resume to go on with it"):
         uhkd.distill(**words)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_training(tmp_path: Path):
+    """torch.compile rounds in other places, and nothing else; it resumes and leaves plain weights."""
+    words = {"model": "uhkd/resnet10", "options": {"channels": [8, 12, 16, 24]}, "data": "digits", "train_limit": 100}
+    words |= {"image_size": 16, "batch_size": 20, "epochs": 2, "precision": "fp32", "device": "cpu", "workers": 0}
+    plain, compiled = (uhkd.finetune(**words, compile=c, out=tmp_path / str(c)) for c in (False, True))
+    assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-3)
+    assert uhkd.load_run(tmp_path / "True").shapes == plain.student.shapes

@@ -24,9 +24,10 @@ from uhkd.commands.setup import (
     make_fabric,
     open_recipe_data,
     say,
+    tell_machine,
 )
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.data import Augmentation, Data, Span, eval_loader, span_loader
+from uhkd.data import Span, eval_loader, span_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
@@ -88,9 +89,9 @@ class _Work:
     def __init__(self, asked: CacheRecipe, module: nn.Module | None, data: Any) -> None:
         self.asked, self.folder = asked, Path(asked.out)
         self.run = RunFolder(self.folder)
-        device, precision = choose_device(asked)
-        self.fabric = make_fabric(device, precision)
-        say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
+        device, self.precision = choose_device(asked)
+        self.fabric = make_fabric(device, self.precision)
+        tell_machine(asked, device, self.precision)
         self.data = open_recipe_data(asked, data)
         self.workers = choose_workers(asked, self.data, device)
         begun = Stored.exists(self.folder)
@@ -105,7 +106,7 @@ class _Work:
                 self.augmentation = self.stored.manifest.augmentation
                 self.teacher = self._go_on(network)
             else:
-                self.augmentation = view_augmentation(asked, self.data, network)
+                self.augmentation = choose_augmentation(asked, self.data, [network])
                 self.teacher = self._begin(network, metrics)
                 self.stored = Stored(self.folder)
 
@@ -170,22 +171,17 @@ class _Work:
             target=target,
             teacher=asked.teacher,
             teacher_metrics=metrics,
-            environment={k: v for k, v in environment().items() if k != "command"}
-            | {"precision": self.fabric_precision()},
+            environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
         Stored.begin(self.folder, manifest, tensors)
         return teacher
-
-    def fabric_precision(self) -> str:
-        """Number format of the teacher's forward pass, in the recipe's words."""
-        return choose_device(self.asked)[1]
 
     def _go_on(self, network: TappedModel) -> Teacher:
         """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
         manifest = self.stored.manifest
         layout, target = self._layout(network)
         teacher = Teacher(network, target, self.fabric.autocast)
-        wanted = view_augmentation(self.asked, self.data, network)
+        wanted = choose_augmentation(self.asked, self.data, [network])
         kept, self.augmentation = self.augmentation, wanted
         identity = self._identity(network, layout, teacher)
         self.augmentation = kept
@@ -317,11 +313,6 @@ class _Work:
         with FileLock(file, timeout=timeout):
             yield
             file.unlink(missing_ok=True)  # whoever waited for it meanwhile looks again at what there is to do
-
-
-def view_augmentation(asked: CacheRecipe, data: Data, network: TappedModel) -> Augmentation:
-    """How the stored views are made: as a student of the teacher's own input size would see them."""
-    return choose_augmentation(asked, data, [network])
 
 
 def main() -> None:

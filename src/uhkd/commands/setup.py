@@ -54,6 +54,24 @@ def choose_device(recipe: MachineWords) -> tuple[str, str]:
     return device, precision
 
 
+def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
+    """Say what a training runs on, and why in this way."""
+    if recipe.precision != "auto":
+        why = "as asked"
+    elif precision == "bf16":
+        why = f"the {'GPU' if device == 'cuda' else 'processor'} multiplies bfloat16 natively"
+    else:
+        why = f"the {'GPU' if device == 'cuda' else 'processor'} has no fast bfloat16"
+    compiled = ""
+    if getattr(recipe, "compile", False):
+        slow = ": on a CPU it has only ever cost time (docs/performance.md)" if device == "cpu" else ""
+        compiled = f", compiled{slow}"
+    threads = torch.get_num_threads()
+    say(
+        f"running on {device} in {precision} ({why}), channels last, {threads} CPU thread{'s' * (threads > 1)}{compiled}"
+    )
+
+
 class _Bf16(MixedPrecision):
     """bf16 autocast that leaves a module's inputs alone: Fabric's own would round images, targets and spectra too."""
 

@@ -19,6 +19,7 @@ from uhkd.commands.setup import (
     open_recipe_data,
     run_folder,
     say,
+    tell_machine,
 )
 from uhkd.commands.stored import facts_of, open_stored
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
@@ -102,7 +103,7 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, Ru
     if not (recipe.resume and folder.started()):
         folder.check({}, resume=recipe.resume)
     device, precision = choose_device(recipe)
-    say(f"running on {device} in {precision}, {torch.get_num_threads()} CPU threads")
+    tell_machine(recipe, device, precision)
     opened = open_recipe_data(recipe, data)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:

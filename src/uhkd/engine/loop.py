@@ -69,6 +69,8 @@ def train(job: Job) -> list[dict[str, float]]:
     per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
     total = per_epoch * recipe.epochs
     optimizer = make_optimizer(learner, recipe)
+    if recipe.compile:
+        learner.compile()
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)

@@ -53,6 +53,10 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
         description="keep, validate and save an exponential moving average of the weights, of this decay a step; none: off",
     )
 
+    compile: bool = Field(
+        default=False,
+        description="compile student and method (torch.compile): for long trainings on a GPU, never on a CPU",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of weights, order and augmentation")
     out: str | None = Field(default=None, description="run folder to write; none: a new one under runs/")
     resume: bool = Field(default=False, description="go on from the last checkpoint in out")
