@@ -442,6 +442,7 @@ def test_resuming_with_another_recipe_names_the_fields(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # dynamo's and inductor's own, which differ by version
 def test_a_compiled_training_is_the_same_training(tmp_path: Path):
     """torch.compile rounds in other places, and nothing else; it resumes and leaves plain weights."""
     words = {"model": "uhkd/resnet10", "options": {"channels": [8, 12, 16, 24]}, "data": "digits", "train_limit": 100}
