@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,12 @@ _TELL = 15.0  # seconds between two lines on how far it is
 
 
 def cache(
-    recipe: CacheRecipe | None = None, *, teacher: nn.Module | None = None, data: Any = None, **words: Any
+    recipe: CacheRecipe | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    data: Any = None,
+    admit: Callable[[Stored], None] | None = None,
+    **words: Any,
 ) -> Stored:
     """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
 
@@ -50,6 +55,7 @@ def cache(
     Args:
         recipe: a whole recipe; words given beside it take precedence.
         teacher, data: objects in place of the recipe's words.
+        admit: called with the cache when its sizes are known and before its records are written; may refuse by a ValueError.
         words: fields of `uhkd.recipe.CacheRecipe`.
 
     Raises:
@@ -64,6 +70,8 @@ def cache(
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     work = _Work(asked, teacher, data)
+    if admit is not None:
+        admit(work.stored)
     work.announce()
     children = [
         start_child(__name__, asked.model_copy(update={"jobs": 1}).model_dump_json()) for _ in range(asked.jobs - 1)
