@@ -158,8 +158,7 @@ def test_the_plan_draws_no_random_numbers(recipes: Path):
 
 
 def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipes: Path):
-    both = [str(recipes / "vit.yaml"), str(recipes / "mlp.yaml")]
-    words = {"pairs": both, "methods": ["scratch", "kd", "rsd", "uhkd", "twin_a"], "seeds": 2}
+    words: dict[str, Any] = {"methods": ["kd", "rsd", "twin_a", "uhkd"], "seeds": 2}
     plan, board = done(asked(recipes, **words))
     other, live = done(asked(recipes, **words, cache="never", out=str(recipes.parent / "live")))
     assert [cache.words["seed"] for cache in plan.caches] == [0, 1] and not other.caches
@@ -172,7 +171,7 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=2e-2, atol=2e-3)
         for row, other_row in zip(ours.read_metrics(), theirs.read_metrics(), strict=True):
-            assert row["train_loss"] == pytest.approx(other_row["train_loss"], rel=1e-3)
+            assert row["loss"] == pytest.approx(other_row["loss"], rel=1e-3)
         result, its = ours.read_result(), theirs.read_result()
         assert result.get("teacher_metrics") == its.get("teacher_metrics")
         assert result.get("teacher_fingerprint") == its.get("teacher_fingerprint")
@@ -180,10 +179,10 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
         if found[name]:
             assert result["teacher_cache"]["seed"] == cell.seed, "each seed by its own cache"
     summary = gather(plan, board, title="t", part="val", tune=0)
-    assert not summary["warnings"] and len(summary["runs"]) == 20
-    assert [cache["meant_for"] for cache in summary["caches"]] == [6, 6]
+    assert not summary["warnings"] and len(summary["runs"]) == 8
+    assert [cache["meant_for"] for cache in summary["caches"]] == [3, 3]
     assert all(cache["bytes"] > 0 and cache["seconds"] > 0 for cache in summary["caches"])
-    assert "12 of 20 runs learned from stored signals" in document(summary, {})
+    assert "6 of 8 runs learned from stored signals" in document(summary, {})
     assert "stored signals" not in document(gather(other, live, title="t", part="val", tune=0), {})
 
 
@@ -257,7 +256,7 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     teacher = TEACHER | {"image_size": 8, "data": "digits"}
     (recipes / "teacher.yaml").write_text(yaml.safe_dump(teacher))
     folder = recipes / "images"
-    caching_words = {"data": str(folder), "train_limit": None, "batch_size": 8, "crop": "none"}
+    changes = {"train_limit": None, "batch_size": 8, "crop": "none"}
     for label in ("a", "b"):
         (folder / "train" / label).mkdir(parents=True)
         for i in range(16):
@@ -266,8 +265,8 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     recipe = asked(
         recipes,
         data=str(folder),
-        changes=caching_words | {"image_size": 16},
-        teacher_changes=caching_words,
+        changes=changes | {"image_size": 16},
+        teacher_changes=changes,
         methods=["kd", "dist"],
     )
     plan, board = done(recipe)
@@ -280,12 +279,11 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
 
 
 def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
-    recipe = asked(recipes, methods=["uhkd", "kd", "dist"], tune=2)
+    recipe = asked(recipes, methods=["uhkd", "kd", "dist"], tune=4, changes={"epochs": 1})
     plan, board = planned(recipe)
-    changed = next(iter(plan.cells))
-    tried = next(task for task in plan.tasks if task.name == changed).choices
-    (second,) = [name for name, change in tried.items() if change]
-    radius = tried[second]["settings"]["uhkd.radius"]
+    tried = next(task for task in plan.tasks if task.name == "vit/uhkd/seed-0").choices
+    radii = {name: change.get("settings", {}).get("uhkd.radius", 1) for name, change in tried.items()}
+    second, radius = max(radii.items(), key=lambda item: item[1])
     assert radius > 1
     chosen = board.out / "chosen" / "vit" / "uhkd.json"
     chosen.parent.mkdir(parents=True)
@@ -293,7 +291,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     work(plan.work, board.out)
     found = by_cache(plan, board)
     assert found["vit/kd/seed-0"] and found["vit/dist/seed-0"] and not found["vit/uhkd/seed-0"]
-    assert "uhkd wants other spectra: 5 x 5 coefficients" in log(board, "vit/uhkd/seed-0")
+    assert "uhkd wants other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
     assert found["tune/vit/uhkd/setting-0"] and not found[second]
     assert board.run("vit/uhkd/seed-0").read_recipe()["settings"] == {"uhkd.radius": radius}
 
@@ -342,12 +340,10 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
         "caching.write_atomically = once\n"
         "from uhkd.commands.comparing.queue import main\nmain()\n"
     )
-    with workers_of(plan, board.out, 1):
+    with workers_of(plan, board.out, 1):  # for its order; the process at work is ours
         (order,) = (board.out / "plan").glob(".order-*.json")
-        killed = subprocess.run(
-            [sys.executable, "-c", code, str(order)], stdin=subprocess.PIPE, check=False, timeout=300
-        )
-        assert killed.returncode == -9
+        with subprocess.Popen([sys.executable, "-c", code, str(order)], stdin=subprocess.PIPE) as process:
+            assert process.wait(300) == -signal.SIGKILL
     shards = list((board.out / cache.name).rglob("*.bin"))
     assert len(shards) == 1 and board.state(cache) == "begun"
     before = shards[0].stat().st_mtime_ns

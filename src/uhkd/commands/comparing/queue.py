@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
-from uhkd.commands.comparing.serving import damaged, doubt, settle, store, whole
+from uhkd.commands.comparing.serving import doubt, settle, store, whole
 from uhkd.recipe import RecipeError
 from uhkd.runs import RunFolder, write_atomically
 
@@ -171,8 +171,8 @@ class Board:
                     write_atomically(self._test(task.name), json.dumps(metrics, indent=1) + "\n")
             except Exception as error:  # whatever one training dies of, the others go on
                 traceback.print_exc(file=file)
-                if cache is not None and damaged(error):
-                    doubt(cache)
+                if cache is not None:
+                    doubt(cache, error)
                 self.fail(
                     task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 )

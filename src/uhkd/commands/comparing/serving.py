@@ -18,9 +18,9 @@ from uhkd.engine.stored import check_needs, target_differences
 from uhkd.methods import Distiller
 from uhkd.methods import build as build_method
 from uhkd.models import create
-from uhkd.recipe import DistillRecipe, build
+from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
-from uhkd.stored import DamagedShard, Stored
+from uhkd.stored import Stored
 from uhkd.taps import Shapes
 
 _WHOLE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
@@ -31,16 +31,10 @@ def whole(folder: Path) -> bool:
     return (folder / _WHOLE).is_file()
 
 
-def doubt(folder: Path) -> None:
-    """Have a cache looked through before it is used again; what is damaged is made anew then."""
-    (folder / _WHOLE).unlink(missing_ok=True)
-
-
-def damaged(error: Exception) -> bool:
-    """Whether a training ended because of a record that is not what was written."""
-    return isinstance(error, DamagedShard) or DamagedShard.__name__ in str(
-        error
-    )  # loader processes wrap what they raise
+def doubt(folder: Path, error: Exception) -> None:
+    """Have a cache looked through before it is used again, if a training ended by its fault; what is damaged is made anew."""
+    if f"uhkd cache -c {folder} " in str(error):  # loaders pass on what a `DamagedShard` says, not the exception itself
+        (folder / _WHOLE).unlink(missing_ok=True)
 
 
 def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, failure: str | None) -> dict[str, Any]:
@@ -127,7 +121,7 @@ def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, M
 
     if len(left) < enough:
         raise ValueError(f"only {len(left)} of {len(served)} trainings are left to use it")
-    stored = cache(**words, out=str(folder), admit=admit)
+    stored = cache(build(CacheRecipe, {**words, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
         raise ValueError(f"{len(missing)} shards are being made by somebody else")
     with _notes(out) as notes:
