@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,16 @@ from uhkd.taps import TappedModel
 _TELL = 15.0  # seconds between two lines on how far it is
 
 
-def cache(asked: CacheRecipe, *, teacher: nn.Module | None = None, data: Any = None) -> Stored:
+def cache(
+    asked: CacheRecipe,
+    *,
+    teacher: nn.Module | None = None,
+    data: Any = None,
+    admit: Callable[[Stored], None] | None = None,
+) -> Stored:
     """Store what a teacher says; `teacher` and `data` replace the recipe's words by objects of the user's own.
+
+    admit: called with the cache when its sizes are known and before its records are written; may refuse by a ValueError.
 
     Raises:
         ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
@@ -54,6 +62,8 @@ def cache(asked: CacheRecipe, *, teacher: nn.Module | None = None, data: Any = N
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     work = _Work(asked, teacher, data)
+    if admit is not None:
+        admit(work.stored)
     work.announce()
     children = [
         start_child(__name__, asked.model_copy(update={"jobs": 1}).model_dump_json()) for _ in range(asked.jobs - 1)

@@ -1,5 +1,6 @@
 """`compare`: many trainings as one resumable comparison, told in one table."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
         f"{len(plan.tasks)} trainings ({len(plan.cells)} cells of the table, {len(plan.trials)} settings tried), "
         f"{done} done already; everything goes to {out}"
     )
+    if asked.cache == "auto":
+        _tell_caches(plan)
     run(plan, board, asked.jobs)
     title = asked.title or f"{len(asked.methods)} methods, {len(plan.teachers)} pairs, {asked.seeds} seeds"
     summary = gather(plan, board, title=title, part=asked.part, tune=asked.tune)
@@ -54,6 +57,9 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     show(summary)
     for line in summary["warnings"]:
         say(f"warning: {line}")
+    for cache in plan.caches:
+        if why := board.failure(cache.name):
+            say(f"{cache.name} was not made, its trainings ran with the teacher: {why.splitlines()[0]}")
     failed = {task.name: why for task in plan.tasks if (why := board.failure(task.name))}
     if failed:
         told = "".join(f"\n  {name}: {why.splitlines()[0]}" for name, why in failed.items())
@@ -62,6 +68,19 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
             f"{told}\n  what they said is in {out / 'logs'}"
         )
     return summary
+
+
+def _tell_caches(plan: Plan) -> None:
+    """Which trainings learn from stored signals, and why the others do not."""
+    served = sum(len(cache.serves) for cache in plan.caches)
+    seeds = ", ".join(str(seed) for seed in sorted({cache.words["seed"] for cache in plan.caches}))
+    others = ", ".join(f"{count} {why}" for why, count in Counter(plan.live.values()).items())
+    rest = f"; of the others {others}" if others else ""
+    if plan.caches:
+        s = "s serve" if len(plan.caches) > 1 else " serves"
+        say(f"{len(plan.caches)} cache{s} {served} of {served + len(plan.live)} students (view seeds {seeds}){rest}")
+    else:
+        say(f"no cache of teacher signals would pay: of {len(plan.live)} students {others}")
 
 
 def _refuse_without_test(plan: Plan) -> None:

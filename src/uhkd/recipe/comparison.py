@@ -39,6 +39,11 @@ class CompareRecipe(Schema):
         ge=0,
         description="settings each method tries first on the held-out part; 0: its defaults as they are",
     )
+    cache: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: teacher signals that two or more trainings of a seed read are stored once; never: each training "
+        "runs its teacher",
+    )
     cost: bool = Field(default=False, description="measure time, memory and FLOPs of a step instead of training")
     rounds: int = Field(default=20, ge=2, description="interleaved rounds of --cost")
     jobs: int = Field(default=1, ge=1, description="processes at work; more may join by the same command")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import Board, workers_of
+from uhkd.commands.comparing.serving import whole
 from uhkd.commands.setup import say
 
 _LOOK = 0.5  # seconds between two looks at the folder
@@ -20,7 +21,7 @@ _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller bat
 
 
 def states(plan: Plan, board: Board) -> Counter[str]:
-    """How many tasks are waiting, begun, done, failed."""
+    """How many trainings are waiting, begun, done, failed."""
     return Counter(board.state(task) for task in plan.tasks)
 
 
@@ -34,6 +35,7 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
         return
     live = Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
     told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
+    caches = {task.name for task in plan.caches if board.state(task) in ("done", "failed")}
     began, already = time.monotonic(), len(told)
     with workers_of(plan, board.out, jobs) as start, live or contextlib.nullcontext():
         workers = [start() for _ in range(jobs)]
@@ -45,6 +47,11 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
                     told.add(task.name)
                     if live is None:
                         say(f"[{len(told)}/{len(plan.tasks)}] {said}")
+            for task in plan.caches:
+                if task.name not in caches and (said := _told(board, task)):
+                    caches.add(task.name)
+                    if live is None:
+                        say(said)
             if live is not None:
                 live.update(_live_table(plan, board, began, len(told) - already), refresh=True)
     if not _finished(states(plan, board)):
@@ -71,6 +78,10 @@ def _finished(count: Mapping[str, int]) -> bool:
 def _told(board: Board, task: Task) -> str | None:
     """A line about a task that came to an end."""
     state, why = board.state(task), board.failure(task.name)
+    if task.serves and state == "failed" and why:
+        return f"{task.name}: not made, its trainings run with the teacher: {why.splitlines()[0]}"
+    if task.serves:
+        return f"{task.name}: the teacher's signals are stored" if whole(board.out / task.name) else None
     if state == "done":
         return f"{task.name}: {board.accuracy(task):.2%}"
     return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None
@@ -94,4 +105,6 @@ def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:
     left = count["waiting"] + count["begun"]
     elapsed = time.monotonic() - began
     eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
-    return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}")
+    making = [cache.name for cache in plan.caches if board.state(cache) == "begun"]
+    stored = f", storing the teacher's signals: {', '.join(making)}" if making else ""
+    return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}{stored}")

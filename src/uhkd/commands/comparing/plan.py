@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from uhkd.commands.comparing.caches import shared_caches
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import check, method_names
 from uhkd.models.naming import parse
@@ -13,16 +14,17 @@ from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeErro
 from uhkd.runs import RunFolder
 
 TUNING_SEED = 1000  # settings are chosen by a seed that no table shows
-_OWN = {"teachers", "tune", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs' folders, see `Board`
+_OWN = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs', see `Board`
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training: a teacher (its words name a `model`), a setting tried, or a cell of the table.
+    """One training: a teacher (its words name a `model`), a setting tried, or a cell of the table; or a cache (`views`).
 
     name: its folder below the comparison's. after: tasks that must be done first. choices: changes by the name of the task
     that tries them first; those of the best on the held-out part are added to `words`. measured: its accuracy on the test
-    part is wanted too.
+    part is wanted too. cache: the one it waits for and learns from, if that can be made; no part of `words`, as it changes
+    nothing but roundings. serves: trainings that a cache is made for.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Task:
     after: tuple[str, ...] = ()
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: bool = False
+    cache: str | None = None
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All tasks in the order of work, and what the table is made of."""
+    """All trainings in the order of work, what the table is made of, and the caches that trainings share."""
 
     tasks: tuple[Task, ...]
     cells: dict[str, Cell]
     trials: dict[str, Cell]  # settings tried, by task
     teachers: dict[str, str]  # pair -> where its teacher is or will be: a folder, or a network's name
+    caches: tuple[Task, ...] = ()
+    live: dict[str, str] = field(default_factory=dict)  # why students go without a cache; empty where none is wanted
+
+    @property
+    def work(self) -> tuple[Task, ...]:
+        """Trainings and caches in the order of work: a cache comes before the first that it serves."""
+        due = {cache.serves[0]: cache for cache in self.caches}
+        return tuple(t for task in self.tasks for t in (*([due[task.name]] if task.name in due else []), task))
 
 
 def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
@@ -102,8 +114,11 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
                 students.append(Task(name, words, after, tried, measured=recipe.part == "test"))
     if problems:
         raise RecipeError(dict.fromkeys(problems))
-    tasks |= {task.name: task for task in students}
-    return Plan(tuple(tasks.values()), cells, trials, teachers)
+    shared, live = shared_caches({task.name: task.words for task in students}) if recipe.cache == "auto" else ([], {})
+    cached = {name: cache.name for cache in shared for name in cache.serves}
+    tasks |= {task.name: replace(task, cache=cached.get(task.name)) for task in students}
+    caches = [Task(c.name, c.words, tasks[c.serves[0]].after, serves=c.serves) for c in shared]
+    return Plan(tuple(tasks.values()), cells, trials, teachers, tuple(caches), live)
 
 
 def merged(words: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

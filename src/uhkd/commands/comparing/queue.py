@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
+from uhkd.commands.comparing.serving import doubt, settle, store, whole
 from uhkd.recipe import RecipeError
 from uhkd.runs import RunFolder, write_atomically
 
@@ -30,8 +31,8 @@ _PATIENCE = 0.5  # seconds between two looks at tasks that others work on
 class Board:
     """What is done, begun and failed, read from the files below `out`.
 
-    NAME/ is a task's run folder, plan/NAME.json its words, locks/NAME.lock is held and locks/NAME.pid written by who works on
-    it, logs/NAME.txt is what it said, failed/NAME.txt why it ended, chosen/PAIR/METHOD.json the setting that was taken.
+    NAME/ is a task's run folder (or cache), plan/NAME.json its words, locks/NAME.lock is held and locks/NAME.pid written by who
+    works on it, logs/NAME.txt is what it said, failed/NAME.txt why it ended, chosen/PAIR/METHOD.json the setting that was taken.
     """
 
     def __init__(self, out: Path) -> None:
@@ -42,7 +43,11 @@ class Board:
         return RunFolder(self.out / name)
 
     def state(self, task: Task) -> State:
-        """Where a task stands; "begun" is at work, or was when its worker was killed."""
+        """Where a task stands; "begun" is at work, or was when its worker was killed. A cache that nobody needs is done."""
+        if task.serves:
+            needed = any(not self.run(name).result.is_file() for name in task.serves)
+            if not needed or whole(self.out / task.name):
+                return "done"
         if self.run(task.name).result.is_file() and (not task.measured or self._test(task.name).is_file()):
             return "done"
         if self._file("failed", task.name).is_file():
@@ -67,7 +72,7 @@ class Board:
             RecipeError: when a task has other words than the folder's earlier task of that name.
         """
         problems = []
-        for task in plan.tasks:
+        for task in plan.work:
             file = self._file("plan", task.name, ".json")
             now = json.loads(json.dumps({"words": task.words, "choices": task.choices, "measured": task.measured}))
             if not file.is_file():
@@ -82,7 +87,7 @@ class Board:
         if problems:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
             raise RecipeError([f"{self.out} was begun by another recipe; choose another --out", *problems[:5], *more])
-        for task in plan.tasks:
+        for task in plan.work:
             with self.claim(task.name) as mine:
                 if mine:
                     self._file("failed", task.name).unlink(missing_ok=True)
@@ -140,27 +145,34 @@ class Board:
             if file.read_text() == _worker_name(process)
         ]
 
-    def execute(self, task: Task) -> None:
-        """Train one task (from its last checkpoint, if it was begun); a failure is noted, not raised."""
+    def execute(self, task: Task, served: Sequence[Task] = ()) -> None:
+        """Do one task (from its last checkpoint, if it was begun); failures are noted, not raised. served: by a cache."""
         from uhkd.commands.api import distill, finetune
         from uhkd.commands.judging import measure
 
         log = self._file("logs", task.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         folder, holder = self.run(task.name), self._file("locks", task.name, ".pid")
+        cache = self.out / task.cache if task.cache else None
         holder.write_text(_worker_name(os.getpid()))
         with log.open("a") as file, contextlib.redirect_stderr(file):
             try:
-                if not folder.result.is_file():
+                if task.serves:
+                    store(self.out, task.name, task.words, {other.name: self.words(other) for other in served})
+                elif not folder.result.is_file():
                     if folder.path.exists() and not folder.started():  # killed while it made its first file
                         shutil.rmtree(folder.path)
-                    words = self.words(task) | {"out": str(folder.path), "resume": folder.started()}
-                    (finetune if "model" in words else distill)(**words)
+                    words, teaches = self.words(task), "model" in task.words
+                    words = words if teaches else settle(words, folder, cache, task.cache and self.failure(task.cache))
+                    place = {"out": str(folder.path), "resume": folder.started()}
+                    (finetune if teaches else distill)(**words | place)
                 if task.measured:
                     metrics = measure(str(folder.path), split="test")[0].metrics
                     write_atomically(self._test(task.name), json.dumps(metrics, indent=1) + "\n")
             except Exception as error:  # whatever one training dies of, the others go on
                 traceback.print_exc(file=file)
+                if cache is not None:
+                    doubt(cache, error)
                 self.fail(
                     task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 )
@@ -181,7 +193,7 @@ def work(tasks: Sequence[Task], out: Path) -> None:
         for task in tasks:
             if board.state(task) in ("done", "failed"):
                 continue
-            before = {name: board.state(by_name[name]) for name in (*task.after, *task.choices)}
+            before = {name: board.state(by_name[name]) for name in _awaited(task, by_name)}
             lost = [name for name in task.after if before[name] == "failed"]
             if task.choices and all(before[name] == "failed" for name in task.choices):
                 lost += task.choices  # a setting that fails was tried and is not chosen; without any there is no choice
@@ -195,11 +207,18 @@ def work(tasks: Sequence[Task], out: Path) -> None:
                 if not mine:
                     waiting = True
                 elif board.state(task) not in ("done", "failed"):
-                    board.execute(task)
+                    board.execute(task, [by_name[name] for name in task.serves])
                     gc.collect()  # a training's images and networks lie in cycles: left alone, they pile up for several cells
         if not waiting:
             return
         time.sleep(_PATIENCE)
+
+
+def _awaited(task: Task, by_name: Mapping[str, Task]) -> list[str]:
+    """Tasks that must have ended before this one: what it needs, its choices and cache; before a cache its trainings' choices."""
+    names = [*task.after, *task.choices, *([task.cache] if task.cache in by_name else [])]
+    names += [name for served in task.serves for name in by_name[served].choices if name not in task.serves]
+    return list(dict.fromkeys(names))
 
 
 @contextlib.contextmanager
@@ -212,7 +231,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
         "out": str(out),
         "threads": max(1, (os.cpu_count() or 1) // jobs),
         "command": sys.argv,
-        "tasks": [dataclasses.asdict(task) for task in plan.tasks],
+        "tasks": [dataclasses.asdict(task) for task in plan.work],
     }
     file = out / "plan" / f".order-{_worker_name(os.getpid())}.json"
     write_atomically(file, json.dumps(order) + "\n")
@@ -238,7 +257,7 @@ def main() -> None:
     sys.argv = order["command"]  # what runs note as their command
     end_with_parent()
     torch.set_num_threads(min(order["threads"], torch.get_num_threads()))  # fewer where the environment asks for that
-    tasks = tuple(Task(**{**task, "after": tuple(task["after"])}) for task in order["tasks"])
+    tasks = tuple(Task(**task | {k: tuple(task[k]) for k in ("after", "serves")}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
         work(tasks, Path(order["out"]))
 

@@ -52,6 +52,12 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
         f"Accuracy on the {PARTS[summary['part']]} after the last epoch, mean ± sample sd over seeds. Differences are "
         f"paired by seed, ± half of the 95 % interval (Student's t, each comparison by itself). {tuned}{seen}"
     )
+    by_cache = sum(run.get("teacher_cache") is not None for run in summary["runs"])
+    if by_cache:
+        notes += (
+            f" {by_cache} of {len(summary['runs'])} runs learned from stored signals of their teacher: their training time "
+            "leaves the teacher out and does not compare with the others' (compare --cost measures steps with it)."
+        )
     blocks = [f"# {summary['title']}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
     commits = sorted({str(run["commit"]) for run in summary["runs"]})
     blocks.append(

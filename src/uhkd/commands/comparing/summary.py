@@ -10,11 +10,12 @@ from scipy.stats import t
 
 from uhkd.commands.comparing.plan import Cell, Plan, Task
 from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.serving import stored_in
 from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
-_CELL += ("start", "student_start", "teacher_start")
+_CELL += ("start", "student_start", "teacher_start", "teacher_cache")
 _BASELINES = ("scratch", "kd")
 
 
@@ -48,6 +49,7 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
             | {"seconds": result["metrics"]["seconds"], "extra_parameters": result["extra_parameters"]}
             | {"metrics": result["metrics"], "commit": result["environment"]["commit"]}
             | {"environment": environments.index(machine), "teacher_metrics": result.get("teacher_metrics")}
+            | {"teacher_cache": result.get("teacher_cache")}
         )
     return {
         "title": title,
@@ -55,11 +57,18 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
         "settings_tried": tune or 1,
         "pairs": {pair: own | {"teacher": _teacher(plan, board, pair, runs, part)} for pair, own in pairs.items()},
         "environments": environments,
+        "caches": _caches(plan, board),
         "runs": runs,
         "tuning": _trials(plan, board, tasks),
         "warnings": warnings + _mixed(runs),
         "missing": {name: board.failure(name) or "not run yet" for name in plan.cells if name not in done},
     }
+
+
+def _caches(plan: Plan, board: Board) -> list[dict[str, Any]]:
+    """What it took to store teachers' signals; their trainings' own times leave the teacher out."""
+    known = stored_in(board.out)
+    return [{"name": c.name, "meant_for": len(c.serves), **known[c.name]} for c in plan.caches if c.name in known]
 
 
 def _any(done: Mapping[str, Cell], pair: str) -> bool:
