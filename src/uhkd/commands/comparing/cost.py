@@ -22,6 +22,7 @@ from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, Workshop
 from uhkd.commands.setup import say
+from uhkd.engine import StoredTeacher, Teacher
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
 
@@ -159,7 +160,7 @@ def _facts(step: Step) -> dict[str, Any]:
     recipe = step.recipe
     return {
         "recipe": recipe.model_dump(
-            mode="json", exclude={"out", "resume", "data", "teacher"}
+            mode="json", exclude={"out", "resume", "data", "teacher", "teacher_cache"}
         ),  # no places on this machine
         "data": step.data.name,
         "data_fingerprint": step.data.fingerprint,
@@ -170,10 +171,14 @@ def _facts(step: Step) -> dict[str, Any]:
         "accumulate": recipe.accumulate,
         "image_size": list(step.size),
         "student_parameters": sum(p.numel() for p in step.learner.student.module.parameters()),
-        "teacher": None if step.teacher is None else step.teacher.network.card.name,
+        "teacher": None if step.teacher is None else _named(step.teacher),
         "extra_parameters": step.extra_parameters,
         "gflop_per_image": count_flops(step) / recipe.batch_size / 1e9,
     }
+
+
+def _named(teacher: Teacher | StoredTeacher) -> str:
+    return "stored signals" if isinstance(teacher, StoredTeacher) else teacher.network.card.name
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

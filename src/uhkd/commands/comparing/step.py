@@ -11,7 +11,7 @@ from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
 from uhkd.data import Batch, Data, train_loader
-from uhkd.engine import Learner, Teacher, calibrate, weigh
+from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate, weigh
 from uhkd.engine.averaging import Average
 from uhkd.engine.loop import split, step_seed
 from uhkd.engine.optimizer import make_optimizer
@@ -21,6 +21,7 @@ from uhkd.methods import build as build_method
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
+from uhkd.stored import Stored
 from uhkd.taps import Shapes, Signals, TappedModel
 
 Made = TypeVar("Made")
@@ -33,7 +34,7 @@ class Step:
     recipe: DistillRecipe
     data: Data
     learner: Learner
-    teacher: Teacher | None
+    teacher: Teacher | StoredTeacher | None
     batches: Sequence[Batch]
     fabric: Fabric
 
@@ -51,14 +52,17 @@ class Step:
     def __call__(self, number: int) -> None:
         """Step `number` of the training, from a loaded batch to new weights, as `uhkd.engine.train` takes it."""
         recipe, learner, teacher = self.recipe, self.learner, self.teacher
-        batch = self.batches[number % len(self.batches)].to(self.fabric.device)
+        batch = self.batches[number % len(self.batches)]
+        if isinstance(teacher, StoredTeacher):  # what the loader does beside making the views
+            batch = batch._replace(record=torch.from_numpy(teacher.stored.shards.read(0, batch.index.numpy())))
+        batch = batch.to(self.fabric.device)
         batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
         parts = split(batch, recipe.accumulate)
         for part, micro in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, part))
             with self.fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
                 said = teacher.signals(micro, learner.teacher_needs) if teacher else Signals()
-                terms = self.model(micro, said)
+                terms = self.model(micro._replace(record=None), said)
                 loss = weigh(terms, self.weights)
                 self.fabric.backward(loss / len(parts))
             self.totals.add(loss.detach(), terms)
@@ -114,15 +118,21 @@ class Workshop:
             options=recipe.student_options,
             levels=recipe.student_levels or 4,
         ).to(fabric.device)
-        teacher = None if recipe.method == "scratch" else self._teacher(recipe, classes, fabric.device)
-        shapes = Shapes(student.shapes, teacher and teacher.shapes, classes, len(data.train))
+        stored = Stored(recipe.teacher_cache) if recipe.teacher_cache is not None else None
+        live = recipe.method != "scratch" and stored is None
+        teacher = self._teacher(recipe, classes, fabric.device) if live else None
+        shapes = Shapes(
+            student.shapes, stored.manifest.shapes if stored else teacher and teacher.shapes, classes, len(data.train)
+        )
         torch.manual_seed(recipe.seed + 1)
         distillers = build_method(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
         learner = Learner(student, distillers, recipe.label_smoothing).to(memory_format=torch.channels_last)
         batches = self._load(recipe, data, [student] if teacher is None else [student, teacher])
+        targets = [d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target]
         sealed = None
-        if teacher is not None:
-            targets = [d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target]
+        if stored is not None:
+            sealed = StoredTeacher(stored, next(iter(targets), None))
+        elif teacher is not None:
             sealed = Teacher(teacher, next(iter(targets), None), fabric.autocast)
             if sealed.ftm is not None:
                 calibrate(sealed, batches[:1], fabric.device, recipe.batch_size)
