@@ -1,9 +1,13 @@
-"""results/*.json -> docs/results.md and the table in README.md. With --check: fail when they are not up to date."""
+"""results/**/*.json -> docs/results.md, tables in README.md and docs/performance.md. With --check: fail when they are stale."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from render_performance import measured
 
 from uhkd.commands.comparing.costs import cost_rows
 from uhkd.commands.comparing.report import PARTS
@@ -12,6 +16,7 @@ from uhkd.commands.comparing.tables import markdown, overview, pair_rows
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by results/render.py -->", "<!-- end of results -->"
+MEASURED, END_MEASURED = "<!-- measured: written by results/render.py -->", "<!-- end of measured -->"
 SHORT = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -91,7 +96,11 @@ def pages() -> dict[Path, str]:
         told = f"accuracy (%) on the {PARTS[summary['part']]}, mean ± sd over {seeds} seeds"
         short.append(f"**{summary['title']}**, {told}\n\n{markdown(overview(summary))}")
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
+    performance = HERE.parent / "docs" / "performance.md"
+    head_of, tail_of = performance.read_text().split(MEASURED)[0], performance.read_text().split(END_MEASURED)[1]
+    found = {path.name: json.loads(path.read_text()) for path in sorted((HERE / "performance").glob("*.json"))}
     return {
+        performance: f"{head_of}{MEASURED}\n\n{measured(found)}\n\n{END_MEASURED}{tail_of}",
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_there_are_results():
 def check_environment(facts: dict) -> None:
     assert {"torch", "timm", "uhkd"} <= set(facts["versions"])
     assert facts["cpu_cores"] >= 1 and facts["threads"] >= 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "performance").glob("*.json")), ids=lambda path: path.stem)
+def test_a_measurement_of_speed_holds_where_it_was_taken_and_no_places(path: Path):
+    content = json.loads(path.read_text())
+    check_environment(content["environment"])
+    assert content["environment"]["commit"] and "+" not in content["environment"]["commit"]
+    assert not re.search(r"\"(/|[A-Z]:)", json.dumps(content)), "a path of the machine"
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
