@@ -6,8 +6,16 @@ python results/collect.py NAME runs/compare
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
+
+
+def placeless(content: Any) -> Any:
+    """The same without folders of this machine: a cache is called by its own name."""
+    if isinstance(content, dict):
+        return {k: Path(v).name if k == "teacher_cache" and isinstance(v, str) else placeless(v) for k, v in content.items()}
+    return [placeless(item) for item in content] if isinstance(content, list) else content
 
 
 def main() -> None:
@@ -19,7 +27,7 @@ def main() -> None:
     summary = json.loads((asked.folder / ("cost.json" if asked.cost else "compare.json")).read_text())
     if summary.get("missing"):
         parser.error(f"{len(summary['missing'])} cells are missing: finish the comparison first")
-    (HERE / f"{asked.name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (HERE / f"{asked.name}.json").write_text(json.dumps(placeless(summary), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,19 +4,16 @@ import contextlib
 import json
 import shutil
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 
 from uhkd.commands.children import end_with_parent, start_child
+from uhkd.commands.recording import hold, write_shards
 from uhkd.commands.setup import (
     choose_augmentation,
     choose_device,
@@ -27,17 +24,15 @@ from uhkd.commands.setup import (
     tell_machine,
 )
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.data import Span, eval_loader, span_loader
+from uhkd.data import eval_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
-from uhkd.runs import RunFolder, environment, write_atomically
+from uhkd.runs import RunFolder, environment
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
-from uhkd.stored import DamagedShard, Layout, Manifest, Shard, Stored, identity_of, picture_sums, write_manifest
+from uhkd.stored import DamagedShard, Layout, Manifest, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
-
-_TELL = 15.0  # seconds between two lines on how far it is
 
 
 def cache(
@@ -105,7 +100,7 @@ class _Work:
         self.data = open_recipe_data(asked, data)
         self.workers = choose_workers(asked, self.data, device)
         begun = Stored.exists(self.folder)
-        with self._lock("begin", timeout=-1):
+        with hold(self.folder, "begin", timeout=-1):
             begun = begun or Stored.exists(self.folder)
             network, metrics = prepare_teacher(
                 asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
@@ -228,7 +223,7 @@ class _Work:
             try:
                 shards.check(shard)
             except DamagedShard as error:
-                with contextlib.suppress(Timeout), self._lock(shard.name.replace("/", "-"), timeout=0):
+                with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
                     say(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
         missing = shards.missing(views)
@@ -245,84 +240,8 @@ class _Work:
 
     def write(self) -> None:
         """Make every shard that is missing and that nobody else is making."""
-        asked, shards = self.asked, self.stored.shards
-        claimed: deque[tuple[Shard, contextlib.ExitStack]] = deque()
-        missing = shards.missing(asked.views)
-        spans = self._claims(missing, claimed)
-        loader = span_loader(
-            self.data.train,
-            self.augmentation,
-            spans,
-            seed=asked.seed,
-            num_classes=len(self.data.classes),
-            workers=self.workers,
-            device=self.fabric.device,
-        )
-        began = told = time.monotonic()
-        heard, done, spoken = 0, 0, 0.0
-        bodies: list[Tensor] = []
-        sums: list[np.ndarray] = []
-        total = sum(shard.stop - shard.start for shard in missing)
-        try:
-            for batch in loader:
-                since = time.monotonic()
-                # what training does to its images, so that a stored signal is the live one
-                image = batch.image.to(self.fabric.device).contiguous(memory_format=torch.channels_last)
-                said = self.teacher.signals(batch._replace(image=image), frozenset(self.stored.manifest.layout.holds))
-                bodies.append(self.stored.manifest.layout.encode(said))
-                spoken += time.monotonic() - since
-                sums.append(picture_sums(batch.image, batch.target))
-                heard += len(batch.index)
-                shard, held = claimed[0]
-                if sum(map(len, bodies)) == shard.stop - shard.start:
-                    rows = torch.cat(bodies).numpy()
-                    write_atomically(
-                        self.folder / shard.name, shards.seal(shard.view, shard.start, np.concatenate(sums), rows)
-                    )
-                    claimed.popleft()
-                    held.close()
-                    bodies, sums, done = [], [], done + len(rows)
-                if time.monotonic() - told > _TELL:
-                    told = time.monotonic()
-                    say(f"  {heard:,} of {total:,} records, {heard / (told - began):,.0f} a second")
-        finally:
-            for _, held in claimed:
-                held.close()
-        if done:
-            seconds = time.monotonic() - began
-            say(
-                f"{done:,} records written, {done / seconds:,.0f} a second, {spoken / seconds:.0%} of the time in the teacher"
-            )
-
-    def _claims(self, missing: Sequence[Shard], claimed: deque[tuple[Shard, contextlib.ExitStack]]) -> Iterator[Span]:
-        """Batches of one shard after the other, each held while it is made; taken little ahead of its making."""
-        for shard in missing:
-            held = contextlib.ExitStack()
-            try:
-                held.enter_context(self._lock(shard.name.replace("/", "-"), timeout=0))
-            except Timeout:
-                continue
-            if self.stored.shards.whole(shard):
-                held.close()
-                continue
-            place = self.folder / shard.name
-            place.parent.mkdir(exist_ok=True)
-            for leftover in place.parent.glob(
-                f".{place.name}.*.tmp"
-            ):  # of a process that was killed: nobody else holds this
-                leftover.unlink(missing_ok=True)
-            claimed.append((shard, held))
-            for start in range(shard.start, shard.stop, self.asked.batch_size):
-                yield Span(shard.view, start, min(start + self.asked.batch_size, shard.stop))
-
-    @contextlib.contextmanager
-    def _lock(self, name: str, *, timeout: float) -> Iterator[None]:
-        """Hold a name among all processes at work here; a dead one holds nothing."""
-        file = self.folder / "locks" / f"{name}.lock"
-        file.parent.mkdir(exist_ok=True)
-        with FileLock(file, timeout=timeout):
-            yield
-            file.unlink(missing_ok=True)  # whoever waited for it meanwhile looks again at what there is to do
+        loaded = {"batch_size": self.asked.batch_size, "workers": self.workers, "device": self.fabric.device}
+        write_shards(self.stored, self.teacher, self.data, self.asked.views, **loaded)
 
 
 def main() -> None:
