@@ -34,14 +34,21 @@ from uhkd.spectral import FTM, Level, SpectralTarget, ftm_shapes
 # grid -> channels of ResNet18's and Swin-T's stage
 LEVELS = {56: (64, 96), 28: (128, 192), 14: (256, 384), 7: (512, 768)}
 ROUTES = ("ours", "rfft2")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Step = Callable[[], None]
+
+
+def wait() -> None:
+    """For the GPU, whose work is only queued otherwise."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def maps_of(grid: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The student's map, which wants a gradient, and the teacher's."""
     generator = torch.Generator().manual_seed(grid)
     made = (torch.randn(batch, c, grid, grid, generator=generator).to(dtype) for c in LEVELS[grid])
-    student, teacher = (x.contiguous(memory_format=torch.channels_last) for x in made)
+    student, teacher = (x.to(DEVICE).contiguous(memory_format=torch.channels_last) for x in made)
     return student.requires_grad_(), teacher
 
 
@@ -49,10 +56,10 @@ def ours(grid: int, student: Tensor, teacher: Tensor, radius: int, channels: int
     """FTM, FAM and the level's error."""
     (few, many), k = LEVELS[grid], 2 * radius + 1
     target, shapes = SpectralTarget((Level(0, 0, (k, k), "pairs"),), "coefficient", channels), ((many, grid, grid),)
-    ftm, goal = FTM(target, shapes), ftm_shapes(target, shapes)[0]
+    ftm, goal = FTM(target, shapes).to(DEVICE), ftm_shapes(target, shapes)[0]
     ftm.calibrate(ftm.raw([teacher]))
-    fam = FAM((few, grid, grid), goal, size=(k, k), represent="pairs")
-    weights = torch.full((goal[1],), 1 / goal[1])
+    fam = FAM((few, grid, grid), goal, size=(k, k), represent="pairs").to(DEVICE)
+    weights = torch.full((goal[1],), 1 / goal[1], device=DEVICE)
 
     def step() -> None:
         with torch.no_grad():
@@ -60,13 +67,14 @@ def ours(grid: int, student: Tensor, teacher: Tensor, radius: int, channels: int
         level_error(fam(student), spectrum, weights).backward()
         student.grad = None
         fam.zero_grad()
+        wait()
 
     return step
 
 
 def by_rfft2(grid: int, student: Tensor, teacher: Tensor, radius: int) -> Step:
     """A 1x1 convolution of the whole map, `rfft2` of both, the low frequencies, MSE of real and imaginary parts."""
-    lift = nn.Conv2d(*LEVELS[grid], 1).to(memory_format=torch.channels_last)
+    lift = nn.Conv2d(*LEVELS[grid], 1).to(DEVICE, memory_format=torch.channels_last)
     rows = [*range(radius + 1), *range(-radius, 0)]
 
     def transformed(x: Tensor) -> Tensor:
@@ -75,11 +83,12 @@ def by_rfft2(grid: int, student: Tensor, teacher: Tensor, radius: int) -> Step:
     def step() -> None:
         with torch.no_grad():
             spectrum = transformed(teacher)
-        with torch.autocast("cpu", torch.bfloat16, enabled=student.dtype == torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=student.dtype == torch.bfloat16):
             lifted = lift(student)
         F.mse_loss(transformed(lifted), spectrum).backward()
         student.grad = None
         lift.zero_grad()
+        wait()
 
     return step
 
@@ -108,6 +117,12 @@ def print_peak(route: str, grid: int, args: argparse.Namespace) -> None:
     step_of(route, grid, argparse.Namespace(**{**vars(args), "batch": 2}))()
     step = step_of(route, grid, args)
     gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step()
+        print(json.dumps(torch.cuda.max_memory_allocated() - held))
+        return
 
     def field(name: str) -> int:
         return next(1024 * int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith(name))
