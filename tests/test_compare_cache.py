@@ -157,6 +157,7 @@ def test_the_plan_draws_no_random_numbers(recipes: Path):
 # The work.
 
 
+@pytest.mark.slow
 def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipes: Path):
     words: dict[str, Any] = {"methods": ["kd", "rsd", "twin_a", "uhkd"], "seeds": 2}
     plan, board = done(asked(recipes, **words))
@@ -202,6 +203,7 @@ def test_the_command_tells_of_caches_and_its_table_outlives_them(recipes: Path, 
     assert len(grown["runs"]) == 12 and sum(run["teacher_cache"] is not None for run in grown["runs"]) == 8
 
 
+@pytest.mark.slow
 def test_a_comparison_begun_without_caches_goes_on(recipes: Path):
     """Also a training begun with its teacher goes on with it: a checkpoint of the one is none of the other."""
     plan, board = planned(asked(recipes, cache="never", methods=["kd"], seeds=2))
@@ -278,6 +280,7 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     assert all(by_cache(*done(same)).values())
 
 
+@pytest.mark.slow
 def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     recipe = asked(recipes, methods=["uhkd", "kd", "dist"], tune=4, changes={"epochs": 1})
     plan, board = planned(recipe)
@@ -296,6 +299,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     assert board.run("vit/uhkd/seed-0").read_recipe()["settings"] == {"uhkd.radius": radius}
 
 
+@pytest.mark.slow
 def test_a_damaged_record_fails_one_training_and_is_mended_by_the_same_command(recipes: Path):
     plan, board = planned(asked(recipes))
     (cache,) = plan.caches
@@ -313,6 +317,7 @@ def test_a_damaged_record_fails_one_training_and_is_mended_by_the_same_command(r
     assert all(by_cache(plan, board).values()) and "made anew" in log(board, cache.name)
 
 
+@pytest.mark.slow
 def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
     plan, board = done(asked(recipes))
     (cache,) = plan.caches
@@ -324,6 +329,7 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
     assert by_cache(plan, board) == {"vit/kd/seed-0": False, "vit/uhkd/seed-0": True}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_killed_while_storing_it_goes_on(recipes: Path):
     """Killed between two shards: the stored ones stay, the others are made, and every training uses them."""
