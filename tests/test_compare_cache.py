@@ -103,7 +103,7 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
         }
         assert len(cache.serves) == 2 * len(ours) and cache.after == ("teachers/teacher",)
         words = cache.words
-        assert (words["views"], words["radius"], words["channels"]) == (2, 1, None)
+        assert (words["views"], words["radius"], words["channels"]) == (2, 1, 64)
         assert words["keep"] == ["logits", "embedding", "spectra"]
     assert {plan.cells[name].method for cache in plan.caches for name in cache.serves} == ours | {"alone", "long"}, (
         "two students of other views share a cache of their own"
