@@ -14,7 +14,9 @@ HERE = Path(__file__).parent
 def placeless(content: Any) -> Any:
     """The same without folders of this machine: a cache is called by its own name."""
     if isinstance(content, dict):
-        return {k: Path(v).name if k == "teacher_cache" and isinstance(v, str) else placeless(v) for k, v in content.items()}
+        return {
+            k: Path(v).name if k == "teacher_cache" and isinstance(v, str) else placeless(v) for k, v in content.items()
+        }
     return [placeless(item) for item in content] if isinstance(content, list) else content
 
 
