@@ -297,6 +297,11 @@ def test_views_are_added_and_what_is_there_stays(teacher: Path, cached: Path, tm
     assert stored.manifest.views == 4 and Stored(copy).manifest.key == Stored(cached).manifest.key
     after = content(copy)
     assert {k: after[k] for k in before} == before and len(after) == len(before) * 4 // 3
+    (
+        copy / "view-0003/shard-00001.bin"
+    ).unlink()  # the folder's own words name three views; the added one is mended too
+    assert main(["cache", "-c", str(copy), "--out", str(copy)]) == 0
+    assert content(copy) == after
 
 
 def test_folders_of_others_and_full_disks_are_refused_before_work(

@@ -24,7 +24,7 @@ from uhkd.commands.setup import (
     tell_machine,
 )
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.data import eval_loader
+from uhkd.data import Augmentation, eval_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
@@ -70,7 +70,7 @@ def cache(
         for child in children:
             child.terminate()
             child.communicate()
-    left = work.stored.shards.missing(asked.views)
+    left = work.stored.shards.missing(work.asked.views)
     if left and any(ended):
         raise ValueError(f"{len(left)} shards were not written: a process ended early; the same command goes on")
     if left:
@@ -102,6 +102,9 @@ class _Work:
         begun = Stored.exists(self.folder)
         with hold(self.folder, "begin", timeout=-1):
             begun = begun or Stored.exists(self.folder)
+            if not begun:  # what an earlier try by other words may have left when it was killed
+                self.run.probe.unlink(missing_ok=True)
+                self.run.recipe.unlink(missing_ok=True)
             network, metrics = prepare_teacher(
                 asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
             )
@@ -135,12 +138,14 @@ class _Work:
             raise ValueError(f"nothing to store: the teacher has none of {', '.join(asked.keep)}")
         return layout, target
 
-    def _identity(self, network: TappedModel, layout: Layout, teacher: Teacher) -> dict[str, Any]:
+    def _identity(
+        self, network: TappedModel, layout: Layout, teacher: Teacher, augmentation: Augmentation
+    ) -> dict[str, Any]:
         return identity_of(
             teacher=fingerprint(network),
             weights=fingerprint(network.module),
             data=self.data.fingerprint,
-            augmentation=self.augmentation,
+            augmentation=augmentation,
             seed=self.asked.seed,
             classes=len(self.data.classes),
             layout=layout,
@@ -165,7 +170,7 @@ class _Work:
             tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
         self.run.begin(asked.model_dump(mode="json"))
         manifest = Manifest(
-            identity=self._identity(network, layout, teacher),
+            identity=self._identity(network, layout, teacher, self.augmentation),
             images=len(data.train),
             views=asked.views,
             layout=layout,
@@ -186,13 +191,9 @@ class _Work:
         manifest = self.stored.manifest
         layout, target = self._layout(network)
         teacher = Teacher(network, target, self.fabric.autocast)
-        wanted = choose_augmentation(self.asked, self.data, [network])
-        kept, self.augmentation = self.augmentation, wanted
-        identity = self._identity(network, layout, teacher)
-        self.augmentation = kept
-        del identity[
-            "standardisation"
-        ]  # taken from the cache: made anew on another machine it would differ in its last digits
+        identity = self._identity(network, layout, teacher, choose_augmentation(self.asked, self.data, [network]))
+        # taken from the cache: made anew on another machine it would differ in its last digits
+        del identity["standardisation"]
         if differing := self.stored.differences(identity):
             raise ValueError(
                 f"{self.folder} was begun by another recipe; choose another --out, or say what it says "
@@ -204,6 +205,8 @@ class _Work:
             say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.asked.views))
             self.stored = Stored(self.folder)
+        else:  # views that were added later are not in the folder's recipe, and are to be mended as well
+            self.asked = self.asked.model_copy(update={"views": manifest.views})
         return teacher
 
     def announce(self) -> None:
@@ -212,12 +215,8 @@ class _Work:
         Raises:
             ValueError: when it does not fit on the disk.
         """
-        shards, layout, views, images = (
-            self.stored.shards,
-            self.stored.manifest.layout,
-            self.asked.views,
-            len(self.data.train),
-        )
+        shards, layout = self.stored.shards, self.stored.manifest.layout
+        views, images = self.asked.views, self.stored.manifest.images
         everything = [shard for view in range(views) for shard in shards.of_view(view)]
         for shard in filter(shards.whole, everything):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -175,7 +176,7 @@ class Failure(NamedTuple):
     message: str
 
 
-class Batches(Dataset[Raw | Failure]):
+class Batches(Dataset[Raw | Failure], ABC):
     """Batches of a source by their number; what a user can mend is returned as a `Failure`."""
 
     source: Source
@@ -186,8 +187,9 @@ class Batches(Dataset[Raw | Failure]):
         except ValueError as error:
             return Failure(str(error))
 
+    @abstractmethod
     def make(self, step: Any) -> Raw:
-        raise NotImplementedError
+        """The batch of one step."""
 
     def raw(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> Raw:
         labels = self.source.labels

@@ -153,13 +153,9 @@ class Shards:
         return f"is damaged: expected {self.bytes_of(shard)} bytes, found {path.stat().st_size}"
 
     def _descriptor(self, shard: tuple[int, int]) -> int:
-        if (
-            self._process != os.getpid()
-        ):  # after a fork: closing the parent's numbers here would be harmless, reusing them too,
-            self._open, self._process = (
-                OrderedDict(),
-                os.getpid(),
-            )  # but two caches of one file table are hard to reason about
+        # after a fork the numbers are those of the parent's files: they would work, but its bookkeeping is not ours
+        if self._process != os.getpid():
+            self._open, self._process = OrderedDict(), os.getpid()
         found = self._open.get(shard)
         if found is None:
             if len(self._open) >= _OPEN:
