@@ -14,9 +14,7 @@ over paired rounds with 95 % intervals. Set OMP_NUM_THREADS=1: torch gets one th
 from the system's cache.
 """
 
-import argparse
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import parser, save
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from timm.data import Mixup, create_dataset, create_loader
@@ -33,7 +32,6 @@ from torchvision import transforms
 
 from uhkd.commands.comparing.cost import geometric_mean
 from uhkd.data import ArraySource, Augmentation, open_data, train_loader, view
-from uhkd.runs import environment
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 CLASSES = 10
@@ -186,38 +184,27 @@ def paths(images: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=10, help="two or more")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    asked = parser.parse_args()
+    """Measure and write."""
+    asked = parser(__doc__, rounds=10).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # asked now, as files may change meanwhile; the command would name places on this machine
-    surroundings = {key: value for key, value in environment().items() if key != "command"}
     count = 10_000
     files = (TIMED_LARGE + 8) * LARGE * 10 // 9 + LARGE  # a tenth is cut for validation
     with tempfile.TemporaryDirectory() as place:
         write_photographs(Path(place), files)
         measured = measure(paths(*small_images(count), Path(place)), asked.rounds)
-    report = {
-        "title": "Images a second and core",
-        "environment": surroundings,
-        "settings": {
-            "rounds": asked.rounds,
-            "images_32px": count,
-            "jpeg_files": files,
-            "jpeg_size": [375, 500],
-            "jpeg_quality": QUALITY,
-            "randaugment": RANDAUGMENT,
-            "mixup": 0.8,
-            "cutmix": 1.0,
-            "crop_scale": 0.08,
-        },
-        "paths": measured,
+    settings = {
+        "rounds": asked.rounds,
+        "images_32px": count,
+        "jpeg_files": files,
+        "jpeg_size": [375, 500],
+        "jpeg_quality": QUALITY,
+        "randaugment": RANDAUGMENT,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "crop_scale": 0.08,
     }
-    if asked.out is not None:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps(report, indent=1) + "\n")
+    save(asked.out, "Images a second and core", settings, paths=measured)
 
 
 def measure(found: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:

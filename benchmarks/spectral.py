@@ -4,7 +4,8 @@ Ours (as in training): the FTM of the teacher's map, the FAM of the student's (a
 channels mixed after it) and the level's error. The other route: a 1x1 convolution lifts the whole student map to the teacher's
 channels, `torch.fft.rfft2` transforms both maps in float32, the same low frequencies are cut out, and MSE compares real and
 imaginary parts. Maps have the channels and grids of Swin-T -> ResNet18 at 224 px, both sides channels last. Each round measures
-every grid by both routes, in an order that alternates; memory is the largest growth of resident memory, in fresh processes.
+every grid by both routes, in an order of its own; beside it stands what share of a plain copy's speed that is. Memory is the
+largest growth of resident memory, in fresh processes.
 
     python benchmarks/spectral.py --rounds 30 --out results/performance/spectral.json
 """
@@ -16,32 +17,22 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import DEVICE, Step, copy_bandwidth, parser, save
 from torch import Tensor, nn
 
 from uhkd.alignment import FAM
-from uhkd.commands.comparing.cost import geometric_mean
+from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.methods.matching import level_error
-from uhkd.runs import environment
 from uhkd.spectral import FTM, Level, SpectralTarget, ftm_shapes
 
 # grid -> channels of ResNet18's and Swin-T's stage
 LEVELS = {56: (64, 96), 28: (128, 192), 14: (256, 384), 7: (512, 768)}
 ROUTES = ("ours", "rfft2")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Step = Callable[[], None]
-
-
-def wait() -> None:
-    """For the GPU, whose work is only queued otherwise."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def maps_of(grid: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -61,26 +52,25 @@ def ours(grid: int, student: Tensor, teacher: Tensor, radius: int, channels: int
     fam = FAM((few, grid, grid), goal, size=(k, k), represent="pairs").to(DEVICE)
     weights = torch.full((goal[1],), 1 / goal[1], device=DEVICE)
 
-    def step() -> None:
+    def step(_number: int) -> None:
         with torch.no_grad():
             (spectrum,) = ftm([teacher])
         level_error(fam(student), spectrum, weights).backward()
         student.grad = None
         fam.zero_grad()
-        wait()
 
     return step
 
 
 def by_rfft2(grid: int, student: Tensor, teacher: Tensor, radius: int) -> Step:
     """A 1x1 convolution of the whole map, `rfft2` of both, the low frequencies, MSE of real and imaginary parts."""
-    lift = nn.Conv2d(*LEVELS[grid], 1).to(DEVICE, memory_format=torch.channels_last)
+    lift = nn.Conv2d(*LEVELS[grid], 1).to(DEVICE).to(memory_format=torch.channels_last)
     rows = [*range(radius + 1), *range(-radius, 0)]
 
     def transformed(x: Tensor) -> Tensor:
         return torch.view_as_real(torch.fft.rfft2(x.float(), norm="forward")[..., rows, : radius + 1])
 
-    def step() -> None:
+    def step(_number: int) -> None:
         with torch.no_grad():
             spectrum = transformed(teacher)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=student.dtype == torch.bfloat16):
@@ -88,7 +78,6 @@ def by_rfft2(grid: int, student: Tensor, teacher: Tensor, radius: int) -> Step:
         F.mse_loss(transformed(lifted), spectrum).backward()
         student.grad = None
         lift.zero_grad()
-        wait()
 
     return step
 
@@ -100,6 +89,12 @@ def step_of(route: str, grid: int, args: argparse.Namespace) -> Step:
     if route == "ours":
         return ours(grid, student, teacher, args.radius, args.channels)
     return by_rfft2(grid, student, teacher, args.radius)
+
+
+def least_bytes(grid: int, args: argparse.Namespace) -> int:
+    """What no route can do without: both maps read once, the student's gradient written once."""
+    few, many = LEVELS[grid]
+    return args.batch * grid * grid * (2 * few + many) * getattr(torch, args.dtype).itemsize
 
 
 def memory(route: str, grid: int, argv: list[str]) -> int | None:
@@ -114,13 +109,13 @@ def memory(route: str, grid: int, argv: list[str]) -> int | None:
 def print_peak(route: str, grid: int, args: argparse.Namespace) -> None:
     """What the fresh process does: one small step for what is made once, then the peak over one whole step."""
     status = Path("/proc/self/status")
-    step_of(route, grid, argparse.Namespace(**{**vars(args), "batch": 2}))()
+    step_of(route, grid, argparse.Namespace(**{**vars(args), "batch": 2}))(0)
     step = step_of(route, grid, args)
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        step()
+        step(0)
         print(json.dumps(torch.cuda.max_memory_allocated() - held))
         return
 
@@ -130,7 +125,7 @@ def print_peak(route: str, grid: int, args: argparse.Namespace) -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
         before = field("VmRSS:")
-        step()
+        step(0)
         print(json.dumps(field("VmHWM:") - before))
     except (OSError, StopIteration):
         print("null")
@@ -138,57 +133,42 @@ def print_peak(route: str, grid: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure, show, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="at least 20")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--radius", type=int, default=1, help="frequencies kept per axis, 1..3")
-    parser.add_argument("--channels", type=int, help="principal channels of the teacher that are kept (default: all)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the maps")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__, rounds=30)
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--radius", type=int, default=1, help="frequencies kept per axis, 1..3")
+    options.add_argument("--channels", type=int, help="principal channels of the teacher that are kept (default: all)")
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the maps")
+    options.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = options.parse_args()
     if args.peak:
         print_peak(args.peak[0], int(args.peak[1]), args)
         return
-    if args.rounds < 20:
-        parser.error(f"--rounds must be at least 20, got {args.rounds}")
-    steps = {(route, grid): step_of(route, grid, args) for grid in LEVELS for route in ROUTES}
+    steps = {f"{route} {grid}": step_of(route, grid, args) for grid in LEVELS for route in ROUTES}
     for step in steps.values():
-        for _ in range(3):
-            step()
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
-    gc.disable()
-    for number in range(args.rounds):
-        gc.collect()
-        for key in list(steps)[:: -1 if number % 2 else 1]:
-            began = time.perf_counter()
-            steps[key]()
-            seconds[key].append(time.perf_counter() - began)
-    gc.enable()
+        for number in range(3):
+            step(number)
+    seconds = time_steps(steps, args.rounds)
+    del steps, step
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "peak")}
-    result = {
-        "title": "Transform, FAM and loss of a level, forward and backward, against rfft2 of the whole map",
-        "environment": {k: v for k, v in environment().items() if k != "command"},
-        "settings": settings,
-        "grids": {},
-    }
     argv = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    grids, limit = {}, copy_bandwidth()
     for grid in LEVELS:
-        mine, theirs = (seconds[route, grid] for route in ROUTES)
+        mine, theirs = (seconds[f"{route} {grid}"] for route in ROUTES)
         ratio, peaks = geometric_mean(mine, theirs), {route: memory(route, grid, argv) for route in ROUTES}
-        result["grids"][str(grid)] = {
+        share = least_bytes(grid, args) / statistics.median(mine) / limit
+        grids[str(grid)] = {
             "channels": dict(zip(("student", "teacher"), LEVELS[grid], strict=True)),
             "seconds": {"ours": mine, "rfft2": theirs},
             "ours_to_rfft2": asdict(ratio),
+            "share_of_copy": share,
             "extra_bytes": peaks,
         }
         print(
             f"{grid:>2}x{grid:<2} ours {1e3 * statistics.median(mine):7.2f} ms, rfft2 {1e3 * statistics.median(theirs):7.2f} ms, "
-            f"ratio {ratio.mean:.3f} ({ratio.low:.3f} to {ratio.high:.3f}); extra bytes {peaks}"
+            f"ratio {ratio.mean:.3f} ({ratio.low:.3f} to {ratio.high:.3f}); {share:.0%} of a copy's speed; extra bytes {peaks}"
         )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    title = "Transform, FAM and loss of a level, forward and backward, against rfft2 of the whole map"
+    save(args.out, title, settings, copy_bytes_per_second=limit, grids=grids)
 
 
 if __name__ == "__main__":

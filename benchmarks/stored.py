@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from measuring import parser, save
 
-from uhkd.runs import environment, write_atomically
 from uhkd.stored import Layout, Shards
+from uhkd.stored.shards import HEAD
 
 LAYOUT = Layout(100, 768, ((64, 9),) * 4)  # CIFAR-100's classes, Swin-T's embedding, 64 channels at radius 1
 BATCH = 128
@@ -59,34 +60,27 @@ def read(folder: str, images: int, seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 50_000])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of reading, at least, a round")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--read", nargs=2, metavar=("FOLDER", "IMAGES"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    """Measure and write."""
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 50_000])
+    options.add_argument("--seconds", type=float, default=2.0, help="of reading, at least, a round")
+    options.add_argument("--read", nargs=2, metavar=("FOLDER", "IMAGES"), help=argparse.SUPPRESS)
+    asked = options.parse_args()
     if asked.read:
         read(asked.read[0], int(asked.read[1]), asked.seconds)
         return
-    facts = {k: v for k, v in environment().items() if k != "command"}
     with tempfile.TemporaryDirectory() as place:
         sizes = {images: write(Path(place, str(images)), images) for images in asked.images}
         rows: dict[str, list[dict[str, float]]] = {str(images): [] for images in sizes}
         for _ in range(asked.rounds):  # in turn, so that a noisy machine is noisy for all
             for images, shards in sizes.items():
-                words = [sys.executable, __file__, "--read", str(shards.folder), str(images), "--out", "-"]
+                words = [sys.executable, __file__, "--read", str(shards.folder), str(images)]
                 said = subprocess.run(
                     [*words, "--seconds", str(asked.seconds)], check=True, capture_output=True, text=True
                 )
                 rows[str(images)].append(json.loads(said.stdout))
-    content = {
-        "title": "Stored records read at random",
-        "environment": facts,
-        "record_bytes": LAYOUT.size + 8,
-        "images": rows,
-    }
-    write_atomically(asked.out, json.dumps(content, indent=1) + "\n")
+    settings = {"rounds": asked.rounds, "batch": BATCH}
+    save(asked.out, "Stored records read at random", settings, record_bytes=LAYOUT.size + HEAD, images=rows)
     for images, found in rows.items():
         rate = sorted(row["records_per_second"] for row in found)[len(found) // 2]
         grown = max(row["resident_after"] - row["resident_before"] for row in found) / 2**20

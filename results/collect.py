@@ -1,6 +1,7 @@
 """A comparison's folder -> results/NAME.json (its compare.json or cost.json, whole).
 
 python results/collect.py NAME runs/compare
+python results/collect.py NAME runs/cost-a runs/cost-b --cost    # measured alike, pair by pair
 """
 
 import argparse
@@ -23,10 +24,17 @@ def placeless(content: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the file to write, without .json")
-    parser.add_argument("folder", type=Path, help="folder of a finished comparison")
+    parser.add_argument("folders", type=Path, nargs="+", help="folder of a finished comparison; several with --cost")
     parser.add_argument("--cost", action="store_true", help="take cost.json instead of compare.json")
     asked = parser.parse_args()
-    summary = json.loads((asked.folder / ("cost.json" if asked.cost else "compare.json")).read_text())
+    if len(asked.folders) > 1 and not asked.cost:
+        parser.error("only costs can be put together: one folder for a comparison")
+    file = "cost.json" if asked.cost else "compare.json"
+    summary, *others = (json.loads((folder / file).read_text()) for folder in asked.folders)
+    for other in others:
+        if {**other, "pairs": None} != {**summary, "pairs": None}:
+            parser.error("these were not measured alike: title, rounds, versions, commit and machine must agree")
+        summary["pairs"] |= other["pairs"]
     if summary.get("missing"):
         parser.error(f"{len(summary['missing'])} cells are missing: finish the comparison first")
     (HERE / f"{asked.name}.json").write_text(json.dumps(placeless(summary), indent=1) + "\n")

@@ -1,30 +1,97 @@
 """results/performance/*.json -> the measured part of docs/performance.md (see render.py)."""
 
-from statistics import median
+from collections.abc import Callable
+from statistics import fmean, median
 from typing import Any
 
+from uhkd.commands.comparing.costs import cost_rows
 from uhkd.commands.comparing.tables import markdown
 
 
 def measured(found: dict[str, dict[str, Any]]) -> str:
     """Every table that has been measured, by file name, in a fixed order; others say so."""
-    made = {"spectral.json": spectral, "stored.json": stored, "data.json": data}
     blocks = [
-        make(found[name]) + f"\n\n{_source(name, found[name])}" if name in found else f"`{name}`: not yet run"
-        for name, make in made.items()
+        made(found[f"{name}.json"]) + f"\n\n{_source(f'{name}.json', found[f'{name}.json'])}"
+        if f"{name}.json" in found
+        else f"`{name}.json`: not yet run"
+        for name, made in MADE.items()
     ]
-    blocks.append("### On a GPU\n\nnot yet run: no GPU was at hand")
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, gpu(found.get("gpu.json"))])
+
+
+def gpu(content: dict[str, Any] | None) -> str:
+    """All sections of `benchmarks/everything.py` on a GPU."""
+    if content is None:
+        return "### On a GPU\n\nnot yet run: no GPU was at hand"
+    blocks = [f"### On a GPU: {content['environment']['gpu']}"]
+    for name, found in content["sections"].items():
+        if isinstance(found, str):
+            blocks.append(f"{name}: {found}")
+        else:
+            made = {"reading": stored, "transform": spectral} | MADE | {"steps": steps}
+            blocks.append(made[name.partition(":")[0]](found).replace("### ", "#### ", 1))
+    return "\n\n".join([*blocks, _source("gpu.json", content)])
+
+
+def steps(content: dict[str, Any]) -> str:
+    """Cost of a step by method."""
+    sizes = content["record_bytes"]
+    return (
+        f"### {content['title']}: {content['settings']['pair']}\n\nBatch {content['settings']['batch']}, "
+        f"{content['settings']['rounds']} interleaved rounds; a stored record takes {sizes['fp16']:,} bytes in fp16, "
+        f"{sizes['int8']:,} in int8.\n\n{markdown(cost_rows(content))}"
+    )
+
+
+def epochs(content: dict[str, Any]) -> str:
+    """Wall time of an epoch by candidate."""
+    rows = [["training", "seconds an epoch (median)", "x scratch [95 %]", "waiting for data (mean)"]]
+    for name, ratio in content["to_scratch"].items():
+        own = content["seconds"][name]
+        rows.append([name, f"{median(own):.1f}", _ratio(ratio), f"{fmean(content['data_wait'][name]):.1%}"])
+    own = content["settings"]
+    return (
+        f"### {content['title']}: {own['pair']}\n\n{own['images']:,} images an epoch, batch {own['batch']}, whole trainings in "
+        f"turn, {own['rounds']} rounds; reading of images and signals included.\n\n{markdown(rows)}"
+    )
+
+
+def writing(content: dict[str, Any]) -> str:
+    """Writing beside the plain forward pass."""
+    own, speeds = content["settings"], content["images_per_second"]
+    rows = [["", "images a second (median)"], *([name, f"{median(found):,.0f}"] for name, found in speeds.items())]
+    rows.append(["writing / teacher alone", _ratio(content["writing_to_teacher"])])
+    return (
+        f"### {content['title']}: {own['pair']}\n\nBatch {own['batch']}, {own['images']:,} images, {own['rounds']} rounds; writing is "
+        f"views, teacher, spectra, encoding, checksums and the file.\n\n{markdown(rows)}"
+    )
+
+
+def options(content: dict[str, Any]) -> str:
+    """Each option of the student's step, over the packaged choice."""
+    networks = content["networks"]
+    labels = list(dict.fromkeys(label for own in networks.values() for label in own if label != "packaged"))
+    rows = [["time over the packaged step's", *networks]]
+    rows += [[label, *(_ratio(own[label]["to_packaged"]) for own in networks.values())] for label in labels]
+    own = content["settings"]
+    return f"### {content['title']}\n\nBatch {own['batch']} of 224 px, {own['rounds']} interleaved rounds.\n\n{markdown(rows)}"
 
 
 def spectral(content: dict[str, Any]) -> str:
     """Our route against rfft2, by grid."""
-    rows = [["grid", "ours (ms)", "rfft2 (ms)", "ours / rfft2", "extra memory, ours (MB)", "rfft2 (MB)"]]
+    rows = [["grid", "ours (ms)", "rfft2 (ms)", "ours / rfft2", "ours, of a copy's speed"]]
+    rows[0] += ["extra memory, ours (MB)", "rfft2 (MB)"]
     for grid, own in content["grids"].items():
         ms = {name: 1e3 * median(seconds) for name, seconds in own["seconds"].items()}
         peak = own["extra_bytes"]
         rows.append(
-            [f"{grid} x {grid}", f"{ms['ours']:.1f}", f"{ms['rfft2']:.1f}", _ratio(own["ours_to_rfft2"])]
+            [
+                f"{grid} x {grid}",
+                f"{ms['ours']:.1f}",
+                f"{ms['rfft2']:.1f}",
+                _ratio(own["ours_to_rfft2"]),
+                f"{own['share_of_copy']:.0%}",
+            ]
             + [f"{peak[name] / 1e6:.1f}" for name in ("ours", "rfft2")]
         )
     settings = content["settings"]
@@ -62,6 +129,16 @@ def data(content: dict[str, Any]) -> str:
             ]
         )
     return f"### {content['title']}\n\n{content['settings']['rounds']} interleaved rounds.\n\n{markdown(rows)}"
+
+
+MADE: dict[str, Callable[[dict[str, Any]], str]] = {
+    "epochs": epochs,
+    "writing": writing,
+    "spectral": spectral,
+    "stored": stored,
+    "options": options,
+    "data": data,
+}
 
 
 def _ratio(found: dict[str, float]) -> str:

@@ -56,7 +56,7 @@ def cache(
     if folder.exists() and not Stored.exists(folder) and (not folder.is_dir() or _foreign(folder)):
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(asked, teacher, data)
+    work = Work(asked, teacher, data)
     if admit is not None:
         admit(work.stored)
     work.announce()
@@ -88,7 +88,7 @@ def _foreign(folder: Path) -> bool:
     return any(item.name not in own and not item.name.endswith(".tmp") for item in folder.iterdir())
 
 
-class _Work:
+class Work:
     """One process at work on a cache."""
 
     def __init__(self, asked: CacheRecipe, module: nn.Module | None, data: Any) -> None:
@@ -248,7 +248,7 @@ def main() -> None:
     recipe = build(CacheRecipe, json.loads(sys.argv[1]))
     end_with_parent()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
-        _Work(recipe, None, None).write()
+        Work(recipe, None, None).write()
 
 
 def _size(count: float) -> str:

@@ -115,7 +115,6 @@ def train(job: Job) -> list[dict[str, float]]:
 
     def save() -> None:
         nonlocal kept
-        check_finite()
         tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
         tensors |= {} if teacher is None else teacher.kept()
         if fabric.is_global_zero:
@@ -124,7 +123,6 @@ def train(job: Job) -> list[dict[str, float]]:
         kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
-        check_finite()
         with average.shown():
             evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
             row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
@@ -192,15 +190,20 @@ def train(job: Job) -> list[dict[str, float]]:
             optimizer.zero_grad()
             average.update()
             step += 1
+            validating = step == total or step % (per_epoch * recipe.eval_every) == 0
+            saving = step == total or time.monotonic() - saved >= 60 * recipe.checkpoint_minutes
+            if validating or saving:
+                check_finite()  # waits for the device: what it still has to do belongs to the training's time
             seconds, began = seconds + time.monotonic() - began, time.monotonic()
             if step % recipe.log_every == 0:
                 totals.check_finite(step, kept)
                 progress.log(totals.means(), lr)
-            if step == total or step % (per_epoch * recipe.eval_every) == 0:
-                validate()
-            if step == total or time.monotonic() - saved >= 60 * recipe.checkpoint_minutes:
-                save()
-                saved = time.monotonic()
+            with progress.aside():
+                if validating:
+                    validate()
+                if saving:
+                    save()
+                    saved = time.monotonic()
             began = time.monotonic()
     average.settle()
     return rows

@@ -1,5 +1,6 @@
 """What a person sees while a network trains: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ class Progress:
 
     def __init__(self, total: int, images: int, *, start: int, say: Callable[[str], None]) -> None:
         self.images, self.say = images, say
-        self.total, self.step, self.waited = total, start, 0.0
+        self.total, self.step, self.waited, self.away = total, start, 0.0, 0.0
         self.began, self.first = time.monotonic(), start
         self.bar = None
         if sys.stderr.isatty():
@@ -58,9 +59,18 @@ class Progress:
             if self.bar is not None:
                 self.bar.update(self.task, completed=self.step)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside is not training: validation, checkpoints."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.away += time.monotonic() - began
+
     def rates(self) -> dict[str, float]:
-        """Images a second and the share of time waiting for data, since this process began to train."""
-        elapsed = max(time.monotonic() - self.began, 1e-9)
+        """Images a second and the share of time waiting for data, in the training of this process so far."""
+        elapsed = max(time.monotonic() - self.began - self.away, 1e-9)
         done = self.step + 1 - self.first
         return {
             "images_per_second": round(done * self.images / elapsed, 1),

@@ -65,7 +65,8 @@ class FTM(nn.Module):
             x = (x - self.get_buffer(f"mean{i}")) / self.get_buffer(f"scale{i}")
             if self.reduced[i]:
                 with torch.autocast(x.device.type, enabled=False):
-                    x = self.get_buffer(f"pca{i}") @ x
+                    # as one product in the order of the memory, where channels lie last
+                    x = (x.mT @ self.get_buffer(f"pca{i}").mT).mT
             crop = self.get_buffer(f"crop{i}")
             spectra.append(x if crop is None else x[..., crop])
         return tuple(spectra)

@@ -1,0 +1,53 @@
+"""What a training step of one pair costs by each method, with a live teacher and by stored signals (reading included).
+
+    python benchmarks/steps.py --pair swin-t--resnet18-224 --out steps.json
+
+It is `uhkd compare --cost` on random images and weights, which change no time: all methods interleaved, peak memory in fresh
+processes. Beside it: bytes of a stored record in both storages.
+"""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from measuring import batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
+
+from uhkd.stored import Stored
+from uhkd.stored.shards import HEAD
+
+METHODS = ("scratch", "kd", "uhkd", "ofa", "fitnet", "crd")
+STORED = ("kd", "uhkd")
+
+
+def main() -> None:
+    """Measure and write."""
+    options = parser(__doc__, pair=True)
+    options.add_argument("--methods", nargs="+", default=list(METHODS))
+    asked = options.parse_args()
+    batch = asked.batch or batch_of(asked.pair)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        data = make_images(place, size_of(asked.pair), count=max(250, 6 * batch))
+        cache = make_cache(asked.pair, data, place / "cache", batch)
+        recipe = write_recipe(asked.pair, data, place / f"{asked.pair}.yaml", batch_size=batch, epochs=1)
+        stored = [f"{method}-stored" for method in STORED if method in asked.methods]
+        variants = [f"{n}={{method: {n.split('-')[0]}, teacher_cache: '{cache}'}}" for n in stored]
+        words = ["--cost", "--pairs", str(recipe), "--methods", *asked.methods, *stored, "--variants", *variants]
+        uhkd("compare", *words, "--rounds", str(asked.rounds), "--out", str(place / "cost"))
+        found = json.loads((place / "cost" / "cost.json").read_text())["pairs"][asked.pair]
+        for facts in found["methods"].values():
+            facts["recipe"].pop("teacher_cache", None)
+            facts["images_per_second"] = facts["batch_size"] / facts["median_seconds"]
+        layout = Stored(cache).manifest.layout
+        sizes = {storage: HEAD + replace(layout, storage=storage).size for storage in ("fp16", "int8")}
+    settings = {"pair": asked.pair, "batch": batch, "rounds": asked.rounds}
+    save(asked.out, "Cost of one training step", settings, record_bytes=sizes, **found)
+    for label, facts in found["methods"].items():
+        print(
+            f"{label}: {facts['to_scratch']['time']['mean']:.3f} of scratch, {facts['to_kd']['time']['mean']:.3f} of KD"
+        )
+
+
+if __name__ == "__main__":
+    main()
