@@ -62,8 +62,8 @@ def writing(content: dict[str, Any]) -> str:
     rows = [["", "images a second (median)"], *([name, f"{median(found):,.0f}"] for name, found in speeds.items())]
     rows.append(["writing / teacher alone", _ratio(content["writing_to_teacher"])])
     return (
-        f"### {content['title']}: {own['pair']}\n\nBatch {own['batch']}, {own['images']:,} images, {own['rounds']} rounds; writing is "
-        f"views, teacher, spectra, encoding, checksums and the file.\n\n{markdown(rows)}"
+        f"### {content['title']}: {own['pair']}\n\nBatch {own['batch']}, {own['images']:,} images, {own['rounds']} rounds; "
+        f"writing is views, teacher, spectra, encoding, checksums and the file.\n\n{markdown(rows)}"
     )
 
 

@@ -46,9 +46,9 @@ def test_a_section_that_fails_or_takes_too_long_says_so_and_leaves_nothing_behin
 
 
 def test_options_of_the_step_are_set_against_the_packaged_one(tmp_path: Path):
-    words = ["--rounds", "2", "--batch", "2", "--networks", "uhkd/vit_micro", "--options", "AdamW one by one"]
+    words = ["--rounds", "2", "--batch", "2", "--networks", "uhkd/vit_micro", "--options", "AdamW foreach"]
     found = run("options.py", tmp_path / "x.json", *words)["networks"]["uhkd/vit_micro"]
-    assert list(found) == ["packaged", "AdamW one by one"] and found["packaged"]["to_packaged"]["mean"] == 1
+    assert list(found) == ["packaged", "AdamW foreach"] and found["packaged"]["to_packaged"]["mean"] == 1
     assert all(len(own["seconds"]) == 2 and own["to_packaged"]["mean"] > 0 for own in found.values())
 
 

@@ -139,7 +139,7 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
 
 
 def test_processes_are_started_where_they_help(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("uhkd.commands.setup.usable_cores", lambda: 16)
     small, large = open_data(Items()), open_data(Items(40, 65))
     recipe = FinetuneRecipe(data="digits", model="uhkd/resnet10")
     assert [choose_workers(recipe, small, device) for device in ("cpu", "cuda")] == [0, 4]

@@ -208,6 +208,64 @@ def test_the_student_and_the_methods_own_layers_are_clipped_each_by_itself(
         assert all(min(norms_of_step) > 0.4 for norms_of_step in norms)
 
 
+class LiteralAdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101) in float64."""
+
+    def __init__(self) -> None:
+        self.m, self.v, self.count = {}, {}, {}
+
+    def step(self, w: Tensor, g: Tensor, name: int, lr: float, decay: float) -> Tensor:
+        w, g = w.double(), g.double()
+        self.count[name] = self.count.get(name, 0) + 1
+        self.m[name] = 0.9 * self.m.get(name, torch.zeros_like(w)) + 0.1 * g
+        self.v[name] = 0.999 * self.v.get(name, torch.zeros_like(w)) + 0.001 * g * g
+        m, v = self.m[name] / (1 - 0.9 ** self.count[name]), self.v[name] / (1 - 0.999 ** self.count[name])
+        return w - lr * (m / (v.sqrt() + 1e-8) + decay * w)
+
+
+class LiteralSGD:
+    """SGD with Nesterov's momentum in torch's form, in float64."""
+
+    def __init__(self) -> None:
+        self.b = {}
+
+    def step(self, w: Tensor, g: Tensor, name: int, lr: float, decay: float) -> Tensor:
+        g = g.double() + decay * w.double()
+        self.b[name] = 0.9 * self.b[name] + g if name in self.b else g
+        return w.double() - lr * (g + 0.9 * self.b[name])
+
+
+@pytest.mark.parametrize(("optimizer", "literal"), [("adamw", LiteralAdamW), ("sgd", LiteralSGD)])
+def test_a_fused_optimizer_takes_the_literal_step(
+    optimizer: str, literal: type, teacher: Path, tmp_path: Path, monkeypatch
+):
+    """Also where weights lie channels last, as a pass over raw memory must meet weights and gradients in one order."""
+    reference, wanted, compared = literal(), {}, 0
+
+    def before(_: Learner, made: torch.optim.Optimizer) -> None:
+        assert made.defaults["fused"]
+        for group in made.param_groups:
+            for p in group["params"]:
+                wanted[id(p)] = reference.step(p.detach(), p.grad, id(p), group["lr"], group["weight_decay"])
+
+    def after(_: Learner, made: torch.optim.Optimizer) -> None:
+        nonlocal compared
+        for group in made.param_groups:
+            for p in group["params"]:
+                torch.testing.assert_close(p.detach().double(), wanted[id(p)], atol=1e-6, rtol=1e-5)
+                compared += p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
+    changes = {
+        "optimizer": optimizer,
+        "student": "uhkd/resnet10",
+        "student_options": {"channels": [8, 8, 16, 16]},
+        "lr": 0.01,
+    }
+    uhkd.distill(**words(teacher, tmp_path / "run", method="uhkd", **changes))
+    assert compared > 50
+
+
 class LiteralLamb:
     """LAMB (You et al. 2020, arXiv 1904.00962) with bias correction, in float64.
 

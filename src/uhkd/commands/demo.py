@@ -1,6 +1,5 @@
 """`demo`: on handwritten digits, a CNN teaches a ViT and an MLP; does it help, and does the frequency domain?"""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from uhkd.arguments import DemoArguments
 from uhkd.commands.compare import compare
 from uhkd.commands.setup import say
+from uhkd.data import usable_cores
 from uhkd.pictures import draw_curves, draw_spectra
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
@@ -34,7 +34,7 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]
         changes=epochs | ({"allow_weak_teacher": True} if asked.quick else {}),
         teacher_changes=epochs,
         part="test",
-        jobs=min(os.cpu_count() or 1, 8),
+        jobs=min(usable_cores(), 8),
         title="Handwritten digits",
         out=str(out),
     )

@@ -74,8 +74,9 @@ def _device() -> str:
 
 
 def _cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} usable of {os.cpu_count()}"
+    from uhkd.data import usable_cores
+
+    return f"{usable_cores()} usable of {os.cpu_count()}"
 
 
 def _threads() -> str:

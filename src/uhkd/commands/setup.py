@@ -11,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.data import Augmentation, Data, in_memory, open_data
+from uhkd.data import Augmentation, Data, in_memory, open_data, usable_cores
+from uhkd.engine import FUSED
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -62,13 +63,14 @@ def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
         why = f"the {'GPU' if device == 'cuda' else 'processor'} multiplies bfloat16 natively"
     else:
         why = f"the {'GPU' if device == 'cuda' else 'processor'} has no fast bfloat16"
+    fused = ", fused optimizer" if getattr(recipe, "optimizer", None) in FUSED else ""
     compiled = ""
     if getattr(recipe, "compile", False):
         slow = ": on a CPU it has only ever cost time (docs/performance.md)" if device == "cpu" else ""
         compiled = f", compiled{slow}"
     threads = torch.get_num_threads()
     say(
-        f"running on {device} in {precision} ({why}), channels last, {threads} CPU thread{'s' * (threads > 1)}{compiled}"
+        f"running on {device} in {precision} ({why}), channels last{fused}, {threads} CPU thread{'s' * (threads > 1)}{compiled}"
     )
 
 
@@ -152,7 +154,7 @@ def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:
     """Loader processes: for small images in memory none, or up to 4 to feed a GPU; otherwise one a core, at most 8."""
     if recipe.workers is not None:
         return recipe.workers
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
         # A GPU would wait while this process makes a batch; a few others have the next ready. A CPU is busy either way.
         return min(4, cores) if device == "cuda" else 0

@@ -83,7 +83,8 @@ def prepare_teacher(
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
     if judged:
         return teacher, {}
-    loader = eval_loader(data.val, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers)
+    size = image_size(data, [teacher])
+    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
@@ -121,11 +122,13 @@ def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, 
         say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
         embeddings, labels = [], []
         with torch.no_grad():
-            for batch in eval_loader(data.train, image_size(data, [teacher]), batch_size=EVAL_BATCH, workers=workers):
+            size = image_size(data, [teacher])
+            for batch in eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device):
                 with fabric.autocast():
                     said = teacher(batch.image.to(fabric.device), frozenset({"embedding"}))
                 embeddings.append(said.embedding.float().cpu())
-                labels.append(batch.label)
+                assert batch.label is not None, "the probe's images have labels"
+                labels.append(batch.label.cpu())
         probe = fit_linear_probe(torch.cat(embeddings), torch.cat(labels), len(data.classes))
     teacher.set_probe(probe.to(fabric.device))
 

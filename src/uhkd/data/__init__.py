@@ -3,7 +3,7 @@
 from uhkd.data.augment import Augmentation, view
 from uhkd.data.batch import Batch
 from uhkd.data.batched import views
-from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader
+from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader, usable_cores
 from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
@@ -29,6 +29,7 @@ __all__ = [
     "stratified_split",
     "stratified_subset",
     "train_loader",
+    "usable_cores",
     "view",
     "views",
 ]

@@ -133,7 +133,7 @@ class Loader:
             raise ValueError(f"workers must be 0 or more, found {workers}")
         self.steps, self.source = steps, batches.source
         self.device = torch.device("cpu" if device is None else device)
-        workers = min(workers, _cores())
+        workers = min(workers, usable_cores())
         # Workers end with their iterator: that of training lasts for the whole run, and kept ones of a validation would
         # hold their memory while training.
         self._inner: DataLoader[Any] = DataLoader(
@@ -259,7 +259,8 @@ def _unchanged(raw: Any) -> Any:
     return raw
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine's where a container or a scheduler gave it some."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -2,12 +2,14 @@
 
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loop import EVAL_BATCH, Job, train
+from uhkd.engine.optimizer import FUSED
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
 from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
 
 __all__ = [
     "EVAL_BATCH",
+    "FUSED",
     "Job",
     "Learner",
     "StoredTeacher",

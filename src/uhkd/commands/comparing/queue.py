@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.serving import doubt, settle, store, whole
+from uhkd.data import usable_cores
 from uhkd.recipe import RecipeError
 from uhkd.runs import RunFolder, write_atomically
 
@@ -229,7 +230,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
     """
     order = {
         "out": str(out),
-        "threads": max(1, (os.cpu_count() or 1) // jobs),
+        "threads": max(1, usable_cores() // jobs),
         "command": sys.argv,
         "tasks": [dataclasses.asdict(task) for task in plan.work],
     }
