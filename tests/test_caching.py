@@ -1,5 +1,6 @@
 """`uhkd cache` and what learns from it: the same views, the same losses, whole after kills, refused where anything differs."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -70,11 +71,12 @@ def test_stored_signals_are_the_live_ones_record_by_record(teacher: Path, cached
     stored = Stored(cached)
     data = uhkd.open_data("digits", train_limit=100)
     live = LiveTeacher(load_run(teacher), stored.manifest.target)
-    live.ftm = stored.ftm()
+    assert live.ftm is not None
+    live.ftm.load_state_dict(stored.tensors("ftm."))
     kept = StoredTeacher(stored, stored.manifest.target)
     loader = train_loader(
         data.train, stored.manifest.augmentation, seed=9, batch_size=30, epochs=4, num_classes=10, views=3, view_seed=5,
-        beside=stored.shards.read,
+        beside=stored.beside,
     )  # fmt: skip
     needs = frozenset({"logits", "embedding", "spectra"})
     seen = 0
@@ -174,13 +176,21 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
         ({"settings": {"form": "amplitude"}}, "channels None, stored 64; form amplitude, stored pairs"),
         ({"teacher": "timm/resnet18"}, "the cache is of .*teacher, asked for is timm/resnet18"),
         ({"teacher_cache": "nowhere"}, "nowhere holds no stored signals"),
+        ({"teacher_views": 4}, "teacher_views: expected at most 3, which .* holds, found 4"),
+        (
+            {"teacher_levels": ["layer1", "layer2"]},
+            r"teacher levels: the cache has .*, asked for is \['layer1', 'layer2'\]",
+        ),
+        ({"teacher_start": "pretrained"}, "teacher_start: the cache was made with None, asked for is 'pretrained'"),
+        ({"teacher_head": "probe"}, "teacher_head: the cache was made with 'auto', asked for is 'probe'"),
+        ({"teacher_options": {"channels": [8, 8, 8, 8]}}, "teacher options: the cache has {}"),
     ],
 )
 def test_what_a_cache_cannot_serve_is_refused_with_the_reason(cached: Path, tmp_path: Path, changes: dict, said: str):
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=said):
         uhkd.distill(**distil_words(out, teacher_cache=str(cached)) | changes)
-    assert not (out / "checkpoints").exists()
+    assert not out.exists(), "the corrected command is not to meet a folder that exists"
 
 
 def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, tmp_path: Path):
@@ -195,9 +205,22 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
     write_tensors(other / "model.safetensors", {k: v * 1.01 if v.is_floating_point() else v for k, v in state.items()})
     with pytest.raises(ValueError, match="are not those of the teacher that was stored"):
         uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))
+    shutil.copy(teacher / "model.safetensors", other)
+    module = load_run(other)
+    next(module.module.parameters()).data.mul_(2)
+    with pytest.raises(ValueError, match="the one given are not those of the teacher that was stored"):
+        uhkd.distill(**distil_words(tmp_path / "no", teacher=module, teacher_cache=str(cached)))
+    card = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps(card | {"mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(ValueError, match=r"teacher mean: the cache has .*, asked for is \[0\.1, 0\.2, 0\.3\]"):
+        uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))
+    copy = tmp_path / "copy"
+    shutil.copytree(cached, copy)
+    with pytest.raises(ValueError, match=r"begun by another recipe(.|\n)*teacher mean: the cache has"):
+        uhkd.cache(**cache_words(other, copy, views=4, allow_weak_teacher=True))
 
 
-def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path, tmp_path: Path):
+def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path, tmp_path: Path, monkeypatch):
     from PIL import Image
 
     folder = tmp_path / "images"
@@ -213,12 +236,23 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
         tmp_path / "run", data=str(folder), train_limit=None, teacher_cache=str(out), epochs=1, flip=False
     )
     uhkd.distill(**run)
+    other = r"view \d of image \d+ is not the one whose signals .* holds: its file has changed"
+    kept = {file: file.read_bytes() for file in (folder / "4/3.bmp", folder / "4/4.bmp")}  # one of them may be held out
+    for file in kept:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    # the early look is a sample; the training compares every view
+    monkeypatch.setattr("uhkd.commands.stored._LOOKED_AT", 0)
+    with pytest.raises(ValueError, match=other):
+        uhkd.distill(**run | {"out": str(tmp_path / "one"), "batch_size": 50})
+    monkeypatch.undo()
+    for file, content_before in kept.items():
+        file.write_bytes(content_before)
     for file in folder.rglob("*.bmp"):  # of the same size in bytes
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
-    with pytest.raises(
-        ValueError, match=r"view \d of image \d+ is not the one whose signals .* holds: its file has changed"
-    ):
+    with pytest.raises(ValueError, match=other):
         uhkd.distill(**run | {"out": str(tmp_path / "again")})
+    with pytest.raises(ValueError, match=other):
+        uhkd.cache(**words | {"allow_weak_teacher": True, "flip": False, "views": 3})
 
 
 def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
@@ -235,7 +269,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     assert main(["cache", "verify", str(copy)]) == 2
     said = capsys.readouterr().err
     assert "view-0001/shard-00002.bin is damaged: record" in said and "view-0002/shard-00000.bin is missing" in said
-    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing or cut short; make it anew"):
+    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; make it anew"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy)))
     uhkd.distill(**distil_words(tmp_path / "first", teacher_cache=str(copy), epochs=1))  # the first view is whole
     assert main(["cache", "-c", str(copy), "--out", str(copy)]) == 0
@@ -302,6 +336,73 @@ def test_views_are_added_and_what_is_there_stays(teacher: Path, cached: Path, tm
     ).unlink()  # the folder's own words name three views; the added one is mended too
     assert main(["cache", "-c", str(copy), "--out", str(copy)]) == 0
     assert content(copy) == after
+
+
+def test_a_run_keeps_its_number_of_views_when_others_are_added(
+    teacher: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from uhkd.engine import loop
+
+    copy = tmp_path / "copy"
+    uhkd.cache(**cache_words(teacher, copy, views=2, allow_weak_teacher=True))
+    words = {"teacher_cache": str(copy), "epochs": 4, "checkpoint_minutes": 1e-9}
+    whole = uhkd.distill(**distil_words(tmp_path / "whole", **words))
+    some = uhkd.distill(**distil_words(tmp_path / "some", **words | {"teacher_cache": str(cached), "teacher_views": 2}))
+    assert some.run.weights.read_bytes() == whole.run.weights.read_bytes()
+    real, count = loop.weigh, [0]
+
+    def stop(*args: Any) -> Any:
+        count[0] += 1
+        if count[0] == 9:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(loop, "weigh", stop)
+    with pytest.raises(KeyboardInterrupt):
+        uhkd.distill(**distil_words(tmp_path / "cut", **words))
+    uhkd.cache(**cache_words(teacher, copy, views=4, allow_weak_teacher=True))
+    again = uhkd.distill(**distil_words(tmp_path / "cut", **words, resume=True))
+    assert again.run.weights.read_bytes() == whole.run.weights.read_bytes()
+    assert again.run.read_result()["teacher_cache"]["views"] == 2
+    with pytest.raises(ValueError, match="teacher_views was 2, now 3"):
+        uhkd.distill(**distil_words(tmp_path / "cut", **words, resume=True, teacher_views=3))
+    with pytest.raises(ValueError, match=r"cannot resume .*teacher_cache"):
+        uhkd.distill(**distil_words(tmp_path / "cut", epochs=4, resume=True, teacher=str(teacher), teacher_views=None))
+
+
+def test_words_on_views_that_are_left_open_are_the_caches(
+    cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = {k: v for k, v in distil_words(tmp_path / "run", teacher_cache=str(cached)).items() if k not in VIEWS}
+    result = uhkd.distill(**words | {"epochs": 1, "image_size": 8})
+    recipe = result.run.read_recipe()
+    assert {k: recipe[k] for k in VIEWS} == VIEWS and recipe["teacher_views"] == 3
+    assert "images at 8x8, crop pad, flip off, erasing 0.3, mixup 0.4, cutmix 0.5" in capsys.readouterr().err
+
+
+def test_another_precision_does_not_write_into_a_cache(teacher: Path, cached: Path):
+    with pytest.raises(ValueError, match="precision: the cache has 'fp32', asked for is 'bf16'"):
+        uhkd.cache(**cache_words(teacher, cached, precision="bf16", allow_weak_teacher=True))
+
+
+def test_a_refusal_for_room_leaves_a_cache_as_it_was(
+    teacher: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(cached, copy)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ValueError, match=r"1\.0 KB free"):
+        uhkd.cache(**cache_words(teacher, copy, views=5000, allow_weak_teacher=True))
+    assert (copy / "cache.json").read_bytes() == (cached / "cache.json").read_bytes()
+
+
+def test_a_run_that_was_begun_is_not_taken_for_a_cache(teacher: Path, tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.begin({"verb": "distill", "student": "x"})
+    with pytest.raises(ValueError, match="already exists and holds no cache"):
+        uhkd.cache(**cache_words(teacher, run.path))
+    assert run.read_recipe()["student"] == "x"
 
 
 def test_folders_of_others_and_full_disks_are_refused_before_work(

@@ -106,8 +106,9 @@ def test_a_view_seed_changes_views_alone():
         assert torch.equal(target, expected[1])
 
 
-def stored(number, indices):
+def stored(number, indices, images, targets):
     """Bytes that say for which view and image they were asked."""
+    assert images.dtype == torch.uint8 and len(images) == len(targets) == len(indices)
     return np.stack([np.full(len(indices), number), indices, indices + 1], axis=1).astype(np.uint8)
 
 
@@ -136,7 +137,7 @@ def test_a_record_moves_and_splits_with_its_batch():
 
 
 def test_a_record_that_cannot_be_written_to_travels():
-    def locked(number, indices):
+    def locked(number, indices, images, targets):
         return np.broadcast_to(np.uint8(7), (len(indices), 2))
 
     assert next(iter(train(beside=locked))).record.tolist() == [[7, 7]] * 12
@@ -144,10 +145,10 @@ def test_a_record_that_cannot_be_written_to_travels():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_missing_beside_the_images_is_a_single_line(workers):
-    def missing(number, indices):
+    def missing(number, indices, images, targets):
         if number == 1:
             raise ValueError("view 1 was not stored")
-        return stored(number, indices)
+        return stored(number, indices, images, targets)
 
     seen = []
     with pytest.raises(ValueError) as raised:

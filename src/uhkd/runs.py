@@ -128,6 +128,8 @@ class RunFolder:
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
         elsewhere = {"resume", "out", "teacher_cache"}  # a cache may be moved: its key is in the checkpoint
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
+        if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
+            differing.append("teacher_cache")
         if differing:
             said = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
             raise ValueError(f"cannot resume {self.path} with another recipe: {said}")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
@@ -21,17 +22,19 @@ from uhkd.commands.setup import (
     make_fabric,
     open_recipe_data,
     say,
+    tell_augmentation,
     tell_machine,
 )
+from uhkd.commands.stored import check_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.data import Augmentation, eval_loader
+from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, environment
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
-from uhkd.stored import DamagedShard, Layout, Manifest, Stored, identity_of, write_manifest
+from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
 
 
@@ -60,13 +63,16 @@ def cache(
     if admit is not None:
         admit(work.stored)
     work.announce()
-    children = [
-        start_child(__name__, asked.model_copy(update={"jobs": 1}).model_dump_json()) for _ in range(asked.jobs - 1)
-    ]
+    own = torch.get_num_threads()
+    share = own if asked.jobs == 1 else max(1, usable_cores() // asked.jobs)
+    order = json.dumps({"recipe": asked.model_copy(update={"jobs": 1}).model_dump(mode="json"), "threads": share})
+    children = [start_child(__name__, order) for _ in range(asked.jobs - 1)]
     try:
+        torch.set_num_threads(share)
         work.write()
         ended = [child.wait() for child in children]
     finally:
+        torch.set_num_threads(own)
         for child in children:
             child.terminate()
             child.communicate()
@@ -79,13 +85,16 @@ def cache(
         say(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
-    return work.stored
+    return Stored(folder)  # opened anew: files that were mended have others behind their names
 
 
 def _foreign(folder: Path) -> bool:
     """Whether anything but the beginnings of a cache lies there."""
     own = {"locks", "teacher_probe.safetensors", "recipe.yaml", "environment.json", "teacher.safetensors"}
-    return any(item.name not in own and not item.name.endswith(".tmp") for item in folder.iterdir())
+    if any(item.name not in own and not item.name.endswith(".tmp") for item in folder.iterdir()):
+        return True
+    run = RunFolder(folder)
+    return run.started() and "storage" not in run.read_recipe()  # a training that was begun
 
 
 class Work:
@@ -103,8 +112,8 @@ class Work:
         with hold(self.folder, "begin", timeout=-1):
             begun = begun or Stored.exists(self.folder)
             if not begun:  # what an earlier try by other words may have left when it was killed
-                self.run.probe.unlink(missing_ok=True)
-                self.run.recipe.unlink(missing_ok=True)
+                for leftover in (self.run.probe, self.run.recipe, *self.folder.glob(".*.tmp")):
+                    leftover.unlink(missing_ok=True)
             network, metrics = prepare_teacher(
                 asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
             )
@@ -115,6 +124,7 @@ class Work:
                 self.teacher = self._go_on(network)
             else:
                 self.augmentation = choose_augmentation(asked, self.data, [network])
+                tell_augmentation(self.augmentation)
                 self.teacher = self._begin(network, metrics)
                 self.stored = Stored(self.folder)
 
@@ -144,6 +154,14 @@ class Work:
         return identity_of(
             teacher=fingerprint(network),
             weights=fingerprint(network.module),
+            reading={
+                "mean": network.mean,
+                "std": network.std,
+                "interpolation": network.interpolation,
+                "input size": network.input_size,
+                "options": self.asked.teacher_options,
+            },
+            precision=self.precision,
             data=self.data.fingerprint,
             augmentation=augmentation,
             seed=self.asked.seed,
@@ -157,6 +175,7 @@ class Work:
     def _begin(self, network: TappedModel, metrics: dict[str, float]) -> Teacher:
         asked, data = self.asked, self.data
         layout, target = self._layout(network)
+        self._room(Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
             settle_ftm(teacher, data, self.augmentation, asked.seed, self.fabric, self.workers)
@@ -201,7 +220,9 @@ class Work:
             )
         if teacher.ftm is not None:
             teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
+        check_views(self.stored, self.data, manifest.views)
         if self.asked.views > manifest.views:
+            self._room(self.stored.shards, layout, self.asked.views)
             say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.asked.views))
             self.stored = Stored(self.folder)
@@ -209,33 +230,42 @@ class Work:
             self.asked = self.asked.model_copy(update={"views": manifest.views})
         return teacher
 
-    def announce(self) -> None:
-        """Check what is there, and tell what is to come.
+    def _room(self, shards: Shards, layout: Layout, views: int) -> str:
+        """What is stored and what is still to be written, in words.
 
         Raises:
             ValueError: when it does not fit on the disk.
         """
-        shards, layout = self.stored.shards, self.stored.manifest.layout
-        views, images = self.asked.views, self.stored.manifest.images
-        everything = [shard for view in range(views) for shard in shards.of_view(view)]
-        for shard in filter(shards.whole, everything):
+        every = (shard for view in range(views) for shard in shards.of_view(view))
+        total, todo = sum(map(shards.bytes_of, every)), sum(map(shards.bytes_of, shards.missing(views)))
+        free = shutil.disk_usage(self.folder).free
+        if todo > free:
+            raise ValueError(
+                f"{self.folder} has {_size(free)} free, and {_size(todo)} are to be written: fewer --views, --storage int8, less "
+                "to --keep, fewer --channels, or another --out"
+            )
+        return (
+            f"{shards.images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, "
+            f"{layout.storage}): {_size(total)} in all, {_size(todo)} to write, {_size(free)} free"
+        )
+
+    def announce(self) -> None:
+        """Remove what is damaged and what nobody is making, and tell what is to come.
+
+        Raises:
+            ValueError: when it does not fit on the disk.
+        """
+        shards = self.stored.shards
+        for shard in (shard for view in range(self.asked.views) for shard in shards.of_view(view)):
+            if not shards.whole(shard):
+                continue
             try:
                 shards.check(shard)
             except DamagedShard as error:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
                     say(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
-        missing = shards.missing(views)
-        todo, free = sum(map(shards.bytes_of, missing)), shutil.disk_usage(self.folder).free
-        say(
-            f"{images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, {layout.storage}): "
-            f"{_size(sum(map(shards.bytes_of, everything)))} in all, {_size(todo)} to write, {_size(free)} free"
-        )
-        if todo > free:
-            raise ValueError(
-                f"{self.folder} has {_size(free)} free, and {_size(todo)} are to be written: fewer --views, --storage int8, less "
-                "to --keep, fewer --channels, or another --out"
-            )
+        say(self._room(shards, self.stored.manifest.layout, self.asked.views))
 
     def write(self) -> None:
         """Make every shard that is missing and that nobody else is making."""
@@ -245,10 +275,16 @@ class Work:
 
 def main() -> None:
     """A process beside the first: its recipe is on its command line."""
-    recipe = build(CacheRecipe, json.loads(sys.argv[1]))
+    order = json.loads(sys.argv[1])
     end_with_parent()
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
-        Work(recipe, None, None).write()
+    torch.set_num_threads(order["threads"])
+    try:
+        Work(build(CacheRecipe, order["recipe"]), None, None).write()
+    except KeyboardInterrupt:
+        pass  # Ctrl-C reaches the whole group; the parent tells about it
+    except ValueError as error:
+        say(f"a process beside the first has ended: {error}")
+        sys.exit(1)
 
 
 def _size(count: float) -> str:

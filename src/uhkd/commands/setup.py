@@ -137,17 +137,20 @@ def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[Tapped
         crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
     names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
-    augmentation = Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
-    said = [f"crop {crop}" + (f" from {recipe.crop_scale:.0%} of the area" if crop == "resized" else "")]
-    said.append(f"flip {'on' if flip else 'off'}")
-    if recipe.randaugment is not None:
-        said.append(f"randaugment {recipe.randaugment}")
-    if recipe.color_jitter:
-        left_out = "" if augmentation.jitters else " left out beside randaugment"
-        said.append(f"color_jitter {recipe.color_jitter:g}{left_out}")
-    said += [f"{name} {getattr(recipe, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(recipe, name)]
-    say(f"images at {size[0]}x{size[1]}, {', '.join(said)}")
-    return augmentation
+    return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
+
+
+def tell_augmentation(own: Augmentation) -> None:
+    """Say how large images are and how they are varied."""
+    said = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
+    said.append(f"flip {'on' if own.flip else 'off'}")
+    if own.randaugment is not None:
+        said.append(f"randaugment {own.randaugment}")
+    if own.color_jitter:
+        left_out = "" if own.jitters else " left out beside randaugment"
+        said.append(f"color_jitter {own.color_jitter:g}{left_out}")
+    said += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
+    say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
 
 
 def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:

@@ -5,36 +5,60 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
+from torch import nn
 
-from uhkd.commands.setup import say
+from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
-from uhkd.models import fingerprint_of
+from uhkd.models import ModelCard, fingerprint, fingerprint_of
 from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
+from uhkd.taps import TappedModel
 
-_LOOKED_AT = 64  # views made anew and compared with those that the teacher saw, each time a cache is used
+_LOOKED_AT = 64  # views made anew and compared with those that the teacher saw before a cache is used
+_OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice open though they are given
 
 
-def open_stored(recipe: DistillRecipe, data: Data, folder: RunFolder) -> Stored:
-    """The recipe's cache, if it is whole and of these images, views and this teacher.
+def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
+    """The recipe with what it leaves open about views taken from its cache; a run that is resumed keeps its number of views.
+
+    Raises:
+        ValueError: for a cache that cannot be read, or holds fewer views than asked for.
+    """
+    assert recipe.teacher_cache is not None
+    manifest = Stored(recipe.teacher_cache).manifest
+    own = {k: v for k, v in asdict(manifest.augmentation).items() if k != "size"}  # each network resizes for itself
+    given = {k for k in own if k in recipe.model_fields_set and (k, getattr(recipe, k)) not in _OPEN}
+    before = run.read_recipe().get("teacher_views") if run.started() else None
+    views = recipe.teacher_views or before or manifest.views
+    if views > manifest.views:
+        raise ValueError(
+            f"teacher_views: expected at most {manifest.views}, which {recipe.teacher_cache} holds, found {views}"
+        )
+    return recipe.model_copy(update={k: v for k, v in own.items() if k not in given} | {"teacher_views": views})
+
+
+def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = None) -> Stored:
+    """The cache of a recipe (see `follow`), if it is whole and of these images, views and this teacher.
+
+    teacher: an object of the user's own, in place of the recipe's word.
 
     Raises:
         ValueError: naming every field that differs, the shards that are missing, or a view that is not the stored one.
     """
-    assert recipe.teacher_cache is not None
+    assert recipe.teacher_cache is not None and recipe.teacher_views is not None
     stored = Stored(recipe.teacher_cache)
     manifest = stored.manifest
-    if differing := _differences(recipe, data, stored):
+    if differing := _differences(recipe, data, stored, teacher):
         raise ValueError(
             f"the cache {stored.folder} is not of this training:\n  "
             + "\n  ".join(differing)
             + "\nsay what it says (its words: "
             f"{stored.folder / 'recipe.yaml'}), or make another: uhkd cache"
         )
-    views = min(recipe.epochs, manifest.views)
+    views = min(recipe.epochs, recipe.teacher_views)
     if missing := stored.shards.missing(views):
-        first = DamagedShard(missing[0], stored.folder, "is missing or cut short")
+        first = DamagedShard(missing[0], stored.folder, stored.shards.state(missing[0]))
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more}")
     versions, now = manifest.environment["versions"], environment()["versions"]
@@ -47,11 +71,27 @@ def open_stored(recipe: DistillRecipe, data: Data, folder: RunFolder) -> Stored:
         f"teacher {manifest.teacher}: {manifest.views} stored views of {manifest.images:,} images from {stored.folder}{known}; "
         f"{looked} views compared with those it saw: equal"
     )
-    _tell_views(stored, recipe.epochs)
+    if views < recipe.epochs:
+        say(
+            f"  {views} stored views for {recipe.epochs} epochs: each is shown {recipe.epochs / views:.3g} times, which is "
+            "another training than with a new view every epoch"
+        )
     return stored
 
 
-def facts_of(stored: Stored, epochs: int) -> dict[str, Any]:
+def tell_other_views(asked: DistillRecipe, data: Data, student: TappedModel, stored: Stored) -> None:
+    """Say where a student by the recipe as asked would see other views beside its live teacher than the stored ones."""
+    live, own = choose_augmentation(asked, data, [student]), stored.manifest.augmentation
+    others = []
+    if live.size[0] > own.size[0] or live.size[1] > own.size[1]:
+        others.append(f"images at {live.size[0]}x{live.size[1]}, not {own.size[0]}x{own.size[1]}")
+    if live.crop != own.crop:
+        others.append(f"crop {live.crop}, not {own.crop}")
+    if others:
+        say(f"  beside its live teacher this student would see {' and '.join(others)}: this is another training")
+
+
+def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     """What a run notes about the cache that it learned from."""
     manifest = stored.manifest
     return {
@@ -60,62 +100,65 @@ def facts_of(stored: Stored, epochs: int) -> dict[str, Any]:
         "teacher_fingerprint": manifest.identity["teacher"],
         "teacher_cache": {
             "key": manifest.key,
-            "views": min(manifest.views, epochs),
+            "views": min(recipe.teacher_views or manifest.views, recipe.epochs),
             "seed": manifest.seed,
             "storage": manifest.layout.storage,
         },
     }
 
 
-def check_views(stored: Stored, data: Data, views: int, seed: int = 0) -> int:
-    """Make some views anew and compare their pixels and targets, bit by bit, with those the teacher saw; how many.
+def check_views(stored: Stored, data: Data, views: int) -> int:
+    """Make some stored views anew and compare their pixels and targets, bit by bit, with those the teacher saw; how many.
 
-    The listing of a folder does not show when a file's pixels change, nor does it know how a library augments.
+    The listing of a folder does not show when a file's pixels change, nor does it know how a library augments. It is an early
+    look, always at the same places; a training compares every view that it shows.
 
     Raises:
         ValueError: naming the first view that differs.
     """
-    manifest = stored.manifest
-    chosen = np.random.default_rng(seed).integers(
-        (views, manifest.images), size=(min(_LOOKED_AT, 2 * manifest.images), 2)
-    )
-    for view, index in chosen.tolist():
-        span = [Span(view, index, index + 1)]
+    manifest, shards = stored.manifest, stored.shards
+    whole = [shard for view in range(views) for shard in shards.of_view(view) if shards.whole(shard)]
+    draw, count = np.random.default_rng(0), min(_LOOKED_AT, 2 * manifest.images) if whole else 0
+    for number in draw.integers(len(whole), size=count).tolist() if whole else ():
+        shard = whole[number]
+        index = int(draw.integers(shard.start, shard.stop))
+        span = [Span(shard.view, index, index + 1)]
         loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
         batch = next(iter(loader))
-        if picture_sums(batch.image, batch.target)[0] != stored.shards.pictures(view, np.array([index]))[0]:
-            raise ValueError(
-                f"view {view} of image {index} is not the one whose signals {stored.folder} holds: its file has changed, or "
-                "another version of a library augments in another way; make the cache anew (another --out), or use the "
-                f"versions in {stored.folder / 'environment.json'}"
-            )
-    return len(chosen)
+        shards.read_for(shard.view, np.array([index]), picture_sums(batch.image, batch.target))
+    return count
 
 
-def _differences(recipe: DistillRecipe, data: Data, stored: Stored) -> list[str]:
+def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.Module | None) -> list[str]:
     manifest = stored.manifest
     wanted: dict[str, Any] = {"data": data.fingerprint, "classes": len(data.classes)}
-    own = asdict(manifest.augmentation)
-    for name in own:
-        # what the recipe leaves open follows the cache; size is the cache's, each network resizes for itself
-        if name != "size" and (said := getattr(recipe, name)) not in (None if name == "flip" else "auto",):
-            wanted[f"view {name}"] = said
+    wanted |= {f"view {name}": getattr(recipe, name) for name in asdict(manifest.augmentation) if name != "size"}
+    if recipe.teacher_levels is not None:
+        wanted["teacher levels"] = recipe.teacher_levels
+    if recipe.teacher_options:
+        wanted["teacher options"] = recipe.teacher_options
     found = stored.differences(wanted)
-    if recipe.teacher is not None:
+    begun = RunFolder(stored.folder).read_recipe()
+    for name, left_open in (("teacher_start", None), ("teacher_head", "auto")):
+        if (asked := getattr(recipe, name)) != left_open and asked != begun.get(name):
+            found.append(f"{name}: the cache was made with {begun.get(name)!r}, asked for is {asked!r}")
+    if teacher is not None:
+        module = teacher.module if isinstance(teacher, TappedModel) else teacher
+        if fingerprint(module) != manifest.identity["teacher weights"]:
+            found.append("teacher: the weights of the one given are not those of the teacher that was stored")
+    elif recipe.teacher is not None:
         run = RunFolder(recipe.teacher)
         if run.exists():
-            weights = fingerprint_of(load_file(run.weights))
-            if weights != manifest.identity["teacher weights"]:
-                found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
+            found += _other_teacher(run, stored)
         elif recipe.teacher != manifest.teacher:
             found.append(f"teacher: the cache is of {manifest.teacher}, asked for is {recipe.teacher}")
     return found
 
 
-def _tell_views(stored: Stored, epochs: int) -> None:
-    views = stored.manifest.views
-    if views < epochs:
-        say(
-            f"  {views} stored views for {epochs} epochs: each is shown {epochs / views:.3g} times, which is another "
-            "training than with a new view every epoch"
-        )
+def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
+    """What a run folder says of its network and the cache does not."""
+    card, found = ModelCard.from_json(run.read_card()), []
+    if fingerprint_of(load_file(run.weights)) != stored.manifest.identity["teacher weights"]:
+        found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
+    reading = {"teacher mean": card.mean, "teacher std": card.std, "teacher interpolation": card.interpolation}
+    return found + stored.differences(reading)

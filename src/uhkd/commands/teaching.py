@@ -114,7 +114,12 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
 def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, workers: int, why: str) -> None:
     assert teacher.shapes.embedding is not None
     if folder.probe.is_file():
-        state = load_file(folder.probe)
+        try:
+            state = load_file(folder.probe)
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(
+                f"{folder.probe} is damaged ({error}); delete it to have the probe trained anew"
+            ) from error
         probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
         probe.load_state_dict(state)
         say("linear probe of the teacher: taken from the run folder")

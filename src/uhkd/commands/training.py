@@ -19,9 +19,10 @@ from uhkd.commands.setup import (
     open_recipe_data,
     run_folder,
     say,
+    tell_augmentation,
     tell_machine,
 )
-from uhkd.commands.stored import facts_of, open_stored
+from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, train
@@ -71,6 +72,7 @@ def distill(
         ValueError: for anything in recipe, data, teacher or student that cannot be used as asked.
     """
     check(recipe.method, recipe.settings, recipe.weights)
+    asked = recipe
     recipe, opened, device, folder = _begin(recipe, recipe.method, data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, student, device)
@@ -83,8 +85,9 @@ def distill(
     facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
     stored = None
     if recipe.method != "scratch" and recipe.teacher_cache is not None:
-        stored = open_stored(recipe, opened, folder)
-        facts |= facts_of(stored, recipe.epochs)
+        stored = open_stored(recipe, opened, teacher)
+        tell_other_views(asked, opened, network, stored)
+        facts |= facts_of(stored, recipe)
     elif recipe.method != "scratch":
         workers = choose_workers(recipe, opened, device)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
@@ -105,6 +108,8 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, Ru
     device, precision = choose_device(recipe)
     tell_machine(recipe, device, precision)
     opened = open_recipe_data(recipe, data)
+    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
+        recipe = follow(recipe, folder)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True)
@@ -182,16 +187,18 @@ def _train(
         augmentation = teacher.manifest.augmentation
     else:
         augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
+    tell_augmentation(augmentation)
     val_size = image_size(data, [student])  # what `uhkd eval` shows it, whatever size the teacher wants
-    folder.begin(recipe.model_dump(mode="json"))
     targets = [d.needs.target for d in learner.distillers.values() if isinstance(d, Distiller) and d.needs.target]
     target, sealed = next(iter(targets), None), None
     if isinstance(teacher, Stored):
         for name, distiller in learner.distillers.items():
             assert isinstance(distiller, Distiller)
             check_needs(name, distiller.needs, teacher)
-        sealed = StoredTeacher(teacher, target)
-    elif teacher is not None:
+        assert isinstance(recipe, DistillRecipe)
+        sealed = StoredTeacher(teacher, target, recipe.teacher_views)
+    folder.begin(recipe.model_dump(mode="json"))  # nothing that is refused before it leaves a folder behind
+    if isinstance(teacher, TappedModel):
         save_probe(teacher, folder)
         sealed = Teacher(teacher, target, fabric.autocast)
         if sealed.ftm is not None:

@@ -21,7 +21,7 @@ from uhkd.data.memory import fill
 from uhkd.data.randomness import stream
 from uhkd.data.sources import Source
 
-Beside = Callable[[int, np.ndarray], np.ndarray]
+Beside = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
 _PREFETCH = (
     2  # batches ready for each worker: a longer queue fills memory, and helps none that is slower than the model
@@ -69,9 +69,9 @@ def train_loader(
     e mod `views`, of `view_seed` (None: `seed`). batch_size is the global one; each process gets every world_size-th of
     its images. Batches do not depend on `workers`, and those from `start_step` on equal those of an uninterrupted run.
 
-    beside: called as beside(view number, positions (B,) of this process's images) wherever the batch is made (so with
-    workers it travels to them: without `fork` it must pickle); the bytes it returns, (B,n) uint8, become the batch's
-    `record`. device: see `Loader`.
+    beside: called as beside(view number, positions (B,) of this process's images, images (B,3,H,W) uint8, targets or None)
+    wherever the batch is made (so with workers it travels to them: without `fork` it must pickle); the bytes it returns,
+    (B,n) uint8, become the batch's `record`. device: see `Loader`.
 
     Raises:
         ValueError: a batch size above the number of images or not divisible by world_size, a start_step beyond the end,
@@ -234,7 +234,7 @@ class _TrainBatches(Batches):
         )
         record = None
         if self.beside is not None:
-            stored = self.beside(number, index)
+            stored = self.beside(number, index, image, target)
             assert stored.dtype == np.uint8 and stored.ndim == 2 and len(stored) == len(index), stored.shape
             # copied: what is mapped from a file may not be writable, which torch wants
             record = torch.from_numpy(np.array(stored, order="C"))

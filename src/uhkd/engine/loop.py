@@ -148,9 +148,9 @@ def train(job: Job) -> list[dict[str, float]]:
         workers=job.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        views=stored and stored.manifest.views,
+        views=teacher.views if isinstance(teacher, StoredTeacher) else None,
         view_seed=stored and stored.manifest.seed,
-        beside=stored and stored.shards.read,
+        beside=stored and stored.beside,
         device=fabric.device,
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)

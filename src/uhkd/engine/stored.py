@@ -16,13 +16,14 @@ class StoredTeacher:
     Args:
         stored: the cache; the loader delivers its records (see `uhkd.data.train_loader`, `beside`).
         target: spectra that a method wants, or None.
+        views: how many of the cache's views are shown in turn (None: all).
 
     Raises:
         ValueError: when the stored spectra are others than the method wants, the differing settings named.
     """
 
-    def __init__(self, stored: Stored, target: SpectralTarget | None = None) -> None:
-        self.stored, self.layout = stored, stored.manifest.layout
+    def __init__(self, stored: Stored, target: SpectralTarget | None = None, views: int | None = None) -> None:
+        self.stored, self.layout, self.views = stored, stored.manifest.layout, views or stored.manifest.views
         self.crops: list[tuple[int, list[int] | None]] = []
         if target is not None:
             own = stored.manifest.target

@@ -140,7 +140,11 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     )
     teacher_cache: str | None = Field(
         default=None,
-        description="folder of stored signals (uhkd cache), used in place of the teacher; epochs show its views in turn",
+        description="folder of stored signals (uhkd cache), used in place of the teacher; epochs show its views in turn, and "
+        "words on views that are not given are the cache's",
+    )
+    teacher_views: int | None = Field(
+        default=None, ge=1, description="views of teacher_cache to use; none: all that it holds"
     )
     student_start: str = Field(
         default="random", description="student's first weights: random, pretrained or a weights file"
@@ -149,6 +153,8 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
     def _further_problems(self) -> list[str]:
+        if self.teacher_views is not None and self.teacher_cache is None:
+            return ["teacher_views: counts the views of teacher_cache, which is not given"]
         if self.teacher is None and self.teacher_cache is None and self.method != "scratch":
             return [
                 "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; "

@@ -3,22 +3,25 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from jaxtyping import Float, UInt8
+from safetensors.torch import load
 from torch import Tensor
 
 from uhkd.data import Augmentation
 from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, Level, SpectralTarget
 from uhkd.stored.layout import Layout
+from uhkd.stored.pictures import picture_sums
 from uhkd.stored.shards import Shards
 from uhkd.taps import SideShapes
 
-_FORM = 1  # of the folder; raised when its files change their meaning
+_FORM = 2  # of the folder; raised when its files change their meaning
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Manifest:
 
     identity: what the records depend on, by name; two caches of equal identity hold the same. shapes: the teacher's. target:
     of the FTM, every tap by itself. teacher_metrics: on the validation part. environment: versions and machine of the writer.
+    tensors: checksum of teacher.safetensors, set when that is written.
     """
 
     identity: dict[str, Any]
@@ -41,11 +45,12 @@ class Manifest:
     teacher: str
     teacher_metrics: dict[str, float]
     environment: dict[str, Any]
+    tensors: str = ""
 
     @property
     def key(self) -> str:
         """32 hexadecimal digits that change with anything the records depend on."""
-        return hashlib.blake2b(json.dumps(self.identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return _digest(_canonical(self.identity))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,25 +81,31 @@ class Stored:
     @staticmethod
     def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
         """Write all but the shards; the manifest last, it says that the rest is there."""
-        write_tensors(folder / "teacher.safetensors", tensors)
-        write_manifest(folder, manifest)
+        file = folder / "teacher.safetensors"
+        write_tensors(file, tensors)
+        write_manifest(folder, replace(manifest, tensors=_digest(file.read_bytes())))
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Tensors of teacher.safetensors whose names begin with `prefix`, without it."""
         file = self.folder / "teacher.safetensors"
         try:
-            found = load_file(file)
+            content = file.read_bytes()
+            if _digest(content) != self.manifest.tensors:
+                raise ValueError("it is not what was written")
+            found = load(content)
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
         return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
-    def ftm(self) -> FTM | None:
-        """The FTM that made the spectra, with its statistics."""
-        if self.manifest.target is None:
-            return None
-        ftm = FTM(self.manifest.target, self.manifest.shapes.maps)
-        ftm.load_state_dict(self.tensors("ftm."))
-        return ftm
+    def beside(
+        self, view: int, index: np.ndarray, image: UInt8[Tensor, "b 3 h w"], target: Float[Tensor, "b k"] | None
+    ) -> UInt8[np.ndarray, "b n"]:
+        """Records for a training loader (`uhkd.data.train_loader`), each view compared with the one that the teacher saw.
+
+        Raises:
+            ValueError: for a damaged record, or a view that is another one.
+        """
+        return self.shards.read_for(view, index, picture_sums(image, target))
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """Which of the given facts are others here, a line each."""
@@ -110,6 +121,8 @@ def identity_of(
     *,
     teacher: str,
     weights: str,
+    reading: Mapping[str, Any],
+    precision: str,
     data: str,
     augmentation: Augmentation,
     seed: int,
@@ -119,12 +132,18 @@ def identity_of(
     target: SpectralTarget | None,
     ftm: FTM | None,
 ) -> dict[str, Any]:
-    """What a cache's records depend on, as plain data. teacher (with its probe), weights (without), data: fingerprints."""
+    """What a cache's records depend on, as plain data.
+
+    teacher (with its probe), weights (without), data: fingerprints. reading: how the teacher reads an image, and other words
+    of its own that its weights do not show.
+    """
     return json.loads(
         json.dumps(
             {
                 "teacher": teacher,
                 "teacher weights": weights,
+                **{f"teacher {name}": value for name, value in reading.items()},
+                "precision": precision,
                 "data": data,
                 **{f"view {name}": value for name, value in asdict(augmentation).items()},
                 "view seed": seed,
@@ -149,6 +168,7 @@ def _hash_state(ftm: FTM) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write cache.json, atomically."""
     content = {"format": _FORM, "key": manifest.key, **asdict(manifest)}
+    content["sum"] = _digest(_canonical(content))
     write_atomically(folder / "cache.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -158,14 +178,17 @@ def _read(folder: Path) -> Manifest:
         raise ValueError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
     try:
         said = json.loads(file.read_text())
-        form, key = said.pop("format"), said.pop("key")
-    except (ValueError, KeyError, AttributeError) as error:
+        form = said["format"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
     if form != _FORM:
         raise ValueError(
             f"{file} is of format {form}, this version reads {_FORM}: make the cache anew, or use its version"
         )
     try:
+        if said.pop("sum") != _digest(_canonical(said)):
+            raise ValueError("it is not what was written")
+        del said["format"], said["key"]
         target = said["target"]
         manifest = Manifest(
             **said
@@ -179,9 +202,15 @@ def _read(folder: Path) -> Manifest:
         )
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
-    if manifest.key != key:
-        raise ValueError(f"{file} is damaged (its fields do not give its key): the cache must be made anew")
     return manifest
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _tuples(lists: Any) -> tuple[tuple[int, ...], ...]:

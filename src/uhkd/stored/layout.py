@@ -1,6 +1,7 @@
 """One stored record: what a teacher said about one view, as a fixed number of bytes."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,11 +57,7 @@ class Layout:
         if self.logits:
             assert signals.logits is not None
             pieces.append(_bytes(_fp16(signals.logits, "logits")))
-        blocks = {"embedding": signals.embedding} if self.embedding else {}
-        blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
-        for name, x in blocks.items():
-            assert x is not None
-            x = x.detach().float().flatten(1)
+        for name, x in self._named_blocks(signals):
             if self.storage == "fp16":
                 pieces.append(_bytes(_fp16(x, name)))
                 continue
@@ -95,17 +92,22 @@ class Layout:
         spectra = tuple(x.unflatten(1, shape) for x, shape in zip(blocks, self.spectra, strict=True))
         return Signals(logits=logits, spectra=spectra or None, embedding=embedding)
 
+    def _named_blocks(self, signals: Signals) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
+        """Embedding and spectra of live signals, as far as they are stored."""
+        blocks = {"embedding": signals.embedding} if self.embedding else {}
+        blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
+        for name, block in blocks.items():
+            assert block is not None
+            yield name, block.detach().float().flatten(1)
+
     def tolerance(self, signals: Signals) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
         """For each stored field of live signals: name, its numbers (B, n), and how far a stored number may lie from each."""
         found = []
         if self.logits and signals.logits is not None:
             x = signals.logits.float().cpu()
             found.append(("logits", x, _rounding(x)))
-        blocks = {"embedding": signals.embedding} if self.embedding else {}
-        blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
-        for name, block in blocks.items():
-            assert block is not None
-            x = block.float().flatten(1).cpu()
+        for name, block in self._named_blocks(signals):
+            x = block.cpu()
             step = x.abs().amax(1, keepdim=True) / _STEPS
             found.append((name, x, _rounding(x) if self.storage == "fp16" else (0.5 * step).expand_as(x)))
         return found
@@ -120,10 +122,8 @@ def _fp16(x: Tensor, name: str) -> Tensor:
     half = x.detach().to(torch.float16)
     if not half.isfinite().all():
         _check_finite(x, name)
-        raise ValueError(
-            f"{name} of the teacher reach {x.abs().max():.3g}, more than fp16 holds (65504); use --storage int8, or "
-            "--standardise coefficient where it is off"
-        )
+        advice = "--keep embedding spectra leaves them out" if name == "logits" else "use --storage int8"
+        raise ValueError(f"{name} of the teacher reach {x.abs().max():.3g}, more than fp16 holds (65504); {advice}")
     return half
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def picture_sums(image: Tensor, target: Tensor | None) -> UInt32[np.ndarray, " b"]:
-    """Checksums of views: images (B,3,H,W) in [0,1] that were bytes, and their targets (B,K) where there are labels."""
-    pixels = (image * 255).round().to(torch.uint8).cpu().contiguous().numpy()
+    """Checksums of views: images (B,3,H,W), bytes or floats in [0,1] that were bytes, and targets (B,K) or None."""
+    bytes_of = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+    pixels = bytes_of.cpu().contiguous().numpy()
     shares = None if target is None else target.cpu().contiguous().numpy()
     return np.array(
         [zlib.crc32(p.data, 0 if shares is None else zlib.crc32(shares[i].data)) for i, p in enumerate(pixels)],

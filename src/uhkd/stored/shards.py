@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt32
 
 HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
 _SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
-_OPEN = 256  # shards kept open at a time
+_OPEN = 64  # shards kept open at a time: some systems allow a process 256 files
 
 
 @dataclass(frozen=True, order=True)
@@ -109,9 +109,25 @@ class Shards:
         """
         return self._rows(view, index)[:, HEAD:]
 
-    def pictures(self, view: int, index: np.ndarray) -> np.ndarray:
+    def read_for(self, view: int, index: np.ndarray, pictures: np.ndarray) -> UInt8[np.ndarray, "b n"]:
+        """Records (without heads) of images by index, whose views made here have the checksums `pictures` (B,).
+
+        Raises:
+            DamagedShard: naming the shard and the record.
+            ValueError: for a view that is not the one which the teacher saw.
+        """
+        rows = self._rows(view, index)
+        if len(other := np.flatnonzero(_pictures(rows) != pictures)):
+            raise ValueError(
+                f"view {view} of image {index[other[0]]} is not the one whose signals {self.folder} holds: its file has changed, "
+                "or another version of a library augments in another way; make the cache anew (another --out), or use the "
+                f"versions in {self.folder / 'environment.json'}"
+            )
+        return rows[:, HEAD:]
+
+    def pictures(self, view: int, index: np.ndarray) -> UInt32[np.ndarray, " b"]:
         """(B,) checksums of the views that the teacher saw."""
-        return self._rows(view, index)[:, 4:HEAD].copy().view("<u4")[:, 0]
+        return _pictures(self._rows(view, index))
 
     def check(self, shard: Shard) -> None:
         """Read a whole shard against its checksums.
@@ -120,7 +136,7 @@ class Shards:
             DamagedShard: naming the first record that is not what was written.
         """
         if not self.whole(shard):
-            raise DamagedShard(shard, self.folder, self._state(shard))
+            raise DamagedShard(shard, self.folder, self.state(shard))
         for start in range(shard.start, shard.stop, 256):
             self._rows(shard.view, np.arange(start, min(start + 256, shard.stop)))
 
@@ -132,11 +148,11 @@ class Shards:
             shard = (view, number)
             try:
                 read = os.preadv(self._descriptor(shard), [row.data], place * wide)
-            except OSError as error:
+            except FileNotFoundError as error:
                 found = self._shard(view, number)
-                raise DamagedShard(
-                    found, self.folder, self._state(found) if error.errno == 2 else str(error)
-                ) from error
+                raise DamagedShard(found, self.folder, self.state(found)) from error
+            except OSError as error:  # too many open files, no permission: nothing is wrong with the shard
+                raise ValueError(f"{self.folder / self._shard(view, number).name} cannot be read: {error}") from error
             if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
                 why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
                 raise DamagedShard(self._shard(view, number), self.folder, why)
@@ -146,7 +162,8 @@ class Shards:
         start = number * _SHARD
         return Shard(view, number, start, min(start + _SHARD, self.images))
 
-    def _state(self, shard: Shard) -> str:
+    def state(self, shard: Shard) -> str:
+        """What is wrong with the length of its file, in words."""
         path = self.folder / shard.name
         if not path.exists():
             return "is missing"
@@ -163,3 +180,7 @@ class Shards:
             found = self._open[shard] = os.open(self.folder / self._shard(*shard).name, os.O_RDONLY | os.O_CLOEXEC)
         self._open.move_to_end(shard)
         return found
+
+
+def _pictures(rows: UInt8[np.ndarray, "b n"]) -> UInt32[np.ndarray, " b"]:
+    return rows[:, 4:HEAD].copy().view("<u4")[:, 0]

@@ -33,14 +33,15 @@ def whole(folder: Path) -> bool:
 
 def doubt(folder: Path, error: Exception) -> None:
     """Have a cache looked through before it is used again, if a training ended by its fault; what is damaged is made anew."""
-    if f"uhkd cache -c {folder} " in str(error):  # loaders pass on what a `DamagedShard` says, not the exception itself
+    if str(folder) in str(error):  # loaders pass on what a `DamagedShard` says, not the exception itself
         (folder / _WHOLE).unlink(missing_ok=True)
 
 
 def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, failure: str | None) -> dict[str, Any]:
     """The words a training runs by: with its cache, or with its teacher where that cannot be, and then the reason is told.
 
-    A training that was begun goes on as it began; only if its cache is gone it is begun anew.
+    A training that was begun goes on as it began; only if its cache is gone it is begun anew. A comparison's folder may be
+    moved: a cache is known by its name, which tells of its words, and by its key, which is in the training's checkpoint.
 
     Args:
         folder: the training's.
@@ -52,13 +53,19 @@ def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, fail
         began_by = folder.read_recipe().get("teacher_cache")
         if began_by is None:
             return dict(words)
-        if whole(Path(began_by)):
-            return {**words, "teacher_cache": began_by}
+        moved = [] if cache is None or cache.name != Path(began_by).name else [cache]
+        for there in (*moved, Path(began_by)):
+            if whole(there):
+                return {**words, "teacher_cache": str(there)}
         say(f"this training began by {began_by}, which is gone: it begins anew")
         shutil.rmtree(folder.path)
     if cache is None:
         return dict(words)
-    why = unfit(words, Stored(cache)) if whole(cache) else failure or f"{cache} was not made"
+    try:
+        why = unfit(words, Stored(cache)) if whole(cache) else failure or f"{cache} was not made"
+    except ValueError as error:
+        doubt(cache, error)
+        why = str(error)
     if why is None:
         return {**words, "teacher_cache": str(cache)}
     say(f"running with the teacher, not with its stored signals: {why}")
@@ -139,7 +146,7 @@ def _may_use(run: RunFolder, cache: Path) -> bool:
     """Whether a training is not done, and did not begin without this cache."""
     if run.result.is_file():
         return False
-    return not run.started() or run.read_recipe().get("teacher_cache") == str(cache)
+    return not run.started() or Path(run.read_recipe().get("teacher_cache") or "").name == cache.name
 
 
 @contextlib.contextmanager
