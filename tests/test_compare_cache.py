@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+import uhkd
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import serving
 from uhkd.commands.comparing.plan import TUNING_SEED, Plan, make_plan
@@ -330,6 +331,34 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
 
 
 @pytest.mark.slow
+def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
+    plan, board = planned(asked(recipes))
+    (cache,) = plan.caches
+    by_name = {task.name: task for task in plan.tasks}
+    board.execute(by_name["teachers/teacher"])
+    board.execute(cache, [by_name[name] for name in cache.serves])
+    file = board.out / cache.name / "cache.json"
+    file.write_text(file.read_text().replace('"views": 2', '"views": 1'))
+    plan, board = done(asked(recipes))
+    assert {board.state(task) for task in plan.tasks} == {"done"} and not any(by_cache(plan, board).values())
+    assert "cache.json is damaged" in log(board, "vit/kd/seed-0")
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_moved_goes_on_by_its_caches(recipes: Path):
+    words = {"teachers": [str(recipes.parent / "teacher")]}
+    uhkd.finetune(**TEACHER, out=words["teachers"][0])
+    plan, board = done(asked(recipes, **words))
+    run = board.run("vit/kd/seed-0")
+    run.result.unlink()
+    (run.path / "mark").touch()
+    board.out.rename(recipes.parent / "moved")
+    plan, board = planned(asked(recipes, **words, out=str(recipes.parent / "moved")))
+    work(plan.work, board.out)
+    assert all(by_cache(plan, board).values()) and (board.run("vit/kd/seed-0").path / "mark").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_killed_while_storing_it_goes_on(recipes: Path):
     """Killed between two shards: the stored ones stay, the others are made, and every training uses them."""
@@ -338,12 +367,12 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     teacher = next(task for task in plan.tasks if "model" in task.words)
     board.execute(teacher)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import caching\n"
-        "write = caching.write_atomically\n"
+        "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import recording\n"
+        "write = recording.write_atomically\n"
         "def once(path, content):\n"
         "    write(path, content)\n"
         "    path.suffix == '.bin' and os.kill(os.getpid(), 9)\n"
-        "caching.write_atomically = once\n"
+        "recording.write_atomically = once\n"
         "from uhkd.commands.comparing.queue import main\nmain()\n"
     )
     with workers_of(plan, board.out, 1):  # for its order; the process at work is ours

@@ -16,7 +16,7 @@ from uhkd.stored import DamagedShard, Stored, picture_sums
 from uhkd.taps import TappedModel
 
 _LOOKED_AT = 64  # views made anew and compared with those that the teacher saw before a cache is used
-_OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice open though they are given
+_OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice to others, here to the cache
 
 
 def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
@@ -28,14 +28,16 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
     assert recipe.teacher_cache is not None
     manifest = Stored(recipe.teacher_cache).manifest
     own = {k: v for k, v in asdict(manifest.augmentation).items() if k != "size"}  # each network resizes for itself
-    given = {k for k in own if k in recipe.model_fields_set and (k, getattr(recipe, k)) not in _OPEN}
     before = run.read_recipe().get("teacher_views") if run.started() else None
     views = recipe.teacher_views or before or manifest.views
     if views > manifest.views:
         raise ValueError(
             f"teacher_views: expected at most {manifest.views}, which {recipe.teacher_cache} holds, found {views}"
         )
-    return recipe.model_copy(update={k: v for k, v in own.items() if k not in given} | {"teacher_views": views})
+    left_open = {
+        k: v for k, v in own.items() if k not in recipe.model_fields_set and (k, getattr(recipe, k)) not in _OPEN
+    }
+    return recipe.model_copy(update=left_open | {"teacher_views": views})
 
 
 def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = None) -> Stored:
@@ -107,11 +109,13 @@ def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     }
 
 
-def check_views(stored: Stored, data: Data, views: int) -> int:
+def check_views(stored: Stored, data: Data, views: int, *, damaged_too: bool = True) -> int:
     """Make some stored views anew and compare their pixels and targets, bit by bit, with those the teacher saw; how many.
 
     The listing of a folder does not show when a file's pixels change, nor does it know how a library augments. It is an early
     look, always at the same places; a training compares every view that it shows.
+
+    damaged_too: whether a record that was damaged is an error here, or overlooked.
 
     Raises:
         ValueError: naming the first view that differs.
@@ -125,14 +129,19 @@ def check_views(stored: Stored, data: Data, views: int) -> int:
         span = [Span(shard.view, index, index + 1)]
         loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
         batch = next(iter(loader))
-        shards.read_for(shard.view, np.array([index]), picture_sums(batch.image, batch.target))
+        try:
+            shards.read_for(shard.view, np.array([index]), picture_sums(batch.image, batch.target))
+        except DamagedShard:
+            if damaged_too:
+                raise
     return count
 
 
 def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.Module | None) -> list[str]:
     manifest = stored.manifest
     wanted: dict[str, Any] = {"data": data.fingerprint, "classes": len(data.classes)}
-    wanted |= {f"view {name}": getattr(recipe, name) for name in asdict(manifest.augmentation) if name != "size"}
+    views = {name: getattr(recipe, name) for name in asdict(manifest.augmentation) if name != "size"}
+    wanted |= {f"view {name}": word for name, word in views.items() if (name, word) not in _OPEN}
     if recipe.teacher_levels is not None:
         wanted["teacher levels"] = recipe.teacher_levels
     if recipe.teacher_options:

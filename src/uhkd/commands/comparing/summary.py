@@ -15,7 +15,7 @@ from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
-_CELL += ("start", "student_start", "teacher_start", "teacher_cache")
+_CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_views")
 _BASELINES = ("scratch", "kd")
 
 
