@@ -18,7 +18,7 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import caching, training
 from uhkd.data import train_loader
-from uhkd.engine import StoredTeacher
+from uhkd.engine import StoredTeacher, loop
 from uhkd.engine.loop import Teacher as LiveTeacher
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
@@ -125,21 +125,24 @@ def test_no_teacher_is_needed_whatever_the_batch_and_workers(cached: Path, tmp_p
     assert (not opened and set(result.metrics) >= {"rsd.redundancy", "dist.inter"}) or set(result.metrics) >= {"ce"}
 
 
-def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(
-    teacher: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from uhkd.engine import loop
-
-    whole = uhkd.distill(**distil_words(tmp_path / "whole", teacher_cache=str(cached), checkpoint_minutes=1e-9))
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `step`-th step of this process is its last, as if by Ctrl-C."""
     real, count = loop.weigh, [0]
 
     def stop(*args: Any) -> Any:
         count[0] += 1
-        if count[0] == 9:
+        if count[0] == step:
             raise KeyboardInterrupt
         return real(*args)
 
     monkeypatch.setattr(loop, "weigh", stop)
+
+
+def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(
+    teacher: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = uhkd.distill(**distil_words(tmp_path / "whole", teacher_cache=str(cached), checkpoint_minutes=1e-9))
+    stop_at(9, monkeypatch)
     words = distil_words(tmp_path / "cut", teacher_cache=str(cached), checkpoint_minutes=1e-9)
     with pytest.raises(KeyboardInterrupt):
         uhkd.distill(**words)
@@ -341,23 +344,13 @@ def test_views_are_added_and_what_is_there_stays(teacher: Path, cached: Path, tm
 def test_a_run_keeps_its_number_of_views_when_others_are_added(
     teacher: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from uhkd.engine import loop
-
     copy = tmp_path / "copy"
     uhkd.cache(**cache_words(teacher, copy, views=2, allow_weak_teacher=True))
     words = {"teacher_cache": str(copy), "epochs": 4, "checkpoint_minutes": 1e-9}
     whole = uhkd.distill(**distil_words(tmp_path / "whole", **words))
     some = uhkd.distill(**distil_words(tmp_path / "some", **words | {"teacher_cache": str(cached), "teacher_views": 2}))
     assert some.run.weights.read_bytes() == whole.run.weights.read_bytes()
-    real, count = loop.weigh, [0]
-
-    def stop(*args: Any) -> Any:
-        count[0] += 1
-        if count[0] == 9:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(loop, "weigh", stop)
+    stop_at(9, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         uhkd.distill(**distil_words(tmp_path / "cut", **words))
     uhkd.cache(**cache_words(teacher, copy, views=4, allow_weak_teacher=True))

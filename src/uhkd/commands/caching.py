@@ -200,6 +200,7 @@ class Work:
             target=target,
             teacher=asked.teacher,
             teacher_metrics=metrics,
+            words={"teacher_start": asked.teacher_start, "teacher_head": asked.teacher_head},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
         Stored.begin(self.folder, manifest, tensors)
@@ -250,7 +251,7 @@ class Work:
         )
 
     def announce(self) -> None:
-        """Remove what is damaged and what nobody is making, and tell what is to come.
+        """Remove damaged shards that nobody is making, and tell what is to come.
 
         Raises:
             ValueError: when it does not fit on the disk.

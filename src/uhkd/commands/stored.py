@@ -147,10 +147,9 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
     found = stored.differences(wanted)
-    begun = RunFolder(stored.folder).read_recipe()
-    for name, left_open in (("teacher_start", None), ("teacher_head", "auto")):
-        if (asked := getattr(recipe, name)) != left_open and asked != begun.get(name):
-            found.append(f"{name}: the cache was made with {begun.get(name)!r}, asked for is {asked!r}")
+    for name, word in manifest.words.items():
+        if (asked := getattr(recipe, name)) not in (None, "auto", word):
+            found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")
     if teacher is not None:
         module = teacher.module if isinstance(teacher, TappedModel) else teacher
         if fingerprint(module) != manifest.identity["teacher weights"]:

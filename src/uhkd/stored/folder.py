@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Manifest:
 
     identity: what the records depend on, by name; two caches of equal identity hold the same. shapes: the teacher's. target:
     of the FTM, every tap by itself. teacher_metrics: on the validation part. environment: versions and machine of the writer.
-    tensors: checksum of teacher.safetensors, set when that is written.
+    words: how the teacher was asked for, beside its name. tensors: checksum of teacher.safetensors, set when that is written.
     """
 
     identity: dict[str, Any]
@@ -45,6 +45,7 @@ class Manifest:
     teacher: str
     teacher_metrics: dict[str, float]
     environment: dict[str, Any]
+    words: dict[str, Any] = field(default_factory=dict)
     tensors: str = ""
 
     @property
