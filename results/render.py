@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_performance import measured
 
-from uhkd.commands.comparing.costs import cost_rows
+from uhkd.commands.comparing.costs import cost_rows, setting
 from uhkd.commands.comparing.report import PARTS
 from uhkd.commands.comparing.summary import verdicts
 from uhkd.commands.comparing.tables import markdown, overview, pair_rows
@@ -65,10 +65,11 @@ def cost(name: str, costs: dict[str, Any]) -> str:
     """What a step costs, pair by pair."""
     blocks = [
         f"## {costs['title']}",
-        f"Median step time and geometric mean of the ratios within {costs['rounds']} interleaved rounds, with its 95 % interval.",
+        f"Median step time and geometric mean of the ratios within {costs['rounds']} interleaved rounds, with its 95 % interval. "
+        "Names in `-stored` learn from stored signals, read in the step; no teacher runs.",
     ]
     for pair in costs["pairs"]:
-        blocks += [f"### {pair}", markdown(cost_rows(costs["pairs"][pair]))]
+        blocks += [f"### {pair}", f"{setting(costs['pairs'][pair])}.", markdown(cost_rows(costs["pairs"][pair]))]
     environment = costs["environment"]
     blocks.append(f"{_machines([environment])}; commit {environment['commit']}. File: [`{name}`](../results/{name}).")
     return "\n\n".join(blocks)

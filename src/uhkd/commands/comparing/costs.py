@@ -25,7 +25,7 @@ def document(costs: Mapping[str, Any]) -> str:
     """cost.md: a table a pair, what is missing from it, and how the numbers came about."""
     blocks = [f"# {costs['title']}"]
     for pair, measured in costs["pairs"].items():
-        blocks += [f"## {pair}", _setting(measured), markdown(cost_rows(measured)), *_reasons(measured)]
+        blocks += [f"## {pair}", setting(measured), markdown(cost_rows(measured)), *_reasons(measured)]
     return "\n\n".join([*blocks, note(costs)]) + "\n"
 
 
@@ -40,7 +40,7 @@ def show(costs: Mapping[str, Any]) -> None:
         for row in rows[1:]:
             table.add_row(*row)
         console.print(table)
-        for line in (_setting(measured), *_reasons(measured)):
+        for line in (setting(measured), *_reasons(measured)):
             console.print(line, markup=False)
 
 
@@ -81,7 +81,7 @@ def _interval(ratio: Mapping[str, float]) -> str:
     return f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def _setting(measured: Mapping[str, Any]) -> str:
+def setting(measured: Mapping[str, Any]) -> str:
     """Networks, batch and precision of a pair; several of one where variants differ."""
     own = list(measured["methods"].values())
 
