@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from measuring import batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
 
@@ -47,10 +48,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         data = make_images(place, size_of(asked.pair), count=asked.images + 100)
-        words = {"val_fraction": 100 / (asked.images + 100), "batch_size": batch}
+        held_out = 100 / (asked.images + 100)
+        words: dict[str, Any] = {"val_fraction": held_out, "batch_size": batch}
         words |= {"epochs": asked.epochs, "eval_every": 1, "warmup_epochs": 0}
         recipe = write_recipe(asked.pair, data, place / f"{asked.pair}.yaml", **words)
-        cache = make_cache(asked.pair, data, place / "cache", batch)
+        cache = make_cache(asked.pair, data, place / "cache", batch, "--val-fraction", str(held_out))
         for number in range(asked.rounds):
             for name in asked.candidates[:: -1 if number % 2 else 1]:
                 taken, waited = train(recipe, name, cache, place / f"{name}-{number}")

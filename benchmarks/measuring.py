@@ -67,11 +67,11 @@ def write_recipe(pair: str, data: Path, file: Path, **words: Any) -> Path:
     return file
 
 
-def make_cache(pair: str, data: Path, folder: Path, batch: int) -> Path:
+def make_cache(pair: str, data: Path, folder: Path, batch: int, *more: str) -> Path:
     """One view of every image by a pair's teacher, with random weights."""
     views = view_words(pair, data)
     words = ["--data", views["data"], "--crop", views["crop"], "--flip", "--teacher", PAIRS[pair]["teacher"]]
-    words += ["--teacher-start", "random", "--allow-weak-teacher", "--views", "1", "--batch-size", str(batch)]
+    words += ["--teacher-start", "random", "--allow-weak-teacher", "--views", "1", "--batch-size", str(batch), *more]
     uhkd("cache", *words, "--out", str(folder))
     return folder
 
