@@ -63,15 +63,15 @@ def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
         why = f"the {'GPU' if device == 'cuda' else 'processor'} multiplies bfloat16 natively"
     else:
         why = f"the {'GPU' if device == 'cuda' else 'processor'} has no fast bfloat16"
-    fused = ", fused optimizer" if getattr(recipe, "optimizer", None) in FUSED else ""
-    compiled = ""
-    if getattr(recipe, "compile", False):
-        slow = ": on a CPU it has only ever cost time (docs/performance.md)" if device == "cpu" else ""
-        compiled = f", compiled{slow}"
+    chosen = ["channels last"]
+    if getattr(recipe, "optimizer", None) in FUSED:
+        chosen.append("fused optimizer")
+    if (compiled := getattr(recipe, "compile", None)) is not None:
+        hardly = " (it hardly pays on a CPU: docs/performance.md)" if device == "cpu" else ""
+        chosen.append(f"{'compiled' if compiled else 'not compiled'}{hardly}")
     threads = torch.get_num_threads()
-    say(
-        f"running on {device} in {precision} ({why}), channels last{fused}, {threads} CPU thread{'s' * (threads > 1)}{compiled}"
-    )
+    chosen.append(f"{threads} CPU thread{'s' * (threads > 1)}")
+    say(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
 
 
 class _Bf16(MixedPrecision):
