@@ -9,13 +9,12 @@ from uhkd.commands.comparing.tables import markdown
 
 
 def measured(found: dict[str, dict[str, Any]]) -> str:
-    """Every table that has been measured, by file name, in a fixed order; others say so."""
-    blocks = [
-        made(found[f"{name}.json"]) + f"\n\n{_source(f'{name}.json', found[f'{name}.json'])}"
-        if f"{name}.json" in found
-        else f"`{name}.json`: not yet run"
-        for name, made in MADE.items()
-    ]
+    """Every table that has been measured, by file name (KIND.json or KIND-WHICH.json), in a fixed order; others say so."""
+    blocks = []
+    for name, made in MADE.items():
+        files = [file for file in sorted(found) if file.removesuffix(".json").partition("-")[0] == name]
+        blocks += [f"{made(found[file])}\n\n{_source(file, found[file])}" for file in files]
+        blocks += [] if files else [f"`{name}.json`: not yet run"]
     return "\n\n".join([*blocks, gpu(found.get("gpu.json"))])
 
 
