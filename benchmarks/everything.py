@@ -32,17 +32,21 @@ LEAST = 20.0  # seconds in which no section gets anywhere
 def sections(rounds: int, gpu: bool) -> dict[str, list[str]]:
     """The command of every section, most important first."""
     few, many = str(max(2, rounds // 4)), str(max(20, rounds))
-    small, large = (name for name in PAIRS if name in ("resnet10--vit-micro-32", "swin-t--resnet18-224"))
-    pairs = {f"steps: {name}": ["steps.py", "--pair", name, "--rounds", str(rounds)] for name in PAIRS}
+    small, large, *others = ("resnet10--vit-micro-32", "swin-t--resnet18-224", *PAIRS)
+    pairs = {
+        f"steps: {name}": ["steps.py", "--pair", name, "--rounds", str(rounds)] for name in (small, large, *others)
+    }
+    first = {name: pairs.pop(name) for name in list(pairs)[:2]}
     images = ["--images", "20000"] if gpu else []
     return {
-        **pairs,
-        "epochs": ["epochs.py", "--pair", small, "--rounds", few, *images],
+        **first,
+        "transform": ["spectral.py", "--rounds", many, "--batch", "256" if gpu else "8"],
         "writing: 32 px": ["writing.py", "--pair", small, "--rounds", few],
         "writing: 224 px": ["writing.py", "--pair", large, "--rounds", few],
-        "transform": ["spectral.py", "--rounds", many, "--batch", "256" if gpu else "8"],
-        "options": ["options.py", "--rounds", str(rounds)],
         "reading": ["stored.py", "--rounds", "3"],
+        "epochs": ["epochs.py", "--pair", small, "--rounds", few, "--candidates", "scratch", "uhkd-stored", *images],
+        "options": ["options.py", "--rounds", str(rounds)],
+        **pairs,
         "data": ["data.py", "--rounds", "3"],
     }
 
