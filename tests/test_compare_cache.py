@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import uhkd
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import serving
-from uhkd.commands.comparing.plan import TUNING_SEED, Plan, make_plan
+from uhkd.commands.comparing.plan import TUNING_SEED, Plan, Task, make_plan
 from uhkd.commands.comparing.queue import Board, work, workers_of
 from uhkd.commands.comparing.report import document
 from uhkd.commands.comparing.summary import gather
@@ -74,6 +74,16 @@ def done(recipe: CompareRecipe) -> tuple[Plan, Board]:
     plan, board = planned(recipe)
     work(plan.work, board.out)
     return plan, board
+
+
+def with_cache(recipes: Path) -> tuple[Board, dict[str, Task], Task]:
+    """A comparison of which nothing is done but the teacher and its cache: board, tasks by name, the cache."""
+    plan, board = planned(asked(recipes))
+    (cache,) = plan.caches
+    by_name = {task.name: task for task in plan.tasks}
+    board.execute(by_name["teachers/teacher"])
+    board.execute(cache, [by_name[name] for name in cache.serves])
+    return board, by_name, cache
 
 
 def by_cache(plan: Plan, board: Board) -> dict[str, bool]:
@@ -302,11 +312,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
 
 @pytest.mark.slow
 def test_a_damaged_record_fails_one_training_and_is_mended_by_the_same_command(recipes: Path):
-    plan, board = planned(asked(recipes))
-    (cache,) = plan.caches
-    by_name = {task.name: task for task in plan.tasks}
-    board.execute(by_name["teachers/teacher"])
-    board.execute(cache, [by_name[name] for name in cache.serves])
+    board, by_name, cache = with_cache(recipes)
     assert board.failure(cache.name) is None
     shard = next((board.out / cache.name).rglob("*.bin"))
     content = bytearray(shard.read_bytes())
@@ -332,11 +338,7 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
 
 @pytest.mark.slow
 def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
-    plan, board = planned(asked(recipes))
-    (cache,) = plan.caches
-    by_name = {task.name: task for task in plan.tasks}
-    board.execute(by_name["teachers/teacher"])
-    board.execute(cache, [by_name[name] for name in cache.serves])
+    board, by_name, cache = with_cache(recipes)
     file = board.out / cache.name / "cache.json"
     file.write_text(file.read_text().replace('"views": 2', '"views": 1'))
     plan, board = done(asked(recipes))
