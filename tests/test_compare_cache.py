@@ -338,7 +338,7 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
 
 @pytest.mark.slow
 def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
-    board, by_name, cache = with_cache(recipes)
+    board, _, cache = with_cache(recipes)
     file = board.out / cache.name / "cache.json"
     file.write_text(file.read_text().replace('"views": 2', '"views": 1'))
     plan, board = done(asked(recipes))
