@@ -40,8 +40,8 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=3, help="at least 2; the first is not counted")
     options.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES)
     asked = options.parse_args()
-    if asked.rounds < 2 or asked.epochs < 2 or asked.candidates[0] != "scratch":
-        options.error("two rounds and two epochs at least, and scratch first, to which the others are compared")
+    if asked.epochs < 2 or asked.candidates[0] != "scratch":
+        options.error("two epochs at least, and scratch first, to which the others are compared")
     batch = asked.batch or batch_of(asked.pair)
     seconds: dict[str, list[float]] = {name: [] for name in asked.candidates}
     waiting: dict[str, list[float]] = {name: [] for name in asked.candidates}

@@ -107,13 +107,19 @@ def copy_bandwidth() -> float:
     return 2 * x.numel() / best
 
 
-def parser(description: str | None, *, pair: bool = False, rounds: int = 20) -> argparse.ArgumentParser:
-    """The options that all scripts have."""
+def parser(description: str | None, *, pair: bool = False, rounds: int = 20, least: int = 2) -> argparse.ArgumentParser:
+    """The options that all scripts have; fewer rounds than `least` are refused."""
+
+    def count(word: str) -> int:
+        if (found := int(word)) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, found {found}")
+        return found
+
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if pair:
         made.add_argument("--pair", choices=list(PAIRS), default=next(iter(PAIRS)))
         made.add_argument("--batch", type=int, help="images a step; none: by device and image size")
-    made.add_argument("--rounds", type=int, default=rounds, help="at least 2")
+    made.add_argument("--rounds", type=count, default=rounds, help=f"at least {least}")
     made.add_argument("--out", type=Path, help="JSON file to write")
     return made
 

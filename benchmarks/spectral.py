@@ -133,7 +133,7 @@ def print_peak(route: str, grid: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure, show, and write."""
-    options = parser(__doc__, rounds=30)
+    options = parser(__doc__, rounds=30, least=20)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--radius", type=int, default=1, help="frequencies kept per axis, 1..3")
     options.add_argument("--channels", type=int, help="principal channels of the teacher that are kept (default: all)")

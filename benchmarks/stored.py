@@ -61,7 +61,7 @@ def read(folder: str, images: int, seconds: float) -> None:
 
 def main() -> None:
     """Measure and write."""
-    options = parser(__doc__, rounds=5)
+    options = parser(__doc__, rounds=5, least=1)
     options.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 50_000])
     options.add_argument("--seconds", type=float, default=2.0, help="of reading, at least, a round")
     options.add_argument("--read", nargs=2, metavar=("FOLDER", "IMAGES"), help=argparse.SUPPRESS)

@@ -69,7 +69,7 @@ def test_epochs_are_timed_live_and_stored(tmp_path: Path):
 
 @pytest.mark.slow
 def test_transform_is_set_against_rfft2_and_a_copy(tmp_path: Path):
-    found = run("spectral.py", tmp_path / "x.json", "--rounds", "2", "--batch", "2")
+    found = run("spectral.py", tmp_path / "x.json", "--rounds", "20", "--batch", "2")
     assert list(found["grids"]) == ["56", "28", "14", "7"] and found["copy_bytes_per_second"] > 0
     for own in found["grids"].values():
         assert own["extra_bytes"]["ours"] > 0 and own["share_of_copy"] > 0 and own["ours_to_rfft2"]["mean"] > 0
