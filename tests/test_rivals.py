@@ -24,7 +24,7 @@ from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.levels import on_smaller_grid
 from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
-from uhkd.methods.rsd import redundancy
+from uhkd.methods.correlation import redundancy
 from uhkd.methods.spectralkd import spectral_error
 from uhkd.taps import Shapes, SideShapes, Signals
 

@@ -33,3 +33,10 @@ def lr_factor(
     if schedule == "step":
         return gamma ** sum(step >= m for m in milestones)
     return floor + (1 - floor) * ((1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2)
+
+
+def weights_factor(step: int, total: int, schedule: str) -> float:
+    """What the weights of a method's terms are multiplied by at a step, 1 to 0: "constant" (1), "linear" or "cosine"."""
+    if schedule == "linear":
+        return 1 - step / total
+    return (1 + math.cos(math.pi * step / total)) / 2 if schedule == "cosine" else 1.0

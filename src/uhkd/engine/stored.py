@@ -65,7 +65,7 @@ def target_differences(wanted: SpectralTarget, own: SpectralTarget | None) -> li
     if own is None:
         return ["no spectra are stored"]
     found = []
-    for name in ("standardise", "channels"):
+    for name in ("standardise", "channels", "whiten"):
         if getattr(wanted, name) != getattr(own, name):
             found.append(f"{name} {getattr(wanted, name)}, stored {getattr(own, name)}")
     there = {level.teacher: level for level in own.levels}

@@ -1,25 +1,49 @@
 """Multi-level matching: one FAM per pair of taps, the mean squared error of each level, and the objective over both."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
 from uhkd.methods.base import Needs
+from uhkd.methods.correlation import redundancy
 from uhkd.methods.kd import SoftTargets
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.taps import Shapes, Signals
 
+Norm = Literal["mse", "mae", "log", "log-band"]
+
 
 def level_error(
-    predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"], weights: Float[Tensor, " k"]
+    predicted: Float[Tensor, "b c k"],
+    target: Float[Tensor, "b c k"],
+    weights: Float[Tensor, " k"],
+    norm: Norm = "mse",
 ) -> Float[Tensor, ""]:
-    """Mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE."""
-    return ((predicted - target).square().mean((0, 1)) * weights).sum()
+    """Mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE.
+
+    norm: "mse"; "mae", absolute instead of squared errors; "log", the logarithm of "mse", whose gradient does not fade as
+    the error does; "log-band", the sum over k of w_k times the logarithm of each coefficient's own error.
+    """
+    difference = predicted - target
+    errors = (difference.abs() if norm == "mae" else difference.square()).mean((0, 1))
+    if norm == "log-band":
+        errors = errors.clamp_min(1e-8).log()
+    error = (errors * weights).sum()
+    return error.clamp_min(1e-8).log() if norm == "log" else error
+
+
+def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
+    """Mean squared difference of the two matrices of cosine similarities between the images of a batch, diagonal left out."""
+    grams = [F.normalize(x.flatten(1), dim=1) for x in (predicted, target)]
+    student, teacher = (x @ x.T for x in grams)
+    count = len(predicted)
+    return (student - teacher).square().sum() / max(count * (count - 1), 1)
 
 
 class LevelMatching(nn.Module):
@@ -44,8 +68,12 @@ class LevelMatching(nn.Module):
         hidden: int | None = None,
         level_weights: Sequence[float] | None = None,
         frequency_decay: float = 0.0,
+        norm: Norm = "mse",
     ) -> None:
         super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
+        self.norm: Norm = norm
         if target.channels is not None and target.channels < 1:
             raise ValueError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
         form = target.levels[0].form
@@ -77,11 +105,15 @@ class LevelMatching(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], targets: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, ""]:
         """sum_l w_l * level_error_l."""
+        return self.error(self.predict(maps), targets)
+
+    def error(
+        self, predictions: Sequence[Float[Tensor, "b _ _"]], targets: Sequence[Float[Tensor, "b _ _"]]
+    ) -> Float[Tensor, ""]:
+        """sum_l w_l * level_error_l of what `predict` gave."""
         errors = [
-            w * level_error(predicted, target, self.get_buffer(f"weights{i}"))
-            for i, (w, predicted, target) in enumerate(
-                zip(self.level_weights, self.predict(maps), targets, strict=True)
-            )
+            w * level_error(predicted, target, self.get_buffer(f"weights{i}"), self.norm)
+            for i, (w, predicted, target) in enumerate(zip(self.level_weights, predictions, targets, strict=True))
         ]
         return torch.stack(errors).sum()
 
@@ -92,7 +124,7 @@ class MatchingDistiller(SoftTargets):
     A subclass says what is matched, by `match_features`; until then only soft targets are asked for.
     """
 
-    default_weights: ClassVar = {"kl": 1.0, "features": 10.0}
+    default_weights: ClassVar = {"kl": 1.0, "features": 10.0, "redundancy": 0.0, "relations": 0.0}
     main_term = "features"
     companions = frozenset({"kl"})
 
@@ -103,9 +135,22 @@ class MatchingDistiller(SoftTargets):
         self.needs = Needs(self.logits | {"maps"}, self.logits | {"spectra"}, target)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student), "features": sum over levels of w_l MSE(FAM_l(map), FTM_l(map))}."""
+        """{"kl": T^2 KL(teacher || student), "features": sum over levels of w_l MSE(FAM_l(map), FTM_l(map)), ...}."""
         terms = self.soft_targets(student, teacher)
-        if self.wants("features"):
+        if any(map(self.wants, _ON_FEATURES)):
             assert student.maps is not None and teacher.spectra is not None
-            terms["features"] = self.match(student.maps, teacher.spectra)
+            predictions = self.match.predict(student.maps)
+            if self.wants("features"):
+                terms["features"] = self.match.error(predictions, teacher.spectra)
+            for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):
+                if self.wants(name):
+                    pairs = zip(self.match.level_weights, predictions, teacher.spectra, strict=True)
+                    terms[name] = torch.stack([w * function(p, t) for w, p, t in pairs]).sum()
         return terms
+
+
+_ON_FEATURES = ("features", "redundancy", "relations")
+
+
+def _spectral_redundancy(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
+    return redundancy(predicted.flatten(1), target.flatten(1)) / predicted[0].numel()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from uhkd.alignment import FAMForm
 from uhkd.methods.base import teacher_shapes
-from uhkd.methods.matching import MatchingDistiller
+from uhkd.methods.matching import MatchingDistiller, Norm
 from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.taps import Shapes
 
@@ -35,17 +35,19 @@ class TwinA(MatchingDistiller):
         fam: FAMForm = "linear",
         hidden: int | None = None,
         level_weights: tuple[float, ...] | None = None,
+        whiten: float = 0.0,
+        norm: Norm = "mse",
         temperature: float = 4.0,
     ) -> None:
         student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin_b" if self.full_grid else "twin_a").maps
         super().__init__(weights, temperature)
-        if self.wants("features"):
+        if any(map(self.wants, ("features", "redundancy", "relations"))):
             levels = match_levels(student, teacher, radius, "area")
             if self.full_grid:
                 smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]
                 levels = tuple(replace(v, size=(h, w)) for v, (h, w) in zip(levels, smaller, strict=True))
-            target = SpectralTarget(levels, standardise, settle_channels(channels, "area"))
-            self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights)
+            target = SpectralTarget(levels, standardise, settle_channels(channels, "area"), whiten)
+            self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights, norm=norm)
 
 
 class TwinB(TwinA):

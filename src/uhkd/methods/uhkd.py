@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from uhkd.alignment import FAMForm
 from uhkd.methods.base import teacher_shapes
-from uhkd.methods.matching import MatchingDistiller
+from uhkd.methods.matching import MatchingDistiller, Norm
 from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.taps import Shapes
 
@@ -48,6 +48,8 @@ class UHKD(MatchingDistiller):
         hidden: int | None = None,
         level_weights: tuple[float, ...] | None = None,
         frequency_decay: float = 0.0,
+        whiten: float = 0.0,
+        norm: Norm = "mse",
         temperature: float = 4.0,
     ) -> None:
         teacher = teacher_shapes(shapes, "uhkd")
@@ -56,13 +58,14 @@ class UHKD(MatchingDistiller):
             raise ValueError(
                 "form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude"
             )
-        if self.wants("features"):
+        if any(map(self.wants, ("features", "redundancy", "relations"))):
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(
                 shapes,
-                SpectralTarget(levels, standardise, settle_channels(channels, form)),
+                SpectralTarget(levels, standardise, settle_channels(channels, form), whiten),
                 fam=fam,
                 hidden=hidden,
                 level_weights=level_weights,
                 frequency_decay=frequency_decay,
+                norm=norm,
             )

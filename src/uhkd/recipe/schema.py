@@ -138,6 +138,10 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="weights of the loss terms by name, as in features=10; 0 skips a term"
     )
+    weights_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="how the weights of all terms but the cross-entropy fall over the training, from 1 to 0 times their value",
+    )
     teacher_cache: str | None = Field(
         default=None,
         description="folder of stored signals (uhkd cache), used in place of the teacher; epochs show its views in turn, and "

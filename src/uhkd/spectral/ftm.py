@@ -13,6 +13,8 @@ from uhkd.spectral.representation import Representation
 # No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
 # images and wakes up later would otherwise give targets of thousands and drown the loss.
 _SPREAD_FLOOR = 0.1
+# Whitening enlarges no principal channel of less than this share of the kept channels' mean variance any further.
+_LEAST_VARIANCE = 0.01
 
 
 class FTM(nn.Module):
@@ -39,8 +41,11 @@ class FTM(nn.Module):
         self.target = target
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)
+        if not 0 <= target.whiten <= 1:
+            raise ValueError(f"whiten must be from 0 (spreads as they are) to 1 (all alike), got {target.whiten}")
         self.reduced = [
-            channels < maps[lv.teacher][0] for lv, (channels, _) in zip(target.levels, self.shapes, strict=True)
+            target.whiten > 0 or channels < maps[lv.teacher][0]
+            for lv, (channels, _) in zip(target.levels, self.shapes, strict=True)
         ]
         for i, (level, (channels, _)) in enumerate(zip(target.levels, self.shapes, strict=True)):
             c, h, w = maps[level.teacher]
@@ -98,8 +103,11 @@ class FTM(nn.Module):
             if self.reduced[i]:
                 rows = x.mT.flatten(0, 1)
                 # eigh sorts upwards; the largest components come first and get a fixed sign, so that reruns agree
-                components = torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors.flip(1)[:, :channels].T
+                values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+                values, components = values.flip(0)[:channels], vectors.flip(1)[:, :channels].T
                 sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+                spread = values.clamp_min(_LEAST_VARIANCE * values.mean()).pow(self.target.whiten / 2)
+                components = components / spread[:, None]
                 size = (rows @ components.T).square().mean().sqrt().clamp_min(1e-12)
                 self.get_buffer(f"pca{i}").copy_(components * sign / size)
         self.calibrated.fill_(True)

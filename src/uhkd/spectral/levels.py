@@ -35,11 +35,15 @@ class Level:
 
 @dataclass(frozen=True)
 class SpectralTarget:
-    """What a method asks of the teacher's side in `Signals.spectra`: hashable, so it can be compared and fingerprinted."""
+    """What a method asks of the teacher's side in `Signals.spectra`: hashable, so it can be compared and fingerprinted.
+
+    whiten: 0..1, how far the spread of the principal channels is evened out; 0 leaves it, 1 gives all the same.
+    """
 
     levels: tuple[Level, ...]
     standardise: Standardise = "coefficient"
     channels: int | None = None
+    whiten: float = 0.0
 
 
 def match_by_depth(students: int, teachers: int) -> list[tuple[int, int]]:
