@@ -17,6 +17,7 @@ from uhkd.data import Batch
 from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.cc import neighbour_correlation
+from uhkd.methods.correlation import redundancy
 from uhkd.methods.crd import exponents
 from uhkd.methods.dist import correlation_distance
 from uhkd.methods.dkd import decoupled_losses
@@ -24,7 +25,6 @@ from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.levels import on_smaller_grid
 from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
-from uhkd.methods.correlation import redundancy
 from uhkd.methods.spectralkd import spectral_error
 from uhkd.taps import Shapes, SideShapes, Signals
 
