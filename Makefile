@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench format clean
+.PHONY: help install demo test test-slow check bench gpu-queue format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ check: $(STAMP) ## style, types and the direction of imports
 
 bench: $(STAMP) ## all measurements in MINUTES (9), as the JSON file OUT; on a GPU where there is one
 	$(BIN)/python benchmarks/everything.py --minutes $(or $(MINUTES),9) --out $(or $(OUT),bench.json)
+
+# PYTHON_HERE=python3 takes an interpreter that has everything already, as on a machine without a package index.
+gpu-queue: $(if $(PYTHON_HERE),,$(STAMP)) ## the large comparison in pieces of MINUTES (9) on a GPU: DATA is CIFAR-100, STATE what is carried on
+	PYTHONPATH=src $(or $(PYTHON_HERE),$(BIN)/python) benchmarks/gpu_queue.py --minutes $(or $(MINUTES),9) \
+		--data $(or $(DATA),cifar100) --state $(or $(STATE),runs/gpu-state)
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff check --fix .

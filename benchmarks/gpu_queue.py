@@ -1,0 +1,178 @@
+"""A large comparison in pieces of minutes, for a GPU that is lent for a short while and then forgets everything.
+
+    python benchmarks/gpu_queue.py --data cifar100.npz --minutes 9 --state queue
+
+The list is a YAML file (gpu_queue.yaml beside this script): teachers, comparisons between networks, and steps, most important
+first. A step names a comparison, its methods and its seeds; its trainings run side by side. Last comes `everything.py`.
+Whatever was finished is packed into the folder `state`, at most 8 files of at most 16 MiB: carry it to the next machine, and
+the queue goes on there. A training or teacher that was cut short is begun anew.
+
+    cells.tar.gz        run folders of finished trainings, without weights and pictures, tables, and which steps are done
+    teacher-NAME.tar    a finished teacher, its weights in half precision
+    speed.json          what everything.py measured
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+
+from uhkd.recipe import find_recipe, load_yaml
+
+HERE = Path(__file__).resolve().parent
+LEAST = 45.0  # seconds in which no step gets anywhere
+PACKING = 20.0  # seconds kept for packing
+HEAVY = (".safetensors", ".npz", ".png", ".pt", ".lock", ".pid")  # not carried
+WORK = "folder of work, the same on every machine: its teachers' places are words of the comparisons"
+LARGEST = 16 * 2**20  # bytes a file may have
+DONE = "done.txt"
+
+
+class Queue:
+    """The folder of work on this machine, what of it is carried, and the time that is left."""
+
+    def __init__(self, words: dict[str, Any], state: Path, work: Path, data: str, jobs: int, end: float) -> None:
+        self.words, self.state, self.work, self.data, self.jobs, self.end = words, state, work, data, jobs, end
+        for folder in (state, work):
+            folder.mkdir(parents=True, exist_ok=True)
+        for archive in sorted(state.glob("*.tar*")):
+            with tarfile.open(archive) as packed:
+                packed.extractall(work, filter="data")
+
+    @property
+    def left(self) -> float:
+        """Seconds for work."""
+        return self.end - PACKING - time.monotonic()
+
+    def run(self, command: Sequence[str]) -> bool:
+        """A command in the folder of work, ended with all its children when the time is over; whether it succeeded."""
+        process = subprocess.Popen([sys.executable, *command], cwd=self.work, start_new_session=True)
+        try:
+            return process.wait(max(0.0, self.left)) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def teacher(self, name: str) -> bool:
+        """Train a teacher unless it is there; whether it is."""
+        folder = Path("teachers", name)
+        if (self.work / folder / "result.json").is_file():
+            return True
+        asked = dict(self.words["teachers"][name])
+        verb, base, by = asked.pop("verb"), asked.pop("recipe"), asked.pop("teacher", None)
+        words = load_yaml(find_recipe(base)) | asked | {"data": self.data, "out": str(folder)}
+        if by is not None:
+            if not self.teacher(by):
+                return False
+            words["teacher"] = str(Path("teachers", by))
+        if self.left < LEAST:
+            return False
+        file = self.work / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(words))
+        if not self.run(
+            ["-m", "uhkd", verb, "-c", file.name, "--resume" if (self.work / folder).exists() else "--no-resume"]
+        ):
+            return False
+        weights = self.work / folder / "model.safetensors"
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(weights).items()}, weights)
+        self.pack(f"teacher-{name}.tar", [self.work / folder], carried=("model.safetensors",))
+        return True
+
+    def step(self, name: str, methods: Sequence[str], seeds: int) -> bool:
+        """Run what a step lacks; whether it is complete."""
+        note = f"{name} {','.join(methods)} {seeds}"
+        if note in self.done():
+            return True
+        asked = dict(self.words["comparisons"][name])
+        teacher = asked.pop("teacher")
+        if not self.teacher(teacher) or self.left < LEAST:
+            return False
+        words = asked | {
+            "data": self.data,
+            "teachers": [str(Path("teachers", teacher))],
+            "out": str(Path("cells", name)),
+        }
+        words |= {"methods": list(methods), "seeds": seeds, "jobs": self.jobs}
+        file = self.work / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(words))
+        whole = self.run(["-m", "uhkd", "compare", "-c", file.name])
+        if whole:
+            (self.work / "cells" / DONE).write_text("\n".join([*self.done(), note]) + "\n")
+        self.pack("cells.tar.gz", [self.work / "cells"])
+        return whole
+
+    def done(self) -> list[str]:
+        """Steps that are complete: looking at each of their trainings again would take seconds."""
+        file = self.work / "cells" / DONE
+        return file.read_text().splitlines() if file.is_file() else []
+
+    def pack(self, archive: str, folders: Sequence[Path], carried: Sequence[str] = ()) -> None:
+        """The finished run folders below some folders, and those folders' own files, as one archive in the state."""
+        files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
+        unfinished = {p.parent for p in files if p.name == "recipe.yaml" and not (p.parent / "result.json").is_file()}
+        temporary = self.state / f".{archive}"
+        with tarfile.open(temporary, "w:gz" if archive.endswith("gz") else "w") as packed:
+            for file in files:
+                heavy = file.name.endswith(HEAVY) and file.name not in carried
+                if not heavy and "caches" not in file.parts and not unfinished & set(file.parents):
+                    packed.add(file, file.relative_to(self.work))
+        if temporary.stat().st_size > LARGEST:
+            raise ValueError(
+                f"{archive} has {temporary.stat().st_size / 2**20:.1f} MiB, more than the 16 that may be carried"
+            )
+        temporary.replace(self.state / archive)
+
+
+def main() -> None:
+    """Work through the list until it or the time ends."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", required=True, help="CIFAR-100: an .npz file, an image folder, cifar100:ROOT")
+    options.add_argument("--minutes", type=float, default=9.0, help="budget of the whole run")
+    options.add_argument("--state", type=Path, required=True, help="folder that is carried from machine to machine")
+    options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "uhkd-gpu-queue"), help=WORK)
+    options.add_argument("--list", type=Path, default=HERE / "gpu_queue.yaml", help="what is to be done")
+    options.add_argument("--jobs", type=int, default=6, help="trainings at a time")
+    asked = options.parse_args()
+    end = time.monotonic() + 60 * asked.minutes
+    words = yaml.safe_load(asked.list.read_text())
+    state, work = asked.state.resolve(), asked.work.resolve()
+    queue = Queue(words, state, work, place_data(asked.data, work), asked.jobs, end)
+    for name, methods, seeds in ((s["comparison"], words["methods"][s["methods"]], s["seeds"]) for s in words["steps"]):
+        began = time.monotonic()
+        whole = queue.step(name, methods, seeds)
+        print(f"{name}, {len(methods)} methods, {seeds} seeds: {'done' if whole else 'not done'} after ", end="")
+        print(f"{time.monotonic() - began:.0f} s", flush=True)
+        if queue.left < LEAST:
+            return
+    if not (state / "speed.json").is_file():
+        minutes = str(queue.left / 60)
+        queue.run([str(HERE / "everything.py"), "--minutes", minutes, "--out", str(state / "speed.json")])
+
+
+def place_data(data: str, work: Path) -> str:
+    """The name of the data in the folder of work: a link, so that a comparison's words are the same on every machine."""
+    if not (path := Path(data).resolve()).exists():
+        return data
+    link = work / f"data{path.suffix}"
+    work.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(path, target_is_directory=path.is_dir())
+    return link.name
+
+
+if __name__ == "__main__":
+    main()
