@@ -103,7 +103,7 @@ class Queue:
             return False
         words = asked | {
             "data": self.data,
-            "teachers": [str(Path("teachers", teacher))],
+            "teachers": [str(self.work / "teachers" / teacher)],
             "out": str(Path("cells", name)),
         }
         words |= {"methods": list(methods), "seeds": seeds, "jobs": self.jobs}
@@ -130,10 +130,10 @@ class Queue:
                 heavy = file.name.endswith(HEAVY) and file.name not in carried
                 if not heavy and "caches" not in file.parts and not unfinished & set(file.parents):
                     packed.add(file, file.relative_to(self.work))
-        if temporary.stat().st_size > LARGEST:
-            raise ValueError(
-                f"{archive} has {temporary.stat().st_size / 2**20:.1f} MiB, more than the 16 that may be carried"
-            )
+        size = temporary.stat().st_size
+        if size > LARGEST:
+            temporary.unlink()
+            raise ValueError(f"{archive} has {size / 2**20:.1f} MiB, more than the {LARGEST >> 20} that may be carried")
         temporary.replace(self.state / archive)
 
 

@@ -1,4 +1,4 @@
-"""results/**/*.json -> docs/results.md, tables in README.md and docs/performance.md. With --check: fail when they are stale."""
+"""results/**/*.json -> docs/{results,ablations}.md, tables in README.md and docs/performance.md; --check fails when stale."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from render_ablations import ablations
 from render_performance import measured
 
 from uhkd.commands.comparing.costs import cost_rows, setting
@@ -102,6 +103,7 @@ def pages() -> dict[Path, str]:
     found = {path.name: json.loads(path.read_text()) for path in sorted((HERE / "performance").glob("*.json"))}
     return {
         performance: f"{head_of}{MEASURED}\n\n{measured(found)}\n\n{END_MEASURED}{tail_of}",
+        HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }

@@ -1,0 +1,100 @@
+"""results/search/*.json and the questions of results/ablations.yaml -> docs/ablations.md (see render.py)."""
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from uhkd.commands.comparing.tables import markdown
+
+HERE = Path(__file__).resolve().parent
+Found = dict[tuple[str, str], dict[int, float]]  # (pair, variant) -> seed -> accuracy
+
+
+def searched() -> dict[str, dict[str, Any]]:
+    """All comparisons of the search, by file name."""
+    return {path.name: json.loads(path.read_text()) for path in sorted((HERE / "search").glob("*.json"))}
+
+
+def ablations() -> str:
+    """The page: one question after the other, each with its table and what it says."""
+    content, words = searched(), yaml.safe_load((HERE / "ablations.yaml").read_text())
+    found, pairs = gathered(content)
+    commits = sorted({run["commit"] for summary in content.values() for run in summary["runs"]})
+    blocks = ["# Ablations", words["head"].strip(), markdown(_pairs(pairs))]
+    for question in words["questions"]:
+        blocks += [f"## {question['question']}", question["answer"].strip()]
+        if "rows" in question:
+            blocks.append(markdown(table(found, list(pairs), question["rows"])))
+    blocks.append(
+        f"Written by `results/render.py` from {len(content)} files in [`results/search`](../results/search) and "
+        f"`results/ablations.yaml`; {len({(p, v) for p, v in found})} cells, {sum(map(len, found.values()))} trainings; commits "
+        f"{', '.join(commits)}."
+    )
+    return "\n\n".join(blocks) + "\n"
+
+
+def gathered(content: dict[str, dict[str, Any]]) -> tuple[Found, dict[str, dict[str, Any]]]:
+    """Accuracies by pair, variant and seed over all files, and each pair's facts.
+
+    Raises:
+        ValueError: when one name means two settings, or one training has two results.
+    """
+    found: Found = {}
+    meant: dict[tuple[str, str], Any] = {}
+    pairs: dict[str, dict[str, Any]] = {}
+    for file, summary in content.items():
+        if summary["part"] != "val":
+            raise ValueError(f"{file} was measured on the test part, which no search may read")
+        for name, own in summary["pairs"].items():
+            pairs.setdefault(_name(name, own), own)
+        for run in summary["runs"]:
+            key = (_name(run["pair"], summary["pairs"][run["pair"]]), run["method"])
+            words = [run[word] for word in ("joined", "settings", "weights", "differs", "lr")]
+            if meant.setdefault(key, words) != words:
+                raise ValueError(f"{file}: {key} is {words}, and elsewhere {meant[key]}")
+            seeds = found.setdefault(key, {})
+            if seeds.setdefault(run["seed"], run["accuracy"]) != run["accuracy"]:
+                raise ValueError(f"{file}: {key} with seed {run['seed']} has another result than elsewhere")
+    return found, pairs
+
+
+def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str]]:
+    """Accuracy of each variant, pair by pair."""
+    lines = [["", *pairs]]
+    for label, variant in rows.items():
+        if not any((pair, variant) in found for pair in pairs):
+            raise ValueError(f"no file in results/search has a variant {variant!r}")
+        lines.append([label, *(_cell(found.get((pair, variant))) for pair in pairs)])
+    return lines
+
+
+def _cell(seeds: dict[int, float] | None) -> str:
+    if not seeds:
+        return "not run"
+    values = [100 * value for value in seeds.values()]
+    if len(values) == 1:
+        return f"{values[0]:.1f} (one seed)"
+    return f"{fmean(values):.1f} ± {stdev(values):.1f} ({len(values)})"
+
+
+def _name(pair: str, own: dict[str, Any]) -> str:
+    return f"{own['teacher']['name'].removeprefix('uhkd/')} -> {pair}"
+
+
+def _pairs(pairs: dict[str, dict[str, Any]]) -> list[list[str]]:
+    lines = [["pair", "teacher's accuracy (%)", "training images", "epochs", "optimiser"]]
+    for name, own in pairs.items():
+        recipe = own["recipe"]
+        lines.append(
+            [
+                name,
+                f"{100 * own['teacher']['accuracy']:.1f}",
+                f"{own['train_images']:,}",
+                str(recipe["epochs"]),
+                recipe["optimizer"],
+            ]
+        )
+    return lines
