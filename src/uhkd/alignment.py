@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.spectral import Form, Representation, rotate
+from uhkd.spectral import Form, Representation, radial_frequencies, rotate
 
-FAMForm = Literal["linear", "mlp", "offset", "rotation", "conv"]
+FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
 
 
 class FAM(nn.Module):
@@ -20,7 +20,8 @@ class FAM(nn.Module):
     standardised over the batch and given a learnable gain and bias per channel and coefficient, which frees the student
     from the scale and decay of its own spectrum. All of it is trained, and thrown away with the teacher.
 
-    Forms (`form`): "linear" channel mix; "mlp" two layers with normalisation, applied at each coefficient; "offset" linear
+    Forms (`form`): "linear" channel mix; "bands" a mix of its own for each radial frequency (a global convolution without
+    phase); "mlp" two layers with normalisation, applied at each coefficient; "offset" linear
     after a learnable sampling offset (one phase per axis, for strided CNNs whose taps sit off-centre); "rotation" the same
     with a free angle per frequency; "conv" a 3x3 depthwise convolution before the transform.
     Source: FAM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
@@ -39,6 +40,10 @@ class FAM(nn.Module):
         super().__init__()
         if form not in get_args(FAMForm):
             raise ValueError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
+        if form == "bands" and represent == "area":
+            raise ValueError(
+                "FAM form 'bands' mixes each frequency by itself, and a spatial twin has none; use 'linear'"
+            )
         if form in ("offset", "rotation") and represent != "pairs":
             raise ValueError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
         if hidden is not None and hidden < 1:
@@ -52,6 +57,10 @@ class FAM(nn.Module):
             self.mix = nn.Sequential(
                 nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out)
             )
+        elif form == "bands":
+            _, bands = radial_frequencies(size, "pairs").unique(return_inverse=True)
+            self.register_buffer("bands", bands, persistent=False)
+            self.mix = nn.ModuleList(nn.Linear(channels, out, bias=False) for _ in range(int(bands.max()) + 1))
         else:
             self.mix = nn.Linear(channels, out, bias=False)
         if form in ("offset", "rotation"):
@@ -79,6 +88,14 @@ class FAM(nn.Module):
             if self.form in ("offset", "rotation"):
                 rows, cols = self.get_buffer("row_orders"), self.get_buffer("col_orders")
                 coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
-            mixed = self.mix(coefficients.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            mixed = self._mixed(coefficients)
             predicted = self.represent.finish(mixed)
             return self.norm(predicted.flatten(1)).view_as(predicted)
+
+    def _mixed(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:
+        rows = coefficients.permute(0, 2, 3, 1)
+        if not isinstance(self.mix, nn.ModuleList):
+            return self.mix(rows).permute(0, 3, 1, 2)
+        bands = self.get_buffer("bands").unflatten(0, rows.shape[1:3])
+        mixes = torch.stack([mix.get_parameter("weight") for mix in self.mix])
+        return torch.einsum("buvc,uvtc->btuv", rows, mixes[bands])
