@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 COLOURS = {"teacher": "0.55", "kd": "#D55E00", "uhkd": "#0072B2"}  # Okabe and Ito's: told apart by colour-blind readers
@@ -63,9 +64,7 @@ def bands(found: Mapping[str, Any]) -> Figure:
         axes.axhline(100 / found["data"]["classes"], color="k", linewidth=0.8, linestyle=":")
         axes.set_title(_level(found, student, teacher), fontsize=9)
         axes.set_xlabel("frequency (cycles per image)")
-    top = max(axes.get_ylim()[1] for axes in figure.axes)
-    for axes in figure.axes:
-        axes.set_ylim(0, top)
+    _alike(figure.axes)
     figure.axes[0].set_ylabel("probe accuracy (%)")
     figure.axes[0].legend(fontsize=8)
     return figure
@@ -94,6 +93,7 @@ def error(found: Mapping[str, Any]) -> Figure | None:
         axes.set_ylim(0, max(1.1, 1.05 * mean.max()))
         axes.set_title(_level(found, student, teacher), fontsize=9)
         axes.set_xlabel("step" if len(mean) > 1 else "frequency (cycles per image)")
+    _alike(upper)
     upper[0].set_ylabel("error of the aligned spectrum")
     if len(told["steps"]) > 1:
         upper[0].legend(title="frequency", fontsize=8, title_fontsize=8)
@@ -102,9 +102,11 @@ def error(found: Mapping[str, Any]) -> Figure | None:
         for name in ("kd", "uhkd"):
             _spectrum(axes, spectra[name]["last"][student], COLOURS[name], "-", LABELS[name])
             if len(set(spectra[name]["steps"])) > 1:
-                _spectrum(axes, spectra[name]["first"][student], COLOURS[name], ":", None)
+                _spectrum(axes, spectra[name]["first"][student], COLOURS[name], ":", f"{LABELS[name]}, first")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("frequency (cycles per image)")
+    _alike(lower)
     lower[0].set_ylabel("share of energy")
     lower[0].legend(fontsize=8)
     return figure
@@ -131,6 +133,13 @@ def _panels(figure: Figure, count: int) -> Sequence[Axes]:
     return figure.subplots(1, count, squeeze=False)[0]
 
 
+def _alike(panels: Sequence[Axes]) -> None:
+    """One range of y for all panels."""
+    lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(lows), max(highs))
+
+
 def _bars(axes: Axes, names: Sequence[str], told: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> None:
     """Grouped bars in percent with sd; nothing where a side lacks a number."""
     width = 0.8 / len(told)
@@ -145,7 +154,7 @@ def _bars(axes: Axes, names: Sequence[str], told: Mapping[str, Sequence[Mapping[
     axes.set_axisbelow(True)
 
 
-def _spectrum(axes: Axes, energy: Mapping[str, Any], colour: str, style: str, label: str | None) -> None:
+def _spectrum(axes: Axes, energy: Mapping[str, Any], colour: str, style: str, label: str) -> None:
     share = np.array(energy["mean"]) / max(sum(energy["mean"]), 1e-30)
     # the last bins of a fine grid hold rounding noise, which would take up the panel
     axes.plot(np.where(share > 1e-5, share, np.nan), style, color=colour, marker="o", markersize=3, label=label)
