@@ -167,6 +167,8 @@ def load(run: RunFolder) -> TappedModel:
 
 def measure(pair: str, word: Any, runs: Mapping[str, Sequence[RunFolder]], images: int) -> dict[str, Any]:
     """The whole JSON of a pair; runs by side: teacher (one), kd, uhkd. images: how many the probes are fitted to."""
+    # asked first, as files may change meanwhile; the command would name places of the machine
+    where = {name: value for name, value in environment().items() if name != "command"}
     data = open_data(word, val_fraction=runs["teacher"][0].read_recipe()["val_fraction"])
     students = {name: runs[name] for name in ("kd", "uhkd")}
     settled(runs["teacher"][0], students, data)
@@ -178,7 +180,7 @@ def measure(pair: str, word: Any, runs: Mapping[str, Sequence[RunFolder]], image
     arrays = {name: [run.read_arrays() for run in own] for name, own in students.items()}
     return {
         "pair": pair,
-        "environment": {name: value for name, value in environment().items() if name != "command"},
+        "environment": where,
         "data": {"name": data.name} | counts,
         "probe": {"radius": RADIUS, "widest": WIDEST, "strengths": STRENGTHS, "seed": SEED},
         "runs": {name: [facts(run) for run in own] for name, own in runs.items()},

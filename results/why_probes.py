@@ -13,7 +13,7 @@ from uhkd.data import stratified_split
 from uhkd.spectral import fourier_basis, max_radius, project
 
 WIDEST = 1024  # numbers a probe reads at most
-STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the ridge, in units of the features' mean variance
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the ridge, in units of the features' mean variance
 SEED = 20  # of everything random here; no run's, so that the probes' images are chosen apart from any run's
 Change = Callable[[Tensor, Tensor], Tensor]  # images (B,3,H,W) in [0,1] and their positions (B,) -> images
 
