@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from references.methods import fam, ftm, soft_targets, soft_targets_gradient, weighted_error, weights_of
+from references.rivals import dist
 from uhkd.alignment import FAM
 from uhkd.data import Batch
 from uhkd.engine.learner import Learner, weigh
@@ -113,9 +114,13 @@ OBJECTIVES = [
 ]
 
 
+WEIGHTS = {"kl": 0.7, "inter": 1.1, "intra": 0.6, "features": 5.0}
+NO_LOGITS = {"kl": 0.0, "inter": 0.0, "intra": 0.0}
+
+
 @pytest.mark.parametrize(("method", "settings"), OBJECTIVES)
 def test_the_objective_equals_the_reference_in_value_and_gradient(method, settings):
-    distiller = exact(build(method, SMALL, {"temperature": 3.0, **settings}, {"kl": 0.7, "features": 5.0}))[method]
+    distiller = exact(build(method, SMALL, {"temperature": 3.0, **settings}, WEIGHTS))[method]
     target, match = distiller.needs.target, distiller.match
     for i, part in enumerate(match.fams):  # a gain and bias that are not 1 and 0
         part.norm.weight.data.copy_(1 + 0.3 * random(part.norm.num_features, seed=40 + i))
@@ -145,7 +150,15 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     features = sum(level(i, maps[i].detach(), mixes[i]) for i in (0, 1))
     assert terms["kl"].item() == pytest.approx(soft_targets(logits, teacher_logits, 3.0), rel=1e-12)
     assert terms["features"].item() == pytest.approx(features, rel=1e-6)
-    torch.testing.assert_close(logits.grad, 0.7 * soft_targets_gradient(logits, teacher_logits, 3.0))
+    assert [terms["inter"].item(), terms["intra"].item()] == pytest.approx(dist(logits, teacher_logits, 1.0), rel=1e-9)
+    along = random(*logits.shape, seed=62)
+    by_dist = slope(
+        lambda x: sum(w * d for w, d in zip((1.1, 0.6), dist(x, teacher_logits, 1.0), strict=True)),
+        logits.detach(),
+        along,
+    )
+    by_kl = 0.7 * (soft_targets_gradient(logits, teacher_logits, 3.0) * along).sum().item()
+    assert (logits.grad * along).sum().item() == pytest.approx(by_kl + by_dist, rel=1e-5)
     for i in (0, 1):
         along = random(*maps[i].shape, seed=60)
         found = (maps[i].grad * along).sum().item()
@@ -169,19 +182,19 @@ def test_level_error_equals_the_reference_and_is_the_mse_for_equal_weights():
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_features_are_zero_when_the_student_predicts_the_target(method):
-    distiller = build(method, SMALL)[method]
+    distiller = build(method, SMALL, weights={"kl": 1.0})[method]
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     predicted = distiller.match.predict(maps)
     logits = torch.randn(4, CLASSES)
     terms = distiller(Signals(logits, maps), Signals(logits, spectra=predicted), batch_of())
     assert terms["features"] == 0
-    assert terms["kl"].abs() < 1e-6
+    assert all(terms[name].abs() < 1e-5 for name in ("kl", "inter", "intra"))
 
 
 def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin():
     """Parseval: on odd grids the full spectrum holds the same squared error as the map."""
     sides = [SideShapes(((c, 5, 7), (c, 3, 3)), None, None) for c in (4, 2)]
-    shapes, weights = Shapes(*sides, CLASSES, 10), {"kl": 0.0}
+    shapes, weights = Shapes(*sides, CLASSES, 10), NO_LOGITS
     maps, taught = maps_of(sides[0].maps, 4, 0), maps_of(sides[1].maps, 4, 9)
     errors = []
     for method, settings in (("uhkd", {"form": "pairs", "radius": 3}), ("twin_b", {})):
@@ -398,7 +411,7 @@ def test_without_labels_only_the_methods_own_terms_remain(case):
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_a_teacher_without_a_head_teaches_by_features_alone(method):
-    learner, teacher = assemble("ViT<-CNN", method, weights={"kl": 0.0}, teacher_classes=0)
+    learner, teacher = assemble("ViT<-CNN", method, weights=NO_LOGITS, teacher_classes=0)
     assert teacher.network.shapes.logits is None and learner.teacher_needs == {"spectra"}
     batch = batch_of(labelled=False)
     terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
@@ -407,10 +420,13 @@ def test_a_teacher_without_a_head_teaches_by_features_alone(method):
     assert learning(learner.student)
 
 
-@pytest.mark.parametrize("method", ["kd", "uhkd", "twin_a"])
-def test_soft_targets_of_a_teacher_without_a_head_are_refused(method):
+@pytest.mark.parametrize(
+    ("method", "terms"),
+    [("kd", "weight of kl"), ("uhkd", "weights of inter, intra"), ("dist", "weights of inter, intra")],
+)
+def test_logits_of_a_teacher_without_a_head_are_refused(method, terms):
     with pytest.raises(
-        ValueError, match=f"{method} needs teacher logits, and the teacher has none; set its weight to 0"
+        ValueError, match=f"{method} needs teacher logits, and the teacher has none; set the {terms} to 0 or give"
     ):
         assemble("ViT<-CNN", method, teacher_classes=0)
 
@@ -418,7 +434,7 @@ def test_soft_targets_of_a_teacher_without_a_head_are_refused(method):
 def test_soft_targets_over_other_classes_are_refused():
     with pytest.raises(ValueError, match="the student has 5 classes, the teacher 7; give the teacher a head"):
         assemble("ViT<-CNN", "uhkd", teacher_classes=7)
-    assemble("ViT<-CNN", "uhkd", weights={"kl": 0.0}, teacher_classes=7)  # features know no classes
+    assemble("ViT<-CNN", "uhkd", weights=NO_LOGITS, teacher_classes=7)  # features know no classes
 
 
 @pytest.mark.parametrize("method", ["kd", "uhkd", "twin_a", "twin_b"])
@@ -437,13 +453,13 @@ def test_weight_0_skips_a_terms_work(method):
     no_features = build(method, SMALL, weights={"features": 0.0})[method]
     assert no_features.needs.student == no_features.needs.teacher == {"logits"} and no_features.needs.target is None
     assert not list(no_features.parameters()) and matching_of(nn.ModuleDict({"m": no_features})) is None
-    assert set(no_features(Signals(logits), Signals(logits), batch_of())) == {"kl"}
-    no_kl = build(method, SMALL, weights={"kl": 0.0})[method]
-    assert no_kl.needs.student == {"maps"} and no_kl.needs.teacher == {"spectra"}
+    assert set(no_features(Signals(logits), Signals(logits), batch_of())) == {"inter", "intra"}
+    no_logits = build(method, SMALL, weights=NO_LOGITS)[method]
+    assert no_logits.needs.student == {"maps"} and no_logits.needs.teacher == {"spectra"}
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
-    spectra = tuple(no_kl.match.predict(maps))
-    assert set(no_kl(Signals(maps=maps), Signals(spectra=spectra), batch_of())) == {"features"}
-    neither = build(method, SMALL, weights={"kl": 0.0, "features": 0.0})[method]
+    spectra = tuple(no_logits.match.predict(maps))
+    assert set(no_logits(Signals(maps=maps), Signals(spectra=spectra), batch_of())) == {"features"}
+    neither = build(method, SMALL, weights=NO_LOGITS | {"features": 0.0})[method]
     assert not neither.needs.student and not neither.needs.teacher
     assert neither(Signals(), Signals(), batch_of()) == {}
 
@@ -499,7 +515,8 @@ def test_words_are_sorted_by_method_and_turned_into_values():
         {"kl": 0.5, "uhkd.features": 4.0, "ce": 0.0},
     )
     uhkd = {"radius": 2, "temperature": 3.0, "level_weights": (1.0, 2.0)}
-    assert plan == {"uhkd": (uhkd, {"kl": 0.5, "features": 4.0}), "kd": ({"temperature": 5.5}, {"kl": 0.5})}
+    weights = {"kl": 0.5, "features": 4.0, "inter": 0.0, "intra": 0.0}  # kd was asked for, so the others yield
+    assert plan == {"uhkd": (uhkd, weights), "kd": ({"temperature": 5.5}, {"kl": 0.5})}
     distillers = build("uhkd+kd", SMALL, {"uhkd.radius": 2, "form": "pairs", "kd.temperature": 7})
     assert distillers["uhkd"].needs.target.levels[0].size == (5, 3)
     assert (distillers["uhkd"].temperature, distillers["kd"].temperature) == (4.0, 7.0)
@@ -517,7 +534,7 @@ def test_every_problem_is_told_at_once_with_the_nearest_word():
         ("temperature='warm' of kd", "valid number"),
         ("level_weights=3 of uhkd", "valid tuple"),
         ("no setting 'kd.radius'", "known"),
-        ("no weight 'featurs'; did you mean 'features'?", "known: ce, features, kl"),
+        ("no weight 'featurs'; did you mean 'features'?", "known: ce, features, inter, intra, kl"),
         ("weight uhkd.features=nan of uhkd", "finite number"),
         ("weights of loss terms must be numbers >= 0", ""),
     ]
@@ -553,7 +570,7 @@ def test_scratch_has_no_settings():
         ({"level_weights": [1.0]}, "level_weights needs 2 factors >= 0, one a matched level, got \\[1.0\\]"),
         ({"level_weights": [1.0, -1.0]}, "level_weights needs 2 factors >= 0"),
         ({"form": "area"}, "form 'area' is spatial: use method 'twin_a'"),
-        ({"fam": "lin"}, "fam='lin' of uhkd: input should be 'linear', 'mlp'"),
+        ({"fam": "lin"}, "fam='lin' of uhkd: input should be 'linear', 'bands'"),
         (
             {"fam": "offset", "form": "log-amplitude"},
             "turns phases, and the form 'log-amplitude' has none; use form 'pairs'",

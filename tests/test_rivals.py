@@ -17,9 +17,8 @@ from uhkd.data import Batch
 from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.cc import neighbour_correlation
-from uhkd.methods.correlation import redundancy
+from uhkd.methods.correlation import correlation_distance, redundancy
 from uhkd.methods.crd import exponents
-from uhkd.methods.dist import correlation_distance
 from uhkd.methods.dkd import decoupled_losses
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.levels import on_smaller_grid
@@ -620,17 +619,19 @@ def test_settings_out_of_range_are_refused(method: str, settings: dict[str, Any]
 
 # In a list.
 
+UHKDS = {"uhkd.kl", "uhkd.inter", "uhkd.intra"}
+
 
 @pytest.mark.parametrize(
     ("method", "silent"),
     [
-        ("uhkd+dkd", {"uhkd.kl"}),
-        ("dkd+uhkd", {"uhkd.kl"}),
+        ("uhkd+dkd", UHKDS),
+        ("dkd+uhkd", UHKDS),
         ("uhkd+rsd", set()),
         ("uhkd+spectralkd", {"spectralkd.kl"}),
-        ("spectralkd+dist+uhkd", {"spectralkd.kl", "uhkd.kl"}),
+        ("spectralkd+dist+uhkd", {"spectralkd.kl"} | UHKDS),
         ("fitnet+kd", set()),
-        ("ofa+uhkd", {"uhkd.kl"}),
+        ("ofa+uhkd", UHKDS),
         ("rsd+kd", set()),
     ],
 )

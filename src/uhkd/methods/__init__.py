@@ -48,10 +48,11 @@ def _yielding(names: list[str], plan: Mapping[str, tuple[dict[str, Any], dict[st
     """
     spoken = any(method_class(name).imitates_logits for name in names)
     for name in names:
-        for term in sorted(method_class(name).companions):
-            if spoken:
+        companions = method_class(name).companions
+        if spoken:
+            for term in sorted(companions):
                 plan[name][1].setdefault(term, 0.0)
-            spoken = True
+        spoken = spoken or bool(companions)
 
 
 def check(
@@ -140,7 +141,7 @@ def build(
             for field in sorted(getattr(distiller.needs, side)):
                 if field in ("logits", "embedding") and getattr(measured, field, None) is None:
                     hint = (
-                        "; set its weight to 0 or give the teacher a head (teacher_head=probe)"
+                        f"; set {_on_logits(distiller)} to 0 or give the teacher a head (teacher_head=probe)"
                         if field == "logits"
                         else ""
                     )
@@ -149,7 +150,7 @@ def build(
         if "logits" in distiller.needs.student & distiller.needs.teacher and len(set(classes)) > 1:
             raise ValueError(
                 f"{name} compares logits: the student has {classes[0]} classes, the teacher {classes[1]}; "
-                "give the teacher a head for these classes (teacher_head=probe), or set the weight of 'kl' to 0"
+                f"give the teacher a head for these classes (teacher_head=probe), or set {_on_logits(distiller)} to 0"
             )
         if distiller.needs.target is not None:
             targets.add(distiller.needs.target)
@@ -159,6 +160,12 @@ def build(
             "settings, or use one of them (spatial and spectral targets do not join)"
         )
     return distillers
+
+
+def _on_logits(distiller: Distiller) -> str:
+    """The weights that would have to go for a method to need no logits."""
+    terms = sorted(filter(distiller.wants, distiller.companions or distiller.weights))
+    return f"the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)}"
 
 
 def matching_of(distillers: nn.ModuleDict) -> LevelMatching | None:

@@ -3,23 +3,12 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes
+from uhkd.methods.correlation import inter_class, intra_class
 from uhkd.taps import Shapes, Signals
-
-
-def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
-    """1 - mean over rows of Pearson's correlation: from 0, where every row of `a` is a rising linear image of `b`'s, to 2.
-
-    The authors' 1e-8 in the denominator makes a constant row uncorrelated, and a nearly constant one less correlated than
-    it is: for a thousand classes and sharp probabilities, columns of equal inputs stay clearly above 0.
-    """
-    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
 
 
 class DIST(Distiller):
@@ -53,11 +42,10 @@ class DIST(Distiller):
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        p, q = (F.softmax(wide(x) / self.temperature, 1) for x in (student.logits, teacher.logits))
         terms = {}
         if self.wants("inter"):
-            terms["inter"] = self.temperature**2 * correlation_distance(p, q)
+            terms["inter"] = inter_class(student.logits, teacher.logits, self.temperature)
         if self.wants("intra"):
-            refuse_single(len(p), "dist", "correlates images of a batch")
-            terms["intra"] = self.temperature**2 * correlation_distance(p.T, q.T)
+            refuse_single(len(student.logits), "dist", "correlates images of a batch")
+            terms["intra"] = intra_class(student.logits, teacher.logits, self.temperature)
         return terms

@@ -1,6 +1,6 @@
 """Multi-level matching: one FAM per pair of taps, the mean squared error of each level, and the objective over both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
 from uhkd.methods.base import Needs
-from uhkd.methods.correlation import redundancy
+from uhkd.methods.correlation import inter_class, intra_class, redundancy
 from uhkd.methods.kd import SoftTargets
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.taps import Shapes, Signals
@@ -119,14 +119,34 @@ class LevelMatching(nn.Module):
 
 
 class MatchingDistiller(SoftTargets):
-    """The objective that UHKD shares with its spatial twins: soft targets on logits and matched features at several levels.
+    """The objective that UHKD shares with its spatial twins: terms on logits, and matched features at several levels.
 
-    A subclass says what is matched, by `match_features`; until then only soft targets are asked for.
+    On logits: "inter" and "intra", DIST's correlations of class probabilities at temperature 1; "kl", soft targets, weight 0
+    unless asked for. On features: "features", the error of each level; "redundancy" and "relations", weight 0 unless asked
+    for. A subclass says what is matched, by `match_features`; until then only logits are asked for.
     """
 
-    default_weights: ClassVar = {"kl": 1.0, "features": 10.0, "redundancy": 0.0, "relations": 0.0}
+    default_weights: ClassVar = {
+        "kl": 0.0,
+        "inter": 10.0,
+        "intra": 10.0,
+        "features": 30.0,
+        "redundancy": 0.0,
+        "relations": 0.0,
+    }
     main_term = "features"
-    companions = frozenset({"kl"})
+    companions = frozenset({"kl", "inter", "intra"})
+
+    def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
+        super().__init__(weights, temperature)
+        if any(map(self.wants, self.companions)):
+            self.logits = frozenset({"logits"})
+            self.needs = Needs(self.logits, self.logits)
+
+    @property
+    def matches(self) -> bool:
+        """Whether any term on features counts."""
+        return any(map(self.wants, _ON_FEATURES))
 
     def match_features(self, shapes: Shapes, target: SpectralTarget, **settings: Any) -> None:
         """Align the student's maps with `target`; settings as of `LevelMatching`."""
@@ -135,9 +155,13 @@ class MatchingDistiller(SoftTargets):
         self.needs = Needs(self.logits | {"maps"}, self.logits | {"spectra"}, target)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student), "features": sum over levels of w_l MSE(FAM_l(map), FTM_l(map)), ...}."""
+        """The terms whose weight is not 0; "features": sum over levels of w_l times the error of FAM_l(map) to FTM_l(map)."""
         terms = self.soft_targets(student, teacher)
-        if any(map(self.wants, _ON_FEATURES)):
+        for name, distance in (("inter", inter_class), ("intra", intra_class)):
+            if self.wants(name):
+                assert student.logits is not None and teacher.logits is not None
+                terms[name] = distance(student.logits, teacher.logits)
+        if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
             if self.wants("features"):

@@ -41,7 +41,7 @@ class TwinA(MatchingDistiller):
     ) -> None:
         student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin_b" if self.full_grid else "twin_a").maps
         super().__init__(weights, temperature)
-        if any(map(self.wants, ("features", "redundancy", "relations"))):
+        if self.matches:
             levels = match_levels(student, teacher, radius, "area")
             if self.full_grid:
                 smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]

@@ -58,7 +58,7 @@ class UHKD(MatchingDistiller):
             raise ValueError(
                 "form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude"
             )
-        if any(map(self.wants, ("features", "redundancy", "relations"))):
+        if self.matches:
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(
                 shapes,
