@@ -13,7 +13,7 @@ from uhkd.spectral import Representation
 SHAPE, SIZE, OUT = (6, 8, 5), (5, 3), 4
 NUMBERS = {"pairs": 15, "area": 15, "amplitude": 8, "log-amplitude": 8}
 FORMS = [(form, represent) for form in ("linear", "mlp", "conv") for represent in NUMBERS]
-FORMS += [("offset", "pairs"), ("rotation", "pairs")]
+FORMS += [("offset", "pairs"), ("rotation", "pairs")] + [("bands", form) for form in NUMBERS if form != "area"]
 every_form = pytest.mark.parametrize(("form", "represent"), FORMS)
 
 
@@ -43,6 +43,24 @@ def test_linear_is_a_1x1_convolution_before_the_transform(represent):
     assert isinstance(fam.mix, nn.Linear)
     before = Representation(SHAPE[1:], SIZE, represent)(F.conv2d(x, fam.mix.weight[..., None, None]))
     torch.testing.assert_close(fam(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_bands_mix_the_channels_of_each_radial_frequency_by_themselves():
+    fam, x = make("bands"), images()
+    fam.norm = nn.Identity()
+    coefficients = Representation(SHAPE[1:], SIZE, "pairs")(x)
+    found, lengths = fam(x), sorted({math.hypot(u, v) for u in range(3) for v in range(2)})
+    assert len(fam.mix) == len(lengths)
+    for row in range(5):
+        for col in range(3):
+            mix = fam.mix[lengths.index(math.hypot((row + 1) // 2, (col + 1) // 2))].weight
+            at = 3 * row + col
+            torch.testing.assert_close(found[..., at], coefficients[..., at] @ mix.T, rtol=1e-4, atol=1e-5)
+
+
+def test_bands_of_a_spatial_twin_are_refused():
+    with pytest.raises(ValueError, match="'bands' mixes each frequency by itself, and a spatial twin has none"):
+        make("bands", "area")
 
 
 def test_the_scale_of_the_student_does_not_matter_in_training():
@@ -147,7 +165,7 @@ def test_state_survives_a_round_trip(form, represent):
     assert not [key for key in fam.state_dict() if "rows" in key or "cols" in key or "orders" in key]
 
 
-@pytest.mark.parametrize("form", ["linear", "mlp", "offset", "rotation", "conv"])
+@pytest.mark.parametrize("form", ["linear", "bands", "mlp", "offset", "rotation", "conv"])
 def test_a_level_of_the_mean_alone_works(form):
     fam = FAM((6, 2, 2), (OUT, 1), size=(1, 1), represent="pairs", form=form)
     x = torch.randn(5, 6, 2, 2, requires_grad=True)

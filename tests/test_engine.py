@@ -26,6 +26,7 @@ from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe
 from uhkd.engine.loop import split, step_seed
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
+from uhkd.engine.schedule import weights_factor
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, Needs
 from uhkd.models import load_run, load_state, wrap
@@ -141,6 +142,12 @@ def test_the_rate_rises_while_warming_up_and_falls_afterwards(
     if schedule == "cosine":
         assert all(floor <= factor <= 1 + 1e-15 for factor in falling)
         assert lr_factor(total, total, **settings) == pytest.approx(floor, abs=1e-12)
+
+
+def test_weights_of_a_method_may_fall_from_1_to_0():
+    assert [weights_factor(step, 4, "constant") for step in range(4)] == [1.0] * 4
+    assert [weights_factor(step, 4, "linear") for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [weights_factor(step, 2, "cosine") for step in range(3)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from references import rivals
 from references.methods import fam, ftm, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from references.rivals import dist
 from uhkd.alignment import FAM
@@ -18,9 +20,18 @@ from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.teacher import Teacher, calibrate
 from uhkd.methods import build, check, matching_of, method_class
 from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.matching import LevelMatching, level_error
+from uhkd.methods.matching import LevelMatching, level_error, relation_error
 from uhkd.models import create
-from uhkd.spectral import FTM, Level, Representation, SpectralTarget, area_basis, fourier_basis, match_levels
+from uhkd.spectral import (
+    FTM,
+    Level,
+    Representation,
+    SpectralTarget,
+    area_basis,
+    fourier_basis,
+    ftm_shapes,
+    match_levels,
+)
 from uhkd.taps import Shapes, SideShapes, Signals, TappedModel
 
 F64 = torch.float64
@@ -178,6 +189,59 @@ def test_level_error_equals_the_reference_and_is_the_mse_for_equal_weights():
     )
     mean = level_error(predicted, target, torch.full((5,), 0.2, dtype=F64))
     torch.testing.assert_close(mean, F.mse_loss(predicted, target))
+
+
+def test_norms_of_the_error_are_what_they_say():
+    predicted, target, weights = random(3, 4, 5), random(3, 4, 5, seed=1), random(5, seed=2).abs()
+    squares = [(predicted - target)[..., k].square().mean().item() for k in range(5)]
+    sizes = [(predicted - target)[..., k].abs().mean().item() for k in range(5)]
+    expected = {
+        "mse": sum(w * e for w, e in zip(weights.tolist(), squares, strict=True)),
+        "mae": sum(w * e for w, e in zip(weights.tolist(), sizes, strict=True)),
+        "log": math.log(sum(w * e for w, e in zip(weights.tolist(), squares, strict=True))),
+        "log-band": sum(w * math.log(e) for w, e in zip(weights.tolist(), squares, strict=True)),
+    }
+    assert {norm: level_error(predicted, target, weights, norm).item() for norm in expected} == pytest.approx(expected)
+    for norm in ("log", "log-band"):
+        x = target.clone().requires_grad_()
+        level_error(x, target, weights, norm).backward()
+        assert x.grad.isfinite().all(), "also where nothing is left to learn"
+
+
+def test_relations_compare_each_two_images():
+    predicted, target = random(4, 3, 5), random(4, 3, 5, seed=1)
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            if i != j:
+                s, t = (F.cosine_similarity(x[i].flatten(), x[j].flatten(), 0).item() for x in (predicted, target))
+                total += (s - t) ** 2
+    assert relation_error(predicted, target).item() == pytest.approx(total / 12, rel=1e-9)
+    assert relation_error(3 * target, target).item() == pytest.approx(0, abs=1e-15)
+    assert relation_error(predicted[:1], target[:1]).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_redundancy_of_spectra_is_that_of_every_number_of_a_level():
+    distiller = exact(build("uhkd", SMALL, weights=NO_LOGITS | {"features": 0.0, "redundancy": 2.0, "relations": 1.0}))[
+        "uhkd"
+    ]
+    maps, spectra = (
+        maps_of(STUDENT, 4, 30),
+        tuple(random(4, *shape, seed=9) for shape in ftm_shapes(distiller.needs.target, TEACHER)),
+    )
+    terms = distiller(Signals(maps=maps), Signals(spectra=spectra), batch_of())
+    assert set(terms) == {"redundancy", "relations"}
+    expected = 0.0
+    for predicted, target in zip(distiller.match.predict(maps), spectra, strict=True):
+        expected += (
+            rivals.rsd(predicted.flatten(1).tolist(), target.flatten(1).tolist(), 0.01) / predicted[0].numel() / 2
+        )
+    assert terms["redundancy"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="norm='mde' of uhkd: input should be 'mse', 'mae', 'log'"):
+        build("uhkd", SMALL, {"norm": "mde"})
 
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])

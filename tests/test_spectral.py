@@ -233,8 +233,8 @@ def test_radius_zero_is_refused():
         match_levels(MAPS, MAPS, 0, "pairs")
 
 
-def calibrated(standardise="coefficient", channels=None, form="pairs", images=64):
-    ftm = FTM(SpectralTarget(match_levels(MAPS, MAPS, 1, form), standardise, channels), MAPS)
+def calibrated(standardise="coefficient", channels=None, form="pairs", images=64, whiten=0.0):
+    ftm = FTM(SpectralTarget(match_levels(MAPS, MAPS, 1, form), standardise, channels, whiten), MAPS)
     scale = torch.tensor([1.0, 4.0, 0.5, 3.0, 2.0, 50.0, 1.0, 1.0])
     batch = [
         maps(images, *shape, seed=i, dtype=torch.float32) * scale[: shape[0], None, None] + i
@@ -285,6 +285,25 @@ def test_pca_keeps_the_components_of_largest_variance():
         expected = variances / variances.mean()  # one number a level brings the mean square back to 1
         torch.testing.assert_close(found.square().mean(0), expected, rtol=1e-4, atol=1e-5)
     assert [tuple(x.shape[1:]) for x in ftm(batch)] == list(ftm_shapes(ftm.target, MAPS))
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_whitened_channels_have_one_spread_and_no_correlation(channels):
+    ftm, batch = calibrated(channels=channels, whiten=1.0)
+    for x in ftm(batch):
+        rows = x.mT.flatten(0, 1).double()
+        torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(x.shape[1]).double(), rtol=0, atol=1e-4)
+
+
+def test_half_whitened_spreads_are_the_roots_of_those_that_are_not():
+    (kept, *_), (half, *_) = (ftm(batch) for ftm, batch in (calibrated(channels=3, whiten=w) for w in (0.0, 0.5)))
+    first, second = (x.square().mean((0, 2)) for x in (kept, half))
+    torch.testing.assert_close(second / second[0], (first / first[0]).sqrt(), rtol=1e-4, atol=0)
+
+
+def test_whitening_is_from_0_to_1():
+    with pytest.raises(ValueError, match=r"whiten must be from 0 .* to 1 .*, got 1.5"):
+        calibrated(whiten=1.5)
 
 
 def test_ftm_survives_a_state_round_trip():

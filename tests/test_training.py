@@ -140,7 +140,9 @@ def test_distill_leaves_every_file_and_its_recipe_reruns_to_the_same_weights(
     assert said["teacher"] == str(teacher.run.path) and said["seed"] == 3
     assert said["extra_parameters"] > 0
     row = said["metrics"]
-    assert row["loss"] == pytest.approx(0.5 * row["ce"] + row["uhkd.kl"] + 5 * row["uhkd.features"], rel=1e-4)
+    assert row["loss"] == pytest.approx(
+        0.5 * row["ce"] + 10 * (row["uhkd.inter"] + row["uhkd.intra"]) + 5 * row["uhkd.features"], rel=1e-4
+    )
     # both times the same validation images, brought to the same size in the same way
     for name in ("accuracy", "nll", "ece"):
         assert said["teacher_metrics"][name] == pytest.approx(teacher.metrics[f"val_{name}"], abs=1e-5)
@@ -232,7 +234,7 @@ def test_modules_and_data_of_ones_own(tmp_path: Path):
     assert not torch.equal(learner.first.weight, first)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert result.run.read_result()["teacher"] == "module/Net"
-    assert {"uhkd.kl", "uhkd.features"} <= result.metrics.keys()
+    assert {"uhkd.inter", "uhkd.features"} <= result.metrics.keys()
     assert result.run.read_result()["train_images"] == 54  # a tenth became the validation part
 
 
@@ -285,6 +287,14 @@ def test_the_same_seed_gives_the_same_student_whatever_the_method(
 
 
 # teachers
+
+
+def test_weights_that_fall_leave_the_cross_entropy_alone(teacher: uhkd.Result, tmp_path: Path):
+    words = {"epochs": 2, "warmup_epochs": 0, "batch_size": 100, "method": "kd", "weights_schedule": "linear"}
+    rows = uhkd.distill(**pupil(teacher, tmp_path / "run", **words)).run.read_metrics()
+    assert [row["loss"] for row in rows] == pytest.approx(
+        [row["ce"] + w * row["kd.kl"] for row, w in zip(rows, (1.0, 0.5), strict=True)], rel=1e-5
+    )
 
 
 def test_scratch_never_loads_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
