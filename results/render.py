@@ -1,7 +1,8 @@
-"""results/**/*.json -> docs/{results,ablations}.md, tables in README.md and docs/performance.md; --check fails when stale."""
+"""results/**/*.json -> docs/{results,ablations}.md, parts of README.md, docs/{performance,why}.md; --check fails when stale."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_ablations import ablations
 from render_performance import measured
+from render_why import why
 
 from uhkd.commands.comparing.costs import cost_rows, setting
 from uhkd.commands.comparing.report import PARTS
@@ -98,15 +100,20 @@ def pages() -> dict[Path, str]:
         told = f"accuracy (%) on the {PARTS[summary['part']]}, mean ± sd over {seeds} seeds"
         short.append(f"**{summary['title']}**, {told}\n\n{markdown(overview(summary))}")
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
-    performance = HERE.parent / "docs" / "performance.md"
-    head_of, tail_of = performance.read_text().split(MEASURED)[0], performance.read_text().split(END_MEASURED)[1]
-    found = {path.name: json.loads(path.read_text()) for path in sorted((HERE / "performance").glob("*.json"))}
     return {
-        performance: f"{head_of}{MEASURED}\n\n{measured(found)}\n\n{END_MEASURED}{tail_of}",
+        **dict(_measured_page(name, made) for name, made in (("performance", measured), ("why", why))),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }
+
+
+def _measured_page(name: str, made: Callable[[dict[str, dict[str, Any]]], str]) -> tuple[Path, str]:
+    """docs/NAME.md with its measured part made anew from results/NAME/*.json."""
+    page = HERE.parent / "docs" / f"{name}.md"
+    before, after = page.read_text().split(MEASURED)[0], page.read_text().split(END_MEASURED)[1]
+    found = {path.name: json.loads(path.read_text()) for path in sorted((HERE / name).glob("*.json"))}
+    return page, f"{before}{MEASURED}\n\n{made(found)}\n\n{END_MEASURED}{after}"
 
 
 def main() -> int:

@@ -67,7 +67,7 @@ def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str
     for label, variant in rows.items():
         if not any((pair, variant) in found for pair in pairs):
             raise ValueError(f"no file in results/search has a variant {variant!r}")
-        lines.append([label, *(_cell(found.get((pair, variant))) for pair in pairs)])
+        lines.append([str(label), *(_cell(found.get((pair, variant))) for pair in pairs)])
     return lines
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,48 @@ def test_a_measurement_of_speed_holds_where_it_was_taken_and_no_places(path: Pat
     content = json.loads(path.read_text())
     check_environment(content["environment"])
     assert content["environment"]["commit"] and "+" not in content["environment"]["commit"]
+    assert not re.search(r"\"(/|[A-Z]:)", json.dumps(content)), "a path of the machine"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "search").glob("*.json")), ids=lambda path: path.stem)
+def test_a_search_read_no_test_image_and_holds_what_it_rests_on(path: Path):
+    summary = json.loads(path.read_text())
+    assert summary["part"] == "val" and not summary["missing"] and not summary["warnings"]
+    for facts in summary["environments"]:
+        check_environment(facts)
+    for run in summary["runs"]:
+        assert run["commit"] and "+" not in run["commit"]
+        assert run["accuracy"] == run["metrics"]["val_accuracy"]
+        assert run["metrics"]["epoch"] == summary["pairs"][run["pair"]]["recipe"]["epochs"], "not the last epoch"
+    assert not re.search(r"\"(/|[A-Z]:)", json.dumps(summary)), "a path of the machine"
+
+
+def test_one_name_means_one_variant_in_the_whole_search():
+    module = renderer()
+    ablations = sys.modules["render_ablations"]
+    content = ablations.searched()
+    name, summary = next(iter(content.items()))
+    changed = json.loads(json.dumps(summary))
+    changed["runs"][0]["weights"] = {"features": 123.0}
+    with pytest.raises(ValueError, match="and elsewhere"):
+        ablations.gathered(content | {"other.json": changed})
+    changed = json.loads(json.dumps(summary))
+    changed["runs"][0]["accuracy"] += 0.5
+    with pytest.raises(ValueError, match="has another result than elsewhere"):
+        ablations.gathered(content | {"other.json": changed})
+    with pytest.raises(ValueError, match="which no search may read"):
+        ablations.gathered({name: summary | {"part": "test"}})
+    with pytest.raises(ValueError, match="has a variant 'nonsense'"):
+        ablations.table(*ablations.gathered(content), {"x": "nonsense"})
+    assert module.ablations().startswith("# Ablations")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "why").glob("*.json")), ids=lambda path: path.stem)
+def test_what_explains_holds_where_it_was_taken_and_no_places(path: Path):
+    content = json.loads(path.read_text())
+    check_environment(content["environment"])
+    runs = [run for side in content["runs"].values() for run in side]
+    assert all(run["commit"] and "+" not in run["commit"] for run in [*runs, content["environment"]])
     assert not re.search(r"\"(/|[A-Z]:)", json.dumps(content)), "a path of the machine"
 
 

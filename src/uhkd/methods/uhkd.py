@@ -1,8 +1,10 @@
 """UHKD: heterogeneous distillation in the frequency domain (arXiv 2510.24116).
 
-    L = CE(labels) + a * T^2 * KL(teacher || student; T) + b * sum_l w_l * MSE(FAM_l(student map), FTM_l(teacher map))
+    L = CE(labels) + a * D(teacher logits, student logits) + b * sum_l w_l * MSE(FAM_l(student map), FTM_l(teacher map))
 
-The cross-entropy is the engine's; a and b are the weights "kl" and "features". FTM is `uhkd.spectral.FTM`, FAM is
+The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which the search found to serve students of
+every family (docs/ablations.md); the paper's form is the weights kl=1 inter=0 intra=0. The cross-entropy is the engine's; b is
+the weight "features". FTM is `uhkd.spectral.FTM`, FAM is
 `uhkd.alignment.FAM`, multi-level matching is `uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option
 here; docs/method.md says what each default rests on.
 """
@@ -17,7 +19,7 @@ from uhkd.taps import Shapes
 
 
 class UHKD(MatchingDistiller):
-    """Frequency-domain matching of intermediate features at several levels, with soft targets.
+    """Frequency-domain matching of intermediate features at several levels, beside a term on logits.
 
     Args:
         radius: frequencies kept per axis, 1..floor((n-1)/2) of the smaller grid; (2*radius+1)^2 numbers a
@@ -26,8 +28,9 @@ class UHKD(MatchingDistiller):
         standardise: of the teacher's coefficients: "none", "channel", "coefficient".
         channels: keep so many principal channels of the teacher (None: all; "auto": 64, or all for amplitudes).
         fam, hidden: the alignment's form, see `FAM`.
-        level_weights, frequency_decay: see `LevelMatching`.
-        temperature: T of the soft targets, above 0.
+        level_weights, frequency_decay, norm: see `LevelMatching`.
+        whiten: 0..1, how far the spread of the teacher's principal channels is evened out.
+        temperature: T of the term "kl", above 0.
 
     Raises:
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
