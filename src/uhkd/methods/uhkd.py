@@ -2,9 +2,9 @@
 
     L = CE(labels) + a * D(teacher logits, student logits) + b * sum_l w_l * MSE(FAM_l(student map), FTM_l(teacher map))
 
-The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which the search found to serve students of
-every family (docs/ablations.md); the paper's form is the weights kl=1 inter=0 intra=0. The cross-entropy is the engine's; b is
-the weight "features". FTM is `uhkd.spectral.FTM`, FAM is
+The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which suited both students of the search
+(docs/ablations.md); the paper's form is the weights kl=1 inter=0 intra=0. The cross-entropy is the engine's; b is the weight
+"features". FTM is `uhkd.spectral.FTM`, FAM is
 `uhkd.alignment.FAM`, multi-level matching is `uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option
 here; docs/method.md says what each default rests on.
 """
