@@ -52,7 +52,9 @@ def gathered(content: dict[str, dict[str, Any]]) -> tuple[Found, dict[str, dict[
             pairs.setdefault(_name(name, own), own)
         for run in summary["runs"]:
             key = (_name(run["pair"], summary["pairs"][run["pair"]]), run["method"])
-            words = [run[word] for word in ("joined", "settings", "weights", "differs", "lr")]
+            # runs of before the option hold no word on it, and beside them those that hold its default "differ"
+            differs = {k: v for k, v in run["differs"].items() if (k, v) != ("weights_schedule", "constant")}
+            words = [*(run[word] for word in ("joined", "settings", "weights", "lr")), differs]
             if meant.setdefault(key, words) != words:
                 raise ValueError(f"{file}: {key} is {words}, and elsewhere {meant[key]}")
             seeds = found.setdefault(key, {})
