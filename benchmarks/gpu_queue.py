@@ -4,8 +4,8 @@
 
 The list is a YAML file (gpu_queue.yaml beside this script): teachers, comparisons between networks, and steps, most important
 first. A step names a comparison, its methods and its seeds; its trainings run side by side. Last comes `everything.py`.
-Whatever was finished is packed into the folder `state`, at most 8 files of at most 16 MiB: carry it to the next machine, and
-the queue goes on there. A training or teacher that was cut short is begun anew.
+Whatever was finished is packed into the folder `state`, one file a teacher and two more, each of at most 16 MiB: carry it to the next machine, and the
+queue goes on there. A training or teacher that was cut short is begun anew.
 
     cells.tar.gz        run folders of finished trainings, without weights and pictures, tables, and which steps are done
     teacher-NAME.tar    a finished teacher, its weights in half precision
@@ -147,6 +147,10 @@ def main() -> None:
     options.add_argument("--list", type=Path, default=HERE / "gpu_queue.yaml", help="what is to be done")
     options.add_argument("--jobs", type=int, default=6, help="trainings at a time")
     asked = options.parse_args()
+    if Path(asked.data).suffix and not Path(asked.data).exists():
+        options.error(f"--data: there is no {asked.data}; expected an .npz file, an image folder or cifar100:ROOT")
+    if not asked.list.is_file():
+        options.error(f"--list: there is no {asked.list}; expected a YAML file like {HERE / 'gpu_queue.yaml'}")
     end = time.monotonic() + 60 * asked.minutes
     words = yaml.safe_load(asked.list.read_text())
     state, work = asked.state.resolve(), asked.work.resolve()
