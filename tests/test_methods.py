@@ -221,6 +221,13 @@ def test_relations_compare_each_two_images():
     assert relation_error(predicted[:1], target[:1]).item() == pytest.approx(0, abs=1e-15)
 
 
+def test_relations_are_not_computed_in_half_precision():
+    predicted, target = (random(8, 3, 5, seed=i).float() for i in (0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = relation_error(predicted, target)
+    assert torch.equal(inside, relation_error(predicted, target))
+
+
 def test_redundancy_of_spectra_is_that_of_every_number_of_a_level():
     distiller = exact(build("uhkd", SMALL, weights=NO_LOGITS | {"features": 0.0, "redundancy": 2.0, "relations": 1.0}))[
         "uhkd"

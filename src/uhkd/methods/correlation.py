@@ -1,5 +1,7 @@
 """Correlation in place of equality: of class probabilities (DIST, arXiv 2205.10536) and of features (RSD, arXiv 2507.21844)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,23 +20,19 @@ def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Fl
     return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
 
 
-def inter_class(
-    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """T^2 times the correlation distance of both sides' class probabilities among the classes of each image (DIST, Eq. 8)."""
-    return temperature**2 * correlation_distance(*_probabilities(student, teacher, temperature))
+def class_distances(
+    student: Float[Tensor, "b k"],
+    teacher: Float[Tensor, "b k"],
+    wants: Callable[[str], bool],
+    temperature: float = 1.0,
+) -> dict[str, Float[Tensor, ""]]:
+    """T^2 times the correlation distance of both sides' class probabilities, in at least float32, those that are wanted.
 
-
-def intra_class(
-    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """The same among the images of the batch, for each class (DIST, Eq. 9)."""
-    p, q = _probabilities(student, teacher, temperature)
-    return temperature**2 * correlation_distance(p.T, q.T)
-
-
-def _probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return F.softmax(wide(student) / temperature, 1), F.softmax(wide(teacher) / temperature, 1)
+    "inter": among the classes of each image (DIST, Eq. 8); "intra": among the images of the batch, for each class (Eq. 9).
+    """
+    p, q = (F.softmax(wide(x) / temperature, 1) for x in (student, teacher))
+    sides = {"inter": (p, q), "intra": (p.T, q.T)}
+    return {name: temperature**2 * correlation_distance(*both) for name, both in sides.items() if wants(name)}
 
 
 def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:

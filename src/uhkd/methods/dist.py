@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes
-from uhkd.methods.correlation import inter_class, intra_class
+from uhkd.methods.correlation import class_distances
 from uhkd.taps import Shapes, Signals
 
 
@@ -42,10 +42,6 @@ class DIST(Distiller):
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        terms = {}
-        if self.wants("inter"):
-            terms["inter"] = inter_class(student.logits, teacher.logits, self.temperature)
         if self.wants("intra"):
             refuse_single(len(student.logits), "dist", "correlates images of a batch")
-            terms["intra"] = intra_class(student.logits, teacher.logits, self.temperature)
-        return terms
+        return class_distances(student.logits, teacher.logits, self.wants, self.temperature)

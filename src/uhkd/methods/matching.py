@@ -1,4 +1,4 @@
-"""Multi-level matching: one FAM per pair of taps, the mean squared error of each level, and the objective over both."""
+"""Multi-level matching: one FAM per pair of taps, what is left of each level, and the objective over logits and levels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
 from uhkd.methods.base import Needs
-from uhkd.methods.correlation import inter_class, intra_class, redundancy
+from uhkd.methods.correlation import class_distances, redundancy
 from uhkd.methods.kd import SoftTargets
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.taps import Shapes, Signals
 
 Norm = Literal["mse", "mae", "log", "log-band"]
+_ON_FEATURES = ("features", "redundancy", "relations")
 
 
 def level_error(
@@ -40,9 +41,10 @@ def level_error(
 
 def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
     """Mean squared difference of the two matrices of cosine similarities between the images of a batch, diagonal left out."""
-    grams = [F.normalize(x.flatten(1), dim=1) for x in (predicted, target)]
-    student, teacher = (x @ x.T for x in grams)
     count = len(predicted)
+    with torch.autocast(predicted.device.type, enabled=False):
+        units = [F.normalize(x.flatten(1), dim=1) for x in (predicted, target)]
+        student, teacher = (x @ x.T for x in units)
     return (student - teacher).square().sum() / max(count * (count - 1), 1)
 
 
@@ -56,6 +58,7 @@ class LevelMatching(nn.Module):
         level_weights: one factor >= 0 a level, shallow to deep (default: 1 / number of levels).
         frequency_decay: coefficient weights fall as (1 + |frequency|)^-decay; 0 weighs all alike. They belong to the loss,
             not to the target.
+        norm: of the errors, see `level_error`.
     """
 
     def __init__(
@@ -157,10 +160,9 @@ class MatchingDistiller(SoftTargets):
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """The terms whose weight is not 0; "features": sum over levels of w_l times the error of FAM_l(map) to FTM_l(map)."""
         terms = self.soft_targets(student, teacher)
-        for name, distance in (("inter", inter_class), ("intra", intra_class)):
-            if self.wants(name):
-                assert student.logits is not None and teacher.logits is not None
-                terms[name] = distance(student.logits, teacher.logits)
+        if self.wants("inter") or self.wants("intra"):
+            assert student.logits is not None and teacher.logits is not None
+            terms |= class_distances(student.logits, teacher.logits, self.wants)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
@@ -173,8 +175,6 @@ class MatchingDistiller(SoftTargets):
         return terms
 
 
-_ON_FEATURES = ("features", "redundancy", "relations")
-
-
 def _spectral_redundancy(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
+    """RSD's `redundancy` between all numbers of a level, divided by their count."""
     return redundancy(predicted.flatten(1), target.flatten(1)) / predicted[0].numel()
