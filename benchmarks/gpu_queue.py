@@ -4,8 +4,8 @@
 
 The list is a YAML file (gpu_queue.yaml beside this script): teachers, comparisons between networks, and steps, most important
 first. A step names a comparison, its methods and its seeds; its trainings run side by side. Last comes `everything.py`.
-Whatever was finished is packed into the folder `state`, one file a teacher and two more, each of at most 16 MiB: carry it to the next machine, and the
-queue goes on there. A training or teacher that was cut short is begun anew.
+Whatever was finished is packed into the folder `state`, one file a teacher and two more, each of at most 16 MiB: carry it to
+the next machine, and the queue goes on there. A training or teacher that was cut short is begun anew.
 
     cells.tar.gz        run folders of finished trainings, without weights and pictures, tables, and which steps are done
     teacher-NAME.tar    a finished teacher, its weights in half precision
