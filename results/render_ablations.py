@@ -64,7 +64,9 @@ def gathered(content: dict[str, dict[str, Any]]) -> tuple[Found, dict[str, dict[
 
 
 def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str]]:
-    """Accuracy of each variant, pair by pair."""
+    """Accuracy of each variant, pair by pair; pairs that ran none of them are left out."""
+    ran = {pair for pair, variant in found if variant in rows.values()}
+    pairs = [pair for pair in pairs if pair in ran]
     lines = [["", *pairs]]
     for label, variant in rows.items():
         if not any((pair, variant) in found for pair in pairs):
@@ -83,17 +85,18 @@ def _cell(seeds: dict[int, float] | None) -> str:
 
 
 def _name(pair: str, own: dict[str, Any]) -> str:
-    return f"{own['teacher']['name'].removeprefix('uhkd/')} -> {pair}"
+    """Teachers of one architecture are told apart by their accuracy."""
+    teacher = own["teacher"]
+    return f"{teacher['name'].removeprefix('uhkd/')} ({100 * teacher['accuracy']:.1f}) -> {pair}"
 
 
 def _pairs(pairs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    lines = [["pair", "teacher's accuracy (%)", "training images", "epochs", "optimiser"]]
+    lines = [["teacher (accuracy, %) -> student's recipe", "training images", "epochs", "optimiser"]]
     for name, own in pairs.items():
         recipe = own["recipe"]
         lines.append(
             [
                 name,
-                f"{100 * own['teacher']['accuracy']:.1f}",
                 f"{own['train_images']:,}",
                 str(recipe["epochs"]),
                 recipe["optimizer"],

@@ -1,0 +1,85 @@
+"""How strongly each term of the loss pulls at the student over a training: results/search/gradients/NAME.json.
+
+python results/gradients.py NAME --recipe cifar100/32px/vit-micro --teacher RUN --data DATA [--times 11]
+
+The training is the recipe's, taken step by step: at some steps, the norm of weight * gradient of every term over all of the
+student's parameters, averaged over ten batches in a row, and its cosine with the gradient of the cross-entropy.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uhkd.commands.comparing.step import Step, Workshop
+from uhkd.commands.setup import say
+from uhkd.data import Batch
+from uhkd.engine.schedule import lr_factor
+from uhkd.recipe import find_recipe, load_yaml
+from uhkd.runs import environment, write_atomically
+
+HERE = Path(__file__).resolve().parent
+BATCHES = 10
+
+
+def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
+    """Weighted gradient of each term, flat, over the student's parameters, for one batch."""
+    assert step.teacher is not None
+    weights = [p for p in step.learner.student.parameters() if p.requires_grad]
+    terms = step.model(batch, step.teacher.signals(batch, step.learner.teacher_needs))
+    found = {}
+    for name, value in terms.items():
+        if step.weights[name]:
+            own = torch.autograd.grad(step.weights[name] * value, weights, retain_graph=True, materialize_grads=True)
+            found[name] = torch.cat([g.flatten().float() for g in own])
+    return found
+
+
+def measure(step: Step, times: int) -> list[dict[str, object]]:
+    """Train, and look at `times` evenly spaced steps, the first and the last among them."""
+    recipe, total = step.recipe, len(step.batches)
+    per_epoch = total // recipe.epochs
+    looks = {round(i * (total - BATCHES) / (times - 1)) for i in range(times)}
+    rows: list[dict[str, object]] = []
+    for number in range(total):
+        if number in looks:
+            seen = [pulls(step, batch) for batch in step.batches[number : number + BATCHES]]
+            norms = {name: sum(own[name].norm().item() for own in seen) / len(seen) for name in seen[0]}
+            aligned = {
+                name: sum(torch.cosine_similarity(own[name], own["ce"], dim=0).item() for own in seen) / len(seen)
+                for name in seen[0]
+            }
+            rows.append({"epoch": round(number / per_epoch, 3), "norm": norms, "cosine_with_ce": aligned})
+            say(json.dumps(rows[-1]))
+        factor = lr_factor(number, total, warmup=round(recipe.warmup_epochs * per_epoch))
+        for group in step.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * factor
+        step(number)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the file to write, without .json")
+    for word in ("recipe", "teacher", "data"):
+        parser.add_argument(f"--{word}", required=True)
+    parser.add_argument("--times", type=int, default=11)
+    asked = parser.parse_args()
+    where = {name: value for name, value in environment().items() if name != "command"}
+    words = load_yaml(find_recipe(asked.recipe)) | {"teacher": asked.teacher, "data": asked.data}
+    step = Workshop({}, batches=10**9).step(words)  # all batches of the training
+    told = {
+        "recipe": asked.recipe,
+        "teacher": Path(asked.teacher).name,
+        "method": step.recipe.method,
+        "seed": step.recipe.seed,
+    }
+    told |= {"weights": step.weights, "rows": measure(step, asked.times), "environment": where}
+    (HERE / "search" / "gradients").mkdir(exist_ok=True)
+    write_atomically(HERE / "search" / "gradients" / f"{asked.name}.json", json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
