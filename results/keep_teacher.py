@@ -1,20 +1,20 @@
-"""A finished run -> results/teachers/NAME, which serves as a teacher anywhere: `--teachers results/teachers/NAME`.
+"""A finished run -> results/teachers/NAME, a small run folder that serves as a teacher anywhere.
 
 python results/keep_teacher.py NAME RUN
+uhkd distill --teacher results/teachers/NAME ...
 
-card.json and model.safetensors, the weights in half precision, are what a run folder has; teacher.json says how they were made.
+Weights are kept in half precision; recipe and result name data and teacher without places of this machine.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+import yaml
 from safetensors.torch import load_file, save
 
 from uhkd.runs import RunFolder, write_atomically
 
 HERE = Path(__file__).resolve().parent
-_PLACES = ("data", "teacher", "teacher_cache")
 
 
 def main() -> None:
@@ -25,16 +25,19 @@ def main() -> None:
     run = asked.run
     if not run.result.is_file():
         parser.error(f"{run.path} is no finished run: it has no {run.result.name}")
+    result, recipe = run.read_result(), run.read_recipe()
+    recipe["data"] = result["data"]
+    for source in (recipe, result):
+        if source.get("teacher"):
+            source["teacher"] = Path(source["teacher"]).name
+    result["environment"].pop("command", None)
     kept = RunFolder(HERE / "teachers" / asked.name)
     kept.path.mkdir(parents=True, exist_ok=True)
-    state = load_file(run.weights)
-    write_atomically(kept.weights, save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}))
-    write_atomically(kept.card, run.card.read_text())
-    result, recipe = run.read_result(), run.read_recipe()
-    facts = {name: result[name] for name in ("verb", "metrics", "train_images", "data", "seed")}
-    recipe |= {name: Path(recipe[name]).name for name in _PLACES if recipe.get(name)}  # without places of this machine
-    environment = {name: value for name, value in result["environment"].items() if name != "command"}
-    kept.write_json("teacher.json", facts | {"recipe": recipe, "environment": environment})
+    half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(run.weights).items()}
+    write_atomically(kept.weights, save(half))
+    kept.write_json(kept.card.name, run.read_card())
+    write_atomically(kept.recipe, yaml.safe_dump(recipe, sort_keys=False))
+    kept.write_json(kept.result.name, result)  # last: the folder is whole
 
 
 if __name__ == "__main__":

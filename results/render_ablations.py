@@ -28,6 +28,8 @@ def ablations() -> str:
         blocks += [f"## {question['question']}", question["answer"].strip()]
         if "rows" in question:
             blocks.append(markdown(table(found, list(pairs), question["rows"])))
+        if "gradients" in question:
+            blocks.append(markdown(pulls(question["gradients"])))
     blocks.append(
         f"Written by `results/render.py` from {len(content)} files in [`results/search`](../results/search) and "
         f"`results/ablations.yaml`; {len({(p, v) for p, v in found})} cells, {sum(map(len, found.values()))} trainings; commits "
@@ -72,6 +74,22 @@ def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str
         if not any((pair, variant) in found for pair in pairs):
             raise ValueError(f"no file in results/search has a variant {variant!r}")
         lines.append([str(label), *(_cell(found.get((pair, variant))) for pair in pairs)])
+    return lines
+
+
+def pulls(names: dict[str, str]) -> list[list[str]]:
+    """Of each term of a training: its gradient's norm relative to the cross-entropy's, and their cosine, as training goes on."""
+    lines: list[list[str]] = []
+    for pair, name in names.items():
+        rows = json.loads((HERE / "search" / "gradients" / f"{name}.json").read_text())["rows"]
+        shown = [rows[0], rows[len(rows) // 2], rows[-1]]
+        lines = lines or [["pair", "term", *(f"epoch {row['epoch']:.1f}" for row in shown)]]
+        for term in shown[0]["norm"]:
+            cells = [
+                f"{row['norm'][term] / row['norm']['ce']:.2f} ({row['cosine_with_ce'][term]:+.2f})" for row in shown
+            ]
+            if term != "ce":
+                lines.append([pair, term, *cells])
     return lines
 
 

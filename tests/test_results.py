@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from uhkd import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))}
@@ -79,6 +82,18 @@ def test_one_name_means_one_variant_in_the_whole_search():
     with pytest.raises(ValueError, match="has a variant 'nonsense'"):
         ablations.table(*ablations.gathered(content), {"x": "nonsense"})
     assert module.ablations().startswith("# Ablations")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "teachers").iterdir()), ids=lambda path: path.name)
+def test_a_kept_teacher_loads_and_says_how_it_was_made_without_places(path: Path):
+    teacher, result = load_run(path), json.loads((path / "result.json").read_text())
+    assert teacher.card is not None and teacher.shapes.logits == len(teacher.card.classes)
+    assert sum(p.numel() for p in teacher.parameters()) == result["parameters"]
+    check_environment(result["environment"])
+    assert result["environment"]["commit"] and "+" not in result["environment"]["commit"]
+    assert result["metrics"]["val_accuracy"] > 0.3
+    words = json.dumps([result, yaml.safe_load((path / "recipe.yaml").read_text())])
+    assert not re.search(r"\"(/|[A-Z]:)", words), "a path of the machine"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "why").glob("*.json")), ids=lambda path: path.stem)
