@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
@@ -194,6 +195,18 @@ def test_what_a_cache_cannot_serve_is_refused_with_the_reason(cached: Path, tmp_
     with pytest.raises(ValueError, match=said):
         uhkd.distill(**distil_words(out, teacher_cache=str(cached)) | changes)
     assert not out.exists(), "the corrected command is not to meet a folder that exists"
+
+
+def test_a_teacher_kept_in_half_precision_is_known_again(teacher: Path, tmp_path: Path):
+    kept = shutil.copytree(teacher, tmp_path / "kept")
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in load_file(teacher / "model.safetensors").items()}
+    save_file(halved, kept / "model.safetensors")
+    uhkd.cache(**cache_words(kept, tmp_path / "cache", allow_weak_teacher=True))
+    words = distil_words(tmp_path / "student", teacher=str(kept), teacher_cache=str(tmp_path / "cache"))
+    uhkd.distill(**words)
+    assert (tmp_path / "student" / "result.json").is_file()
+    with pytest.raises(ValueError, match="are not those of the teacher that was stored"):
+        uhkd.distill(**words | {"teacher": str(teacher), "out": str(tmp_path / "other")})
 
 
 def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, tmp_path: Path):

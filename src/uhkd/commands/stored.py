@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -166,7 +167,11 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
 def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
     """What a run folder says of its network and the cache does not."""
     card, found = ModelCard.from_json(run.read_card()), []
-    if fingerprint_of(load_file(run.weights)) != stored.manifest.identity["teacher weights"]:
+    # a network is built in float32, also from a file of half precision
+    state = {
+        k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in load_file(run.weights).items()
+    }
+    if fingerprint_of(state) != stored.manifest.identity["teacher weights"]:
         found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
     reading = {"teacher mean": card.mean, "teacher std": card.std, "teacher interpolation": card.interpolation}
     return found + stored.differences(reading)
