@@ -1,4 +1,4 @@
-"""results/report/*.json, one report pair a file -> one summary as of `uhkd compare`, and what it says of the project's aims."""
+"""results/report/*.json -> one summary as of `uhkd compare`, and UHKD against each method over all its pairs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,59 +7,65 @@ from typing import Any
 
 from uhkd.commands.comparing.summary import lines
 
-Scores = Mapping[str, Mapping[str, Mapping[int, float]]]  # method -> pair -> seed -> accuracy
+BySeed = Mapping[str, Mapping[int, float]]  # pair -> seed -> accuracy (%)
 
 
 def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]:
-    """Comparisons of one pair each as one; a pair is named by its file, as two of them may have one student.
+    """Comparisons of one pair each as one. PAIR-N.json holds some of a pair's methods; two pairs may have one student.
 
     Raises:
         ValueError: when they were not made alike.
     """
-    alike = {(part["part"], part["settings_tried"], len(part["pairs"])) for part in parts.values()}
-    if len(alike) > 1 or any(len(part["pairs"]) != 1 for part in parts.values()):
-        raise ValueError(
-            f"results/report: expected one pair a file, with one part and one count of tries, found {alike}"
-        )
     first = next(iter(parts.values()))
-    whole: dict[str, Any] = {"title": title, "part": first["part"], "settings_tried": first["settings_tried"]}
+    alike = ("part", "settings_tried")
+    whole: dict[str, Any] = {"title": title} | {word: first[word] for word in alike}
     whole |= {"pairs": {}, "environments": [], "runs": [], "tuning": []}
     for name, part in parts.items():
-        pair = name.removesuffix(".json")
+        if len(part["pairs"]) != 1 or any(part[word] != first[word] for word in alike):
+            raise ValueError(
+                f"{name} and others were not made alike: expected one pair, and the same {' and '.join(alike)}"
+            )
+        pair, own = name.rpartition("-")[0], next(iter(part["pairs"].values()))
+        if whole["pairs"].setdefault(pair, own) != own:
+            raise ValueError(f"{name} is of another pair than the files before it")
         machines = whole["environments"]
         machines += [facts for facts in part["environments"] if facts not in machines]
         at = [machines.index(facts) for facts in part["environments"]]
-        whole["pairs"][pair] = next(iter(part["pairs"].values()))
         whole["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
         whole["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
     return whole
 
 
-def scores(summary: Mapping[str, Any]) -> Scores:
+def scores(summary: Mapping[str, Any]) -> dict[str, BySeed]:
     """Accuracy in percent by method, pair and seed."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for line in lines(summary):
         found.setdefault(line.method, {})[line.pair] = {seed: 100 * value for seed, value in line.accuracy.items()}
-    return found
+    return {**found}
 
 
-def advantage(
-    ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]], pairs: Sequence[str]
-) -> str:
-    """Difference of two methods in the mean over pairs, paired by seed: '+1.20 ± 0.80', two standard errors."""
-    gaps = [[ours[pair][seed] - theirs[pair][seed] for seed in ours[pair]] for pair in pairs]
-    error = math.sqrt(sum(variance(gap) / len(gap) for gap in gaps)) / len(gaps)
-    return f"{fmean(map(fmean, gaps)):+.2f} ± {2 * error:.2f}"
+def gap(ours: BySeed, theirs: BySeed, pairs: Sequence[str]) -> str:
+    """Difference in the mean over pairs, paired by seed, and two standard errors: '+1.20 ± 0.80'."""
+    if any(pair not in theirs for pair in pairs):
+        return "not run"
+    found = [[ours[pair][seed] - theirs[pair][seed] for seed in ours[pair]] for pair in pairs]
+    error = math.sqrt(sum(variance(own) / len(own) for own in found)) / len(found)
+    return f"{fmean(map(fmean, found)):+.2f} ± {2 * error:.2f}"
 
 
-def aims(summary: Mapping[str, Any], homogeneous: Sequence[str]) -> list[list[str]]:
-    """UHKD against every method: differences pair by pair, and in the mean over the heterogeneous ones."""
+def gaps(summary: Mapping[str, Any], homogeneous: Sequence[str]) -> list[list[str]]:
+    """UHKD minus every other method: pair by pair, and in the mean over the heterogeneous pairs."""
     found = scores(summary)
-    ours = found["uhkd"]
-    mixed = [pair for pair in summary["pairs"] if pair not in homogeneous]
-    rows = [["UHKD minus", *summary["pairs"], f"mean of {len(mixed)} heterogeneous pairs"]]
+    pairs = list(summary["pairs"])
+    mixed = [pair for pair in pairs if pair not in homogeneous]
+    rows = [["UHKD minus", *pairs, f"mean of {len(mixed)} heterogeneous"]]
     for method, theirs in found.items():
         if method != "uhkd":
-            cells = [advantage(ours, theirs, [pair]) for pair in summary["pairs"]]
-            rows.append([method, *cells, advantage(ours, theirs, mixed)])
+            rows.append(
+                [
+                    method,
+                    *(gap(found["uhkd"], theirs, of) for of in ([pair] for pair in pairs)),
+                    gap(found["uhkd"], theirs, mixed),
+                ]
+            )
     return rows

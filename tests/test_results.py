@@ -138,3 +138,53 @@ def test_a_cost_holds_its_rounds_and_hardware(name: str):
     costs = FILES[name]
     check_environment(costs["environment"])
     assert costs["rounds"] >= 20 and costs["environment"]["commit"]
+
+
+def part_of_a_report(accuracy: dict[str, list[float]], **changes) -> dict:
+    """A comparison of one pair with three seeds a method."""
+    runs = [
+        {
+            "pair": "own",
+            "method": method,
+            "seed": seed,
+            "accuracy": value,
+            "seconds": 60.0,
+            "extra_parameters": 0,
+            "environment": 0,
+        }
+        for method, values in accuracy.items()
+        for seed, value in enumerate(values)
+    ]
+    teacher = {"name": "uhkd/vit_micro", "accuracy": 0.5}
+    pair = {"teacher": teacher, "student": "uhkd/resnet10", "recipe": {"epochs": 10}, "data_fingerprint": "f"}
+    facts = {
+        "part": "test",
+        "settings_tried": 3,
+        "pairs": {"own": pair},
+        "environments": [{"gpu": None}],
+        "runs": runs,
+        "tuning": [],
+    }
+    return facts | changes
+
+
+def test_report_pairs_are_put_together_and_compared_by_seed_in_the_mean_over_pairs():
+    renderer()
+    report = sys.modules["render_report"]
+    first = part_of_a_report({"kd": [0.20, 0.22, 0.24], "uhkd": [0.30, 0.33, 0.33]})
+    second = part_of_a_report({"kd": [0.40, 0.40, 0.40], "uhkd": [0.41, 0.42, 0.43]})
+    more = part_of_a_report({"rsd": [0.25, 0.25, 0.25]})
+    whole = report.merged({"a-1.json": first, "a-2.json": more, "b-1.json": second}, "title")
+    assert list(whole["pairs"]) == ["a", "b"] and len(whole["runs"]) == 15
+    rows = {row[0]: row[1:] for row in report.gaps(whole, homogeneous=["b"])}
+    # differences by seed 10, 11, 9 (sd 1): two standard errors are 2 / sqrt 3
+    assert rows["kd"] == ["+10.00 ± 1.15", "+2.00 ± 1.15", "+10.00 ± 1.15"]
+    rows = {row[0]: row[1:] for row in report.gaps(whole, homogeneous=[])}
+    assert rows["kd"][-1] == "+6.00 ± 0.82"  # sqrt(1/3 + 1/3) / 2, twice
+    assert rows["rsd"] == [rows["rsd"][0], "not run", "not run"]
+    with pytest.raises(ValueError, match="not made alike"):
+        report.merged({"a-1.json": first, "b-1.json": second | {"part": "val"}}, "title")
+    other = json.loads(json.dumps(more))
+    other["pairs"]["own"]["teacher"]["accuracy"] = 0.6
+    with pytest.raises(ValueError, match=r"a-2\.json .* another pair"):
+        report.merged({"a-1.json": first, "a-2.json": other}, "title")
