@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from references import rivals
-from references.methods import fam, ftm, soft_targets, soft_targets_gradient, weighted_error, weights_of
+from references.methods import fam, ftm, relations, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from references.rivals import dist
 from uhkd.alignment import FAM
 from uhkd.data import Batch
@@ -125,8 +125,9 @@ OBJECTIVES = [
 ]
 
 
-WEIGHTS = {"kl": 0.7, "inter": 1.1, "intra": 0.6, "features": 5.0}
+WEIGHTS = {"kl": 0.7, "inter": 1.1, "intra": 0.6, "features": 5.0, "relations": 2.0}
 NO_LOGITS = {"kl": 0.0, "inter": 0.0, "intra": 0.0}
+NO_FEATURES = {"features": 0.0, "relations": 0.0}
 
 
 @pytest.mark.parametrize(("method", "settings"), OBJECTIVES)
@@ -153,14 +154,20 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     targets = [ftm(taught[i], seen[i], *forms[i], standardise) for i in (0, 1)]
     mixes = [part.mix.weight.detach() for part in match.fams]
 
-    def level(i: int, x: Tensor, mix: Tensor) -> float:
+    def level(i: int, x: Tensor, mix: Tensor) -> tuple[float, float]:
         scale = [p.detach().view(targets[i].shape[1:]) for p in (match.fams[i].norm.weight, match.fams[i].norm.bias)]
         predicted = fam(x, mix, *scale, *forms[i])
-        return shares[i] * weighted_error(predicted, targets[i], weights_of(*forms[i], standardise, decay))
+        error = weighted_error(predicted, targets[i], weights_of(*forms[i], standardise, decay))
+        return shares[i] * error, shares[i] * relations(predicted, targets[i])
 
-    features = sum(level(i, maps[i].detach(), mixes[i]) for i in (0, 1))
+    def weighted(*words: Any) -> float:
+        error, relation = level(*words)
+        return 5.0 * error + 2.0 * relation
+
+    errors, likenesses = zip(*(level(i, maps[i].detach(), mixes[i]) for i in (0, 1)), strict=True)
     assert terms["kl"].item() == pytest.approx(soft_targets(logits, teacher_logits, 3.0), rel=1e-12)
-    assert terms["features"].item() == pytest.approx(features, rel=1e-6)
+    assert terms["features"].item() == pytest.approx(sum(errors), rel=1e-6)
+    assert terms["relations"].item() == pytest.approx(sum(likenesses), rel=1e-6)
     assert [terms["inter"].item(), terms["intra"].item()] == pytest.approx(dist(logits, teacher_logits, 1.0), rel=1e-9)
     along = random(*logits.shape, seed=62)
     by_dist = slope(
@@ -173,12 +180,10 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     for i in (0, 1):
         along = random(*maps[i].shape, seed=60)
         found = (maps[i].grad * along).sum().item()
-        assert found == pytest.approx(
-            5 * slope(lambda x, i=i: level(i, x, mixes[i]), maps[i].detach(), along), rel=1e-5
-        )
+        assert found == pytest.approx(slope(lambda x, i=i: weighted(i, x, mixes[i]), maps[i].detach(), along), rel=1e-5)
         along = random(*mixes[i].shape, seed=61)
         found = (match.fams[i].mix.weight.grad * along).sum().item()
-        expected = 5 * slope(lambda m, i=i: level(i, maps[i].detach(), m), mixes[i], along)
+        expected = slope(lambda m, i=i: weighted(i, maps[i].detach(), m), mixes[i], along)
         assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -210,13 +215,7 @@ def test_norms_of_the_error_are_what_they_say():
 
 def test_relations_compare_each_two_images():
     predicted, target = random(4, 3, 5), random(4, 3, 5, seed=1)
-    total = 0.0
-    for i in range(4):
-        for j in range(4):
-            if i != j:
-                s, t = (F.cosine_similarity(x[i].flatten(), x[j].flatten(), 0).item() for x in (predicted, target))
-                total += (s - t) ** 2
-    assert relation_error(predicted, target).item() == pytest.approx(total / 12, rel=1e-9)
+    assert relation_error(predicted, target).item() == pytest.approx(relations(predicted, target), rel=1e-9)
     assert relation_error(3 * target, target).item() == pytest.approx(0, abs=1e-15)
     assert relation_error(predicted[:1], target[:1]).item() == pytest.approx(0, abs=1e-15)
 
@@ -486,7 +485,7 @@ def test_a_teacher_without_a_head_teaches_by_features_alone(method):
     assert teacher.network.shapes.logits is None and learner.teacher_needs == {"spectra"}
     batch = batch_of(labelled=False)
     terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
-    assert set(terms) == {f"{method}.features"}
+    assert set(terms) == {f"{method}.features", f"{method}.relations"}
     weigh(terms, learner.weights()).backward()
     assert learning(learner.student)
 
@@ -521,7 +520,7 @@ def test_methods_with_a_teacher_need_one(method):
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_weight_0_skips_a_terms_work(method):
     logits, spectra = random(4, CLASSES).float(), tuple(x.flatten(2).float() for x in maps_of(TEACHER, 4, 0))
-    no_features = build(method, SMALL, weights={"features": 0.0})[method]
+    no_features = build(method, SMALL, weights=NO_FEATURES)[method]
     assert no_features.needs.student == no_features.needs.teacher == {"logits"} and no_features.needs.target is None
     assert not list(no_features.parameters()) and matching_of(nn.ModuleDict({"m": no_features})) is None
     assert set(no_features(Signals(logits), Signals(logits), batch_of())) == {"inter", "intra"}
@@ -529,8 +528,8 @@ def test_weight_0_skips_a_terms_work(method):
     assert no_logits.needs.student == {"maps"} and no_logits.needs.teacher == {"spectra"}
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     spectra = tuple(no_logits.match.predict(maps))
-    assert set(no_logits(Signals(maps=maps), Signals(spectra=spectra), batch_of())) == {"features"}
-    neither = build(method, SMALL, weights=NO_LOGITS | {"features": 0.0})[method]
+    assert set(no_logits(Signals(maps=maps), Signals(spectra=spectra), batch_of())) == {"features", "relations"}
+    neither = build(method, SMALL, weights=NO_LOGITS | NO_FEATURES)[method]
     assert not neither.needs.student and not neither.needs.teacher
     assert neither(Signals(), Signals(), batch_of()) == {}
 
@@ -543,7 +542,7 @@ def test_kd_of_weight_0_never_runs_the_teacher():
 
 def test_features_of_weight_0_ask_nothing_of_small_maps():
     tiny = SideShapes(((4, 1, 1), (4, 1, 1)), 4, CLASSES)
-    build("uhkd", Shapes(tiny, tiny, CLASSES, 10), weights={"features": 0.0})
+    build("uhkd", Shapes(tiny, tiny, CLASSES, 10), weights=NO_FEATURES)
 
 
 def test_weights_are_applied_once_and_by_full_name():
@@ -552,7 +551,7 @@ def test_weights_are_applied_once_and_by_full_name():
     assert weigh({"ce": terms["ce"], "kd.kl": torch.tensor(float("nan"))}, {"ce": 1.0, "kd.kl": 0.0}) == 2
     learner, _ = assemble("ViT<-CNN", "uhkd+kd", weights={"kl": 2.0, "uhkd.features": 7.0})
     counted = {name: weight for name, weight in learner.weights(ce=0.5).items() if weight}
-    assert counted == {"ce": 0.5, "uhkd.kl": 2.0, "uhkd.features": 7.0, "kd.kl": 2.0}
+    assert counted == {"ce": 0.5, "uhkd.kl": 2.0, "uhkd.features": 7.0, "uhkd.relations": 300.0, "kd.kl": 2.0}
 
 
 # One image.

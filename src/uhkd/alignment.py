@@ -80,7 +80,7 @@ class FAM(nn.Module):
         if self.training and len(x) < 2:
             raise ValueError(
                 f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
-                "use a larger batch (or fewer accumulation steps), or set the weight of 'features' to 0"
+                "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
             )
         x = self.before(x)
         with torch.autocast(x.device.type, enabled=False):

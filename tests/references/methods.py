@@ -143,3 +143,20 @@ def fam(maps: Tensor, mix: Tensor, gain: Tensor, bias: Tensor, size: Size, form:
                 standard = (values[b] - mean) / math.sqrt(variance + 1e-5)
                 out[b, d, k] = gain[d, k].item() * standard + bias[d, k].item()
     return out
+
+
+def relations(predicted, target) -> float:
+    """Mean over ordered pairs of two images of the squared difference of their cosine similarities, image by image."""
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    count, total = len(predicted), 0.0
+    flat = [[[float(v) for v in image.flatten()] for image in side] for side in (predicted, target)]
+    for i in range(count):
+        for j in range(count):
+            if i != j:
+                student, teacher = (cosine(side[i], side[j]) for side in flat)
+                total += (student - teacher) ** 2
+    return total / (count * (count - 1))

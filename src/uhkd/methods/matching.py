@@ -125,8 +125,9 @@ class MatchingDistiller(SoftTargets):
     """The objective that UHKD shares with its spatial twins: terms on logits, and matched features at several levels.
 
     On logits: "inter" and "intra", DIST's correlations of class probabilities at temperature 1; "kl", soft targets, weight 0
-    unless asked for. On features: "features", the error of each level; "redundancy" and "relations", weight 0 unless asked
-    for. A subclass says what is matched, by `match_features`; until then only logits are asked for.
+    unless asked for. On features: "features", the error of each level; "relations", how alike the images of the batch are to
+    each other; "redundancy", weight 0 unless asked for. A subclass says what is matched, by `match_features`; until then
+    only logits are asked for.
     """
 
     default_weights: ClassVar = {
@@ -135,7 +136,7 @@ class MatchingDistiller(SoftTargets):
         "intra": 10.0,
         "features": 30.0,
         "redundancy": 0.0,
-        "relations": 0.0,
+        "relations": 300.0,
     }
     main_term = "features"
     companions = frozenset({"kl", "inter", "intra"})
