@@ -1,6 +1,7 @@
 """results/search/*.json and the questions of results/ablations.yaml -> docs/ablations.md (see render.py)."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -66,9 +67,9 @@ def gathered(content: dict[str, dict[str, Any]]) -> tuple[Found, dict[str, dict[
 
 
 def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str]]:
-    """Accuracy of each variant, pair by pair; pairs that ran none of them are left out."""
-    ran = {pair for pair, variant in found if variant in rows.values()}
-    pairs = [pair for pair in pairs if pair in ran]
+    """Accuracy of each variant, pair by pair; pairs that ran fewer than two of them show no difference and are left out."""
+    ran = Counter(pair for pair, variant in found if variant in rows.values())
+    pairs = [pair for pair in pairs if ran[pair] > 1]
     lines = [["", *pairs]]
     for label, variant in rows.items():
         if not any((pair, variant) in found for pair in pairs):
