@@ -28,7 +28,8 @@ def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
     """Weighted gradient of each term, flat, over the student's parameters, for one batch."""
     assert step.teacher is not None
     weights = [p for p in step.learner.student.parameters() if p.requires_grad]
-    terms = step.model(batch, step.teacher.signals(batch, step.learner.teacher_needs))
+    with step.fabric.autocast():  # not the wrapped model: that lets nobody but the trainer ask for gradients
+        terms = step.learner(batch, step.teacher.signals(batch, step.learner.teacher_needs))
     found = {}
     for name, value in terms.items():
         if step.weights[name]:
