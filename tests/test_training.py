@@ -141,7 +141,11 @@ def test_distill_leaves_every_file_and_its_recipe_reruns_to_the_same_weights(
     assert said["extra_parameters"] > 0
     row = said["metrics"]
     assert row["loss"] == pytest.approx(
-        0.5 * row["ce"] + 10 * (row["uhkd.inter"] + row["uhkd.intra"]) + 5 * row["uhkd.features"], rel=1e-4
+        0.5 * row["ce"]
+        + 10 * (row["uhkd.inter"] + row["uhkd.intra"])
+        + 5 * row["uhkd.features"]
+        + 300 * row["uhkd.relations"],
+        rel=1e-4,
     )
     # both times the same validation images, brought to the same size in the same way
     for name in ("accuracy", "nll", "ece"):
