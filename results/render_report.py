@@ -46,7 +46,7 @@ def scores(summary: Mapping[str, Any]) -> dict[str, BySeed]:
 
 def gap(ours: BySeed, theirs: BySeed, pairs: Sequence[str]) -> str:
     """Difference in the mean over pairs, paired by seed, and two standard errors: '+1.20 ± 0.80'."""
-    if any(pair not in theirs for pair in pairs):
+    if not pairs or any(pair not in theirs for pair in pairs):
         return "not run"
     found = [[ours[pair][seed] - theirs[pair][seed] for seed in ours[pair]] for pair in pairs]
     error = math.sqrt(sum(variance(own) / len(own) for own in found)) / len(found)

@@ -188,6 +188,7 @@ def test_report_pairs_are_put_together_and_compared_by_seed_in_the_mean_over_pai
     rows = {row[0]: row[1:] for row in report.gaps(whole, homogeneous=[])}
     assert rows["kd"][-1] == "+6.00 ± 0.82"  # sqrt(1/3 + 1/3) / 2, twice
     assert rows["rsd"] == [rows["rsd"][0], "not run", "not run"]
+    assert {row[-1] for row in report.gaps(whole, homogeneous=["a", "b"])[1:]} == {"not run"}
     with pytest.raises(ValueError, match="not made alike"):
         report.merged({"a-1.json": first, "b-1.json": second | {"part": "val"}}, "title")
     other = json.loads(json.dumps(more))
