@@ -36,12 +36,12 @@ def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]
     return whole
 
 
-def scores(summary: Mapping[str, Any]) -> dict[str, BySeed]:
+def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Accuracy in percent by method, pair and seed."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for line in lines(summary):
         found.setdefault(line.method, {})[line.pair] = {seed: 100 * value for seed, value in line.accuracy.items()}
-    return {**found}
+    return found
 
 
 def gap(ours: BySeed, theirs: BySeed, pairs: Sequence[str]) -> str:
