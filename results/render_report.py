@@ -46,7 +46,7 @@ def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]
 
 def gap(ours: BySeed, theirs: BySeed, pairs: Sequence[str]) -> str:
     """Difference in the mean over pairs, paired by seed, and two standard errors: '+1.20 ± 0.80'."""
-    if not pairs or any(pair not in theirs for pair in pairs):
+    if any(pair not in theirs for pair in pairs):
         return "not run"
     found = [[ours[pair][seed] - theirs[pair][seed] for seed in ours[pair]] for pair in pairs]
     error = math.sqrt(sum(variance(own) / len(own) for own in found)) / len(found)
@@ -58,14 +58,11 @@ def gaps(summary: Mapping[str, Any], homogeneous: Sequence[str]) -> list[list[st
     found = scores(summary)
     pairs = list(summary["pairs"])
     mixed = [pair for pair in pairs if pair not in homogeneous]
-    rows = [["UHKD minus", *pairs, f"mean of {len(mixed)} heterogeneous"]]
+    columns = {pair: [pair] for pair in pairs}
+    if mixed:
+        columns[f"mean of {len(mixed)} heterogeneous"] = mixed
+    rows = [["UHKD minus", *columns]]
     for method, theirs in found.items():
         if method != "uhkd":
-            rows.append(
-                [
-                    method,
-                    *(gap(found["uhkd"], theirs, of) for of in ([pair] for pair in pairs)),
-                    gap(found["uhkd"], theirs, mixed),
-                ]
-            )
+            rows.append([method, *(gap(found["uhkd"], theirs, of) for of in columns.values())])
     return rows
