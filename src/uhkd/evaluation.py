@@ -44,7 +44,7 @@ def predict_logits(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"] | None]:
-    """Logits in eval mode, float32 on the CPU, and labels if there are any; the model's mode is put back."""
+    """Logits in eval mode and labels if there are any, both on the CPU, logits as float32; the model's mode is put back."""
     training = model.training
     model.eval()
     logits, labels = [], []
@@ -53,7 +53,7 @@ def predict_logits(
             with autocast():
                 said = model(batch.image.to(device), frozenset({"logits"})).logits
             logits.append(said.float().cpu())
-            labels.append(batch.label)
+            labels.append(None if batch.label is None else batch.label.cpu())
     finally:
         model.train(training)
     return torch.cat(logits), None if labels[0] is None else torch.cat(labels)
