@@ -1,8 +1,10 @@
 """The queue for a lent GPU: what is carried, what is begun anew, and that it goes on where another machine ended."""
 
+import json
 import sys
 import tarfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu_queue
 from gpu_queue import Queue, place_data
 
+ROOT = Path(__file__).resolve().parents[1]
 LIST = {
     "teachers": {
         "a": {"verb": "finetune", "recipe": "digits/teacher", "epochs": 2, "warmup_epochs": 0, "train_limit": 64},
@@ -38,7 +41,7 @@ LIST = {
         }
     },
     "methods": {"first": ["scratch", "kd"]},
-    "steps": [{"comparison": "one", "methods": "first", "seeds": 1}],
+    "steps": [{"comparisons": ["one"], "methods": "first", "seeds": 1}],
 }
 
 
@@ -47,7 +50,7 @@ def queue(state: Path, work: Path, seconds: float = 600.0) -> Queue:
 
 
 def write(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_text(name)
 
@@ -67,6 +70,28 @@ def test_only_finished_runs_are_carried_without_their_weights(tmp_path: Path):
         "cells/one/pair/kd/seed-0/result.json",
         "cells/one/plan/kd.json",
     ]
+
+
+def test_a_run_whose_test_images_are_not_read_yet_needs_its_weights(tmp_path: Path):
+    here = queue(tmp_path / "state", tmp_path / "a")
+    cells = tmp_path / "a" / "cells"
+    for seed, measured in ((0, True), (1, True), (2, False)):
+        write(cells / "one" / "pair" / "kd" / f"seed-{seed}", "recipe.yaml", "result.json")
+        plan = cells / "one" / "plan" / "pair" / "kd" / f"seed-{seed}.json"
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.write_text(json.dumps({"measured": measured}))
+    write(cells / "one" / "pair" / "kd" / "seed-1", "test.json")
+    here.pack("cells.tar.gz", [cells])
+    queue(tmp_path / "state", tmp_path / "b")
+    assert sorted(p.parent.name for p in (tmp_path / "b").rglob("result.json")) == ["seed-1", "seed-2"]
+
+
+def test_a_kept_teacher_is_copied(tmp_path: Path):
+    words = LIST | {"teachers": {"cnn": "results/teachers/cnn"}}
+    here = Queue(words, tmp_path / "state", tmp_path / "a", "digits", 1, time.monotonic())
+    assert here.teacher("cnn")
+    assert (tmp_path / "a" / "teachers" / "cnn" / "model.safetensors").is_file()
+    assert not list((tmp_path / "state").iterdir())
 
 
 def test_what_is_too_large_to_be_carried_is_refused_and_the_last_archive_stays(
@@ -94,7 +119,7 @@ def test_when_the_time_is_over_a_command_ends_with_its_children(tmp_path: Path):
 
 def test_nothing_is_begun_that_cannot_be_finished(tmp_path: Path):
     here = queue(tmp_path / "state", tmp_path / "a", gpu_queue.PACKING + gpu_queue.LEAST - 5)
-    assert not here.step("one", ["scratch"], 1)
+    assert not here.step(["one"], ["scratch"], 1)
     assert not (tmp_path / "a" / "teachers").exists()
 
 
@@ -108,8 +133,25 @@ def test_data_has_one_name_on_every_machine(tmp_path: Path):
 def test_the_list_names_only_what_there_is():
     words = yaml.safe_load((Path(gpu_queue.__file__).parent / "gpu_queue.yaml").read_text())
     assert {own["teacher"] for own in words["comparisons"].values()} <= set(words["teachers"])
-    assert {step["comparison"] for step in words["steps"]} == set(words["comparisons"])
+    assert all((ROOT / kept / "result.json").is_file() for kept in words["teachers"].values() if isinstance(kept, str))
+    assert {name for step in words["steps"] for name in step["comparisons"]} == set(words["comparisons"])
     assert {step["methods"] for step in words["steps"]} == set(words["methods"])
+
+
+def test_comparisons_of_a_step_run_side_by_side_and_each_lane_joins_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = LIST | {"teachers": {"b": "results/teachers/cnn"}}
+    words["comparisons"] = dict.fromkeys(("one", "two", "three"), LIST["comparisons"]["one"])
+    here = Queue(words, tmp_path / "state", tmp_path / "a", "digits", 7, time.monotonic() + 600)
+    (tmp_path / "a" / "cells").mkdir()
+    told: list[str] = []
+    monkeypatch.setattr(here, "run", lambda command: told.append(command[-1]) is None)
+    assert here.step(["one", "two", "three"], ["scratch"], 1)
+    assert len(told) == 9
+    assert Counter(told) == dict.fromkeys(("one.yaml", "two.yaml", "three.yaml"), 3)
+    assert yaml.safe_load((tmp_path / "a" / "two.yaml").read_text())["jobs"] == 2
+    assert here.done() == ["one two three: scratch 1"]
 
 
 @pytest.mark.slow
@@ -120,12 +162,12 @@ def test_the_queue_goes_on_where_another_machine_ended(tmp_path: Path):
     assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float16}
     work.rename(tmp_path / "forgotten")
     (tmp_path / "state" / "teacher-a.tar").unlink()  # not needed any more
-    assert queue(tmp_path / "state", work).step("one", ["scratch"], 1)
+    assert queue(tmp_path / "state", work).step(["one"], ["scratch"], 1)
     work.rename(tmp_path / "forgotten too")
     again = queue(tmp_path / "state", work)
     first = (work / "cells" / "one" / "cnn" / "scratch" / "seed-0" / "result.json").read_bytes()
-    assert again.step("one", ["scratch"], 1), "done: nothing is run"
-    assert again.step("one", ["scratch", "kd"], 1)
+    assert again.step(["one"], ["scratch"], 1), "done: nothing is run"
+    assert again.step(["one"], ["scratch", "kd"], 1)
     assert (work / "cells" / "one" / "cnn" / "scratch" / "seed-0" / "result.json").read_bytes() == first
     assert (work / "cells" / "one" / "compare.json").is_file()
     assert not (work / "teachers" / "a").exists()
