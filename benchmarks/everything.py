@@ -88,6 +88,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
     asked = options.parse_args()
     end = time.monotonic() + 60 * asked.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `measure`, which ends what it started
     environ = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
     if asked.device == "cpu":
         environ["CUDA_VISIBLE_DEVICES"] = ""

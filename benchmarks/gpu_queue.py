@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from uhkd.recipe import find_recipe, load_yaml
 
 HERE = Path(__file__).resolve().parent
+GRACE = 5.0  # seconds between the request to end and the end
 LEAST = 45.0  # seconds in which no step gets anywhere
 PACKING = 20.0  # seconds kept for packing
 HEAVY = (".safetensors", ".npz", ".png", ".pt", ".lock", ".pid")  # not carried
@@ -66,9 +67,14 @@ class Queue:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            for sign in (
+                signal.SIGTERM,
+                signal.SIGKILL,
+            ):  # the first lets it end what it started in sessions of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, sign)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
 
     def teacher(self, name: str) -> bool:
         """Train a teacher unless it is there; whether it is. One that is kept in a folder is copied."""

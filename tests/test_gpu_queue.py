@@ -117,6 +117,20 @@ def test_when_the_time_is_over_a_command_ends_with_its_children(tmp_path: Path):
     assert not (tmp_path / "late").exists()
 
 
+def test_a_command_may_end_what_it_started_in_a_session_of_its_own(tmp_path: Path):
+    here = queue(tmp_path / "state", tmp_path / "a", gpu_queue.PACKING + 2)
+    child = f"import pathlib, time; time.sleep(5); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    parent = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
+        "try:\n    time.sleep(60)\nfinally:\n    child.kill()\n"
+    )
+    assert not here.run(["-c", parent])
+    time.sleep(4)
+    assert not (tmp_path / "late").exists()
+
+
 def test_nothing_is_begun_that_cannot_be_finished(tmp_path: Path):
     here = queue(tmp_path / "state", tmp_path / "a", gpu_queue.PACKING + gpu_queue.LEAST - 5)
     assert not here.step(["one"], ["scratch"], 1)
