@@ -1,5 +1,6 @@
 """What every training settles before its first step: device, precision, sizes, augmentation, folder; each with its reason."""
 
+import logging
 import os
 import sys
 import time
@@ -87,6 +88,8 @@ class _Bf16(MixedPrecision):
 def make_fabric(device: str, precision: str) -> Fabric:
     """Fabric on one device, or on as many processes as torchrun started."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
         devices=processes,

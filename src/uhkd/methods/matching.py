@@ -134,7 +134,7 @@ class MatchingDistiller(SoftTargets):
         "kl": 0.0,
         "inter": 10.0,
         "intra": 10.0,
-        "features": 30.0,
+        "features": 100.0,
         "redundancy": 0.0,
         "relations": 300.0,
     }
