@@ -168,10 +168,10 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     assert terms["kl"].item() == pytest.approx(soft_targets(logits, teacher_logits, 3.0), rel=1e-12)
     assert terms["features"].item() == pytest.approx(sum(errors), rel=1e-6)
     assert terms["relations"].item() == pytest.approx(sum(likenesses), rel=1e-6)
-    assert [terms["inter"].item(), terms["intra"].item()] == pytest.approx(dist(logits, teacher_logits, 1.0), rel=1e-9)
+    assert [terms["inter"].item(), terms["intra"].item()] == pytest.approx(dist(logits, teacher_logits, 3.0), rel=1e-9)
     along = random(*logits.shape, seed=62)
     by_dist = slope(
-        lambda x: sum(w * d for w, d in zip((1.1, 0.6), dist(x, teacher_logits, 1.0), strict=True)),
+        lambda x: sum(w * d for w, d in zip((1.1, 0.6), dist(x, teacher_logits, 3.0), strict=True)),
         logits.detach(),
         along,
     )
@@ -258,7 +258,7 @@ def test_features_are_zero_when_the_student_predicts_the_target(method):
     logits = torch.randn(4, CLASSES)
     terms = distiller(Signals(logits, maps), Signals(logits, spectra=predicted), batch_of())
     assert terms["features"] == 0
-    assert all(terms[name].abs() < 1e-5 for name in ("kl", "inter", "intra"))
+    assert all(terms[name].abs() < 1e-4 for name in ("kl", "inter", "intra"))  # T^2 times a rounding
 
 
 def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin():

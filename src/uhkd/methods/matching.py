@@ -124,7 +124,7 @@ class LevelMatching(nn.Module):
 class MatchingDistiller(SoftTargets):
     """The objective that UHKD shares with its spatial twins: terms on logits, and matched features at several levels.
 
-    On logits: "inter" and "intra", DIST's correlations of class probabilities at temperature 1; "kl", soft targets, weight 0
+    On logits, at one temperature: "inter" and "intra", DIST's correlations of class probabilities; "kl", soft targets, weight 0
     unless asked for. On features: "features", the error of each level; "relations", how alike the images of the batch are to
     each other; "redundancy", weight 0 unless asked for. A subclass says what is matched, by `match_features`; until then
     only logits are asked for.
@@ -132,8 +132,8 @@ class MatchingDistiller(SoftTargets):
 
     default_weights: ClassVar = {
         "kl": 0.0,
-        "inter": 10.0,
-        "intra": 10.0,
+        "inter": 1.0,
+        "intra": 1.0,
         "features": 100.0,
         "redundancy": 0.0,
         "relations": 300.0,
@@ -163,7 +163,7 @@ class MatchingDistiller(SoftTargets):
         terms = self.soft_targets(student, teacher)
         if self.wants("inter") or self.wants("intra"):
             assert student.logits is not None and teacher.logits is not None
-            terms |= class_distances(student.logits, teacher.logits, self.wants)
+            terms |= class_distances(student.logits, teacher.logits, self.wants, self.temperature)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)

@@ -31,7 +31,7 @@ class UHKD(MatchingDistiller):
         fam, hidden: the alignment's form, see `FAM`.
         level_weights, frequency_decay, norm: see `LevelMatching`.
         whiten: 0..1, how far the spread of the teacher's principal channels is evened out.
-        temperature: T of the term "kl", above 0.
+        temperature: T of the terms on logits, above 0.
 
     Raises:
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
