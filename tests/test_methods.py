@@ -258,7 +258,7 @@ def test_features_are_zero_when_the_student_predicts_the_target(method):
     logits = torch.randn(4, CLASSES)
     terms = distiller(Signals(logits, maps), Signals(logits, spectra=predicted), batch_of())
     assert terms["features"] == 0
-    assert all(terms[name].abs() < 1e-4 for name in ("kl", "inter", "intra"))  # T^2 times a rounding
+    assert all(terms[name].abs() < 1e-3 for name in ("kl", "inter", "intra"))  # DIST: its 1e-8, T^2 times
 
 
 def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin():
