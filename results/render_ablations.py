@@ -28,7 +28,8 @@ def ablations() -> str:
     for question in words["questions"]:
         blocks += [f"## {question['question']}", question["answer"].strip()]
         if "rows" in question:
-            blocks.append(markdown(table(found, list(pairs), question["rows"])))
+            shown = [pair for pair in pairs if pair in question.get("pairs", pairs)]
+            blocks.append(markdown(table(found, shown, question["rows"])))
         if "gradients" in question:
             blocks.append(markdown(pulls(question["gradients"])))
     blocks.append(
