@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_ablations import ablations
 from render_performance import measured
-from render_report import gaps, merged
+from render_report import gaps, merged, number
 from render_why import why
 
 from uhkd.commands.comparing.costs import cost_rows, setting
@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by results/render.py -->", "<!-- end of results -->"
 MEASURED, END_MEASURED = "<!-- measured: written by results/render.py -->", "<!-- end of measured -->"
 REPORT = "Report pairs, which the search never saw: CIFAR-100 at 32 px, 4,000 images and 10 epochs"
+FIRST = "Report pairs, as first read"
 HOMOGENEOUS = ("cnn-cnn",)
 SHORT = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -61,8 +62,9 @@ def comparison(name: str, summary: dict[str, Any]) -> str:
             markdown(pair_rows(summary, pair)),
             "\n".join(f"- {line}" for line in verdicts(summary) if line.startswith(f"{pair}: ")),
         ]
+    file = name.removesuffix("-first")  # the report's folder
     blocks.append(
-        f"{_machines(summary['environments'])}; commits {', '.join(commits)}. File: [`{name}`](../results/{name})."
+        f"{_machines(summary['environments'])}; commits {', '.join(commits)}. File: [`{file}`](../results/{file})."
     )
     return "\n\n".join(block for block in blocks if block)
 
@@ -93,7 +95,12 @@ def pages() -> dict[Path, str]:
     """Every file this script writes, with its content."""
     found = files()
     if parts := {path.name: json.loads(path.read_text()) for path in sorted((HERE / "report").glob("*.json"))}:
-        found = {"report": merged(parts, REPORT)} | found
+        first = {name: part for name, part in parts.items() if number(name) == 1}
+        found = (
+            {"report": merged(parts, REPORT)}
+            | ({"report-first": merged(first, FIRST)} if first != parts else {})
+            | found
+        )
     compared = {name: content for name, content in found.items() if "runs" in content}
     head, published = ((HERE / f"{name}.md").read_text().strip() for name in ("results-head", "published"))
     readme = HERE.parent / "README.md"

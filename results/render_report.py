@@ -7,11 +7,14 @@ from typing import Any
 
 from uhkd.commands.comparing.summary import lines
 
+ROUNDING = 0.002  # accuracy of one network on two machines
 BySeed = Mapping[str, Mapping[int, float]]  # pair -> seed -> accuracy (%)
 
 
 def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]:
     """Comparisons of one pair each as one. PAIR-N.json holds some of a pair's methods; two pairs may have one student.
+
+    A method that a later file has as well was measured again, after its defaults had changed: the later numbers stand.
 
     Raises:
         ValueError: when they were not made alike.
@@ -20,20 +23,35 @@ def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]
     alike = ("part", "settings_tried")
     whole: dict[str, Any] = {"title": title} | {word: first[word] for word in alike}
     whole |= {"pairs": {}, "environments": [], "runs": [], "tuning": []}
-    for name, part in parts.items():
+    for name, part in sorted(parts.items(), key=lambda item: number(item[0])):
         if len(part["pairs"]) != 1 or any(part[word] != first[word] for word in alike):
             raise ValueError(
                 f"{name} and others were not made alike: expected one pair, and the same {' and '.join(alike)}"
             )
         pair, own = name.rpartition("-")[0], next(iter(part["pairs"].values()))
-        if whole["pairs"].setdefault(pair, own) != own:
+        if not same(whole["pairs"].setdefault(pair, own), own):
             raise ValueError(f"{name} is of another pair than the files before it")
         machines = whole["environments"]
         machines += [facts for facts in part["environments"] if facts not in machines]
         at = [machines.index(facts) for facts in part["environments"]]
+        told = {run["method"] for run in part["runs"]}
+        for kind in ("runs", "tuning"):
+            whole[kind] = [x for x in whole[kind] if (x["pair"], x["method"]) not in {(pair, own) for own in told}]
         whole["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
         whole["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
+    whole["pairs"] = dict(sorted(whole["pairs"].items()))
     return whole
+
+
+def number(name: str) -> int:
+    """N of PAIR-N.json."""
+    return int(name.rpartition("-")[2].removesuffix(".json"))
+
+
+def same(pair: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two files are of one pair: on another machine a teacher's accuracy may round, and data be named, otherwise."""
+    bare = [{**own, "data": None, "teacher": {**own["teacher"], "accuracy": None}} for own in (pair, other)]
+    return bare[0] == bare[1] and abs(pair["teacher"]["accuracy"] - other["teacher"]["accuracy"]) < ROUNDING
 
 
 def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:

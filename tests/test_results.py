@@ -201,6 +201,12 @@ def test_report_pairs_are_put_together_and_compared_by_seed_in_the_mean_over_pai
     assert rows["kd"][-1] == "+6.00 ± 0.82"  # sqrt(1/3 + 1/3) / 2, twice
     assert rows["rsd"] == [rows["rsd"][0], "not run", "not run"]
     assert report.gaps(whole, homogeneous=["a", "b"])[0] == ["UHKD minus", "a", "b"]
+    again = part_of_a_report({"uhkd": [0.35, 0.35, 0.35]}, environments=[{"gpu": "other"}])
+    again["pairs"] = {"own": {**again["pairs"]["own"], "data": "elsewhere"}}
+    again["pairs"]["own"]["teacher"] = {**again["pairs"]["own"]["teacher"], "accuracy": 0.501}
+    later = report.merged({"a-10.json": again, "a-1.json": first, "a-2.json": more}, "title")
+    assert report.scores(later)["uhkd"] == {"a": {0: 35.0, 1: 35.0, 2: 35.0}}, "measured again: the later numbers stand"
+    assert len(later["runs"]) == 9 and {run["environment"] for run in later["runs"] if run["method"] == "uhkd"} == {1}
     with pytest.raises(ValueError, match="not made alike"):
         report.merged({"a-1.json": first, "b-1.json": second | {"part": "val"}}, "title")
     other = json.loads(json.dumps(more))
