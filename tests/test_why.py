@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 import uhkd
 from uhkd.commands import training
+from uhkd.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,3 +153,13 @@ def test_runs_that_do_not_belong_together_are_refused(found: Any, runs: dict[str
         found("why").main(command(runs | {"uhkd": [*runs["uhkd"], *runs["kd"]]}, tmp_path))
     with pytest.raises(ValueError, match="another teacher"):
         found("why").main(command(runs | {"teacher": runs["kd"]}, tmp_path))
+
+
+def test_a_kept_teacher_has_no_arrays_and_serves_as_well(found: Any, runs: dict[str, list[str]], tmp_path: Path):
+    kept = RunFolder(shutil.copytree(runs["teacher"][0], tmp_path / "kept"))
+    kept.diagnostics.unlink()
+    students = {side: [RunFolder(path) for path in runs[side]] for side in ("kd", "uhkd")}
+    found("why").settled(kept, students, uhkd.open_data("digits"))
+    np.savez(kept.diagnostics, val_label=np.zeros(3))
+    with pytest.raises(ValueError, match="held other images"):
+        found("why").settled(kept, students, uhkd.open_data("digits"))
