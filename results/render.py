@@ -21,7 +21,7 @@ from uhkd.commands.comparing.tables import markdown, overview, pair_rows
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by results/render.py -->", "<!-- end of results -->"
 MEASURED, END_MEASURED = "<!-- measured: written by results/render.py -->", "<!-- end of measured -->"
-REPORT = "Report pairs, which the search never saw: CIFAR-100 at 32 px, 4,000 images and 10 epochs"
+REPORT = "Report pairs: CIFAR-100 at 32 px, 4,000 images and 10 epochs"
 FIRST = "Report pairs, as first read"
 HOMOGENEOUS = ("cnn-cnn",)
 SHORT = {"fp32": "float32", "bf16": "bfloat16"}
