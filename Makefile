@@ -35,7 +35,7 @@ bench: $(STAMP) ## all measurements in MINUTES (9), as the JSON file OUT; on a G
 	$(BIN)/python benchmarks/everything.py --minutes $(or $(MINUTES),9) --out $(or $(OUT),bench.json)
 
 # PYTHON_HERE=python3 takes an interpreter that has everything already, as on a machine without a package index.
-gpu-queue: $(if $(PYTHON_HERE),,$(STAMP)) ## the large comparison in pieces of MINUTES (9) on a GPU: DATA is CIFAR-100, STATE what is carried on
+gpu-queue: $(if $(PYTHON_HERE),,$(STAMP)) ## the report and the large comparison in pieces of MINUTES (9) on a GPU: DATA is CIFAR-100, STATE what is carried on
 	PYTHONPATH=$(CURDIR)/src $(or $(PYTHON_HERE),$(BIN)/python) benchmarks/gpu_queue.py --minutes $(or $(MINUTES),9) \
 		--data $(or $(DATA),cifar100) --state $(or $(STATE),runs/gpu-state)
 

@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file, save_file
 
+from uhkd.data import usable_cores
 from uhkd.recipe import find_recipe, load_yaml
 
 HERE = Path(__file__).resolve().parent
@@ -175,7 +176,7 @@ def main() -> None:
     options.add_argument("--state", type=Path, required=True, help="folder that is carried from machine to machine")
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "uhkd-gpu-queue"), help=WORK)
     options.add_argument("--list", type=Path, default=HERE / "gpu_queue.yaml", help="what is to be done")
-    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time: one a core")
+    options.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time: one a core")
     asked = options.parse_args()
     if Path(asked.data).suffix and not Path(asked.data).exists():
         options.error(f"--data: there is no {asked.data}; expected an .npz file, an image folder or cifar100:ROOT")
@@ -183,6 +184,8 @@ def main() -> None:
         options.error(f"--list: there is no {asked.list}; expected a YAML file like {HERE / 'gpu_queue.yaml'}")
     end = time.monotonic() + 60 * asked.minutes
     words = yaml.safe_load(asked.list.read_text())
+    if problem := wrong(words):
+        options.error(f"--list: {asked.list}: {problem}")
     state, work = asked.state.resolve(), asked.work.resolve()
     queue = Queue(words, state, work, place_data(asked.data, work), asked.jobs, end)
     with sharing_the_gpu(work):
@@ -196,6 +199,23 @@ def main() -> None:
     if not (state / "speed.json").is_file():  # alone on the GPU
         minutes = str(queue.left / 60)
         queue.run([str(HERE / "everything.py"), "--minutes", minutes, "--out", str(state / "speed.json")])
+
+
+def wrong(words: dict[str, Any]) -> str | None:
+    """What is wrong with a list, if anything: found before the minutes of a GPU are spent."""
+    for step in words["steps"]:
+        if missing := {"comparisons", "methods", "seeds"} - step.keys():
+            return f"the step {step} lacks {', '.join(sorted(missing))}"
+        for kind, names in (("comparisons", step["comparisons"]), ("methods", [step["methods"]])):
+            if unknown := [name for name in names if name not in words[kind]]:
+                return f"a step names {', '.join(unknown)}; expected of {', '.join(words[kind])}"
+    for name, own in words["comparisons"].items():
+        if own.get("teacher") not in words["teachers"]:
+            return f"{name} has the teacher {own.get('teacher')}; expected one of {', '.join(words['teachers'])}"
+    for name, kept in words["teachers"].items():
+        if isinstance(kept, str) and not (HERE.parent / kept / "result.json").is_file():
+            return f"teacher {name}: {kept} is no finished run below {HERE.parent}"
+    return None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu_queue
 from gpu_queue import Queue, place_data
 
-ROOT = Path(__file__).resolve().parents[1]
 LIST = {
     "teachers": {
         "a": {"verb": "finetune", "recipe": "digits/teacher", "epochs": 2, "warmup_epochs": 0, "train_limit": 64},
@@ -146,10 +145,30 @@ def test_data_has_one_name_on_every_machine(tmp_path: Path):
 
 def test_the_list_names_only_what_there_is():
     words = yaml.safe_load((Path(gpu_queue.__file__).parent / "gpu_queue.yaml").read_text())
-    assert {own["teacher"] for own in words["comparisons"].values()} <= set(words["teachers"])
-    assert all((ROOT / kept / "result.json").is_file() for kept in words["teachers"].values() if isinstance(kept, str))
+    assert gpu_queue.wrong(words) is None
     assert {name for step in words["steps"] for name in step["comparisons"]} == set(words["comparisons"])
     assert {step["methods"] for step in words["steps"]} == set(words["methods"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": [{"comparison": "one", "methods": "first", "seeds": 1}]}, "lacks comparisons"),
+        ({"steps": [{"comparisons": ["two"], "methods": "first", "seeds": 1}]}, "names two; expected of one"),
+        ({"steps": [{"comparisons": ["one"], "methods": "last", "seeds": 1}]}, "names last; expected of first"),
+        ({"comparisons": {"one": {"teacher": "c"}}}, "one has the teacher c; expected one of a, b"),
+        ({"teachers": {"b": "results/teachers/none"}}, "results/teachers/none is no finished run"),
+    ],
+)
+def test_a_list_that_cannot_work_is_refused_before_anything_runs(
+    change: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file, state = tmp_path / "list.yaml", tmp_path / "state"
+    file.write_text(yaml.safe_dump(LIST | change))
+    monkeypatch.setattr(sys, "argv", ["gpu_queue.py", "--data", "digits", "--state", str(state), "--list", str(file)])
+    with pytest.raises(SystemExit):
+        gpu_queue.main()
+    assert said in capsys.readouterr().err and not state.exists()
 
 
 def test_comparisons_of_a_step_run_side_by_side_and_each_lane_joins_the_others(
