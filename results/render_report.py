@@ -34,9 +34,9 @@ def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]
         machines = whole["environments"]
         machines += [facts for facts in part["environments"] if facts not in machines]
         at = [machines.index(facts) for facts in part["environments"]]
-        told = {run["method"] for run in part["runs"]}
+        again = {(pair, run["method"]) for run in part["runs"]}
         for kind in ("runs", "tuning"):
-            whole[kind] = [x for x in whole[kind] if (x["pair"], x["method"]) not in {(pair, own) for own in told}]
+            whole[kind] = [entry for entry in whole[kind] if (entry["pair"], entry["method"]) not in again]
         whole["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
         whole["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
     whole["pairs"] = dict(sorted(whole["pairs"].items()))

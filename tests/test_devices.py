@@ -1,6 +1,7 @@
 """What would go wrong on a GPU, seen without one: tensors that only pretend to lie on a GPU know shapes and devices, not values.
 
-Operations that mix devices fail with them, and so do those that read a value and would make a GPU wait.
+Operations that mix devices fail with them, and so do those that read a value and would make a GPU wait. Forward passes only: the
+backward pass asks for a real device.
 """
 
 import pytest
