@@ -37,11 +37,11 @@ def comparison(name: str, summary: dict[str, Any]) -> str:
     seeds = sorted({run["seed"] for run in summary["runs"]})
     commits = sorted({run["commit"] or "unknown" for run in summary["runs"]})
     tried = {trial["method"] for trial in summary["tuning"]}
-    as_they_are = [method for method in dict.fromkeys(run["method"] for run in summary["runs"]) if method not in tried]
+    untuned = [method for method in dict.fromkeys(run["method"] for run in summary["runs"]) if method not in tried]
     chosen = (
         f"Every method first tried {summary['settings_tried']} settings (learning rate, main loss weight, main setting; the same "
         "points for all, seed 1000) on the held-out part; the best of them is in the table, all of them are in the file."
-        + (f" Variants ran once, as they are: {', '.join(as_they_are)}." if as_they_are else "")
+        + (f" Variants were not tuned: {', '.join(untuned)}." if untuned else "")
         + (" These are the images of the table." if summary["part"] == "val" else "")
         if summary["tuning"]
         else "No setting was tuned for this table: every method ran once a seed with its defaults."

@@ -252,9 +252,8 @@ def test_an_unknown_norm_is_refused():
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_features_are_zero_when_the_student_predicts_the_target(method):
-    distiller = build(method, SMALL, {"temperature": 1.0}, weights={"kl": 1.0})[
-        method
-    ]  # T^2 would multiply the roundings
+    # T = 1: T^2 would multiply the roundings.
+    distiller = build(method, SMALL, {"temperature": 1.0}, weights={"kl": 1.0})[method]
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     predicted = distiller.match.predict(maps)
     logits = torch.randn(4, CLASSES)
