@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from measuring import batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
+from measuring import DEVICE, batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
 
+from uhkd.data import usable_cores
 from uhkd.stored import Stored
 from uhkd.stored.shards import HEAD
 
@@ -33,7 +34,10 @@ def main() -> None:
         recipe = write_recipe(asked.pair, data, place / f"{asked.pair}.yaml", batch_size=batch, epochs=1)
         stored = [f"{method}-stored" for method in STORED if method in asked.methods]
         variants = [f"{n}={{method: {n.split('-')[0]}, teacher_cache: '{cache}'}}" for n in stored]
-        words = ["--cost", "--pairs", str(recipe), "--methods", *asked.methods, *stored, "--variants", *variants]
+        measured = [*asked.methods, *stored]
+        # processes that measure memory: a GPU's minutes are lent, and a CPU has no core to spare
+        jobs = min(usable_cores(), len(measured)) if DEVICE == "cuda" else 1
+        words = ["--cost", "--jobs", str(jobs), "--pairs", str(recipe), "--methods", *measured, "--variants", *variants]
         uhkd("compare", *words, "--rounds", str(asked.rounds), "--out", str(place / "cost"))
         found = json.loads((place / "cost" / "cost.json").read_text())["pairs"][asked.pair]
         for facts in found["methods"].values():

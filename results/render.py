@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_ablations import ablations
+from render_large import TITLE, large
 from render_performance import measured
 from render_report import gaps, merged, number
 from render_why import why
@@ -117,11 +118,12 @@ def pages() -> dict[Path, str]:
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
     if parts:
         table = markdown(gaps(found["report"], HOMOGENEOUS))
-        against = (
+        sections[0] += (
             f"\n\n**UHKD minus each other method** (points ± two standard errors: some 80 %, by three seeds)\n\n{table}"
         )
-        short[0] += against
-        sections[0] += against
+    if sizes := {path.name: json.loads(path.read_text()) for path in sorted((HERE / "large").glob("*.json"))}:
+        sections.insert(1, f"## {TITLE}\n\n{large(sizes)}")
+        short.append(f"**{TITLE}**\n\n{large(sizes, whole=True)}")
     return {
         **dict(_measured_page(name, made) for name, made in (("performance", measured), ("why", why))),
         HERE.parent / "docs" / "ablations.md": ablations(),

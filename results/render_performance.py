@@ -21,7 +21,7 @@ def measured(found: dict[str, dict[str, Any]]) -> str:
 def gpu(content: dict[str, Any] | None) -> str:
     """All sections of `benchmarks/everything.py` on a GPU."""
     if content is None:
-        return "### On a GPU\n\nnot yet run: the GPU that was at hand for a while was used for trainings"
+        return "### On a GPU\n\nnot yet run: the minutes that a GPU was lent went to trainings"
     blocks = [f"### On a GPU: {content['environment']['gpu']}"]
     for name, found in content["sections"].items():
         if isinstance(found, str):

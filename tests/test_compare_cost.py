@@ -74,7 +74,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "peak_memory", peak)
         broken = {"method": "uhkd", "student_levels": ["no_such_layer"]}
-        asked = {"methods": ["uhkd", "broken"], "variants": {"broken": broken}, "cost": True, "rounds": ROUNDS}
+        asked = {
+            "methods": ["uhkd", "broken"],
+            "variants": {"broken": broken},
+            "cost": True,
+            "rounds": ROUNDS,
+            "jobs": 2,
+        }
         yield compare(**recipes(folder) | asked), folder / "out"
 
 

@@ -51,7 +51,9 @@ def test_a_measurement_of_speed_holds_where_it_was_taken_and_no_places(path: Pat
     assert not re.search(r"\"(/|[A-Z]:)", json.dumps(content)), "a path of the machine"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results" / "search").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*RESULTS.glob("search/*.json"), *RESULTS.glob("large/*.json")]), ids=lambda path: path.stem
+)
 def test_a_search_read_no_test_image_and_holds_what_it_rests_on(path: Path):
     summary = json.loads(path.read_text())
     assert summary["part"] == "val" and not summary["missing"]
@@ -88,6 +90,24 @@ def test_one_name_means_one_variant_in_the_whole_search():
     with pytest.raises(ValueError, match="has a variant 'nonsense'"):
         ablations.table(*ablations.gathered(content), {"x": "nonsense"})
     assert module.ablations().startswith("# Ablations")
+
+
+def test_two_sizes_agree_as_much_as_their_rankings():
+    renderer()
+    module = sys.modules["render_large"]
+    small = json.loads((RESULTS / "large" / "cnn-vit-small.json").read_text())
+    turned, short = json.loads(json.dumps(small)), json.loads(json.dumps(small))
+    for run in turned["runs"]:
+        run["accuracy"] = 1 - run["accuracy"]
+    assert "rho 1.00, Kendall's tau 1.00" in module.agreement(small, small)
+    assert "rho -1.00, Kendall's tau -1.00" in module.agreement(small, turned)
+    ranks = {line[0]: (line[2], line[4]) for line in module.both(small, turned)[2:]}
+    assert ranks["uhkd"] == ("7", "1") and ranks["scratch"] == ("1", "7")
+    short["runs"] = [run for run in short["runs"] if run["method"] != "ofa"]
+    with pytest.raises(ValueError, match="nothing to compare"):
+        module.both(small, short)
+    alone = module.large({"cnn-vit-small.json": small})
+    assert "not yet run" in alone and not module.large({"cnn-vit-small.json": small}, whole=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "teachers").iterdir()), ids=lambda path: path.name)

@@ -46,7 +46,11 @@ class CompareRecipe(Schema):
     )
     cost: bool = Field(default=False, description="measure time, memory and FLOPs of a step instead of training")
     rounds: int = Field(default=20, ge=2, description="interleaved rounds of --cost")
-    jobs: int = Field(default=1, ge=1, description="processes at work; more may join by the same command")
+    jobs: int = Field(
+        default=1,
+        ge=1,
+        description="processes at work (with --cost: those that measure memory); more may join by the same command",
+    )
     title: str | None = Field(default=None, description="heading of the table")
     out: str = Field(default="runs/compare", description="folder of the comparison; an unfinished one is gone on with")
 

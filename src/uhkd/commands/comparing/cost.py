@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def measure_costs(asked: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any]
         "batches": BATCHES,
         "environment": {k: v for k, v in environment().items() if k != "command"},  # which names places on this machine
         "pairs": {
-            pair: _measure_pair(pair, _baselines_first(own), untrained, asked.rounds) for pair, own in pairs.items()
+            pair: _measure_pair(pair, _baselines_first(own), untrained, asked.rounds, asked.jobs)
+            for pair, own in pairs.items()
         },
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,11 @@ def count_flops(step: Callable[[int], None]) -> int:
 
 
 def _measure_pair(
-    pair: str, words: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, Mapping[str, Any]], rounds: int
+    pair: str,
+    words: Mapping[str, Mapping[str, Any]],
+    untrained: Mapping[str, Mapping[str, Any]],
+    rounds: int,
+    jobs: int,
 ) -> dict[str, Any]:
     """Facts and measurements of every method of one pair, and why others are missing."""
     methods: dict[str, dict[str, Any]] = {}
@@ -146,8 +152,9 @@ def _measure_pair(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     say(f"{pair}: peak memory, in a fresh process for each method")
-    for label, facts in methods.items():
-        peak, why = peak_memory(words[label], untrained)
+    with ThreadPoolExecutor(jobs) as processes:  # a process's peak is its own, whatever runs beside it
+        peaks = list(processes.map(lambda label: peak_memory(words[label], untrained), methods))
+    for (label, facts), (peak, why) in zip(methods.items(), peaks, strict=True):
         facts |= {"seconds": seconds[label], "median_seconds": statistics.median(seconds[label])}
         facts |= {"peak_bytes": peak} | ({"no_peak": why} if why else {})
     for facts in methods.values():

@@ -1,0 +1,109 @@
+"""results/large/PAIR-{small,large}.json -> both sizes side by side, and whether they rank alike (see render.py)."""
+
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import kendalltau, rankdata, spearmanr
+
+from uhkd.commands.comparing.report import PARTS
+from uhkd.commands.comparing.summary import lines as cells_of
+from uhkd.commands.comparing.tables import markdown
+
+TITLE = "Large: all images and sixty epochs"
+Summaries = Mapping[str, Mapping[str, Any]]  # comparisons of one pair each, by file name
+
+
+def large(files: Summaries, *, whole: bool = False) -> str:
+    """Of every pair: both sizes side by side, what they rest on, and how well their rankings agree.
+
+    A pair that ran small alone is shown as such, or left out where `whole` pairs are wanted.
+    """
+    blocks = []
+    for name, small in files.items():
+        pair, is_small, _ = name.partition("-small")
+        big = files.get(f"{pair}-large.json")
+        if not is_small or (whole and not big):
+            continue
+        part = PARTS[small["part"]]
+        said = f"`{pair}`, accuracy (%) on the {part} after the last epoch; no setting was tuned. {facts(small, big)}"
+        table = both(small, big) if big else [["method", "small"], *rows(small)]
+        blocks += [said, markdown(table), agreement(small, big) if big else "Large: **not yet run**."]
+    return "\n\n".join(blocks)
+
+
+def rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """A comparison's accuracies, its teacher's first, then from the best on."""
+    found = means(summary)
+    ordered = sorted(found, key=lambda method: -found[method])
+    top = ["(teacher)", f"{100 * teacher(summary)['accuracy']:.2f}"]
+    return [top, *([method, cell(summary, method)] for method in ordered)]
+
+
+def both(small: Mapping[str, Any], big: Mapping[str, Any]) -> list[list[str]]:
+    """Each method's accuracies and ranks, best of the large comparison first.
+
+    Raises:
+        ValueError: when the two did not run the same methods.
+    """
+    ours, theirs = means(small), means(big)
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"small ran {', '.join(ours)}; large ran {', '.join(theirs)}: nothing to compare")
+    rank, rank_small = (dict(zip(of, rankdata([-v for v in of.values()]), strict=True)) for of in (theirs, ours))
+    (_, taught), *others = rows(big)
+    lines = [["method", "large", "rank", "small", "rank"], ["(teacher)", taught, "", rows(small)[0][1], ""]]
+    for method, accuracy in others:
+        lines.append([method, accuracy, f"{rank[method]:g}", cell(small, method), f"{rank_small[method]:g}"])
+    return lines
+
+
+def agreement(small: Mapping[str, Any], big: Mapping[str, Any]) -> str:
+    """Rank correlations over the methods, in a sentence."""
+    ours, theirs = means(small), means(big)
+    pairs = [(ours[method], theirs[method]) for method in ours]
+    rho, tau = (float(measure(*zip(*pairs, strict=True)).statistic) for measure in (spearmanr, kendalltau))
+    return f"The two rankings agree by Spearman's rho {rho:.2f}, Kendall's tau {tau:.2f} ({len(pairs)} methods)."
+
+
+def facts(small: Mapping[str, Any], big: Mapping[str, Any] | None) -> str:
+    """What the two sizes are, and where they ran."""
+    told, summaries = [], {"Small": small} | ({"large": big} if big else {})
+    for size, summary in summaries.items():
+        (own,) = summary["pairs"].values()
+        recipe, taught, seeds = own["recipe"], teacher(summary)["recipe"], {run["seed"] for run in summary["runs"]}
+        told.append(
+            f"{size}: {own['train_images']:,} images, {recipe['epochs']} epochs, batch {recipe['batch_size']}, "
+            f"{recipe['optimizer']} lr {summary['runs'][0]['lr']:g}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+            f"teacher `{teacher(summary)['name']}`{with_options(taught)} of {taught['epochs']} epochs"
+        )
+    machines = {facts["gpu"] or "CPU" for summary in summaries.values() for facts in summary["environments"]}
+    commits = {run["commit"] for summary in summaries.values() for run in summary["runs"]}
+    return f"{'; '.join(told)}. {', '.join(sorted(machines))}; commits {', '.join(sorted(commits))}."
+
+
+def with_options(taught: Mapping[str, Any]) -> str:
+    """A teacher's own sizes, in words."""
+    options = taught.get("options") or taught.get("student_options") or {}
+    return f" ({', '.join(f'{name} {value}' for name, value in options.items())})" if options else ""
+
+
+def teacher(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the comparison's only pair."""
+    (own,) = summary["pairs"].values()
+    return own["teacher"]
+
+
+def scores(summary: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Accuracies in percent by method, over seeds."""
+    return {line.method: [100 * value for value in line.accuracy.values()] for line in cells_of(summary)}
+
+
+def means(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Mean accuracy in percent by method."""
+    return {method: fmean(values) for method, values in scores(summary).items()}
+
+
+def cell(summary: Mapping[str, Any], method: str) -> str:
+    """Mean ± sd, or the only number."""
+    values = scores(summary)[method]
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
