@@ -19,7 +19,8 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import caching, training
 from uhkd.data import train_loader
-from uhkd.engine import StoredTeacher, loop
+from uhkd.engine import StoredTeacher
+from uhkd.engine import step as stepping
 from uhkd.engine.loop import Teacher as LiveTeacher
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
@@ -128,7 +129,7 @@ def test_no_teacher_is_needed_whatever_the_batch_and_workers(cached: Path, tmp_p
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The `step`-th step of this process is its last, as if by Ctrl-C."""
-    real, count = loop.weigh, [0]
+    real, count = stepping.weigh, [0]
 
     def stop(*args: Any) -> Any:
         count[0] += 1
@@ -136,7 +137,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(loop, "weigh", stop)
+    monkeypatch.setattr(stepping, "weigh", stop)
 
 
 def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(

@@ -206,7 +206,7 @@ def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
     own = words("kd", **once, teacher=str(tmp_path / "teacher"), accumulate=2, clip_grad=0.1)
     trained = distill(**own, out=str(tmp_path / "kd")).student
     step = Workshop({}, batches=1).step(own)
-    for group in step.optimizer.param_groups:
+    for group in step.take.optimizer.param_groups:
         group["lr"] = step.recipe.learning_rate
     step(0)
     found = step.learner.student.module.state_dict()

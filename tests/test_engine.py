@@ -19,14 +19,16 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 import uhkd
+from references.runs import TIMES, assert_equal_runs
 from uhkd.commands import teaching, training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
 from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe, loop, lr_factor, weigh
-from uhkd.engine.loop import split, step_seed
+from uhkd.engine import step as stepping
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.schedule import weights_factor
+from uhkd.engine.step import split, step_seed
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, Needs
 from uhkd.models import load_run, load_state, wrap
@@ -49,7 +51,6 @@ TINY: dict[str, Any] = {
 # dropout and stochastic depth: what a run draws at random must not depend on its past
 STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}
 PLAIN = STUDENT | {"drop_path_rate": 0.0, "proj_drop_rate": 0.0}
-TIMES = {"seconds", "images_per_second", "data_wait"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -611,7 +612,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
     asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, log_every=1)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "weigh", poisoned)
+        patched.setattr(stepping, "weigh", poisoned)
         with pytest.raises(ValueError, match=r"finite by step 8 .*checkpoint of step 7 is kept.*lower lr"):
             uhkd.distill(**asked)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
@@ -679,30 +680,6 @@ def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return runs
 
 
-def assert_equal_runs(one: RunFolder, two: RunFolder) -> None:
-    assert one.weights.read_bytes() == two.weights.read_bytes()
-    a, b = one.read_checkpoint(), two.read_checkpoint()
-    assert a is not None and b is not None and a.step == b.step == 15
-    assert a.tensors.keys() == b.tensors.keys()
-    assert [k for k, v in a.tensors.items() if not torch.equal(v, b.tensors[k])] == []
-    assert a.optimizer["param_groups"] == b.optimizer["param_groups"]
-    assert a.optimizer["state"].keys() == b.optimizer["state"].keys() != set()
-    for key, state in a.optimizer["state"].items():
-        assert all(torch.equal(v, b.optimizer["state"][key][k]) for k, v in state.items())
-    rows = [[{k: v for k, v in row.items() if k not in TIMES} for row in run.read_metrics()] for run in (one, two)]
-    assert rows[0] == rows[1]
-    assert [row["step"] for row in rows[0]] == [5, 10, 15]
-    arrays, others = one.read_arrays(), two.read_arrays()
-    assert arrays.keys() == others.keys()
-    for name in arrays.keys() - {"latency_ms"}:
-        np.testing.assert_array_equal(arrays[name], others[name], err_msg=name, strict=True)
-    results = [run.read_result() for run in (one, two)]
-    for result in results:
-        del result["environment"], result["teacher"]
-        result["metrics"] = {k: v for k, v in result["metrics"].items() if k not in TIMES}
-    assert results[0] == results[1]
-
-
 @pytest.mark.usefixtures("keep_checkpoints")
 @pytest.mark.parametrize(
     ("saved", "stopped", "kind"),
@@ -742,7 +719,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     np.random.seed(999)
     result = uhkd.distill(**asked, resume=True)
     assert result.metrics["step"] == 15
-    assert_equal_runs(RunFolder(undisturbed[kind]), run)
+    assert_equal_runs(RunFolder(undisturbed[kind]), run, [5, 10, 15])
 
 
 def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -773,10 +750,10 @@ def _interrupt(*_: Any) -> None:
 _KILLED = """
 import json, os, signal, sys
 import uhkd
-from uhkd import runs
+from uhkd.runs import checkpoints
 
 words, step = json.loads(sys.argv[1]), sys.argv[2]
-write = runs.write_atomically
+write = checkpoints.write_atomically
 
 def deadly(path, content):
     if path.name == "optimizer.pt" and path.parent.name.startswith(f".step-{step}."):
@@ -784,7 +761,7 @@ def deadly(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, content)
 
-runs.write_atomically = deadly
+checkpoints.write_atomically = deadly
 uhkd.distill(**words)
 """
 
@@ -811,7 +788,7 @@ def test_a_killed_process_goes_on_to_the_bit(undisturbed: dict[str, Path], teach
     assert checkpoint is not None and checkpoint.step == 8
     assert len(run.read_metrics()) == 1
     uhkd.distill(**asked, resume=True)
-    assert_equal_runs(RunFolder(undisturbed[kind]), run)
+    assert_equal_runs(RunFolder(undisturbed[kind]), run, [5, 10, 15])
 
 
 def test_another_seed_is_another_run(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path):

@@ -1,10 +1,16 @@
 """The run folder: whole files or none, versions of checkpoints, refusals, and nothing that executes code."""
 
+import errno
+import hashlib
 import io
 import json
 import os
 import pickle
+import platform
+import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from uhkd import runs
-from uhkd.runs import Checkpoint, RunFolder, environment, write_atomically, write_tensors
+from uhkd.runs import Checkpoint, RunFolder, checkpoints, environment, lock, write_atomically, write_tensors
 
 RECIPE = {"data": "digits", "epochs": 3, "lr": 0.001, "step_epochs": [1, 2], "out": "here", "resume": False}
 
@@ -93,8 +98,10 @@ def test_begin_notes_recipe_and_environment_and_resuming_keeps_them(tmp_path: Pa
     assert noted["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "commit", "cpu_cores", "threads", "gpu", "command", "platform"} <= noted.keys()
     before = folder.recipe.read_bytes()
-    folder.begin(RECIPE | {"epochs": 99})
+    folder.begin(RECIPE | {"epochs": 99, "resume": True})
     assert folder.recipe.read_bytes() == before
+    with pytest.raises(ValueError, match="add --resume"):  # another run began here since it was looked at
+        folder.begin(RECIPE)
 
 
 def test_environment_is_plain_data():
@@ -127,7 +134,7 @@ def test_resuming_needs_a_run_and_the_same_recipe(tmp_path: Path):
     assert message.endswith("another recipe: epochs was 3, now 5, lr was 0.001, now 0.01, seed was None, now 1")
 
 
-def test_checkpoints_round_trip_and_only_the_newest_stays(tmp_path: Path):
+def test_checkpoints_round_trip_and_the_newest_two_stay(tmp_path: Path):
     folder = begun(tmp_path / "run")
     assert folder.read_checkpoint() is None
     for step in (2, 9, 10):  # 10 is newer than 9, though not in the alphabet
@@ -140,7 +147,7 @@ def test_checkpoints_round_trip_and_only_the_newest_stays(tmp_path: Path):
         assert found.optimizer["param_groups"] == wanted.optimizer["param_groups"]
         state, other = found.optimizer["state"][0], wanted.optimizer["state"][0]
         assert all(torch.equal(state[k], other[k]) for k in ("step", "exp_avg", "exp_avg_sq"))
-        assert [p.name for p in folder.checkpoints.iterdir()] == [f"step-{step}"]
+    assert {p.name for p in folder.checkpoints.iterdir()} == {"step-9", "step-10"}
     folder.drop_checkpoints()
     assert not folder.checkpoints.exists()
     folder.drop_checkpoints()
@@ -161,7 +168,7 @@ def test_the_previous_checkpoint_stays_until_the_new_one_is_whole(
         write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_atomically", fails)
+        patched.setattr(checkpoints, "write_atomically", fails)
         with pytest.raises(Crash):
             folder.write_checkpoint(checkpoint(5))
     assert len(list(folder.checkpoints.iterdir())) == 2  # the leftover lies there and is not looked at
@@ -170,7 +177,21 @@ def test_the_previous_checkpoint_stays_until_the_new_one_is_whole(
     folder.write_checkpoint(checkpoint(5))
     found = folder.read_checkpoint()
     assert found is not None and found.step == 5
-    assert not (folder.checkpoints / "step-4").exists()
+    assert {p.name for p in folder.checkpoints.iterdir()} == {"step-4", "step-5"}  # and no leftover
+
+
+def test_a_full_disk_leaves_what_was_there_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = begun(tmp_path / "run")
+    folder.write_checkpoint(checkpoint(4))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.write_checkpoint(checkpoint(5))
+    assert [p.name for p in folder.checkpoints.iterdir()] == ["step-4"]
 
 
 def test_the_same_step_can_be_written_again(tmp_path: Path):
@@ -199,6 +220,13 @@ class _Bomb:
         return os.mkdir, (str(self.file),)
 
 
+def seal(folder: Path) -> None:
+    """Checksums anew, as whoever changed a file on purpose would write them."""
+    names = ("tensors.safetensors", "optimizer.pt", "facts.json")
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
 @pytest.mark.parametrize("container", ["pickle", "torch"])
 def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, container: str):
     folder = begun(tmp_path / "run")
@@ -210,21 +238,103 @@ def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, cont
     else:
         torch.save(state, content)
     (folder.checkpoints / "step-4" / "optimizer.pt").write_bytes(content.getvalue())
-    with pytest.raises(ValueError, match=r"step-4 is damaged or holds more than tensors"):
+    seal(folder.checkpoints / "step-4")
+    with pytest.raises(ValueError, match=r"step-4: optimizer.pt holds more than tensors"):
         folder.read_checkpoint()
     assert not trap.exists()
     pickle.loads(pickle.dumps(_Bomb(trap)))  # the bomb is a live one
     assert trap.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", save({"x": torch.ones(2)})[:-3]])
-@pytest.mark.parametrize("part", ["tensors.safetensors", "optimizer.pt", "facts.json"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, part: str, content: bytes):
+def test_a_checkpoint_is_checked_by_anyone_with_sha256sum(tmp_path: Path):
     folder = begun(tmp_path / "run")
     folder.write_checkpoint(checkpoint(4))
-    (folder.checkpoints / "step-4" / part).write_bytes(content)
-    with pytest.raises(ValueError, match=r"step-4 is damaged"):
+    there = folder.checkpoints / "step-4"
+    before = (there / "SHA256SUMS").read_text()
+    seal(there)
+    assert (there / "SHA256SUMS").read_text() == before
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=there, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", save({"x": torch.ones(2)})[:-3], None])
+@pytest.mark.parametrize("part", ["tensors.safetensors", "optimizer.pt", "facts.json", "SHA256SUMS"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, part: str, content: bytes | None):
+    folder = begun(tmp_path / "run")
+    for step in (3, 4):
+        folder.write_checkpoint(checkpoint(step))
+    for step in (4, 3):
+        file = folder.checkpoints / f"step-{step}" / part
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        if step == 4:
+            found = folder.read_checkpoint()
+            assert found is not None and found.step == 3 and found.facts["rows"] == [{"loss": 3.1}]
+            assert len(found.passed_over) == 1 and found.passed_over[0].startswith("step-4: ")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used: step-4: .*; step-3: .*delete the folder"):
         folder.read_checkpoint()
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path):
+    folder = begun(tmp_path / "run")
+    for step in (3, 4):
+        folder.write_checkpoint(checkpoint(step))
+    rng = np.random.default_rng(0)
+    for file in sorted((folder.checkpoints / "step-4").iterdir()):
+        whole = file.read_bytes()
+        for place in rng.integers(len(whole), size=40):
+            bad = bytearray(whole)
+            bad[place] ^= 1 << rng.integers(8)
+            file.write_bytes(bad)
+            found = folder.read_checkpoint()
+            assert found is not None and found.step == 3, (file.name, place)
+        file.write_bytes(whole)
+    found = folder.read_checkpoint()
+    assert found is not None and found.step == 4 and not found.passed_over
+
+
+HOLDING = """
+import sys, time
+from uhkd.runs import RunFolder
+with RunFolder(sys.argv[1]).mine():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_never_share_a_folder_and_a_dead_one_holds_nothing(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-c", HOLDING, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        refusal = rf"run is in use by process {process.pid} on {platform.node()} since 20\d\d-"
+        with pytest.raises(ValueError, match=refusal), folder.mine():
+            pass
+        process.kill()
+    with folder.mine():
+        assert json.loads((folder.path / ".owner").read_text())["process"] == os.getpid()
+    assert not (folder.path / ".owner").exists()
+    folder.check(RECIPE, resume=False)  # what guards an empty folder does not fill it
+
+
+def test_what_is_left_of_a_dead_owner_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Workers of a loader that inherited the lock need a moment to notice that their training is gone."""
+    folder = RunFolder(tmp_path / "run")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-c", HOLDING.replace("60", "1.5"), str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        owner = json.loads((folder.path / ".owner").read_text())
+        (folder.path / ".owner").write_text(json.dumps(owner | {"process": gone.pid}))
+        with monkeypatch.context() as patched:
+            patched.setattr(lock, "PATIENCE", 0.1)
+            with pytest.raises(ValueError, match=f"is in use by process {gone.pid}"), folder.mine():
+                pass
+        with folder.mine():
+            assert process.poll() == 0 or process.wait(10) == 0
 
 
 def test_a_malicious_recipe_or_array_is_refused_and_not_executed(tmp_path: Path):

@@ -35,7 +35,8 @@ _EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 2 the user's mistake (told on stderr), 130 stopped."""
+    """Run one command line and return its exit code: 0 done, 2 the user's mistake (told on stderr), 130 stopped
+    (143 and 138: by SIGTERM and SIGUSR1, saved before)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help(), end="")
@@ -87,9 +88,9 @@ def _run(verb: str, rest: list[str]) -> int:
         return 0
     except SystemExit as stop:  # after a verb's --help
         return stop.code if isinstance(stop.code, int) else 0
-    except KeyboardInterrupt:
-        print(f"\nuhkd {verb}: stopped{_go_on(verb, rest, asked)}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
+        print(f"\nuhkd {verb}: {str(stop) or 'stopped'}{_go_on(verb, rest, asked)}", file=sys.stderr)
+        return getattr(stop, "code", 130)
     except BrokenPipeError:
         # the reader of our output is gone (uhkd models | head): nothing more can be said on stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -197,41 +197,44 @@ def _train(
             check_needs(name, distiller.needs, teacher)
         assert isinstance(recipe, DistillRecipe)
         sealed = StoredTeacher(teacher, target, recipe.teacher_views)
-    folder.begin(recipe.model_dump(mode="json"))  # nothing that is refused before it leaves a folder behind
-    if isinstance(teacher, TappedModel):
-        save_probe(teacher, folder)
-        sealed = Teacher(teacher, target, fabric.autocast)
-        if sealed.ftm is not None:
-            _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
-    say(
-        f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
-        f"{recipe.optimizer} lr {recipe.learning_rate:g}"
-        f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
-    )
-    ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
-    rows = train(Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say))
-    student.eval()
-    if fabric.is_global_zero:
-        card = replace(student.card, classes=data.classes).to_json()
-        folder.write_model(card, student.module.state_dict())
-        parameters = sum(p.numel() for p in student.module.parameters())
-        extra = sum(p.numel() for p in learner.distillers.parameters())
-        facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
-        facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-        pictures = ", ".join(path.name for path in draw(folder))
-        folder.write_json(
-            folder.result.name, facts | {"environment": folder.read_environment()}
-        )  # the last: it says "finished"
-        folder.drop_checkpoints()
-        for line in _table(facts):
-            say(line)
-        say(f"run folder {folder.path} with {pictures}")
-        if card["name"].startswith("module/"):
-            say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
-        else:
-            say(f"measure it with: uhkd eval {folder.path}")
-            say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
-    return Result(student, rows[-1], folder)
+    with folder.mine():  # nothing that is refused before it leaves a folder behind
+        folder.begin(recipe.model_dump(mode="json"))
+        if isinstance(teacher, TappedModel):
+            save_probe(teacher, folder)
+            sealed = Teacher(teacher, target, fabric.autocast)
+            if sealed.ftm is not None:
+                _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
+        say(
+            f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
+            f"{recipe.optimizer} lr {recipe.learning_rate:g}"
+            f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
+        )
+        ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
+        rows = train(
+            Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say)
+        )
+        student.eval()
+        if fabric.is_global_zero:
+            card = replace(student.card, classes=data.classes).to_json()
+            folder.write_model(card, student.module.state_dict())
+            parameters = sum(p.numel() for p in student.module.parameters())
+            extra = sum(p.numel() for p in learner.distillers.parameters())
+            facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
+            facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+            pictures = ", ".join(path.name for path in draw(folder))
+            folder.write_json(
+                folder.result.name, facts | {"environment": folder.read_environment()}
+            )  # the last: it says "finished"
+            folder.drop_checkpoints()
+            for line in _table(facts):
+                say(line)
+            say(f"run folder {folder.path} with {pictures}")
+            if card["name"].startswith("module/"):
+                say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
+            else:
+                say(f"measure it with: uhkd eval {folder.path}")
+                say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
+        return Result(student, rows[-1], folder)
 
 
 def _settle_ftm(

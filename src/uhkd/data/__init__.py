@@ -3,7 +3,7 @@
 from uhkd.data.augment import Augmentation, view
 from uhkd.data.batch import Batch
 from uhkd.data.batched import views
-from uhkd.data.loader import Loader, eval_loader, steps_per_epoch, train_loader, usable_cores
+from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
 from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
@@ -21,6 +21,7 @@ __all__ = [
     "Part",
     "Source",
     "Span",
+    "batch_images",
     "eval_loader",
     "in_memory",
     "open_data",

@@ -46,6 +46,12 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
     return stream("order", seed, epoch).permutation(n)
 
 
+def batch_images(n: int, *, seed: int, batch_size: int, step: int) -> np.ndarray:
+    """Return which of n images step `step` of a training visits: (batch_size,), over all its processes."""
+    epoch, position = divmod(step, steps_per_epoch(n, batch_size))
+    return epoch_order(n, seed=seed, epoch=epoch)[position * batch_size :][:batch_size]
+
+
 def train_loader(
     source: Source,
     augmentation: Augmentation,
@@ -75,7 +81,8 @@ def train_loader(
 
     Raises:
         ValueError: a batch size above the number of images or not divisible by world_size, a start_step beyond the end,
-            or a label outside num_classes. While iterating: an image that cannot be read, named, or what `beside` raises.
+            or a label outside num_classes. While iterating: an image that cannot be read, named, a worker that was killed,
+            or what `beside` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
@@ -154,12 +161,23 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         if self._inner.num_workers:
             fill(self.source)
-        for raw in self._inner:
+        for raw in self._made():
             if isinstance(raw, Failure):
                 raise ValueError(raw.message)
             # bytes travel, between processes and to a GPU: a quarter of the memory that floats would need
             batch = Batch(*raw).to(self.device)
             yield batch._replace(image=batch.image.float().div_(255))
+
+    def _made(self) -> Iterator[Raw | Failure]:
+        try:
+            yield from self._inner
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            yield Failure(
+                f"a process that loads images was ended from outside ({error}); often memory is short: use fewer --workers "
+                "or a smaller batch, or --workers 0 to load in the training's own process"
+            )
 
 
 class Raw(NamedTuple):

@@ -1,20 +1,22 @@
 """The training loop: every step is a function of its number, so an interrupted run goes on to the bit."""
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
-from uhkd.data import Augmentation, Batch, Data, eval_loader, steps_per_epoch, train_loader
+from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.engine.averaging import Average
-from uhkd.engine.learner import Learner, weigh
+from uhkd.engine.learner import Learner
+from uhkd.engine.memory import memory_advice
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.schedule import lr_factor, weights_factor
+from uhkd.engine.step import Stepper
+from uhkd.engine.stopping import Agreement, Request, Stopped
 from uhkd.engine.stored import StoredTeacher
 from uhkd.engine.teacher import Teacher
 from uhkd.engine.totals import Totals
@@ -22,9 +24,9 @@ from uhkd.evaluation import evaluate
 from uhkd.methods import matching_of
 from uhkd.recipe import DistillRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
-from uhkd.taps import Signals
 
 EVAL_BATCH = 256
+NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,32 @@ class Job:
     say: Callable[[str], None] = print
 
 
-def step_seed(seed: int, step: int, part: int) -> int:
-    """Seed of torch's generators for one forward pass: dropout and drop-path depend on the position alone, not on the past."""
-    return (seed * 1_000_003 + step) * 1_009 + part
+class Unloaded(Exception):
+    """The next batch could not be had; between two steps, so what was learned until then is whole."""
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in `parts` of equal size, in order (gradient accumulation)."""
-    pieces = [field.chunk(parts) if isinstance(field, Tensor) else [None] * parts for field in batch]
-    return [Batch(*fields) for fields in zip(*pieces, strict=True)]
+def fetched(loader: Loader) -> Iterator[Batch]:
+    """The loader's batches; its own errors, and not those of whoever uses the batches, come as `Unloaded`."""
+    try:
+        yield from loader
+    except ValueError as error:
+        raise Unloaded(str(error)) from error
 
 
 def train(job: Job) -> list[dict[str, float]]:
     """Train by the recipe; leaves metrics, diagnostics and checkpoints in the folder and returns the rows of metrics.csv.
 
-    Goes on from the newest checkpoint in the folder if there is one; on a CPU the result is then bit-equal to that of a run
-    which was never interrupted.
+    Goes on from the newest whole checkpoint in the folder if there is one; on a CPU the result is then bit-equal to that of a
+    run which was never interrupted. Asked to end by a signal (see `Request`), it saves itself after the step at work.
 
     Raises:
-        ValueError: when the batch is larger than the training part, the data is not the interrupted run's, or the loss stops
-            being finite.
+        ValueError: when the batch is larger than the training part, the data is not the interrupted run's, a batch cannot be
+            loaded (what was learned is saved before), or the loss stops being finite.
+        Stopped: when a signal asked for it.
     """
     recipe, learner, teacher, fabric, folder = job.recipe, job.learner, job.teacher, job.fabric, job.folder
-    per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
+    images = len(job.data.train)
+    per_epoch = steps_per_epoch(images, recipe.batch_size)
     total = per_epoch * recipe.epochs
     optimizer = make_optimizer(learner, recipe)
     if recipe.compile:
@@ -102,25 +107,47 @@ def train(job: Job) -> list[dict[str, float]]:
         learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
         average.load({k.removeprefix("average."): v for k, v in checkpoint.tensors.items()})
         optimizer.load_state_dict(checkpoint.optimizer)
-        totals.restore(checkpoint.facts["totals"])
+        totals.restore(checkpoint.facts["totals"], checkpoint.facts["skipped"])
         diagnostics.restore(folder.read_arrays(), step)
         kept = f"the checkpoint of step {step} is kept"
+        for why in checkpoint.passed_over:
+            job.say(f"warning: a newer checkpoint is damaged and was passed over: {why}")
         job.say(f"going on at step {step} of {total} (epoch {min(step // per_epoch + 1, recipe.epochs)})")
     else:
         diagnostics.begin()
         folder.write_arrays(diagnostics.arrays())
 
-    def check_finite() -> None:
-        totals.look_at(learner.parameters())
-        totals.check_finite(step, kept)
+    def note_bad(steps: Sequence[int]) -> None:
+        if steps and fabric.is_global_zero:
+            where = {"seed": recipe.seed, "batch_size": recipe.batch_size}
+            found = [{"step": s + 1, "images": batch_images(images, **where, step=s).tolist()} for s in steps]
+            folder.write_json(NONFINITE, found)
+
+    def check_finite(*, weights: bool = True) -> None:
+        if weights:
+            totals.look_at(learner.parameters())
+        try:
+            totals.check_finite(step, kept)
+            totals.check_skipped(step, kept)
+        except ValueError:
+            bad = totals.first_bad()
+            note_bad(totals.skipped if bad is None else [*totals.skipped, bad])
+            raise
 
     def save() -> None:
         nonlocal kept
         tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
         tensors |= {} if teacher is None else teacher.kept()
         if fabric.is_global_zero:
-            facts = {**sources, "rows": rows, "seconds": seconds, "totals": totals.as_dict()}
-            folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
+            facts = {**sources, "rows": rows, "seconds": seconds, "totals": totals.as_dict(), "skipped": totals.skipped}
+            try:
+                folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
+            except OSError as error:
+                raise ValueError(
+                    f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}. Make room on the disk of "
+                    f"{folder.path} or mend its permissions, then go on with --resume"
+                ) from error
+            note_bad(totals.skipped)
         kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
@@ -128,6 +155,7 @@ def train(job: Job) -> list[dict[str, float]]:
             evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
             row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
             row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
+            row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
             rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
             totals.reset()
             diagnostics.note(step)
@@ -137,6 +165,9 @@ def train(job: Job) -> list[dict[str, float]]:
             folder.write_metrics(rows)
             folder.write_arrays(diagnostics.arrays())
         progress.epoch(rows[-1], recipe.epochs)
+
+    def stopped(number: int, step: int) -> Stopped:
+        return Stopped(f"stopped by {signal.Signals(number).name} after step {step} of {total}; {kept}", 128 + number)
 
     loader = train_loader(
         job.data.train,
@@ -156,57 +187,59 @@ def train(job: Job) -> list[dict[str, float]]:
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
     saved = began = time.monotonic()
+    agreement = Agreement()
+    take_step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
     model.train()
-    with progress:
-        for batch in progress.follow(loader):
-            lr = recipe.learning_rate * lr_factor(
-                step,
-                total,
-                schedule=recipe.schedule,
-                warmup=round(recipe.warmup_epochs * per_epoch),
-                milestones=[epoch * per_epoch for epoch in recipe.step_epochs],
-                gamma=recipe.step_gamma,
-                first=None if recipe.warmup_lr is None else recipe.warmup_lr / recipe.learning_rate,
-                floor=recipe.min_lr / recipe.learning_rate,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            factor = weights_factor(step, total, fading)
-            weighing = {name: w if name == "ce" else w * factor for name, w in weights.items()}
-            batch = batch.to(fabric.device)
-            # convolutions on channels-last images take 0.8-0.9 of the time on CPUs with bf16, and tensor cores want them
-            batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-            parts = split(batch, recipe.accumulate)
-            for part, micro in enumerate(parts):
-                torch.manual_seed(step_seed(recipe.seed, step, part * fabric.world_size + fabric.global_rank))
-                with fabric.no_backward_sync(model, enabled=part + 1 < len(parts)):
-                    said = teacher.signals(micro, learner.teacher_needs) if teacher else Signals()
-                    terms = model(micro._replace(record=None), said)
-                    loss = weigh(terms, weighing)
-                    fabric.backward(loss / len(parts))
-                totals.add(loss.detach(), terms)
-            if recipe.clip_grad is not None:
-                # each side by itself: a method's own layers must not shrink the step of the student, which all methods share
-                for side in (learner.student, learner.distillers):
-                    torch.nn.utils.clip_grad_norm_(list(side.parameters()), recipe.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update()
-            step += 1
-            validating = step == total or step % (per_epoch * recipe.eval_every) == 0
-            saving = step == total or time.monotonic() - saved >= 60 * recipe.checkpoint_minutes
-            if validating or saving:
-                check_finite()  # waits for the device: what it still has to do belongs to the training's time
-            seconds, began = seconds + time.monotonic() - began, time.monotonic()
-            if step % recipe.log_every == 0:
-                totals.check_finite(step, kept)
-                progress.log(totals.means(), lr)
-            with progress.aside():
-                if validating:
-                    validate()
-                if saving:
-                    save()
-                    saved = time.monotonic()
-            began = time.monotonic()
+
+    def too_large() -> str:
+        return (
+            f"memory does not suffice for step {step + 1} of {total}; {kept}. Use a smaller batch "
+            "(--batch-size), or --accumulate N to take it in N parts"
+        )
+
+    with progress, Request() as request, memory_advice(too_large):
+        try:
+            for batch in progress.follow(fetched(loader)):
+                lr = recipe.learning_rate * lr_factor(
+                    step,
+                    total,
+                    schedule=recipe.schedule,
+                    warmup=round(recipe.warmup_epochs * per_epoch),
+                    milestones=[epoch * per_epoch for epoch in recipe.step_epochs],
+                    gamma=recipe.step_gamma,
+                    first=None if recipe.warmup_lr is None else recipe.warmup_lr / recipe.learning_rate,
+                    floor=recipe.min_lr / recipe.learning_rate,
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                factor = weights_factor(step, total, fading)
+                weighing = {name: w if name == "ce" else w * factor for name, w in weights.items()}
+                take_step(batch, step, weighing)
+                step += 1
+                due = fabric.is_global_zero and time.monotonic() - saved >= 60 * recipe.checkpoint_minutes
+                asked, due = agreement.largest([request.signal or 0, int(due)])
+                validating = step == total or step % (per_epoch * recipe.eval_every) == 0
+                saving = bool(step == total or due or asked)
+                if validating or saving:
+                    check_finite()  # waits for the device: what it still has to do belongs to the training's time
+                seconds, began = seconds + time.monotonic() - began, time.monotonic()
+                if step % recipe.log_every == 0:
+                    check_finite(weights=False)
+                    progress.log(totals.means(), lr)
+                with progress.aside():
+                    if validating:
+                        validate()
+                    if saving:
+                        save()
+                        saved = time.monotonic()
+                if asked and step < total:
+                    raise stopped(asked, step)
+                began = time.monotonic()
+        except Unloaded as error:
+            check_finite()
+            save()
+            if request.signal is not None:  # it reached the loader's processes too
+                raise stopped(request.signal, step) from None
+            raise ValueError(f"{error}; {kept}") from error
     average.settle()
     return rows

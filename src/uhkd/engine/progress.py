@@ -1,6 +1,7 @@
 """What a person sees while a network trains: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -89,10 +90,10 @@ class Progress:
         self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(left)}")
 
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
-        """The validation after an epoch."""
+        """The validation after an epoch; without a loss when all its steps were skipped."""
         rates = self.rates()
         self.say(
-            f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.3f}  val accuracy {row['val_accuracy']:.2%}  "
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  val accuracy {row['val_accuracy']:.2%}  "
             f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
         )
 

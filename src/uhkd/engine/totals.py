@@ -5,30 +5,66 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+PATIENCE = 10  # steps in a row that may be skipped
+ADVICE = "Try a lower lr, a smaller loss weight, precision=fp32"
+
 
 class Totals:
-    """Sums of loss and terms since the last reset, and whether every loss (and weight, when looked at) was finite."""
+    """Sums of loss and terms since the last reset, and whether every loss (gradient, weight) that was seen was finite.
+
+    `skipped` lists the steps that were left out for what they were.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device)
+        self.first = torch.full((), -1, device=device)
+        self.skipped: list[int] = []
         self.reset()
 
     def reset(self) -> None:
         """Start the next stretch (finiteness is remembered for the whole run)."""
         self.count, self.sums = 0, {}
 
-    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """Note one forward pass; no synchronisation with the device."""
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor], step: int = 0) -> None:
+        """Note one forward pass of a step; no synchronisation with the device."""
         self.count += 1
-        self.finite &= loss.isfinite()
+        good = loss.isfinite()
+        self.finite &= good
+        self._note(good, step)
         for name, value in {"loss": loss, **terms}.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
 
+    def add_norm(self, norm: Tensor, step: int) -> None:
+        """Note the norm of a step's gradient, which may overflow under a finite loss; no synchronisation either."""
+        good = norm.isfinite()
+        self.sound &= good
+        self._note(good, step)
+
+    def skip(self, step: int) -> None:
+        """Note that a step was left out."""
+        self.skipped.append(step)
+
+    def check_skipped(self, step: int, kept: str) -> None:
+        """See that not all of the last steps were left out.
+
+        Raises:
+            ValueError: when PATIENCE steps in a row were.
+        """
+        if self.skipped[-PATIENCE:] == list(range(step - PATIENCE, step)):
+            raise ValueError(f"{PATIENCE} steps in a row, up to step {step}, gave no finite gradient; {kept}. {ADVICE}")
+
     def look_at(self, weights: Iterable[Tensor]) -> None:
-        """Note whether all weights are finite: a gradient may overflow under a finite loss."""
+        """Note whether all weights are finite: the last resort where gradients were not looked at."""
         self.sound &= torch.stack([w.detach().isfinite().all() for w in weights]).all()
+
+    def _note(self, good: Tensor, step: int) -> None:
+        self.first = torch.where((self.first < 0) & ~good, step, self.first)
+
+    def first_bad(self) -> int | None:
+        """Number of the first step whose loss or gradient was not finite, if it was seen (this waits for the device)."""
+        return None if (step := int(self.first)) < 0 else step
 
     def means(self) -> dict[str, float]:
         """Mean of each since the last reset."""
@@ -40,25 +76,25 @@ class Totals:
         Raises:
             ValueError: when some loss or weight was NaN or infinite; `kept` says what is left to go on from.
         """
-        advice = "Try a lower lr, a smaller loss weight, or precision=fp32"
         if not bool(self.finite):
             bad = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
             raise ValueError(
                 f"the loss stopped being finite by step {step} (terms: {', '.join(bad) or 'their weighted sum'}); {kept}. "
-                f"{advice}"
+                f"{ADVICE}, or nonfinite=skip"
             )
         if not bool(self.sound):
             raise ValueError(
-                f"weights stopped being finite by step {step} (the loss was still finite); {kept}. {advice}"
+                f"gradients or weights stopped being finite by step {step} (the loss was still finite); {kept}. "
+                f"{ADVICE}, or nonfinite=skip"
             )
 
     def as_dict(self) -> dict[str, float]:
         """Sums and count as numbers that JSON keeps exactly."""
         return {"count": self.count, **{name: float(value) for name, value in self.sums.items()}}
 
-    def restore(self, saved: Mapping[str, float]) -> None:
+    def restore(self, saved: Mapping[str, float], skipped: Iterable[int] = ()) -> None:
         """Take over what `as_dict` gave."""
-        self.count = int(saved["count"])
+        self.count, self.skipped = int(saved["count"]), list(skipped)
         self.sums = {
             k: torch.tensor(v, dtype=torch.float32, device=self.device) for k, v in saved.items() if k != "count"
         }

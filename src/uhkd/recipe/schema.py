@@ -46,6 +46,11 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
         gt=0,
         description="largest norm of the gradient, of the student and of the method's own layers each; none: unlimited",
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient that is NaN or infinite: stop with the last good state, or skip that step and count it "
+        "(looks at each step, which makes a GPU wait)",
+    )
     ema_decay: float | None = Field(
         default=None,
         gt=0,

@@ -24,6 +24,7 @@ from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, Workshop
 from uhkd.commands.setup import say
 from uhkd.engine import StoredTeacher, Teacher
+from uhkd.engine.memory import memory_advice
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
 
@@ -131,7 +132,13 @@ def _measure_pair(
     steps: dict[str, Step] = {}
     shop = Workshop(untrained, BATCHES)
     say(f"{pair}: building a step of each of {', '.join(words)}")
-    with _memory_advice(pair):
+    # all learners of a pair are in memory together: only so can their steps be interleaved
+    with memory_advice(
+        lambda: (
+            f"{pair}: the learners of all methods do not fit into memory together; measure fewer at a time (--methods; "
+            "scratch and kd always come along), or a smaller batch (--changes batch_size=N)"
+        )
+    ):
         with _each_line_once():
             for label, own in words.items():
                 try:
@@ -221,17 +228,3 @@ def _each_line_once() -> Iterator[None]:
     finally:
         for line in dict.fromkeys(said.getvalue().splitlines()):
             say(line)
-
-
-@contextlib.contextmanager
-def _memory_advice(pair: str) -> Iterator[None]:
-    """All learners of a pair are in memory together: only so can their steps be interleaved."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise ValueError(
-            f"{pair}: the learners of all methods do not fit into memory together; measure fewer at a time (--methods; "
-            "scratch and kd always come along), or a smaller batch (--changes batch_size=N)"
-        ) from error

@@ -11,10 +11,10 @@ from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
 from uhkd.data import Batch, Data, train_loader
-from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate, weigh
+from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate
 from uhkd.engine.averaging import Average
-from uhkd.engine.loop import split, step_seed
 from uhkd.engine.optimizer import make_optimizer
+from uhkd.engine.step import Stepper
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, check
 from uhkd.methods import build as build_method
@@ -22,7 +22,7 @@ from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
-from uhkd.taps import Shapes, Signals, TappedModel
+from uhkd.taps import Shapes, TappedModel
 
 Made = TypeVar("Made")
 
@@ -43,35 +43,18 @@ class Step:
         optimizer = make_optimizer(self.learner, recipe)
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # random weights that learned at the full rate might overflow, and time other numbers
-        self.model, self.optimizer = self.fabric.setup(self.learner, optimizer)
-        self.model.train()
-        self.average = Average(self.learner.student, recipe.ema_decay)
+        model, optimizer = self.fabric.setup(self.learner, optimizer)
+        model.train()
+        average, totals = Average(self.learner.student, recipe.ema_decay), Totals(self.fabric.device)
         self.weights = self.learner.weights(float(recipe.weights.get("ce", 1.0)))
-        self.totals = Totals(self.fabric.device)
+        self.take = Stepper(recipe, self.learner, self.teacher, self.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
         """Step `number` of the training, from a loaded batch to new weights, as `uhkd.engine.train` takes it."""
-        recipe, learner, teacher = self.recipe, self.learner, self.teacher
         batch = self.batches[number % len(self.batches)]
-        if isinstance(teacher, StoredTeacher):  # what the loader does beside making the views
-            batch = batch._replace(record=torch.from_numpy(teacher.stored.shards.read(0, batch.index.numpy())))
-        batch = batch.to(self.fabric.device)
-        batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        parts = split(batch, recipe.accumulate)
-        for part, micro in enumerate(parts):
-            torch.manual_seed(step_seed(recipe.seed, number, part))
-            with self.fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
-                said = teacher.signals(micro, learner.teacher_needs) if teacher else Signals()
-                terms = self.model(micro._replace(record=None), said)
-                loss = weigh(terms, self.weights)
-                self.fabric.backward(loss / len(parts))
-            self.totals.add(loss.detach(), terms)
-        if recipe.clip_grad is not None:
-            for side in (learner.student, learner.distillers):
-                nn.utils.clip_grad_norm_(list(side.parameters()), recipe.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.update()
+        if isinstance(self.teacher, StoredTeacher):  # what the loader does beside making the views
+            batch = batch._replace(record=torch.from_numpy(self.teacher.stored.shards.read(0, batch.index.numpy())))
+        self.take(batch, number, self.weights)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,0 +1,136 @@
+"""Checkpoints of a run: whole, under checksum, and the one before as well."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from uhkd.runs.files import flush_folder, tensor_bytes, write_atomically
+
+TENSORS, OPTIMIZER, FACTS = "tensors.safetensors", "optimizer.pt", "facts.json"
+SUMS = "SHA256SUMS"  # as `sha256sum` writes it: `sha256sum -c SHA256SUMS` checks a checkpoint without us
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What exact resume needs: module and FTM tensors, the optimizer's state, and plain facts such as the step.
+
+    `passed_over` says of newer ones why they could not be read; it is no part of what is written.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    facts: dict[str, Any]
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, each a folder step-N of three files and their checksums."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write whole under a temporary name, rename, and only then drop all but the one before.
+
+        Raises:
+            OSError: when it could not be written; what was there before is untouched and nothing half-written is left.
+        """
+        self.path.mkdir(exist_ok=True)
+        for leftover in self.path.glob(".step-*"):  # of a process that was killed: the folder is ours alone
+            shutil.rmtree(leftover)
+        temporary = self.path / f".step-{checkpoint.step}.{os.getpid()}.tmp"
+        optimizer = io.BytesIO()
+        torch.save(checkpoint.optimizer, optimizer)
+        facts = json.dumps({"step": checkpoint.step, **checkpoint.facts}, indent=1) + "\n"
+        files = {TENSORS: tensor_bytes(checkpoint.tensors), OPTIMIZER: optimizer.getvalue(), FACTS: facts.encode()}
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+        try:
+            temporary.mkdir()
+            for name, content in {**files, SUMS: sums.encode()}.items():
+                write_atomically(temporary / name, content)
+            flush_folder(temporary)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        final = self.path / f"step-{checkpoint.step}"
+        if final.exists():  # a folder cannot be renamed onto one: the old one steps aside, it is not deleted before
+            final.replace(aside := temporary.with_suffix(".old"))
+            temporary.replace(final)
+            shutil.rmtree(aside)
+        else:
+            temporary.replace(final)
+        flush_folder(self.path)
+        older = [folder for step, folder in self._named() if step < checkpoint.step]
+        for folder in older[: -(KEPT - 1)]:
+            shutil.rmtree(folder)
+
+    def read(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None when there is none at all.
+
+        Raises:
+            ValueError: when none can be read: files that differ from their checksums, or hold more than tensors and plain
+                data (nothing is executed).
+        """
+        passed_over: list[str] = []
+        last: Exception | None = None
+        for step, folder in reversed(self._named()):
+            try:
+                found = _read(folder)
+                return Checkpoint(step, *found, passed_over=tuple(passed_over))
+            except MemoryError:
+                raise  # says nothing about the files
+            except Exception as error:  # a damaged file can fail in any way
+                last = error
+                why = error if isinstance(error, ValueError | OSError) else "unreadable"
+                passed_over.append(f"{folder.name}: {why}")
+        if last is None:
+            return None
+        raise ValueError(
+            f"no checkpoint in {self.path} can be used: {'; '.join(passed_over)}. Bring one back from a backup, delete the "
+            "folder to begin anew with --resume, or start another run with another --out"
+        ) from last
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, read or not, oldest first."""
+        return [step for step, _ in self._named()]
+
+    def drop(self) -> None:
+        """Delete all."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _named(self) -> list[tuple[int, Path]]:
+        named = ((folder.name.removeprefix("step-"), folder) for folder in self.path.glob("step-*"))
+        return sorted((int(number), folder) for number, folder in named if number.isdecimal())
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Tensors, optimizer's state and facts.
+
+    Raises:
+        ValueError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
+    """
+    lines = (folder / SUMS).read_text().splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
+    for name, found in content.items():
+        if hashlib.sha256(found).hexdigest() != sums.get(name):
+            raise ValueError(f"{name} differs from its checksum")
+    try:
+        optimizer = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{OPTIMIZER} holds more than tensors and plain data") from error
+    tensors, facts = load(content[TENSORS]), json.loads(content[FACTS])
+    if not isinstance(optimizer, dict) or not isinstance(facts, dict):
+        raise ValueError(f"{OPTIMIZER} or {FACTS} is no mapping")
+    return tensors, optimizer, facts

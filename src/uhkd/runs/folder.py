@@ -1,0 +1,161 @@
+"""One run's files under one folder."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from uhkd.runs.checkpoints import Checkpoint, Checkpoints
+from uhkd.runs.files import write_atomically, write_tensors
+from uhkd.runs.lock import GUARDS, held
+from uhkd.runs.machine import environment
+
+
+def _yaml(mapping: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
+
+
+class RunFolder:
+    """One run's files under one folder.
+
+    recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
+    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe, self.card = self.path / "recipe.yaml", self.path / "card.json"
+        self.weights, self.metrics = self.path / "model.safetensors", self.path / "metrics.csv"
+        self.result, self.diagnostics = self.path / "result.json", self.path / "diagnostics.npz"
+        self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
+        self._checkpoints = Checkpoints(self.checkpoints)
+
+    def exists(self) -> bool:
+        """Whether a trained network of ours lies here."""
+        return self.card.is_file() and self.weights.is_file()
+
+    def started(self) -> bool:
+        """Whether a run began here, finished or not."""
+        return self.recipe.is_file()
+
+    def check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
+        """See, before any work, whether a run by `recipe` can write here.
+
+        Raises:
+            ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
+        """
+        if not resume:
+            if self.path.exists() and (
+                not self.path.is_dir() or any(p.name not in GUARDS for p in self.path.iterdir())
+            ):
+                advice = "add --resume to go on with it, or" if self.started() else "please"
+                raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
+            return
+        if not self.started():
+            raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
+        before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
+        elsewhere = {"resume", "out", "teacher_cache"}  # a cache may be moved: its key is in the checkpoint
+        differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
+        if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
+            differing.append("teacher_cache")
+        if differing:
+            said = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            raise ValueError(f"cannot resume {self.path} with another recipe: {said}")
+
+    @contextmanager
+    def mine(self) -> Iterator[None]:
+        """The folder, made if need be, as this process's own while the context lasts.
+
+        Raises:
+            ValueError: when another process works in it; see `held`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path):
+            yield
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Create the folder and note recipe and environment; a run that is resumed keeps its own.
+
+        Raises:
+            ValueError: when another run began here since `check`.
+        """
+        if self.started():
+            if not recipe["resume"]:
+                self.check(recipe, resume=False)
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json("environment.json", environment())
+        write_atomically(self.recipe, _yaml({k: v for k, v in recipe.items() if k not in ("resume", "out")}))
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The resolved recipe this folder was made with."""
+        return yaml.safe_load(self.recipe.read_text())
+
+    def read_environment(self) -> dict[str, Any]:
+        """What `environment` said when the run began: the code that trains is the code that was loaded then."""
+        return json.loads((self.path / "environment.json").read_text())
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, indented, atomically."""
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    def read_result(self) -> dict[str, Any]:
+        """What a finished run says of itself: verb, metrics, sizes, data, environment."""
+        return json.loads(self.result.read_text())
+
+    def read_card(self) -> dict[str, Any]:
+        """The model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
+        return json.loads(self.card.read_text())
+
+    def write_model(self, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """The trained network: weights first, so that a card always has them."""
+        write_tensors(self.weights, state)
+        self.write_json(self.card.name, dict(card))
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """All rows so far, one an evaluation; columns in order of first appearance, unknown cells empty."""
+        rows = list(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics, text.getvalue())
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv as numbers; empty cells left out."""
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """diagnostics.npz, compressed."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType] (its stub takes allow_pickle for a name)
+        write_atomically(self.diagnostics, content.getvalue())
+
+    def read_arrays(self) -> dict[str, np.ndarray]:
+        """diagnostics.npz, or nothing when it was not written yet."""
+        if not self.diagnostics.is_file():
+            return {}
+        with np.load(self.diagnostics, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """See `Checkpoints.write`."""
+        self._checkpoints.write(checkpoint)
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        """See `Checkpoints.read`."""
+        return self._checkpoints.read()
+
+    def drop_checkpoints(self) -> None:
+        """A finished run needs none."""
+        self._checkpoints.drop()

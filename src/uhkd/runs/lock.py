@@ -1,0 +1,80 @@
+"""One process at a time in a run folder."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from uhkd.runs.files import write_atomically
+
+GUARDS = LOCK, OWNER = ".lock", ".owner"
+PATIENCE = 30.0  # seconds in which the loader's processes of a killed training notice that it is gone
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder as this process's own while the context lasts; one that ends, however it ends, holds nothing.
+
+    A file system without locks (some network mounts) goes unguarded.
+
+    Raises:
+        ValueError: when another process holds it, which is named.
+    """
+    lock = FileLock(folder / LOCK)
+    patient_until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except NotImplementedError:
+            yield
+            return
+        except Timeout as error:
+            if _alive(folder) or time.monotonic() > patient_until:
+                raise ValueError(
+                    f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
+                ) from error
+            time.sleep(0.2)
+    owner = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        write_atomically(folder / OWNER, json.dumps(owner) + "\n")
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _noted(folder: Path) -> dict[str, object]:
+    """Who took the lock last; empty in the moment before it is written."""
+    try:
+        noted = json.loads((folder / OWNER).read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _owner(folder: Path) -> str:
+    noted = _noted(folder)
+    if not noted:
+        return "another process"
+    return f"process {noted.get('process')} on {noted.get('machine')} since {noted.get('since')}"
+
+
+def _alive(folder: Path) -> bool:
+    """Whether the owner may still be at work: not when it was a process of this machine that is gone."""
+    noted = _noted(folder)
+    process = noted.get("process")
+    if noted.get("machine") != platform.node() or not isinstance(process, int) or os.name != "posix":
+        return bool(noted)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,0 +1,398 @@
+"""What goes wrong while a network trains, each by the real fault: it stops with one clear line and loses nothing."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import uhkd
+from references.runs import assert_equal_runs
+from uhkd.commands import training
+from uhkd.engine import step as stepping
+from uhkd.engine.stopping import Stopped
+from uhkd.runs import RunFolder
+
+TINY: dict[str, Any] = {
+    "model": "uhkd/resnet10",
+    "options": {"channels": [8, 8, 16, 16]},
+    "data": "digits",
+    "train_limit": 100,
+    "image_size": 16,
+    "batch_size": 20,
+    "epochs": 3,
+    "device": "cpu",
+    "precision": "fp32",
+    "workers": 0,
+    "checkpoint_minutes": 1e-9,
+}
+STEPS = [5, 10, 15]
+
+
+@pytest.fixture(autouse=True)
+def _keep_checkpoints_and_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+    monkeypatch.setattr(training, "draw", lambda folder: [])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+        patched.setattr(training, "draw", lambda folder: [])
+        yield uhkd.finetune(**TINY, out=tmp_path_factory.mktemp("whole") / "run").run
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], object]) -> None:
+    """Do something in the middle of the `at`-th step of this process."""
+    real, count = stepping.weigh, [0]
+
+    def weigh(*args: Any) -> Tensor:
+        count[0] += 1
+        if count[0] == at:
+            act()
+        return real(*args)
+
+    monkeypatch.setattr(stepping, "weigh", weigh)
+
+
+def goes_on_as(whole: RunFolder, out: Path, words: dict[str, Any] = TINY) -> None:
+    assert_equal_runs(whole, uhkd.finetune(**words, out=out, resume=True).run, STEPS)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize("at", [3, 5])  # in the middle of an epoch, and at its end
+def test_a_signal_lets_the_step_end_and_saves_it(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int, at: int
+):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    words = TINY | {"checkpoint_minutes": 60.0}
+    with monkeypatch.context() as patched:
+        meanwhile(patched, at, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(
+            Stopped, match=rf"stopped by {name} after step {at} of 15; the checkpoint of step {at} is kept"
+        ) as stop:
+            uhkd.finetune(**words, out=tmp_path / "run")
+    assert stop.value.code == code and signal.getsignal(number) is before
+    assert not (tmp_path / "run" / ".owner").exists()
+    goes_on_as(whole, tmp_path / "run", words)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    meanwhile(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt) as stop:
+        uhkd.finetune(**TINY, out=tmp_path / "run")
+    assert not isinstance(stop.value, Stopped)
+    checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
+    assert checkpoint is not None and checkpoint.step == 2
+
+
+def test_signals_that_the_program_handles_itself_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        meanwhile(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert uhkd.finetune(**TINY, out=tmp_path / "run").metrics["step"] == 15
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path):
+    """As a scheduler or a terminal sends it: the loader's processes get it as well."""
+    words = TINY | {"workers": 2, "epochs": 3}
+    program = (
+        "import json, os, signal, sys\n"
+        "from uhkd.engine import step\n"
+        "from uhkd.__main__ import main\n"
+        "real, count = step.weigh, [0]\n"
+        "def weigh(*args):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 4: os.killpg(0, signal.SIGTERM)\n"
+        "    return real(*args)\n"
+        "step.weigh = weigh\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    flags = "--device cpu --precision fp32 --workers 2 --epochs 3 --batch-size 20 --image-size 16 --train-limit 100"
+    command = ["finetune", "--model", TINY["model"], "--data", "digits", "--options", "channels=[8, 8, 16, 16]"]
+    command += flags.split(" ")
+    out = tmp_path / "my run"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "--out", str(out)],
+        env=os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+    )
+    assert done.returncode == 143, done.stderr[-3000:]
+    assert (
+        "stopped by SIGTERM after step 4 of 15; the checkpoint of step 4 is kept; go on with: uhkd finetune"
+        in done.stderr
+    )
+    assert f"--out '{out}' --resume\n" in done.stderr
+    goes_on_as(whole, out, words | {"checkpoint_minutes": 10.0})
+
+
+def test_a_loader_process_that_is_killed_costs_nothing(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = TINY | {"workers": 2}
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 3, kill)
+        with pytest.raises(
+            ValueError,
+            match=r"loads images was ended from outside .*; the checkpoint of step \d+ is kept",
+        ):
+            uhkd.finetune(**words, out=tmp_path / "run")
+    checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
+    assert checkpoint is not None and checkpoint.step >= 3
+    goes_on_as(whole, tmp_path / "run", words)
+
+
+def test_an_image_that_vanishes_or_breaks_is_named_and_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        place = tmp_path / "images" / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 120, (80, 80, 3), dtype=np.uint8) + np.uint8(
+            100 * (i % 2)
+        )  # too large to be kept in memory
+        Image.fromarray(picture).save(place / f"{i}.png")
+    words = TINY | {"data": str(tmp_path / "images"), "train_limit": None, "batch_size": 10, "epochs": 3}
+    whole = uhkd.finetune(**words, out=tmp_path / "whole").run
+    away = tmp_path / "away"
+    for number, fault in enumerate(
+        (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:200]))
+    ):
+        out = tmp_path / f"run-{number}"
+        shutil.copytree(tmp_path / "images", away)
+
+        def break_all(fault: Callable[[Path], object] = fault) -> None:
+            for file in (tmp_path / "images").rglob("*.png"):
+                fault(file)
+
+        with monkeypatch.context() as patched:
+            meanwhile(patched, 3, break_all)
+            with pytest.raises(ValueError, match=r"images.*class\d.*\d+\.png.*; the checkpoint of step 3 is kept"):
+                uhkd.finetune(**words, out=out)
+        shutil.rmtree(tmp_path / "images")
+        away.rename(tmp_path / "images")
+        resumed = uhkd.finetune(**words, out=out, resume=True).run
+        assert_equal_runs(whole, resumed, [row["step"] for row in whole.read_metrics()])
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
+    """Some forward passes of this process give NaN."""
+    real, count = stepping.weigh, [0]
+
+    def weigh(*args: Any) -> Tensor:
+        count[0] += 1
+        return real(*args) * (float("nan") if count[0] in at else 1.0)
+
+    monkeypatch.setattr(stepping, "weigh", weigh)
+
+
+def test_a_loss_of_nan_names_its_step_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, {7})
+    with pytest.raises(ValueError, match=r"loss stopped being finite by step 10 .*no checkpoint .*nonfinite=skip"):
+        uhkd.finetune(**TINY | {"checkpoint_minutes": 60.0, "log_every": 5}, out=tmp_path / "run")
+    (found,) = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert found["step"] == 7 and len(set(found["images"])) == 20 and max(found["images"]) < 100
+    assert found["images"] == visited(7)
+
+
+def visited(step: int) -> list[int]:
+    """Images of a step, from the loader of such a training."""
+    from uhkd.data import Augmentation, open_data, train_loader
+
+    data = open_data("digits", train_limit=100)
+    loader = train_loader(data.train, Augmentation((8, 8)), seed=0, batch_size=20, epochs=3, num_classes=10)
+    return list(loader)[step - 1].index.tolist()
+
+
+def test_steps_of_nan_can_be_skipped_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Weights and statistics are those of a training in which the steps did not happen; a resumed run counts on."""
+    seen: list[dict[str, Tensor]] = []
+    real = stepping.Stepper.__call__
+
+    def watched(self: stepping.Stepper, *args: Any) -> None:
+        real(self, *args)
+        seen.append({k: v.clone() for k, v in self.learner.state_dict().items()})
+
+    words = TINY | {"nonfinite": "skip"}
+    with monkeypatch.context() as patched:
+        patched.setattr(stepping.Stepper, "__call__", watched)
+        poison(patched, {3, 7})
+        run = uhkd.finetune(**words, out=tmp_path / "whole").run
+    assert all(torch.equal(seen[2][k], seen[1][k]) for k in seen[1]) and all(
+        torch.equal(seen[6][k], seen[5][k]) for k in seen[5]
+    )
+    assert any(not torch.equal(seen[3][k], seen[2][k]) for k in seen[2])
+    assert [row["skipped"] for row in run.read_metrics()] == [1, 2, 2]
+    noted = json.loads((run.path / "nonfinite.json").read_text())
+    assert [(line["step"], line["images"]) for line in noted] == [(3, visited(3)), (7, visited(7))]
+    with monkeypatch.context() as patched:
+        poison(patched, {3})
+        meanwhile(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            uhkd.finetune(**words, out=tmp_path / "run")
+    with monkeypatch.context() as patched:
+        poison(patched, {1})  # step 7
+        resumed = uhkd.finetune(**words, out=tmp_path / "run", resume=True).run
+    assert_equal_runs(run, resumed, STEPS)
+
+
+def test_nothing_but_nan_is_not_skipped_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, set(range(3, 1000)))
+    with pytest.raises(
+        ValueError, match=r"10 steps in a row, up to step 12, gave no finite gradient; the checkpoint of step"
+    ):
+        uhkd.finetune(**TINY | {"nonfinite": "skip", "log_every": 4}, out=tmp_path / "run")
+
+
+class Sick(nn.Module):
+    """A teacher that gives NaN, from the start or for some images."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head, self.always = nn.Linear(8, 10), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        if self.always:
+            x = x * float("nan")
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["kd", "uhkd"])
+def test_a_teacher_of_nan_is_refused(tmp_path: Path, method: str):
+    words = {k: v for k, v in TINY.items() if k not in ("model", "options")} | {
+        "student": "uhkd/vit_micro",
+        "allow_weak_teacher": True,
+    }
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        uhkd.distill(teacher=Sick(True), method=method, **words, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A CPU's allocator that really cannot: more than any machine has."""
+    meanwhile(monkeypatch, 3, lambda: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"memory does not suffice for step 3 of 15; .* 2 is kept\. .*--accumulate"):
+        uhkd.finetune(**TINY, out=tmp_path / "run")
+
+
+FULL = """
+import json, shutil, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import uhkd
+from uhkd.commands import training
+from uhkd.engine import step
+from uhkd.runs import RunFolder
+
+words, small, place = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+RunFolder.drop_checkpoints = lambda self: None
+training.draw = lambda folder: []
+real, count = step.weigh, [0]
+def weigh(*args):
+    count[0] += 1
+    if count[0] == 8:
+        with (small / "filler").open("wb", buffering=0) as file:
+            try:
+                while True: file.write(bytes(4096))
+            except OSError: pass
+    return real(*args)
+step.weigh = weigh
+try:
+    uhkd.finetune(**words, out=small / "run")
+except ValueError as error:
+    print(error)
+(small / "filler").unlink()
+uhkd.finetune(**words, out=small / "run", resume=True)
+shutil.copytree(small / "run", place)
+"""
+
+
+def test_a_full_disk_costs_nothing(whole: RunFolder, tmp_path: Path):
+    """A file system of some megabytes of its own, which is filled in the middle of a step."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=4m small "{small}" && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a file system of his own")
+    done = subprocess.run(
+        [*mounted, sys.executable, "-c", FULL, json.dumps(TINY), str(small), str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    refusal = (
+        "the checkpoint of step 8 could not be written (No space left on device); the checkpoint of step 7 is kept."
+    )
+    assert f"{refusal} Make room" in done.stdout
+    assert_equal_runs(whole, RunFolder(tmp_path / "run"), STEPS)
+
+
+def test_two_trainings_on_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The second is refused while the first works on, and the first does not notice."""
+    refusals = []
+
+    def intrude() -> None:
+        program = "import json, sys, uhkd\nuhkd.finetune(**json.loads(sys.argv[1]))"
+        words = TINY | {"out": str(tmp_path / "run"), "resume": True}
+        done = subprocess.run(
+            [sys.executable, "-c", program, json.dumps(words)],
+            env=os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        refusals.append(done.stderr)
+
+    meanwhile(monkeypatch, 7, intrude)
+    assert uhkd.finetune(**TINY, out=tmp_path / "run").metrics["step"] == 15
+    assert f"run is in use by process {os.getpid()} on " in refusals[0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            uhkd.finetune(**TINY, out=tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-8" / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    goes_on_as(whole, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert (
+        "a newer checkpoint is damaged and was passed over: step-8: tensors.safetensors differs from its checksum"
+        in said
+    )
+    assert "going on at step 7 of 15" in said
