@@ -40,6 +40,9 @@ def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]
         whole["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
         whole["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
     whole["pairs"] = dict(sorted(whole["pairs"].items()))
+    # measured again, a method keeps its place
+    order = list(dict.fromkeys(run["method"] for part in parts.values() for run in part["runs"]))
+    whole["runs"].sort(key=lambda run: order.index(run["method"]))
     return whole
 
 
