@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.gathering import gathered, processes
 from uhkd.spectral import Form, Representation, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
@@ -71,13 +72,15 @@ class FAM(nn.Module):
                 self.register_buffer(name, orders, persistent=False)
         self.norm = nn.BatchNorm1d(out * k)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t k"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n t k"]:
         """Student map -> predicted target, computed in float32 also inside autocast.
+
+        In training, of the images of all processes (`gathered`): they are standardised over the whole batch.
 
         Raises:
             ValueError: for a batch of one image in training mode.
         """
-        if self.training and len(x) < 2:
+        if self.training and len(x) * processes() < 2:
             raise ValueError(
                 f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
                 "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
@@ -90,6 +93,8 @@ class FAM(nn.Module):
                 coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
             mixed = self._mixed(coefficients)
             predicted = self.represent.finish(mixed)
+            if self.training:
+                predicted = gathered(predicted)
             return self.norm(predicted.flatten(1)).view_as(predicted)
 
     def _mixed(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:

@@ -1,5 +1,6 @@
 """`finetune` and `distill`: from a recipe to a trained network in a run folder."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -52,10 +53,9 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
     Raises:
         ValueError: for anything in recipe, data or model that cannot be used as asked.
     """
-    recipe, opened, device, folder = _begin(recipe, "finetune", data)
+    recipe, opened, fabric, folder = _begin(recipe, "finetune", data)
     if recipe.resume and folder.result.is_file():
-        return _finished(folder, model, device)
-    fabric = make_fabric(device, recipe.precision)
+        return _finished(folder, model, fabric)
     network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(
         fabric.device
     )
@@ -73,10 +73,9 @@ def distill(
     """
     check(recipe.method, recipe.settings, recipe.weights)
     asked = recipe
-    recipe, opened, device, folder = _begin(recipe, recipe.method, data)
+    recipe, opened, fabric, folder = _begin(recipe, recipe.method, data)
     if recipe.resume and folder.result.is_file():
-        return _finished(folder, student, device)
-    fabric = make_fabric(device, recipe.precision)
+        return _finished(folder, student, fabric)
     network = _network(
         student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
     ).to(fabric.device)
@@ -89,7 +88,7 @@ def distill(
         tell_other_views(asked, opened, network, stored)
         facts |= facts_of(stored, recipe)
     elif recipe.method != "scratch":
-        workers = choose_workers(recipe, opened, device)
+        workers = choose_workers(recipe, opened, fabric.device.type)
         sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
         facts["teacher_fingerprint"] = fingerprint(sealed)
     taught = stored.manifest.shapes if stored else sealed and sealed.shapes
@@ -100,12 +99,15 @@ def distill(
     return _train(recipe, opened, fabric, folder, learner, stored or sealed, facts)
 
 
-def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, RunFolder]:
-    """Settle machine, data and batch, and see that the folder can be written, before anything slow."""
-    folder = run_folder(recipe, label)
+def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric, RunFolder]:
+    """Settle machine, processes, data and batch, and see that the folder can be written, before anything slow."""
+    device, precision = choose_device(recipe)
+    fabric = make_fabric(device, precision)
+    folder = RunFolder(
+        fabric.broadcast(str(run_folder(recipe, label).path))
+    )  # a name with the time in it is one for all
     if not (recipe.resume and folder.started()):
         folder.check({}, resume=recipe.resume)
-    device, precision = choose_device(recipe)
     tell_machine(recipe, device, precision)
     opened = open_recipe_data(recipe, data)
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
@@ -113,10 +115,11 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, str, Ru
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True)
-    return recipe, opened, device, folder
+    fabric.barrier()  # nobody writes before all have looked
+    return recipe, opened, fabric, folder
 
 
-def _finished(folder: RunFolder, module: nn.Module | None, device: str) -> Result:
+def _finished(folder: RunFolder, module: nn.Module | None, fabric: Fabric) -> Result:
     """The result of a run that needs no resuming: nothing is trained again."""
     say(f"{folder.path} is finished: there is nothing to resume, and this is its result")
     if module is None:
@@ -128,7 +131,7 @@ def _finished(folder: RunFolder, module: nn.Module | None, device: str) -> Resul
             network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
         network.module.load_state_dict(load_file(folder.weights))
         network.card = card
-    return Result(network.to(device).eval(), folder.read_result()["metrics"], folder)
+    return Result(network.to(fabric.device).eval(), folder.read_result()["metrics"], folder)
 
 
 def _network(
@@ -197,10 +200,14 @@ def _train(
             check_needs(name, distiller.needs, teacher)
         assert isinstance(recipe, DistillRecipe)
         sealed = StoredTeacher(teacher, target, recipe.teacher_views)
-    with folder.mine():  # nothing that is refused before it leaves a folder behind
-        folder.begin(recipe.model_dump(mode="json"))
+    # nothing that is refused before it leaves a folder behind; of several processes the first alone writes
+    with folder.mine() if fabric.is_global_zero else contextlib.nullcontext():
+        if fabric.is_global_zero:
+            folder.begin(recipe.model_dump(mode="json"))
+            if isinstance(teacher, TappedModel):
+                save_probe(teacher, folder)
+        fabric.barrier()
         if isinstance(teacher, TappedModel):
-            save_probe(teacher, folder)
             sealed = Teacher(teacher, target, fabric.autocast)
             if sealed.ftm is not None:
                 _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
@@ -253,6 +260,8 @@ def _settle_ftm(
         teacher.ftm.load_state_dict({k[4:]: v for k, v in saved.tensors.items() if k.startswith("ftm.")})
         return
     settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
+    # two devices may order or sign principal channels otherwise
+    teacher.ftm.load_state_dict(fabric.broadcast(teacher.ftm.state_dict()))
 
 
 def _table(facts: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from lightning_fabric import Fabric
 
@@ -88,6 +89,7 @@ def train(job: Job) -> list[dict[str, float]]:
     stored = teacher.stored if isinstance(teacher, StoredTeacher) else None
     sources = {"data": job.data.fingerprint, "cache": stored and stored.manifest.key}
     totals, rows, step, seconds = Totals(fabric.device), [], 0, 0.0
+    agreement = Agreement()
     kept = "no checkpoint was written yet"
 
     checkpoint = folder.read_checkpoint()
@@ -107,7 +109,13 @@ def train(job: Job) -> list[dict[str, float]]:
         learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
         average.load({k.removeprefix("average."): v for k, v in checkpoint.tensors.items()})
         optimizer.load_state_dict(checkpoint.optimizer)
-        totals.restore(checkpoint.facts["totals"], checkpoint.facts["skipped"])
+        each = checkpoint.facts["totals"]
+        if len(each) != fabric.world_size:
+            job.say(
+                f"warning: it began with {len(each)} processes and goes on with {fabric.world_size}: not to the bit"
+            )
+            each = [{name: fmean(one[name] for one in each) for name in each[0]}] * fabric.world_size
+        totals.restore(each[fabric.global_rank], checkpoint.facts["skipped"])
         diagnostics.restore(folder.read_arrays(), step)
         kept = f"the checkpoint of step {step} is kept"
         for why in checkpoint.passed_over:
@@ -115,7 +123,8 @@ def train(job: Job) -> list[dict[str, float]]:
         job.say(f"going on at step {step} of {total} (epoch {min(step // per_epoch + 1, recipe.epochs)})")
     else:
         diagnostics.begin()
-        folder.write_arrays(diagnostics.arrays())
+        if fabric.is_global_zero:
+            folder.write_arrays(diagnostics.arrays())
 
     def note_bad(steps: Sequence[int]) -> None:
         if steps and fabric.is_global_zero:
@@ -138,8 +147,10 @@ def train(job: Job) -> list[dict[str, float]]:
         nonlocal kept
         tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
         tensors |= {} if teacher is None else teacher.kept()
+        own = totals.as_dict()
+        each = [dict(zip(own, one, strict=True)) for one in agreement.all_of(list(own.values()))]
         if fabric.is_global_zero:
-            facts = {**sources, "rows": rows, "seconds": seconds, "totals": totals.as_dict(), "skipped": totals.skipped}
+            facts = {**sources, "rows": rows, "seconds": seconds, "totals": each, "skipped": totals.skipped}
             try:
                 folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
             except OSError as error:
@@ -153,7 +164,9 @@ def train(job: Job) -> list[dict[str, float]]:
     def validate() -> None:
         with average.shown():
             evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
-            row = {"step": step, "epoch": step // per_epoch, "lr": lr, **totals.means()}
+            own = totals.means()
+            means = [fmean(values) for values in zip(*agreement.all_of(list(own.values())), strict=True)]
+            row = {"step": step, "epoch": step // per_epoch, "lr": lr, **dict(zip(own, means, strict=True))}
             row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
             row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
             rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
@@ -187,7 +200,6 @@ def train(job: Job) -> list[dict[str, float]]:
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
     saved = began = time.monotonic()
-    agreement = Agreement()
     take_step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
     model.train()
 
@@ -236,8 +248,9 @@ def train(job: Job) -> list[dict[str, float]]:
                     raise stopped(asked, step)
                 began = time.monotonic()
         except Unloaded as error:
-            check_finite()
-            save()
+            if fabric.world_size == 1:  # with others a checkpoint needs all of them, who wait in the middle of a step
+                check_finite()
+                save()
             if request.signal is not None:  # it reached the loader's processes too
                 raise stopped(request.signal, step) from None
             raise ValueError(f"{error}; {kept}") from error

@@ -62,6 +62,14 @@ class Agreement:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
 
+    def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of each process, to the bit; all must bring equally many."""
+        if self._group is None:
+            return [list(numbers)]
+        told = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(dist.get_world_size())]
+        dist.all_gather(told, torch.tensor(numbers, dtype=torch.float64), group=self._group)
+        return [one.tolist() for one in told]
+
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all processes."""
         if self._group is None:

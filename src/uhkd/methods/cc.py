@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single, wide
 from uhkd.taps import Shapes, Signals
 
@@ -51,5 +52,7 @@ class CC(Distiller):
         """{"correlation": see `neighbour_correlation`}."""
         if not self.wants("correlation"):
             return {}
-        ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        assert student.embedding is not None and teacher.embedding is not None
+        ours, theirs = gathered(student.embedding), gathered(teacher.embedding)
+        ours, theirs = self.embed_student(ours), self.embed_teacher(theirs)
         return {"correlation": neighbour_correlation(ours, theirs)}

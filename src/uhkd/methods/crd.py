@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, wide
 from uhkd.taps import Shapes, Signals
 
@@ -49,7 +49,8 @@ class CRD(Distiller):
     the other way round; then the rows of this batch's images (`Batch.index`) move towards the new embeddings. The constants Z
     are set by the first batch. The banks (2 x N x dim numbers) are buffers, so they lie in checkpoints. Loss and banks are
     the authors' code; negatives are drawn over all images, the positive among them, as its memory does by itself, while
-    their data loaders draw from other classes only.
+    their data loaders draw from other classes only. Of several processes each draws negatives for its own images, and all keep
+    the same banks.
 
     Args:
         dim: width of the shared space, at least 1.
@@ -58,7 +59,7 @@ class CRD(Distiller):
         momentum: share of its old value that a bank row keeps, from 0 to below 1.
 
     Raises:
-        ValueError: for settings out of range, a side without embedding, or several processes (whose banks would differ).
+        ValueError: for settings out of range, or a side without embedding.
     """
 
     default_weights: ClassVar = {"contrast": 1.0}
@@ -86,8 +87,6 @@ class CRD(Distiller):
             raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         student, teacher = embedding_widths(shapes, "crd")
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError("crd keeps its memory banks in one process; train on one device, or choose another method")
         if self.wants("contrast"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
             spread = 1 / math.sqrt(dim / 3)  # rows of expected length 1
@@ -123,8 +122,9 @@ class CRD(Distiller):
                 for anchor, bank in ((ours, self.teacher_bank), (theirs, self.student_bank))
             ]
             if z is None:
-                # of N times the mean of all exponentials of the first batch
-                first = torch.stack([x.detach().logsumexp((0, 1)) + math.log(count / x.numel()) for x in found])
+                # of N times the mean of all exponentials of the first batch, over all processes
+                whole = [gathered(x.detach().logsumexp(1)) for x in found]
+                first = torch.stack([x.logsumexp(0) + math.log(count / (len(x) * drawn.shape[1])) for x in whole])
                 log_z = torch.where(
                     self.log_normalisers.isinf(), first.to(self.log_normalisers.dtype), self.log_normalisers
                 )
@@ -132,8 +132,10 @@ class CRD(Distiller):
                 log_z = torch.tensor(z, dtype=torch.float64).log().to(self.log_normalisers)
             if self.training:
                 self.log_normalisers.copy_(log_z)
-                self._remember(self.student_bank, index, ours)
-                self._remember(self.teacher_bank, index, theirs)
+                # the same rows in all processes, which so keep the same banks
+                index = gathered(index)
+                self._remember(self.student_bank, index, gathered(ours.detach()))
+                self._remember(self.teacher_bank, index, gathered(theirs.detach()))
             return torch.stack([contrast(x, log_z[i], count) for i, x in enumerate(found)]).sum()
 
     @torch.no_grad()

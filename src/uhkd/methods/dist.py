@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes
 from uhkd.methods.correlation import class_distances
 from uhkd.taps import Shapes, Signals
@@ -42,6 +43,7 @@ class DIST(Distiller):
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
+        ours, theirs = gathered(student.logits), gathered(teacher.logits)
         if self.wants("intra"):
-            refuse_single(len(student.logits), "dist", "correlates images of a batch")
-        return class_distances(student.logits, teacher.logits, self.wants, self.temperature)
+            refuse_single(len(ours), "dist", "correlates images of a batch")
+        return class_distances(ours, theirs, self.wants, self.temperature)

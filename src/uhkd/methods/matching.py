@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from uhkd.alignment import FAM, FAMForm
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Needs
 from uhkd.methods.correlation import class_distances, redundancy
 from uhkd.methods.kd import SoftTargets
@@ -163,15 +164,17 @@ class MatchingDistiller(SoftTargets):
         terms = self.soft_targets(student, teacher)
         if self.wants("inter") or self.wants("intra"):
             assert student.logits is not None and teacher.logits is not None
-            terms |= class_distances(student.logits, teacher.logits, self.wants, self.temperature)
+            logits = gathered(student.logits), gathered(teacher.logits)
+            terms |= class_distances(*logits, self.wants, self.temperature)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
+            spectra = tuple(map(gathered, teacher.spectra)) if self.training else teacher.spectra
             if self.wants("features"):
-                terms["features"] = self.match.error(predictions, teacher.spectra)
+                terms["features"] = self.match.error(predictions, spectra)
             for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):
                 if self.wants(name):
-                    pairs = zip(self.match.level_weights, predictions, teacher.spectra, strict=True)
+                    pairs = zip(self.match.level_weights, predictions, spectra, strict=True)
                     terms[name] = torch.stack([w * function(p, t) for w, p, t in pairs]).sum()
         return terms
 

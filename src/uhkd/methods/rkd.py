@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Distiller, Needs, embedding_widths, refuse_single, wide
 from uhkd.taps import Shapes, Signals
 
@@ -55,10 +56,10 @@ class RKD(Distiller):
         if not self.needs.student:
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        refuse_single(len(student.embedding), "rkd", "relates the images of a batch")
+        ours, theirs = gathered(wide(student.embedding)), gathered(wide(teacher.embedding))
+        refuse_single(len(ours), "rkd", "relates the images of a batch")
         terms = {}
-        with torch.autocast(student.embedding.device.type, enabled=False):
-            ours, theirs = wide(student.embedding), wide(teacher.embedding)
+        with torch.autocast(ours.device.type, enabled=False):
             for term, relation in (("distance", relative_distances), ("angle", angles)):
                 if self.wants(term):
                     terms[term] = F.smooth_l1_loss(relation(ours), relation(theirs))

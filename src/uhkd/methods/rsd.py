@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.gathering import gathered
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single
 from uhkd.methods.correlation import redundancy
 from uhkd.taps import Shapes, Signals
@@ -51,5 +52,6 @@ class RSD(Distiller):
         if not self.wants("redundancy"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        refuse_single(len(student.embedding), "rsd", "correlates over the images of a batch")
-        return {"redundancy": redundancy(self.project(student.embedding), teacher.embedding, self.kappa)}
+        ours, theirs = gathered(student.embedding), gathered(teacher.embedding)
+        refuse_single(len(ours), "rsd", "correlates over the images of a batch")
+        return {"redundancy": redundancy(self.project(ours), theirs, self.kappa)}

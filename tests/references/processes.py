@@ -1,0 +1,72 @@
+"""A program for torchrun: the gradients of every method by several processes, each with its part of one batch.
+
+    python -m torch.distributed.run --nproc-per-node 2 processes.py OUT.safetensors METHOD...
+
+Rank 0 writes the gradients of student and method, and buffers of the method, by name ("METHOD/NAME").
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from references.steps import CLASSES, SETTINGS, assemble
+from uhkd.data import Batch
+from uhkd.engine import weigh
+from uhkd.taps import Signals
+
+IMAGES = 8
+
+
+def whole_batch() -> Batch:
+    """Images, soft targets and all, equal in every process."""
+    image = torch.rand(IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    label = torch.arange(IMAGES) % CLASSES
+    target = 0.8 * torch.eye(CLASSES)[label] + 0.2 * torch.eye(CLASSES)[label.flip(0)]
+    return Batch(image.contiguous(memory_format=torch.channels_last), target, label, torch.arange(IMAGES))
+
+
+def draw_by_image(crd: Any) -> None:
+    """Negatives that depend on the image alone, in place of random ones."""
+
+    def forward(student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        drawn = (7 * batch.index[:, None] + 3 * torch.arange(16)) % len(crd.student_bank)
+        return {"contrast": crd.loss(student, teacher, batch.index, drawn)}
+
+    crd.forward = forward
+
+
+def gradients(method: str, rank: int, world: int) -> dict[str, Tensor]:
+    """After one step's backward pass, by `world` processes of which this is one."""
+    learner, teacher, _ = assemble(method, SETTINGS.get(method, {}))
+    if method == "crd":
+        draw_by_image(learner.distillers["crd"])
+    own = Batch(*(None if field is None else field[rank::world] for field in whole_batch()))
+    model = torch.nn.parallel.DistributedDataParallel(learner) if world > 1 else learner
+    terms = model(own, teacher.signals(own, learner.teacher_needs))
+    weigh(terms, learner.weights()).backward()
+    found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    found |= dict(learner.distillers.named_buffers())
+    return {f"{method}/{name}": value.clone().contiguous() for name, value in found.items()}
+
+
+def main() -> None:
+    """Measure every method asked for."""
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    found: dict[str, Tensor] = {}
+    for method in sys.argv[2:]:
+        found |= gradients(method, dist.get_rank(), dist.get_world_size())
+    if dist.get_rank() == 0:
+        save_file(found, sys.argv[1])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
