@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lightning_fabric import Fabric
+from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
@@ -77,6 +78,10 @@ def train(job: Job) -> list[dict[str, float]]:
     optimizer = make_optimizer(learner, recipe)
     if recipe.compile:
         learner.compile()
+    # alike in all processes by themselves: FAMs see the whole batch, and banks take in the same rows; sent at each step they
+    # would be most of what is sent
+    buffers = [f"distillers.{name}" for name, _ in learner.distillers.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, buffers)
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
     weights = learner.weights(job.ce_weight)
