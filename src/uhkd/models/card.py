@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD
+
+LARGEST_SIDE = 16384  # px: a card from elsewhere must not ask for all memory
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,23 @@ class ModelCard:
         """The card written by `to_json`; entries it does not know are left aside.
 
         Raises:
-            ValueError: name, number of classes or image size are missing.
+            ValueError: name, number of classes or image size are missing, or something is of another type.
         """
         missing = [key for key in ("name", "num_classes", "image_size") if data.get(key) is None]
         if missing:
             raise ValueError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
         known = {item.name for item in fields(cls)}
-        listed: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in known
-        }
-        return cls(**listed)
+        try:
+            card = TypeAdapter(cls).validate_python({key: value for key, value in data.items() if key in known})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"the model card's {where} cannot be used: {first['msg']}, found {first['input']!r}"
+            ) from None
+        if card.num_classes < 0 or min(card.image_size) < 1 or max(card.image_size) > LARGEST_SIDE:
+            raise ValueError(
+                f"the model card has {card.num_classes} classes and images of {card.image_size}; expected 0 or more, and "
+                f"sides of 1 to {LARGEST_SIDE} px"
+            )
+        return card

@@ -87,6 +87,11 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
 
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
+    if foreign := sorted(_ELSEWHERE & options.keys()):
+        raise ValueError(
+            f"timm/{name}: the option {foreign[0]} would read other files or fetch weights; name weights with start (--start, "
+            "--student-start, --teacher-start)"
+        )
     given = options.pop("img_size", None)
     size = size or (_pair(given) if given is not None else None)
     arguments = {**options, "num_classes": num_classes}
@@ -111,6 +116,10 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
             f"the pretrained head is for {own.get('num_classes')} classes: the one for {num_classes} starts at random"
         )
     return Built(module, input_of(own, size), tuple(notes), input_of(own, None).size)
+
+
+# arguments of timm.create_model that are no architecture: a model card from elsewhere must not open what it likes
+_ELSEWHERE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def input_of(cfg: Mapping[str, Any], size: Size | None) -> Input:

@@ -1,9 +1,12 @@
 """Files that are whole or not there."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,6 +22,25 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a JSON or YAML file holds; plain data, nothing in it is executed.
+
+    Raises:
+        ValueError: when it holds anything else, or is damaged.
+        OSError: when it cannot be read.
+    """
+    kind = "YAML" if path.suffix == ".yaml" else "JSON"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if kind == "YAML" else json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} is damaged or was not written by us: expected names and values, found other {kind}")
+    return content
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
-from uhkd.runs.files import write_atomically, write_tensors
+from uhkd.runs.files import read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import GUARDS, held
 from uhkd.runs.machine import environment
 
@@ -96,11 +96,11 @@ class RunFolder:
 
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe this folder was made with."""
-        return yaml.safe_load(self.recipe.read_text())
+        return read_mapping(self.recipe)
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""
-        return json.loads((self.path / "environment.json").read_text())
+        return read_mapping(self.path / "environment.json")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""
@@ -108,11 +108,11 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any]:
         """What a finished run says of itself: verb, metrics, sizes, data, environment."""
-        return json.loads(self.result.read_text())
+        return read_mapping(self.result)
 
     def read_card(self) -> dict[str, Any]:
         """The model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
-        return json.loads(self.card.read_text())
+        return read_mapping(self.card)
 
     def write_model(self, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """The trained network: weights first, so that a card always has them."""
@@ -132,8 +132,11 @@ class RunFolder:
         """The rows of metrics.csv as numbers; empty cells left out."""
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="") as file:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:  # longer rows come as lists, under no name
+            raise ValueError(f"{self.metrics} is damaged: expected a table of numbers ({error})") from error
 
     def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """diagnostics.npz, compressed."""
@@ -145,8 +148,14 @@ class RunFolder:
         """diagnostics.npz, or nothing when it was not written yet."""
         if not self.diagnostics.is_file():
             return {}
-        with np.load(self.diagnostics, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            # opened here: of an archive that it cannot read NumPy leaves the file open
+            with self.diagnostics.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged archive can fail in any way
+            raise ValueError(f"{self.diagnostics} is damaged or holds more than arrays ({error})") from error
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See `Checkpoints.write`."""
