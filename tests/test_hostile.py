@@ -42,7 +42,7 @@ READERS: tuple[Callable[[RunFolder], Any], ...] = (
     lambda run: load_yaml(run.recipe),
 )
 often = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

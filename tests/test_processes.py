@@ -150,7 +150,7 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place: Path, two: RunFolder, rank: int):
     name = f"killed-{rank}"
     process = distil(place, name)
