@@ -41,6 +41,14 @@ STEPS = [5, 10, 15]
 
 
 @pytest.fixture(autouse=True)
+def _hear_interrupts() -> Iterator[None]:
+    """What runs in the background of a shell is started deaf to them, and deaf it stays."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def _keep_checkpoints_and_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
     monkeypatch.setattr(training, "draw", lambda folder: [])

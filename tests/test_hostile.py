@@ -145,9 +145,9 @@ def test_a_card_opens_no_other_file(copied: Path, tmp_path: Path, option: str):
     assert not trap.exists()
 
 
-def test_a_card_does_not_ask_for_all_memory(copied: Path):
+def test_a_card_with_impossible_numbers_is_refused(copied: Path):
     card = json.loads((copied / "card.json").read_text())
-    for change in ({"image_size": [10**9, 10**9]}, {"num_classes": -1}):
+    for change in ({"image_size": [10**9, 10**9]}, {"num_classes": -1}, {"mean": []}, {"std": [0.1, 0, 0.1]}):
         (copied / "card.json").write_text(json.dumps(card | change))
         with pytest.raises(ValueError, match="the model card has"):
             load_run(copied)

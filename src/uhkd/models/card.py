@@ -1,5 +1,6 @@
 """The card of a model: the few facts from which the same architecture is built again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -55,5 +56,12 @@ class ModelCard:
             raise ValueError(
                 f"the model card has {card.num_classes} classes and images of {card.image_size}; expected 0 or more, and "
                 f"sides of 1 to {LARGEST_SIDE} px"
+            )
+        if (
+            not all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (card.mean, card.std))
+            or min(card.std) <= 0
+        ):
+            raise ValueError(
+                f"the model card has mean {card.mean} and std {card.std}; expected one number or three each, std above 0"
             )
         return card
