@@ -103,9 +103,8 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
     """Settle machine, processes, data and batch, and see that the folder can be written, before anything slow."""
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision)
-    folder = RunFolder(
-        fabric.broadcast(str(run_folder(recipe, label).path))
-    )  # a name with the time in it is one for all
+    # a name with the time in it is one for all processes
+    folder = RunFolder(fabric.broadcast(str(run_folder(recipe, label).path)))
     if not (recipe.resume and folder.started()):
         folder.check({}, resume=recipe.resume)
     tell_machine(recipe, device, precision)

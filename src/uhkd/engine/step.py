@@ -32,7 +32,7 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Stepper:
-    """Takes steps; a step never waits for the device. `model` is the learner as Fabric wrapped it."""
+    """Takes steps, which never wait for the device (but with nonfinite=skip). `model` is the learner as Fabric wrapped it."""
 
     recipe: TrainRecipe
     learner: Learner
@@ -68,9 +68,8 @@ class Stepper:
             for side in (learner.student, learner.distillers):
                 if parameters := list(side.parameters()):
                     norms.append(nn.utils.clip_grad_norm_(parameters, recipe.clip_grad or float("inf")))
-        if skip and not bool(
-            torch.stack(norms).isfinite().all()
-        ):  # alike in all processes, which share their gradients
+        # alike in all processes, which share their gradients
+        if skip and not bool(torch.stack(norms).isfinite().all()):
             for buffer, before in held:
                 buffer.copy_(before)
             self.optimizer.zero_grad()
