@@ -104,7 +104,7 @@ class Work:
         self.asked, self.folder = asked, Path(asked.out)
         self.run = RunFolder(self.folder)
         device, self.precision = choose_device(asked)
-        self.fabric = make_fabric(device, self.precision)
+        self.fabric = make_fabric(device, self.precision, asked.deterministic)
         tell_machine(asked, device, self.precision)
         self.data = open_recipe_data(asked, data)
         self.workers = choose_workers(asked, self.data, device)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.data import Augmentation, Data, in_memory, open_data, usable_cores
-from uhkd.engine import FUSED
+from uhkd.engine import FUSED, make_deterministic
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -70,6 +70,8 @@ def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
     if (compiled := getattr(recipe, "compile", None)) is not None:
         hardly = " (it hardly pays on a CPU: docs/performance.md)" if device == "cpu" else ""
         chosen.append(f"{'compiled' if compiled else 'not compiled'}{hardly}")
+    if recipe.deterministic and device == "cuda":
+        chosen.append("deterministic")
     threads = torch.get_num_threads()
     chosen.append(f"{threads} CPU thread{'s' * (threads > 1)}")
     say(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
@@ -85,8 +87,13 @@ class _Bf16(MixedPrecision):
         return data
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started."""
+def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fabric:
+    """Fabric on one device, or on as many processes as torchrun started.
+
+    deterministic: see `make_deterministic`; a CPU repeats to the bit by itself.
+    """
+    if deterministic and device == "cuda":
+        make_deterministic()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)

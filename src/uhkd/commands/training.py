@@ -102,7 +102,7 @@ def distill(
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric, RunFolder]:
     """Settle machine, processes, data and batch, and see that the folder can be written, before anything slow."""
     device, precision = choose_device(recipe)
-    fabric = make_fabric(device, precision)
+    fabric = make_fabric(device, precision, recipe.deterministic)
     # a name with the time in it is one for all processes
     folder = RunFolder(fabric.broadcast(str(run_folder(recipe, label).path)))
     if not (recipe.resume and folder.started()):

@@ -1,5 +1,6 @@
 """The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
 
+from uhkd.engine.deterministic import make_deterministic
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.optimizer import FUSED
@@ -19,6 +20,7 @@ __all__ = [
     "check_needs",
     "fit_linear_probe",
     "lr_factor",
+    "make_deterministic",
     "target_differences",
     "train",
     "weigh",

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.engine.averaging import Average
+from uhkd.engine.deterministic import deterministic_advice
 from uhkd.engine.learner import Learner
 from uhkd.engine.memory import memory_advice
 from uhkd.engine.optimizer import make_optimizer
@@ -63,8 +64,9 @@ def fetched(loader: Loader) -> Iterator[Batch]:
 def train(job: Job) -> list[dict[str, float]]:
     """Train by the recipe; leaves metrics, diagnostics and checkpoints in the folder and returns the rows of metrics.csv.
 
-    Goes on from the newest whole checkpoint in the folder if there is one; on a CPU the result is then bit-equal to that of a
-    run which was never interrupted. Asked to end by a signal (see `Request`), it saves itself after the step at work.
+    Goes on from the newest whole checkpoint in the folder if there is one; on a CPU, and on a GPU by `deterministic`, the result
+    is then bit-equal to that of a run which was never interrupted. Asked to end by a signal (see `Request`), it saves itself
+    after the step at work.
 
     Raises:
         ValueError: when the batch is larger than the training part, the data is not the interrupted run's, a batch cannot be
@@ -214,7 +216,7 @@ def train(job: Job) -> list[dict[str, float]]:
             "(--batch-size), or --accumulate N to take it in N parts"
         )
 
-    with progress, Request() as request, memory_advice(too_large):
+    with progress, Request() as request, memory_advice(too_large), deterministic_advice():
         try:
             for batch in progress.follow(fetched(loader)):
                 lr = recipe.learning_rate * lr_factor(

@@ -28,5 +28,13 @@ def on_smaller_grid(
 ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b d y x"]]:
     """Both maps area-pooled, each axis to the smaller of its two sizes; equal grids stay as they are."""
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    first, second = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
-    return first, second
+    return pooled(a, size), pooled(b, size)
+
+
+def pooled(x: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c y x"]:
+    """Area-pooled to `size`."""
+    if x.shape[2:] == size:
+        return x
+    kernel, rest = zip(*(divmod(n, m) for n, m in zip(x.shape[2:], size, strict=True)), strict=True)
+    # the same numbers wherever cells do not overlap, by an operation whose backward pass repeats to the bit on a GPU
+    return F.adaptive_avg_pool2d(x, size) if any(rest) else F.avg_pool2d(x, kernel)

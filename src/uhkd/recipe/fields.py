@@ -120,3 +120,8 @@ class MachineWords(Schema):
         default=None, ge=0, description="loader processes; none: chosen from the data and the cores"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU, use only operations that repeat to the bit, so that a resumed run equals an undisturbed one "
+        "(slower); on a CPU that is always so",
+    )
