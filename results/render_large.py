@@ -29,6 +29,8 @@ def large(files: Summaries, *, whole: bool = False) -> str:
         said = f"`{pair}`, accuracy (%) on the {part} after the last epoch; no setting was tuned. {facts(small, big)}"
         table = both(small, big) if big else [["method", "small"], *rows(small)]
         blocks += [said, markdown(table), agreement(small, big) if big else "Large: **not yet run**."]
+        if again := files.get(f"{pair}-again.json"):
+            blocks.append(repeated(again))
     return "\n\n".join(blocks)
 
 
@@ -41,16 +43,10 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def both(small: Mapping[str, Any], big: Mapping[str, Any]) -> list[list[str]]:
-    """Each method's accuracies and ranks, best of the large comparison first.
-
-    Raises:
-        ValueError: when the two did not run the same methods.
-    """
-    ours, theirs = means(small), means(big)
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"small ran {', '.join(ours)}; large ran {', '.join(theirs)}: nothing to compare")
+    """Accuracies and ranks of the methods that ran in both sizes, best of the large comparison first."""
+    ours, theirs = both_ran(small, big)
     rank, rank_small = (dict(zip(of, rankdata([-v for v in of.values()]), strict=True)) for of in (theirs, ours))
-    (_, taught), *others = rows(big)
+    (_, taught), *others = (row for row in rows(big) if row[0] in {"(teacher)", *theirs})
     lines = [["method", "large", "rank", "small", "rank"], ["(teacher)", taught, "", rows(small)[0][1], ""]]
     for method, accuracy in others:
         lines.append([method, accuracy, f"{rank[method]:g}", cell(small, method), f"{rank_small[method]:g}"])
@@ -59,10 +55,28 @@ def both(small: Mapping[str, Any], big: Mapping[str, Any]) -> list[list[str]]:
 
 def agreement(small: Mapping[str, Any], big: Mapping[str, Any]) -> str:
     """Rank correlations over the methods, in a sentence."""
-    ours, theirs = means(small), means(big)
+    ours, theirs = both_ran(small, big)
     pairs = [(ours[method], theirs[method]) for method in ours]
     rho, tau = (float(measure(*zip(*pairs, strict=True)).statistic) for measure in (spearmanr, kendalltau))
-    return f"The two rankings agree by Spearman's rho {rho:.2f}, Kendall's tau {tau:.2f} ({len(pairs)} methods)."
+    left_out = sorted(means(small).keys() - ours.keys())
+    missing = f" Large is **not yet run** by {', '.join(left_out)}." if left_out else ""
+    return (
+        f"The two rankings agree by Spearman's rho {rho:.2f}, Kendall's tau {tau:.2f} ({len(pairs)} methods).{missing}"
+    )
+
+
+def both_ran(small: Mapping[str, Any], big: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean accuracies of the methods that ran in both sizes, in the order of the small one."""
+    ours, theirs = means(small), means(big)
+    shared = [method for method in ours if method in theirs]
+    return {method: ours[method] for method in shared}, {method: theirs[method] for method in shared}
+
+
+def repeated(summary: Mapping[str, Any]) -> str:
+    """Some methods of the large comparison run again with more seeds, in a sentence."""
+    said = ", ".join(f"`{method}` {cell(summary, method)}" for method in means(summary))
+    seeds, commits = ({run[name] for run in summary["runs"]} for name in ("seed", "commit"))
+    return f"Run again with {len(seeds)} seeds (commit {', '.join(sorted(commits))}): {said}."
 
 
 def facts(small: Mapping[str, Any], big: Mapping[str, Any] | None) -> str:

@@ -22,13 +22,14 @@ def gpu(content: dict[str, Any] | None) -> str:
     """All sections of `benchmarks/everything.py` on a GPU."""
     if content is None:
         return "### On a GPU\n\nnot yet run: the minutes that a GPU was lent went to trainings"
-    blocks = [f"### On a GPU: {content['environment']['gpu']}"]
+    blocks, left = [f"### On a GPU: {content['environment']['gpu']}"], []
     for name, found in content["sections"].items():
         if isinstance(found, str):
-            blocks.append(f"{name}: {found}")
+            left.append(f"{name} ({found.partition(':')[0]})")
         else:
             made = {"reading": stored, "transform": spectral} | MADE | {"steps": steps}
             blocks.append(made[name.partition(":")[0]](found).replace("### ", "#### ", 1))
+    blocks += [f"No time was left for: {'; '.join(left)}."] if left else []
     return "\n\n".join([*blocks, _source("gpu.json", content)])
 
 
@@ -130,6 +131,23 @@ def data(content: dict[str, Any]) -> str:
     return f"### {content['title']}\n\n{content['settings']['rounds']} interleaved rounds.\n\n{markdown(rows)}"
 
 
+def deterministic(content: dict[str, Any]) -> str:
+    """What repeats to the bit, by method and pair."""
+    asked = ("repeats without", "repeats with", "stopped and resumed")
+    pairs = list(dict.fromkeys(row["pair"] for row in content["rows"]))
+    found: dict[str, list[str]] = {}
+    for row in content["rows"]:
+        said = ", ".join("yes" if row[key] else "**no**" for key in asked if key in row)
+        refused = row.get("refused", "").removeprefix("deterministic: ")
+        found.setdefault(row["method"], []).append(f"{said}; refused: {refused}" if refused else said)
+    return (
+        f"### {content['title']}: `--deterministic`\n\nWhether a second training equals the first in all bits: without the word, "
+        f"with it, and with it stopped in the middle and resumed; {content['settings']['epochs']} epochs of "
+        f"{content['settings']['images']} images, mixup and averaged weights, beside other trainings on the same GPU.\n\n"
+        + markdown([["method", *pairs], *([method, *cells] for method, cells in found.items())])
+    )
+
+
 MADE: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs,
     "writing": writing,
@@ -137,6 +155,7 @@ MADE: dict[str, Callable[[dict[str, Any]], str]] = {
     "stored": stored,
     "options": options,
     "data": data,
+    "deterministic": deterministic,
 }
 
 
