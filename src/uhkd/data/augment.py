@@ -1,4 +1,4 @@
-"""Views of images: crop, flip, colours, mixup and cutmix as pure functions of (seed, view, index)."""
+"""Views of images: crop, flip, colours, mixup and cutmix as pure functions of (seed, view, index or sample key)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from uhkd.data.colour import check_randaugment, erase_, jitter, rand_augment
+from uhkd.data.order import partners
 from uhkd.data.randomness import stream
-from uhkd.data.sources import Source
+from uhkd.data.sources import Source, addresses
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
 _TRIES = 6
@@ -80,12 +81,13 @@ def view(
     """Return view number `view` of image `index`, the same wherever and whenever it is asked for.
 
     The target is one-hot, or the mixture of two classes by their share of the pixels; None for a source without labels.
-    A mixed view's partner is the un-mixed view of another image under the same (seed, view).
+    A mixed view's partner is the un-mixed view of another image under the same (seed, view); see `partners`.
     """
     image = plain_view(source, index, seed=seed, view=view, augmentation=augmentation)
     mix = Mix(index, ONE, None, 1.0)
     if augmentation.mixes:
-        mix = draw_mix(index, len(source), augmentation, stream("mix", seed, view, index))
+        address = int(addresses(source, np.array([index]))[0])
+        mix = draw_mix(index, partners(source, index), augmentation, stream("mix", seed, view, address))
         other = plain_view(source, mix.partner, seed=seed, view=view, augmentation=augmentation)
         if mix.box is None:
             image = blend(image, other, mix.weight)
@@ -101,22 +103,23 @@ def view(
 
 def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
-    image = geometry(source.image(index), index, seed=seed, view=view, augmentation=augmentation)
+    address = int(addresses(source, np.array([index]))[0])
+    image = geometry(source.image(index), address, seed=seed, view=view, augmentation=augmentation)
     if augmentation.randaugment is not None:
-        image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, index))
+        image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, address))
     if augmentation.jitters:
-        image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, index))
+        image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, address))
     if augmentation.erasing:
-        erase_(image, augmentation.erasing, stream("erasing", seed, view, index))
+        erase_(image, augmentation.erasing, stream("erasing", seed, view, address))
     return image
 
 
-def geometry(image: Tensor, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def geometry(image: Tensor, address: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return `image` (3,h,w) uint8 cropped, resized and flipped: (3,H,W), freshly allocated."""
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
         return np.array(fit(image, augmentation.size).numpy(), order="C")
-    draws = stream("geometry", seed, view, index).random(2 * _TRIES + 3).tolist()
+    draws = stream("geometry", seed, view, address).random(2 * _TRIES + 3).tolist()
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
@@ -184,9 +187,10 @@ class Mix(NamedTuple):
     share: float
 
 
-def draw_mix(index: int, count: int, augmentation: Augmentation, rng: np.random.Generator) -> Mix:
-    """Draw how view `index` of `count` is mixed; `rng` is its own stream."""
-    partner = index if count < 2 else (index + 1 + int(rng.random() * (count - 1))) % count
+def draw_mix(index: int, among: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> Mix:
+    """Draw how view `index` is mixed, with which of the images `among` (first, last + 1); `rng` is its own stream."""
+    first, count = among[0], among[1] - among[0]
+    partner = index if count < 2 else first + (index - first + 1 + int(rng.random() * (count - 1))) % count
     if augmentation.cutmix and not (augmentation.mixup and rng.random() >= 0.5):
         box, share = _draw_box(augmentation.size, augmentation.cutmix, rng)
         return Mix(partner, ONE, box, share)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from uhkd.data.augment import Augmentation, Mix, blend, draw_mix, geometry, mirror, paste_
 from uhkd.data.colour import erase_, jitter, rand_augment_all_
+from uhkd.data.order import partners
 from uhkd.data.randomness import streams, uniforms
-from uhkd.data.sources import Held, Source, held
+from uhkd.data.sources import Held, Source, addresses, held
 
 
 def views(
@@ -34,12 +35,13 @@ def views(
     mixes = None
     if augmentation.mixes:
         numbers = indices.tolist()
+        own = streams("mix", seed, view, addresses(source, indices).tolist())
         mixes = [
-            draw_mix(index, len(source), augmentation, rng)
-            for index, rng in zip(numbers, streams("mix", seed, view, numbers), strict=True)
+            draw_mix(index, partners(source, index), augmentation, rng)
+            for index, rng in zip(numbers, own, strict=True)
         ]
-        partners = np.array([mix.partner for mix in mixes])
-        _mix_(images, plain_views(source, partners, seed=seed, view=view, augmentation=augmentation), mixes)
+        others = np.array([mix.partner for mix in mixes])
+        _mix_(images, plain_views(source, others, seed=seed, view=view, augmentation=augmentation), mixes)
     return torch.from_numpy(images), _targets(source.labels, indices, mixes, num_classes)
 
 
@@ -52,7 +54,7 @@ def plain_views(
         ValueError: an image that cannot be read, named.
     """
     images = _cut(source, indices, seed, view, augmentation)
-    numbers = indices.tolist()
+    numbers = addresses(source, indices).tolist()
     if augmentation.randaugment is not None:
         rand_augment_all_(images, augmentation.randaugment, streams("randaugment", seed, view, numbers))
     if augmentation.jitters:
@@ -68,20 +70,20 @@ def _cut(source: Source, indices: np.ndarray, seed: int, view: int, augmentation
     if augmentation.crop != "resized":
         found = held(source, indices)
         if found is not None and tuple(found.images.shape[-2:]) == tuple(augmentation.size):
-            return _cut_held(found, indices, seed, view, augmentation)
-    numbers = indices.tolist()
-    return np.stack([geometry(source.image(i), i, seed=seed, view=view, augmentation=augmentation) for i in numbers])
+            return _cut_held(found, addresses(source, indices), seed, view, augmentation)
+    own = zip(indices.tolist(), addresses(source, indices).tolist(), strict=True)
+    return np.stack([geometry(source.image(i), a, seed=seed, view=view, augmentation=augmentation) for i, a in own])
 
 
-def _cut_held(found: Held, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def _cut_held(found: Held, addresses: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Shift and flip by index arithmetic: first whole rows are gathered, then the columns of each image are set in order."""
     images, positions = found
     if augmentation.crop == "none" and not augmentation.flip:
         return images.numpy().take(positions, axis=0)
     height, width = augmentation.size
-    draws = uniforms("geometry", seed, view, indices)
-    rows = np.broadcast_to(np.arange(height), (len(indices), height))
-    columns = np.broadcast_to(np.arange(width), (len(indices), width))
+    draws = uniforms("geometry", seed, view, addresses)
+    rows = np.broadcast_to(np.arange(height), (len(addresses), height))
+    columns = np.broadcast_to(np.arange(width), (len(addresses), width))
     if augmentation.crop == "pad":
         rows = mirror(rows + _shifts(height, draws[:, 1]), height)
         columns = mirror(columns + _shifts(width, draws[:, 2]), width)

@@ -18,7 +18,7 @@ from uhkd.data.batch import Batch
 from uhkd.data.batched import plain_views
 from uhkd.data.batched import views as views_of
 from uhkd.data.memory import fill
-from uhkd.data.randomness import stream
+from uhkd.data.order import epoch_order, shuffle_of
 from uhkd.data.sources import Source
 
 Beside = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
@@ -41,15 +41,10 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def epoch_order(n: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which epoch `epoch` visits n images: (n,) a permutation."""
-    return stream("order", seed, epoch).permutation(n)
-
-
-def batch_images(n: int, *, seed: int, batch_size: int, step: int) -> np.ndarray:
-    """Return which of n images step `step` of a training visits: (batch_size,), over all its processes."""
-    epoch, position = divmod(step, steps_per_epoch(n, batch_size))
-    return epoch_order(n, seed=seed, epoch=epoch)[position * batch_size :][:batch_size]
+def batch_images(source: Source, *, seed: int, batch_size: int, step: int) -> np.ndarray:
+    """Return which images step `step` of a training visits: (batch_size,), over all its processes."""
+    epoch, position = divmod(step, steps_per_epoch(len(source), batch_size))
+    return epoch_order(source, seed=seed, epoch=epoch)[position * batch_size :][:batch_size]
 
 
 def train_loader(
@@ -80,13 +75,15 @@ def train_loader(
     (B,n) uint8, become the batch's `record`. device: see `Loader`.
 
     Raises:
-        ValueError: a batch size above the number of images or not divisible by world_size, a start_step beyond the end,
+        ValueError: a batch size above the number of images or not divisible by world_size or the source's lanes, a start_step beyond the end,
             or a label outside num_classes. While iterating: an image that cannot be read, named, a worker that was killed,
             or what `beside` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
         raise ValueError(f"batch size {batch_size} must be a multiple of the number of processes, {world_size}")
+    if (shuffle := shuffle_of(source)) is not None and batch_size % shuffle.lanes:
+        raise ValueError(f"batch size {batch_size} must be a multiple of the lanes that shards are read in, {shuffle.lanes}")
     if not 0 <= start_step <= total:
         raise ValueError(f"start_step {start_step} lies outside the run of {total} steps")
     if views is not None and views < 1:
@@ -238,7 +235,7 @@ class _TrainBatches(Batches):
     def make(self, step: int) -> Raw:
         epoch, position = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self.source), seed=self.seed, epoch=epoch)
+            self._order = epoch, epoch_order(self.source, seed=self.seed, epoch=epoch)
         start = position * self.batch_size
         index = self._order[1][start : start + self.batch_size][self.rank :: self.world_size]
         number = epoch if self.views is None else epoch % self.views

@@ -27,6 +27,7 @@ class Kept:
 
     def __init__(self, source: Source, size: tuple[int, int]) -> None:
         self.source, self.labels = source, source.labels
+        self.keys, self.shuffle = getattr(source, "keys", None), getattr(source, "shuffle", None)
         # not touched before it is written: the system gives memory page by page
         self._images = torch.from_numpy(np.empty((len(source), 3, *size), dtype=np.uint8))
         self._there = np.zeros(len(source), dtype=bool)

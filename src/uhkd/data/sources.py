@@ -48,6 +48,15 @@ def held(source: Source, indices: np.ndarray) -> Held | None:
     return None if own is None else own(indices)
 
 
+def addresses(source: Source, indices: np.ndarray) -> Int[np.ndarray, " b"]:
+    """Return the numbers by which the views of the images `indices` are drawn: (B,) their keys, or where they stand in the source.
+
+    A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.
+    """
+    keys = getattr(source, "keys", None)
+    return indices if keys is None else keys[indices]
+
+
 class ArraySource:
     """Images of one size, kept in memory as bytes."""
 
@@ -151,6 +160,10 @@ class Part:
         self.source = source
         self.indices = indices.astype(np.int64)
         self.labels = None if source.labels is None else source.labels[self.indices]
+        keys = getattr(source, "keys", None)
+        self.keys = None if keys is None else keys[self.indices]
+        shuffle = getattr(source, "shuffle", None)
+        self.shuffle = shuffle and shuffle.part(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -136,7 +136,7 @@ def train(job: Job) -> list[dict[str, float]]:
     def note_bad(steps: Sequence[int]) -> None:
         if steps and fabric.is_global_zero:
             where = {"seed": recipe.seed, "batch_size": recipe.batch_size}
-            found = [{"step": s + 1, "images": batch_images(images, **where, step=s).tolist()} for s in steps]
+            found = [{"step": s + 1, "images": batch_images(job.data.train, **where, step=s).tolist()} for s in steps]
             folder.write_json(NONFINITE, found)
 
     def check_finite(*, weights: bool = True) -> None:
