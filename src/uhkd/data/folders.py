@@ -11,6 +11,7 @@ import numpy as np
 
 from uhkd.data.decode import EXTENSIONS, decode_file, header_size
 from uhkd.data.sources import FileSource
+from uhkd.text import shown
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to learn whether all images share one size
@@ -111,12 +112,25 @@ def _children(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _images_below(folder: Path, root: Path) -> list[str]:
-    found = []
+    """Images in a class folder, links followed; a folder to which several links lead, or which lies above, is read once."""
+    found: list[str] = []
+    read = {_identity(above) for above in folder.resolve().parents}
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        if (identity := _identity(place)) in read:
+            folders.clear()
+            continue
+        read.add(identity)
+        # sorted: which of several links is taken must not depend on the file system
+        folders[:] = sorted(name for name in folders if not _hidden(name))
         prefix = Path(place).relative_to(root).as_posix()
         found += [f"{prefix}/{name}" for name in files if _is_image(name) and not _hidden(name)]
     return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What two names of one folder have in common."""
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
 
 
 def _hidden(name: str) -> bool:
@@ -168,4 +182,4 @@ def _images(count: int) -> str:
 
 def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(shown, names[:limit])) + more
