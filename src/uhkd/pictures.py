@@ -14,7 +14,7 @@ from uhkd.runs import RunFolder, write_atomically
 from uhkd.text import shown
 
 _SIZE = (6.0, 4.0)
-_LONGEST = 60  # letters of a label: a file's name may have 255
+_LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside the axis: a file's name may have 255
 
 
 def draw(run: RunFolder) -> list[Path]:
@@ -86,17 +86,17 @@ def draw_comparison(pairs: Mapping[str, Mapping[str, Sequence[float]]], path: Pa
             runs = 100 * np.asarray(methods[name])
             axes.plot(runs, [row] * len(runs), "o", markersize=4, alpha=0.5, color="tab:blue")
             axes.plot([runs.mean()], [row], "|", markersize=14, markeredgewidth=2, color="black")
-        axes.set_yticks(range(len(order)), list(map(_name, order)))
+        axes.set_yticks(range(len(order)), [_name(name, _BESIDE) for name in order])
         axes.set(title=_name(pair), xlabel="accuracy (%)")
         axes.grid(alpha=0.3)
     figure.suptitle(_name(title), fontsize="medium")
     return _save(figure, path)
 
 
-def _name(words: str) -> str:
+def _name(words: str, longest: int = _LONGEST) -> str:
     """Words from elsewhere as a label: one short line, no formula between dollars, never hidden from a legend."""
     line = shown(words)
-    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
     return f"{' ' * line.startswith('_')}{line}".replace("$", r"\$")
 
 

@@ -55,10 +55,10 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     try:
         with _opened(path) as image:
             return from_pil(image)
-    except _TooLarge as error:
+    except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image file {shown(str(path))} {error}: replace or remove it, train with --skip-bad-images, or, if it is "
-            f"meant and memory suffices, set the environment variable {_LARGER} to more"
+            f"image file {shown(str(path))} is too large ({error}): replace or remove it, train with --skip-bad-images, "
+            f"or, if it is meant and memory suffices, set the environment variable {_LARGER} to more"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         raise ValueError(
@@ -74,6 +74,10 @@ class _TooLarge(Exception):
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The image at `path`, its header read and its pixels not, if it is of a format of ours and not too large."""
+    most = largest()
+    if most > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
+        # the readers of WebP, GIF and TIFF look at this as well
+        Image.MAX_IMAGE_PIXELS = max(most, Image.MAX_IMAGE_PIXELS)
     with Path(path).open("rb") as file:
         start = file.read(8)
         file.seek(0)
@@ -82,8 +86,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
         with reader(file, str(path)) as image:
             width, height = image.size
-            if width * height > (most := largest()):
-                raise _TooLarge(f"promises {width:,} x {height:,} pixels, more than the {most:,} that are allowed")
+            if width * height > most:
+                raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")
             yield image
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uhkd.data.decode import EXTENSIONS, decode_file, header_size
+from uhkd.data.decode import EXTENSIONS, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
 from uhkd.text import shown
 
@@ -34,8 +34,9 @@ def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ..
 
     Raises:
         ValueError: no images, images without class folders, an empty class folder, classes of val or test that train
-            (or class_names) does not have.
+            (or class_names) does not have, UHKD_MAX_PIXELS that is no number of pixels.
     """
+    largest()  # a mistake in it is told once, not of every image
     parts, notes = _find_parts(root)
     listings: dict[str, dict[str, list[str]]] = {}
     for part, folder in parts.items():
