@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import __version__
+from uhkd.text import shown_lines
 
 VERBS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
@@ -89,7 +90,7 @@ def _run(verb: str, rest: list[str]) -> int:
     except SystemExit as stop:  # after a verb's --help
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
-        print(f"\nuhkd {verb}: {str(stop) or 'stopped'}{_go_on(verb, rest, asked)}", file=sys.stderr)
+        print(shown_lines(f"\nuhkd {verb}: {str(stop) or 'stopped'}{_go_on(verb, rest, asked)}"), file=sys.stderr)
         return getattr(stop, "code", 130)
     except BrokenPipeError:
         # the reader of our output is gone (uhkd models | head): nothing more can be said on stdout
@@ -98,7 +99,7 @@ def _run(verb: str, rest: list[str]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("UHKD_TRACEBACK") == "1":
             raise
-        print(f"uhkd {verb}: error: {error}{_trace_hint(error)}", file=sys.stderr)
+        print(shown_lines(f"uhkd {verb}: error: {error}{_trace_hint(error)}"), file=sys.stderr)
         return 2
 
 

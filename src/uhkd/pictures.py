@@ -1,5 +1,7 @@
 """Pictures of runs, drawn from their folders alone: learning curves, spectra, and the likeness of features."""
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from uhkd.runs import RunFolder
+from uhkd.runs import RunFolder, write_atomically
+from uhkd.text import shown
 
 _SIZE = (6.0, 4.0)
+_LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside the axis: a file's name may have 255
 
 
 def draw(run: RunFolder) -> list[Path]:
@@ -32,7 +36,7 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
         rows = [run.read_metrics() for run in runs]
         epochs = [row["epoch"] for row in rows[0]]
         accuracy = 100 * np.array([[row["val_accuracy"] for row in seed] for seed in rows])
-        (line,) = axes.plot(epochs, accuracy.mean(0), label=label)
+        (line,) = axes.plot(epochs, accuracy.mean(0), label=_name(label))
         if len(runs) > 1:
             spread = accuracy.std(0, ddof=1)
             axes.fill_between(
@@ -46,8 +50,7 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    return path
+    return _save(figure, path)
 
 
 def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
@@ -64,14 +67,13 @@ def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
         for label, found in arrays.items():
             students = sum(name.startswith("student_spectrum_") for name in found)
             nearest = -(-(level + 1) * students // teachers) - 1
-            _line(axes, found[f"student_spectrum_{nearest}"][-1], label)
+            _line(axes, found[f"student_spectrum_{nearest}"][-1], _name(label))
         axes.set(title=f"level {level + 1}", xlabel="frequency (cycles per image)", yscale="log")
         axes.grid(alpha=0.3)
         if level == 0:
             axes.set_ylabel("share of energy")
             axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-    return path
+    return _save(figure, path)
 
 
 def draw_comparison(pairs: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str) -> Path:
@@ -84,11 +86,27 @@ def draw_comparison(pairs: Mapping[str, Mapping[str, Sequence[float]]], path: Pa
             runs = 100 * np.asarray(methods[name])
             axes.plot(runs, [row] * len(runs), "o", markersize=4, alpha=0.5, color="tab:blue")
             axes.plot([runs.mean()], [row], "|", markersize=14, markeredgewidth=2, color="black")
-        axes.set_yticks(range(len(order)), order)
-        axes.set(title=pair, xlabel="accuracy (%)")
+        axes.set_yticks(range(len(order)), [_name(name, _BESIDE) for name in order])
+        axes.set(title=_name(pair), xlabel="accuracy (%)")
         axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=120)
+    figure.suptitle(_name(title), fontsize="medium")
+    return _save(figure, path)
+
+
+def _name(words: str, longest: int = _LONGEST) -> str:
+    """Words from elsewhere as a label: one short line, no formula between dollars, never hidden from a legend."""
+    line = shown(words)
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return f"{' ' * line.startswith('_')}{line}".replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the picture, whole; a letter that the font does not have is drawn as a box, without a warning for each."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(content, dpi=120, format="png")
+    write_atomically(path, content.getvalue())
     return path
 
 
@@ -98,9 +116,9 @@ def _line(axes: Axes, energy: np.ndarray, label: str, **style: Any) -> None:
 
 
 def _draw_cka(arrays: Mapping[str, np.ndarray], path: Path) -> Path:
-    shown = [(k, t) for k, t in (("cka_start", "before training"), ("cka_end", "after training")) if k in arrays]
-    figure = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
-    for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+    drawn = [(k, t) for k, t in (("cka_start", "before training"), ("cka_end", "after training")) if k in arrays]
+    figure = Figure(figsize=(3.4 * len(drawn), 3.2), layout="constrained")
+    for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(drawn))), drawn, strict=True):
         values = arrays[name]
         image = axes.imshow(values, vmin=0, vmax=1, origin="lower", cmap="viridis")
         for (row, column), value in np.ndenumerate(values):
@@ -109,5 +127,4 @@ def _draw_cka(arrays: Mapping[str, np.ndarray], path: Path) -> Path:
         axes.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
         axes.set_yticks(range(values.shape[0]), [str(i + 1) for i in range(values.shape[0])])
     figure.colorbar(image, ax=figure.axes, label="linear CKA")
-    figure.savefig(path, dpi=120)
-    return path
+    return _save(figure, path)

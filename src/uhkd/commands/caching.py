@@ -32,7 +32,7 @@ from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
-from uhkd.runs import RunFolder, environment
+from uhkd.runs import RunFolder, check_own, environment
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
@@ -51,7 +51,7 @@ def cache(
 
     Raises:
         ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
-            (differing fields named), or too little room on the disk.
+            (differing fields named), folders in it that are links, or too little room on the disk.
     """
     folder = Path(asked.out)
     if asked.jobs > 1 and (teacher is not None or data is not None):
@@ -59,6 +59,7 @@ def cache(
     if folder.exists() and not Stored.exists(folder) and (not folder.is_dir() or _foreign(folder)):
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
     work = Work(asked, teacher, data)
     if admit is not None:
         admit(work.stored)

@@ -16,6 +16,7 @@ from uhkd.models import create
 from uhkd.recipe import build as build_recipe
 from uhkd.spectral import ftm_shapes
 from uhkd.taps import Shapes, TappedModel
+from uhkd.text import shown
 
 _BATCH = 8
 
@@ -41,11 +42,11 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
         options=asked.student_options,
         levels=asked.student_levels or 4,
     )
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for role, network in (("teacher", teacher), ("student", student)):
         console.print(_taps(role, network))
         for note in network.notes:
-            console.print(f"  {note}")
+            console.print(f"  {shown(note)}")
     shapes = Shapes(student.shapes, teacher.shapes, classes, len(batch.index))
     distillers = build(asked.method, shapes, asked.settings, asked.weights)
     learner = Learner(student, distillers)
@@ -59,7 +60,10 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
         for level, (channels, k) in zip(target.levels, ftm_shapes(target, teacher.shapes.maps), strict=True):
             kept = "x".join(map(str, level.size))
             table.add_row(
-                student.levels[level.student], teacher.levels[level.teacher], f"{kept} {level.form}", str(channels * k)
+                shown(student.levels[level.student]),
+                shown(teacher.levels[level.teacher]),
+                f"{kept} {level.form}",
+                str(channels * k),
             )
         console.print(table)
         with torch.no_grad():
@@ -98,10 +102,10 @@ def _batch(asked: InspectArguments) -> tuple[Batch, int]:
 def _taps(role: str, network: TappedModel) -> Table:
     height, width = network.input_size
     parameters = sum(p.numel() for p in network.module.parameters())
-    title = f"{role} {network.card.name}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
+    title = f"{role} {shown(network.card.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
     table = Table("level", "tap", "channels", "grid", title=title)
     for i, (name, (c, h, w)) in enumerate(zip(network.levels, network.shapes.maps, strict=True)):
-        table.add_row(str(i + 1), name, str(c), f"{h}x{w}")
+        table.add_row(str(i + 1), shown(name), str(c), f"{h}x{w}")
     return table
 
 

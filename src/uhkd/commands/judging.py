@@ -19,6 +19,7 @@ from uhkd.models import load_run
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.text import shown
 
 
 def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **words: Any) -> dict[str, float]:
@@ -34,10 +35,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
     source = data if data is not None and not isinstance(data, str | Path) else arguments.data
     result, title, network = measure(arguments.run, source, arguments.split, arguments.batch_size, arguments.device)
     metrics = result.metrics | {"latency_ms": latency(network)}
-    table = Table("metric", "value", title=title)
+    table = Table("metric", "value", title=shown(title))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     return metrics
 
 
@@ -83,7 +84,7 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(top)
         answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        print(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)]))
+        print(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
     return answers
 
 

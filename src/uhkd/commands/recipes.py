@@ -23,6 +23,7 @@ from uhkd.recipe import (
     load_yaml,
     recipe_names,
 )
+from uhkd.text import shown, shown_lines
 
 _SCHEMAS: dict[str, type[Schema]] = {"finetune": FinetuneRecipe, "distill": DistillRecipe, "compare": CompareRecipe}
 _ABSENT = "-"
@@ -48,7 +49,7 @@ def recipes(
         return _list()
     if len(names) == 1:
         text = find_recipe(names[0]).read_text(encoding="utf-8")
-        print(text, end="" if text.endswith("\n") else "\n", flush=True)
+        print(shown_lines(text), end="" if text.endswith("\n") else "\n", flush=True)
         return text
     if len(names) == 2:
         return _compare(*names)
@@ -99,7 +100,7 @@ def _compare(first: str, second: str) -> Differences:
     if differing:
         _show(table)
     else:
-        print(f"{first} and {second} say the same", flush=True)
+        print(shown(f"{first} and {second} say the same"), flush=True)
     return differing
 
 
@@ -133,4 +134,4 @@ def _show(table: Table) -> None:
     page = io.StringIO()
     width = None if sys.stdout.isatty() else _WIDE
     Console(file=page, width=width, markup=False, highlight=False, emoji=False).print(table)
-    print("\n".join(line.rstrip() for line in page.getvalue().splitlines()), flush=True)
+    print("\n".join(shown(line.rstrip()) for line in page.getvalue().splitlines()), flush=True)

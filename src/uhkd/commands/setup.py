@@ -17,6 +17,7 @@ from uhkd.engine import FUSED, make_deterministic
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.text import shown_lines
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
@@ -26,7 +27,7 @@ _SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a
 def say(line: str) -> None:
     """One line for the person at the terminal, on standard error so that output can be piped; from the first process alone."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        print(shown_lines(line), file=sys.stderr, flush=True)
 
 
 def fast_bf16(device: str) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 
 from uhkd.data.sources import ArraySource, DatasetSource, Part, Source, cannot_read
 from uhkd.data.splits import stratified_split
+from uhkd.text import shown
 
 _CIFAR_FOLDER = "cifar-100-python"
 _PROBES = 4
@@ -74,16 +79,21 @@ def npz(path: Path) -> Parts:
     """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` optional.
 
     Raises:
-        ValueError: not an archive of arrays, or missing or unsuitable arrays.
+        ValueError: not an archive of arrays, missing or unsuitable arrays, or more than memory holds.
     """
+    wanted = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
     try:
+        _check_promised(path, wanted)
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            names = archive.files
+            arrays = {key: archive[key] for key in wanted if key in names}
+    except _TooLarge as error:
+        raise ValueError(str(error)) from None
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays ({error})") from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
-        found = ", ".join(sorted(arrays)) or "none"
+        found = ", ".join(map(shown, sorted(names))) or "none"
         raise ValueError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
     parts = {part: _npz_part(path, arrays, part) for part in ("train", "val", "test")}
     train = parts["train"]
@@ -91,6 +101,34 @@ def npz(path: Path) -> Parts:
     classes = tuple(str(name) for name in arrays.get("classes", ()))
     height, width = train.images.shape[-2:]
     return Parts(classes, train, parts["val"], parts["test"], (height, width))
+
+
+class _TooLarge(Exception):
+    """What is said of an archive that no memory of this machine could hold."""
+
+
+def _check_promised(path: Path, wanted: Sequence[str]) -> None:
+    """See that arrays, unpacked and copied once, fit into memory, before any is read: a few kilobytes can promise terabytes."""
+    with zipfile.ZipFile(path) as archive:
+        # what is read of an entry ends where its promise ends
+        promised = sum(entry.file_size for entry in archive.infolist() if entry.filename.removesuffix(".npy") in wanted)
+    there = memory_of_machine()
+    if there is not None and 2 * promised > there:
+        raise _TooLarge(
+            f"{path} unpacks to {promised / 1e9:,.1f} GB, more than half of the {there / 1e9:,.1f} GB of memory here: "
+            "write the images as a folder of class folders"
+        )
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of memory that this process may have: the machine's, or its container's; None where the system does not say."""
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # "max" where there is no bound
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return there
 
 
 def user_dataset(dataset: Any, title: str) -> Parts:

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
+from uhkd.text import shown
+
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
+LARGEST = 178_956_970  # pixels, where Pillow refuses by default: 13,377 x 13,377, half a GB as bytes
+_LARGER = "UHKD_MAX_PIXELS"  # the environment's word for another bound
+
+# Not `Image.open`: that would try some forty formats whatever the file is called (EPS runs Ghostscript), and its bound on
+# pixels is a warning up to `LARGEST`, which means another thing under each filter of warnings.
+_READERS = (
+    (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"GIF8", GifImagePlugin.GifImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"II", TiffImagePlugin.TiffImageFile),
+    (b"MM", TiffImagePlugin.TiffImageFile),
+    (b"P", PpmImagePlugin.PpmImageFile),
+)
 _WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 
@@ -20,22 +49,64 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """Decode the image file at `path` (its first frame) as RGB, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: the file cannot be read or decoded whole; the message names it.
+        ValueError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
+            UHKD_MAX_PIXELS); the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return from_pil(image)
+    except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"image file {shown(str(path))} is too large ({error}): replace or remove it, train with --skip-bad-images, "
+            f"or, if it is meant and memory suffices, set the environment variable {_LARGER} to more"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         raise ValueError(
-            f"image file {path} cannot be decoded ({_one_line(error)}): replace or remove it, "
+            f"image file {shown(str(path))} cannot be decoded ({_one_line(error)}): replace or remove it, "
             "or train with --skip-bad-images"
         ) from error
+
+
+class _TooLarge(Exception):
+    """What is said of an image with more pixels than are allowed."""
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image at `path`, its header read and its pixels not, if it is of a format of ours and not too large."""
+    most = largest()
+    if most > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
+        # the readers of WebP, GIF and TIFF look at this as well
+        Image.MAX_IMAGE_PIXELS = max(most, Image.MAX_IMAGE_PIXELS)
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        file.seek(0)
+        reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
+        if reader is None:
+            raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
+        with reader(file, str(path)) as image:
+            width, height = image.size
+            if width * height > most:
+                raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")
+            yield image
+
+
+def largest() -> int:
+    """The most pixels an image file may have: UHKD_MAX_PIXELS of the environment, or `LARGEST`.
+
+    Raises:
+        ValueError: UHKD_MAX_PIXELS is no whole number above 0.
+    """
+    said = os.environ.get(_LARGER, str(LARGEST))
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"{_LARGER} must be a whole number of pixels above 0, found {said!r}")
+    return int(said)
 
 
 def header_size(path: str | Path) -> tuple[int, int] | None:
     """Return the (height, width) that the file's header promises after EXIF rotation; None if unreadable."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:  # refuses what is too large: of a PNG the EXIF block may lie behind the pixels
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)
@@ -123,4 +194,4 @@ def _from_deep_grey(array: np.ndarray, full: int | None) -> UInt8[Tensor, "3 h w
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return shown(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uhkd.data.decode import EXTENSIONS, decode_file, header_size
+from uhkd.data.decode import EXTENSIONS, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
+from uhkd.text import shown
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to learn whether all images share one size
@@ -33,8 +34,9 @@ def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ..
 
     Raises:
         ValueError: no images, images without class folders, an empty class folder, classes of val or test that train
-            (or class_names) does not have.
+            (or class_names) does not have, UHKD_MAX_PIXELS that is no number of pixels.
     """
+    largest()  # a mistake in it is told once, not of every image
     parts, notes = _find_parts(root)
     listings: dict[str, dict[str, list[str]]] = {}
     for part, folder in parts.items():
@@ -111,12 +113,25 @@ def _children(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _images_below(folder: Path, root: Path) -> list[str]:
-    found = []
+    """Images in a class folder, links followed; a folder to which several links lead, or which lies above, is read once."""
+    found: list[str] = []
+    read = {_identity(above) for above in folder.resolve().parents}
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        if (identity := _identity(place)) in read:
+            folders.clear()
+            continue
+        read.add(identity)
+        # sorted: which of several links is taken must not depend on the file system
+        folders[:] = sorted(name for name in folders if not _hidden(name))
         prefix = Path(place).relative_to(root).as_posix()
         found += [f"{prefix}/{name}" for name in files if _is_image(name) and not _hidden(name)]
     return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What two names of one folder have in common."""
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
 
 
 def _hidden(name: str) -> bool:
@@ -168,4 +183,4 @@ def _images(count: int) -> str:
 
 def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(shown, names[:limit])) + more

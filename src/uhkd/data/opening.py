@@ -19,6 +19,7 @@ from uhkd.data.sources import Part, Source, fingerprint
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 
 _BUILT_IN = ("digits", "cifar100")
+_MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,10 @@ def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> t
         pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
         wanted, found = next((a, b) for a, b in pairs if a != b)
         raise ValueError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
+    if not (names or parts.classes) and (highest := int(train.max())) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{name}: labels count the classes from 0, found {highest}: expected less than {_MOST_CLASSES:,}; number them anew"
+        )
     classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
     if len(set(classes)) != len(classes):
         raise ValueError(f"{name}: class names must differ, found repeated ones among {len(classes)}")

@@ -1,7 +1,6 @@
 """Building a bare module from a library's name, with its own input size and normalisation."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from uhkd.models.naming import Reference
 from uhkd.models.pretrained import hub_within_reach, unavailable
 from uhkd.models.variants import build_variant
 from uhkd.models.weights import apply_state
+from uhkd.runs import read_mapping
 from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD
 
 Size = tuple[int, int]
@@ -58,9 +58,9 @@ def read_folder(path: str) -> tuple[str, dict[str, Any], dict[str, Any], Path]:
     """
     folder = Path(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_mapping(folder / "config.json")
         architecture = config["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"'{folder / 'config.json'}' is no timm configuration: expected an 'architecture'") from error
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     weights = next((file for file in files if file.is_file()), None)

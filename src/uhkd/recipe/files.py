@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from uhkd import plain
 from uhkd.recipe.problems import RecipeError, did_you_mean
 from uhkd.recipe.schema import TrainRecipe
 
@@ -37,19 +38,20 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 def scalar(text: str) -> Any:
     """The plain value that `text` stands for in YAML: number, true or false, null, list or the text itself."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        return plain.load_yaml(text, _Loader)
+    except (yaml.YAMLError, ValueError):
         return text
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file; nothing in it is executed and relative paths stay as they are.
 
-    Raises `RecipeError` for an unreadable file, a syntax error (with its line) and anything but a mapping.
+    Raises `RecipeError` for an unreadable file, a syntax error (with its line), anything but a mapping, and a file that is too
+    long, too deep or by its aliases too large.
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = plain.load_yaml(plain.read_text(path, plain.LARGEST), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError([f"cannot read recipe {path}: {reason}"]) from None
@@ -59,6 +61,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError([f"{path}{where}: {error.problem or 'not valid YAML'}"]) from None
     except yaml.YAMLError as error:
         raise RecipeError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from None
+    except ValueError as error:
+        raise RecipeError([f"cannot read recipe {path}: {error}"]) from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -48,7 +48,7 @@ class Checkpoints:
         """
         self.path.mkdir(exist_ok=True)
         for leftover in self.path.glob(".step-*"):  # of a process that was killed: the folder is ours alone
-            shutil.rmtree(leftover)
+            _remove(leftover)
         temporary = self.path / f".step-{checkpoint.step}.{os.getpid()}.tmp"
         optimizer = io.BytesIO()
         torch.save(checkpoint.optimizer, optimizer)
@@ -67,13 +67,13 @@ class Checkpoints:
         if final.exists():  # a folder cannot be renamed onto one: the old one steps aside, it is not deleted before
             final.replace(aside := temporary.with_suffix(".old"))
             temporary.replace(final)
-            shutil.rmtree(aside)
+            _remove(aside)
         else:
             temporary.replace(final)
         flush_folder(self.path)
         older = [folder for step, folder in self._named() if step < checkpoint.step]
         for folder in older[: -(KEPT - 1)]:
-            shutil.rmtree(folder)
+            _remove(folder)
 
     def read(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None when there is none at all.
@@ -112,6 +112,14 @@ class Checkpoints:
     def _named(self) -> list[tuple[int, Path]]:
         named = ((folder.name.removeprefix("step-"), folder) for folder in self.path.glob("step-*"))
         return sorted((int(number), folder) for number, folder in named if number.isdecimal())
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, or a link to one and nothing behind it."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

@@ -10,13 +10,17 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
+from uhkd import plain
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it: a reader sees the old or the new, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        temporary.unlink(missing_ok=True)  # of a process of this number that was killed
+        # "x": a link that somebody put there is not followed
+        with temporary.open("xb") as file:
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -33,8 +37,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     kind = "YAML" if path.suffix == ".yaml" else "JSON"
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if kind == "YAML" else json.loads(text)
+        text = plain.read_text(path)
+        content = plain.load_yaml(text) if kind == "YAML" else json.loads(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
@@ -52,6 +56,22 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """What a safetensors file of them holds."""
     # not by save_file: that makes a file which other users of the machine may not read
     return save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()})
+
+
+def check_own(folder: Path, *names: str) -> None:
+    """See that folders of ours below `folder` are no links: who writes and deletes there would do so in another place.
+
+    Raises:
+        ValueError: when one is, named.
+    """
+    for name in names:
+        parts = Path(name).parts
+        for place in (folder.joinpath(*parts[: i + 1]) for i in range(len(parts))):
+            if place.is_symlink():
+                raise ValueError(
+                    f"{place} is a link to another place, where uhkd would write and delete: put a folder there, or choose "
+                    "another --out"
+                )
 
 
 def flush_folder(path: Path) -> None:

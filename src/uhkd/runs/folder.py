@@ -13,9 +13,11 @@ import yaml
 from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
-from uhkd.runs.files import read_mapping, write_atomically, write_tensors
+from uhkd.runs.files import check_own, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import GUARDS, held
 from uhkd.runs.machine import environment
+
+_LARGEST = 2**30  # bytes of diagnostics: spectra and predictions of ten thousand evaluations
 
 
 def _yaml(mapping: Mapping[str, Any]) -> str:
@@ -74,9 +76,10 @@ class RunFolder:
         """The folder, made if need be, as this process's own while the context lasts.
 
         Raises:
-            ValueError: when another process works in it; see `held`.
+            ValueError: when another process works in it (see `held`), or the folder of its checkpoints is a link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        check_own(self.path, self.checkpoints.name)
         with held(self.path):
             yield
 
@@ -151,6 +154,8 @@ class RunFolder:
         try:
             # opened here: of an archive that it cannot read NumPy leaves the file open
             with self.diagnostics.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if sum(entry.file_size for entry in arrays.zip.infolist()) > _LARGEST:
+                    raise ValueError(f"it unpacks to more than {_LARGEST:,} bytes, which no run writes")
                 return dict(arrays)
         except MemoryError:
             raise

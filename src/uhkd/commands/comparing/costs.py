@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from uhkd.commands.comparing.tables import Rows, markdown
+from uhkd.commands.comparing.tables import Rows, inline, markdown
+from uhkd.text import shown, shown_lines
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
 _HEAD += ["GFLOP an image", "GFLOP x kd", "extra parameters"]
@@ -23,25 +24,25 @@ def cost_rows(measured: Mapping[str, Any]) -> Rows:
 
 def document(costs: Mapping[str, Any]) -> str:
     """cost.md: a table a pair, what is missing from it, and how the numbers came about."""
-    blocks = [f"# {costs['title']}"]
+    blocks = [f"# {inline(costs['title'])}"]
     for pair, measured in costs["pairs"].items():
-        blocks += [f"## {pair}", setting(measured), markdown(cost_rows(measured)), *_reasons(measured)]
+        blocks += [f"## {inline(pair)}", setting(measured), markdown(cost_rows(measured)), *_reasons(measured)]
     return "\n\n".join([*blocks, note(costs)]) + "\n"
 
 
 def show(costs: Mapping[str, Any]) -> None:
     """The tables on standard output."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for pair, measured in costs["pairs"].items():
         rows = [[row[i] for i in _ON_TERMINAL] for row in cost_rows(measured)]
-        table = Table(title=f"{costs['title']}: {pair}")
+        table = Table(title=shown(f"{costs['title']}: {pair}"))
         for head, *cells in zip(*rows, strict=True):
             table.add_column(head, min_width=max(map(len, cells)))  # a head may wrap, a number may not
         for row in rows[1:]:
-            table.add_row(*row)
+            table.add_row(*map(shown, row))
         console.print(table)
         for line in (setting(measured), *_reasons(measured)):
-            console.print(line, markup=False)
+            console.print(shown_lines(line))
 
 
 def note(costs: Mapping[str, Any]) -> str:

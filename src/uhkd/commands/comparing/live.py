@@ -15,6 +15,7 @@ from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import Board, workers_of
 from uhkd.commands.comparing.serving import whole
 from uhkd.commands.setup import say
+from uhkd.text import shown
 
 _LOOK = 0.5  # seconds between two looks at the folder
 _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}
@@ -33,7 +34,8 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
     """
     if _finished(states(plan, board)):
         return
-    live = Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+    console = Console(stderr=True, markup=False, emoji=False)
+    live = Live(console=console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
     told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
     caches = {task.name for task in plan.caches if board.state(task) in ("done", "failed")}
     began, already = time.monotonic(), len(told)
@@ -91,7 +93,7 @@ def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:
     """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
     tasks = {task.name: task for task in plan.tasks}
     pairs = list(plan.teachers)
-    table = Table("method", *pairs)
+    table = Table("method", *map(shown, pairs))
     for method in dict.fromkeys(cell.method for cell in plan.cells.values()):
         row = []
         for pair in pairs:
@@ -106,5 +108,5 @@ def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:
     elapsed = time.monotonic() - began
     eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
     making = [cache.name for cache in plan.caches if board.state(cache) == "begun"]
-    stored = f", storing the teacher's signals: {', '.join(making)}" if making else ""
+    stored = f", storing the teacher's signals: {', '.join(map(shown, making))}" if making else ""
     return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}{stored}")

@@ -132,6 +132,8 @@ def merged(words: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _names(pairs: tuple[str, ...]) -> list[str]:
     """Short names, with as much of the path as tells them apart."""
     paths = [Path(pair).with_suffix("") if pair.endswith((".yaml", ".yml")) else Path(pair) for pair in pairs]
+    # "." and ".." have no name of their own, and would lead out of the comparison's folder
+    paths = [path.resolve() if path.name in ("", "..") else path for path in paths]
     for parts in range(1, 20):
         names = ["-".join(path.parts[-parts:]).replace("/", "") for path in paths]
         if len(set(names)) == len(names):

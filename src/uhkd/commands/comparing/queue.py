@@ -23,7 +23,7 @@ from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.serving import doubt, settle, store, whole
 from uhkd.data import usable_cores
 from uhkd.recipe import RecipeError
-from uhkd.runs import RunFolder, write_atomically
+from uhkd.runs import RunFolder, check_own, write_atomically
 
 State = Literal["waiting", "begun", "done", "failed"]
 _PATIENCE = 0.5  # seconds between two looks at tasks that others work on
@@ -70,9 +70,12 @@ class Board:
         """Write down every task's words, and give tasks that failed another chance.
 
         Raises:
+            ValueError: when a folder below `out` is a link.
             RecipeError: when a task has other words than the folder's earlier task of that name.
         """
         problems = []
+        kinds = ("plan", "locks", "logs", "failed", "chosen")
+        check_own(self.out, *(f"{kind}/{task.name}" for task in plan.work for kind in (*kinds, ".")))
         for task in plan.work:
             file = self._file("plan", task.name, ".json")
             now = json.loads(json.dumps({"words": task.words, "choices": task.choices, "measured": task.measured}))
@@ -155,8 +158,10 @@ class Board:
         log.parent.mkdir(parents=True, exist_ok=True)
         folder, holder = self.run(task.name), self._file("locks", task.name, ".pid")
         cache = self.out / task.cache if task.cache else None
-        holder.write_text(_worker_name(os.getpid()))
-        with log.open("a") as file, contextlib.redirect_stderr(file):
+        write_atomically(holder, _worker_name(os.getpid()))
+        if log.is_symlink():
+            log.unlink()  # what is appended to would be another file
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file, contextlib.redirect_stderr(file):
             try:
                 if task.serves:
                     store(self.out, task.name, task.words, {other.name: self.words(other) for other in served})

@@ -8,10 +8,21 @@ from rich.console import Console
 from rich.table import Table
 
 from uhkd.commands.comparing.summary import lines, verdicts
-from uhkd.commands.comparing.tables import Rows, csv_text, latex, line_rows, markdown, overview, pair_rows, run_rows
+from uhkd.commands.comparing.tables import (
+    Rows,
+    csv_text,
+    inline,
+    latex,
+    line_rows,
+    markdown,
+    overview,
+    pair_rows,
+    run_rows,
+)
 from uhkd.commands.setup import say
 from uhkd.pictures import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
+from uhkd.text import shown
 
 _ON_TERMINAL = (0, 1, 2, 3, 4)  # what fits 80 columns; compare.md holds the rest
 PARTS = {"val": "held-out part of the training images", "test": "test part"}
@@ -58,16 +69,19 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
             f" {by_cache} of {len(summary['runs'])} runs learned from stored signals of their teacher: their training time "
             "leaves the teacher out and does not compare with the others' (compare --cost measures steps with it)."
         )
-    blocks = [f"# {summary['title']}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
+    blocks = [f"# {inline(summary['title'])}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
     commits = sorted({str(run["commit"]) for run in summary["runs"]})
     blocks.append(
         "\n".join(f"- {line}" for line in [*_machines(summary), f"commit {', '.join(commits)}", *_warned(summary)])
     )
     for pair, rows in tables.items():
         own = summary["pairs"][pair]
-        blocks += [f"## {pair}", f"{own['student']}, teacher {own['teacher']['name']}", markdown(rows)]
+        networks = f"{own['student']}, teacher {own['teacher']['name']}"
+        blocks += [f"## {inline(pair)}", inline(networks), markdown(rows)]
     if summary["missing"]:
-        blocks.append("Missing cells:\n\n" + "\n".join(f"- {n}: {why}" for n, why in summary["missing"].items()))
+        blocks.append(
+            "Missing cells:\n\n" + "\n".join(f"- {inline(n)}: {inline(why)}" for n, why in summary["missing"].items())
+        )
     if summary["tuning"]:
         rows = [["pair", "method", "changes", "held-out accuracy (%)", "taken"]]
         rows += [
@@ -95,19 +109,19 @@ def _percent(accuracy: float | None) -> str:
     return "failed" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
-def show(summary: Mapping[str, Any]) -> None:
-    """The tables on standard output, what may be said of UHKD on standard error."""
-    console = Console()
-    head, *body = overview(summary)
-    table = Table(*head, title=summary["title"])
+def _table(rows: Rows, title: str) -> Table:
+    head, *body = [[*map(shown, row)] for row in rows]
+    table = Table(*head, title=shown(title))
     for row in body:
         table.add_row(*row)
-    console.print(table)
+    return table
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """The tables on standard output, what may be said of UHKD on standard error."""
+    console = Console(markup=False, emoji=False)
+    console.print(_table(overview(summary), summary["title"]))
     for pair in summary["pairs"]:
-        head, *body = [[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)]
-        table = Table(*head, title=pair)
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_table([[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)], pair))
     for line in verdicts(summary):
         say(line)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uhkd.commands.comparing.summary import Gap, Line, lines
+from uhkd.text import shown
 
 Rows = list[list[str]]
 _LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_MARKDOWN = {"|": r"\|", "<": "&lt;"}
 
 
 def mean_sd(line: Line) -> str:
@@ -77,7 +79,7 @@ def line_rows(summary: Mapping[str, Any]) -> Rows:
             for x in ((gap.mean, gap.half) if gap else (None, None))
         ]
         own = [line.mean, line.sd, *gaps, 60 * line.hours, line.per_hour, line.extra_parameters, line.settings_tried]
-        rows.append([line.pair, line.method, str(len(line.accuracy)), *map(number, own)])
+        rows.append([_no_formula(line.pair), line.method, str(len(line.accuracy)), *map(number, own)])
     return [[*head, "training_minutes", "points_per_hour", "extra_parameters", "settings_tried"], *rows]
 
 
@@ -90,20 +92,33 @@ def teacher_row(summary: Mapping[str, Any]) -> list[str]:
 def run_rows(summary: Mapping[str, Any]) -> Rows:
     """Head and one row a run, numbers in full."""
     keys = ("pair", "method", "seed", "accuracy", "seconds", "extra_parameters", "lr", "settings", "weights", "commit")
-    return [list(keys), *([str(run[key]) for key in keys] for run in summary["runs"])]
+    return [
+        list(keys),
+        *([_no_formula(str(run["pair"])), *(str(run[key]) for key in keys[1:])] for run in summary["runs"]),
+    ]
+
+
+def _no_formula(name: str) -> str:
+    """A name that a spreadsheet takes for text: pairs are called by their files, methods by plain words."""
+    return f"'{shown(name)}" if name.startswith(("=", "+", "-", "@")) else shown(name)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its head."""
     marks = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in marks)
+    return "\n".join(f"| {' | '.join(map(inline, row))} |" for row in marks)
+
+
+def inline(words: str) -> str:
+    """Words as text of a Markdown line or cell: what they hold is neither HTML, nor a link, a picture or another cell."""
+    return "".join(_MARKDOWN.get(letter, letter) for letter in shown(words)).replace("](", r"]\(")
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     """A table in LaTeX (booktabs); the first row is its head."""
 
     def cell(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in text)
+        return "".join(_LATEX.get(letter, letter) for letter in shown(text))
 
     first, *body = (" & ".join(map(cell, row)) + r" \\" for row in rows)
     head = [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]
