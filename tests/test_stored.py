@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd.data import Augmentation
+from uhkd.data import Augmentation, descriptors
 from uhkd.spectral import FTM, SpectralTarget, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, picture_sums, shards
 from uhkd.taps import SideShapes, Signals
@@ -131,11 +131,11 @@ def test_records_are_read_in_any_order(tmp_path: Path):
 
 @pytest.mark.usefixtures("small_shards")
 def test_readers_may_be_pickled_forked_and_have_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shards, "_OPEN", 2)
+    monkeypatch.setattr(descriptors, "_OPEN", 2)
     found, bodies = written(tmp_path, images=30)
     index = np.arange(30)[::-1]
     assert np.array_equal(found.read(0, index), bodies[0, index])
-    assert len(found._open) == 2
+    assert len(found._files._open) == 2
     assert np.array_equal(pickle.loads(pickle.dumps(found)).read(1, index), bodies[1, index])
     if "fork" in multiprocessing.get_all_start_methods():
         with multiprocessing.get_context("fork").Pool(2) as pool:

@@ -21,6 +21,7 @@ VERBS = {
     "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
+    "index": "note where the samples of tar shards lie",
     "doctor": "what this machine offers: versions, device, precision, disk",
 }
 

@@ -1,4 +1,4 @@
-"""What the small verbs may be asked: the options of demo, models, recipes, inspect, eval, predict and doctor."""
+"""What the small verbs may be asked: the options of demo, models, recipes, index, inspect, eval, predict and doctor."""
 
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +37,14 @@ class RecipesArguments(Schema):
         default=(),
         description="none: list all; one: show it; two: the keys in which they differ. Packaged names, files or run folders",
     )
+
+
+class IndexArguments(Schema):
+    """Note where each sample of a folder of tar shards lies, in one file beside them: opened faster, also from afar."""
+
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: str = Field(description="folder of .tar shards, train-*.tar, val-*.tar or train/*.tar, val/*.tar")
 
 
 class InspectArguments(Schema):

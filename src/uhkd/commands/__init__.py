@@ -4,6 +4,7 @@ from uhkd.commands.api import cache, distill, finetune
 from uhkd.commands.compare import compare
 from uhkd.commands.demo import demo
 from uhkd.commands.doctor import doctor
+from uhkd.commands.indexing import index
 from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
@@ -20,6 +21,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "finetune",
+    "index",
     "inspect",
     "models",
     "predict",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import Timeout
 from torch import Tensor, nn
@@ -188,6 +189,8 @@ class Work:
         tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in shown.tensors().items()}
         if teacher.ftm is not None:
             tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
+        if (keys := getattr(data.train, "keys", None)) is not None:
+            tensors["keys"] = torch.from_numpy(keys.view(np.int64))
         self.run.begin(asked.model_dump(mode="json"))
         manifest = Manifest(
             identity=self._identity(network, layout, teacher, self.augmentation),

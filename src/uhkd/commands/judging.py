@@ -10,7 +10,7 @@ from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
 from uhkd.commands.setup import image_size, say
-from uhkd.data import eval_loader, open_data
+from uhkd.data import Sharding, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.evaluation import Evaluation, latency
@@ -59,6 +59,7 @@ def measure(
         val_fraction=recipe.get("val_fraction", 0.1),
         skip_bad_images=recipe.get("skip_bad_images", False),
         class_names=network.card.classes or None,
+        shards=Sharding(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
     )
     part = split if split != "auto" else ("val" if opened.test is None else "test")
     images = opened.val if part == "val" else opened.test

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.data import Augmentation, Data, in_memory, open_data, usable_cores
+from uhkd.data import Augmentation, Data, Sharding, in_memory, open_data, usable_cores
 from uhkd.engine import FUSED, make_deterministic
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
@@ -117,6 +117,7 @@ def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[
         train_limit=recipe.train_limit,
         skip_bad_images=recipe.skip_bad_images,
         class_names=class_names,
+        shards=Sharding(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
     )
     test = "" if opened.test is None else f", {len(opened.test)} test"
     say(

@@ -124,30 +124,44 @@ def check_views(stored: Stored, data: Data, views: int, *, damaged_too: bool = T
     manifest, shards = stored.manifest, stored.shards
     whole = [shard for view in range(views) for shard in shards.of_view(view) if shards.whole(shard)]
     draw, count = np.random.default_rng(0), min(_LOOKED_AT, 2 * manifest.images) if whole else 0
+    # by sample keys a training may show some of the samples, in another order
+    places = {int(row): place for place, row in enumerate(stored.rows(np.arange(len(data.train))))}
+    looked = 0
     for number in draw.integers(len(whole), size=count).tolist() if whole else ():
         shard = whole[number]
-        index = int(draw.integers(shard.start, shard.stop))
+        row = int(draw.integers(shard.start, shard.stop))
+        if row not in places:
+            continue
+        index, looked = places[row], looked + 1
         span = [Span(shard.view, index, index + 1)]
         loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
         batch = next(iter(loader))
         try:
-            shards.read_for(shard.view, np.array([index]), picture_sums(batch.image, batch.target))
+            shards.read_for(shard.view, np.array([row]), picture_sums(batch.image, batch.target))
         except DamagedShard:
             if damaged_too:
                 raise
-    return count
+    return looked
 
 
 def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.Module | None) -> list[str]:
     manifest = stored.manifest
-    wanted: dict[str, Any] = {"data": data.fingerprint, "classes": len(data.classes)}
+    wanted: dict[str, Any] = {"classes": len(data.classes)}
+    found = []
+    keys = getattr(data.train, "keys", None)
+    if keys is None or stored.keys() is None or stored.manifest.augmentation.mixes:
+        wanted["data"] = data.fingerprint
+    elif missing := stored.serve(keys):
+        found.append(
+            f"data: {missing:,} of {len(keys):,} samples are not in the cache, which knows samples by their names"
+        )
     views = {name: getattr(recipe, name) for name in asdict(manifest.augmentation) if name != "size"}
     wanted |= {f"view {name}": word for name, word in views.items() if (name, word) not in _OPEN}
     if recipe.teacher_levels is not None:
         wanted["teacher levels"] = recipe.teacher_levels
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
-    found = stored.differences(wanted)
+    found += stored.differences(wanted)
     for name, word in manifest.words.items():
         if (asked := getattr(recipe, name)) not in (None, "auto", word):
             found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")

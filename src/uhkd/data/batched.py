@@ -37,8 +37,7 @@ def views(
         numbers = indices.tolist()
         own = streams("mix", seed, view, addresses(source, indices).tolist())
         mixes = [
-            draw_mix(index, partners(source, index), augmentation, rng)
-            for index, rng in zip(numbers, own, strict=True)
+            draw_mix(index, partners(source, index), augmentation, rng) for index, rng in zip(numbers, own, strict=True)
         ]
         others = np.array([mix.partner for mix in mixes])
         _mix_(images, plain_views(source, others, seed=seed, view=view, augmentation=augmentation), mixes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -52,18 +54,33 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
         ValueError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
             UHKD_MAX_PIXELS); the message names it.
     """
+    with _refusals(f"image file {shown(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
+        return from_pil(image)
+
+
+def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
+    """Decode what an image file holds, as `decode_file` does; title: what it is called in messages.
+
+    Raises:
+        ValueError: as `decode_file`.
+    """
+    with _refusals(title), _opened(io.BytesIO(content)) as image:
+        return from_pil(image)
+
+
+@contextmanager
+def _refusals(title: str) -> Iterator[None]:
+    """Whatever opening and decoding an image raises becomes a ValueError that says what to do."""
     try:
-        with _opened(path) as image:
-            return from_pil(image)
+        yield
     except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image file {shown(str(path))} is too large ({error}): replace or remove it, train with --skip-bad-images, "
+            f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
             f"or, if it is meant and memory suffices, set the environment variable {_LARGER} to more"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         raise ValueError(
-            f"image file {shown(str(path))} cannot be decoded ({_one_line(error)}): replace or remove it, "
-            "or train with --skip-bad-images"
+            f"{title} cannot be decoded ({_one_line(error)}): replace or remove it, or train with --skip-bad-images"
         ) from error
 
 
@@ -72,23 +89,22 @@ class _TooLarge(Exception):
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image at `path`, its header read and its pixels not, if it is of a format of ours and not too large."""
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """The image in `file`, its header read and its pixels not, if it is of a format of ours and not too large."""
     most = largest()
     if most > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
         # the readers of WebP, GIF and TIFF look at this as well
         Image.MAX_IMAGE_PIXELS = max(most, Image.MAX_IMAGE_PIXELS)
-    with Path(path).open("rb") as file:
-        start = file.read(8)
-        file.seek(0)
-        reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
-        if reader is None:
-            raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
-        with reader(file, str(path)) as image:
-            width, height = image.size
-            if width * height > most:
-                raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")
-            yield image
+    start = file.read(8)
+    file.seek(0)
+    reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
+    if reader is None:
+        raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
+    with reader(file) as image:
+        width, height = image.size
+        if width * height > most:
+            raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")
+        yield image
 
 
 def largest() -> int:
@@ -103,10 +119,16 @@ def largest() -> int:
     return int(said)
 
 
-def header_size(path: str | Path) -> tuple[int, int] | None:
-    """Return the (height, width) that the file's header promises after EXIF rotation; None if unreadable."""
+def header_size(content: str | Path | bytes) -> tuple[int, int] | None:
+    """Return the (height, width) that an image file's header promises after EXIF rotation; None if unreadable.
+
+    content: the file's path, or what it holds.
+    """
     try:
-        with _opened(path) as image:  # refuses what is too large: of a PNG the EXIF block may lie behind the pixels
+        with (
+            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
+            _opened(file) as image,
+        ):  # refuses what is too large: of a PNG the EXIF block may lie behind the pixels
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)

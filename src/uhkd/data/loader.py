@@ -75,15 +75,17 @@ def train_loader(
     (B,n) uint8, become the batch's `record`. device: see `Loader`.
 
     Raises:
-        ValueError: a batch size above the number of images or not divisible by world_size or the source's lanes, a start_step beyond the end,
-            or a label outside num_classes. While iterating: an image that cannot be read, named, a worker that was killed,
-            or what `beside` raises.
+        ValueError: a batch size above the number of images or not divisible by world_size or the source's lanes, a
+            start_step beyond the end, or a label outside num_classes. While iterating: an image that cannot be read, named,
+            a worker that was killed, or what `beside` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
         raise ValueError(f"batch size {batch_size} must be a multiple of the number of processes, {world_size}")
     if (shuffle := shuffle_of(source)) is not None and batch_size % shuffle.lanes:
-        raise ValueError(f"batch size {batch_size} must be a multiple of the lanes that shards are read in, {shuffle.lanes}")
+        raise ValueError(
+            f"batch size {batch_size} must be a multiple of the lanes that shards are read in, {shuffle.lanes}"
+        )
     if not 0 <= start_step <= total:
         raise ValueError(f"start_step {start_step} lies outside the run of {total} steps")
     if views is not None and views < 1:

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.data.arrays import Parts
+from uhkd.data.sharded import ShardSource
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Held, Part, Source, fingerprint
 
 BUDGET = 2**30  # bytes: 350,000 images of 32x32, 87,000 of 64x64
@@ -89,7 +90,9 @@ def keep(parts: Parts) -> Parts:
     per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
     kept: dict[str, Source] = {}
     for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
-        if not isinstance(source, FileSource) and not (isinstance(source, DatasetSource) and source.steady):
+        if not isinstance(source, FileSource | ShardSource) and not (
+            isinstance(source, DatasetSource) and source.steady
+        ):
             continue
         needed = len(source) * per_image
         if needed <= room:

@@ -15,8 +15,10 @@ import numpy as np
 from uhkd.data.arrays import Parts, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.memory import keep
+from uhkd.data.sharded import Sharding, is_sharded, read_shards
 from uhkd.data.sources import Part, Source, fingerprint
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+from uhkd.data.timm_readers import is_reader, read_timm
 
 _BUILT_IN = ("digits", "cifar100")
 _MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
@@ -50,19 +52,20 @@ def open_data(
     train_limit: int | None = None,
     skip_bad_images: bool = False,
     class_names: Sequence[str] | None = None,
+    shards: Sharding | None = None,
 ) -> Data:
-    """Open "digits", "cifar100[:ROOT]", an image folder, an .npz file, a map-style data set or a (train, val) pair.
+    """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
 
     A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
     stratified subset of what is left. skip_bad_images decodes every file once and drops those that fail.
-    class_names fixes the names and order of the classes (of a trained model, say).
+    class_names fixes the names and order of the classes (of a trained model, say). shards: how tar shards are read.
 
     Raises:
         ValueError: anything that cannot be used as asked; the message says what was expected and found.
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
-    name, parts = _read(data, skip_bad_images, names)
+    name, parts = _read(data, skip_bad_images, names, shards or Sharding())
     classes, notes = _settle_classes(name, parts, names)
     parts = keep(parts)
     train, val = parts.train, parts.val
@@ -86,7 +89,7 @@ def open_data(
     )
 
 
-def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None) -> tuple[str, Parts]:
+def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: Sharding) -> tuple[str, Parts]:
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
@@ -102,6 +105,10 @@ def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None) -> tu
     if word == "cifar100" or word.startswith("cifar100:"):
         root = word.partition(":")[2]
         return "cifar100", cifar100(Path(root).expanduser() if root else None)
+    if is_sharded(word):
+        return read_shards(word, shards, class_names=names, skip_bad_images=skip_bad_images)
+    if is_reader(word):
+        return word, read_timm(word)
     path = Path(data).expanduser()
     if not path.exists():
         raise ValueError(_missing(path))
@@ -112,7 +119,9 @@ def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None) -> tu
         )
     if path.suffix.lower() == ".npz":
         return path.stem, npz(path)
-    raise ValueError(f"{path} is a file: expected a folder of class folders, an .npz file, digits or cifar100")
+    raise ValueError(
+        f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100"
+    )
 
 
 def _missing(path: Path) -> str:

@@ -35,7 +35,7 @@ class Shuffle:
         return int(self.bounds[shard]), int(self.bounds[shard + 1])
 
     def order(self, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """A permutation: shards are shuffled and dealt out to the lanes in equal stretches, each then shuffled by blocks of shards.
+        """A permutation: shuffled shards, cut into equal stretches for the lanes, each of which is shuffled by blocks of shards.
 
         What the lanes leave over, fewer images than there are lanes, comes last.
         """
@@ -50,7 +50,9 @@ class Shuffle:
         place = places[:whole].reshape(self.lanes, each)
         block = (place - place[:, :1]) // self.at_a_time
         chance = generator.random((self.lanes, each))
-        shuffled = np.take_along_axis(positions[:whole].reshape(self.lanes, each), np.lexsort((chance, block), axis=1), 1)
+        shuffled = np.take_along_axis(
+            positions[:whole].reshape(self.lanes, each), np.lexsort((chance, block), axis=1), 1
+        )
         return np.concatenate([shuffled.T.ravel(), positions[whole:]])
 
 

@@ -49,7 +49,7 @@ def held(source: Source, indices: np.ndarray) -> Held | None:
 
 
 def addresses(source: Source, indices: np.ndarray) -> Int[np.ndarray, " b"]:
-    """Return the numbers by which the views of the images `indices` are drawn: (B,) their keys, or where they stand in the source.
+    """Return the numbers by which the views of images are drawn: (B,) their keys, or else `indices`, where they stand.
 
     A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.
     """
@@ -82,7 +82,7 @@ class ArraySource:
 
     def fingerprint(self) -> str:
         """Return a hash of all pixels and labels."""
-        return _hash(self.images.numpy(), _label_bytes(self.labels))
+        return content_hash(self.images.numpy(), _label_bytes(self.labels))
 
 
 class FileSource:
@@ -121,7 +121,7 @@ class FileSource:
         """Return a hash of names, labels and file sizes; independent of where the folder lies."""
         sizes = (_file_size(self.path(i)) for i in range(len(self)))
         listing = "\n".join(f"{name}\t{size}" for name, size in zip(self.names, sizes, strict=True))
-        return _hash(listing.encode("utf-8", "surrogateescape"), _label_bytes(self.labels))
+        return content_hash(listing.encode("utf-8", "surrogateescape"), _label_bytes(self.labels))
 
 
 class DatasetSource:
@@ -150,7 +150,9 @@ class DatasetSource:
         """Return a hash of type, length, labels and three images (reading all would be a pass over the data)."""
         probes = sorted({0, len(self) // 2, len(self) - 1})
         pixels = [self.image(i).numpy() for i in probes]
-        return _hash(f"{type(self.dataset).__qualname__} {len(self)}".encode(), _label_bytes(self.labels), *pixels)
+        return content_hash(
+            f"{type(self.dataset).__qualname__} {len(self)}".encode(), _label_bytes(self.labels), *pixels
+        )
 
 
 class Part:
@@ -177,7 +179,7 @@ class Part:
 
     def fingerprint(self) -> str:
         """Return a hash of the whole source and of the positions."""
-        return _hash(fingerprint(self.source).encode(), self.indices)
+        return content_hash(fingerprint(self.source).encode(), self.indices)
 
 
 def fingerprint(source: Source | None) -> str:
@@ -187,7 +189,7 @@ def fingerprint(source: Source | None) -> str:
     own = getattr(source, "fingerprint", None)
     if own is not None:
         return own()
-    return _hash(f"{type(source).__qualname__} {len(source)}".encode(), _label_bytes(source.labels))
+    return content_hash(f"{type(source).__qualname__} {len(source)}".encode(), _label_bytes(source.labels))
 
 
 def cannot_read(index: int, title: str, error: Exception) -> str:
@@ -206,7 +208,7 @@ def _label_bytes(labels: np.ndarray | None) -> bytes:
     return b"unlabelled" if labels is None else np.ascontiguousarray(labels).tobytes()
 
 
-def _hash(*pieces: bytes | np.ndarray) -> str:
+def content_hash(*pieces: bytes | np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         if isinstance(piece, np.ndarray):

@@ -40,7 +40,10 @@ _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mm
 class DataWords(Schema):
     """Which images."""
 
-    data: str = Field(description="digits, cifar100[:ROOT], a folder of images, or an .npz file of arrays")
+    data: str = Field(
+        description="digits, cifar100[:ROOT], a folder of images, an .npz file of arrays, tar shards (a folder of them, "
+        "train-{0000..0146}.tar, an address), hfds/NAME or torch/NAME"
+    )
     val_fraction: float = Field(
         default=0.1,
         gt=0,
@@ -53,6 +56,20 @@ class DataWords(Schema):
     skip_bad_images: bool = Field(
         default=False, description="leave out image files that cannot be read, counted and named"
     )
+    shards_at_a_time: int | None = Field(
+        default=None,
+        ge=1,
+        description="tar shards whose images are shuffled together, so that few are read at a time; none: all, or 8 from afar",
+    )
+    lanes: int = Field(
+        default=1,
+        ge=1,
+        description="stretches of shards read side by side by shards_at_a_time: the number of processes, for shards of their own",
+    )
+    shard_cache: str | None = Field(
+        default=None, description="folder for shards fetched from elsewhere; none: the user's cache folder"
+    )
+    shard_cache_gb: float = Field(default=100.0, gt=0, description="how much of them is kept, in GB")
 
 
 class ViewWords(Schema):

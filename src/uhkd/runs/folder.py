@@ -63,7 +63,8 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        elsewhere = {"resume", "out", "teacher_cache"}  # a cache may be moved: its key is in the checkpoint
+        # a cache may be moved: its key is in the checkpoint
+        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb"}
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")

@@ -73,6 +73,7 @@ class Stored:
         self.folder = Path(folder)
         self.manifest = _read(self.folder)
         self.shards = Shards(self.folder, self.manifest.images, self.manifest.layout.size, self.manifest.key)
+        self._rows: np.ndarray | None = None
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
@@ -98,6 +99,29 @@ class Stored:
             raise ValueError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
         return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
+    def keys(self) -> np.ndarray | None:
+        """(N,) uint64 keys of the samples; None where images are known by their position alone.
+
+        Raises:
+            ValueError: as `tensors`.
+        """
+        found = self.tensors("keys").get("")
+        return None if found is None else found.numpy().view(np.uint64)
+
+    def serve(self, keys: np.ndarray | None) -> int:
+        """Let positions of a training part with these keys mean the records of the same samples; how many of them have none."""
+        own = None if keys is None else self.keys()
+        if keys is None or own is None:
+            return 0
+        order = np.argsort(own)
+        places = np.minimum(np.searchsorted(own, keys, sorter=order), len(own) - 1)
+        self._rows = order[places]
+        return int((own[self._rows] != keys).sum())
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """(B,) where the records of images by their position in the training part lie."""
+        return index if self._rows is None else self._rows[index]
+
     def beside(
         self, view: int, index: np.ndarray, image: UInt8[Tensor, "b 3 h w"], target: Float[Tensor, "b k"] | None
     ) -> UInt8[np.ndarray, "b n"]:
@@ -106,7 +130,7 @@ class Stored:
         Raises:
             ValueError: for a damaged record, or a view that is another one.
         """
-        return self.shards.read_for(view, index, picture_sums(image, target))
+        return self.shards.read_for(view, self.rows(index), picture_sums(image, target))
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """Which of the given facts are others here, a line each."""

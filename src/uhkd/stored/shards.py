@@ -2,7 +2,6 @@
 
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
+from uhkd.data import Descriptors
+
 HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
 _SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
-_OPEN = 64  # shards kept open at a time: some systems allow a process 256 files
 
 
 @dataclass(frozen=True, order=True)
@@ -57,16 +57,7 @@ class Shards:
     def __init__(self, folder: Path, images: int, size: int, key: str) -> None:
         self.folder, self.images, self.size, self.key = folder, images, size, key
         self._salt = zlib.crc32(key.encode())
-        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}
-
-    def __del__(self) -> None:
-        # a forked process shares these, but has numbers of its own for them: it may close its copies as well
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        self._files = Descriptors()
 
     def of_view(self, view: int) -> Iterator[Shard]:
         """The shards of one view, in order."""
@@ -145,17 +136,16 @@ class Shards:
         rows = np.empty((len(index), wide), np.uint8)
         for row, i in zip(rows, index.tolist(), strict=True):
             number, place = divmod(i, _SHARD)
-            shard = (view, number)
+            shard = self._shard(view, number)
             try:
-                read = os.preadv(self._descriptor(shard), [row.data], place * wide)
+                read = os.preadv(self._files.of(self.folder / shard.name), [row.data], place * wide)
             except FileNotFoundError as error:
-                found = self._shard(view, number)
-                raise DamagedShard(found, self.folder, self.state(found)) from error
+                raise DamagedShard(shard, self.folder, self.state(shard)) from error
             except OSError as error:  # too many open files, no permission: nothing is wrong with the shard
-                raise ValueError(f"{self.folder / self._shard(view, number).name} cannot be read: {error}") from error
+                raise ValueError(f"{self.folder / shard.name} cannot be read: {error}") from error
             if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
                 why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
-                raise DamagedShard(self._shard(view, number), self.folder, why)
+                raise DamagedShard(shard, self.folder, why)
         return rows
 
     def _shard(self, view: int, number: int) -> Shard:
@@ -168,18 +158,6 @@ class Shards:
         if not path.exists():
             return "is missing"
         return f"is damaged: expected {self.bytes_of(shard)} bytes, found {path.stat().st_size}"
-
-    def _descriptor(self, shard: tuple[int, int]) -> int:
-        # after a fork the numbers are those of the parent's files: they would work, but its bookkeeping is not ours
-        if self._process != os.getpid():
-            self._open, self._process = OrderedDict(), os.getpid()
-        found = self._open.get(shard)
-        if found is None:
-            if len(self._open) >= _OPEN:
-                os.close(self._open.popitem(last=False)[1])
-            found = self._open[shard] = os.open(self.folder / self._shard(*shard).name, os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(shard)
-        return found
 
 
 def _pictures(rows: UInt8[np.ndarray, "b n"]) -> UInt32[np.ndarray, " b"]:

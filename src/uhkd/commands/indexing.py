@@ -1,0 +1,29 @@
+"""`index`: where each sample of tar shards lies, noted once."""
+
+from pathlib import Path
+from typing import Any
+
+from uhkd.arguments import IndexArguments
+from uhkd.commands.setup import say
+from uhkd.data import INDEX, make_index, tars
+from uhkd.recipe import build
+from uhkd.runs import write_atomically
+
+
+def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
+    """Read the headers of a folder's tar shards and write what they say beside them; returns the file.
+
+    Raises:
+        ValueError: a folder without shards, or what `make_index` refuses.
+    """
+    asked = arguments or build(IndexArguments, words)
+    folder = Path(asked.folder).expanduser()
+    names = [path.relative_to(folder).as_posix() for path in tars(folder)]
+    if not names:
+        raise ValueError(f"no .tar files in {folder}: expected shards like train-0000.tar, or train/0000.tar")
+    made = make_index(folder, names)
+    write_atomically(folder / INDEX, made.to_bytes())
+    classes = f"{len(made.classes)} classes by folders" if made.classes else "classes by number"
+    said = classes if made.labels.max() >= 0 else "no classes"
+    say(f"{len(made.keys):,} samples in {len(names):,} shards, {said}: {folder / INDEX}")
+    return folder / INDEX

@@ -1,0 +1,250 @@
+"""Images in tar shards, here or elsewhere: read by position, so that any order can be shuffled, resumed and dealt out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from uhkd.data.arrays import Parts
+from uhkd.data.decode import decode_bytes, header_size
+from uhkd.data.descriptors import Descriptors
+from uhkd.data.index import INDEX, Index, make_index, read_index
+from uhkd.data.order import Shuffle
+from uhkd.data.shelf import Shelf, is_remote
+from uhkd.data.sources import Part, Source, content_hash
+from uhkd.text import shown
+
+_PART = re.compile(r"(?:^|[-_./])(train|val|valid|validation|test)(?=[-_./]|\d|$)", re.IGNORECASE)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_AT_A_TIME = 8  # shards from elsewhere
+_HEADERS = 16  # images whose header is read to learn whether all share one size
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How tar shards are read.
+
+    at_a_time, lanes: see `Shuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
+    elsewhere are kept, and how much of them; see `Shelf`.
+    """
+
+    at_a_time: int | None = None
+    lanes: int = 1
+    keep: str | None = None
+    keep_gb: float = 100.0
+
+
+class ShardSource:
+    """Samples of tar shards by position; they have keys, so a view does not depend on the shard its image lies in."""
+
+    def __init__(self, shelf: Shelf, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
+        self.shelf, self.index, self.labels, self.shuffle = shelf, index, labels, shuffle
+        self.keys = index.keys
+        self._files = Descriptors()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        content, title = self.content(index)
+        return decode_bytes(content, title)
+
+    def content(self, index: int) -> tuple[bytes, str]:
+        """What the image file `index` holds, and what to call it.
+
+        Raises:
+            ValueError: when its shard cannot be read, or is another than the index was made of.
+        """
+        shard = int(np.searchsorted(self.index.bounds, index, side="right")) - 1
+        name, length = self.index.names[shard], int(self.index.lengths[index])
+        path = self.shelf.path(name, int(self.index.sizes[shard]))
+        title = f"image {index - int(self.index.bounds[shard])} of shard {shown(str(path))}"
+        try:
+            content = os.pread(self._files.of(path), length, int(self.index.offsets[index]))
+        except OSError as error:
+            raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
+        if len(content) != length:
+            raise ValueError(
+                f"{title} is cut short: expected {length:,} bytes, found {len(content):,}; put the shard back"
+            )
+        return content, title
+
+    def fingerprint(self) -> str:
+        """Return a hash of keys, labels and lengths; independent of how samples are spread over shards of which names."""
+        labels = b"unlabelled" if self.labels is None else np.ascontiguousarray(self.labels)
+        return content_hash(self.keys, labels, self.index.lengths)
+
+
+def is_sharded(word: str) -> bool:
+    """Whether a word for data names tar shards: wds/..., a .tar, a {0..9} pattern of them, a folder with them, or elsewhere."""
+    if word.startswith("wds/") or is_remote(word) or word.endswith(".tar"):
+        return True
+    folder = Path(word).expanduser()
+    if not folder.is_dir():
+        return False
+    # a stray tar beside class folders makes no shards of them
+    others = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name.lower() not in _NAMES]
+    return (folder / INDEX).is_file() or (not others and any(tars(folder)))
+
+
+def read_shards(
+    word: str, asked: Sharding, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
+) -> tuple[str, Parts]:
+    """Open tar shards: a name for them, and their parts; `train`, `val` and `test` in the shards' names tell which is which.
+
+    class_names: of a trained network. skip_bad_images decodes every image once and drops those that fail.
+
+    Raises:
+        ValueError: no shards, none of training, or what `make_index` and `Shelf` refuse.
+    """
+    word = word.removeprefix("wds/")
+    notes, at_a_time = [], asked.at_a_time
+    if is_remote(word):
+        shelf = Shelf.remote(word, asked.keep, asked.keep_gb)
+        index = read_index(shelf.fetch_index(INDEX), f"{word.rstrip('/')}/{INDEX}")
+        if at_a_time is None:
+            at_a_time = _AT_A_TIME
+            notes.append(f"shards from elsewhere are shuffled {at_a_time} at a time (--shards-at-a-time)")
+    else:
+        folder, names = _find(Path(word).expanduser())
+        shelf = Shelf(folder)
+        index, note = _index(folder, names)
+        notes += [note] if note else []
+    members = _parts_of(index.names)
+    if "train" not in members:
+        raise ValueError(
+            f"{shown(word)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
+        )
+    classes = index.classes and (class_names or tuple(_present(index, members["train"])))
+    found = {
+        part: _source(shelf, index.of(shards), index.classes, classes, part, at_a_time, asked.lanes)
+        for part, shards in members.items()
+    }
+    train, sources = found["train"], dict[str, Source](found)
+    notes.append(f"{len(train):,} training images in {len(members['train'])} shards")
+    if train.shuffle is not None:
+        notes.append(
+            f"shuffled {at_a_time} shards at a time in {asked.lanes} lane{'s' * (asked.lanes > 1)}; mixed within a shard"
+        )
+    if skip_bad_images:
+        sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
+    title = Path(word.rstrip("/")).name.removesuffix(".tar")
+    return title, Parts(
+        tuple(classes), sources["train"], sources.get("val"), sources.get("test"), _common_size(train), tuple(notes)
+    )
+
+
+def tars(folder: Path) -> Sequence[Path]:
+    """The tar shards in a folder and the folders in it, sorted; hidden ones left out."""
+    return sorted(
+        path for depth in ("*.tar", "*/*.tar") for path in folder.glob(depth) if not path.name.startswith(".")
+    )
+
+
+def _drop_bad(source: ShardSource, part: str, notes: list[str]) -> Source:
+    def decodes(index: int) -> bool:
+        try:
+            source.image(index)
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        good = np.fromiter(pool.map(decodes, range(len(source))), dtype=bool, count=len(source))
+    if good.all():
+        return source
+    notes.append(f"{(~good).sum():,} of {len(source):,} {part} images cannot be decoded: skipped")
+    return Part(source, np.flatnonzero(good))
+
+
+def _find(path: Path) -> tuple[Path, list[str]]:
+    """The folder of the shards, and their names below it, sorted."""
+    if path.is_dir():
+        names = [tar.relative_to(path).as_posix() for tar in tars(path)]
+        if not names:
+            raise ValueError(f"no tar files in {shown(str(path))}: expected shards like train-0000.tar")
+        return path, names
+    names = list(expand(path.name))
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"shard {shown(str(path.parent / missing[0]))} does not exist{more}")
+    return path.parent, names
+
+
+def expand(name: str) -> list[str]:
+    """The names that a pattern like train-{0000..0146}.tar stands for."""
+    found = _RANGE.search(name)
+    if found is None:
+        return [name]
+    first, last = found.groups()
+    if int(last) < int(first) or int(last) - int(first) >= 10**6:
+        raise ValueError(f"{name}: expected {{FIRST..LAST}} with LAST from FIRST up, and fewer than a million shards")
+    tails = expand(name[found.end() :])
+    heads = (f"{name[: found.start()]}{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [head + tail for head in heads for tail in tails]
+
+
+def _index(folder: Path, names: list[str]) -> tuple[Index, str | None]:
+    """The kept index if it is of these shards, else one made anew, with a note why."""
+    file, why = folder / INDEX, None
+    if file.is_file():
+        kept = read_index(file.read_bytes(), str(file))
+        places = {name: place for place, name in enumerate(kept.names)}
+        if all(name in places for name in names):
+            found = kept.of([places[name] for name in names])
+            if all((folder / name).stat().st_size == size for name, size in zip(names, found.sizes, strict=True)):
+                return found, None
+        why = f"{file} is not of these shards: their headers are read (uhkd index makes it anew)"
+    return make_index(folder, names), why
+
+
+def _parts_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Numbers of the shards of each part; shards without a part in their name are of training."""
+    members: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found = _PART.findall(name)
+        members.setdefault(_NAMES[found[-1].lower()] if found else "train", []).append(number)
+    return members
+
+
+def _present(index: Index, shards: list[int]) -> list[str]:
+    return [index.classes[label] for label in np.unique(index.of(shards).labels)]
+
+
+def _source(
+    shelf: Shelf,
+    index: Index,
+    named: tuple[str, ...],
+    classes: tuple[str, ...],
+    part: str,
+    at_a_time: int | None,
+    lanes: int,
+) -> ShardSource:
+    labels = index.labels
+    if len(labels) and labels.min() < 0 <= labels.max():
+        raise ValueError(f"some {part} samples have a negative class: expected numbers from 0")
+    if named:
+        places = {name: place for place, name in enumerate(classes)}
+        if unknown := sorted({named[label] for label in np.unique(labels)} - places.keys()):
+            raise ValueError(
+                f"{part} shards have classes that are not among those expected: {', '.join(map(shown, unknown[:8]))}"
+            )
+        labels = np.array([places.get(name, -1) for name in named], np.int64)[labels]
+    shuffle = None if at_a_time is None else Shuffle(index.bounds, at_a_time, lanes)
+    return ShardSource(shelf, index, None if len(labels) and labels.max() < 0 else labels, shuffle)
+
+
+def _common_size(source: ShardSource) -> tuple[int, int] | None:
+    # of one shard: those of others may have to be fetched
+    looked_at = np.unique(np.linspace(0, int(source.index.bounds[1]) - 1, _HEADERS).astype(int))
+    sizes = {header_size(source.content(int(i))[0]) for i in looked_at if source.index.bounds[1]} - {None}
+    return sizes.pop() if len(sizes) == 1 else None

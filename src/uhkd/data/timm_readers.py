@@ -1,0 +1,67 @@
+"""Data by timm's words: `hfds/NAME[:FOLDER]` (Hugging Face, by the package datasets), `torch/NAME[:FOLDER]` (torchvision)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from uhkd.data.arrays import Parts, user_dataset
+from uhkd.data.sources import DatasetSource
+
+_KINDS = ("hfds/", "torch/")
+# torchvision has a training part and one more, whatever it is called: as the test part it is not used for choices
+_PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
+
+
+def is_reader(word: str) -> bool:
+    """Whether a word for data is one of timm's that are read here."""
+    return word.startswith((*_KINDS, "tfds/", "hfids/"))
+
+
+def read_timm(word: str) -> Parts:
+    """Open a data set by timm's word for it; nothing is downloaded by `torch/`, and by `hfds/` what is not in its cache yet.
+
+    FOLDER is where the data lies (torch/) or its cache (hfds/).
+
+    Raises:
+        ValueError: an iterable reader, a package that is not installed, a data set that cannot be opened or has no labels.
+    """
+    if not word.startswith(_KINDS):
+        kind = word.partition("/")[0]
+        raise ValueError(
+            f"data {word}: timm's reader {kind}/ gives images in its own order alone, which can be neither shuffled nor resumed "
+            "exactly; use hfds/, torch/, or tar shards (wds/FOLDER, also from elsewhere: docs/scaling.md)"
+        )
+    name, _, root = word.partition(":")
+    train = _open(word, name, root, "train")
+    if train is None:
+        raise ValueError(f"data {word} has no part named train")
+    others = {
+        part: next((found.train for split in splits if (found := _open(word, name, root, split))), None)
+        for part, splits in _PARTS[name.partition("/")[0]].items()
+    }
+    return Parts(train.classes, train.train, others["val"], others["test"], train.native_size, train.notes)
+
+
+def _open(word: str, name: str, root: str, split: str) -> Parts | None:
+    """One part; None where the data set has none of that name."""
+    from timm.data import create_dataset
+
+    try:
+        dataset: Any = create_dataset(name, root=root or None, split=split, download=False)
+    except ImportError as error:
+        raise ValueError(f"data {word} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
+    except Exception as error:  # each library raises errors of its own
+        if split != "train" and isinstance(error, ValueError | KeyError | AssertionError):
+            return None
+        raise ValueError(
+            f"data {word} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
+    reader = getattr(dataset, "reader", None)
+    if reader is None:
+        return user_dataset(dataset, word)
+    column = reader.dataset.features.get(reader.label_key)
+    source = DatasetSource(dataset, np.asarray(reader.dataset[reader.label_key][:], np.int64), word)
+    first = source.image(0)
+    return Parts(tuple(getattr(column, "names", ()) or ()), source, None, None, (first.shape[1], first.shape[2]), ())
