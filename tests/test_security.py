@@ -42,7 +42,7 @@ from uhkd.models import create, load_run
 from uhkd.models.weights import load_state
 from uhkd.pictures import draw_comparison, draw_curves
 from uhkd.recipe import RecipeError, load_yaml
-from uhkd.runs import Checkpoint, RunFolder, check_own, write_atomically
+from uhkd.runs import Checkpoint, RunFolder, write_atomically
 from uhkd.text import shown, shown_lines
 
 ROOT = Path(__file__).parents[1]
@@ -455,10 +455,12 @@ def test_arrays_of_an_npz_that_nobody_asks_for_are_not_read(tmp_path: Path):
     assert len(open_data(tmp_path / "set.npz").classes) == 2
 
 
-def test_a_label_does_not_make_a_trillion_classes(tmp_path: Path):
-    np.savez(tmp_path / "set.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.array([0, 0, 1, 10**12]))
+def test_a_label_does_not_make_any_number_of_classes(tmp_path: Path):
+    np.savez(
+        tmp_path / "set.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.array([0, 0, 1, 2 * 10**6])
+    )
     with pytest.raises(
-        ValueError, match="labels count the classes from 0, found 1000000000000: expected less than 1,000,000"
+        ValueError, match="labels count the classes from 0, found 2000000: expected less than 1,000,000"
     ):
         open_data(tmp_path / "set.npz")
 
@@ -692,18 +694,17 @@ def test_a_comparison_does_not_work_through_links_in_its_folder(tmp_path: Path, 
     assert content(outside) == before
 
 
-def test_a_cache_does_not_work_through_links_in_its_folder(tmp_path: Path, outside: Path):
-    cache = tmp_path / "cache"
-    for name in ("locks", "view-0000"):
-        place = cache / name
-        cache.mkdir(exist_ok=True)
-        place.symlink_to(outside, target_is_directory=True)
-        with pytest.raises(ValueError, match=f"{name} is a link to another place"):
-            check_own(cache, "locks", "view-0000")
-        place.unlink()
-    (cache / "locks").symlink_to(outside, target_is_directory=True)
-    words = ["cache", "--teacher", "uhkd/resnet10", "--data", "digits", "--out", str(cache)]
-    assert main(words) == 2
+@pytest.mark.parametrize("name", ["locks", "view-0000"])
+def test_a_cache_does_not_work_through_links_in_its_folder(
+    tmp_path: Path, outside: Path, capfd: pytest.CaptureFixture[str], name: str
+):
+    cache, before = tmp_path / "cache", content(outside)
+    cache.mkdir()
+    (cache / "cache.json").write_text("{}")
+    (cache / name).symlink_to(outside, target_is_directory=True)
+    assert main(["cache", "--teacher", "uhkd/resnet10", "--data", "digits", "--out", str(cache)]) == 2
+    assert f"{cache / name} is a link to another place" in capfd.readouterr().err
+    assert content(outside) == before
 
 
 def test_image_folders_may_be_links_and_loops_of_links_end(tmp_path: Path):
@@ -713,7 +714,14 @@ def test_image_folders_may_be_links_and_loops_of_links_end(tmp_path: Path):
     (data / "a" / "more").symlink_to(elsewhere)
     plain = open_data(data)
     assert len(plain.train) + len(plain.val) == 8
-    for place, target in {"a/self": "a", "a/up": ".", "b/root": "/", "b/one": "b", "b/two": "b", "c/back": "c"}.items():
+    for place, target in {
+        "a/self": "a",
+        "a/up": ".",
+        "b/above": "..",
+        "b/one": "b",
+        "b/two": "b",
+        "c/back": "c",
+    }.items():
         (data / place).symlink_to((data / target).resolve(), target_is_directory=True)
     assert open_data(data).fingerprint == plain.fingerprint
 
