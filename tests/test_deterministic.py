@@ -25,9 +25,12 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_operation_that_cannot_repeat_is_named():
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     largest, where = F.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
-    with pytest.raises(
-        ValueError, match=r"^deterministic: max_unpooling2d\w* cannot repeat .* leave out --deterministic"
-    ), deterministic_advice():
+    with (
+        pytest.raises(
+            ValueError, match=r"^deterministic: max_unpooling2d\w* cannot repeat .* leave out --deterministic"
+        ),
+        deterministic_advice(),
+    ):
         F.max_unpool2d(largest, where, 2)
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -89,7 +88,7 @@ class _TooLarge(Exception):
 
 
 @contextmanager
-def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+def _opened(file: io.BufferedIOBase) -> Iterator[Image.Image]:
     """The image in `file`, its header read and its pixels not, if it is of a format of ours and not too large."""
     most = largest()
     if most > LARGEST and Image.MAX_IMAGE_PIXELS is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from uhkd.data.decode import decode_file, from_any
@@ -48,7 +48,7 @@ def held(source: Source, indices: np.ndarray) -> Held | None:
     return None if own is None else own(indices)
 
 
-def addresses(source: Source, indices: np.ndarray) -> Int[np.ndarray, " b"]:
+def addresses(source: Source, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
     """Return the numbers by which the views of images are drawn: (B,) their keys, or else `indices`, where they stand.
 
     A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.

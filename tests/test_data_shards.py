@@ -1,0 +1,493 @@
+"""Tar shards: every sample once, in an order that can be resumed and dealt out, by name and from elsewhere."""
+
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from references.tars import number_of, picture, sample, write_shards, write_tar
+from uhkd.commands import index as index_verb
+from uhkd.data import INDEX, Augmentation, Part, Sharding, ShardSource, make_index, open_data, train_loader, views
+from uhkd.data.index import read_index
+from uhkd.data.order import Shuffle, epoch_order
+from uhkd.data.randomness import stream
+from uhkd.data.sharded import expand
+from uhkd.data.shelf import Shelf
+
+NEAR = Sharding(at_a_time=2, lanes=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """48 training samples in shards of several sizes, 8 of validation."""
+    write_shards(tmp_path / "tars", (10, 6, 12, 8, 7, 5))
+    return write_shards(tmp_path / "tars", (8,), "val", first=100)
+
+
+def train_part(folder: Path | str, **words: Any) -> ShardSource:
+    source = open_data(folder, **words).train
+    while not isinstance(source, ShardSource):
+        source = source.source  # pyright: ignore[reportAttributeAccessIssue]
+    return source
+
+
+# ---- the order of an epoch
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum),
+    at_a_time=st.integers(1, 14),
+    lanes=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_an_order_shows_each_image_once_and_few_shards_at_a_time(
+    sizes: list[int], at_a_time: int, lanes: int, seed: int
+):
+    shuffle = Shuffle(np.concatenate([[0], np.cumsum(sizes)]), at_a_time, lanes)
+    order = shuffle.order(stream("order", seed, 0))
+    assert sorted(order) == list(range(sum(sizes)))
+    each = sum(sizes) // lanes
+    shards = np.repeat(np.arange(len(sizes)), sizes)
+    for lane in range(lanes):
+        seen = shards[order[: each * lanes]][lane::lanes].tolist()
+        # a shard is left for good when `at_a_time` others were begun after it
+        for place, shard in enumerate(seen):
+            last = len(seen) - 1 - seen[::-1].index(shard)
+            assert len(set(seen[place : last + 1])) <= at_a_time
+
+
+def test_lanes_read_shards_of_their_own_whatever_the_number_of_processes(folder: Path):
+    source = train_part(folder, shards=Sharding(at_a_time=1, lanes=4))
+    order = epoch_order(source, seed=3, epoch=1)
+    shards = np.searchsorted(source.index.bounds, order, side="right") - 1
+    in_lanes = [set(shards[lane::4]) for lane in range(4)]
+    # six shards are cut into four equal stretches: a shard is in two lanes at most, at the cut
+    assert all(sum(shard in lane for lane in in_lanes) <= 2 for shard in range(6))
+    assert not np.array_equal(order, epoch_order(source, seed=3, epoch=2))
+    assert np.array_equal(order, epoch_order(source, seed=3, epoch=1))
+
+
+def batches(source: Any, **words: Any) -> list[list[int]]:
+    augmentation = Augmentation((12, 12))
+    asked = {"seed": 5, "batch_size": 8, "epochs": 2, "num_classes": 4} | words
+    return [
+        [number_of(image) for image in (batch.image * 255).byte().numpy()]
+        for batch in train_loader(source, augmentation, **asked)
+    ]
+
+
+def visit(folder: Path, rank: int, workers: int, out: Path) -> None:
+    """What one process of two sees, written down."""
+    source = train_part(folder, shards=NEAR)
+    out.write_text(json.dumps(batches(source, rank=rank, world_size=2, workers=workers)))
+
+
+def test_two_processes_with_two_loaders_each_see_every_sample_once(folder: Path, tmp_path: Path):
+    files = [tmp_path / f"rank-{rank}.json" for rank in range(2)]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=visit, args=(folder, rank, 2, file)) for rank, file in enumerate(files)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert len(first) == len(second) == 12
+    for epoch in (slice(0, 6), slice(6, 12)):
+        seen = [number for one in (first, second) for batch in one[epoch] for number in batch]
+        assert sorted(seen) == list(range(48))
+    alone = batches(train_part(folder, shards=NEAR))
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in alone]
+    # by as many lanes as processes, each reads a half of the shards, but for the one at the cut
+    bounds = np.cumsum([10, 6, 12, 8, 7, 5])
+    halves = [
+        set(np.searchsorted(bounds, [n for batch in one[:6] for n in batch], side="right")) for one in (first, second)
+    ]
+    assert len(halves[0] & halves[1]) <= 1
+
+
+def test_a_loader_begun_in_the_middle_goes_on_exactly(folder: Path):
+    source = train_part(folder, shards=NEAR)
+    whole = batches(source)
+    assert batches(source, start_step=7, workers=1) == whole[7:]
+    with pytest.raises(ValueError, match="batch size 9 must be a multiple of the lanes that shards are read in, 2"):
+        batches(source, batch_size=9)
+
+
+# ---- samples are known by their names
+
+
+def resharded(folder: Path, sizes: tuple[int, ...]) -> Path:
+    """The same samples as `folder`'s training ones in other shards, and eight more before them."""
+    write_shards(folder, (8,), "train-a", first=200)
+    return write_shards(folder, sizes, "train-b")
+
+
+def by_key(source: ShardSource, augmentation: Augmentation) -> dict[int, torch.Tensor]:
+    images, _ = views(source, np.arange(len(source)), seed=1, view=3, augmentation=augmentation, num_classes=4)
+    return dict(zip(source.keys.tolist(), images, strict=True))
+
+
+def test_a_view_is_that_of_the_sample_wherever_it_lies(folder: Path, tmp_path: Path):
+    augmentation = Augmentation(
+        (12, 12), crop="resized", flip=True, randaugment="rand-m9", color_jitter=0.3, erasing=0.5
+    )
+    other = train_part(resharded(tmp_path / "other", (20, 28)))
+    mine, theirs = by_key(train_part(folder), augmentation), by_key(other, augmentation)
+    assert len(mine) == 48 and len(theirs) == 56 and mine.keys() < theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    part = Part(other, np.arange(20, 40))
+    images, _ = views(part, np.arange(20), seed=1, view=3, augmentation=augmentation, num_classes=4)
+    assert all(torch.equal(image, theirs[int(key)]) for image, key in zip(images, part.keys, strict=True))
+
+
+@pytest.mark.parametrize("shards", [None, NEAR])
+def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: Sharding | None):
+    from uhkd.data import view
+
+    augmentation = Augmentation((12, 12), crop="pad", flip=True, mixup=0.5, cutmix=0.5, erasing=0.3)
+    source = train_part(folder, shards=shards)
+    words = {"seed": 2, "view": 1, "augmentation": augmentation, "num_classes": 4}
+    images, targets = views(source, np.arange(48), **words)
+    for i in range(48):
+        image, target = view(source, i, **words)
+        assert (
+            torch.equal(image, images[i])
+            and targets is not None
+            and target is not None
+            and torch.equal(target, targets[i])
+        )
+
+
+def test_where_few_shards_are_read_a_partner_is_of_the_same_shard(folder: Path):
+    near, far = train_part(folder, shards=NEAR), train_part(folder)
+    labels = np.zeros(48, np.int64)
+    labels[near.index.bounds[2] : near.index.bounds[3]] = 1  # the third shard
+    near.labels = far.labels = labels
+    words = {"seed": 0, "view": 0, "augmentation": Augmentation((12, 12), mixup=1.0), "num_classes": 2}
+    inside = views(near, np.arange(48), **words)[1]
+    assert (
+        inside is not None
+        and torch.equal(inside.argmax(1), torch.from_numpy(labels))
+        and bool((inside.amax(1) == 1).all())
+    )
+    across = views(far, np.arange(48), **words)[1]
+    assert across is not None and bool((across.amax(1) < 1).any())
+
+
+def test_a_name_that_is_in_two_shards_counts_with_its_shard(tmp_path: Path):
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", [m for n in range(4) for m in sample(10 * shard + n, 2, key=f"{n}")])
+    assert len(set(train_part(tmp_path).keys.tolist())) == 8
+    write_tar(tmp_path / "0.tar", [*sample(1, key="a"), *sample(2, key="b"), *sample(3, key="a")])
+    with pytest.raises(ValueError, match=r"two samples of one shard have the name 0\.tar/a"):
+        open_data(tmp_path)
+
+
+# ---- what is found in a folder
+
+
+def test_layouts(folder: Path, tmp_path: Path):
+    data = open_data(folder)
+    assert (len(data.train), len(data.val), data.classes, data.native_size) == (48, 8, tuple("0123"), (12, 12))
+    assert "48 training images in 6 shards" in data.notes
+    assert [number_of(data.val.image(i).numpy()) for i in range(8)] == list(range(100, 108))
+    assert data.val.labels is not None and data.val.labels.tolist() == [n % 4 for n in range(100, 108)]
+    assert len(open_data(f"wds/{folder}").train) == 48
+    some = open_data(f"{folder}/train-{{0001..0003}}.tar", val_fraction=0.25)
+    assert len(some.train) + len(some.val) == 26 and len(some.val) in range(5, 9)
+    assert len(open_data(folder / "train-0002.tar").train) < 12
+    limited = open_data(folder, train_limit=20, shards=NEAR)
+    order = epoch_order(limited.train, seed=0, epoch=0)
+    assert len(limited.train) == 20 and sorted(order) == list(range(20))
+    for part, first in (("train", 0), ("val", 50)):
+        write_shards(tmp_path / "nested" / part, (4, 4), "shard", first=first)
+    nested = open_data(tmp_path / "nested")
+    assert (len(nested.train), len(nested.val)) == (8, 8)
+    assert expand("a-{08..11}-{0..1}.tar")[::3] == ["a-08-0.tar", "a-09-1.tar", "a-11-0.tar"]
+
+
+def test_classes_by_folders_in_the_tars_and_by_json(tmp_path: Path):
+    members = [(f"./{name}/{n}.png", picture(n)) for n, name in enumerate(["dog", "cat", "dog", "owl", "cat", "owl"])]
+    write_tar(tmp_path / "a" / "train.tar", members)
+    write_tar(tmp_path / "a" / "val.tar", [("cat/90.png", picture(90)), ("owl/91.png", picture(91))])
+    data = open_data(tmp_path / "a")
+    assert data.classes == ("cat", "dog", "owl")
+    assert data.train.labels is not None and data.train.labels.tolist() == [1, 0, 1, 2, 0, 2]
+    assert data.val.labels is not None and data.val.labels.tolist() == [0, 2]
+    renamed = open_data(tmp_path / "a", class_names=("owl", "dog", "cat"))
+    assert renamed.val.labels is not None and renamed.val.labels.tolist() == [2, 0]
+    with pytest.raises(ValueError, match="train shards have classes that are not among those expected: owl"):
+        open_data(tmp_path / "a", class_names=("cat", "dog"))
+    said = [({"label": 1, "caption": "x"}, 0), ({"cls": 0}, 1), ({"label": 1}, 2), ({"label": 0}, 3)]
+    write_tar(
+        tmp_path / "b.tar",
+        [m for w, n in said for m in ((f"{n}.png", picture(n)), (f"{n}.json", json.dumps(w).encode()))],
+    )
+    assert (found := train_part(tmp_path / "b.tar").labels) is not None and found.tolist() == [1, 0, 1, 0]
+    write_tar(tmp_path / "c.tar", [(f"{n}.png", picture(n)) for n in range(4)])
+    assert open_data(tmp_path / "c.tar").classes == ()  # label-free
+
+
+def test_a_tar_beside_class_folders_makes_no_shards_of_them(tmp_path: Path):
+    for name in ("a", "b"):
+        for n in range(3):
+            file = tmp_path / name / f"{n}.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(picture(n))
+    write_shards(tmp_path, (2,))
+    assert open_data(tmp_path).classes == ("a", "b")
+
+
+def test_images_that_cannot_be_read_are_named_or_skipped(folder: Path):
+    content = bytearray((folder / "train-0001.tar").read_bytes())
+    source = train_part(folder)
+    place = int(source.index.offsets[13])
+    content[place : place + 8] = bytes(8)  # the fourth of the second shard
+    (folder / "train-0001.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"image 3 of shard .*train-0001.tar cannot be decoded .*--skip-bad-images"):
+        source.image(13)
+    data = open_data(folder, skip_bad_images=True)
+    assert len(data.train) == 47 and "1 of 48 train images cannot be decoded: skipped" in data.notes
+    (folder / "train-0000.tar").write_bytes(content[:600])
+    with pytest.raises(ValueError, match=r"image 9 of shard .* is cut short: expected .* put the shard back"):
+        source.image(9)
+    (folder / "train-0002.tar").unlink()
+    with pytest.raises(ValueError, match=r"image 0 of shard .*train-0002.tar cannot be read"):
+        source.image(16)
+
+
+# ---- hostile and unusable tars
+
+
+def hostile_tar(path: Path) -> Path:
+    """Members that would lie elsewhere if they were unpacked, links and devices among them."""
+    with tarfile.open(path, "w") as archive:
+        for n, name in enumerate(["../../escaped", "/absolute", "a/../../up", "fine", "fine2"]):
+            for member, content in ((f"{name}.png", picture(n)), (f"{name}.cls", str(n % 2).encode())):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        for kind, target in (
+            (tarfile.SYMTYPE, "/etc/passwd"),
+            (tarfile.LNKTYPE, "../../x"),
+            (tarfile.CHRTYPE, ""),
+            (tarfile.FIFOTYPE, ""),
+        ):
+            info = tarfile.TarInfo("link.png")
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    return path
+
+
+def test_names_in_a_tar_are_only_names(tmp_path: Path):
+    place = tmp_path / "deep" / "er"
+    place.mkdir(parents=True)
+    source = train_part(hostile_tar(place / "x.tar"))
+    assert [number_of(source.image(i).numpy()) for i in range(len(source))] == [0, 1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "er", "x.tar"]
+
+
+def compressed(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+
+
+REFUSED = {
+    "no tar": (lambda p: p.write_bytes(b"no tar at all" * 99), "cannot be read as a tar file"),
+    "compressed": (compressed, "cannot be read as a tar file .* not compressed"),
+    "empty": (lambda p: p.write_bytes(b""), "cannot be read as a tar file"),
+    "no images": (lambda p: write_tar(p, [("a.txt", b"x")]), "no images in .*: expected tar files of images"),
+    "cut short": (
+        lambda p: p.write_bytes(write_tar(p, sample(1)).read_bytes()[:700]),
+        "is cut short|cannot be read as a tar",
+    ),
+    "a class that is no number": (
+        lambda p: write_tar(p, [("a.png", picture(1)), ("a.cls", b"dog\x1b[2J")]),
+        r"a.cls in .* is 'dog\\\\x1b\[2J': expected the number of a class",
+    ),
+    "an enormous class": (
+        lambda p: write_tar(p, [("a.png", picture(1)), ("a.cls", b"1" * 2**21)]),
+        "has 2,097,152 bytes: expected",
+    ),
+    "a class of many digits": (
+        lambda p: write_tar(p, [("a.png", picture(1)), ("a.cls", b"9" * 30)]),
+        "expected the number of a class",
+    ),
+    "no JSON": (lambda p: write_tar(p, [("a.png", picture(1)), ("a.json", b"[" * 9999)]), "a.json in .* is no JSON"),
+    "some without a class": (
+        lambda p: write_tar(p, [*sample(1), ("b.png", picture(2))]),
+        "1 samples of .* have no class",
+    ),
+    "negative classes": (
+        lambda p: write_tar(p, [("a.png", picture(1)), ("a.cls", b"-1"), *sample(2)]),
+        "negative class",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_shard_is_refused_in_words(case: str, tmp_path: Path):
+    make, said = REFUSED[case]
+    make(tmp_path / "x.tar")
+    with pytest.raises(ValueError, match=said):
+        open_data(tmp_path / "x.tar")
+
+
+def test_other_mistakes(folder: Path, tmp_path: Path):
+    for word, said in (
+        (f"{tmp_path}/none.tar", "shard .*none.tar does not exist"),
+        (f"{folder}/train-{{0004..0009}}.tar", "train-0006.tar does not exist and 3 more"),
+        (f"{folder}/train-{{5..2}}.tar", "with LAST from FIRST up"),
+        (f"{folder}/train-{{0..99999999}}.tar", "fewer than a million shards"),
+        (f"{folder}/val-0000.tar", "holds no training shards, only val"),
+        (f"wds/{tmp_path / 'nothing'}", "does not exist"),
+        ("ftp://host/x", "expected an address that begins with https://"),
+        ("https://host::file:///etc", "expected an address"),
+        (f"file://{tmp_path}/none", "cannot be fetched"),
+        ("hfids/x", "can be neither shuffled nor resumed"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_data(word)
+
+
+@given(content=st.binary(max_size=4096), place=st.integers(0, 10**6), start=st.booleans())
+@settings(max_examples=60)
+def test_a_tar_of_any_bytes_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int, start: bool
+):
+    path = tmp_path_factory.mktemp("any") / "x.tar"
+    whole = bytearray(write_tar(path, [m for n in range(3) for m in sample(n)]).read_bytes())
+    if start:
+        place %= len(whole)
+        whole[place : place + len(content)] = content
+    path.write_bytes(whole if start else content)
+    try:
+        source = train_part(path)
+        for i in range(len(source)):
+            source.image(i)
+    except ValueError:
+        pass
+
+
+# ---- an index that is kept
+
+
+def test_a_kept_index_is_that_of_the_headers_and_not_used_for_other_shards(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = train_part(folder)
+    assert index_verb(folder=str(folder)) == folder / INDEX
+    assert "56 samples in 7 shards, classes by number" in capsys.readouterr().err
+    for name in ("sizes", "bounds", "offsets", "lengths", "keys", "labels"):
+        assert np.array_equal(getattr(train_part(folder).index, name), getattr(before.index, name))
+    os.truncate(folder / "train-0000.tar", 0)
+    write_tar(folder / "train-0000.tar", [m for n in range(3) for m in sample(n)])
+    data = open_data(folder)
+    assert len(data.train) == 41 and any("not of these shards" in note for note in data.notes)
+    with pytest.raises(ValueError, match=r"no \.tar files in"):
+        index_verb(folder=str(folder / "nowhere"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = write_shards(tmp_path_factory.mktemp("kept"), (3, 2))
+    return make_index(folder, ["train-0000.tar", "train-0001.tar"]).to_bytes()
+
+
+@given(data=st.data())
+def test_an_index_of_any_bytes_is_read_or_refused(kept: bytes, data: st.DataObject):
+    content = bytearray(kept)
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place : place + data.draw(st.integers(0, 16))] = data.draw(st.binary(max_size=16))
+    try:
+        found = read_index(bytes(content), "it")
+    except ValueError:
+        return
+    assert found.bounds[-1] == len(found.keys) and (found.offsets >= 0).all()
+
+
+def test_an_index_cannot_point_out_of_its_folder(kept: bytes):
+    with pytest.raises(ValueError, match="its shards lie outside of its folder"):
+        read_index(kept.replace(b"train-0001.tar", b"../secret1.tar"), "it")
+
+
+# ---- shards from elsewhere
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    """A real server on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+def test_shards_are_fetched_when_they_are_first_asked_for(folder: Path, server: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"{INDEX} cannot be fetched"):
+        open_data(server)
+    index_verb(folder=str(folder))
+    there = tmp_path / "there"
+    data = open_data(server, shards=Sharding(keep=str(there)))
+    assert (len(data.train), len(data.val)) == (48, 8)
+    assert "shards from elsewhere are shuffled 8 at a time (--shards-at-a-time)" in data.notes
+    assert len(list(there.rglob("*.tar"))) == 1  # of the first, whose headers say the size of images
+    here = train_part(folder)
+    source = train_part(server, shards=Sharding(keep=str(there)))
+    assert torch.equal(source.image(30), here.image(30)) and np.array_equal(source.keys, here.keys)
+    assert {path.name for path in there.rglob("*.tar")} == {"train-0000.tar", "train-0003.tar"}
+    # and is not fetched again
+    (folder / "train-0003.tar").unlink()
+    assert torch.equal(train_part(server, shards=Sharding(keep=str(there))).image(31), source.image(31))
+    (folder / "train-0004.tar").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"train-0004.tar has 5 bytes, its index says .* make the index anew"):
+        source.image(40)
+    assert not list(there.rglob("*.tmp"))
+
+
+def test_only_so_much_is_kept(folder: Path, tmp_path: Path):
+    index_verb(folder=str(folder))
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    there = tmp_path / "there"
+    source = train_part(f"file://{folder}", shards=Sharding(keep=str(there), keep_gb=2.5 * largest / 1e9))
+    for i in range(48):
+        assert number_of(source.image(i).numpy()) == i
+        assert sum(path.stat().st_size for path in there.rglob("*.tar")) <= 2.5 * largest
+    assert 1 <= len(list(there.rglob("*.tar"))) < 6
+
+
+def fetch(address: str, keep: Path, size: int) -> None:
+    Shelf.remote(address, str(keep), 1.0).path("train-0002.tar", size)
+
+
+def test_several_processes_fetch_a_shard_once(folder: Path, tmp_path: Path):
+    size = (folder / "train-0002.tar").stat().st_size
+    fork = multiprocessing.get_context("fork")
+    tasks = [fork.Process(target=fetch, args=(f"file://{folder}", tmp_path / "there", size)) for _ in range(3)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert [task.exitcode for task in tasks] == [0, 0, 0]
+    (found,) = (tmp_path / "there").rglob("train-0002.tar")
+    assert found.read_bytes() == (folder / "train-0002.tar").read_bytes()
