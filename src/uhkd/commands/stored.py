@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
-from uhkd.models import ModelCard, fingerprint, fingerprint_of
+from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
@@ -54,16 +53,15 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
     manifest = stored.manifest
     if differing := _differences(recipe, data, stored, teacher):
         raise ValueError(
-            f"the cache {stored.folder} is not of this training:\n  "
-            + "\n  ".join(differing)
-            + "\nsay what it says (its words: "
-            f"{stored.folder / 'recipe.yaml'}), or make another: uhkd cache"
+            f"the cache {stored.folder} is not of this training; say what it says (its words: {stored.folder / 'recipe.yaml'}), "
+            "or make another (uhkd cache):\n  " + "\n  ".join(differing)
         )
     views = min(recipe.epochs, recipe.teacher_views)
     if missing := stored.shards.missing(views):
         first = DamagedShard(missing[0], stored.folder, stored.shards.state(missing[0]))
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more}")
+    stored.tensors("")  # damaged ones are refused before a run folder is made
     versions, now = manifest.environment["versions"], environment()["versions"]
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
         say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
@@ -169,7 +167,8 @@ def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
     card, found = ModelCard.from_json(run.read_card()), []
     # a network is built in float32, also from a file of half precision
     state = {
-        k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in load_file(run.weights).items()
+        k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+        for k, v in read_safetensors(run.weights).items()
     }
     if fingerprint_of(state) != stored.manifest.identity["teacher weights"]:
         found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")

@@ -40,12 +40,12 @@ def verify_cache(asked: VerifyArguments) -> None:
     say(
         f"{checked:,} records read, each is what was written"
         if not bad
-        else f"{len(bad)} shards are damaged or missing"
+        else f"shards that are damaged or missing: {len(bad)}"
     )
     if bad:
         raise ValueError(
-            f"{len(bad)} shards of {stored.folder} are damaged or missing (named above); make them anew, and them alone, with: "
-            f"uhkd cache -c {stored.folder} --out {stored.folder}"
+            f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
+            f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
         )
     if asked.sample:
         _compare_sample(stored, asked)

@@ -15,7 +15,7 @@ class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
     out: str = Field(description="folder of the cache; an unfinished one is gone on with, damaged parts are made anew")
     views: int = Field(
-        default=30, ge=1, description="views of every image; epoch e of a training shows view e mod views"
+        default=30, ge=1, le=100_000, description="views of every image; epoch e of a training shows view e mod views"
     )
     keep: tuple[str, ...] = Field(
         default=KEPT, min_length=1, description="what is stored of each view, of logits, embedding, spectra"

@@ -24,6 +24,15 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # PyYAML's own, where a tag or a date does not fit
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is no {kind}", node.start_mark
+            ) from error
+
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper that quotes text which `_Loader` would read as a number."""
@@ -38,7 +47,7 @@ def scalar(text: str) -> Any:
     """The plain value that `text` stands for in YAML: number, true or false, null, list or the text itself."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -59,6 +68,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError([f"{path}{where}: {error.problem or 'not valid YAML'}"]) from None
     except yaml.YAMLError as error:
         raise RecipeError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from None
+    except RecursionError:
+        raise RecipeError(
+            [f"{path}: brackets or lists lie too deep in each other: expected plain keys and values"]
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -1,8 +1,8 @@
 """The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code."""
 
 from uhkd.runs.checkpoints import Checkpoint
-from uhkd.runs.files import write_atomically, write_tensors
+from uhkd.runs.files import check_place, write_atomically, write_tensors
 from uhkd.runs.folder import RunFolder
 from uhkd.runs.machine import environment
 
-__all__ = ["Checkpoint", "RunFolder", "environment", "write_atomically", "write_tensors"]
+__all__ = ["Checkpoint", "RunFolder", "check_place", "environment", "write_atomically", "write_tensors"]

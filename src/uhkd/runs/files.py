@@ -35,7 +35,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text) if kind == "YAML" else json.loads(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:  # YAML's tags raise many
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -52,6 +52,16 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """What a safetensors file of them holds."""
     # not by save_file: that makes a file which other users of the machine may not read
     return save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()})
+
+
+def check_place(path: Path) -> None:
+    """See that a folder can be made at `path`, as far as names go.
+
+    Raises:
+        ValueError: when the path, or one above it, is a file.
+    """
+    if file := next((place for place in (path, *path.parents) if place.is_file()), None):
+        raise ValueError(f"{file} is a file: expected a folder; choose another --out")
 
 
 def flush_folder(path: Path) -> None:
