@@ -62,7 +62,11 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more}")
     stored.tensors("")  # damaged ones are refused before a run folder is made
-    versions, now = manifest.environment["versions"], environment()["versions"]
+    versions, now = manifest.environment.get("versions"), environment()["versions"]
+    if not isinstance(versions, dict):
+        raise ValueError(
+            f"{stored.folder / 'cache.json'} is damaged (environment: no versions): the cache must be made anew"
+        )
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
         say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
     looked = check_views(stored, data, views)
@@ -98,7 +102,7 @@ def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     return {
         "teacher": manifest.teacher,
         "teacher_metrics": manifest.teacher_metrics,
-        "teacher_fingerprint": manifest.identity["teacher"],
+        "teacher_fingerprint": manifest.identity.get("teacher"),
         "teacher_cache": {
             "key": manifest.key,
             "views": min(recipe.teacher_views or manifest.views, recipe.epochs),
@@ -146,12 +150,16 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
     found = stored.differences(wanted)
+    if manifest.images != len(data.train):
+        found.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
     for name, word in manifest.words.items():
+        if name not in DistillRecipe.model_fields:
+            continue  # of a version to come
         if (asked := getattr(recipe, name)) not in (None, "auto", word):
             found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")
     if teacher is not None:
         module = teacher.module if isinstance(teacher, TappedModel) else teacher
-        if fingerprint(module) != manifest.identity["teacher weights"]:
+        if fingerprint(module) != manifest.identity.get("teacher weights"):
             found.append("teacher: the weights of the one given are not those of the teacher that was stored")
     elif recipe.teacher is not None:
         run = RunFolder(recipe.teacher)
@@ -170,7 +178,7 @@ def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
         k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
         for k, v in read_safetensors(run.weights).items()
     }
-    if fingerprint_of(state) != stored.manifest.identity["teacher weights"]:
+    if fingerprint_of(state) != stored.manifest.identity.get("teacher weights"):
         found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
     reading = {"teacher mean": card.mean, "teacher std": card.std, "teacher interpolation": card.interpolation}
     return found + stored.differences(reading)

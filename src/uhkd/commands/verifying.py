@@ -98,7 +98,7 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
         say(
             f"  {name}: beyond the rounding of {manifest.layout.storage} by at most {share:.1e} of the root mean square"
         )
-    slack = max(_SLACK[precision], _SLACK[str(manifest.environment["precision"])])
+    slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
     if off := [name for name, share in worst.items() if share > slack]:
         raise ValueError(
             f"{', '.join(off)} of {asked.sample} records differ from what the teacher says now by more than {slack:g} of their "

@@ -8,19 +8,25 @@ from typing import Any
 
 import yaml
 
-from uhkd.recipe.problems import RecipeError, did_you_mean
+from uhkd.recipe.problems import RecipeError, did_you_mean, shown
 from uhkd.recipe.schema import TrainRecipe
+
+_MOST = 10_000  # values in a file
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that reads 1e-3 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):  # by a tag: !!map in front of something else
+            raise yaml.constructor.ConstructorError(None, None, "expected 'key: value' pairs", node.start_mark)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {shown(key)} given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -30,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError) as error:  # PyYAML's own, where a tag or a date does not fit
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r} is no {kind}", node.start_mark
+                None, None, f"{shown(node.value)} is no {kind}", node.start_mark
             ) from error
 
 
@@ -72,14 +78,26 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError(
             [f"{path}: brackets or lists lie too deep in each other: expected plain keys and values"]
         ) from None
+    if _endless(content):
+        raise RecipeError([f"{path}: expected at most {_MOST:,} values, found more by way of aliases (&name, *name)"])
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise RecipeError([f"{path}, line 1: expected 'key: value' lines, found a {type(content).__name__}"])
     wrong = [key for key in content if not isinstance(key, str)]
     if wrong:
-        raise RecipeError([f"{path}: expected names as keys, found {key!r}" for key in wrong])
+        raise RecipeError([f"{path}: expected names as keys, found {shown(key)}" for key in wrong])
     return content
+
+
+def _endless(content: Any) -> bool:
+    """Whether aliases make more of a file than any recipe says: a list in itself, or ten of ten of ten."""
+    open_, seen = [content], 0
+    while open_ and seen <= _MOST:
+        item = open_.pop()
+        seen += 1
+        open_ += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
+    return seen > _MOST
 
 
 def recipe_names() -> list[str]:

@@ -98,15 +98,15 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
     if kind == "literal_error":
         choices = [str(choice) for choice in get_args(schema.model_fields[name].annotation)]
         hint = did_you_mean(str(found), choices)
-        return [f"{name}: expected {_either(choices)}, found {_shown(found)}{hint}"]
-    return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {_shown(found)}"]
+        return [f"{name}: expected {_either(choices)}, found {shown(found)}{hint}"]
+    return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {shown(found)}"]
 
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def _shown(found: Any) -> str:
+def shown(found: Any) -> str:
     """A value as a recipe would have it; of long ones the beginning, as YAML's aliases make endless ones of a few bytes."""
     return "nothing" if found is None else str(found).lower() if isinstance(found, bool) else _SHORT.repr(found)
 

@@ -37,7 +37,8 @@ CASES = (
         f"{CACHED} --data digits --train-limit 30",
         "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
         "another (uhkd cache):\n"
-        "  data: the cache has '…', asked for is '…'",
+        "  data: the cache has '…', asked for is '…'\n"
+        "  images: the cache has 40, the data 30",
         **HAS,
     ),
     Case(

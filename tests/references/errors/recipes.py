@@ -114,7 +114,20 @@ CASES = (
         "a list that contains itself",
         FINETUNE,
         MODEL + "step_epochs: &all [*all]\n",
-        "step_epochs.0: expected a whole number, found [[[[[[[...]]]]]]]",
+        "mine.yaml: expected at most 10,000 values, found more by way of aliases (&name, *name)",
+    ),
+    wrong(
+        "a value that is no plain data",
+        FINETUNE,
+        MODEL + "options: {day: 2026-02-28}\n",
+        "options: expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found "
+        "a date (2026-02-28)",
+    ),
+    wrong(
+        "a number of channels that is none",
+        CACHE,
+        STORED + "channels: many\n",
+        "channels: expected a whole number from 1 on, auto or none, found 'many'",
     ),
     wrong("a number that is a key", FINETUNE, MODEL + "3: 4\n", "mine.yaml: expected names as keys, found 3"),
     wrong(
