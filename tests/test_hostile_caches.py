@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import uhkd
+from uhkd.arguments import VerifyArguments
 from uhkd.commands.stored import facts_of, follow, open_stored
+from uhkd.commands.verifying import verify_cache
 from uhkd.data import Data, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
 from uhkd.runs import RunFolder
@@ -154,6 +156,27 @@ def test_a_forged_manifest_is_refused_at_once(copied: Path, data: Data, change: 
     (copied / "cache.json").write_text(sealed(json.loads((copied / "cache.json").read_text()) | change))
     with pytest.raises(ValueError, match=said):
         opened(copied, data)
+
+
+def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: Data):
+    """Facts that another version notes otherwise: the cache is read, and checked too."""
+    content = json.loads((copied / "cache.json").read_text())
+    identity = {name: value for name, value in content["identity"].items() if name != "teacher"}
+    change = {"identity": identity, "environment": {"versions": {}}, "words": {"teacher_mood": "good"}, "mood": "good"}
+    (copied / "cache.json").write_text(sealed(content | change))
+    stored = Stored(copied)
+    assert (
+        facts_of(stored, build(DistillRecipe, WORDS | {"student": "s", "teacher": "t"}))["teacher_fingerprint"] is None
+    )
+    with pytest.raises(
+        ValueError, match=r"the records|damaged|teacher"
+    ):  # another identity is another key, to its records too
+        opened(copied, data)
+    (copied / "cache.json").write_text(
+        sealed(content | {"environment": {"versions": {}}, "words": {"teacher_mood": "good"}})
+    )
+    assert opened(copied, data).manifest.words == {"teacher_mood": "good"}
+    verify_cache(VerifyArguments(cache=str(copied), sample=2, device="cpu"))
 
 
 class _Bomb:

@@ -200,6 +200,13 @@ CASES = (
         has=("images", "teacher"),
     ),
     Case(
+        "a cache below a file",
+        f"{CACHE} {DIGITS} --out notes/new",
+        "notes is a file: expected a folder; choose another --out",
+        has=("teacher",),
+        make=lambda: write("notes", "hello"),
+    ),
+    Case(
         "a cache into a run folder",
         f"{CACHE} {DIGITS} --out teacher",
         "teacher already exists and holds no cache; please choose another --out",

@@ -28,11 +28,17 @@ def pickled() -> None:
     write("weights.pth", pickle.dumps(Bomb()))
 
 
-def own() -> object:
-    """A network of one's own with seven outputs, for ten digits."""
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
-    words = {name: word for name, word in WORDS.items() if name != "options"}
-    return uhkd.finetune(model=module, data="digits", out="new", **words)
+def own(classes: int, **words: object) -> object:
+    """Training a network of one's own of so many outputs."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+    words = {name: word for name, word in WORDS.items() if name != "options"} | {"out": "new"} | words
+    return uhkd.finetune(model=module, **words)
+
+
+def finished() -> None:
+    """A finished run of such a network, its weights damaged."""
+    own(3, data="images", out="mine")
+    write("mine/model.safetensors", "hello")
 
 
 def card(**changes: object) -> None:
@@ -192,7 +198,14 @@ CASES = (
     ),
     Case(
         "a module with another number of classes",
-        own,
+        lambda: own(7, data="digits"),
         "Sequential gives 7 classes, expected 10: replace its last layer",
+    ),
+    Case(
+        "asking again for a finished run whose weights are damaged",
+        lambda: own(3, data="images", out="mine", resume=True),
+        "'mine/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        has=("images",),
+        make=finished,
     ),
 )

@@ -90,6 +90,13 @@ CASES = (
         make=lambda: write("stopped/recipe.yaml", "{"),
     ),
     Case(
+        "going on by a recipe with a tag that does not fit",
+        GO_ON,
+        "stopped/recipe.yaml is damaged or was not written by us: no YAML of plain data (…)",
+        **STOPPED,
+        make=lambda: write("stopped/recipe.yaml", "flip: !!bool perhaps\n"),
+    ),
+    Case(
         "measuring a run that was stopped",
         "eval stopped",
         "the run 'stopped' is not finished; go on with it by its own command and --resume",
