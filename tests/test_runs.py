@@ -115,7 +115,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"is not empty; please choose another --out"):
         folder.check(RECIPE, resume=False)
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match=r"notes\.txt is a file: expected a folder"):
         RunFolder(tmp_path / "notes.txt").check(RECIPE, resume=False)
     with pytest.raises(ValueError, match="--resume"):
         begun(tmp_path / "run").check(RECIPE, resume=False)

@@ -232,7 +232,7 @@ HEAVY = {
     "a list that holds itself": ("options: &a [*a]", "stands for more than 20,000 values"),
     "ten thousand lists in each other": ("x: " + "[" * 10_000 + "]" * 10_000, "nested too deeply"),
     "100 MB": ("#" * 100_000_000, "has more than"),
-    "a number of 100,000 digits": ("epochs: " + "9" * 100_000, "Exceeds the limit"),
+    "a number of 100,000 digits": ("epochs: " + "9" * 100_000, "is no int|Exceeds the limit"),
 }
 
 

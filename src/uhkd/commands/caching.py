@@ -33,7 +33,7 @@ from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
-from uhkd.runs import RunFolder, check_own, environment
+from uhkd.runs import RunFolder, check_own, check_place, environment
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
@@ -57,7 +57,8 @@ def cache(
     folder = Path(asked.out)
     if asked.jobs > 1 and (teacher is not None or data is not None):
         raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
-    if folder.exists() and not Stored.exists(folder) and (not folder.is_dir() or _foreign(folder)):
+    check_place(folder)
+    if folder.exists() and not Stored.exists(folder) and _foreign(folder):
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))

@@ -14,7 +14,7 @@ from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.setup import open_recipe_data, say
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
-from uhkd.runs import write_atomically
+from uhkd.runs import check_place, write_atomically
 
 
 def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:
@@ -33,8 +33,7 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     """
     asked = build(CompareRecipe, words) if recipe is None else recipe
     out = Path(asked.out).resolve()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: a comparison needs a folder, choose another --out")
+    check_place(out)
     plan = make_plan(asked, out)
     if asked.cost:
         return measure_costs(asked, plan, out)

@@ -105,10 +105,10 @@ def _files(paths: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(f for f in path.rglob("*") if f.suffix.lower()[1:] in EXTENSIONS and f.is_file())
             if not inside:
-                raise ValueError(f"no images in {path}")
+                raise ValueError(f"no images in {path}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"no such file or folder: {path}")
+            raise ValueError(f"no such file or folder: {path}; give image files, or folders of them")
     return files

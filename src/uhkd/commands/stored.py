@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
-from uhkd.models import ModelCard, fingerprint, fingerprint_of
+from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
@@ -54,17 +53,20 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
     manifest = stored.manifest
     if differing := _differences(recipe, data, stored, teacher):
         raise ValueError(
-            f"the cache {stored.folder} is not of this training:\n  "
-            + "\n  ".join(differing)
-            + "\nsay what it says (its words: "
-            f"{stored.folder / 'recipe.yaml'}), or make another: uhkd cache"
+            f"the cache {stored.folder} is not of this training; say what it says (its words: {stored.folder / 'recipe.yaml'}), "
+            "or make another (uhkd cache):\n  " + "\n  ".join(differing)
         )
     views = min(recipe.epochs, recipe.teacher_views)
     if missing := stored.shards.missing(views):
         first = DamagedShard(missing[0], stored.folder, stored.shards.state(missing[0]))
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more}")
-    versions, now = manifest.environment["versions"], environment()["versions"]
+    stored.tensors("")  # damaged ones are refused before a run folder is made
+    versions, now = manifest.environment.get("versions"), environment()["versions"]
+    if not isinstance(versions, dict):
+        raise ValueError(
+            f"{stored.folder / 'cache.json'} is damaged (environment: no versions): the cache must be made anew"
+        )
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
         say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
     looked = check_views(stored, data, views)
@@ -100,7 +102,7 @@ def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     return {
         "teacher": manifest.teacher,
         "teacher_metrics": manifest.teacher_metrics,
-        "teacher_fingerprint": manifest.identity["teacher"],
+        "teacher_fingerprint": manifest.identity.get("teacher"),
         "teacher_cache": {
             "key": manifest.key,
             "views": min(recipe.teacher_views or manifest.views, recipe.epochs),
@@ -162,12 +164,16 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
     found += stored.differences(wanted)
+    if "data" in wanted and manifest.images != len(data.train):
+        found.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
     for name, word in manifest.words.items():
+        if name not in DistillRecipe.model_fields:
+            continue  # of a version to come
         if (asked := getattr(recipe, name)) not in (None, "auto", word):
             found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")
     if teacher is not None:
         module = teacher.module if isinstance(teacher, TappedModel) else teacher
-        if fingerprint(module) != manifest.identity["teacher weights"]:
+        if fingerprint(module) != manifest.identity.get("teacher weights"):
             found.append("teacher: the weights of the one given are not those of the teacher that was stored")
     elif recipe.teacher is not None:
         run = RunFolder(recipe.teacher)
@@ -183,9 +189,10 @@ def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
     card, found = ModelCard.from_json(run.read_card()), []
     # a network is built in float32, also from a file of half precision
     state = {
-        k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in load_file(run.weights).items()
+        k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+        for k, v in read_safetensors(run.weights).items()
     }
-    if fingerprint_of(state) != stored.manifest.identity["teacher weights"]:
+    if fingerprint_of(state) != stored.manifest.identity.get("teacher weights"):
         found.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
     reading = {"teacher mean": card.mean, "teacher std": card.std, "teacher interpolation": card.interpolation}
     return found + stored.differences(reading)

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import (
@@ -28,7 +27,7 @@ from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, train
 from uhkd.methods import Distiller, build, check, effective
-from uhkd.models import ModelCard, create, fingerprint, load_run, wrap
+from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
@@ -56,6 +55,11 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
     recipe, opened, fabric, folder = _begin(recipe, "finetune", data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, model, fabric)
+    if not opened.classes:
+        raise ValueError(
+            f"data {opened.name} has no labels, and finetune learns from them alone; expected (image, label) pairs, or distil a "
+            "teacher by a method that needs none"
+        )
     network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(
         fabric.device
     )
@@ -128,7 +132,7 @@ def _finished(folder: RunFolder, module: nn.Module | None, fabric: Fabric) -> Re
         network = module
         if not isinstance(network, TappedModel):
             network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
-        network.module.load_state_dict(load_file(folder.weights))
+        network.module.load_state_dict(read_safetensors(folder.weights))
         network.card = card
     return Result(network.to(fabric.device).eval(), folder.read_result()["metrics"], folder)
 

@@ -40,12 +40,12 @@ def verify_cache(asked: VerifyArguments) -> None:
     say(
         f"{checked:,} records read, each is what was written"
         if not bad
-        else f"{len(bad)} shards are damaged or missing"
+        else f"shards that are damaged or missing: {len(bad)}"
     )
     if bad:
         raise ValueError(
-            f"{len(bad)} shards of {stored.folder} are damaged or missing (named above); make them anew, and them alone, with: "
-            f"uhkd cache -c {stored.folder} --out {stored.folder}"
+            f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
+            f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
         )
     if asked.sample:
         _compare_sample(stored, asked)
@@ -98,7 +98,7 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
         say(
             f"  {name}: beyond the rounding of {manifest.layout.storage} by at most {share:.1e} of the root mean square"
         )
-    slack = max(_SLACK[precision], _SLACK[str(manifest.environment["precision"])])
+    slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
     if off := [name for name, share in worst.items() if share > slack]:
         raise ValueError(
             f"{', '.join(off)} of {asked.sample} records differ from what the teacher says now by more than {slack:g} of their "

@@ -90,7 +90,13 @@ def npz(path: Path) -> Parts:
     except _TooLarge as error:
         raise ValueError(str(error)) from None
     except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable .npz file of plain arrays ({error})") from error
+        # NumPy's own words on these two advise to load pickled objects
+        pickled = "it holds pickled objects" if "pickle" in str(error) else error
+        why = pickled if zipfile.is_zipfile(path) else "it is no archive"
+        raise ValueError(
+            f"{path} is not a readable .npz file of plain arrays ({why}); write it with "
+            "numpy.savez(file, train_images=..., train_labels=...)"
+        ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
         found = ", ".join(map(shown, sorted(names))) or "none"
@@ -215,5 +221,8 @@ def _listed_labels(dataset: Any) -> np.ndarray | None:
 def _as_label(value: Any, title: str) -> int:
     array = np.asarray(value)
     if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels of {title} must be integers, found {type(value).__name__} of shape {array.shape}")
+        raise ValueError(
+            f"labels of {title} must be integers, found {type(value).__name__} of shape {array.shape}: "
+            "number the classes from 0"
+        )
     return int(array.reshape(()))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def _opened(file: io.BufferedIOBase) -> Iterator[Image.Image]:
     reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
     if reader is None:
         raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
-    with reader(file) as image:
+    with reader(cast(Any, file)) as image:
         width, height = image.size
         if width * height > most:
             raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")

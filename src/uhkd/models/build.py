@@ -194,8 +194,17 @@ def _with_card(tapped: TappedModel, name: str, options: Mapping[str, Any]) -> Ta
 def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
     run = RunFolder(Path(folder).expanduser())
     if not run.exists():
-        raise ValueError(f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}")
-    return ModelCard.from_json(run.read_card()), load_state(run.weights)
+        if run.started():
+            raise ValueError(f"the run '{folder}' is not finished; go on with it by its own command and --resume")
+        raise ValueError(
+            f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}; "
+            "give a folder that finetune or distill wrote"
+        )
+    try:
+        card = ModelCard.from_json(run.read_card())
+    except ValueError as error:
+        raise ValueError(f"'{folder}' cannot be used: {error}") from error
+    return card, load_state(run.weights)
 
 
 def _weights_file(start: str | Path) -> Path:

@@ -109,7 +109,8 @@ def _run_folder(text: str) -> Reference:
         parent = path.parent
         others = [item.name for item in parent.iterdir()] if parent.is_dir() else []
         near = difflib.get_close_matches(path.name, others, n=3) or sorted(others)[:3]
-        hint = f"nearest in '{parent}': {', '.join(near)}" if near else f"there is nothing in '{parent}'"
+        nothing = f"there is nothing in '{parent}'" if parent.is_dir() else f"there is no folder '{parent}' either"
+        hint = f"nearest in '{parent}': {', '.join(near)}" if near else nothing
         raise ValueError(f"there is no '{path}'; {hint}")
     if (path / "config.json").is_file():
         raise ValueError(f"'{path}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{path}'")

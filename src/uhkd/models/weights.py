@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "student")
+_ANEW = "write, copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -27,26 +29,39 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"there is no weights file '{file}'")
     if file.suffix == ".safetensors":
-        try:
-            content: Any = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"'{file}' is no whole safetensors file: {error}") from error
+        content: Any = read_safetensors(file)
     else:
         content = _load_torch(file)
     return _strip(_unwrap(content, file))
 
 
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by the names that they have there, on the CPU.
+
+    Raises:
+        ValueError: when it is damaged, or cannot be read.
+    """
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{file}' is no whole safetensors file ({error}); {_ANEW}") from error
+
+
 def _load_torch(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # whatever protocol, it is read or refused
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"'{file}' was refused: it holds more than tensors and plain data, and reading it could run code; "
             "save model.state_dict() with safetensors"
         ) from error
     except Exception as error:  # a damaged file can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"'{file}' is no whole torch weights file: {reason}") from error
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ValueError(f"'{file}' is no whole torch weights file ({reason}); {_ANEW}") from error
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
@@ -61,7 +76,12 @@ def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    raise ValueError(f"'{file}' holds no named tensors: expected a state dict, found {type(content).__name__}")
+    found = (
+        f"a mapping of {', '.join(map(str, content))}"
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
+    )
+    raise ValueError(f"'{file}' holds no named tensors: expected model.state_dict(), found {found[:200]}")
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
-from uhkd.recipe.caching import CacheRecipe
+from uhkd.recipe.caching import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.comparison import CompareRecipe
 from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
@@ -8,6 +8,7 @@ from uhkd.recipe.problems import RecipeError, build, did_you_mean
 from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
+    "MOST_VIEWS",
     "CacheRecipe",
     "CompareRecipe",
     "DataWords",

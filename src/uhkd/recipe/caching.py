@@ -1,12 +1,16 @@
 """What storing a teacher's signals may say: the teacher, the images, their views, and what is kept of each."""
 
-from typing import Annotated, Literal, Self
+import contextlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from uhkd.recipe.fields import DataWords, MachineWords, TeacherWords, ViewWords
+from uhkd.recipe.problems import shown
 
 KEPT = ("logits", "embedding", "spectra")
+MOST_VIEWS = 100_000  # nobody trains for more epochs, and a slip of the pen is told before the disk is full
 
 
 class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
@@ -15,7 +19,10 @@ class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
     out: str = Field(description="folder of the cache; an unfinished one is gone on with, damaged parts are made anew")
     views: int = Field(
-        default=30, ge=1, description="views of every image; epoch e of a training shows view e mod views"
+        default=30,
+        ge=1,
+        le=MOST_VIEWS,
+        description="views of every image; epoch e of a training shows view e mod views",
     )
     keep: tuple[str, ...] = Field(
         default=KEPT, min_length=1, description="what is stored of each view, of logits, embedding, spectra"
@@ -41,6 +48,15 @@ class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     )
     batch_size: int = Field(default=128, ge=1, description="images per forward pass")
     jobs: int = Field(default=1, ge=1, description="processes at work; more may join by the same command")
+
+    @field_validator("channels", mode="wrap")
+    @classmethod
+    def _told_once(cls, value: Any, judge: Callable[[Any], Any]) -> Any:
+        """pydantic would tell a mistake once for each kind of value that it might have been."""
+        with contextlib.suppress(ValidationError):
+            if not isinstance(value, bool):
+                return judge(value)
+        raise ValueError(f"expected a whole number from 1 on, auto or none, found {shown(value)}")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

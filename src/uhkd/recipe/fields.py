@@ -1,10 +1,14 @@
 """Groups of words that several kinds of recipe share: which images, which views of them, which teacher."""
 
+import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from uhkd.recipe.problems import shown
 
 
 class Schema(BaseModel):
@@ -21,7 +25,26 @@ class Schema(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
             raise ValueError(f"expected a number, found {str(value).lower()}")
+        if annotation in (dict[str, Any], dict[str, dict[str, Any]]) and (odd := _odd(value)):
+            raise ValueError(
+                f"expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found {odd}"
+            )
         return value
+
+
+def _odd(value: Any) -> str | None:
+    """What in a value could not be written down and read again as it is, in words."""
+    if isinstance(value, Mapping):
+        keys = (f"the key {shown(key)}" for key in value if not isinstance(key, str))
+        return next(keys, None) or next(filter(None, map(_odd, value.values())), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_odd, value)), None)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return (
+        None
+        if isinstance(value, str | int | float | os.PathLike | None) and finite
+        else f"a {type(value).__name__} ({str(value)[:80]})"
+    )
 
 
 def _texts(value: Any) -> Any:
@@ -41,8 +64,7 @@ class DataWords(Schema):
     """Which images."""
 
     data: str = Field(
-        description="digits, cifar100[:ROOT], a folder of images, an .npz file of arrays, tar shards (a folder of them, "
-        "train-{0000..0146}.tar, an address), hfds/NAME or torch/NAME"
+        description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, hfds/NAME or torch/NAME"
     )
     val_fraction: float = Field(
         default=0.1,

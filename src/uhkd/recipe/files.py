@@ -9,21 +9,34 @@ from typing import Any
 import yaml
 
 from uhkd import plain
-from uhkd.recipe.problems import RecipeError, did_you_mean
+from uhkd.recipe.problems import RecipeError, did_you_mean, shown
 from uhkd.recipe.schema import TrainRecipe
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that reads 1e-3 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):  # by a tag: !!map in front of something else
+            raise yaml.constructor.ConstructorError(None, None, "expected 'key: value' pairs", node.start_mark)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {shown(key)} given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # PyYAML's own, where a tag or a date does not fit
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shown(node.value)} is no {kind}", node.start_mark
+            ) from error
 
 
 class _Dumper(yaml.SafeDumper):
@@ -69,7 +82,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError([f"{path}, line 1: expected 'key: value' lines, found a {type(content).__name__}"])
     wrong = [key for key in content if not isinstance(key, str)]
     if wrong:
-        raise RecipeError([f"{path}: expected names as keys, found {key!r}" for key in wrong])
+        raise RecipeError([f"{path}: expected names as keys, found {shown(key)}" for key in wrong])
     return content
 
 

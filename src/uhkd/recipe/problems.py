@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -88,7 +89,7 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
         hint = did_you_mean(name, schema.model_fields)
-        return [f"{name}: unknown key{hint or '; known: ' + ', '.join(schema.model_fields)}"]
+        return [f"{name}: unknown key{hint or '; `uhkd VERB --help` lists the known ones'}"]
     if kind == "missing":
         return [f"{name}: required but not given ({schema.model_fields[name].description})"]
     if kind == "value_error":
@@ -97,8 +98,17 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
     if kind == "literal_error":
         choices = [str(choice) for choice in get_args(schema.model_fields[name].annotation)]
         hint = did_you_mean(str(found), choices)
-        return [f"{name}: expected {_either(choices)}, found {found!r}{hint}"]
-    return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {found!r}"]
+        return [f"{name}: expected {_either(choices)}, found {shown(found)}{hint}"]
+    return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {shown(found)}"]
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(found: Any) -> str:
+    """A value as a recipe would have it; of long ones the beginning, as YAML's aliases make endless ones of a few bytes."""
+    return "nothing" if found is None else str(found).lower() if isinstance(found, bool) else _SHORT.repr(found)
 
 
 def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:

@@ -1,8 +1,17 @@
 """The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code."""
 
 from uhkd.runs.checkpoints import Checkpoint
-from uhkd.runs.files import check_own, read_mapping, write_atomically, write_tensors
+from uhkd.runs.files import check_own, check_place, read_mapping, write_atomically, write_tensors
 from uhkd.runs.folder import RunFolder
 from uhkd.runs.machine import environment
 
-__all__ = ["Checkpoint", "RunFolder", "check_own", "environment", "read_mapping", "write_atomically", "write_tensors"]
+__all__ = [
+    "Checkpoint",
+    "RunFolder",
+    "check_own",
+    "check_place",
+    "environment",
+    "read_mapping",
+    "write_atomically",
+    "write_tensors",
+]

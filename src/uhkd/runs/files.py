@@ -39,7 +39,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = plain.read_text(path)
         content = plain.load_yaml(text) if kind == "YAML" else json.loads(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:  # YAML's tags raise many
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -72,6 +72,16 @@ def check_own(folder: Path, *names: str) -> None:
                     f"{place} is a link to another place, where uhkd would write and delete: put a folder there, or choose "
                     "another --out"
                 )
+
+
+def check_place(path: Path) -> None:
+    """See that a folder can be made at `path`, as far as names go.
+
+    Raises:
+        ValueError: when the path, or one above it, is a file.
+    """
+    if file := next((place for place in (path, *path.parents) if place.is_file()), None):
+        raise ValueError(f"{file} is a file: expected a folder; choose another --out")
 
 
 def flush_folder(path: Path) -> None:

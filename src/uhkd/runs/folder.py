@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
-from uhkd.runs.files import check_own, read_mapping, write_atomically, write_tensors
+from uhkd.runs.files import check_own, check_place, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import GUARDS, held
 from uhkd.runs.machine import environment
 
@@ -53,10 +53,9 @@ class RunFolder:
         Raises:
             ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
         """
+        check_place(self.path)
         if not resume:
-            if self.path.exists() and (
-                not self.path.is_dir() or any(p.name not in GUARDS for p in self.path.iterdir())
-            ):
+            if self.path.exists() and any(p.name not in GUARDS for p in self.path.iterdir()):
                 advice = "add --resume to go on with it, or" if self.started() else "please"
                 raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
             return

@@ -176,7 +176,9 @@ class TappedModel(nn.Module):
             plain = first_tensor(self.module(image))
         except Exception as error:  # whatever a foreign forward raises, the user's question is the same
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ImpossibleSize(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
+            raise ImpossibleSize(
+                f"{owner} cannot process images of {height}x{width} px: {reason.rstrip('.')}"
+            ) from error
         reader: TimmReader | HookReader | None = None
         if prefix_tokens is None:
             try:

@@ -1,0 +1,28 @@
+"""What people do wrong, and the whole answer: tried by tests/test_errors.py, written down in docs/errors.md."""
+
+from references.errors import (
+    arrays,
+    caches,
+    comparisons,
+    flags,
+    folders,
+    images,
+    models,
+    questions,
+    recipes,
+    runs,
+)
+from references.errors.case import Case
+
+AREAS: dict[str, tuple[Case, ...]] = {
+    "Image files": images.CASES,
+    "Image folders": folders.CASES,
+    "Arrays and data sets of your own": arrays.CASES,
+    "Recipes": recipes.CASES,
+    "The command line": flags.CASES,
+    "Networks and weights": models.CASES,
+    "Run folders and checkpoints": runs.CASES,
+    "Stored signals": caches.CASES,
+    "Comparisons": comparisons.CASES,
+    "eval, predict, inspect": questions.CASES,
+}

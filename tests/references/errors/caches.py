@@ -1,0 +1,223 @@
+"""Stored signals of a teacher."""
+
+import json
+from pathlib import Path
+
+from references.errors.case import Case
+from references.errors.shelf import CACHE, CACHED, DIGITS, write
+
+TRAIN = f"{CACHED} {DIGITS}"
+STORE = f"{CACHE} {DIGITS} --out cache"
+HAS = {"has": ("cache",)}
+BOTH = {"has": ("cache", "teacher")}
+SHARD = "cache/view-0001/shard-00000.bin"
+
+
+def flip(name: str, place: int) -> None:
+    """Change a bit of a file."""
+    content = bytearray(Path(name).read_bytes())
+    content[place] ^= 4
+    Path(name).write_bytes(content)
+
+
+def manifest(**changes: object) -> None:
+    """Another cache.json, without a new checksum."""
+    said = json.loads(Path("cache/cache.json").read_text())
+    write("cache/cache.json", json.dumps(said | changes))
+
+
+CASES = (
+    Case(
+        "a cache that is not there",
+        TRAIN,
+        "cache holds no stored signals (no cache.json); make them with: uhkd cache --out cache",
+    ),
+    Case(
+        "other images",
+        f"{CACHED} --data digits --train-limit 30",
+        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "another (uhkd cache):\n"
+        "  data: the cache has '…', asked for is '…'\n"
+        "  images: the cache has 40, the data 30",
+        **HAS,
+    ),
+    Case(
+        "other views",
+        f"{TRAIN} --mixup 0.3 --crop none",
+        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "another (uhkd cache):\n"
+        "  view crop: the cache has 'pad', asked for is 'none'\n"
+        "  view mixup: the cache has 0.0, asked for is 0.3",
+        **HAS,
+    ),
+    Case(
+        "more views than there are",
+        f"{TRAIN} --teacher-views 3",
+        "teacher_views: expected at most 2, which cache holds, found 3",
+        **HAS,
+    ),
+    Case(
+        "another teacher",
+        f"{TRAIN} --teacher timm/resnet18",
+        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "another (uhkd cache):\n"
+        "  teacher: the cache is of teacher, asked for is timm/resnet18",
+        **HAS,
+    ),
+    Case(
+        "a run folder of another teacher",
+        f"{TRAIN} --teacher run",
+        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "another (uhkd cache):\n"
+        "  teacher: the weights in run are not those of the teacher that was stored",
+        has=("cache", "run"),
+    ),
+    Case(
+        "a teacher whose weights are damaged",
+        f"{TRAIN} --teacher teacher",
+        "'teacher/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        **BOTH,
+        make=lambda: write("teacher/model.safetensors", "hello"),
+    ),
+    Case(
+        "a method that wants what no cache holds",
+        f"{TRAIN} --method fitnet",
+        "fitnet needs teacher maps; the cache cache holds logits, embedding, spectra: leave out "
+        "--teacher-cache, or choose another method",
+        **HAS,
+    ),
+    Case(
+        "spectra of another radius",
+        f"{TRAIN} --settings radius=3",
+        "the method asks for other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
+        " 7 coefficients of level 1, stored 3 x 3; give the method the cache's settings (--settings), or make"
+        " a cache with the method's",
+        **HAS,
+    ),
+    Case(
+        "other settings of the spectra",
+        f"{TRAIN} --settings form=amplitude",
+        "the method asks for other spectra than cache holds: channels None, stored 64; form amplitude, stored"
+        " pairs; give the method the cache's settings (--settings), or make a cache with the method's",
+        **HAS,
+    ),
+    Case(
+        "layers too coarse for spectra",
+        f"{TRAIN} --student-levels 0",
+        "feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found"
+        " (4, 4) with (2, 2); use larger images, a smaller patch size, or name shallower taps "
+        "(student_levels, teacher_levels)",
+        **HAS,
+    ),
+    Case(
+        "more views than anybody trains epochs",
+        f"{CACHE} {DIGITS} --views 1000000000000 --out new",
+        "views: expected a value <= 100000, found '1000000000000'",
+        has=("teacher",),
+    ),
+    Case(
+        "a shard that is missing",
+        f"{TRAIN} --epochs 2",
+        "cache/view-0001/shard-00000.bin is missing; make it anew, and it alone, with: uhkd cache -c cache --out cache",
+        **HAS,
+        make=lambda: Path(SHARD).unlink(),
+    ),
+    Case(
+        "a shard that was cut short",
+        f"{TRAIN} --epochs 2",
+        "cache/view-0001/shard-00000.bin is damaged: expected … bytes, found …; make it anew, and it alone, "
+        "with: uhkd cache -c cache --out cache",
+        **HAS,
+        make=lambda: write(SHARD, Path(SHARD).read_bytes()[:-9]),
+    ),
+    Case(
+        "a record with another bit",
+        f"{TRAIN} --epochs 2",
+        "cache/view-0001/shard-00000.bin is damaged: record … (image … of view 1) is not what was written; "
+        "make it anew, and it alone, with: uhkd cache -c cache --out cache",
+        **HAS,
+        make=lambda: [flip(SHARD, i) for i in range(9, Path(SHARD).stat().st_size, 99)],
+    ),
+    Case(
+        "checking a cache with a damaged shard",
+        "cache verify cache --sample 0",
+        "shards of cache that are damaged or missing: 1 (named above); make them anew, and them alone, with: "
+        "uhkd cache -c cache --out cache",
+        **HAS,
+        make=lambda: flip(SHARD, 99),
+    ),
+    Case(
+        "checking a folder that is no cache",
+        "cache verify images",
+        "images holds no stored signals (no cache.json); make them with: uhkd cache --out images",
+        has=("images",),
+    ),
+    Case(
+        "checking a cache whose teacher is gone",
+        "cache verify cache --device cpu",
+        "teacher: unknown model 'teacher': no name is near it (`uhkd models` lists all; a folder of a run or "
+        "local-dir:PATH also work) (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
+        **HAS,
+    ),
+    Case(
+        "checking a cache against another teacher",
+        "cache verify cache --device cpu --teacher run",
+        "the teacher is not that of cache: teacher: the cache has '…', asked for is '…'",
+        has=("cache", "run"),
+    ),
+    Case(
+        "a damaged cache.json",
+        TRAIN,
+        "cache/cache.json is damaged (…): the cache must be made anew",
+        **HAS,
+        make=lambda: write("cache/cache.json", "{"),
+    ),
+    Case(
+        "a cache.json that was edited",
+        TRAIN,
+        "cache/cache.json is damaged (it is not what was written): the cache must be made anew",
+        **HAS,
+        make=lambda: manifest(views=30),
+    ),
+    Case(
+        "a cache of another version",
+        TRAIN,
+        "cache/cache.json is of format 1, this version reads 2: make the cache anew, or use its version",
+        **HAS,
+        make=lambda: manifest(format=1),
+    ),
+    Case(
+        "a damaged teacher.safetensors",
+        TRAIN,
+        "cache/teacher.safetensors is missing or damaged: the cache must be made anew (it is not what was written)",
+        **HAS,
+        make=lambda: write("cache/teacher.safetensors", "hello"),
+    ),
+    Case(
+        "a cache into a folder of something else",
+        f"{CACHE} {DIGITS} --out images",
+        "images already exists and holds no cache; please choose another --out",
+        has=("images", "teacher"),
+    ),
+    Case(
+        "a cache below a file",
+        f"{CACHE} {DIGITS} --out notes/new",
+        "notes is a file: expected a folder; choose another --out",
+        has=("teacher",),
+        make=lambda: write("notes", "hello"),
+    ),
+    Case(
+        "a cache into a run folder",
+        f"{CACHE} {DIGITS} --out teacher",
+        "teacher already exists and holds no cache; please choose another --out",
+        has=("teacher",),
+    ),
+    Case(
+        "going on with a cache by other words",
+        f"{STORE} --seed 3 --mixup 0.2",
+        "cache was begun by another recipe; choose another --out, or say what it says (-c cache):\n"
+        "  view mixup: the cache has 0.0, asked for is 0.2\n"
+        "  view seed: the cache has 0, asked for is 3",
+        **BOTH,
+    ),
+)

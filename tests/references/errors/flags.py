@@ -1,0 +1,67 @@
+"""The command line."""
+
+from references.errors.case import Case
+
+CASES = (
+    Case("a misspelt verb", "distil", "unknown verb 'distil'; did you mean 'distill'?"),
+    Case(
+        "a verb that there is not",
+        "xyz",
+        "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
+        " eval, predict, index, doctor",
+    ),
+    Case(
+        "an option before the verb",
+        "--seed 3",
+        "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
+        "compare, eval, predict, index, doctor",
+    ),
+    Case(
+        "a misspelt option",
+        "finetune --model m --data d --epoch 3",
+        "unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?",
+    ),
+    Case(
+        "an option without its value",
+        "finetune --model m --data d --epochs --seed 3",
+        "--epochs: needs a value, found none",
+    ),
+    Case("a word too many", "finetune --model m --data d junk", "unexpected argument 'junk'"),
+    Case(
+        "an option left out",
+        "finetune --model m",
+        "data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
+        "hfds/NAME or torch/NAME)",
+    ),
+    Case("text where a number belongs", "models --max-params small", "max_params: expected a number, found 'small'"),
+    Case(
+        "a setting without a value",
+        "distill --teacher t --student s --data d --settings radius",
+        "--settings: expected KEY=VALUE, found 'radius'",
+    ),
+    Case(
+        "a misspelt part of the data",
+        "eval run --split tes",
+        "split: expected auto, val or test, found 'tes'; did you mean 'test'?",
+    ),
+    Case(
+        "several mistakes at once",
+        "distill --epoch=3 --student s --data d --epochs x --weights kl",
+        "4 problems:\n"
+        "  - unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?\n"
+        "  - --weights: expected KEY=VALUE, found 'kl'\n"
+        "  - epochs: expected a whole number, found 'x'\n"
+        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; or "
+        "teacher_cache, its stored signals)",
+    ),
+    Case(
+        "a pattern that matches no network",
+        "models 'resnet?x'",
+        "no network matches 'resnet?x'; names look like timm/resnet18, * stands for anything",
+    ),
+    Case(
+        "three recipes to compare",
+        "recipes a b c",
+        "recipes: expected no name (list), one (show) or two (compare), found 3",
+    ),
+)

@@ -1,0 +1,211 @@
+"""Networks, their options and their weights."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import uhkd
+from references.errors.case import Case
+from references.errors.shelf import DIGITS, DISTILL, TINY, WORDS, write
+
+
+def finetune(model: str, more: str = "") -> str:
+    return f"finetune --model {model} {DIGITS} {TINY} --out new {more}"
+
+
+class Bomb:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def pickled() -> None:
+    write("weights.pth", pickle.dumps(Bomb()))
+
+
+def own(classes: int, **words: object) -> object:
+    """Training a network of one's own of so many outputs."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+    words = {name: word for name, word in WORDS.items() if name != "options"} | {"out": "new"} | words
+    return uhkd.finetune(model=module, **words)
+
+
+def finished() -> None:
+    """A finished run of such a network, its weights damaged."""
+    own(3, data="images", out="mine")
+    write("mine/model.safetensors", "hello")
+
+
+def card(**changes: object) -> None:
+    """Another model card in the run folder."""
+    file = Path("run/card.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+CASES = (
+    Case(
+        "a misspelt network",
+        finetune("timm/resnet81"),
+        "unknown model 'timm/resnet81': did you mean timm/resnet18, …? (`uhkd models` lists all; a folder of "
+        "a run or local-dir:PATH also work)",
+    ),
+    Case(
+        "weights that timm does not have",
+        finetune("timm/resnet18.mine"),
+        "unknown model 'timm/resnet18.mine': did you mean timm/resnet18.…? (`uhkd models` lists all; a folder"
+        " of a run or local-dir:PATH also work)",
+    ),
+    Case(
+        "a path where nothing lies",
+        finetune("./runs/teacher"),
+        "there is no 'runs/teacher'; there is no folder 'runs' either",
+    ),
+    Case(
+        "a folder that is no run",
+        finetune("./images"),
+        "'images' is no run folder of uhkd: give a run folder or a model name, and weights files as start",
+        has=("images",),
+    ),
+    Case(
+        "a timm model folder without configuration",
+        finetune("local-dir:images"),
+        "'images' is no timm model folder: expected config.json and model.safetensors in it",
+        has=("images",),
+    ),
+    Case(
+        "an unknown option of the network",
+        finetune("uhkd/vit_micro", "--options dept=3"),
+        "uhkd/vit_micro takes no option 'dept'; did you mean depth, depths?",
+    ),
+    Case(
+        "an option that cannot be",
+        finetune("uhkd/vit_micro", "--options num_heads=5"),
+        "uhkd/vit_micro cannot be built for images of 16x16 px: …",
+    ),
+    Case(
+        "an option that would open other files",
+        finetune("timm/resnet18", "--options checkpoint_path=weights.pth"),
+        "timm/resnet18: the option checkpoint_path would read other files or fetch weights; name weights with"
+        " start (--start, --student-start, --teacher-start)",
+    ),
+    Case(
+        "an image size that the network cannot have",
+        finetune("timm/test_vit", "--image-size 20"),
+        "VisionTransformer cannot process images of 20x20 px: …; timm/test_vit was made for 160x160",
+    ),
+    Case(
+        "an unknown layer",
+        finetune("uhkd/resnet10", "--levels layer1 layer9"),
+        "ResNet has no tap 'layer9'; nearest taps: layer4, layer3, layer2, layer1 (… in all)",
+    ),
+    Case(
+        "pretrained weights of a network that has none",
+        finetune("uhkd/vit_micro", "--start pretrained"),
+        "pretrained weights of uhkd/vit_micro cannot be had (our small variants have none); without a network"
+        " choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run "
+        "folder",
+    ),
+    Case(
+        "a weights file that does not exist",
+        finetune("uhkd/vit_micro", "--start weights.pth"),
+        "start must be random, pretrained or the path of a weights file; there is no file 'weights.pth'",
+    ),
+    Case(
+        "a damaged weights file",
+        finetune("uhkd/vit_micro", "--start w.safetensors"),
+        "'w.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        make=lambda: write("w.safetensors", "hello"),
+    ),
+    Case(
+        "a damaged file of torch",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' is no whole torch weights file (…); write, copy or download it again",
+        make=lambda: write("w.pth", "hello"),
+    ),
+    Case(
+        "a weights file that would run code",
+        finetune("uhkd/vit_micro", "--start weights.pth"),
+        "'weights.pth' was refused: it holds more than tensors and plain data, and reading it could run code;"
+        " save model.state_dict() with safetensors",
+        make=pickled,
+    ),
+    Case(
+        "a weights file without weights",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' holds no named tensors: expected model.state_dict(), found a mapping of epoch",
+        make=lambda: torch.save({"epoch": 3}, "w.pth"),
+    ),
+    Case(
+        "weights of another network",
+        finetune("uhkd/vit_micro", "--start run"),
+        "the weights in 'run/model.safetensors' do not fit VisionTransformer: … missing (…); … unexpected (…)",
+        has=("run",),
+    ),
+    Case(
+        "a run folder whose card is damaged",
+        "eval run",
+        "'run' cannot be used: run/card.json is damaged or was not written by us: no JSON of plain data (…)",
+        has=("run",),
+        make=lambda: write("run/card.json", "{"),
+    ),
+    Case(
+        "a card with impossible numbers",
+        "eval run",
+        "'run' cannot be used: the model card has 3 classes and images of (1000000000, 1000000000); expected "
+        "0 or more, and sides of 1 to 16384 px",
+        has=("run",),
+        make=lambda: card(image_size=[10**9, 10**9]),
+    ),
+    Case(
+        "a card of another network",
+        "eval run",
+        "the weights in 'run' do not fit VisionTransformer: … missing (…); … unexpected (…)",
+        has=("run",),
+        make=lambda: card(name="uhkd/vit_micro", options={}),
+    ),
+    Case(
+        "a run folder whose weights are damaged",
+        "eval run",
+        "'run/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        has=("run",),
+        make=lambda: write("run/model.safetensors", "hello"),
+    ),
+    Case(
+        "a teacher without pretrained weights",
+        f"{DISTILL} --teacher uhkd/vit_tiny {DIGITS}",
+        "teacher: pretrained weights of uhkd/vit_tiny cannot be had (our small variants have none); without a"
+        " network choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a"
+        " run folder (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
+    ),
+    Case(
+        "a teacher that knows nothing",
+        f"{DISTILL} --teacher teacher {DIGITS}",
+        "the teacher teacher is at chance level on these images (…% of 143 right, 10 classes); train it "
+        "first: uhkd finetune --model teacher --data digits --out DIR, then --teacher DIR (or go on anyway "
+        "with --allow-weak-teacher)",
+        has=("teacher",),
+    ),
+    Case(
+        "a teacher's head of other classes",
+        f"{DISTILL} --teacher run --teacher-head keep {DIGITS}",
+        "the teacher's head does not fit: it has 3 classes, the data 10; use teacher_head=auto to train a linear probe",
+        has=("run",),
+    ),
+    Case(
+        "a module with another number of classes",
+        lambda: own(7, data="digits"),
+        "Sequential gives 7 classes, expected 10: replace its last layer",
+    ),
+    Case(
+        "asking again for a finished run whose weights are damaged",
+        lambda: own(3, data="images", out="mine", resume=True),
+        "'mine/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        has=("images",),
+        make=finished,
+    ),
+)

@@ -1,0 +1,79 @@
+"""Asking a trained network: eval, predict, inspect."""
+
+from pathlib import Path
+
+from references.errors.case import Case
+from references.errors.shelf import pictures, write
+
+RUN = {"has": ("run",)}
+INSPECT = "inspect --teacher uhkd/resnet10 --image-size 16"
+
+CASES = (
+    Case(
+        "a run that does not exist",
+        "eval runs/mine",
+        "'runs/mine' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that "
+        "finetune or distill wrote",
+    ),
+    Case(
+        "a folder that is no run",
+        "eval images",
+        "'images' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that "
+        "finetune or distill wrote",
+        has=("images",),
+    ),
+    Case(
+        "images of classes that the network does not know",
+        "eval run --data images",
+        "images has class folders that are not among the classes expected here: wasp; expected only: ant, bee, cat",
+        **RUN,
+        make=lambda: pictures("images", ("bee", "wasp")),
+    ),
+    Case(
+        "data with other classes",
+        "eval run --data digits",
+        "digits: its classes are not those of the network ('0' where 'ant' was expected)",
+        **RUN,
+    ),
+    Case(
+        "data that has moved", "eval run", "data images does not exist; give a path, or one of: digits, cifar100", **RUN
+    ),
+    Case(
+        "a test part that is not there",
+        "eval run --data images --split test",
+        "data images has no test part; use --split val",
+        has=("run", "images"),
+    ),
+    Case(
+        "an image that does not exist",
+        "predict run bee.png",
+        "no such file or folder: bee.png; give image files, or folders of them",
+        **RUN,
+    ),
+    Case(
+        "a folder without images",
+        "predict run empty",
+        "no images in empty: expected files that end in bmp gif jpeg jpg pgm png ppm tif tiff webp",
+        **RUN,
+        make=lambda: Path("empty").mkdir(),
+    ),
+    Case(
+        "a file that is no image",
+        "predict run notes.txt",
+        "image file notes.txt cannot be decoded (…): replace or remove it, or train with --skip-bad-images",
+        **RUN,
+        make=lambda: write("notes.txt", "hello"),
+    ),
+    Case("no image at all", "predict run", "images: required but not given (image files or folders of them)", **RUN),
+    Case(
+        "trying an unknown method",
+        f"{INSPECT} --student uhkd/vit_micro --method uhk",
+        "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, at, cc, rkd, crd,"
+        " ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
+    ),
+    Case(
+        "trying a student that cannot be",
+        f"{INSPECT} --student uhkd/vit_micro --student-options embed_dim=97",
+        "uhkd/vit_micro cannot be built for images of 16x16 px: …",
+    ),
+)

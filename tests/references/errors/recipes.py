@@ -1,0 +1,253 @@
+"""Recipes: what lies in a YAML file, and what its fields say together."""
+
+from pathlib import Path
+
+from references.errors.case import Case
+from references.errors.shelf import write
+
+FINETUNE, DISTILL, CACHE = "finetune -c mine.yaml", "distill -c mine.yaml", "cache -c mine.yaml"
+MODEL = "model: uhkd/resnet10\ndata: digits\n"
+PAIR = "teacher: teacher\nstudent: uhkd/vit_micro\ndata: digits\n"
+STORED = "teacher: teacher\ndata: digits\nout: new\n"
+
+
+def wrong(did: str, ask: str, text: str | bytes, says: str) -> Case:
+    """A recipe mine.yaml that is not right."""
+    return Case(did, ask, says, make=lambda: write("mine.yaml", text))
+
+
+CASES = (
+    Case(
+        "a recipe that does not exist",
+        "distill -c digit/vit",
+        "no recipe 'digit/vit': neither a file nor a packaged recipe; did you mean 'digits/vit', 'digits/mlp'"
+        " or 'digits/cnn'?",
+    ),
+    Case(
+        "a folder without a recipe",
+        "distill -c mine",
+        "no recipe 'mine': neither a file nor a packaged recipe; `uhkd recipes` lists those",
+        make=lambda: Path("mine").mkdir(),
+    ),
+    wrong(
+        "an unknown key", FINETUNE, MODEL + "epocs: 5\n", "epocs: unknown key; did you mean 'epochs' or 'step_epochs'?"
+    ),
+    wrong(
+        "a key twice",
+        FINETUNE,
+        MODEL + "epochs: 5\nepochs: 6\n",
+        "mine.yaml, line 4, column 1: key 'epochs' given twice",
+    ),
+    wrong(
+        "text where a number belongs", FINETUNE, MODEL + "epochs: ten\n", "epochs: expected a whole number, found 'ten'"
+    ),
+    wrong("true where a number belongs", FINETUNE, MODEL + "epochs: true\n", "epochs: expected a number, found true"),
+    wrong("a number out of its range", FINETUNE, MODEL + "lr: 0\n", "lr: expected a value > 0, found 0"),
+    wrong("a number that is none", FINETUNE, MODEL + "lr: .nan\n", "lr: expected a finite number, found nan"),
+    wrong(
+        "a misspelt choice",
+        FINETUNE,
+        MODEL + "optimizer: adam\n",
+        "optimizer: expected adamw, sgd or lamb, found 'adam'; did you mean 'adamw'?",
+    ),
+    wrong(
+        "a list where key: value belongs",
+        FINETUNE,
+        MODEL + "options: [1, 2]\n",
+        "options: expected key: value pairs, found [1, 2]",
+    ),
+    wrong("nothing where text belongs", FINETUNE, "model:\ndata: digits\n", "model: expected text, found nothing"),
+    wrong(
+        "an empty recipe",
+        FINETUNE,
+        "",
+        "2 problems:\n"
+        "  - data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
+        "hfds/NAME or torch/NAME)\n"
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)",
+    ),
+    wrong(
+        "a list instead of a recipe",
+        FINETUNE,
+        "- model\n- data\n",
+        "mine.yaml, line 1: expected 'key: value' lines, found a list",
+    ),
+    wrong(
+        "a bracket that stays open",
+        FINETUNE,
+        MODEL + "options: {depth: 3\n",
+        "mine.yaml, line 4, column 1: expected ',' or '}', but got '<stream end>'",
+    ),
+    wrong(
+        "a tab that indents",
+        FINETUNE,
+        MODEL + "options:\n\tdepth: 3\n",
+        "mine.yaml, line 4, column 1: found character '\\t' that cannot start any token",
+    ),
+    wrong("a file that is no text", FINETUNE, b"\xff\xfe\x00model", "cannot read recipe mine.yaml: not UTF-8 text"),
+    wrong(
+        "a tag that would run code",
+        FINETUNE,
+        MODEL + "options: !!python/object/apply:os.system [ls]\n",
+        "mine.yaml, line 3, column 10: could not determine a constructor for the tag "
+        "'tag:yaml.org,2002:python/object/apply:os.system'",
+    ),
+    wrong(
+        "a date that there is not",
+        FINETUNE,
+        MODEL + "options: {day: 2026-02-31}\n",
+        "mine.yaml, line 3, column 16: '2026-02-31' is no timestamp",
+    ),
+    wrong(
+        "a tag that does not fit",
+        FINETUNE,
+        MODEL + "flip: !!bool perhaps\n",
+        "mine.yaml, line 3, column 7: 'perhaps' is no bool",
+    ),
+    wrong(
+        "lists in lists without end",
+        FINETUNE,
+        MODEL + f"options: {'[' * 1000}\n",
+        "cannot read recipe mine.yaml: it is nested too deeply",
+    ),
+    wrong(
+        "a list that contains itself",
+        FINETUNE,
+        MODEL + "step_epochs: &all [*all]\n",
+        "cannot read recipe mine.yaml: it stands for more than 20,000 values, its aliases (*name) written out",
+    ),
+    wrong(
+        "a value that is no plain data",
+        FINETUNE,
+        MODEL + "options: {day: 2026-02-28}\n",
+        "options: expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found "
+        "a date (2026-02-28)",
+    ),
+    wrong(
+        "a number of channels that is none",
+        CACHE,
+        STORED + "channels: many\n",
+        "channels: expected a whole number from 1 on, auto or none, found 'many'",
+    ),
+    wrong("a number that is a key", FINETUNE, MODEL + "3: 4\n", "mine.yaml: expected names as keys, found 3"),
+    wrong(
+        "a recipe of another verb",
+        FINETUNE,
+        PAIR,
+        "3 problems:\n"
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)\n"
+        "  - teacher: unknown key; `uhkd VERB --help` lists the known ones\n"
+        "  - student: unknown key; `uhkd VERB --help` lists the known ones",
+    ),
+    wrong(
+        "several mistakes at once",
+        FINETUNE,
+        "epocs: 5\nlr: -1\ndata: digits\n",
+        "3 problems:\n"
+        "  - lr: expected a value > 0, found -1\n"
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)\n"
+        "  - epocs: unknown key; did you mean 'epochs' or 'step_epochs'?",
+    ),
+    wrong(
+        "a longer warm-up than training",
+        FINETUNE,
+        MODEL + "epochs: 5\nwarmup_epochs: 5\n",
+        "warmup_epochs: expected less than epochs (5), found 5",
+    ),
+    wrong(
+        "steps without a schedule of steps",
+        FINETUNE,
+        MODEL + "step_epochs: [10]\n",
+        "step_epochs: only schedule step uses it, found schedule cosine",
+    ),
+    wrong(
+        "a schedule of steps without steps",
+        FINETUNE,
+        MODEL + "schedule: step\n",
+        "step_epochs: schedule step needs at least one epoch, found none",
+    ),
+    wrong(
+        "a last learning rate above the first",
+        FINETUNE,
+        MODEL + "lr: 1e-3\nmin_lr: 1e-2\n",
+        "min_lr: expected less than lr (0.001), found 0.01",
+    ),
+    wrong(
+        "parts that do not divide the batch",
+        FINETUNE,
+        MODEL + "batch_size: 64\naccumulate: 5\n",
+        "accumulate: expected a divisor of batch_size (64), found 5",
+    ),
+    wrong(
+        "a slip of the pen in randaugment",
+        FINETUNE,
+        MODEL + "randaugment: rand-m9-mst0.5\n",
+        "randaugment: expected rand followed by sections such as -m9 (magnitude), -n2 (operations), -p0.5 "
+        "(chance of each), -mstd0.5, -mmax10, -inc1, -tweights, -t3a or -t3aw, found 'rand-m9-mst0.5'",
+    ),
+    wrong(
+        "going on without saying where",
+        FINETUNE,
+        MODEL + "resume: true\n",
+        "resume: needs out, the run folder to go on from",
+    ),
+    wrong(
+        "no teacher",
+        DISTILL,
+        "student: uhkd/vit_micro\ndata: digits\n",
+        "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; or "
+        "teacher_cache, its stored signals)",
+    ),
+    wrong(
+        "views of no cache",
+        DISTILL,
+        PAIR + "teacher_views: 3\n",
+        "teacher_views: counts the views of teacher_cache, which is not given",
+    ),
+    wrong(
+        "an unknown method",
+        DISTILL,
+        PAIR + "method: uhkt\n",
+        "unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, at, cc, rkd, "
+        "crd, ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
+    ),
+    wrong("a method twice", DISTILL, PAIR + "method: kd+kd\n", "method 'kd+kd' names one method twice"),
+    wrong(
+        "an unknown setting",
+        DISTILL,
+        PAIR + "settings: {radios: 2}\n",
+        "uhkd has no setting 'radios'; did you mean 'radius'? (known: channels, fam, form, frequency_decay, "
+        "hidden, level_weights, norm, radius, standardise, temperature, whiten)",
+    ),
+    wrong(
+        "a setting of another type",
+        DISTILL,
+        PAIR + "settings: {radius: wide}\n",
+        "setting radius='wide' of uhkd: input should be a valid integer, unable to parse string as an integer",
+    ),
+    wrong(
+        "an unknown weight",
+        DISTILL,
+        PAIR + "weights: {feature: 3}\n",
+        "uhkd has no weight 'feature'; did you mean 'features'? (known: ce, features, inter, intra, kl, "
+        "redundancy, relations)",
+    ),
+    wrong(
+        "a weight below 0",
+        DISTILL,
+        PAIR + "weights: {features: -3}\n",
+        "weights.features: expected a value >= 0, found -3",
+    ),
+    wrong(
+        "signals that are not stored",
+        CACHE,
+        STORED + "keep: [logits, maps]\n",
+        "keep: expected some of logits, embedding, spectra, each once, found logits, maps",
+    ),
+    wrong(
+        "mixed channels of amplitudes",
+        CACHE,
+        STORED + "form: amplitude\nchannels: 8\n",
+        "channels: mixes channels linearly and fits form pairs, found form amplitude; say --channels none",
+    ),
+)

@@ -1,0 +1,111 @@
+"""Run folders and their checkpoints."""
+
+from pathlib import Path
+
+from references.errors.case import Case
+from references.errors.shelf import DIGITS, FINETUNE, NETWORK, TINY, write
+
+TRAIN = f"{FINETUNE} {DIGITS}"
+GO_ON = f"finetune --model {NETWORK} {TINY} {DIGITS} --epochs 2 --out stopped --resume"
+STOPPED = {"has": ("stopped",)}
+
+
+def damage(*names: str) -> None:
+    """Cut files of every checkpoint short."""
+    for folder in Path("stopped/checkpoints").glob("step-*"):
+        for name in names:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+
+CASES = (
+    Case(
+        "a run folder that is there",
+        f"{TRAIN} --out run",
+        "run already exists and is not empty; add --resume to go on with it, or choose another --out",
+        has=("run",),
+    ),
+    Case(
+        "a folder of something else",
+        f"{TRAIN} --out images",
+        "images already exists and is not empty; please choose another --out",
+        has=("images",),
+    ),
+    Case(
+        "a file as the run folder",
+        f"{TRAIN} --out notes",
+        "notes is a file: expected a folder; choose another --out",
+        make=lambda: write("notes", "hello"),
+    ),
+    Case(
+        "a run folder below a file",
+        f"{TRAIN} --out notes/run",
+        "notes is a file: expected a folder; choose another --out",
+        make=lambda: write("notes", "hello"),
+    ),
+    Case(
+        "going on where nothing began",
+        f"{TRAIN} --resume",
+        "nothing to resume in new: there is no recipe.yaml; leave out --resume",
+    ),
+    Case(
+        "going on in a folder of something else",
+        f"{TRAIN} --out images --resume",
+        "nothing to resume in images: there is no recipe.yaml; leave out --resume",
+        has=("images",),
+    ),
+    Case(
+        "going on with another recipe",
+        f"{GO_ON} --lr 0.1 --seed 3",
+        "cannot resume stopped with another recipe: lr was 0.001, now 0.1, seed was 0, now 3",
+        **STOPPED,
+    ),
+    Case(
+        "going on with other images",
+        f"{GO_ON} --train-limit 30",
+        "cannot resume stopped with another recipe: train_limit was 40, now 30",
+        **STOPPED,
+    ),
+    Case(
+        "going on from damaged checkpoints",
+        GO_ON,
+        "no checkpoint in stopped/checkpoints can be used: step-10: tensors.safetensors differs from its "
+        "checksum. Bring one back from a backup, delete the folder to begin anew with --resume, or start "
+        "another run with another --out",
+        **STOPPED,
+        make=lambda: damage("tensors.safetensors"),
+    ),
+    Case(
+        "going on from checkpoints without checksums",
+        GO_ON,
+        "no checkpoint in stopped/checkpoints can be used: step-10: …. Bring one back from a backup, delete "
+        "the folder to begin anew with --resume, or start another run with another --out",
+        **STOPPED,
+        make=lambda: [f.unlink() for f in Path("stopped").rglob("SHA256SUMS")],
+    ),
+    Case(
+        "going on by a damaged recipe",
+        GO_ON,
+        "stopped/recipe.yaml is damaged or was not written by us: no YAML of plain data (…)",
+        **STOPPED,
+        make=lambda: write("stopped/recipe.yaml", "{"),
+    ),
+    Case(
+        "going on by a recipe with a tag that does not fit",
+        GO_ON,
+        "stopped/recipe.yaml is damaged or was not written by us: no YAML of plain data (…)",
+        **STOPPED,
+        make=lambda: write("stopped/recipe.yaml", "flip: !!bool perhaps\n"),
+    ),
+    Case(
+        "measuring a run that was stopped",
+        "eval stopped",
+        "the run 'stopped' is not finished; go on with it by its own command and --resume",
+        **STOPPED,
+    ),
+    Case(
+        "a recipe from a run folder, written to that very folder",
+        "finetune -c run --out run",
+        "run already exists and is not empty; add --resume to go on with it, or choose another --out",
+        has=("run",),
+    ),
+)
