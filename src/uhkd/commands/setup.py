@@ -86,15 +86,15 @@ class _Bf16(MixedPrecision):
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Fabric on one device, or on as many processes as torchrun started, on this machine and on others."""
+    here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
-        devices=processes,
-        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // processes,
-        strategy="ddp" if processes > 1 else "auto",
+        devices=here,
+        num_nodes=everywhere // here,
+        strategy="ddp" if everywhere > 1 else "auto",
         plugins=_Bf16(device) if precision == "bf16" else None,
     )
     fabric.launch()
