@@ -1,7 +1,6 @@
 """The run folder: whole files or none, versions of checkpoints, refusals, and nothing that executes code."""
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from references.runs import seal
 from uhkd.runs import Checkpoint, RunFolder, checkpoints, environment, lock, write_atomically, write_tensors
 
 RECIPE = {"data": "digits", "epochs": 3, "lr": 0.001, "step_epochs": [1, 2], "out": "here", "resume": False}
@@ -218,13 +218,6 @@ class _Bomb:
 
     def __reduce__(self):
         return os.mkdir, (str(self.file),)
-
-
-def seal(folder: Path) -> None:
-    """Checksums anew, as whoever changed a file on purpose would write them."""
-    names = ("tensors.safetensors", "optimizer.pt", "facts.json")
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 @pytest.mark.parametrize("container", ["pickle", "torch"])

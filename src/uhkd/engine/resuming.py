@@ -41,7 +41,9 @@ def check_facts(checkpoint: Checkpoint, total: int, terms: Collection[str]) -> N
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"facts.json: {where}: {first['msg'].lower()}, found {str(first['input'])[:40]}") from None
     if facts.step != checkpoint.step or checkpoint.step > total:
-        raise ValueError(f"facts.json: step: expected {checkpoint.step}, at most {total}, found {str(facts.step)[:40]}")
+        raise ValueError(
+            f"facts.json: step: expected {checkpoint.step} as in its name, and at most {total}, found {str(facts.step)[:40]}"
+        )
     for sums in facts.totals:
         if strange := sums.keys() - {"count", "loss", *terms}:
             raise ValueError(
