@@ -81,7 +81,7 @@ def test_a_step_in_parts_sends_its_gradients_once(by_two: dict[str, torch.Tensor
         for start in [f"accumulated/{method}/{how}/"]
     }
     sent = {how: int(grads.pop("sent")) for how, grads in found.items()}
-    assert sent["once"] == sent["whole"] >= 1 and sent["always"] == 2 * sent["once"]
+    assert sent["once"] == sent["whole"] >= 1 and sent["always"] >= 2 * sent["once"]
     assert found["once"].keys() == found["always"].keys() and any("student" in name for name in found["once"])
     for name, value in found["always"].items():
         close = 1e-5 * value.abs().max().item() + 1e-8

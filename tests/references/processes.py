@@ -80,7 +80,7 @@ def accumulated(method: str, parts: int, *, always: bool = False) -> tuple[dict[
     model, optimizer = fabric.setup(learner, torch.optim.SGD(learner.parameters(), lr=0.0))
     sent, found = [0], {}
 
-    def count(_: object, bucket: Any) -> Any:
+    def count(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         sent[0] += 1
         return allreduce_hook(dist.group.WORLD, bucket)
 

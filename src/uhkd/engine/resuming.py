@@ -49,7 +49,7 @@ def check_facts(checkpoint: Checkpoint, total: int, terms: Collection[str]) -> N
             raise ValueError(
                 f"facts.json: totals: expected {', '.join(terms)}, found {', '.join(sorted(strange))[:80]}"
             )
-        if not isinstance(sums.get("count"), int) or sums["count"] < (len(sums) > 1):
+        if sums.get("count", -1) not in range(len(sums) > 1, 2**53):
             raise ValueError(f"facts.json: totals: expected a count of passes, found {str(sums.get('count'))[:40]}")
 
 
