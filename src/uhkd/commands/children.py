@@ -1,12 +1,9 @@
 """Processes that end with the one that started them."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
-from functools import cache
 
 
 def start_child(module: str, argument: str) -> subprocess.Popen[str]:
@@ -26,21 +23,5 @@ def end_with_parent() -> None:
         # until the parent's end of the pipe is closed; not by sys.stdin, whose lock a process forked meanwhile would wait for
         os.read(0, 1)
         os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@cache
-def end_with_launcher() -> None:
-    """Ask this process to end, as a scheduler would, when torchrun, which started it, is gone: killed, it leaves its own behind.
-
-    Those that wait for each other to begin would do so for half an hour.
-    """
-    launcher = os.getppid()
-
-    def wait() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -12,9 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.commands.children import end_with_launcher
 from uhkd.data import Augmentation, Data, in_memory, open_data, usable_cores
 from uhkd.engine import FUSED
+from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -89,8 +89,7 @@ class _Bf16(MixedPrecision):
 def make_fabric(device: str, precision: str) -> Fabric:
     """Fabric on one device, or on as many processes as torchrun started, on this machine and on others."""
     here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    if everywhere > 1:
-        end_with_launcher()
+    end_with_launcher()
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(
