@@ -341,9 +341,9 @@ def main() -> None:
         soak = Soak(Path(folder), work, random.Random(asked.seed), asked.inside)
         soak.begin()
         steady = soak.steady(rounds=6 if asked.minutes < 5 else 40, epochs=40 if asked.minutes < 5 else 600)
-        # each in turn, so that a short soak meets all of them
+        # each in turn, and at least once, however little time there is
         names = asked.tasks or list(soak.tasks())
-        while time.monotonic() - began < 60 * asked.minutes or not soak.ended:
+        while time.monotonic() - began < 60 * asked.minutes or set(names) - soak.ended.keys():
             soak.disturb(names[sum(soak.ended.values()) % len(names)])
             if len(soak.failures) > 20:
                 break

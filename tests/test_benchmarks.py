@@ -91,5 +91,6 @@ def test_a_pair_is_stored_and_measured_live_and_stored(tmp_path: Path):
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at processes by /proc")
 def test_a_short_soak_finds_nothing(tmp_path: Path):
     found = run("soak.py", tmp_path / "x.json", "--minutes", "1")
-    assert found["failures"] == [] and found["lives"] >= 4 and found["faults"]
+    assert found["failures"] == [] and found["faults"]
+    assert found["ended"].keys() == {"finetune", "distill", "cache", "cached", "compare"}
     assert all(len(noted) > 3 for noted in found["memory (MB) and open files"].values())

@@ -83,15 +83,16 @@ def submit(place: Path, nodes: int, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(["bash", str(SCRIPT), *words], env=environ, cwd=place, stderr=subprocess.PIPE, text=True)
 
 
-def training_of(nodes: int) -> list[str]:
-    batch_normless = ["finetune", "--model", WORDS["model"], *OPTIONS, *FLAGS.split(), "--epochs", str(WORDS["epochs"])]
-    return ["my run", *batch_normless]
+def training_of() -> list[str]:
+    words = ["finetune", "--model", WORDS["model"], *OPTIONS, *FLAGS.split(), "--epochs", str(WORDS["epochs"])]
+    return ["my run", *words]
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch: pytest.MonkeyPatch, nodes: int):
     run = RunFolder(place / "my run")
-    job = submit(place, nodes, *training_of(nodes))
+    job = submit(place, nodes, *training_of())
     until = time.monotonic() + 120
     while not run.metrics.exists() and job.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
@@ -102,7 +103,7 @@ def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch
     assert (place / "requeued").read_text() == f"{os.getpid()}\n" and (place / "cancelled").exists()
     assert any(run.checkpoints.glob("step-*")) and not run.result.exists() and not children(job.pid)
 
-    again = submit(place, nodes, *training_of(nodes))
+    again = submit(place, nodes, *training_of())
     _, said = again.communicate(timeout=240)
     assert again.returncode == 0 and "going on at step" in said, said[-3000:]
     assert (place / "requeued").read_text() == f"{os.getpid()}\n", "what is finished does not go back"
@@ -113,7 +114,7 @@ def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch
         whole = uhkd.finetune(**WORDS, out=place / "whole").run
     else:
         whole = RunFolder(place / "undisturbed")
-        undisturbed = submit(place, nodes, *["undisturbed", *training_of(nodes)[1:]])
+        undisturbed = submit(place, nodes, *["undisturbed", *training_of()[1:]])
         _, said = undisturbed.communicate(timeout=240)
         assert undisturbed.returncode == 0, said[-3000:]
     assert whole.weights.read_bytes() == run.weights.read_bytes()
