@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench gpu-queue format clean
+.PHONY: help install demo test test-slow check bench soak gpu-queue format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check: $(STAMP) ## style, types and the direction of imports
 
 bench: $(STAMP) ## all measurements in MINUTES (9), as the JSON file OUT; on a GPU where there is one
 	$(BIN)/python benchmarks/everything.py --minutes $(or $(MINUTES),9) --out $(or $(OUT),bench.json)
+
+soak: $(STAMP) ## kills, faults and resumed runs for MINUTES (60), what was lost or leaked as the JSON file OUT
+	$(ONE_THREAD) $(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60) --out $(or $(OUT),soak.json)
 
 # PYTHON_HERE=python3 takes an interpreter that has everything already, as on a machine without a package index.
 gpu-queue: $(if $(PYTHON_HERE),,$(STAMP)) ## the report and the large comparison in pieces of MINUTES (9) on a GPU: DATA is CIFAR-100, STATE what is carried on

@@ -85,3 +85,12 @@ def test_a_pair_is_stored_and_measured_live_and_stored(tmp_path: Path):
     assert pair["record_bytes"]["int8"] < 0.7 * pair["record_bytes"]["fp16"]
     assert all(len(facts["seconds"]) == 2 for facts in pair["methods"].values())
     assert str(tmp_path) not in json.dumps(pair) and "/tmp" not in json.dumps(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at processes by /proc")
+def test_a_short_soak_finds_nothing(tmp_path: Path):
+    found = run("soak.py", tmp_path / "x.json", "--minutes", "1")
+    assert found["failures"] == [] and found["faults"]
+    assert found["ended"].keys() == {"finetune", "distill", "cache", "cached", "compare"}
+    assert all(len(noted) > 3 for noted in found["memory (MB) and open files"].values())

@@ -1,6 +1,8 @@
 """Comparisons by stored teacher signals: who may use them, that they change nothing but roundings, and what happens when not."""
 
 import json
+import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -388,3 +390,17 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     plan, board = done(asked(recipes))
     assert shards[0].stat().st_mtime_ns == before and all(by_cache(plan, board).values())
     assert Stored(board.out / cache.name).shards.missing(2) == []
+
+
+def test_orders_of_processes_that_were_killed_are_cleared_away(tmp_path: Path):
+    """Those of the living, and of other machines, stay."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here, plan = platform.node(), tmp_path / "plan"
+    plan.mkdir()
+    names = {who: f".order-{who}.json" for who in (f"{here}-{gone.pid}", f"{here}-{os.getppid()}", f"far-{gone.pid}")}
+    for name in names.values():
+        (plan / name).touch()
+    with workers_of(Plan((), {}, {}, {}), tmp_path, 1):
+        pass
+    assert {p.name for p in plan.iterdir()} == set(list(names.values())[1:])

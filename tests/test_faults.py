@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import uhkd
@@ -281,15 +282,13 @@ def test_nothing_but_nan_is_not_skipped_for_ever(tmp_path: Path, monkeypatch: py
 class Sick(nn.Module):
     """A teacher that gives NaN, from the start or for some images."""
 
-    def __init__(self, always: bool) -> None:
+    def __init__(self, always: bool = False, classes: int = 10) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.head, self.always = nn.Linear(8, 10), always
+        self.head, self.always = nn.Linear(8, classes), always
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.second(self.first(x).relu()).relu()
-        if self.always:
-            x = x * float("nan")
+        x = self.second(self.first(x).relu() * (torch.nan if self.always else 1.0)).relu()
         return self.head(x.mean((2, 3)))
 
 
@@ -304,6 +303,184 @@ def test_a_teacher_of_nan_is_refused(tmp_path: Path, method: str):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+class Fussy(Sick):
+    """Sound, but for bright images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.where(x.mean((1, 2, 3)) > 0.8, torch.nan, 1.0)[:, None]
+
+
+def bright(number: int) -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]]:
+    """Forty dark images of two classes and ten to validate on; one of them is bright."""
+    rng = np.random.default_rng(0)
+    images = [(rng.integers(0, 90 + 60 * (i % 2), (16, 16, 3), np.uint8), i % 2) for i in range(50)]
+    images[number] = (np.full((16, 16, 3), 250, np.uint8), images[number][1])
+    return images[:40], images[40:]
+
+
+def test_a_teacher_of_nan_for_one_image_is_named_and_the_last_good_state_kept(tmp_path: Path):
+    from uhkd.data import batch_images
+
+    words: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("model", "options", "data", "train_limit")}
+    words |= {"student": "uhkd/resnet10", "student_options": TINY["options"], "method": "kd", "crop": "none"}
+    step = 2
+    images = batch_images(40, seed=0, batch_size=10, step=step).tolist()
+    words |= {
+        "teacher": Fussy(classes=2),
+        "data": bright(images[4]),
+        "batch_size": 10,
+        "allow_weak_teacher": True,
+        "flip": False,
+    }
+    for resume in (False, True):  # and again
+        with pytest.raises(
+            ValueError, match=rf"the teacher said numbers that are not finite in step {step + 1}, "
+        ) as caught:
+            uhkd.distill(**words, out=tmp_path / "run", resume=resume)
+        assert f"; the checkpoint of step {step} is kept." in str(caught.value) and "\n" not in str(caught.value)
+        (found,) = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+        assert found["step"] == step + 1 and found["images"] == images
+        checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
+        assert checkpoint is not None and checkpoint.step == step
+    skipping = uhkd.distill(**words | {"nonfinite": "skip"}, out=tmp_path / "skipping").run
+    assert [row["skipped"] for row in skipping.read_metrics()] == [1, 2, 3]
+    noted = json.loads((skipping.path / "nonfinite.json").read_text())
+    assert noted[0] == found and all(images[4] in one["images"] for one in noted) and len(noted) == 3
+
+
+@pytest.mark.parametrize("method", ["uhkd", "fitnet", "rkd"])
+def test_whatever_a_teacher_says_is_listened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str):
+    """Maps, spectra and embeddings of nan from the third step on, of a teacher that was sound while it was got ready."""
+    words: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("model", "options")} | {
+        "allow_weak_teacher": True
+    }
+    words |= {"student": "uhkd/resnet10", "student_options": TINY["options"], "method": method, "image_size": 32}
+    teacher = Sick()
+    meanwhile(monkeypatch, 2, lambda: setattr(teacher, "always", True))
+    with pytest.raises(
+        ValueError, match=r"the teacher said .* in step 3, whose images .*; the checkpoint of step 2 is"
+    ):
+        uhkd.distill(teacher=teacher, **words, out=tmp_path / "run")
+
+
+def test_what_came_first_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A student's own overflow is not laid at the door of a teacher that falls ill after it."""
+    words: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("model", "options")} | {
+        "allow_weak_teacher": True
+    }
+    words |= {
+        "student": "uhkd/resnet10",
+        "student_options": TINY["options"],
+        "method": "kd",
+        "checkpoint_minutes": 60.0,
+    }
+    teacher = Sick()
+    poison(monkeypatch, {2})
+    meanwhile(monkeypatch, 3, lambda: setattr(teacher, "always", True))
+    with pytest.raises(ValueError, match="the loss stopped being finite by step 5"):
+        uhkd.distill(teacher=teacher, **words, out=tmp_path / "run")
+
+
+def folder_of_images(place: Path, seed: int = 0) -> Path:
+    """Sixty pictures of two classes, too large to be kept in memory, all files of one size."""
+    rng = np.random.default_rng(seed)
+    for i in range(60):
+        (place / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 120, (80, 80, 3), dtype=np.uint8) + np.uint8(100 * (i % 2))
+        Image.fromarray(picture).save(place / f"class{i % 2}" / f"{i}.bmp")
+    return place
+
+
+def test_images_that_change_beside_a_cache_are_noticed_and_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Their files keep name and size: only the pictures themselves tell, each of them as it is shown."""
+    words = {k: v for k, v in TINY.items() if k not in ("model", "options", "train_limit")}
+    words |= {"data": str(folder_of_images(tmp_path / "images")), "batch_size": 10}
+    storing = {
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "data": words["data"],
+        "views": 2,
+        "image_size": None,
+    }
+    storing = {k: v for k, v in storing.items() if v is not None} | {
+        "allow_weak_teacher": True,
+        "teacher_head": "probe",
+    }
+    teacher = uhkd.finetune(
+        **words | {"epochs": 1, "model": TINY["model"], "options": TINY["options"]}, out=tmp_path / "t"
+    )
+    uhkd.cache(**storing, teacher=str(teacher.run.path), out=tmp_path / "cache")
+    words |= {"student": "uhkd/resnet10", "student_options": TINY["options"], "teacher_cache": str(tmp_path / "cache")}
+    words |= {"method": "kd"}
+    whole = uhkd.distill(**words, out=tmp_path / "whole").run
+    shutil.copytree(tmp_path / "images", tmp_path / "kept")
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 3, lambda: folder_of_images(tmp_path / "images", 1))
+        with pytest.raises(
+            ValueError, match=r"is not the one whose signals .* its file has changed.*; the checkpoint of step 3"
+        ):
+            uhkd.distill(**words, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="its file has changed"):
+        uhkd.distill(**words, out=tmp_path / "run", resume=True)
+    shutil.copytree(tmp_path / "kept", tmp_path / "images", dirs_exist_ok=True)
+    resumed = uhkd.distill(**words, out=tmp_path / "run", resume=True).run
+    assert_equal_runs(whole, resumed, [row["step"] for row in whole.read_metrics()])
+
+
+def test_images_that_change_in_size_are_noticed_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = TINY | {"data": str(folder_of_images(tmp_path / "images")), "train_limit": None, "batch_size": 10}
+    whole = uhkd.finetune(**words, out=tmp_path / "whole").run
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            uhkd.finetune(**words, out=tmp_path / "run")
+    changed = tmp_path / "images" / "class0" / "0.bmp"
+    before = changed.read_bytes()
+    Image.new("RGB", (81, 80)).save(changed)
+    with pytest.raises(
+        ValueError, match=r"cannot resume .*run: the images or labels of images are not those that it began"
+    ):
+        uhkd.finetune(**words, out=tmp_path / "run", resume=True)
+    changed.write_bytes(before)
+    resumed = uhkd.finetune(**words, out=tmp_path / "run", resume=True).run
+    assert_equal_runs(whole, resumed, [row["step"] for row in whole.read_metrics()])
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "nan", "names"])
+def test_a_damaged_probe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str):
+    words: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("model", "options")}
+    words |= {
+        "student": "uhkd/resnet10",
+        "student_options": TINY["options"],
+        "method": "kd",
+        "allow_weak_teacher": True,
+    }
+    words |= {"teacher": Sick(), "teacher_head": "probe"}
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            uhkd.distill(**words, out=out)
+    probe = RunFolder(out).probe
+    kept, state = probe.read_bytes(), load_file(probe)
+    if damage == "cut":
+        probe.write_bytes(kept[:-20])
+    elif damage == "shape":
+        save_file({"weight": torch.ones(3, 3), "bias": torch.ones(3)}, probe)
+    elif damage == "nan":
+        save_file(state | {"bias": state["bias"] * torch.nan}, probe)
+    else:
+        save_file({"other": torch.ones(3)}, probe)
+    with pytest.raises(ValueError, match=r"teacher_probe\.safetensors is damaged \(.*\); delete it to have the probe"):
+        uhkd.distill(**words, out=out, resume=True)
+    probe.unlink()
+    uhkd.distill(**words, out=out, resume=True)
+    assert probe.read_bytes() == kept
+
+
 def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A CPU's allocator that really cannot: more than any machine has."""
     meanwhile(monkeypatch, 3, lambda: torch.empty(2**60, dtype=torch.uint8))
@@ -312,7 +489,7 @@ def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest
 
 
 FULL = """
-import json, shutil, sys
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -324,46 +501,104 @@ from uhkd.runs import RunFolder
 words, small, place = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 RunFolder.drop_checkpoints = lambda self: None
 training.draw = lambda folder: []
-real, count = step.weigh, [0]
-def weigh(*args):
-    count[0] += 1
-    if count[0] == 8:
-        with (small / "filler").open("wb", buffering=0) as file:
-            try:
-                while True: file.write(bytes(4096))
-            except OSError: pass
-    return real(*args)
-step.weigh = weigh
-try:
-    uhkd.finetune(**words, out=small / "run")
-except ValueError as error:
-    print(error)
-(small / "filler").unlink()
-uhkd.finetune(**words, out=small / "run", resume=True)
-shutil.copytree(small / "run", place)
+out = small / "run"
+
+def fill():
+    with (small / "filler").open("wb", buffering=0) as file:
+        try:
+            while True: file.write(bytes(4096))
+        except OSError: pass
+
+def close():
+    subprocess.run(["mount", "--bind", out, out], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", out], check=True)
+
+def before(real, at, act):
+    count = [0]
+    def wrapped(*args):
+        count[0] += 1
+        if count[0] == at: act()
+        return real(*args)
+    return wrapped
+
+FAULTS = {
+    "full": (step, "weigh", 8, fill),
+    "read-only": (step, "weigh", 8, close),
+    "full for the rows": (RunFolder, "write_metrics", 3, fill),
+    "full for the diagnostics": (RunFolder, "write_arrays", 4, fill),
+    "full for the weights": (RunFolder, "write_model", 1, fill),
+    "full for the result": (training, "draw", 1, fill),
+    "read-only for the weights": (RunFolder, "write_model", 1, close),
+    "full from the start": (RunFolder, "begin", 1, fill),
+    "read-only from the start": (RunFolder, "mine", 1, lambda: (out.mkdir(), close())),
+    "read-only when it goes on": (RunFolder, "mine", 2, close),
+}
+said = {}
+for fault, (owner, name, at, act) in FAULTS.items():
+    real, weigh = getattr(owner, name), step.weigh
+    setattr(owner, name, before(real, at, act))
+    if at == 2:
+        step.weigh = before(weigh, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            uhkd.finetune(**words, out=out)
+        except KeyboardInterrupt:
+            step.weigh = weigh
+    try:
+        uhkd.finetune(**words, out=out, resume=RunFolder(out).started())
+    except ValueError as error:
+        said[fault] = str(error)
+    setattr(owner, name, real)
+    (small / "filler").unlink(missing_ok=True)
+    subprocess.run(["umount", out], stderr=subprocess.DEVNULL)
+    uhkd.finetune(**words, out=out, resume=RunFolder(out).started())
+    litter = [file.name for file in out.rglob("*.tmp")] + [file.name for file in out.glob(".owner")]
+    assert not litter, (fault, litter)
+    shutil.move(out, place / fault)
+(place / "said.json").write_text(json.dumps(said))
 """
+DISK_FAULTS = {
+    "full": "the checkpoint of step 8 could not be written (No space left on device); the checkpoint of step 7 is kept.",
+    "read-only": "the checkpoint of step 8 could not be written (Read-only file system); the checkpoint of step 7 is kept.",
+    "full for the rows": "the rows of step 15 could not be written (No space left on device); the checkpoint of step 14",
+    "full for the diagnostics": "the rows of step 15 could not be written (No space left on device); the checkpoint of",
+    "full for the weights": "the trained network could not be written (No space left on device); the checkpoint of step 15",
+    "full for the result": "the trained network could not be written (No space left on device); the checkpoint of step 15",
+    "read-only for the weights": "the trained network could not be written (Read-only file system); the checkpoint of step 15",
+    "full from the start": "the run's recipe could not be written (No space left on device); nothing was trained yet.",
+    "read-only from the start": "the folder could not be written (Read-only file system); nothing in it was touched.",
+    "read-only when it goes on": "the folder could not be written (Read-only file system); nothing in it was touched.",
+}
 
 
-def test_a_full_disk_costs_nothing(whole: RunFolder, tmp_path: Path):
-    """A file system of some megabytes of its own, which is filled in the middle of a step."""
-    small = tmp_path / "small"
+@pytest.fixture(scope="module")
+def disk_faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Trainings on a file system of some megabytes of their own, which is filled or closed; what each said, and its end."""
+    place = tmp_path_factory.mktemp("disk")
+    small, ends = place / "small", place / "ends"
     small.mkdir()
+    ends.mkdir()
     mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=4m small "{small}" && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*mounted, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user mount a file system of his own")
     done = subprocess.run(
-        [*mounted, sys.executable, "-c", FULL, json.dumps(TINY), str(small), str(tmp_path / "run")],
+        [*mounted, sys.executable, "-c", FULL, json.dumps(TINY), str(small), str(ends)],
         env=os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    refusal = (
-        "the checkpoint of step 8 could not be written (No space left on device); the checkpoint of step 7 is kept."
-    )
-    assert f"{refusal} Make room" in done.stdout
-    assert_equal_runs(whole, RunFolder(tmp_path / "run"), STEPS)
+    return ends, json.loads((ends / "said.json").read_text())
+
+
+@pytest.mark.parametrize("fault", DISK_FAULTS)
+def test_a_disk_that_fails_costs_nothing(whole: RunFolder, disk_faults: tuple[Path, dict[str, str]], fault: str):
+    ends, said = disk_faults
+    assert said[fault].startswith(DISK_FAULTS[fault]) and "\n" not in said[fault]
+    begun = "from the start" not in fault
+    assert ". Make room on the disk of " in said[fault]
+    assert said[fault].endswith("then go on with --resume" if begun else "then start it again")
+    assert_equal_runs(whole, RunFolder(ends / fault), STEPS)
 
 
 def test_two_trainings_on_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,11 @@
 """Several processes train as one would: the gradients of every method, whole runs, and what happens when one of them dies."""
 
-import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,12 @@ from safetensors.torch import load_file
 
 import uhkd
 from references import processes
+from references.nodes import ENVIRON, PROGRAM, TORCHRUN, children, distil, distil_by_nodes, rank_of
 from references.runs import TIMES, assert_equal_runs
 from uhkd.commands import training
 from uhkd.methods import method_names
 from uhkd.runs import RunFolder
 
-ENVIRON = os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
 TINY: dict[str, Any] = {
     "data": "digits",
     "train_limit": 100,
@@ -49,32 +47,14 @@ STUDENT: dict[str, Any] = {
     "checkpoint_minutes": 1e-9,
 }
 STEPS = [5, 10, 15]
-# finished runs keep their last checkpoint, for a look at the optimizer, and draw nothing, which takes longer than training
-PROGRAM = """
-import sys
-from uhkd.__main__ import main
-from uhkd.commands import training
-from uhkd.runs import RunFolder
-RunFolder.drop_checkpoints = lambda self: None
-training.draw = lambda folder: []
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Gradients of every method by two processes, each with half of the batch."""
     out = tmp_path_factory.mktemp("processes") / "gradients.safetensors"
-    command = [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-        str(processes.__file__),
-        str(out),
-        *method_names(),
-    ]
-    done = subprocess.run([*TORCHRUN, *command], env=ENVIRON, capture_output=True, text=True, timeout=400)
+    command = [*TORCHRUN, "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0", str(processes.__file__), str(out)]
+    done = subprocess.run([*command, *method_names()], env=ENVIRON, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return load_file(out)
 
@@ -92,6 +72,23 @@ def test_two_processes_have_the_gradient_of_one(by_two: dict[str, torch.Tensor],
         )
 
 
+@pytest.mark.parametrize("method", processes.ACCUMULATED)
+def test_a_step_in_parts_sends_its_gradients_once(by_two: dict[str, torch.Tensor], method: str):
+    """As often as a step in one piece; they are those of a step that sends them after every part."""
+    found = {
+        how: {k.removeprefix(start): v for k, v in by_two.items() if k.startswith(start)}
+        for how in ("once", "always", "whole")
+        for start in [f"accumulated/{method}/{how}/"]
+    }
+    sent = {how: int(grads.pop("sent")) for how, grads in found.items()}
+    assert sent["once"] == sent["whole"] >= 1 and sent["always"] >= 2 * sent["once"]
+    assert found["once"].keys() == found["always"].keys() and any("student" in name for name in found["once"])
+    for name, value in found["always"].items():
+        close = 1e-5 * value.abs().max().item() + 1e-8
+        torch.testing.assert_close(found["once"][name], value, rtol=1e-4, atol=close)
+        assert value.isfinite().all()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, the recipe of a student, the student by one process, and the program."""
@@ -106,12 +103,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "recipe.yaml").write_text(yaml.safe_dump(words))
     (place / "program.py").write_text(PROGRAM)
     return place
-
-
-def distil(place: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    """The student by two processes."""
-    command = [*TORCHRUN, "program.py", "distill", "-c", "recipe.yaml", "--out", name, *more]
-    return subprocess.Popen(command, cwd=place, env=ENVIRON, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +130,6 @@ def test_a_run_of_two_processes_is_that_of_one(place: Path, two: RunFolder):
     assert first["versions"] == json.loads((one.path / "environment.json").read_text())["versions"]
 
 
-def children(process: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):  # it may be gone
-                if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == process:
-                    found.append(int(folder.name))
-    return sorted(found)
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place: Path, two: RunFolder, rank: int):
@@ -159,8 +140,7 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place
         time.sleep(0.02)
     both = children(process.pid)
     assert len(both) == 2
-    ranks = {Path(f"/proc/{pid}/environ").read_text().split("\0LOCAL_RANK=")[1][0]: pid for pid in both}
-    os.kill(ranks[str(rank)], signal.SIGKILL)
+    os.kill({rank_of(pid): pid for pid in both}[rank], signal.SIGKILL)
     began = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - began < 60
@@ -170,3 +150,86 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "going on at step" in said, said[-4000:]
     assert_equal_runs(two, RunFolder(place / name), STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
+def test_a_run_of_two_processes_that_are_killed_at_any_moment_ends_as_one_that_was_not(place: Path, two: RunFolder):
+    """Either of them, or torchrun itself, at a random moment: while it starts, trains, writes, or shuts down."""
+    chance, killed, name = random.Random(5), [], "tortured"
+    folder = RunFolder(place / name)
+    while True:
+        process = distil(place, name, *(["--resume"] if folder.started() else []))
+        armed, known = len(killed) < 8, []
+        if armed:
+            begun, whom = folder.started() and any(folder.checkpoints.glob("step-*")), chance.choice([0, 1, 0, 1, None])
+            before = {p.name for p in folder.checkpoints.glob("step-*")}
+            while process.poll() is None and len(known := children(process.pid)) < 2:
+                time.sleep(0.02)
+            # half of them while it works, the rest at any time from its start on
+            while chance.random() < 0.98 and begun and process.poll() is None:
+                time.sleep(0.05)
+                if before != {p.name for p in folder.checkpoints.glob("step-*")}:
+                    break
+            time.sleep(chance.uniform(0, 0.3) if begun else chance.uniform(0, 12))
+            victim = process.pid if whom is None else next((pid for pid in known if rank_of(pid) == whom), None)
+            if victim is not None and process.poll() is None:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(whom)
+        _, said = process.communicate(timeout=120)
+        until = time.monotonic() + 60
+        while (left := [pid for pid in known if rank_of(pid) is not None]) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not left, "without the others, and without torchrun, none of them works on"
+        if process.returncode == 0:
+            assert_equal_runs(two, folder, STEPS)
+            assert not list(folder.path.rglob("*.tmp")) and not (folder.path / ".owner").exists()
+            if not armed:
+                break
+            shutil.rmtree(folder.path)
+        else:
+            assert armed, said[-4000:]
+    assert len(killed) == 8 and {0, 1} <= set(killed)
+
+
+@pytest.fixture(scope="module")
+def nodes(place: Path) -> RunFolder:
+    started = distil_by_nodes(place, "nodes")
+    said = [node.communicate(timeout=300)[1] for node in started]
+    assert [node.returncode for node in started] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    # ranks are given by who meets first: one of them speaks for both
+    assert sorted(text.count("training 0.02 M parameters") for text in said) == [0, 1], said
+    assert sorted(text.count("epoch 3/3") for text in said) == [0, 1]
+    return RunFolder(place / "nodes")
+
+
+def test_a_run_of_two_nodes_is_that_of_two_processes(two: RunFolder, nodes: RunFolder):
+    """To the bit: each process has the part of the batch that its rank has, wherever it runs."""
+    assert_equal_runs(two, nodes, STEPS)
+    assert {p.name for p in two.path.iterdir()} == {p.name for p in nodes.path.iterdir()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_node_that_is_lost_ends_the_other_and_the_run_goes_on_to_the_bit(place: Path, nodes: RunFolder, lost: int):
+    """torchrun and its process at once, as when a machine goes dark."""
+    name = f"lost-{lost}"
+    started = distil_by_nodes(place, name)
+    while not any((place / name / "checkpoints").glob("step-[3-9]")) and started[0].poll() is None:
+        time.sleep(0.02)
+    gone, kept = started[lost], started[1 - lost]
+    workers = [children(node.pid) for node in started]
+    assert [len(w) for w in workers] == [1, 1]
+    for pid in (gone.pid, *workers[lost]):
+        os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    _, said = kept.communicate(timeout=90)
+    gone.communicate()
+    assert kept.returncode != 0 and time.monotonic() - began < 60
+    assert not [pid for pid in workers[1 - lost] if Path(f"/proc/{pid}").exists()]
+    assert not RunFolder(place / name).result.exists(), said
+    again = distil_by_nodes(place, name, "--resume")
+    said = [node.communicate(timeout=300)[1] for node in again]
+    assert [node.returncode for node in again] == [0, 0] and "going on at step" in "".join(said), said
+    assert_equal_runs(nodes, RunFolder(place / name), STEPS)

@@ -1,13 +1,13 @@
 """The run folder: whole files or none, versions of checkpoints, refusals, and nothing that executes code."""
 
 import errno
-import hashlib
 import io
 import json
 import os
 import pickle
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from references.runs import seal
 from uhkd.runs import Checkpoint, RunFolder, checkpoints, environment, lock, write_atomically, write_tensors
 
 RECIPE = {"data": "digits", "epochs": 3, "lr": 0.001, "step_epochs": [1, 2], "out": "here", "resume": False}
@@ -220,13 +221,6 @@ class _Bomb:
         return os.mkdir, (str(self.file),)
 
 
-def seal(folder: Path) -> None:
-    """Checksums anew, as whoever changed a file on purpose would write them."""
-    names = ("tensors.safetensors", "optimizer.pt", "facts.json")
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(lines))
-
-
 @pytest.mark.parametrize("container", ["pickle", "torch"])
 def test_a_malicious_checkpoint_is_refused_and_not_executed(tmp_path: Path, container: str):
     folder = begun(tmp_path / "run")
@@ -383,3 +377,37 @@ def test_a_model_exists_once_weights_and_card_do(tmp_path: Path, monkeypatch: py
     assert folder.read_card() == {"name": "x"}
     folder.write_json(folder.result.name, {"metrics": {"loss": 0.1}})
     assert folder.read_result() == {"metrics": {"loss": 0.1}}
+
+
+@pytest.mark.parametrize("moment", ["owner", "environment", "recipe"])
+def test_a_run_that_was_killed_while_it_began_can_be_begun_again(tmp_path: Path, moment: str):
+    """Before its recipe is there it can neither be resumed nor be in the way."""
+    folder = RunFolder(tmp_path / "run")
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from uhkd.runs import RunFolder, files\n"
+        "def die(path, to):\n"
+        "    if sys.argv[2] in str(to): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(path, to)\n"
+        "real, Path.replace = Path.replace, die\n"
+        "folder = RunFolder(sys.argv[1])\n"
+        "with folder.mine(): folder.begin({'resume': False})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder.path), moment], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(folder.path.glob(".*.tmp")) and not folder.started()
+    folder.check(RECIPE, resume=False)
+    with folder.mine():
+        assert not list(folder.path.glob(".*.tmp"))
+        folder.begin(RECIPE)
+    assert folder.started()
+
+
+def test_foreign_files_are_no_beginnings(tmp_path: Path):
+    for name in (".mine.tmp", ".recipe.yaml.tmp", "metrics.csv", ".model.safetensors.12.tmp"):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).touch()
+        with pytest.raises(ValueError, match="is not empty"):
+            RunFolder(tmp_path / "run").check(RECIPE, resume=False)
+        shutil.rmtree(tmp_path / "run")

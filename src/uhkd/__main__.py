@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import __version__
+from uhkd.launching import end_with_launcher
 from uhkd.text import shown_lines
 
 VERBS = {
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unknown_verb(verb)
     if rest[:1] == ["verify"] and verb == "cache":
         verb, rest = "cache verify", rest[1:]
+    end_with_launcher()
     try:
         return _run(verb, rest)
     except KeyboardInterrupt:

@@ -5,20 +5,27 @@
 Rank 0 writes the gradients of student and method, and buffers of the method, by name ("METHOD/NAME").
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from references.steps import CLASSES, SETTINGS, assemble
 from uhkd.data import Batch
 from uhkd.engine import weigh
+from uhkd.engine.averaging import Average
+from uhkd.engine.step import Stepper
+from uhkd.engine.totals import Totals
+from uhkd.recipe import DistillRecipe
 from uhkd.taps import Signals
 
 IMAGES = 8
@@ -56,6 +63,50 @@ def gradients(method: str, rank: int, world: int) -> dict[str, Tensor]:
     return {f"{method}/{name}": value.clone().contiguous() for name, value in found.items()}
 
 
+def accumulated(method: str, parts: int, *, always: bool = False) -> tuple[dict[str, Tensor], int]:
+    """Gradients of one of the engine's own steps in `parts` parts, and how often the processes sent gradients for it.
+
+    always: they are sent after every part, as if nothing kept them from it.
+    """
+    learner, teacher, _ = assemble(method, SETTINGS.get(method, {}))
+    if method == "crd":
+        draw_by_image(learner.distillers["crd"])
+    recipe = DistillRecipe.model_construct(
+        method=method, accumulate=parts, seed=0, nonfinite="stop", clip_grad=None, batch_size=IMAGES, weights={}
+    )
+    fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp")
+    fabric.launch()
+    # a rate of nothing: what is looked at are gradients, in the place where an optimizer meets them
+    model, optimizer = fabric.setup(learner, torch.optim.SGD(learner.parameters(), lr=0.0))
+    sent, found = [0], {}
+
+    def count(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        sent[0] += 1
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+    def note(*_: object) -> None:
+        found.update({name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None})
+
+    model._forward_module.register_comm_hook(None, count)
+    optimizer.optimizer.register_step_pre_hook(note)
+    if always:
+        fabric.no_backward_sync = lambda *_, **__: contextlib.nullcontext()
+    average, totals = Average(learner.student, None), Totals(torch.device("cpu"))
+    step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
+    batch = whole_batch()
+    own = Batch(*(None if x is None else x[dist.get_rank() :: dist.get_world_size()] for x in batch))
+    step(own, 0, learner.weights())
+    return found, sent[0]
+
+
+ACCUMULATED = (
+    "kd",
+    "rkd",
+    "crd",
+    "uhkd",
+)  # a loss image by image, two of a whole batch, and one with batch statistics of its own
+
+
 def main() -> None:
     """Measure every method asked for."""
     dist.init_process_group("gloo")
@@ -63,6 +114,11 @@ def main() -> None:
     found: dict[str, Tensor] = {}
     for method in sys.argv[2:]:
         found |= gradients(method, dist.get_rank(), dist.get_world_size())
+    for method in ACCUMULATED:
+        for how, parts, always in (("once", 2, False), ("always", 2, True), ("whole", 1, False)):
+            grads, sent = accumulated(method, parts, always=always)
+            found |= {f"accumulated/{method}/{how}/{name}": value.contiguous() for name, value in grads.items()}
+            found[f"accumulated/{method}/{how}/sent"] = torch.tensor(sent)
     if dist.get_rank() == 0:
         save_file(found, sys.argv[1])
     dist.destroy_process_group()

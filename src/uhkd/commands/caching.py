@@ -114,9 +114,9 @@ class Work:
         begun = Stored.exists(self.folder)
         with hold(self.folder, "begin", timeout=-1):
             begun = begun or Stored.exists(self.folder)
-            if not begun:  # what an earlier try by other words may have left when it was killed
-                for leftover in (self.run.probe, self.run.recipe, *self.folder.glob(".*.tmp")):
-                    leftover.unlink(missing_ok=True)
+            # what an earlier try may have left when it was killed, perhaps by other words
+            for leftover in (*self.folder.glob(".*.tmp"), *(() if begun else (self.run.probe, self.run.recipe))):
+                leftover.unlink(missing_ok=True)
             network, metrics = prepare_teacher(
                 asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
             )

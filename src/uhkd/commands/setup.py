@@ -14,6 +14,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.data import Augmentation, Data, Sharding, in_memory, open_data, usable_cores
 from uhkd.engine import FUSED, make_deterministic
+from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -89,20 +90,21 @@ class _Bf16(MixedPrecision):
 
 
 def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started.
+    """Fabric on one device, or on as many processes as torchrun started, on this machine and on others.
 
     deterministic: see `make_deterministic`; a CPU repeats to the bit by itself.
     """
     if deterministic and device == "cuda":
         make_deterministic()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    end_with_launcher()
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
-        devices=processes,
-        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // processes,
-        strategy="ddp" if processes > 1 else "auto",
+        devices=here,
+        num_nodes=everywhere // here,
+        strategy="ddp" if everywhere > 1 else "auto",
         plugins=_Bf16(device) if precision == "bf16" else None,
     )
     fabric.launch()

@@ -9,7 +9,7 @@ from torch import nn
 
 from uhkd.commands.setup import image_size, say
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, fit_linear_probe
+from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors, fit_linear_probe
 from uhkd.evaluation import evaluate
 from uhkd.models import create, wrap
 from uhkd.recipe import CacheRecipe, DistillRecipe
@@ -114,13 +114,14 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
 def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, workers: int, why: str) -> None:
     assert teacher.shapes.embedding is not None
     if folder.probe.is_file():
+        probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
         try:
             state = load_file(folder.probe)
+            check_tensors(state, probe.state_dict(), state)
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(
                 f"{folder.probe} is damaged ({error}); delete it to have the probe trained anew"
             ) from error
-        probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
         probe.load_state_dict(state)
         say("linear probe of the teacher: taken from the run folder")
     else:

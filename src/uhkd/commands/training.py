@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from uhkd.commands.setup import (
     choose_augmentation,
@@ -25,12 +25,12 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
-from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, train
+from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, check_tensors, train
 from uhkd.methods import Distiller, build, check, effective
 from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
-from uhkd.runs import RunFolder
+from uhkd.runs import Checkpoint, RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
 
@@ -206,9 +206,10 @@ def _train(
     # nothing that is refused before it leaves a folder behind; of several processes the first alone writes
     with folder.mine() if fabric.is_global_zero else contextlib.nullcontext():
         if fabric.is_global_zero:
-            folder.begin(recipe.model_dump(mode="json"))
-            if isinstance(teacher, TappedModel):
-                save_probe(teacher, folder)
+            with folder.writing("the run's recipe", "nothing was trained yet"):
+                folder.begin(recipe.model_dump(mode="json"))
+                if isinstance(teacher, TappedModel):
+                    save_probe(teacher, folder)
         fabric.barrier()
         if isinstance(teacher, TappedModel):
             sealed = Teacher(teacher, target, fabric.autocast)
@@ -226,15 +227,15 @@ def _train(
         student.eval()
         if fabric.is_global_zero:
             card = replace(student.card, classes=data.classes).to_json()
-            folder.write_model(card, student.module.state_dict())
             parameters = sum(p.numel() for p in student.module.parameters())
             extra = sum(p.numel() for p in learner.distillers.parameters())
             facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
             facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-            pictures = ", ".join(path.name for path in draw(folder))
-            folder.write_json(
-                folder.result.name, facts | {"environment": folder.read_environment()}
-            )  # the last: it says "finished"
+            facts |= {"environment": folder.read_environment()}
+            with folder.writing("the trained network", f"the checkpoint of step {rows[-1]['step']} is kept"):
+                folder.write_model(card, student.module.state_dict())
+                pictures = ", ".join(path.name for path in draw(folder))
+                folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()
             for line in _table(facts):
                 say(line)
@@ -258,9 +259,14 @@ def _settle_ftm(
 ) -> None:
     """Statistics from the checkpoint, or from one pass over training images."""
     assert teacher.ftm is not None
-    saved = folder.read_checkpoint()
-    if saved is not None:
-        teacher.ftm.load_state_dict({k[4:]: v for k, v in saved.tensors.items() if k.startswith("ftm.")})
+    own = teacher.kept()
+
+    def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
+        return {k: v for k, v in checkpoint.tensors.items() if k.startswith("ftm.")}
+
+    found = folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
+    if found is not None:
+        teacher.ftm.load_state_dict({k.removeprefix("ftm."): v for k, v in saved(found).items()})
         return
     settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
     # two devices may order or sign principal channels otherwise

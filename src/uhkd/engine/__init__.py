@@ -4,6 +4,7 @@ from uhkd.engine.deterministic import make_deterministic
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.optimizer import FUSED
+from uhkd.engine.resuming import check_tensors
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
 from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
@@ -18,6 +19,7 @@ __all__ = [
     "at_chance",
     "calibrate",
     "check_needs",
+    "check_tensors",
     "fit_linear_probe",
     "lr_factor",
     "make_deterministic",

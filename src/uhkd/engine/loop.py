@@ -1,5 +1,6 @@
 """The training loop: every step is a function of its number, so an interrupted run goes on to the bit."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
@@ -17,6 +19,7 @@ from uhkd.engine.learner import Learner
 from uhkd.engine.memory import memory_advice
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
+from uhkd.engine.resuming import check_facts, check_tensors, fitting_optimizer
 from uhkd.engine.schedule import lr_factor, weights_factor
 from uhkd.engine.step import Stepper
 from uhkd.engine.stopping import Agreement, Request, Stopped
@@ -99,7 +102,24 @@ def train(job: Job) -> list[dict[str, float]]:
     agreement = Agreement()
     kept = "no checkpoint was written yet"
 
-    checkpoint = folder.read_checkpoint()
+    def state() -> dict[str, Tensor]:
+        """All tensors that a checkpoint holds."""
+        tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
+        return tensors | ({} if teacher is None else teacher.kept())
+
+    fresh = optimizer.state_dict()
+    sizes = {
+        number: weight.shape
+        for noted, group in zip(fresh["param_groups"], optimizer.param_groups, strict=True)
+        for number, weight in zip(noted["params"], group["params"], strict=True)
+    }
+
+    def check_fits(found: Checkpoint) -> None:
+        check_facts(found, total, weights)
+        check_tensors(found.tensors, state(), [name for name, _ in learner.named_parameters()])
+        fitting_optimizer(found.optimizer, fresh, sizes, recipe, total)
+
+    checkpoint = folder.read_checkpoint(check_fits)
     if checkpoint is not None:
         if checkpoint.facts["data"] != job.data.fingerprint:
             raise ValueError(
@@ -115,7 +135,7 @@ def train(job: Job) -> list[dict[str, float]]:
         others = ("ftm.", "average.")
         learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
         average.load({k.removeprefix("average."): v for k, v in checkpoint.tensors.items()})
-        optimizer.load_state_dict(checkpoint.optimizer)
+        optimizer.load_state_dict(fitting_optimizer(checkpoint.optimizer, fresh, sizes, recipe, total))
         each = checkpoint.facts["totals"]
         if len(each) != fabric.world_size:
             job.say(
@@ -131,7 +151,8 @@ def train(job: Job) -> list[dict[str, float]]:
     else:
         diagnostics.begin()
         if fabric.is_global_zero:
-            folder.write_arrays(diagnostics.arrays())
+            with folder.writing(folder.diagnostics.name, kept):
+                folder.write_arrays(diagnostics.arrays())
 
     def note_bad(steps: Sequence[int]) -> None:
         if steps and fabric.is_global_zero:
@@ -147,25 +168,19 @@ def train(job: Job) -> list[dict[str, float]]:
             totals.check_skipped(step, kept)
         except ValueError:
             bad = totals.first_bad()
-            note_bad(totals.skipped if bad is None else [*totals.skipped, bad])
+            with contextlib.suppress(OSError):  # a disk that is full as well is not what the user must hear of first
+                note_bad(totals.skipped if bad is None else [*totals.skipped, bad])
             raise
 
     def save() -> None:
         nonlocal kept
-        tensors = learner.state_dict() | {f"average.{k}": v for k, v in average.tensors.items()}
-        tensors |= {} if teacher is None else teacher.kept()
         own = totals.as_dict()
         each = [dict(zip(own, one, strict=True)) for one in agreement.all_of(list(own.values()))]
         if fabric.is_global_zero:
             facts = {**sources, "rows": rows, "seconds": seconds, "totals": each, "skipped": totals.skipped}
-            try:
-                folder.write_checkpoint(Checkpoint(step, tensors, optimizer.state_dict(), facts))
-            except OSError as error:
-                raise ValueError(
-                    f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}. Make room on the disk of "
-                    f"{folder.path} or mend its permissions, then go on with --resume"
-                ) from error
-            note_bad(totals.skipped)
+            with folder.writing(f"the checkpoint of step {step}", kept):
+                folder.write_checkpoint(Checkpoint(step, state(), optimizer.state_dict(), facts))
+                note_bad(totals.skipped)
         kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
@@ -182,8 +197,9 @@ def train(job: Job) -> list[dict[str, float]]:
             if step == total:
                 diagnostics.end(evaluation)
         if fabric.is_global_zero:
-            folder.write_metrics(rows)
-            folder.write_arrays(diagnostics.arrays())
+            with folder.writing(f"the rows of step {step}", kept):
+                folder.write_metrics(rows)
+                folder.write_arrays(diagnostics.arrays())
         progress.epoch(rows[-1], recipe.epochs)
 
     def stopped(number: int, step: int) -> Stopped:

@@ -53,7 +53,7 @@ class Stepper:
         skip = recipe.nonfinite == "skip"
         # a forward pass that overflows spoils the running statistics of the student for good
         held = [(buffer, buffer.clone()) for buffer in learner.buffers()] if skip else []
-        passes = []
+        heard, passes = [], []
         for part, micro in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, part * fabric.world_size + fabric.global_rank))
             with fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
@@ -61,6 +61,7 @@ class Stepper:
                 terms = self.model(micro._replace(record=None), said)
                 loss = weigh(terms, weights)
                 fabric.backward(loss / len(parts))
+            heard += said.finite()
             passes.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
         norms = []
         if skip or recipe.clip_grad is not None:
@@ -75,6 +76,8 @@ class Stepper:
             self.optimizer.zero_grad()
             self.totals.skip(number)
             return
+        for sound in heard:
+            self.totals.hear(sound, number)
         for loss, terms in passes:
             self.totals.add(loss, terms, number)
         for norm in norms:

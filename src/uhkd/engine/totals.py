@@ -10,7 +10,7 @@ ADVICE = "Try a lower lr, a smaller loss weight, precision=fp32"
 
 
 class Totals:
-    """Sums of loss and terms since the last reset, and whether every loss (gradient, weight) that was seen was finite.
+    """Sums of loss and terms since the last reset, and whether all that was seen of loss, gradient, weights, teacher was finite.
 
     `skipped` lists the steps that were left out for what they were.
     """
@@ -20,6 +20,7 @@ class Totals:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device)
         self.first = torch.full((), -1, device=device)
+        self.untaught = torch.full((), -1, device=device)
         self.skipped: list[int] = []
         self.reset()
 
@@ -40,6 +41,11 @@ class Totals:
         """Note the norm of a step's gradient, which may overflow under a finite loss; no synchronisation either."""
         good = norm.isfinite()
         self.sound &= good
+        self._note(good, step)
+
+    def hear(self, good: Tensor, step: int) -> None:
+        """Note whether all that a teacher said to one forward pass was finite; no synchronisation either."""
+        self.untaught = torch.where((self.untaught < 0) & ~good, step, self.untaught)
         self._note(good, step)
 
     def skip(self, step: int) -> None:
@@ -74,8 +80,14 @@ class Totals:
         """Read the flag (this waits for the device).
 
         Raises:
-            ValueError: when some loss or weight was NaN or infinite; `kept` says what is left to go on from.
+            ValueError: when some loss or weight was NaN or infinite, or what the teacher said; `kept` says what is left to go
+                on from.
         """
+        if (untaught := int(self.untaught)) >= 0 and untaught == int(self.first):  # what came first is to blame
+            raise ValueError(
+                f"the teacher said numbers that are not finite in step {untaught + 1}, whose images are in nonfinite.json; "
+                f"{kept}. It is not the student's loss: try precision=fp32, leave these images out, or nonfinite=skip"
+            )
         if not bool(self.finite):
             bad = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
             raise ValueError(

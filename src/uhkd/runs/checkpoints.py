@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,19 +76,23 @@ class Checkpoints:
         for folder in older[: -(KEPT - 1)]:
             _remove(folder)
 
-    def read(self) -> Checkpoint | None:
+    def read(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when there is none at all.
 
+        check: refuses by a ValueError one that is whole and yet of no use; the one before is then looked at.
+
         Raises:
-            ValueError: when none can be read: files that differ from their checksums, or hold more than tensors and plain
-                data (nothing is executed).
+            ValueError: when none can be used: files that differ from their checksums, or hold more than tensors and plain
+                data (nothing is executed), or are refused by `check`.
         """
         passed_over: list[str] = []
         last: Exception | None = None
         for step, folder in reversed(self._named()):
             try:
-                found = _read(folder)
-                return Checkpoint(step, *found, passed_over=tuple(passed_over))
+                found = Checkpoint(step, *_read(folder), passed_over=tuple(passed_over))
+                if check is not None:
+                    check(found)
+                return found
             except MemoryError:
                 raise  # says nothing about the files
             except Exception as error:  # a damaged file can fail in any way

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
 from uhkd.runs.files import check_own, check_place, read_mapping, write_atomically, write_tensors
-from uhkd.runs.lock import GUARDS, held
+from uhkd.runs.lock import held
 from uhkd.runs.machine import environment
 
 _LARGEST = 2**30  # bytes of diagnostics: spectra and predictions of ten thousand evaluations
+_ENVIRONMENT = "environment.json"
+# what a run leaves behind that was killed while it began
+_BEGINNING = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environment\.json|recipe\.yaml)\.\d+\.tmp")
 
 
 def _yaml(mapping: Mapping[str, Any]) -> str:
@@ -55,7 +59,7 @@ class RunFolder:
         """
         check_place(self.path)
         if not resume:
-            if self.path.exists() and any(p.name not in GUARDS for p in self.path.iterdir()):
+            if self.path.exists() and not all(_BEGINNING.fullmatch(p.name) for p in self.path.iterdir()):
                 advice = "add --resume to go on with it, or" if self.started() else "please"
                 raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
             return
@@ -78,10 +82,32 @@ class RunFolder:
         Raises:
             ValueError: when another process works in it (see `held`), or the folder of its checkpoints is a link.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        check_own(self.path, self.checkpoints.name)
-        with held(self.path):
+        with ExitStack() as stack:
+            with self.writing("the folder", "nothing in it was touched"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                check_own(self.path, self.checkpoints.name)
+                stack.enter_context(held(self.path))
+                for leftover in self.path.glob(".*.tmp"):  # of a process that was killed: the folder is ours alone
+                    leftover.unlink()
             yield
+
+    @contextmanager
+    def writing(self, what: str, kept: str) -> Iterator[None]:
+        """A disk that is full, read-only or broken while something is written here becomes advice in one line.
+
+        what: is written. kept: says what there is to go on from.
+
+        Raises:
+            ValueError: with the system's reason. Other errors pass.
+        """
+        try:
+            yield
+        except OSError as error:
+            again = "go on with --resume" if self.started() else "start it again"
+            raise ValueError(
+                f"{what} could not be written ({error.strerror or error}); {kept}. Make room on the disk of {self.path} or mend "
+                f"its permissions, then {again}"
+            ) from error
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
         """Create the folder and note recipe and environment; a run that is resumed keeps its own.
@@ -94,7 +120,8 @@ class RunFolder:
                 self.check(recipe, resume=False)
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json("environment.json", environment())
+        self.write_json(_ENVIRONMENT, environment())
+        # the last: it says that a run began
         write_atomically(self.recipe, _yaml({k: v for k, v in recipe.items() if k not in ("resume", "out")}))
 
     def read_recipe(self) -> dict[str, Any]:
@@ -103,7 +130,7 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""
-        return read_mapping(self.path / "environment.json")
+        return read_mapping(self.path / _ENVIRONMENT)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""
@@ -166,9 +193,9 @@ class RunFolder:
         """See `Checkpoints.write`."""
         self._checkpoints.write(checkpoint)
 
-    def read_checkpoint(self) -> Checkpoint | None:
+    def read_checkpoint(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """See `Checkpoints.read`."""
-        return self._checkpoints.read()
+        return self._checkpoints.read(check)
 
     def drop_checkpoints(self) -> None:
         """A finished run needs none."""

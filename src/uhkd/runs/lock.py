@@ -1,22 +1,22 @@
 """One process at a time in a run folder."""
 
+import contextlib
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from uhkd.runs.files import write_atomically
 
-GUARDS = LOCK, OWNER = ".lock", ".owner"
+LOCK, OWNER = ".lock", ".owner"
 PATIENCE = 30.0  # seconds in which the loader's processes of a killed training notice that it is gone
 
 
-@contextmanager
+@contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The folder as this process's own while the context lasts; one that ends, however it ends, holds nothing.
 
@@ -45,7 +45,8 @@ def held(folder: Path) -> Iterator[None]:
         write_atomically(folder / OWNER, json.dumps(owner) + "\n")
         yield
     finally:
-        (folder / OWNER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that has become read-only: what happened before is what counts
+            (folder / OWNER).unlink(missing_ok=True)
         lock.release()
 
 

@@ -22,6 +22,11 @@ class Signals(NamedTuple):
     spectra: tuple[Tensor, ...] | None = None
     embedding: Tensor | None = None
 
+    def finite(self) -> list[Tensor]:
+        """Whether each of its tensors is finite, () booleans on their device, which is not waited for."""
+        said = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
+        return [x.detach().isfinite().all() for x in said if x is not None]
+
 
 @dataclass(frozen=True)
 class SideShapes:

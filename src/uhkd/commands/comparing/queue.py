@@ -239,6 +239,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
         "command": sys.argv,
         "tasks": [dataclasses.asdict(task) for task in plan.work],
     }
+    _tidy(out / "plan")
     file = out / "plan" / f".order-{_worker_name(os.getpid())}.json"
     write_atomically(file, json.dumps(order) + "\n")
     started: list[subprocess.Popen[str]] = []
@@ -266,6 +267,17 @@ def main() -> None:
     tasks = tuple(Task(**task | {k: tuple(task[k]) for k in ("after", "serves")}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the parent tells about it
         work(tasks, Path(order["out"]))
+
+
+def _tidy(plan: Path) -> None:
+    """Remove orders that processes of this machine gave and did not live to take back."""
+    for file in plan.glob(f".order-{platform.node()}-*.json") if os.name == "posix" else ():
+        try:
+            os.kill(int(file.stem.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except PermissionError:
+            pass  # another user's, and alive
 
 
 def _worker_name(process: int) -> str:
