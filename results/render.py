@@ -1,4 +1,4 @@
-"""results/**/*.json -> docs/{results,ablations}.md, parts of README.md, docs/{performance,why}.md; --check fails when stale."""
+"""results/**/*.json -> docs/{results,ablations}.md, parts of README.md and docs/{performance,scaling,why}.md; --check: stale?"""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from render_ablations import ablations
 from render_large import TITLE, large
 from render_performance import measured
 from render_report import gaps, merged, number
+from render_scaling import scaling
 from render_why import why
 
 from uhkd.commands.comparing.costs import cost_rows, setting
@@ -125,7 +126,9 @@ def pages() -> dict[Path, str]:
         sections.insert(1, f"## {TITLE}\n\n{large(sizes)}")
         short.append(f"**{TITLE}**\n\n{large(sizes, whole=True)}")
     return {
-        **dict(_measured_page(name, made) for name, made in (("performance", measured), ("why", why))),
+        **dict(
+            _measured_page(name, made) for name, made in (("performance", measured), ("why", why), ("scaling", scaling))
+        ),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
