@@ -319,12 +319,12 @@ def bright(number: int) -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.nda
 
 
 def test_a_teacher_of_nan_for_one_image_is_named_and_the_last_good_state_kept(tmp_path: Path):
-    from uhkd.data import batch_images
+    from uhkd.data import ArraySource, batch_images
 
     words: dict[str, Any] = {k: v for k, v in TINY.items() if k not in ("model", "options", "data", "train_limit")}
     words |= {"student": "uhkd/resnet10", "student_options": TINY["options"], "method": "kd", "crop": "none"}
     step = 2
-    images = batch_images(40, seed=0, batch_size=10, step=step).tolist()
+    images = batch_images(ArraySource(np.zeros((40, 1, 1), np.uint8), None), seed=0, batch_size=10, step=step).tolist()
     words |= {
         "teacher": Fussy(classes=2),
         "data": bright(images[4]),

@@ -132,6 +132,7 @@ NO_FEATURES = {"features": 0.0, "relations": 0.0}
 
 @pytest.mark.parametrize(("method", "settings"), OBJECTIVES)
 def test_the_objective_equals_the_reference_in_value_and_gradient(method, settings):
+    torch.manual_seed(0)  # weights of a FAM by which a slope is near zero would be judged by its rounding
     distiller = exact(build(method, SMALL, {"temperature": 3.0, **settings}, WEIGHTS))[method]
     target, match = distiller.needs.target, distiller.match
     for i, part in enumerate(match.fams):  # a gain and bias that are not 1 and 0

@@ -61,7 +61,8 @@ class Stepper:
                 terms = self.model(micro._replace(record=None), said)
                 loss = weigh(terms, weights)
                 fabric.backward(loss / len(parts))
-            heard += said.finite()
+            if (sound := said.finite()) is not None:
+                heard.append(sound)
             passes.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
         norms = []
         if skip or recipe.clip_grad is not None:
