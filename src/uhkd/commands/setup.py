@@ -192,7 +192,8 @@ def fit_batch(recipe: RecipeT, data: Data) -> RecipeT:
     """
     images = len(data.train)
     if "batch_size" not in recipe.model_fields_set and recipe.accumulate == 1 and recipe.batch_size > images // 4:
-        recipe = recipe.model_copy(update={"batch_size": max(2, images // 4)})
+        fitting = max(1, images // 4 // recipe.lanes) * recipe.lanes
+        recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
         say(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
     if recipe.batch_size > images:
         raise ValueError(

@@ -99,6 +99,8 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
             problems.append(
                 f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"
             )
+        if self.batch_size % self.lanes:
+            problems.append(f"lanes: expected a divisor of batch_size ({self.batch_size}), found {self.lanes}")
         if self.schedule == "step" and not self.step_epochs:
             problems.append("step_epochs: schedule step needs at least one epoch, found none")
         if self.schedule != "step" and self.step_epochs:

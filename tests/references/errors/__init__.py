@@ -11,12 +11,14 @@ from references.errors import (
     questions,
     recipes,
     runs,
+    shards,
 )
 from references.errors.case import Case
 
 AREAS: dict[str, tuple[Case, ...]] = {
     "Image files": images.CASES,
     "Image folders": folders.CASES,
+    "Tar shards": shards.CASES,
     "Arrays and data sets of your own": arrays.CASES,
     "Recipes": recipes.CASES,
     "The command line": flags.CASES,

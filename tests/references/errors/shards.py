@@ -1,0 +1,160 @@
+"""Tar shards, here and elsewhere, and their index."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+from references.errors.case import Case
+from references.errors.shelf import FINETUNE
+from references.tars import picture, sample, write_shards, write_tar
+from uhkd.commands import index
+from uhkd.data import INDEX, open_data
+
+TRAIN = f"{FINETUNE} --data shards"
+
+
+def tar(*members: tuple[str, bytes]) -> None:
+    """shards/train-0000.tar of some files."""
+    write_tar(Path("shards/train-0000.tar"), members)
+
+
+def whole() -> None:
+    """Three shards for training and one of validation."""
+    write_shards(Path("shards"), (6, 6, 6))
+    write_shards(Path("shards"), (6,), "val", first=50)
+
+
+def second(change: Callable[[bytes], bytes]) -> None:
+    """Two shards, of which the second has other bytes."""
+    file = write_shards(Path("shards"), (6, 6)) / "train-0001.tar"
+    file.write_bytes(change(file.read_bytes()))
+
+
+def stale() -> str:
+    whole()
+    index(folder="shards")
+    write_shards(Path("shards"), (5, 6, 6))
+    return next(note for note in open_data("shards").notes if "index" in note)
+
+
+def outside() -> int:
+    """Names that lead out of the folder: nothing is unpacked."""
+    tar(*(member for n in range(4) for member in sample(n, 2, key=f"../../out/{n}")))
+    return len(open_data("shards", val_fraction=0.5).train)
+
+
+CASES = (
+    Case("a shard that does not exist", f"{FINETUNE} --data none.tar", "shard none.tar does not exist"),
+    Case(
+        "a pattern of which some are missing",
+        f"{FINETUNE} --data 'shards/train-{{0000..0004}}.tar'",
+        "shard shards/train-0003.tar does not exist and 1 more",
+        make=whole,
+    ),
+    Case(
+        "a pattern that runs backwards",
+        f"{FINETUNE} --data 'train-{{9..0}}.tar'",
+        "train-{9..0}.tar: expected {FIRST..LAST} with LAST from FIRST up, and fewer than a million shards",
+    ),
+    Case(
+        "only shards of validation",
+        f"{FINETUNE} --data shards/val-0000.tar",
+        "shards/val-0000.tar holds no training shards, only val: expected names like train-0000.tar",
+        make=whole,
+    ),
+    Case(
+        "a compressed shard",
+        TRAIN,
+        "shards/train-0001.tar cannot be read as a tar file (…): expected a plain one, not compressed",
+        make=lambda: second(gzip.compress),
+    ),
+    Case(
+        "a shard that is cut short",
+        TRAIN,
+        "shard shards/train-0001.tar is cut short: its headers promise more bytes than its 800",
+        make=lambda: second(lambda whole: whole[:800]),
+    ),
+    Case(
+        "shards without images",
+        TRAIN,
+        "no images in shards/train-0000.tar: expected tar files of images, NAME.jpg beside NAME.cls or in class folders",
+        make=lambda: tar(("a.txt", b"words")),
+    ),
+    Case(
+        "a class that is no number",
+        TRAIN,
+        "a.cls in shards/train-0000.tar is 'dog': expected the number of a class, from 0",
+        make=lambda: tar(("a.png", picture(1)), ("a.cls", b"dog")),
+    ),
+    Case(
+        "a class below 0",
+        TRAIN,
+        "some train samples have a negative class: expected numbers from 0",
+        make=lambda: tar(*sample(1), ("b.png", picture(2)), ("b.cls", b"-2")),
+    ),
+    Case(
+        "a description that is no JSON",
+        TRAIN,
+        "a.json in shards/train-0000.tar is no JSON: expected a description with a label",
+        make=lambda: tar(("a.png", picture(1)), ("a.json", b"{label: 1}")),
+    ),
+    Case(
+        "samples without a class beside others",
+        TRAIN,
+        "1 samples of shards/train-0000.tar have no class (.cls or .json), others have: b, ...",
+        make=lambda: tar(*sample(1), ("b.png", picture(2))),
+    ),
+    Case(
+        "members of a sample that do not lie side by side",
+        TRAIN,
+        "two samples of one shard have the name train-0000.tar/a: members of a sample must lie side by side",
+        make=lambda: tar(*sample(1, key="a"), *sample(2, key="b"), *sample(3, key="a")),
+    ),
+    Case(
+        "a batch that the lanes do not divide",
+        f"{TRAIN} --shards-at-a-time 2 --lanes 5 --batch-size 8",
+        "lanes: expected a divisor of batch_size (8), found 5",
+        make=whole,
+    ),
+    Case("names in a tar that lead out of the folder", outside, "2", refused=False),
+    Case(
+        "an index of other shards",
+        stale,
+        "shards/uhkd-index.safetensors is not of these shards: their headers are read (uhkd index makes it anew)",
+        refused=False,
+    ),
+    Case(
+        "an index that is none",
+        TRAIN,
+        "shards/uhkd-index.safetensors is no index of shards, or damaged (…): make it anew with uhkd index",
+        make=lambda: (whole(), Path("shards", INDEX).write_bytes(b"hello")),
+    ),
+    Case(
+        "uhkd index of a folder without shards",
+        "index nowhere",
+        "no .tar files in nowhere: expected shards like train-0000.tar, or train/0000.tar",
+    ),
+    Case(
+        "an address of another kind",
+        f"{FINETUNE} --data ftp://host/set",
+        "data at ftp://host/set: expected an address that begins with https://, http://, s3://, gs://, hf://, file://",
+    ),
+    Case(
+        "an address without an index",
+        lambda: open_data(f"file://{Path.cwd()}/shards"),
+        "file://…/shards/uhkd-index.safetensors cannot be fetched (…)",
+        make=whole,
+    ),
+    Case(
+        "a data set that is only streamed",
+        f"{FINETUNE} --data tfds/mnist",
+        "data tfds/mnist: timm's reader tfds/ gives images in its own order alone, which can be neither shuffled nor resumed "
+        "exactly; use hfds/, torch/, or tar shards (wds/FOLDER, also from elsewhere: docs/scaling.md)",
+    ),
+    Case(
+        "a torchvision data set that is not there",
+        f"{FINETUNE} --data torch/cifar10:nowhere",
+        "data torch/cifar10:nowhere cannot be opened (RuntimeError: Dataset not found or corrupted. You can use "
+        "download=True to download it)",
+    ),
+)
