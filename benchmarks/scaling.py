@@ -42,8 +42,9 @@ def opening(samples: int) -> dict[str, float]:
     draw = np.random.default_rng(0)
     places = np.arange(samples, dtype=np.int64)
     names = tuple(f"train-{number:06d}.tar" for number in range(shards))
-    index = Index(names, (), np.full(shards, 2**50, np.int64), bounds, 512 * places, np.full(samples, 500, np.int64),
-                  draw.integers(0, 2**63, samples, np.uint64), places % 1000)  # fmt: skip
+    sizes, lengths = np.full(shards, 2**50, np.int64), np.full(samples, 500, np.int64)
+    headers, keys = draw.integers(0, 2**32, samples, np.uint32), draw.integers(0, 2**63, samples, np.uint64)
+    index = Index(names, (), sizes, bounds, 512 * (places + 1), lengths, headers, keys, places % 1000)
     content = index.to_bytes()
     began = time.perf_counter()
     read_index(content, "it")

@@ -16,7 +16,7 @@ SETS = {
 }
 SWIN_T = ((64, 9),) * 4  # four levels at radius 1 and 64 channels
 EMBEDDING = 768
-A_SAMPLE = 32  # bytes of an index: offset, length, key, label
+A_SAMPLE = 36  # bytes of an index: offset, length, checksum of the header, key, label
 ORDER = 8  # bytes a sample of an epoch's order
 
 

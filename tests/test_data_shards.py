@@ -3,7 +3,6 @@
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -391,12 +390,15 @@ def test_a_kept_index_is_that_of_the_headers_and_not_used_for_other_shards(
     before = train_part(folder)
     assert index_verb(folder=str(folder)) == folder / INDEX
     assert "56 samples in 7 shards, classes by number" in capsys.readouterr().err
-    for name in ("sizes", "bounds", "offsets", "lengths", "keys", "labels"):
+    for name in ("sizes", "bounds", "offsets", "lengths", "headers", "keys", "labels"):
         assert np.array_equal(getattr(train_part(folder).index, name), getattr(before.index, name))
-    os.truncate(folder / "train-0000.tar", 0)
-    write_tar(folder / "train-0000.tar", [m for n in range(3) for m in sample(n)])
+    size = (folder / "train-0001.tar").stat().st_size
+    write_tar(folder / "train-0001.tar", [m for n in range(10, 15) for m in sample(n)])
+    assert (folder / "train-0001.tar").stat().st_size == size  # tars are filled up to whole blocks
     data = open_data(folder)
-    assert len(data.train) == 41 and any("not of these shards" in note for note in data.notes)
+    assert len(data.train) == 47 and any("not of these shards" in note for note in data.notes)
+    with pytest.raises(ValueError, match=r"image 5 of shard .* is not the one that was there: put the shard back"):
+        before.image(15)
     with pytest.raises(ValueError, match=r"no \.tar files in"):
         index_verb(folder=str(folder / "nowhere"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,18 @@ from uhkd.text import shown
 
 INDEX = "uhkd-index.safetensors"  # beside the shards, by `uhkd index`
 _LONGEST = 2**20  # bytes of a label's member: a class number has a few, a JSON description some hundreds
-_ARRAYS = ("sizes", "bounds", "offsets", "lengths", "keys", "labels")
+HEADER = 512  # bytes of a tar's header, right before what it describes
+_ARRAYS = ("sizes", "bounds", "offsets", "lengths", "headers", "keys", "labels")
 
 
 @dataclass(frozen=True)
 class Index:
     """S shards with N samples, in their order.
 
-    names: (S,) below their folder. sizes: (S,) bytes. bounds: (S+1,) samples of shard s are bounds[s] up to bounds[s+1]. offsets,
-    lengths: (N,) where a sample's image lies in its shard. keys: (N,) uint64, of the samples' names. labels: (N,), -1 where
-    none; classes: names of the labels where folders in the tars give them, else empty.
+    names: (S,) below their folder. sizes: (S,) bytes. bounds: (S+1,) samples of shard s are bounds[s] up to bounds[s+1].
+    offsets, lengths: (N,) where a sample's image lies in its shard. headers: (N,) checksums of the tar's headers of the
+    images. keys: (N,) uint64, of the samples' names. labels: (N,), -1 where none; classes: names of the labels where folders
+    in the tars give them, else empty.
     """
 
     names: tuple[str, ...]
@@ -37,6 +40,7 @@ class Index:
     bounds: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
+    headers: np.ndarray
     keys: np.ndarray
     labels: np.ndarray
 
@@ -90,7 +94,9 @@ def _check(index: Index) -> None:
     if bounds[0] != 0 or bounds[-1] != samples or (counts < 0).any():
         raise ValueError("its shards' bounds are not rising")
     room = np.repeat(index.sizes, counts)
-    if samples and (index.offsets.min() < 0 or index.lengths.min() < 0 or (index.offsets + index.lengths > room).any()):
+    if samples and (
+        index.offsets.min() < HEADER or index.lengths.min() < 0 or (index.offsets + index.lengths > room).any()
+    ):
         raise ValueError("its samples lie outside of their shards")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in index.names):
         raise ValueError("its shards lie outside of its folder")
@@ -100,6 +106,7 @@ class _Sample(NamedTuple):
     key: str
     offset: int
     length: int
+    header: int
     label: int | None
     folder: str
 
@@ -135,6 +142,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         bounds,
         np.array([sample.offset for sample in samples], np.int64),
         np.array([sample.length for sample in samples], np.int64),
+        np.array([sample.header for sample in samples], np.uint32),
         _keys([sample.key for sample in samples], names, bounds),
         labels,
     )
@@ -149,7 +157,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
             key = None
             while (member := archive.next()) is not None:
                 archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (it would keep every header)
-                if not member.isreg() or _hidden(member.name):
+                if not member.isreg() or member.issparse() or _hidden(member.name):
                     continue
                 if member.offset_data + member.size > size:
                     raise ValueError(
@@ -159,8 +167,8 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 if stem != key:
                     yield from _finished(key, open_samples)
                     key, open_samples = stem, {}
-                if extension.rpartition(".")[2] in EXTENSIONS:
-                    open_samples.setdefault("image", member)
+                if extension.rpartition(".")[2] in EXTENSIONS and "image" not in open_samples:
+                    open_samples |= {"image": member, "header": _header(archive, member)}
                 elif extension in ("cls", "json"):
                     open_samples[extension] = _label(archive, member, extension, path)
             yield from _finished(key, open_samples)
@@ -174,7 +182,24 @@ def _finished(key: str | None, parts: dict[str, Any]) -> Iterator[_Sample]:
     if key is not None and "image" in parts:
         image = parts["image"]
         label = parts.get("cls", parts.get("json"))
-        yield _Sample(key, image.offset_data, image.size, label, key.rpartition("/")[0].rpartition("/")[2].strip("."))
+        yield _Sample(
+            key,
+            image.offset_data,
+            image.size,
+            parts["header"],
+            label,
+            key.rpartition("/")[0].rpartition("/")[2].strip("."),
+        )
+
+
+def _header(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    file = archive.fileobj
+    assert file is not None
+    after = file.tell()
+    file.seek(member.offset_data - HEADER)
+    found = zlib.crc32(file.read(HEADER))
+    file.seek(after)
+    return found
 
 
 def _split(name: str) -> tuple[str, str]:

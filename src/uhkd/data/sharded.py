@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from uhkd.data.arrays import Parts
 from uhkd.data.decode import decode_bytes, header_size
 from uhkd.data.descriptors import Descriptors
-from uhkd.data.index import INDEX, Index, make_index, read_index
+from uhkd.data.index import HEADER, INDEX, Index, make_index, read_index
 from uhkd.data.order import Shuffle
 from uhkd.data.shelf import Shelf, is_remote
 from uhkd.data.sources import Part, Source, content_hash
@@ -69,14 +70,18 @@ class ShardSource:
         path = self.shelf.path(name, int(self.index.sizes[shard]))
         title = f"image {index - int(self.index.bounds[shard])} of shard {shown(str(path))}"
         try:
-            content = os.pread(self._files.of(path), length, int(self.index.offsets[index]))
+            found = os.pread(self._files.of(path), HEADER + length, int(self.index.offsets[index]) - HEADER)
         except OSError as error:
             raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
-        if len(content) != length:
+        if len(found) != HEADER + length:
+            short = max(0, len(found) - HEADER)
+            raise ValueError(f"{title} is cut short: expected {length:,} bytes, found {short:,}; put the shard back")
+        # a shard of the same size may be another, as tars are filled up to whole blocks
+        if zlib.crc32(found[:HEADER]) != self.index.headers[index]:
             raise ValueError(
-                f"{title} is cut short: expected {length:,} bytes, found {len(content):,}; put the shard back"
+                f"{title} is not the one that was there: put the shard back, or make its index anew (uhkd index)"
             )
-        return content, title
+        return found[HEADER:], title
 
     def fingerprint(self) -> str:
         """Return a hash of keys, labels and lengths; independent of how samples are spread over shards of which names."""
@@ -201,10 +206,22 @@ def _index(folder: Path, names: list[str]) -> tuple[Index, str | None]:
         places = {name: place for place, name in enumerate(kept.names)}
         if all(name in places for name in names):
             found = kept.of([places[name] for name in names])
-            if all((folder / name).stat().st_size == size for name, size in zip(names, found.sizes, strict=True)):
+            if _is_of(found, folder):
                 return found, None
         why = f"{file} is not of these shards: their headers are read (uhkd index makes it anew)"
     return make_index(folder, names), why
+
+
+def _is_of(index: Index, folder: Path) -> bool:
+    """Whether the shards in a folder have the sizes, and the headers of first and last images, that an index says."""
+    source = ShardSource(Shelf(folder), index, None, None)
+    counts = np.diff(index.bounds)
+    ends = np.concatenate([index.bounds[:-1][counts > 0], index.bounds[1:][counts > 0] - 1]).tolist()
+    try:
+        sizes = [(folder / name).stat().st_size for name in index.names]
+        return sizes == index.sizes.tolist() and all(source.content(i) for i in ends)
+    except (OSError, ValueError):
+        return False
 
 
 def _parts_of(names: Sequence[str]) -> dict[str, list[int]]:
