@@ -78,6 +78,24 @@ class EvalArguments(Schema):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
+class ExportArguments(Schema):
+    """A trained network alone, in forms that other programs open; each is checked against PyTorch on real images."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: str = Field(description="run folder written by finetune or distill")
+    to: tuple[Literal["safetensors", "timm", "pt2", "onnx"], ...] = Field(
+        default=("safetensors",),
+        min_length=1,
+        description="forms: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), onnx",
+    )
+    out: str | None = Field(
+        default=None, description="folder to write, one folder a form in it; none: export in the run folder"
+    )
+    data: str | None = Field(default=None, description="data whose images it is checked on; none: the run's own")
+    images: int = Field(default=64, ge=2, description="images it is checked on")
+
+
 class PredictArguments(Schema):
     """The likeliest classes of some images."""
 

@@ -4,6 +4,7 @@ from uhkd.commands.api import cache, distill, finetune
 from uhkd.commands.compare import compare
 from uhkd.commands.demo import demo
 from uhkd.commands.doctor import doctor
+from uhkd.commands.exporting import export
 from uhkd.commands.indexing import index
 from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
@@ -20,6 +21,7 @@ __all__ = [
     "distill",
     "doctor",
     "evaluate",
+    "export",
     "finetune",
     "index",
     "inspect",

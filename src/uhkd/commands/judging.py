@@ -10,7 +10,7 @@ from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
 from uhkd.commands.setup import image_size, say
-from uhkd.data import Sharding, eval_loader, open_data
+from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.evaluation import Evaluation, latency
@@ -50,7 +50,19 @@ def measure(
     Raises:
         ValueError: as `evaluate`.
     """
-    network, chosen = _load(run, device)
+    network, chosen = open_run(run, device)
+    opened, part, images = images_of(run, network, data, split)
+    loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
+    title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
+    return score(network, loader, chosen), title, network
+
+
+def images_of(run: str, network: TappedModel, data: Any = None, split: str = "auto") -> tuple[Data, str, Source]:
+    """Some data (None: what a run was trained on), with the network's classes, and which part of it was asked for.
+
+    Raises:
+        ValueError: a run that does not say its data, other classes, or a part that the data lacks.
+    """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise ValueError(f"{run} does not say what data it was trained on; name some with --data")
@@ -65,9 +77,7 @@ def measure(
     images = opened.val if part == "val" else opened.test
     if images is None:
         raise ValueError(f"data {opened.name} has no test part; use --split val")
-    loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
-    title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
-    return score(network, loader, chosen), title, network
+    return opened, part, images
 
 
 def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str, list[tuple[str, float]]]:
@@ -77,7 +87,7 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
         ValueError: for a folder that is no run, a path without images, or a file that cannot be read.
     """
     arguments = build(PredictArguments, words) if arguments is None else arguments
-    network, device = _load(arguments.run, "auto")
+    network, device = open_run(arguments.run, "auto")
     names = network.card.classes or tuple(map(str, range(network.shapes.logits or 0)))
     top, answers = min(arguments.top, len(names)), {}
     for file in _files(arguments.images):
@@ -89,7 +99,12 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
     return answers
 
 
-def _load(run: str, device: str) -> tuple[TappedModel, torch.device]:
+def open_run(run: str, device: str) -> tuple[TappedModel, torch.device]:
+    """A run's network on a device (auto: a GPU where there is one), and that device.
+
+    Raises:
+        ValueError: for a folder that is no run, or a GPU that is not there.
+    """
     network = load_run(run)
     for note in network.notes:
         say(note)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -96,7 +96,9 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
         lines = str(context["error"]).split("\n")
         return [f"{name}: {line}" for line in lines] if name else lines
     if kind == "literal_error":
-        choices = [str(choice) for choice in get_args(schema.model_fields[name].annotation)]
+        name = str(details["loc"][0])  # of an item in a list: the list's
+        kinds = schema.model_fields[name].annotation
+        choices = [str(c) for c in get_args(get_args(kinds)[0] if get_origin(kinds) is tuple else kinds)]
         hint = did_you_mean(str(found), choices)
         return [f"{name}: expected {_either(choices)}, found {shown(found)}{hint}"]
     return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {shown(found)}"]
