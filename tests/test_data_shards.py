@@ -3,9 +3,11 @@
 import io
 import json
 import multiprocessing
+import os
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -201,7 +203,7 @@ def test_a_name_that_is_in_two_shards_counts_with_its_shard(tmp_path: Path):
 def test_layouts(folder: Path, tmp_path: Path):
     data = open_data(folder)
     assert (len(data.train), len(data.val), data.classes, data.native_size) == (48, 8, tuple("0123"), (12, 12))
-    assert "48 training images in 6 shards" in data.notes
+    assert data.notes[:2] == ("48 train images in 6 shards", "8 val images in 1 shards")
     assert [number_of(data.val.image(i).numpy()) for i in range(8)] == list(range(100, 108))
     assert data.val.labels is not None and data.val.labels.tolist() == [n % 4 for n in range(100, 108)]
     assert len(open_data(f"wds/{folder}").train) == 48
@@ -266,6 +268,129 @@ def test_images_that_cannot_be_read_are_named_or_skipped(folder: Path):
     (folder / "train-0002.tar").unlink()
     with pytest.raises(ValueError, match=r"image 0 of shard .*train-0002.tar cannot be read"):
         source.image(16)
+
+
+def numbers(path: Path | str, **words: Any) -> list[int]:
+    source = train_part(path, **words)
+    return [number_of(source.image(i).numpy()) for i in range(len(source))]
+
+
+def test_the_image_of_a_sample_is_its_plain_one(tmp_path: Path):
+    members = []
+    for n in range(6):
+        kinds = {"cls": b"%d" % (n % 2), "depth.png": picture(200 + n), "png": picture(n), "seg.png": picture(100 + n)}
+        members += [(f"{n:03d}.{kind}", content) for kind, content in kinds.items()]
+    assert numbers(write_tar(tmp_path / "a.tar", members)) == list(range(6))
+    # of class folders further dots belong to the name
+    members = [(f"{'cat' if n % 2 else 'dog'}/IMG_2019.{n:02d}.png", picture(n)) for n in range(6)]
+    assert numbers(write_tar(tmp_path / "b.tar", members)) == list(range(6))
+
+
+UNCLEAR = {
+    "two images": [("a.png", picture(1)), ("a.jpg", picture(2)), ("a.cls", b"0")],
+    "only others": [("a.depth.png", picture(1)), ("a.cls", b"0")],
+    "others without a class": [("a.png", picture(1)), ("a.1.png", picture(2))],
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_a_sample_whose_image_is_not_clear_is_refused(tmp_path: Path, case: str):
+    with pytest.raises(ValueError, match=r"the image of sample a in .* is not clear"):
+        open_data(write_tar(tmp_path / "x.tar", UNCLEAR[case]))
+
+
+def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"shot\.1\.cls in .*: a sample's name ends at its first dot"):
+        open_data(write_tar(tmp_path / "x.tar", [("shot.1.png", picture(1)), ("shot.1.cls", b"0")]))
+    with pytest.raises(ValueError, match=r"readme of .* lies outside of the class folders \(cat, dog\)"):
+        open_data(
+            write_tar(
+                tmp_path / "y.tar", [("cat/1.png", picture(1)), ("dog/2.png", picture(2)), ("readme.png", picture(3))]
+            )
+        )
+    with pytest.raises(ValueError, match="holds train and val in one: expected tars of each part"):
+        open_data(
+            write_tar(tmp_path / "z.tar", [(f"{p}/{c}/1.png", picture(1)) for p in ("train", "val") for c in "ab"])
+        )
+
+
+@pytest.mark.parametrize("name", ["testing-0.tar", "heldout-0.tar", "testA-0.tar", "0.tar"])
+def test_a_shard_without_a_part_beside_others_with_one_is_refused(folder: Path, name: str):
+    write_tar(folder / name, sample(1))
+    with pytest.raises(ValueError, match=rf"the name of shard {name} says no part, others do \(train, val\)"):
+        open_data(folder)
+
+
+def test_words_for_validation(folder: Path):
+    for word in ("eval", "dev", "valid"):
+        (folder / "val-0000.tar").rename(folder / f"{word}-0000.tar")
+        assert len(open_data(folder).val) == 8
+        (folder / f"{word}-0000.tar").rename(folder / "val-0000.tar")
+
+
+def test_a_tar_beside_train_and_val_folders_makes_no_shards_of_them(tmp_path: Path):
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            for n in range(3):
+                file = tmp_path / part / name / f"{n}.png"
+                file.parent.mkdir(exist_ok=True, parents=True)
+                file.write_bytes(picture(n))
+    write_shards(tmp_path, (12,), "backup")
+    data = open_data(tmp_path)
+    assert data.classes == ("a", "b") and (len(data.train), len(data.val)) == (6, 6)
+
+
+def test_names_shared_with_another_part_change_no_key(folder: Path):
+    before = set(train_part(folder).keys.tolist())
+    write_shards(folder, (8,), "val", first=0)
+    assert set(train_part(folder).keys.tolist()) == before
+
+
+def test_a_header_that_is_damaged_in_the_middle_is_noticed(folder: Path):
+    content = bytearray((folder / "train-0002.tar").read_bytes())
+    source = train_part(folder)
+    place = int(source.index.offsets[16 + 8]) - 512
+    content[place + 3] ^= 1
+    (folder / "train-0002.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train-0002\.tar is damaged at byte {place:,}, or another tar begins there"):
+        open_data(folder)
+    (folder / "train-0002.tar").write_bytes(
+        (folder / "train-0001.tar").read_bytes() + (folder / "train-0003.tar").read_bytes()
+    )
+    with pytest.raises(ValueError, match="or another tar begins there"):
+        open_data(folder)
+
+
+def test_a_class_that_was_corrected_after_the_index_is_read(folder: Path):
+    index_verb(folder=str(folder))
+    file = folder / "train-0000.tar"
+    write_tar(
+        file, [(name, b"3" if name.endswith(".cls") else content) for n in range(10) for name, content in sample(n)]
+    )
+    os.utime(file, (file.stat().st_atime, (folder / INDEX).stat().st_mtime + 10))
+    labels = train_part(folder).labels
+    assert labels is not None and labels[:10].tolist() == [3] * 10
+
+
+def test_skipping_bad_images_does_not_hide_a_shard_that_is_gone(folder: Path, tmp_path: Path):
+    index_verb(folder=str(folder))
+    (folder / "train-0004.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-0004\.tar cannot be fetched"):
+        open_data(f"file://{folder}", skip_bad_images=True, shards=Sharding(keep=str(tmp_path / "there")))
+
+
+def test_many_threads_read_few_descriptors(tmp_path: Path):
+    write_shards(tmp_path / "many", (2,) * 80)
+    data = open_data(tmp_path / "many", skip_bad_images=True, val_fraction=0.2)
+    assert len(data.train) + len(data.val) == 160
+    assert len(list(Path("/proc/self/fd").iterdir())) < 200
+
+
+def test_order_and_partners_are_part_of_what_data_is(folder: Path, tmp_path: Path):
+    other = write_shards(tmp_path / "other", (24, 24))
+    write_shards(other, (8,), "val", first=100)
+    prints = [open_data(place, shards=how).fingerprint for place in (folder, other) for how in (None, NEAR)]
+    assert prints[0] == prints[2] and len(set(prints)) == 3
 
 
 # ---- hostile and unusable tars
@@ -421,6 +546,29 @@ def test_an_index_of_any_bytes_is_read_or_refused(kept: bytes, data: st.DataObje
     assert found.bounds[-1] == len(found.keys) and (found.offsets >= 0).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("labels", [7, 0, 1, 0, 1]),
+        ("labels", [-2, 0, 1, 0, 1]),
+        ("lengths", [2**62] * 5),
+        ("offsets", [2**62] * 5),
+        ("offsets", [0] * 5),
+        ("bounds", [0, 6, 5]),
+        ("bounds", np.array([0, 6, 5], np.uint32)),
+        ("sizes", [1, 1]),
+    ],
+)
+def test_an_index_of_impossible_numbers_is_refused(tmp_path: Path, name: str, values: Any):
+    for shard, numbers in enumerate(((0, 1, 2), (3, 4))):
+        write_tar(tmp_path / f"{shard}.tar", [(f"{'ab'[n % 2]}/{n}.png", picture(n)) for n in numbers])
+    index = make_index(tmp_path, ["0.tar", "1.tar"])
+    assert index.classes == ("a", "b")
+    odd = replace(index, **{name: values if isinstance(values, np.ndarray) else np.array(values, np.int64)})
+    with pytest.raises(ValueError, match=r"no index of shards, or damaged \(its "):
+        read_index(odd.to_bytes(), "it")
+
+
 def test_an_index_cannot_point_out_of_its_folder(kept: bytes):
     with pytest.raises(ValueError, match="its shards lie outside of its folder"):
         read_index(kept.replace(b"train-0001.tar", b"../secret1.tar"), "it")
@@ -430,14 +578,21 @@ def test_an_index_cannot_point_out_of_its_folder(kept: bytes):
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[str]:
+def asked() -> list[str]:
+    """What the server was asked for."""
+    return []
+
+
+@pytest.fixture
+def server(folder: Path, asked: list[str]) -> Iterator[str]:
     """A real server on this machine."""
 
-    class Quiet(SimpleHTTPRequestHandler):
+    class Noting(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
-            pass
+            if self.command == "GET":
+                asked.append(self.path.strip("/"))
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as served:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Noting, directory=str(folder))) as served:
         thread = threading.Thread(target=served.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{served.server_port}"
@@ -471,7 +626,7 @@ def test_only_so_much_is_kept(folder: Path, tmp_path: Path):
     index_verb(folder=str(folder))
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     there = tmp_path / "there"
-    source = train_part(f"file://{folder}", shards=Sharding(keep=str(there), keep_gb=2.5 * largest / 1e9))
+    source = train_part(f"file://{folder}", shards=Sharding(at_a_time=2, keep=str(there), keep_gb=2.5 * largest / 1e9))
     for i in range(48):
         assert number_of(source.image(i).numpy()) == i
         assert sum(path.stat().st_size for path in there.rglob("*.tar")) <= 2.5 * largest
@@ -479,17 +634,70 @@ def test_only_so_much_is_kept(folder: Path, tmp_path: Path):
 
 
 def fetch(address: str, keep: Path, size: int) -> None:
-    Shelf.remote(address, str(keep), 1.0).path("train-0002.tar", size)
+    Shelf.remote(address, b"", str(keep), 1.0).path("train-0002.tar", size)
 
 
-def test_several_processes_fetch_a_shard_once(folder: Path, tmp_path: Path):
-    size = (folder / "train-0002.tar").stat().st_size
+def together(work: Callable[..., None], *orders: tuple[Any, ...]) -> list[int | None]:
+    """Exit codes of processes that do work side by side."""
     fork = multiprocessing.get_context("fork")
-    tasks = [fork.Process(target=fetch, args=(f"file://{folder}", tmp_path / "there", size)) for _ in range(3)]
+    tasks = [fork.Process(target=work, args=order) for order in orders]
     for task in tasks:
         task.start()
     for task in tasks:
         task.join()
-    assert [task.exitcode for task in tasks] == [0, 0, 0]
+    return [task.exitcode for task in tasks]
+
+
+def test_several_processes_fetch_a_shard_once(folder: Path, server: str, asked: list[str], tmp_path: Path):
+    size = (folder / "train-0002.tar").stat().st_size
+    assert together(fetch, *[(server, tmp_path / "there", size)] * 3) == [0, 0, 0]
     (found,) = (tmp_path / "there").rglob("train-0002.tar")
     assert found.read_bytes() == (folder / "train-0002.tar").read_bytes()
+    assert asked == ["train-0002.tar"]
+
+
+def wander(address: str, keep: Path, seed: int, gb: float) -> None:
+    """Read samples at random, out of a cache that has no room for all."""
+    source = train_part(address, shards=Sharding(at_a_time=2, keep=str(keep), keep_gb=gb))
+    for i in np.random.default_rng(seed).integers(0, 48, 150).tolist():
+        assert number_of(source.image(i).numpy()) == i
+
+
+def test_processes_that_make_room_do_not_disturb_each_other(folder: Path, tmp_path: Path):
+    index_verb(folder=str(folder))
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    stale = tmp_path / "there" / "shards"
+    orders = [(f"file://{folder}", tmp_path / "there", seed, 2.5 * largest / 1e9) for seed in range(4)]
+    assert together(wander, *orders) == [0, 0, 0, 0]
+    (place,) = stale.iterdir()
+    (place / ".train-0009.tar.1.tmp").write_bytes(b"of a process that was killed")
+    os.utime(place / ".train-0009.tar.1.tmp", (0, 0))
+    wander(*orders[0])
+    assert not list(place.glob("*.tmp"))
+
+
+def test_what_is_open_is_not_fetched_again(folder: Path, server: str, asked: list[str], tmp_path: Path):
+    index_verb(folder=str(folder))
+    source = train_part(server, shards=Sharding(keep=str(tmp_path / "there")))
+    source.image(30)
+    for kept in (tmp_path / "there").rglob("*.tar"):
+        kept.unlink()
+    asked.clear()
+    source.image(31)
+    assert not asked
+
+
+def test_another_set_at_the_same_address_is_another_set(folder: Path, server: str, tmp_path: Path):
+    index_verb(folder=str(folder))
+    train_part(server, shards=Sharding(keep=str(tmp_path / "there"))).image(0)
+    write_shards(folder, (10, 6, 12, 8, 7, 5), first=60)
+    index_verb(folder=str(folder))
+    assert number_of(train_part(server, shards=Sharding(keep=str(tmp_path / "there"))).image(0).numpy()) == 60
+
+
+def test_a_cache_must_hold_what_is_read_at_a_time(folder: Path):
+    index_verb(folder=str(folder))
+    with pytest.raises(
+        ValueError, match=r"shard_cache_gb: expected at least 0\.000.*, for the 2 shards in each of 3 lanes"
+    ):
+        open_data(f"file://{folder}", shards=Sharding(at_a_time=2, lanes=3, keep_gb=1e-6))

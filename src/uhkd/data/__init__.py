@@ -4,7 +4,7 @@ from uhkd.data.augment import Augmentation, view
 from uhkd.data.batch import Batch
 from uhkd.data.batched import views
 from uhkd.data.descriptors import Descriptors
-from uhkd.data.index import INDEX, make_index
+from uhkd.data.index import INDEX
 from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
 from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
@@ -12,6 +12,7 @@ from uhkd.data.sharded import Sharding, ShardSource, tars
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
 from uhkd.data.spans import Span, span_loader
 from uhkd.data.splits import stratified_split, stratified_subset
+from uhkd.data.tars import make_index
 
 __all__ = [
     "INDEX",

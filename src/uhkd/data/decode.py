@@ -70,18 +70,22 @@ def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
 
 @contextmanager
 def _refusals(title: str) -> Iterator[None]:
-    """Whatever opening and decoding an image raises becomes a ValueError that says what to do."""
+    """Whatever opening and decoding an image raises becomes a BadImage that says what to do."""
     try:
         yield
     except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
+        raise BadImage(
             f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
             f"or, if it is meant and memory suffices, set the environment variable {_LARGER} to more"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        raise ValueError(
+        raise BadImage(
             f"{title} cannot be decoded ({_one_line(error)}): replace or remove it, or train with --skip-bad-images"
         ) from error
+
+
+class BadImage(ValueError):
+    """An image file that cannot be decoded, or is too large."""
 
 
 class _TooLarge(Exception):

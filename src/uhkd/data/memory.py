@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -90,9 +91,7 @@ def keep(parts: Parts) -> Parts:
     per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
     kept: dict[str, Source] = {}
     for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
-        if not isinstance(source, FileSource | ShardSource) and not (
-            isinstance(source, DatasetSource) and source.steady
-        ):
+        if not _read_anew(source):
             continue
         needed = len(source) * per_image
         if needed <= room:
@@ -107,6 +106,13 @@ def keep(parts: Parts) -> Parts:
     if count * per_image >= _WORTH_A_LINE:
         notes.append(f"{_images(count, size)} kept in memory ({count * per_image / 1e6:,.0f} MB), each decoded once")
     return replace(parts, **kept, notes=tuple(notes))
+
+
+def _read_anew(source: Source | None) -> TypeGuard[Source]:
+    """Whether images are read from where they lie each time, and are then the same; those from afar are not fetched for this."""
+    if isinstance(source, ShardSource):
+        return source.shelf.address is None
+    return isinstance(source, FileSource) or (isinstance(source, DatasetSource) and source.steady)
 
 
 def in_memory(source: Source) -> bool:

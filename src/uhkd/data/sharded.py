@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -15,18 +14,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.data.arrays import Parts
-from uhkd.data.decode import decode_bytes, header_size
+from uhkd.data.decode import BadImage, decode_bytes, header_size
 from uhkd.data.descriptors import Descriptors
-from uhkd.data.index import HEADER, INDEX, Index, make_index, read_index
+from uhkd.data.index import HEADER, INDEX, PARTS, Index, parts_of, read_index
 from uhkd.data.order import Shuffle
-from uhkd.data.shelf import Shelf, is_remote
+from uhkd.data.shelf import Shelf, check_address, fetch, is_remote
 from uhkd.data.sources import Part, Source, content_hash
+from uhkd.data.tars import make_index
 from uhkd.text import shown
 
-_PART = re.compile(r"(?:^|[-_./])(train|val|valid|validation|test)(?=[-_./]|\d|$)", re.IGNORECASE)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _AT_A_TIME = 8  # shards from elsewhere
+_OPEN_FROM_ELSEWHERE = 4
 _HEADERS = 16  # images whose header is read to learn whether all share one size
 
 
@@ -50,7 +49,8 @@ class ShardSource:
     def __init__(self, shelf: Shelf, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
         self.shelf, self.index, self.labels, self.shuffle = shelf, index, labels, shuffle
         self.keys = index.keys
-        self._files = Descriptors()
+        # shards from elsewhere are deleted to make room, which those that are open do not give back
+        self._files = Descriptors() if shelf.address is None else Descriptors(_OPEN_FROM_ELSEWHERE)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,27 +66,34 @@ class ShardSource:
             ValueError: when its shard cannot be read, or is another than the index was made of.
         """
         shard = int(np.searchsorted(self.index.bounds, index, side="right")) - 1
-        name, length = self.index.names[shard], int(self.index.lengths[index])
-        path = self.shelf.path(name, int(self.index.sizes[shard]))
+        name, size = self.index.names[shard], int(self.index.sizes[shard])
+        length, offset = int(self.index.lengths[index]), int(self.index.offsets[index])
+        found, path = bytearray(HEADER + length), self.shelf.folder / name
         title = f"image {index - int(self.index.bounds[shard])} of shard {shown(str(path))}"
-        try:
-            found = os.pread(self._files.of(path), HEADER + length, int(self.index.offsets[index]) - HEADER)
-        except OSError as error:
-            raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
-        if len(found) != HEADER + length:
-            short = max(0, len(found) - HEADER)
+        for last in (False, True):
+            if not self._files.holds(path):
+                self.shelf.path(name, size)
+            try:
+                read = self._files.read_into(found, path, offset - HEADER)
+                break
+            except OSError as error:
+                # another process may have deleted it to make room, just now
+                if last or self.shelf.address is None or not isinstance(error, FileNotFoundError):
+                    raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
+        if read != len(found):
+            short = max(0, read - HEADER)
             raise ValueError(f"{title} is cut short: expected {length:,} bytes, found {short:,}; put the shard back")
         # a shard of the same size may be another, as tars are filled up to whole blocks
         if zlib.crc32(found[:HEADER]) != self.index.headers[index]:
             raise ValueError(
                 f"{title} is not the one that was there: put the shard back, or make its index anew (uhkd index)"
             )
-        return found[HEADER:], title
+        return bytes(found[HEADER:]), title
 
     def fingerprint(self) -> str:
-        """Return a hash of keys, labels and lengths; independent of how samples are spread over shards of which names."""
+        """Return a hash of keys, labels and lengths, and of the shards' bounds where order and partners depend on them."""
         labels = b"unlabelled" if self.labels is None else np.ascontiguousarray(self.labels)
-        return content_hash(self.keys, labels, self.index.lengths)
+        return content_hash(self.keys, labels, self.index.lengths, b"" if self.shuffle is None else self.shuffle.bounds)
 
 
 def is_sharded(word: str) -> bool:
@@ -96,9 +103,15 @@ def is_sharded(word: str) -> bool:
     folder = Path(word).expanduser()
     if not folder.is_dir():
         return False
-    # a stray tar beside class folders makes no shards of them
-    others = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name.lower() not in _NAMES]
-    return (folder / INDEX).is_file() or (not others and any(tars(folder)))
+    if (folder / INDEX).is_file():
+        return True
+    # a stray tar beside class folders, or beside train/ and val/ with class folders, makes no shards of them
+    folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return all(p.name.lower() in PARTS and _only_tars(p) for p in folders) and any(tars(folder))
+
+
+def _only_tars(folder: Path) -> bool:
+    return not any(p.is_dir() for p in folder.iterdir()) and any(folder.glob("*.tar"))
 
 
 def read_shards(
@@ -111,20 +124,30 @@ def read_shards(
     Raises:
         ValueError: no shards, none of training, or what `make_index` and `Shelf` refuse.
     """
-    word = word.removeprefix("wds/")
+    if not Path(word).expanduser().exists():
+        word = word.removeprefix("wds/")
     notes, at_a_time = [], asked.at_a_time
     if is_remote(word):
-        shelf = Shelf.remote(word, asked.keep, asked.keep_gb)
-        index = read_index(shelf.fetch_index(INDEX), f"{word.rstrip('/')}/{INDEX}")
+        check_address(word)
+        word = word.rstrip("/")
+        edition = fetch(f"{word}/{INDEX}")
+        index = read_index(edition, f"{word}/{INDEX}")
+        shelf = Shelf.remote(word, edition, asked.keep, asked.keep_gb)
         if at_a_time is None:
             at_a_time = _AT_A_TIME
             notes.append(f"shards from elsewhere are shuffled {at_a_time} at a time (--shards-at-a-time)")
+        least = min(len(index.names), at_a_time * asked.lanes) * int(index.sizes.max(initial=0))
+        if least > shelf.most:
+            raise ValueError(
+                f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {at_a_time} shards in each of {asked.lanes} lanes "
+                f"that are read at a time, found {asked.keep_gb:.3g}"
+            )
     else:
         folder, names = _find(Path(word).expanduser())
         shelf = Shelf(folder)
         index, note = _index(folder, names)
         notes += [note] if note else []
-    members = _parts_of(index.names)
+    members = parts_of(index.names)
     if "train" not in members:
         raise ValueError(
             f"{shown(word)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
@@ -135,11 +158,9 @@ def read_shards(
         for part, shards in members.items()
     }
     train, sources = found["train"], dict[str, Source](found)
-    notes.append(f"{len(train):,} training images in {len(members['train'])} shards")
+    notes += [f"{len(found[part]):,} {part} images in {len(shards)} shards" for part, shards in members.items()]
     if train.shuffle is not None:
-        notes.append(
-            f"shuffled {at_a_time} shards at a time in {asked.lanes} lane{'s' * (asked.lanes > 1)}; mixed within a shard"
-        )
+        notes.append(f"shuffled {at_a_time} shards at a time in each of {asked.lanes} lanes; mixed within a shard")
     if skip_bad_images:
         sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
     title = Path(word.rstrip("/")).name.removesuffix(".tar")
@@ -159,7 +180,7 @@ def _drop_bad(source: ShardSource, part: str, notes: list[str]) -> Source:
     def decodes(index: int) -> bool:
         try:
             source.image(index)
-        except ValueError:
+        except BadImage:  # a shard that cannot be read is another matter: none of its images would be left
             return False
         return True
 
@@ -213,24 +234,21 @@ def _index(folder: Path, names: list[str]) -> tuple[Index, str | None]:
 
 
 def _is_of(index: Index, folder: Path) -> bool:
-    """Whether the shards in a folder have the sizes, and the headers of first and last images, that an index says."""
+    """Whether the shards in a folder are no newer than its index, with the sizes and the first and last images that it says."""
     source = ShardSource(Shelf(folder), index, None, None)
     counts = np.diff(index.bounds)
     ends = np.concatenate([index.bounds[:-1][counts > 0], index.bounds[1:][counts > 0] - 1]).tolist()
     try:
-        sizes = [(folder / name).stat().st_size for name in index.names]
-        return sizes == index.sizes.tolist() and all(source.content(i) for i in ends)
+        files = [(folder / name).stat() for name in index.names]
+        # classes lie in members of their own, which headers of images say nothing about
+        newer = max(file.st_mtime for file in files) > (folder / INDEX).stat().st_mtime
+        return (
+            not newer
+            and [file.st_size for file in files] == index.sizes.tolist()
+            and all(source.content(i) for i in ends)
+        )
     except (OSError, ValueError):
         return False
-
-
-def _parts_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """Numbers of the shards of each part; shards without a part in their name are of training."""
-    members: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        found = _PART.findall(name)
-        members.setdefault(_NAMES[found[-1].lower()] if found else "train", []).append(number)
-    return members
 
 
 def _present(index: Index, shards: list[int]) -> list[str]:
@@ -261,7 +279,10 @@ def _source(
 
 
 def _common_size(source: ShardSource) -> tuple[int, int] | None:
-    # of one shard: those of others may have to be fetched
-    looked_at = np.unique(np.linspace(0, int(source.index.bounds[1]) - 1, _HEADERS).astype(int))
-    sizes = {header_size(source.content(int(i))[0]) for i in looked_at if source.index.bounds[1]} - {None}
+    if not len(source):
+        return None
+    # of the first shard with images: those of others may have to be fetched
+    first = int(source.index.bounds[source.index.bounds > 0][0])
+    looked_at = np.unique(np.linspace(0, first - 1, _HEADERS).astype(int))
+    sizes = {header_size(source.content(int(i))[0]) for i in looked_at} - {None}
     return sizes.pop() if len(sizes) == 1 else None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,39 @@ from filelock import FileLock
 
 SCHEMES = ("https", "http", "s3", "gs", "hf", "file")
 _CHUNK = 2**22
+_STALE = 3600.0  # seconds after which nobody writes to a temporary file any more
+_LARGEST = 2**32  # bytes of a file that is read whole: an index of a hundred million samples
 
 
 def is_remote(word: str) -> bool:
     """Whether a word for data is an address."""
     return "://" in word
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that is not fetched.
+
+    Raises:
+        ValueError: an address of another kind.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme not in SCHEMES or not rest or "::" in address:
+        raise ValueError(
+            f"data at {address}: expected an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
+        )
+
+
+def fetch(address: str) -> bytes:
+    """What the file at an address holds.
+
+    Raises:
+        ValueError: when it cannot be fetched, or has more than 4 GiB.
+    """
+    with _reading(address) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"{address} has more than {_LARGEST:,} bytes: expected a small file")
+    return content
 
 
 class Shelf:
@@ -29,58 +58,47 @@ class Shelf:
         self.folder, self.address, self.most = folder, address, most
 
     @staticmethod
-    def remote(address: str, keep: str | None, keep_gb: float) -> Shelf:
+    def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> Shelf:
         """Shards at an address, by fsspec (https, s3, gs, hf, file), fetched whole when one is first asked for.
 
         They are kept in `keep` (None: the user's cache folder), shared by all processes of the machine, and at most `keep_gb`
-        GB of them: those that were fetched first go first.
-
-        Raises:
-            ValueError: an address of another kind.
+        GB of each address: those that were fetched first go first. edition: what tells this set of shards from others that lie
+        or lay there, its index.
         """
-        scheme, _, rest = address.partition("://")
-        if scheme not in SCHEMES or not rest or "::" in address:
-            raise ValueError(
-                f"data at {address}: expected an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
-            )
         base = (
             Path(keep).expanduser()
             if keep
             else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "uhkd"
         )
-        name = hashlib.blake2b(address.rstrip("/").encode(), digest_size=8).hexdigest()
-        return Shelf(base / "shards" / name, address.rstrip("/"), keep_gb * 1e9)
+        name = hashlib.blake2b(address.encode() + b"\n" + edition, digest_size=12).hexdigest()
+        return Shelf(base / "shards" / name, address, keep_gb * 1e9)
 
     def path(self, name: str, size: int) -> Path:
         """The file of a shard of `size` bytes, fetched if it is not here.
 
         Raises:
-            ValueError: when it cannot be fetched, or has another size.
+            ValueError: when it cannot be fetched, or has another size there.
         """
         path = self.folder / name
-        if self.address is None or path.exists():
+        if self.address is None or _size(path) == size:
             return path
-        with self._held(name):
-            if not path.exists():  # another process may have been faster
-                self._make_room(size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if _size(path) != size:  # another process may have been faster
                 self._fetch(name, path, size)
         return path
-
-    def fetch_index(self, name: str) -> bytes:
-        """What the file `name` at the address holds.
-
-        Raises:
-            ValueError: when it cannot be fetched.
-        """
-        with self._reading(name) as file:
-            return file.read()
 
     def _fetch(self, name: str, path: Path, size: int) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with self._reading(name) as source, temporary.open("wb") as file:
+            with FileLock(self.folder / ".room.lock"):
+                self._make_room(size)
+                with temporary.open("wb") as file:
+                    file.truncate(size)  # for the others, who count it
+            with _reading(f"{self.address}/{name}") as source, temporary.open("r+b") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
-            if (found := temporary.stat().st_size) != size:
+                found = file.tell()
+            if found != size:
                 raise ValueError(
                     f"{self.address}/{name} has {found:,} bytes, its index says {size:,}: make the index anew (uhkd index), "
                     "or put the shard back"
@@ -89,34 +107,39 @@ class Shelf:
         finally:
             temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[BinaryIO]:
-        import fsspec
-
-        try:
-            with fsspec.open(f"{self.address}/{name}", "rb") as file:
-                yield cast(BinaryIO, file)
-        except ValueError:
-            raise
-        except Exception as error:  # each kind of store raises errors of its own
-            raise ValueError(f"{self.address}/{name} cannot be fetched ({type(error).__name__}: {error})") from error
-
-    @contextmanager
-    def _held(self, name: str) -> Iterator[None]:
-        place = self.folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f".{place.name}.lock")):
-            yield
-
     def _make_room(self, size: int) -> None:
-        """Delete the shards that were fetched first until `size` bytes more may be kept; who reads them still can."""
-        kept = sorted(
-            (path.stat().st_mtime, path) for path in self.folder.rglob("*.tar") if not path.name.startswith(".")
-        )
-        held = sum(path.stat().st_size for _, path in kept)
-        for _, path in kept:
-            if held + size <= self.most:
+        """Delete the shards that were fetched first until `size` bytes more may be kept; who has one open still reads it."""
+        held: list[tuple[float, int, Path]] = []
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # what another process has just deleted takes no room
+                if path.name.startswith(".") and path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
+                elif path.suffix in (".tar", ".tmp"):
+                    held.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(each for _, each, _ in held)
+        for _, each, path in sorted(held):
+            if total + size <= self.most:
                 break
-            held -= path.stat().st_size
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            if path.suffix == ".tar":
+                path.unlink(missing_ok=True)
+                total -= each
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+@contextmanager
+def _reading(address: str) -> Iterator[BinaryIO]:
+    import fsspec
+
+    try:
+        with fsspec.open(address, "rb") as file:
+            yield cast(BinaryIO, file)
+    except ValueError:
+        raise
+    except Exception as error:  # each kind of store raises errors of its own
+        raise ValueError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error

@@ -99,6 +99,8 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
             problems.append(
                 f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"
             )
+        if self.lanes > 1 and self.shards_at_a_time is None and "://" not in self.data:
+            problems.append(f"lanes: only shards_at_a_time uses it, which is not given, found {self.lanes}")
         if self.batch_size % self.lanes:
             problems.append(f"lanes: expected a divisor of batch_size ({self.batch_size}), found {self.lanes}")
         if self.schedule == "step" and not self.step_epochs:

@@ -1,6 +1,5 @@
 """Records on disk: shards of one view each, written whole, read at random, every record with its own checksum."""
 
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ class Shards:
             number, place = divmod(i, _SHARD)
             shard = self._shard(view, number)
             try:
-                read = os.preadv(self._files.of(self.folder / shard.name), [row.data], place * wide)
+                read = self._files.read_into(row.data, self.folder / shard.name, place * wide)
             except FileNotFoundError as error:
                 raise DamagedShard(shard, self.folder, self.state(shard)) from error
             except OSError as error:  # too many open files, no permission: nothing is wrong with the shard

@@ -8,13 +8,13 @@ CASES = (
         "a verb that there is not",
         "xyz",
         "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
-        " eval, predict, index, doctor",
+        " eval, predict, export, index, doctor",
     ),
     Case(
         "an option before the verb",
         "--seed 3",
         "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
-        "compare, eval, predict, index, doctor",
+        "compare, eval, predict, export, index, doctor",
     ),
     Case(
         "a misspelt option",

@@ -89,7 +89,7 @@ CASES = (
     Case(
         "a class below 0",
         TRAIN,
-        "some train samples have a negative class: expected numbers from 0",
+        "b.cls in shards/train-0000.tar is '-2': expected the number of a class, from 0",
         make=lambda: tar(*sample(1), ("b.png", picture(2)), ("b.cls", b"-2")),
     ),
     Case(
@@ -103,6 +103,31 @@ CASES = (
         TRAIN,
         "1 samples of shards/train-0000.tar have no class (.cls or .json), others have: b, ...",
         make=lambda: tar(*sample(1), ("b.png", picture(2))),
+    ),
+    Case(
+        "two images under one name",
+        TRAIN,
+        "the image of sample a in shards/train-0000.tar is not clear (png, jpg): expected one NAME.jpg, others as "
+        "NAME.kind.png beside a NAME.cls; a name ends at its first dot",
+        make=lambda: tar(("a.png", picture(1)), ("a.jpg", picture(2)), ("a.cls", b"0")),
+    ),
+    Case(
+        "one shard that does not say its part",
+        TRAIN,
+        "the name of shard more.tar says no part, others do (train): put train, val or test into each, as in train-0000.tar",
+        make=lambda: (tar(*sample(1)), write_tar(Path("shards/more.tar"), sample(2))),
+    ),
+    Case(
+        "lanes without shards that are read near each other",
+        f"{TRAIN} --lanes 2",
+        "lanes: only shards_at_a_time uses it, which is not given, found 2",
+        make=whole,
+    ),
+    Case(
+        "a shard that is damaged in its middle",
+        TRAIN,
+        "shard shards/train-0001.tar is damaged at byte …, or another tar begins there: make it anew",
+        make=lambda: second(lambda whole: whole[:5000] + b"x" * 3000 + whole[8000:]),
     ),
     Case(
         "members of a sample that do not lie side by side",
