@@ -373,8 +373,11 @@ def test_a_failed_training_stops_no_other_and_is_tried_again(recipes: Path, caps
     assert "Traceback" in (board.out / "logs/vit/lost/seed-0.txt").read_text()
     summary = gather(plan, board, title="t", part="val", tune=0)
     assert list(summary["missing"]) == ["vit/lost/seed-0"] and [run["method"] for run in summary["runs"]] == ["scratch"]
+    leftover = board.out / "locks/vit/lost/.seed-0.pid.1.tmp"  # of a worker that was killed while it wrote
+    leftover.write_text("x")
     with pytest.raises(ValueError, match=r"1 of 3 trainings failed(.|\n)*vit/lost/seed-0: .*nowhere"):
         compare(recipe)
+    assert not leftover.exists()
     assert "Missing cells" in (board.out / "compare.md").read_text()
 
 

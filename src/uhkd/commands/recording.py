@@ -14,7 +14,7 @@ from torch import Tensor
 from uhkd.commands.setup import say
 from uhkd.data import Data, Span, span_loader
 from uhkd.engine import Teacher
-from uhkd.runs import write_atomically
+from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.stored import Shard, Stored, picture_sums
 
 _TELL = 15.0  # seconds between two lines on how far it is
@@ -101,8 +101,7 @@ def _claims(
         place = stored.folder / shard.name
         place.parent.mkdir(exist_ok=True)
         # of a process that was killed, as nobody else holds this
-        for leftover in place.parent.glob(f".{place.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        drop_leftovers(place)
         claimed.append((shard, held))
         for start in range(shard.start, shard.stop, batch_size):
             yield Span(shard.view, start, min(start + batch_size, shard.stop))

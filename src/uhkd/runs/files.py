@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -26,6 +27,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def drop_leftovers(path: Path) -> None:
+    """Delete what processes that were killed left of a file: for who alone may write it now."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

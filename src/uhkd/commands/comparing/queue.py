@@ -23,7 +23,7 @@ from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.serving import doubt, settle, store, whole
 from uhkd.data import usable_cores
 from uhkd.recipe import RecipeError
-from uhkd.runs import RunFolder, check_own, write_atomically
+from uhkd.runs import RunFolder, check_own, drop_leftovers, write_atomically
 
 State = Literal["waiting", "begun", "done", "failed"]
 _PATIENCE = 0.5  # seconds between two looks at tasks that others work on
@@ -158,6 +158,8 @@ class Board:
         log.parent.mkdir(parents=True, exist_ok=True)
         folder, holder = self.run(task.name), self._file("locks", task.name, ".pid")
         cache = self.out / task.cache if task.cache else None
+        for file in (holder, self._test(task.name)):
+            drop_leftovers(file)
         write_atomically(holder, _worker_name(os.getpid()))
         if log.is_symlink():
             log.unlink()  # what is appended to would be another file
