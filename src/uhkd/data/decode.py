@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -121,6 +122,24 @@ def largest() -> int:
     if not said.isdecimal() or int(said) < 1:
         raise ValueError(f"{_LARGER} must be a whole number of pixels above 0, found {said!r}")
     return int(said)
+
+
+def decodable(count: int, decode: Callable[[int], object]) -> Bool[np.ndarray, " n"]:
+    """Whether each of `count` images can be decoded, by a few threads.
+
+    decode: of the image by its number; what it raises beside `BadImage` passes. A file or shard that cannot be read at all is
+    another matter: of a network that is down for a second nothing would be left.
+    """
+
+    def decodes(index: int) -> bool:
+        try:
+            decode(index)
+        except BadImage:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        return np.fromiter(pool.map(decodes, range(count)), dtype=bool, count=count)
 
 
 def header_size(content: str | Path | bytes) -> tuple[int, int] | None:

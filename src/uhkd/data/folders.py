@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from uhkd.data.decode import EXTENSIONS, decode_file, header_size, largest
+from uhkd.data.decode import EXTENSIONS, decodable, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
 from uhkd.text import shown
 
@@ -149,15 +148,7 @@ def _source(root: Path, listing: dict[str, list[str]], classes: tuple[str, ...])
 
 
 def _drop_bad(source: FileSource, folder: Path, notes: list[str]) -> FileSource:
-    def decodes(index: int) -> bool:
-        try:
-            decode_file(source.path(index))
-        except ValueError:
-            return False
-        return True
-
-    with ThreadPoolExecutor() as pool:
-        good = np.fromiter(pool.map(decodes, range(len(source))), dtype=bool, count=len(source))
+    good = decodable(len(source), lambda i: decode_file(source.path(i)))
     if good.all():
         return source
     bad = [source.names[i] for i in np.flatnonzero(~good)]

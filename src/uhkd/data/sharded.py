@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.data.arrays import Parts
-from uhkd.data.decode import BadImage, decode_bytes, header_size
+from uhkd.data.decode import decodable, decode_bytes, header_size
 from uhkd.data.descriptors import Descriptors
 from uhkd.data.index import HEADER, INDEX, PARTS, Index, parts_of, read_index
 from uhkd.data.order import Shuffle
@@ -177,15 +176,7 @@ def tars(folder: Path) -> Sequence[Path]:
 
 
 def _drop_bad(source: ShardSource, part: str, notes: list[str]) -> Source:
-    def decodes(index: int) -> bool:
-        try:
-            source.image(index)
-        except BadImage:  # a shard that cannot be read is another matter: none of its images would be left
-            return False
-        return True
-
-    with ThreadPoolExecutor() as pool:
-        good = np.fromiter(pool.map(decodes, range(len(source))), dtype=bool, count=len(source))
+    good = decodable(len(source), source.image)
     if good.all():
         return source
     notes.append(f"{(~good).sum():,} of {len(source):,} {part} images cannot be decoded: skipped")
