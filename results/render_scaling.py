@@ -82,7 +82,7 @@ def _arithmetic(content: dict[str, Any]) -> str:
 
     row("samples, and bytes of images", lambda n, classes, image: f"{n:,}, {_bytes(n * image)}")
     row("index file, once in each process's memory", lambda n, *_: _bytes(A_SAMPLE * n))
-    row("order of an epoch, memory (and four times as much while it is made)", lambda n, *_: _bytes(ORDER * n))
+    row("order of an epoch, memory (and several times as much while it is made)", lambda n, *_: _bytes(ORDER * n))
     row("order of an epoch, time (near)", lambda n, *_: _seconds(n * per_sample))
     row("opening without an index, each time", lambda n, *_: _seconds(n / content["headers_per_second"]))
     row("stored signals, a view: Swin-T, all", lambda n, classes, _: _bytes(n * _record(classes)))
