@@ -481,6 +481,8 @@ def test_other_mistakes(folder: Path, tmp_path: Path):
         ("ftp://host/x", "expected an address that begins with https://"),
         ("https://host::file:///etc", "expected an address"),
         (f"file://{tmp_path}/none", "cannot be fetched"),
+        (f"{folder}/train-*.tar", r"\* is not understood: give the folder, or a range"),
+        (f"file://{folder}/train-{{0..1}}.tar", "an address is a folder of shards with uhkd-index"),
         ("hfids/x", "can be neither shuffled nor resumed"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -1,6 +1,5 @@
 """Students that leave: opened by the libraries that others would use, and asked real images."""
 
-import builtins
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,7 +106,12 @@ def test_others_open_it_and_it_says_the_same(runs: Path, tmp_path: Path, name: s
             for count in (1, 3, 7):
                 torch.testing.assert_close(answer(images[:count]), expected[:count], rtol=1e-4, atol=1e-5)
             card = (tmp_path / "out" / form / "README.md").read_text()
-            assert f"# {name}, 10 classes" in card and "validation accuracy" in card and "Classes: 0, 1" in card
+            assert (
+                f"# {name}, 10 classes" in card
+                and "validation accuracy" in card
+                and "Classes: 0, 1" in card
+                and "Open it with `" in card
+            )
     names = set(network.module.state_dict())
     assert set(load_file(found["safetensors"] / "model.safetensors")) == names  # the module's own
 
@@ -166,10 +170,10 @@ def test_what_cannot_be_exported_is_said(
         assert main(["export", str(run), "--to", form, "--out", str(tmp_path / out)]) == 2
         return capsys.readouterr().err
 
-    assert "uhkd/mixer_micro is no architecture of timm: export it as" in said(mixer, "timm")
+    assert "uhkd/mixer_micro is no architecture of timm: leave timm out of --to" in said(mixer, "timm")
     (tmp_path / "b" / "pt2").mkdir(parents=True)
     (tmp_path / "b" / "pt2" / "mine.txt").write_text("x")
-    assert "pt2 already exists and is not empty; please choose another --out" in said(resnet, "pt2", "b")
+    assert "pt2 already exists and is not empty; delete it, or choose another --out" in said(resnet, "pt2", "b")
     assert "is no run folder" in said(tmp_path / "b", "pt2")
     assert "to: expected safetensors, timm, pt2 or onnx, found 'tflite'" in said(resnet, "tflite")
     network = load_run(resnet)
@@ -184,13 +188,13 @@ def test_what_cannot_be_exported_is_said(
     with pytest.raises(ValueError, match="with a linear probe in place of its head cannot be exported"):
         forms.write("onnx", probed, tmp_path / "d")
 
-    real = builtins.__import__
-
-    def without(name: str, *words: Any, **others: Any) -> Any:
-        if name.partition(".")[0] == "onnx":
-            raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
-        return real(name, *words, **others)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"onnx: the package onnx is missing: pip install 'uhkd\[onnx\]'"):
+    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(ValueError, match=r"onnx: the package onnxruntime is missing: pip install 'uhkd\[onnx\]'"):
         forms.write("onnx", load_run(resnet), tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_form_that_cannot_be_is_told_before_anything_is_written(runs: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="leave timm out"):
+        export(run=str(runs / "uhkd_mixer_micro"), to=["safetensors", "timm"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -113,6 +113,8 @@ def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:
         return "; the same command goes on with it"
     if verb not in ("finetune", "distill"):
         return ""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the first may still be writing
+        return "; go on with the same torchrun command and --resume"
     out = getattr(asked, "out", None)
     if out is None:
         return "; if a checkpoint was written, go on with the same command and --resume --out RUN_FOLDER"

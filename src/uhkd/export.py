@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -45,21 +46,31 @@ def write(form: Form, network: TappedModel, folder: Path) -> Path:
     """Write the network into `folder` and return what is to be opened: a file, or the folder itself.
 
     Raises:
-        ValueError: a network that this form cannot hold, or a package that is missing.
+        ValueError: as `check`, or a network that torch cannot follow.
     """
-    if network.probe is not None:
-        raise ValueError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+    check(form, network)
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().eval()
     return {"safetensors": _safetensors, "timm": _timm, "pt2": _pt2, "onnx": _onnx}[form](network, folder)
 
 
-def reopen(form: Form, path: Path) -> Answer:
-    """What answers images by the file alone, through the library that others would use.
+def check(form: Form, network: TappedModel) -> None:
+    """See, before anything is written, whether a form can hold a network.
 
     Raises:
-        ValueError: a package that is missing.
+        ValueError: a network that it cannot hold, or a package that is missing.
     """
+    if network.probe is not None:
+        raise ValueError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+    if form == "timm" and not network.card.name.startswith("timm/"):
+        raise ValueError(f"{network.card.name} is no architecture of timm: leave timm out of --to")
+    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"onnx: the package {package} is missing: pip install 'uhkd[onnx]'")
+
+
+def reopen(form: Form, path: Path) -> Answer:
+    """What answers images by the file alone, through the library that others would use."""
     return {"safetensors": _by_uhkd, "timm": _by_timm, "pt2": _by_export, "onnx": _by_onnxruntime}[form](path)
 
 
@@ -80,9 +91,7 @@ def _by_uhkd(path: Path) -> Answer:
 def _timm(network: TappedModel, folder: Path) -> Path:
     """config.json and model.safetensors: `timm.create_model("local-dir:FOLDER")`."""
     card: ModelCard = network.card
-    library, _, name = card.name.partition("/")
-    if library != "timm":
-        raise ValueError(f"{card.name} is no architecture of timm: export it as safetensors, pt2 or onnx")
+    name = card.name.removeprefix("timm/")
     height, width = card.image_size
     cfg: dict[str, Any] = getattr(network.module, "pretrained_cfg", None) or {}
     arguments = dict(card.options)
@@ -150,9 +159,8 @@ def _by_export(path: Path) -> Answer:
 
 def _onnx(network: TappedModel, folder: Path) -> Path:
     """model.onnx: input "image", output "logits", any batch; the card is its metadata's "uhkd.card"."""
-    with _package("onnx"):
-        import onnx
-        import onnxscript as _  # noqa: F401 (torch's exporter asks for it)
+    import onnx
+
     file = folder / "model.onnx"
     program = _exported(network)
     with warnings.catch_warnings():
@@ -168,8 +176,7 @@ def _onnx(network: TappedModel, folder: Path) -> Path:
 
 
 def _by_onnxruntime(path: Path) -> Answer:
-    with _package("onnxruntime"):
-        import onnxruntime
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
@@ -177,18 +184,3 @@ def _by_onnxruntime(path: Path) -> Answer:
 
 def _card(network: TappedModel) -> str:
     return json.dumps(network.card.to_json(), ensure_ascii=False)
-
-
-class _package:
-    """Importing a package that is not there becomes a ValueError that says what to install."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ImportError):
-            raise ValueError(
-                f"onnx: the package {error.name or self.name} is missing: pip install 'uhkd[onnx]'"
-            ) from error

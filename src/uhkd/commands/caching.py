@@ -29,6 +29,7 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import check_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, eval_loader, usable_cores
+from uhkd.data import fingerprint as data_fingerprint
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
@@ -205,6 +206,7 @@ class Work:
             target=target,
             teacher=asked.teacher,
             teacher_metrics=metrics,
+            validation=data_fingerprint(data.val),
             words={"teacher_start": asked.teacher_start, "teacher_head": asked.teacher_head},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )

@@ -43,23 +43,19 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
     check_place(out)
     taken = [str(out / form) for form in asked.to if (out / form).exists() and any((out / form).iterdir())]
     if taken:
-        raise ValueError(f"{', '.join(taken)} already exists and is not empty; please choose another --out")
+        raise ValueError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
+    for form in asked.to:
+        forms.check(form, network)
     images = _first(eval_loader(source, network.input_size, batch_size=asked.images), asked.images)
     expected = _answers(lambda image: network(image).logits, images)
-    names = "form", "opened as", "MB", "differs", "agrees", "ms"
+    names = "form", "MB", "differs", "agrees", "ms"
     table = Table(*names, title=shown(f"{network.card.name} on {len(images)} {part} images of {opened.name}"))
-    table.add_row(
-        "PyTorch",
-        "uhkd",
-        f"{_bytes_of(network) / 1e6:.2f}",
-        "",
-        "",
-        f"{_milliseconds(lambda x: network(x).logits, images):.2f}",
-    )
+    size, took = _bytes_of(network) / 1e6, _milliseconds(lambda image: network(image).logits, images)
+    table.add_row("PyTorch", f"{size:.2f}", "", "", f"{took:.2f}")
     found: dict[str, Path] = {}
     for form in asked.to:
         found[form] = forms.write(form, network, out / form)
-        write_atomically(out / form / "README.md", card_text(asked.run, network, form))
+        write_atomically(out / form / "README.md", card_text(asked.run, network, form, found[form].name))
         answer = forms.reopen(form, found[form])
         got = _answers(answer, images)
         difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
@@ -71,7 +67,7 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
         same = float((got.argmax(1) == expected.argmax(1)).float().mean())
         size = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
         cells = f"{size:.2f}", f"{difference:.1e}", f"{same:.1%}", f"{_milliseconds(answer, images):.2f}"
-        table.add_row(form, _OPENED[form].format(path=found[form]), *cells)
+        table.add_row(form, *cells)
     Console(markup=False, emoji=False).print(table)
     for form, path in found.items():
         say(f"{form}: {_OPENED[form].format(path=path)}")
@@ -80,7 +76,7 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
 
 _OPENED = {
     "safetensors": 'uhkd.load_run("{path}")',
-    "timm": 'timm.create_model("local-dir:{path}", pretrained=True)',
+    "timm": 'timm.create_model("local-dir:{path}", pretrained=True).eval()',
     "pt2": 'torch.export.load("{path}").module()',
     "onnx": 'onnxruntime.InferenceSession("{path}")',
 }
@@ -121,7 +117,7 @@ def _bytes_of(network: TappedModel) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in network.module.state_dict().values())
 
 
-def card_text(run: str, network: TappedModel, form: str) -> str:
+def card_text(run: str, network: TappedModel, form: str, path: str) -> str:
     """The model card: what it is, how it is fed, where it comes from; Markdown."""
     folder, card = RunFolder(run), network.card
     result = folder.read_result() if folder.result.is_file() else {}
@@ -129,18 +125,19 @@ def card_text(run: str, network: TappedModel, form: str) -> str:
     height, width = card.image_size
     metrics = result.get("metrics", {})
     takes = _TAKES[form].format(size=f"{height} x {width} pixels")
-    resized = (
-        f"Of other sizes the largest centred part of this shape is cut and resized ({card.interpolation}, antialiased)."
-    )
+    cut = f"the largest centred part of this shape, resized ({card.interpolation}, antialiased)"
+    others = f"It cuts others by itself: {cut}" if form == "safetensors" else f"Cut and resize others before: {cut}"
     lines = [
         f"# {shown(card.name)}, {card.num_classes} classes",
         "",
-        f"Takes {takes}. {resized} mean {list(card.mean)}, std {list(card.std)}.",
+        f"Open it with `{_OPENED[form].format(path=path)}`.",
+        "",
+        f"Takes {takes}. {others}. mean {list(card.mean)}, std {list(card.std)}.",
         "",
         f"| | |\n|---|---|\n| parameters | {sum(p.numel() for p in network.module.parameters()):,} |",
     ]
     facts = {
-        "method": result.get("methods") or result.get("method") or result.get("verb"),
+        "method": result.get("method") or result.get("verb"),
         "teacher": result.get("teacher"),
         "teacher's validation accuracy": _percent(result.get("teacher_metrics", {}) or {}, "accuracy"),
         "data": result.get("data"),

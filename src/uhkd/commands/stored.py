@@ -9,6 +9,7 @@ from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
+from uhkd.data import fingerprint as data_fingerprint
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder, environment
@@ -70,12 +71,18 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
         say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
     looked = check_views(stored, data, views)
+    # samples known by their names may come with other images for validation
+    stored.same_validation = manifest.validation in ("", data_fingerprint(data.val))
     accuracy = manifest.teacher_metrics.get("accuracy")
     known = "" if accuracy is None else f", validation accuracy {accuracy:.2%} when they were stored"
     say(
         f"teacher {manifest.teacher}: {manifest.views} stored views of {manifest.images:,} images from {stored.folder}{known}; "
         f"{looked} views compared with those it saw: equal"
     )
+    if not stored.same_validation:
+        say(
+            "  its validation images are not this run's: its accuracy is that on others, and its features are not noted"
+        )
     if views < recipe.epochs:
         say(
             f"  {views} stored views for {recipe.epochs} epochs: each is shown {recipe.epochs / views:.3g} times, which is "
@@ -101,7 +108,7 @@ def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     manifest = stored.manifest
     return {
         "teacher": manifest.teacher,
-        "teacher_metrics": manifest.teacher_metrics,
+        "teacher_metrics": manifest.teacher_metrics if stored.same_validation else {},
         "teacher_fingerprint": manifest.identity.get("teacher"),
         "teacher_cache": {
             "key": manifest.key,

@@ -116,6 +116,11 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
         recipe = follow(recipe, folder)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
+    if recipe.batch_size % fabric.world_size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} must be a multiple of the number of processes, {fabric.world_size}; for example "
+            f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
+        )
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True)
     fabric.barrier()  # nobody writes before all have looked

@@ -15,7 +15,7 @@ import numpy as np
 from uhkd.data.arrays import Parts, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.memory import keep
-from uhkd.data.sharded import Sharding, is_sharded, read_shards
+from uhkd.data.sharded import Sharding, ShardSource, is_sharded, read_shards
 from uhkd.data.sources import Part, Source, fingerprint
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.timm_readers import is_reader, read_timm
@@ -67,6 +67,8 @@ def open_data(
     names = None if class_names is None else tuple(class_names)
     name, parts = _read(data, skip_bad_images, names, shards or Sharding())
     classes, notes = _settle_classes(name, parts, names)
+    if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
+        notes.append("shards_at_a_time is for tar shards, and these are none: not used")
     parts = keep(parts)
     train, val = parts.train, parts.val
     if val is None:

@@ -128,6 +128,10 @@ def read_shards(
     notes, at_a_time = [], asked.at_a_time
     if is_remote(word):
         check_address(word)
+        if word.endswith(".tar"):
+            raise ValueError(
+                f"data at {word}: an address is a folder of shards with {INDEX} in it; patterns are for shards here"
+            )
         word = word.rstrip("/")
         edition = fetch(f"{word}/{INDEX}")
         index = read_index(edition, f"{word}/{INDEX}")
@@ -190,6 +194,10 @@ def _find(path: Path) -> tuple[Path, list[str]]:
         if not names:
             raise ValueError(f"no tar files in {shown(str(path))}: expected shards like train-0000.tar")
         return path, names
+    if "*" in path.name:
+        raise ValueError(
+            f"{shown(str(path))}: * is not understood: give the folder, or a range as in train-{{00..46}}.tar"
+        )
     names = list(expand(path.name))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

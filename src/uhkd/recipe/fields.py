@@ -158,7 +158,7 @@ class MachineWords(Schema):
     workers: int | None = Field(
         default=None, ge=0, description="loader processes; none: chosen from the data and the cores"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
     deterministic: bool = Field(
         default=False,
         description="on a GPU, use only operations that repeat to the bit, so that a resumed run equals an undisturbed one "

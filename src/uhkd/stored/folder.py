@@ -31,8 +31,9 @@ class Manifest:
     """cache.json: all that a reader must know, without the teacher.
 
     identity: what the records depend on, by name; two caches of equal identity hold the same. shapes: the teacher's. target:
-    of the FTM, every tap by itself. teacher_metrics: on the validation part. environment: versions and machine of the writer.
-    words: how the teacher was asked for, beside its name. tensors: checksum of teacher.safetensors, set when that is written.
+    of the FTM, every tap by itself. teacher_metrics: on the validation part, whose fingerprint is `validation`. environment:
+    versions and machine of the writer. words: how the teacher was asked for, beside its name. tensors: checksum of
+    teacher.safetensors, set when that is written.
     """
 
     identity: dict[str, Any]
@@ -49,6 +50,7 @@ class Manifest:
     environment: dict[str, Any]
     words: dict[str, Any] = field(default_factory=dict)
     tensors: str = ""
+    validation: str = ""
 
     @property
     def key(self) -> str:
@@ -76,6 +78,7 @@ class Stored:
         self.manifest = _read(self.folder)
         self.shards = Shards(self.folder, self.manifest.images, self.manifest.layout.size, self.manifest.key)
         self._rows: np.ndarray | None = None
+        self.same_validation = True
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
