@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import Timeout
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import check_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, eval_loader, usable_cores
-from uhkd.data import fingerprint as data_fingerprint
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
@@ -191,8 +189,6 @@ class Work:
         tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in shown.tensors().items()}
         if teacher.ftm is not None:
             tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
-        if (keys := getattr(data.train, "keys", None)) is not None:
-            tensors["keys"] = torch.from_numpy(keys.view(np.int64))
         self.run.begin(asked.model_dump(mode="json"))
         manifest = Manifest(
             identity=self._identity(network, layout, teacher, self.augmentation),
@@ -206,11 +202,11 @@ class Work:
             target=target,
             teacher=asked.teacher,
             teacher_metrics=metrics,
-            validation=data_fingerprint(data.val),
+            validation=data.validation,
             words={"teacher_start": asked.teacher_start, "teacher_head": asked.teacher_head},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
-        Stored.begin(self.folder, manifest, tensors)
+        Stored.begin(self.folder, manifest, tensors, getattr(data.train, "keys", None))
         return teacher
 
     def _go_on(self, network: TappedModel) -> Teacher:

@@ -9,7 +9,6 @@ from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
-from uhkd.data import fingerprint as data_fingerprint
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder, environment
@@ -72,7 +71,7 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
         say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
     looked = check_views(stored, data, views)
     # samples known by their names may come with other images for validation
-    stored.same_validation = manifest.validation in ("", data_fingerprint(data.val))
+    stored.same_validation = manifest.validation in ("", data.validation)
     accuracy = manifest.teacher_metrics.get("accuracy")
     known = "" if accuracy is None else f", validation accuracy {accuracy:.2%} when they were stored"
     say(

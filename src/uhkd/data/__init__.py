@@ -9,7 +9,7 @@ from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch,
 from uhkd.data.memory import in_memory
 from uhkd.data.opening import Data, open_data
 from uhkd.data.sharded import Sharding, ShardSource, tars
-from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source, fingerprint
+from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
 from uhkd.data.spans import Span, span_loader
 from uhkd.data.splits import stratified_split, stratified_subset
 from uhkd.data.tars import make_index
@@ -31,7 +31,6 @@ __all__ = [
     "Span",
     "batch_images",
     "eval_loader",
-    "fingerprint",
     "in_memory",
     "make_index",
     "open_data",

@@ -43,6 +43,11 @@ class Data:
     notes: tuple[str, ...]
     fingerprint: str
 
+    @property
+    def validation(self) -> str:
+        """The fingerprint of the validation part alone."""
+        return fingerprint(self.val)
+
 
 def open_data(
     data: Any,

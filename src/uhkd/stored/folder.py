@@ -86,9 +86,11 @@ class Stored:
         return (Path(folder) / "cache.json").is_file()
 
     @staticmethod
-    def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-        """Write all but the shards; the manifest last, it says that the rest is there."""
+    def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
+        """Write all but the shards; the manifest last, it says that the rest is there. keys: (N,) uint64 of named samples."""
         file = folder / "teacher.safetensors"
+        if keys is not None:
+            tensors = {**tensors, "keys": torch.from_numpy(keys.view(np.int64))}
         write_tensors(file, tensors)
         write_manifest(folder, replace(manifest, tensors=_digest(file.read_bytes())))
 
