@@ -1,4 +1,7 @@
-"""results/large/PAIR-{small,large}.json -> both sizes side by side, and whether they rank alike (see render.py)."""
+"""results/large/PAIR-{small,large}.json -> both sizes side by side, and whether they rank alike (see render.py).
+
+PAIR-large-2.json holds methods that ran later, PAIR-again.json some with more seeds, PAIR-{weights,falling}.json other weights.
+"""
 
 from collections.abc import Mapping
 from statistics import fmean, stdev
@@ -11,6 +14,7 @@ from uhkd.commands.comparing.summary import lines as cells_of
 from uhkd.commands.comparing.tables import markdown
 
 TITLE = "Large: all images and sixty epochs"
+_TRIED = {"weights": "", "falling": ", weights falling to 0 by half a cosine"}
 Summaries = Mapping[str, Mapping[str, Any]]  # comparisons of one pair each, by file name
 
 
@@ -23,6 +27,8 @@ def large(files: Summaries, *, whole: bool = False) -> str:
     for name, small in files.items():
         pair, is_small, _ = name.partition("-small")
         big = files.get(f"{pair}-large.json")
+        if big and (later := files.get(f"{pair}-large-2.json")):
+            big = {**big, "runs": [*big["runs"], *later["runs"]]}
         if not is_small or (whole and not big):
             continue
         part = PARTS[small["part"]]
@@ -31,6 +37,10 @@ def large(files: Summaries, *, whole: bool = False) -> str:
         blocks += [said, markdown(table), agreement(small, big) if big else "Large: **not yet run**."]
         if again := files.get(f"{pair}-again.json"):
             blocks.append(repeated(again))
+        if tried := [
+            line for kind, told in _TRIED.items() if (line := other_weights(files.get(f"{pair}-{kind}.json"), told))
+        ]:
+            blocks.append(f"Other weights, large, one seed: {'; '.join(tried)}.")
     return "\n\n".join(blocks)
 
 
@@ -77,6 +87,19 @@ def repeated(summary: Mapping[str, Any]) -> str:
     said = ", ".join(f"`{method}` {cell(summary, method)}" for method in means(summary))
     seeds, commits = ({run[name] for run in summary["runs"]} for name in ("seed", "commit"))
     return f"Run again with {len(seeds)} seeds (commit {', '.join(sorted(commits))}): {said}."
+
+
+def other_weights(summary: Mapping[str, Any] | None, told: str) -> str:
+    """The methods of the large comparison at other weights, in a phrase; nothing where none ran."""
+    if summary is None:
+        return ""
+    changed = {run["method"]: run["weights"] for run in summary["runs"]}
+    said = [
+        f"`{method}` {cell(summary, method)}"
+        + (f" ({' '.join(f'{name}={value:g}' for name, value in changed[method].items())})" if changed[method] else "")
+        for method in means(summary)
+    ]
+    return ", ".join(said) + told
 
 
 def facts(small: Mapping[str, Any], big: Mapping[str, Any] | None) -> str:
