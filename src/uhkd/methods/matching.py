@@ -1,7 +1,7 @@
 """Multi-level matching: one FAM per pair of taps, what is left of each level, and the objective over logits and levels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,43 +22,31 @@ _ON_FEATURES = ("features", "redundancy", "relations")
 
 
 def level_error(
-    predicted: Float[Tensor, "*l b c k"],
-    target: Float[Tensor, "*l b c k"],
-    weights: Float[Tensor, "*l k"],
+    predicted: Float[Tensor, "b c k"],
+    target: Float[Tensor, "b c k"],
+    weights: Float[Tensor, " k"],
     norm: Norm = "mse",
-) -> Float[Tensor, " *l"]:
+) -> Float[Tensor, ""]:
     """Mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE.
 
     norm: "mse"; "mae", absolute instead of squared errors; "log", the logarithm of "mse", whose gradient does not fade as
     the error does; "log-band", the sum over k of w_k times the logarithm of each coefficient's own error.
     """
     difference = predicted - target
-    errors = (difference.abs() if norm == "mae" else difference.square()).mean((-3, -2))
+    errors = (difference.abs() if norm == "mae" else difference.square()).mean((0, 1))
     if norm == "log-band":
         errors = errors.clamp_min(1e-8).log()
-    error = (errors * weights).sum(-1)
+    error = (errors * weights).sum()
     return error.clamp_min(1e-8).log() if norm == "log" else error
 
 
-def relation_error(predicted: Float[Tensor, "*l b c k"], target: Float[Tensor, "*l b c k"]) -> Float[Tensor, " *l"]:
+def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
     """Mean squared difference of the two matrices of cosine similarities between the images of a batch, diagonal left out."""
-    count = predicted.shape[-3]
+    count = len(predicted)
     with torch.autocast(predicted.device.type, enabled=False):
-        units = [F.normalize(x.flatten(-2), dim=-1) for x in (predicted, target)]
-        student, teacher = (x @ x.mT for x in units)
-    return (student - teacher).square().sum((-2, -1)) / max(count * (count - 1), 1)
-
-
-class Alike(NamedTuple):
-    """Levels whose predictions have one shape, stacked: a GPU's step is bound by the number of operations, not by their size.
-
-    share: factor of each level. weights: of the coefficients.
-    """
-
-    share: Float[Tensor, " l"]
-    weights: Float[Tensor, "l k"]
-    predicted: Float[Tensor, "l b c k"]
-    target: Float[Tensor, "l b c k"]
+        units = [F.normalize(x.flatten(1), dim=1) for x in (predicted, target)]
+        student, teacher = (x @ x.T for x in units)
+    return (student - teacher).square().sum() / max(count * (count - 1), 1)
 
 
 class LevelMatching(nn.Module):
@@ -104,9 +92,7 @@ class LevelMatching(nn.Module):
         self.taps = tuple(level.student for level in target.levels)
         self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)
         self.fams = nn.ModuleList()
-        weights, alike = [], dict[tuple[int, int], list[int]]()
         for i, (level, shape) in enumerate(zip(target.levels, ftm_shapes(target, teacher), strict=True)):
-            alike.setdefault(shape, []).append(i)
             self.fams.append(
                 FAM(student[level.student], shape, size=level.size, represent=level.form, form=fam, hidden=hidden)
             )
@@ -114,12 +100,8 @@ class LevelMatching(nn.Module):
             # A standardised coefficient counts 1 whatever its energy, so the sum is a mean. Raw pairs keep Parseval's scale:
             # their sum is the mean over cells.
             raw = target.standardise == "none" and level.form == "pairs"
-            weights.append(decay if raw else decay / decay.sum())
-        self.alike = tuple(map(tuple, alike.values()))
-        for i, members in enumerate(self.alike):
-            shares = torch.tensor([self.level_weights[level] for level in members])
-            self.register_buffer(f"shares{i}", shares, persistent=False)
-            self.register_buffer(f"weights{i}", torch.stack([weights[level] for level in members]), persistent=False)
+            weights = decay if raw else decay / decay.sum()
+            self.register_buffer(f"weights{i}", weights, persistent=False)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
         """The student's maps, aligned: one (B, C_target, K) per level."""
@@ -127,24 +109,17 @@ class LevelMatching(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], targets: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, ""]:
         """sum_l w_l * level_error_l."""
-        return self.error(self.stacked(self.predict(maps), targets))
+        return self.error(self.predict(maps), targets)
 
-    def stacked(
+    def error(
         self, predictions: Sequence[Float[Tensor, "b _ _"]], targets: Sequence[Float[Tensor, "b _ _"]]
-    ) -> tuple[Alike, ...]:
-        """What `predict` gave beside the targets, levels of equal shape together."""
-        return tuple(
-            Alike(
-                self.get_buffer(f"shares{i}"),
-                self.get_buffer(f"weights{i}"),
-                *(torch.stack([side[level] for level in members]) for side in (predictions, targets)),
-            )
-            for i, members in enumerate(self.alike)
-        )
-
-    def error(self, levels: Sequence[Alike]) -> Float[Tensor, ""]:
-        """sum_l w_l * level_error_l of what `stacked` gave."""
-        return _total([a.share * level_error(a.predicted, a.target, a.weights, self.norm) for a in levels])
+    ) -> Float[Tensor, ""]:
+        """sum_l w_l * level_error_l of what `predict` gave."""
+        errors = [
+            w * level_error(predicted, target, self.get_buffer(f"weights{i}"), self.norm)
+            for i, (w, predicted, target) in enumerate(zip(self.level_weights, predictions, targets, strict=True))
+        ]
+        return torch.stack(errors).sum()
 
 
 class MatchingDistiller(SoftTargets):
@@ -195,20 +170,15 @@ class MatchingDistiller(SoftTargets):
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
             spectra = tuple(map(gathered, teacher.spectra)) if self.training else teacher.spectra
-            levels = self.match.stacked(predictions, spectra)
             if self.wants("features"):
-                terms["features"] = self.match.error(levels)
+                terms["features"] = self.match.error(predictions, spectra)
             for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):
                 if self.wants(name):
-                    terms[name] = _total([a.share * function(a.predicted, a.target) for a in levels])
+                    pairs = zip(self.match.level_weights, predictions, spectra, strict=True)
+                    terms[name] = torch.stack([w * function(p, t) for w, p, t in pairs]).sum()
         return terms
 
 
-def _total(errors: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, ""]:
-    return torch.cat(list(errors)).sum()
-
-
-def _spectral_redundancy(predicted: Float[Tensor, "l b c k"], target: Float[Tensor, "l b c k"]) -> Float[Tensor, " l"]:
+def _spectral_redundancy(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
     """RSD's `redundancy` between all numbers of a level, divided by their count."""
-    errors = [redundancy(p.flatten(1), t.flatten(1)) for p, t in zip(predicted, target, strict=True)]
-    return torch.stack(errors) / predicted[0, 0].numel()
+    return redundancy(predicted.flatten(1), target.flatten(1)) / predicted[0].numel()
