@@ -85,15 +85,15 @@ def _gap(arrays: Mapping[str, Any]) -> list[str]:
 
 
 def _ranges(levels: Sequence[int]) -> str:
-    """[1, 3, 4] -> "levels 1, 3-4"."""
+    """[1, 3, 4] -> "levels 1 and 3-4"."""
     runs: list[list[int]] = []
     for level in levels:
         if runs and level == runs[-1][-1] + 1:
             runs[-1].append(level)
         else:
             runs.append([level])
-    told = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"level{'s' * (len(levels) > 1)} {told}"
+    told = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"level{'s' * (len(levels) > 1)} {_listed(told)}"
 
 
 def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
