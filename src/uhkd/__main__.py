@@ -20,6 +20,7 @@ VERBS = {
     "distill": "train a student to imitate a teacher of any other architecture",
     "cache": "store a teacher's signals once, for many students; cache verify checks them",
     "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
+    "watch": "where trainings stand, live, from another terminal",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
     "export": "the trained network alone, for timm, torch.export or ONNX, checked",

@@ -78,6 +78,16 @@ class EvalArguments(Schema):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
+class WatchArguments(Schema):
+    """Where trainings stand, live, from another terminal: progress, loss terms, accuracy, health; Ctrl-C ends it, not them."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: str = Field(description="run folder, or a folder of runs, such as a comparison")
+    once: bool = Field(default=False, description="show it once and end; plain text in a pipe")
+    every: float = Field(default=1.0, ge=0.1, description="seconds between two looks at the folder")
+
+
 class ExportArguments(Schema):
     """A trained network alone, in forms that other programs open; each is checked against PyTorch on real images."""
 

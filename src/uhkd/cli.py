@@ -38,6 +38,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "compare": CompareRecipe,
     "cache": CacheRecipe,
     "cache verify": arguments.VerifyArguments,
+    "watch": arguments.WatchArguments,
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
     "export": arguments.ExportArguments,

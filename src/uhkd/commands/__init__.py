@@ -12,6 +12,7 @@ from uhkd.commands.models import models
 from uhkd.commands.recipes import recipes
 from uhkd.commands.training import Result
 from uhkd.commands.verifying import verify_cache
+from uhkd.commands.watching import watch
 
 __all__ = [
     "Result",
@@ -29,4 +30,5 @@ __all__ = [
     "predict",
     "recipes",
     "verify_cache",
+    "watch",
 ]

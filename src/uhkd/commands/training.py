@@ -25,7 +25,7 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
-from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, check_tensors, train
+from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_loggers, check_needs, check_tensors, train
 from uhkd.methods import Distiller, build, check, effective
 from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
 from uhkd.pictures import draw
@@ -105,6 +105,7 @@ def distill(
 
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric, RunFolder]:
     """Settle machine, processes, data and batch, and see that the folder can be written, before anything slow."""
+    check_loggers(recipe.log)
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision, recipe.deterministic)
     # a name with the time in it is one for all processes

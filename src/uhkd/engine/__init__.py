@@ -2,6 +2,7 @@
 
 from uhkd.engine.deterministic import make_deterministic
 from uhkd.engine.learner import Learner, weigh
+from uhkd.engine.loggers import check_loggers
 from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.optimizer import FUSED
 from uhkd.engine.resuming import check_tensors
@@ -18,6 +19,7 @@ __all__ = [
     "Teacher",
     "at_chance",
     "calibrate",
+    "check_loggers",
     "check_needs",
     "check_tensors",
     "fit_linear_probe",

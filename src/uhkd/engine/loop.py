@@ -15,11 +15,13 @@ from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_load
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.engine.averaging import Average
 from uhkd.engine.deterministic import deterministic_advice
+from uhkd.engine.gradients import GradientProbe
 from uhkd.engine.learner import Learner
 from uhkd.engine.memory import memory_advice
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
-from uhkd.engine.resuming import check_facts, check_tensors, fitting_optimizer
+from uhkd.engine.reporting import Reporter
+from uhkd.engine.resuming import check_facts, check_sources, check_tensors, fitting_optimizer
 from uhkd.engine.schedule import lr_factor, weights_factor
 from uhkd.engine.step import Stepper
 from uhkd.engine.stopping import Agreement, Request, Stopped
@@ -121,16 +123,7 @@ def train(job: Job) -> list[dict[str, float]]:
 
     checkpoint = folder.read_checkpoint(check_fits)
     if checkpoint is not None:
-        if checkpoint.facts["data"] != job.data.fingerprint:
-            raise ValueError(
-                f"cannot resume {folder.path}: the images or labels of {job.data.name} are not those that it began with; "
-                "put them back, or start a new run with another --out"
-            )
-        if checkpoint.facts.get("cache") != sources["cache"]:
-            raise ValueError(
-                f"cannot resume {folder.path}: it began with {'other' if stored else 'the'} stored signals of its teacher; give "
-                "the same --teacher-cache, or start a new run with another --out"
-            )
+        check_sources(checkpoint, sources, job.data.name, folder.path)
         step, rows, seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
         others = ("ftm.", "average.")
         learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
@@ -184,6 +177,8 @@ def train(job: Job) -> list[dict[str, float]]:
         kept = f"the checkpoint of step {step} is kept"
 
     def validate() -> None:
+        report.beat(step, seconds, "validating")
+        norms = probe(batch, step, weighing)
         with average.shown():
             evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
             own = totals.means()
@@ -191,16 +186,12 @@ def train(job: Job) -> list[dict[str, float]]:
             row = {"step": step, "epoch": step // per_epoch, "lr": lr, **dict(zip(own, means, strict=True))}
             row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
             row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
-            rows.append(row | {"seconds": round(seconds, 3), **progress.rates()})
+            row |= {f"grad_{name}": norm for name, norm in norms.items()}
             totals.reset()
             diagnostics.note(step)
             if step == total:
                 diagnostics.end(evaluation)
-        if fabric.is_global_zero:
-            with folder.writing(f"the rows of step {step}", kept):
-                folder.write_metrics(rows)
-                folder.write_arrays(diagnostics.arrays())
-        progress.epoch(rows[-1], recipe.epochs)
+        report.row(row | {"seconds": round(seconds, 3), **progress.rates()}, diagnostics.arrays(), kept)
 
     def stopped(number: int, step: int) -> Stopped:
         return Stopped(f"stopped by {signal.Signals(number).name} after step {step} of {total}; {kept}", 128 + number)
@@ -222,6 +213,20 @@ def train(job: Job) -> list[dict[str, float]]:
         device=fabric.device,
     )
     progress = Progress(total, recipe.batch_size, start=step, say=job.say)
+    report = Reporter(
+        recipe,
+        folder,
+        progress,
+        rows,
+        weights,
+        job.say,
+        first=fabric.is_global_zero,
+        begun=step,
+        total=total,
+        per_epoch=per_epoch,
+    )
+    report.restored(totals)
+    probe = GradientProbe(learner, teacher, fabric, recipe.seed, recipe.accumulate, job.say)
     saved = began = time.monotonic()
     take_step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
     model.train()
@@ -232,7 +237,7 @@ def train(job: Job) -> list[dict[str, float]]:
             "(--batch-size), or --accumulate N to take it in N parts"
         )
 
-    with progress, Request() as request, memory_advice(too_large), deterministic_advice():
+    with report, progress, Request() as request, memory_advice(too_large), deterministic_advice():
         try:
             for batch in progress.follow(fetched(loader)):
                 lr = recipe.learning_rate * lr_factor(
@@ -260,7 +265,9 @@ def train(job: Job) -> list[dict[str, float]]:
                 seconds, began = seconds + time.monotonic() - began, time.monotonic()
                 if step % recipe.log_every == 0:
                     check_finite(weights=False)
-                    progress.log(totals.means(), lr)
+                    report.log(step, seconds, totals, lr)
+                else:
+                    report.beat(step, seconds)
                 with progress.aside():
                     if validating:
                         validate()

@@ -86,8 +86,11 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, description=f"{terms}  {speed}")
             return
-        left = (time.monotonic() - self.began) / max(1, done - self.first) * (self.total - done)
-        self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(left)}")
+        self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(self.eta(done))}")
+
+    def eta(self, done: int) -> float:
+        """Seconds that the rest may take, validation and checkpoints as often as so far, after `done` steps in all."""
+        return (time.monotonic() - self.began) / max(1, done - self.first) * (self.total - done)
 
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
         """The validation after an epoch; without a loss when all its steps were skipped."""

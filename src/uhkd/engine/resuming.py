@@ -1,6 +1,7 @@
 """Whether a checkpoint is of the training that wants to go on from it: right checksums say only that it is as it was written."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -51,6 +52,24 @@ def check_facts(checkpoint: Checkpoint, total: int, terms: Collection[str]) -> N
             )
         if sums.get("count", -1) not in range(len(sums) > 1, 2**53):
             raise ValueError(f"facts.json: totals: expected a count of passes, found {str(sums.get('count'))[:40]}")
+
+
+def check_sources(checkpoint: Checkpoint, sources: Mapping[str, str | None], name: str, folder: Path) -> None:
+    """See that a training goes on with the "data" (`name`) and the "cache" of teacher signals that it began with.
+
+    Raises:
+        ValueError: saying which are others.
+    """
+    if checkpoint.facts["data"] != sources["data"]:
+        raise ValueError(
+            f"cannot resume {folder}: the images or labels of {name} are not those that it began with; "
+            "put them back, or start a new run with another --out"
+        )
+    if checkpoint.facts.get("cache") != sources["cache"]:
+        raise ValueError(
+            f"cannot resume {folder}: it began with {'other' if sources['cache'] else 'the'} stored signals of its teacher; "
+            "give the same --teacher-cache, or start a new run with another --out"
+        )
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sound: Collection[str]) -> None:

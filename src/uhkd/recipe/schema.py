@@ -68,6 +68,9 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="minutes between checkpoints within an epoch")
     log_every: int = Field(default=50, ge=1, description="optimiser steps between log lines")
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(), description="tell these too, each an extra (docs/watching.md); metrics.csv is always written"
+    )
 
     @property
     def learning_rate(self) -> float:

@@ -3,15 +3,19 @@
 from uhkd.runs.checkpoints import Checkpoint
 from uhkd.runs.files import check_own, check_place, drop_leftovers, read_mapping, write_atomically, write_tensors
 from uhkd.runs.folder import RunFolder
+from uhkd.runs.lock import may_live
 from uhkd.runs.machine import environment
+from uhkd.runs.pulse import Pulse
 
 __all__ = [
     "Checkpoint",
+    "Pulse",
     "RunFolder",
     "check_own",
     "check_place",
     "drop_leftovers",
     "environment",
+    "may_live",
     "read_mapping",
     "write_atomically",
     "write_tensors",

@@ -14,8 +14,11 @@ from torch import Tensor
 from uhkd import plain
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it: a reader sees the old or the new, whole."""
+def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it: a reader sees the old or the new, whole.
+
+    durable: whether it is waited until the disk has it; without, a loss of power may leave it empty.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # of a process of this number that was killed
@@ -23,7 +26,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with temporary.open("xb") as file:
             file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ class RunFolder:
     """One run's files under one folder.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png
+    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png; progress.json
+    (where it stands, see `Pulse`); what --log asked for: tensorboard/, wandb/, mlruns/, and logs.json, which names the runs
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,8 +67,8 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        # a cache may be moved: its key is in the checkpoint
-        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb"}
+        # a cache may be moved: its key is in the checkpoint; who is told of a training does not change it
+        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log"}
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")

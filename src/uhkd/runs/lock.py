@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,7 +35,7 @@ def held(folder: Path) -> Iterator[None]:
             yield
             return
         except Timeout as error:
-            if _alive(folder) or time.monotonic() > patient_until:
+            if may_live(_noted(folder)) or time.monotonic() > patient_until:
                 raise ValueError(
                     f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
                 ) from error
@@ -66,9 +66,8 @@ def _owner(folder: Path) -> str:
     return f"process {noted.get('process')} on {noted.get('machine')} since {noted.get('since')}"
 
 
-def _alive(folder: Path) -> bool:
-    """Whether the owner may still be at work: not when it was a process of this machine that is gone."""
-    noted = _noted(folder)
+def may_live(noted: Mapping[str, object]) -> bool:
+    """Whether the noted {"process", "machine"} may still be at work: not when it was one of this machine and is gone."""
     process = noted.get("process")
     if noted.get("machine") != platform.node() or not isinstance(process, int) or os.name != "posix":
         return bool(noted)
@@ -76,6 +75,6 @@ def _alive(folder: Path) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         pass
     return True

@@ -1,0 +1,102 @@
+"""What each weighted term asks of the student: the norms of their gradients, measured beside the training."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.engine.learner import Learner
+from uhkd.engine.step import step_seed
+from uhkd.engine.stored import StoredTeacher
+from uhkd.engine.teacher import Teacher
+from uhkd.taps import Signals
+
+PROBE_IMAGES = 32
+_PART = -1  # among the passes of a step, which count from 0
+
+
+class GradientProbe:
+    """Norms of each weighted term's gradient by the student's weights, on the first images of a batch.
+
+    By the weights, because only there terms on logits and terms on maps are told in one unit: how far each would move the
+    student. Costs one forward pass of up to 32 images and one backward pass a term. The training does not notice: no `.grad` is
+    written, no generator moves, and every buffer (batch statistics, memory banks) is put back. Without a second term there is
+    nothing to compare, and nothing is measured.
+
+    say: told once, when the terms of a method cannot be differentiated one by one; there are no norms then.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        teacher: Teacher | StoredTeacher | None,
+        fabric: Fabric,
+        seed: int,
+        accumulate: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.learner, self.teacher, self.fabric, self.say = learner, teacher, fabric, say
+        self.seed, self.accumulate = seed, accumulate
+        self.able = True
+
+    def __call__(self, batch: Batch, step: int, weights: Mapping[str, float]) -> dict[str, float]:
+        """The norm by name of each term of weight above 0 that the student can change; alike in all processes."""
+        if not self.able or sum(weight > 0 for weight in weights.values()) < 2:
+            return {}
+        try:
+            with self._untouched():
+                torch.manual_seed(step_seed(self.seed, step, _PART))
+                return self._norms(self._first(batch), weights)
+        except (RuntimeError, ValueError) as error:
+            self.able = False
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            self.say(f"warning: the gradient of each term cannot be measured, the training goes on without: {why}")
+            return {}
+
+    def _first(self, batch: Batch) -> Batch:
+        """As many as one pass of a step takes, at most; over all processes the same images that one would have."""
+        fair = max(2, -(-PROBE_IMAGES // self.fabric.world_size))
+        count = min(fair, len(batch.index) // self.accumulate)
+        own = Batch(*(None if field is None else field[:count] for field in batch)).to(self.fabric.device)
+        return own._replace(image=own.image.contiguous(memory_format=torch.channels_last))
+
+    def _norms(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, float]:
+        learner = self.learner
+        said = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else Signals()
+        with self.fabric.autocast():
+            # not the call but forward: a compiled call would be compiled once more, for this number of images
+            terms = learner.forward(batch._replace(record=None), said)
+        parameters = [p for p in learner.student.parameters() if p.requires_grad]
+        norms: dict[str, Tensor] = {}
+        for name, value in terms.items():
+            if weights[name] and value.requires_grad:
+                found = torch.autograd.grad(weights[name] * value, parameters, retain_graph=True, allow_unused=True)
+                if any(gradient is not None for gradient in found):
+                    norms[name] = self._norm(found)
+        if not norms:
+            return {}
+        read = torch.stack(list(norms.values())).tolist()
+        return {name: norm for name, norm in zip(norms, read, strict=True) if norm < float("inf")}
+
+    def _norm(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
+        whole = torch.cat([g.detach().float().flatten() for g in gradients if g is not None])
+        if self.fabric.world_size > 1:
+            mean = self.fabric.all_reduce(whole, reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            whole = mean
+        return whole.norm()
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        held = [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
+        device = self.fabric.device
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in held:
+                    buffer.copy_(before)

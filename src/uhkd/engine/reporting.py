@@ -1,0 +1,174 @@
+"""What a training tells of itself: rows of metrics.csv, lines for a person, progress.json for whoever watches, loggers."""
+
+import math
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from uhkd.engine.loggers import Loggers
+from uhkd.engine.progress import Progress
+from uhkd.engine.totals import Totals
+from uhkd.health import health, shares, terms_of
+from uhkd.recipe import TrainRecipe
+from uhkd.runs import Pulse, RunFolder
+
+_RARELY, _BEAT = 1.0, 10.0  # seconds: between two writings of progress.json, and when one is due without a log line
+_RECENT = 60  # points of a term that are shown at once
+_SPEED = ("images_per_second", "data_wait")
+
+
+class Reporter:
+    """Keeps the rows, and tells each step, epoch and end to those who want to know; in the first process alone.
+
+    Args:
+        first: whether this is that process.
+        rows: of metrics.csv so far; the list is added to.
+        weights: of the terms, told to loggers once.
+        begun: step of the checkpoint by which the run goes on; 0 where it begins.
+        total, per_epoch: steps.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        folder: RunFolder,
+        progress: Progress,
+        rows: list[dict[str, float]],
+        weights: Mapping[str, float],
+        say: Callable[[str], None],
+        *,
+        first: bool,
+        begun: int,
+        total: int,
+        per_epoch: int,
+    ) -> None:
+        self.recipe, self.folder, self.progress, self.rows, self.say = recipe, folder, progress, rows, say
+        self.weights, self.first, self.begun, self.total, self.per_epoch = weights, first, begun, total, per_epoch
+        self.health = health(rows, folder.read_arrays()) if first and rows else []
+        self.terms: dict[str, float] = {}
+        self.recent: dict[str, deque[float]] = {}
+        self.lr: float | None = None
+        self.step, self.seconds, self.written = begun, 0.0, -math.inf
+        self._sums: dict[str, float] = {}  # as they were at the log line before
+        self._logged, self._broken = False, False
+
+    def __enter__(self) -> Self:
+        words = self.recipe.model_dump(mode="json")
+        self.loggers = Loggers(self.recipe.log if self.first else (), self.folder, words, self.begun, self.say)
+        if not self.begun:
+            self.loggers.metrics({f"weight/{name}": weight for name, weight in self.weights.items()}, 0)
+        self._write("running", "training", soon=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ending = "success" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
+        why = (str(error or "").splitlines() or [""])[0]
+        self._write("finished" if kind is None else ending, "nothing", why=why, soon=True)
+        self.loggers.close(ending)
+
+    def restored(self, totals: Totals) -> None:
+        """What a checkpoint had summed up was told already."""
+        self._sums = totals.as_dict()
+
+    def beat(self, step: int, seconds: float, doing: str = "training") -> None:
+        """A sign of life; nothing waits for the device."""
+        self.step, self.seconds = step, seconds
+        if time.monotonic() - self.written >= (_BEAT if doing == "training" else _RARELY):
+            self._write("running", doing)
+
+    def log(self, step: int, seconds: float, totals: Totals, lr: float) -> None:
+        """A log line, with means of the epoch so far; loggers and watchers get those of the steps since the line before."""
+        self.step, self.seconds, self.lr = step, seconds, lr
+        self.progress.log(totals.means(), lr)
+        if not self.first:
+            return
+        sums = totals.as_dict()
+        count = sums.pop("count") - self._sums.get("count", 0)
+        if count > 0:  # none where all steps since were skipped
+            self._remember({name: (value - self._sums.get(name, 0.0)) / count for name, value in sums.items()})
+            self._logged = True
+        self._sums = totals.as_dict()
+        values = {f"train/{name}": value for name, value in self.terms.items()}
+        values |= {f"speed/{name}": value for name, value in self.progress.rates().items()}
+        self.loggers.metrics(values | {"lr": lr, "epoch": step / self.per_epoch}, step)
+        self._write("running", "training")
+
+    def row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], kept: str) -> None:
+        """One more row of metrics.csv, and the arrays of diagnostics.npz so far.
+
+        kept: says what there is to go on from.
+
+        Raises:
+            ValueError: when the disk does not take them.
+        """
+        self.rows.append(row)
+        if self.first:
+            with self.folder.writing(f"the rows of step {row['step']:.0f}", kept):
+                self.folder.write_metrics(self.rows)
+                self.folder.write_arrays(arrays)
+        self.progress.epoch(row, self.recipe.epochs)
+        self._sums = {}
+        if not self.first:
+            return
+        self.health = health(self.rows, arrays)
+        if self.health:
+            self.say(f"health: {'; '.join(self.health)}")
+        self.step, self.seconds, self.lr = int(row["step"]), row["seconds"], row["lr"]
+        means = {name: row[name] for name in ("loss", *terms_of(row)) if name in row}
+        if self._logged:
+            self._logged = False
+        else:
+            self._remember(means)
+        values = {f"epoch/{name}": value for name, value in means.items()} | {"lr": row["lr"], "epoch": row["epoch"]}
+        values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
+        values |= {f"gradient/{name}": share for name, share in shares(row).items()}
+        values |= {f"speed/{name}": row[name] for name in _SPEED} | {k: row[k] for k in ("skipped",) if k in row}
+        self.loggers.metrics(values, self.step)
+        self.loggers.text("health", "; ".join(self.health) or "nothing to say", self.step)
+        self._write("running", "training")
+
+    def _remember(self, means: Mapping[str, float]) -> None:
+        self.terms = {name: value for name, value in means.items() if math.isfinite(value)}
+        for name, value in self.terms.items():
+            self.recent.setdefault(name, deque(maxlen=_RECENT)).append(value)
+
+    def _write(self, state: str, doing: str, *, why: str = "", soon: bool = False) -> None:
+        """progress.json, once a second at most but where it begins and ends; a disk that refuses is no reason to end."""
+        if not self.first or (not soon and time.monotonic() - self.written < _RARELY):
+            return
+        self.written = time.monotonic()
+        done = self.step - self.begun
+        rates: dict[str, Any] = self.progress.rates() if done else {}
+        pulse = Pulse(
+            state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
+            doing=doing,
+            step=self.step,
+            total=self.total,
+            epoch=min(self.step // self.per_epoch + 1, self.recipe.epochs),
+            epochs=self.recipe.epochs,
+            terms=self.terms,
+            recent={name: list(values) for name, values in self.recent.items()},
+            lr=self.lr,
+            seconds=self.seconds,
+            eta_seconds=self.progress.eta(self.step) if done else None,
+            health=self.health,
+            why=why,
+            process=os.getpid(),
+            machine=platform.node(),
+            time=time.time(),
+            **rates,
+        )
+        try:
+            pulse.write(self.folder.path)
+        except OSError as error:
+            if not self._broken:
+                self._broken = True
+                self.say(f"warning: progress.json cannot be written ({error.strerror or error}); uhkd watch shows less")

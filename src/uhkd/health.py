@@ -1,0 +1,141 @@
+"""Whether a training goes well, in sentences: pure functions of the rows of metrics.csv and the arrays of diagnostics.npz."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+# docs/watching.md explains each; a test holds it to these numbers
+WINDOW, FEWEST = 5, 4  # evaluations that a trend is read from, and the fewest
+CHANGE = 0.05  # relative change over the window from which a trend counts
+CERTAIN = 3.0  # standard errors of the line's slope from which it is more than noise
+DOMINANT = 4.0  # gradient of one term : sum of all others
+SLIGHT = 0.01  # share of the gradient below which a term hardly counts
+COLLAPSED = 0.1  # of the highest energy so far
+WAITING = 0.2  # share of the time spent waiting for data
+
+Trend = Literal["falling", "rising", "flat"]
+
+
+def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> list[str]:
+    """What is to be said after the last of `rows`, most telling first; nothing where nothing is known yet.
+
+    rows: as `RunFolder.read_metrics` gives them, the last an evaluation that has just been made. arrays: as
+    `RunFolder.read_arrays`; of those only error_l (T, K) and student_spectrum_l (T, R) are read.
+    """
+    if not rows:
+        return []
+    said = [*_gap(arrays), *_gradients(rows), *_terms(rows), *_collapse(arrays), *_overfitting(rows)]
+    last = rows[-1]
+    if last.get("data_wait", 0) > WAITING:
+        said.append(f"waiting for data {last['data_wait']:.0%} of the time")
+    if skipped := int(last.get("skipped", 0)):
+        said.append(f"{skipped} of {last['step']:.0f} steps left out, not finite")
+    return said
+
+
+def trend(values: Sequence[float]) -> Trend | None:
+    """Where the last `WINDOW` of positive numbers go; None for too few, or so noisy that neither can be said.
+
+    By the straight line through their logarithms: falling or rising when its change over the window is at least `CHANGE` and
+    its slope more than `CERTAIN` standard errors; flat when the change is smaller and so is what noise could hide.
+    """
+    recent = np.asarray(list(values)[-WINDOW:], dtype=float)
+    if len(recent) < FEWEST or not (np.isfinite(recent).all() and (recent > 0).all()):
+        return None
+    y = np.log(recent)
+    x = np.arange(len(y)) - (len(y) - 1) / 2
+    slope = float(x @ y / (x @ x))
+    left = y - y.mean() - slope * x
+    error = math.sqrt(float(left @ left) / (len(y) - 2) / float(x @ x))
+    span = len(y) - 1
+    change, doubt = math.expm1(slope * span), CERTAIN * error * span
+    if abs(change) >= CHANGE:
+        return None if abs(slope) <= CERTAIN * error else "falling" if change < 0 else "rising"
+    return "flat" if doubt < math.log1p(4 * CHANGE) else None
+
+
+def shares(row: Mapping[str, float]) -> dict[str, float]:
+    """Each term's part of the gradient, 0..1 in sum, largest first: its norm by the sum of all norms; {} where not measured."""
+    norms = {name.removeprefix("grad_"): value for name, value in row.items() if name.startswith("grad_")}
+    whole = sum(norms.values())
+    return {k: norms[k] / whole for k in sorted(norms, key=lambda k: -norms[k])} if whole > 0 else {}
+
+
+def terms_of(row: Mapping[str, float]) -> list[str]:
+    """Names of a row's loss terms: "ce", and those of methods, which have their method before a dot."""
+    return [name for name in row if name == "ce" or ("." in name and not name.startswith(("grad_", "val_")))]
+
+
+def _levels(arrays: Mapping[str, Any], kind: str) -> list[np.ndarray]:
+    """The arrays KIND_0, KIND_1, ...: one a level, shallow to deep."""
+    count = sum(name.startswith(kind) for name in arrays)
+    return [np.asarray(arrays[f"{kind}{i}"], dtype=float) for i in range(count) if f"{kind}{i}" in arrays]
+
+
+def _gap(arrays: Mapping[str, Any]) -> list[str]:
+    """The error of the student's aligned features, level by level."""
+    trends = [trend(error.mean(1).tolist()) for error in _levels(arrays, "error_")]
+    parts = []
+    for kind in ("rising", "falling", "flat"):
+        if found := [i + 1 for i, one in enumerate(trends) if one == kind]:
+            parts.append(f"{kind} at {_ranges(found)}")
+    return [f"spectral gap {', '.join(parts)}"] if parts else []
+
+
+def _ranges(levels: Sequence[int]) -> str:
+    """[1, 3, 4] -> "levels 1 and 3-4"."""
+    runs: list[list[int]] = []
+    for level in levels:
+        if runs and level == runs[-1][-1] + 1:
+            runs[-1].append(level)
+        else:
+            runs.append([level])
+    told = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"level{'s' * (len(levels) > 1)} {_listed(told)}"
+
+
+def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Medians over the last three evaluations: one batch says little."""
+    recent = [found for row in rows[-3:] if (found := shares(row))]
+    if not recent or not shares(rows[-1]):
+        return []
+    middle = {name: float(np.median([found.get(name, 0.0) for found in recent])) for name in recent[-1]}
+    first = max(middle, key=lambda name: middle[name])
+    rest = sum(value for name, value in middle.items() if name != first)
+    said = []
+    if middle[first] >= DOMINANT * rest:
+        ratio = middle[first] / rest if rest > 0 else math.inf
+        said.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
+    slight = [name for name, value in middle.items() if value < SLIGHT]
+    if slight:
+        said.append(f"{_listed(slight)} hardly count{'s' * (len(slight) == 1)}, below {SLIGHT:.0%} of the gradient")
+    return said
+
+
+def _terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    rising = [name for name in terms_of(rows[-1]) if trend([row[name] for row in rows if name in row]) == "rising"]
+    return [f"{_listed(rising)} rising"] if rising else []
+
+
+def _collapse(arrays: Mapping[str, Any]) -> list[str]:
+    fallen = []
+    for i, spectrum in enumerate(_levels(arrays, "student_spectrum_")):
+        energy = spectrum.sum(1)
+        if len(energy) > 1 and energy[-1] < COLLAPSED * energy.max():
+            share = energy[-1] / energy.max()
+            fallen.append(f"energy at level {i + 1} fallen to {share:.1%} of its highest")
+    return [f"student's features collapsing: {', '.join(fallen)}"] if fallen else []
+
+
+def _overfitting(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """In nats, not in accuracy: that is coarse on few images, and says nothing of how sure wrong answers are."""
+    learned, held_out = ([row[name] for row in rows if name in row] for name in ("loss", "val_nll"))
+    if trend(learned) == "falling" and trend(held_out) == "rising":
+        return ["overfitting: the training loss falls, that on validation images rises"]
+    return []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

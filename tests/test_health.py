@@ -1,0 +1,131 @@
+"""The health line: trends that noise cannot make, who dominates the gradient, and every sentence with its threshold."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uhkd import health as module
+from uhkd.health import health, shares, terms_of, trend
+
+
+def errors(*levels: list[float]) -> dict[str, np.ndarray]:
+    """error_l (T, K) with the given means."""
+    return {f"error_{i}": np.outer(values, [0.5, 1.5]) for i, values in enumerate(levels)}
+
+
+FALLING, FLAT, RISING = [1.0, 0.9, 0.8, 0.7, 0.6], [1.0, 1.01, 1.0, 0.99, 1.0], [0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (FALLING, "falling"),
+        (RISING, "rising"),
+        (FLAT, "flat"),
+        ([2.0] * 5, "flat"),
+        ([9.0, 9.0, *FLAT], "flat"),  # what was before the window does not count
+        (FALLING[:3], None),  # too few
+        ([1.0, 0.3, 1.1, 0.4, 0.9], None),  # nobody can say
+        ([1.0, 0.99, 0.985, 0.975, 0.97], "flat"),  # certain, but less than 5 %
+        ([1.0, 0.98, 0.965, 0.955, 0.94], "falling"),
+        ([1.0, 0.9, 0.8, math.nan, 0.6], None),
+        ([1.0, 0.5, 0.2, -0.1, -0.3], None),  # a logarithmic loss has no relative change
+    ],
+)
+def test_a_trend_is_told_where_it_is_more_than_noise(values: list[float], found: str | None):
+    assert trend(values) == found
+
+
+@given(seed=st.integers(0, 10_000), spread=st.floats(0.001, 0.5))
+def test_noise_around_a_level_seldom_looks_like_a_trend_and_a_clear_fall_does(seed: int, spread: float):
+    draw = np.random.default_rng(seed)
+    told = [trend(np.exp(spread * draw.standard_normal(5)).tolist()) for _ in range(40)]
+    assert (
+        sum(one in ("falling", "rising") for one in told) <= 8
+    )  # 3 standard errors at 3 degrees of freedom: 6 % expected
+    assert trend((np.exp(-np.arange(5.0)) * np.exp(0.01 * draw.standard_normal(5))).tolist()) == "falling"
+
+
+@pytest.mark.parametrize("values", [FALLING, FLAT, RISING])
+def test_a_trend_does_not_depend_on_the_unit(values: list[float]):
+    assert trend([1e-4 * v for v in values]) == trend(values) == trend([300 * v for v in values]) is not None
+
+
+def test_levels_are_told_by_what_they_do():
+    found = health([{"step": 5}], errors(FLAT, FALLING, FALLING, RISING, FALLING))
+    assert found == ["spectral gap rising at level 4, falling at levels 2-3 and 5, flat at level 1"]
+    assert health([{"step": 5}], errors(FALLING[:3])) == []
+    assert health([], {}) == []
+
+
+def test_shares_of_the_gradient_are_of_the_sum_of_norms():
+    row = {"loss": 1.0, "kd.kl": 2.0, "ce": 1.0, "grad_ce": 1.0, "grad_kd.kl": 3.0, "val_nll": 0.1}
+    assert shares(row) == {"kd.kl": 0.75, "ce": 0.25}
+    assert list(shares(row)) == ["kd.kl", "ce"]
+    assert shares({"loss": 1.0}) == {} == shares({"grad_ce": 0.0})
+    assert terms_of(row) == ["kd.kl", "ce"]
+
+
+@pytest.mark.parametrize(
+    ("norms", "said"),
+    [
+        ({"ce": 1.0, "kd.kl": 9.0}, ["kd.kl dominates the gradient 9:1"]),
+        ({"ce": 1.0, "kd.kl": 4.0}, ["kd.kl dominates the gradient 4:1"]),
+        ({"ce": 1.0, "kd.kl": 3.9}, []),
+        ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01}, ["a.c hardly counts, below 1% of the gradient"]),
+        ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01, "a.d": 0.0}, ["a.c and a.d hardly count, below 1% of the gradient"]),
+        ({"ce": 2.0, "a.b": 0.0}, ["ce dominates the gradient alone", "a.b hardly counts, below 1% of the gradient"]),
+    ],
+)
+def test_a_term_that_dominates_or_hardly_counts_is_named(norms: dict[str, float], said: list[str]):
+    assert health([{"step": 3} | {f"grad_{k}": v for k, v in norms.items()}], {}) == said
+
+
+def test_one_batch_with_an_odd_gradient_says_nothing():
+    usual, odd = ({"grad_ce": 1.0, "grad_kd.kl": v} for v in (1.0, 50.0))
+    assert health([usual, usual, odd], {}) == []
+    assert health([usual, odd, odd], {}) == ["kd.kl dominates the gradient 50:1"]
+    assert health([odd, odd, {"loss": 1.0}], {}) == []  # not measured now: nothing is known of now
+
+
+def test_terms_that_rise_and_overfitting_are_told():
+    rows = [{"loss": a, "val_nll": b, "uhkd.features": b} for a, b in zip(FALLING, RISING, strict=True)]
+    assert health(rows, {}) == [
+        "uhkd.features rising",
+        "overfitting: the training loss falls, that on validation images rises",
+    ]
+    assert health([row | {"val_nll": 1.0, "uhkd.features": 1.0} for row in rows], {}) == []
+
+
+def test_collapsing_features_waiting_and_skipped_steps_are_told():
+    spectra = {
+        "student_spectrum_0": np.ones((3, 2)),
+        "student_spectrum_1": np.array([[1.0, 3.0], [4.0, 4.0], [0.1, 0.2]]),
+    }
+    assert health([{"step": 9}], spectra) == [
+        "student's features collapsing: energy at level 2 fallen to 3.8% of its highest"
+    ]
+    assert health([{"step": 9, "data_wait": 0.371, "skipped": 2}], {}) == [
+        "waiting for data 37% of the time",
+        "2 of 9 steps left out, not finite",
+    ]
+    assert health([{"step": 9, "data_wait": 0.2, "skipped": 0}], {}) == []
+
+
+def test_the_page_explains_the_thresholds_as_they_are():
+    page = (Path(__file__).parents[1] / "docs" / "watching.md").read_text()
+    for threshold in (
+        f"last {module.WINDOW} evaluations",
+        f"at least {module.FEWEST}",
+        f"{module.CHANGE:.0%}".replace("%", " %"),
+        f"{module.CERTAIN:.0f} standard errors",
+        f"{module.DOMINANT:.0f}:1",
+        f"below {module.SLIGHT:.0%}".replace("%", " %"),
+        f"below {module.COLLAPSED:.0%}".replace("%", " %"),
+        f"above {module.WAITING:.0%}".replace("%", " %"),
+    ):
+        assert threshold in page, threshold
