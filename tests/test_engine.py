@@ -23,7 +23,7 @@ from references.runs import TIMES, assert_equal_runs
 from uhkd.commands import teaching, training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
-from uhkd.engine import Learner, Teacher, at_chance, calibrate, fit_linear_probe, loop, lr_factor, weigh
+from uhkd.engine import Learner, Teacher, at_chance, calibrate, loop, lr_factor, weigh
 from uhkd.engine import step as stepping
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
@@ -32,6 +32,7 @@ from uhkd.engine.step import split, step_seed
 from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, Needs
 from uhkd.models import load_run, load_state, wrap
+from uhkd.probing import fit_linear_probe
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels

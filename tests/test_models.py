@@ -112,7 +112,7 @@ def test_the_own_size_and_normalisation_are_used() -> None:
         ("uhkd/vit_micro", {"options": {"embed_dims": 2}}, r"takes no option 'embed_dims'; did you mean embed_dim"),
         ("timm/resmlp_12_224", {"options": {"num_blocks": 2}}, "sets this option itself"),
         ("uhkd/vit_micro", {"num_classes": -1}, "num_classes must be at least 1"),
-        ("torchvision/resnet18", {"num_classes": 0}, "cannot be had without a head"),
+        ("torchvision/squeezenet1_0", {"num_classes": 0}, "cannot be had without a head"),
         ("uhkd/vit_micro", {"levels": -2}, "levels must be"),
     ],
 )

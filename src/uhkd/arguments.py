@@ -65,7 +65,7 @@ class InspectArguments(Schema):
 
 
 class EvalArguments(Schema):
-    """Accuracy of a trained run on its own or other data."""
+    """Accuracy of a trained run on its own or other data, of its head or of a probe on its frozen embeddings."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
@@ -73,6 +73,11 @@ class EvalArguments(Schema):
     data: str | None = Field(default=None, description="data to measure on; none: the run's own")
     split: Literal["auto", "val", "test"] = Field(
         default="auto", description="part of the data; auto: test if there, else val"
+    )
+    probe: Literal["none", "knn", "linear"] = Field(
+        default="none",
+        description="none: the network's own head; else k nearest neighbours (20, by cosine) or logistic regression, fitted on "
+        "the embeddings of the data's labelled training part",
     )
     batch_size: int = Field(default=256, ge=1, description="images at a time")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")

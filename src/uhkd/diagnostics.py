@@ -116,13 +116,25 @@ class Diagnostics:
         for name, value in row.items():
             self.noted.setdefault(name, []).append(np.asarray(value))
 
-    def end(self, evaluation: Evaluation) -> None:
-        """After the last step."""
+    def likeness(self) -> dict[str, float]:
+        """How like the teacher the student is by now: the share of its target that is not met, and CKA of the deepest maps.
+
+        feature_error: mean over levels and coefficients of the error last noted, for methods that match features.
+        """
+        errors = [float(rows[-1].mean()) for name, rows in self.noted.items() if name.startswith("error_")]
+        found = {"feature_error": sum(errors) / len(errors)} if errors else {}
+        if self.teacher_maps and self.student.shapes.maps:
+            found["cka"] = float(cka_matrix(self._maps(self.student)[-1:], self.teacher_maps[-1:]))
+        return found
+
+    def end(self, evaluation: Evaluation | None) -> None:
+        """After the last step; without an evaluation there are no predictions to note."""
         if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
-        self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
-        self.fixed["val_label"] = _array(evaluation.labels)
-        self.fixed["confusion"] = _array(evaluation.confusion())
+        if evaluation is not None:
+            self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
+            self.fixed["val_label"] = _array(evaluation.labels)
+            self.fixed["confusion"] = _array(evaluation.confusion())
         self.fixed["latency_ms"] = np.array([latency(self.student)])
 
     def arrays(self) -> dict[str, np.ndarray]:

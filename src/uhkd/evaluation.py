@@ -129,12 +129,13 @@ def latency(model: TappedModel, batch: int = 1, repeats: int = 20) -> float:
     """Median milliseconds of one forward pass in eval mode at the model's own input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
+    want = frozenset({"logits" if model.shapes.logits else "embedding"})
     training = model.training
     model.eval()
     times = []
     for i in range(repeats + 3):
         began = time.perf_counter()
-        model(image, frozenset({"logits"}))
+        model(image, want)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if i >= 3:

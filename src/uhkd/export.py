@@ -25,7 +25,10 @@ _LARGEST_BATCH = 1024
 
 
 class Deployed(nn.Module):
-    """Images in [0,1] of the network's own size -> logits, normalisation included: (B,3,H,W) -> (B,K)."""
+    """Images in [0,1] of the network's own size -> logits, normalisation included: (B,3,H,W) -> (B,K).
+
+    Of a network without head: the embedding that it ends with, (B,D).
+    """
 
     mean: Tensor
     std: Tensor
@@ -74,6 +77,12 @@ def reopen(form: Form, path: Path) -> Answer:
     return {"safetensors": _by_uhkd, "timm": _by_timm, "pt2": _by_export, "onnx": _by_onnxruntime}[form](path)
 
 
+def answer_of(network: TappedModel) -> Answer:
+    """What a network answers in PyTorch: its logits, or its embedding where it has no head."""
+    field = "logits" if network.shapes.logits else "embedding"
+    return lambda image: getattr(network(image, frozenset({field})), field)
+
+
 def _safetensors(network: TappedModel, folder: Path) -> Path:
     """card.json and model.safetensors, the module's own names: what `uhkd.load_run` reads."""
     run = RunFolder(folder)
@@ -84,8 +93,7 @@ def _safetensors(network: TappedModel, folder: Path) -> Path:
 def _by_uhkd(path: Path) -> Answer:
     from uhkd.models import load_run
 
-    network = load_run(path)
-    return lambda image: network(image).logits  # pyright: ignore[reportReturnType] (it has a head)
+    return answer_of(load_run(path))
 
 
 def _timm(network: TappedModel, folder: Path) -> Path:
@@ -158,14 +166,15 @@ def _by_export(path: Path) -> Answer:
 
 
 def _onnx(network: TappedModel, folder: Path) -> Path:
-    """model.onnx: input "image", output "logits", any batch; the card is its metadata's "uhkd.card"."""
+    """model.onnx: input "image", output "logits" (or "embedding"), any batch; the card is its metadata's "uhkd.card"."""
     import onnx
 
     file = folder / "model.onnx"
     program = _exported(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and onnxscript warn of their own calls
-        made = torch.onnx.export(program, input_names=["image"], output_names=["logits"], dynamo=True, verbose=False)
+        said = ["logits" if network.shapes.logits else "embedding"]
+        made = torch.onnx.export(program, input_names=["image"], output_names=said, dynamo=True, verbose=False)
     assert made is not None
     model = made.model_proto
     onnx.helper.set_model_props(
@@ -179,7 +188,7 @@ def _by_onnxruntime(path: Path) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
 def _card(network: TappedModel) -> str:

@@ -14,6 +14,12 @@ from uhkd.runs import RunFolder, write_atomically
 from uhkd.text import shown
 
 _SIZE = (6.0, 4.0)
+_CURVES = {
+    "val_accuracy": ("validation accuracy (%)", 100),
+    "val_agreement": ("agreement with the teacher (%)", 100),
+    "val_feature_error": ("error of matched features", 1),
+    "val_cka": ("linear CKA with the teacher, deepest level", 1),
+}
 _LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside the axis: a file's name may have 255
 
 
@@ -29,15 +35,23 @@ def draw(run: RunFolder) -> list[Path]:
 
 
 def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
-    """Validation accuracy over epochs, one line a group: the mean over its runs (seeds), with a band of one sd."""
+    """Validation accuracy over epochs, one line a group: the mean over its runs (seeds), with a band of one sd.
+
+    Where some runs have none, as without labels, the best known number that all have; nothing is drawn without one.
+    """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes: Axes = figure.subplots()
-    for label, runs in groups.items():
-        rows = [run.read_metrics() for run in runs]
+    found = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
+    every = [row for group in found.values() for rows in group for row in rows]
+    name = next((name for name in _CURVES if all(name in row for row in every)), "val_accuracy")
+    said, factor = _CURVES[name]
+    for label, rows in found.items():
+        if not all(name in row for seed in rows for row in seed):
+            continue
         epochs = [row["epoch"] for row in rows[0]]
-        accuracy = 100 * np.array([[row["val_accuracy"] for row in seed] for seed in rows])
+        accuracy = factor * np.array([[row[name] for row in seed] for seed in rows])
         (line,) = axes.plot(epochs, accuracy.mean(0), label=_name(label))
-        if len(runs) > 1:
+        if len(rows) > 1:
             spread = accuracy.std(0, ddof=1)
             axes.fill_between(
                 epochs,
@@ -47,9 +61,10 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
                 alpha=0.2,
                 linewidth=0,
             )
-    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    axes.set(xlabel="epoch", ylabel=said)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     return _save(figure, path)
 
 

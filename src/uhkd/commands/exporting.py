@@ -14,6 +14,7 @@ from uhkd import export as forms
 from uhkd.arguments import ExportArguments
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.setup import say
+from uhkd.commands.telling import KINDS
 from uhkd.data import eval_loader
 from uhkd.recipe import build
 from uhkd.runs import RunFolder, check_place, write_atomically
@@ -47,10 +48,10 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
     for form in asked.to:
         forms.check(form, network)
     images = _first(eval_loader(source, network.input_size, batch_size=asked.images), asked.images)
-    expected = _answers(lambda image: network(image).logits, images)
+    expected = _answers(forms.answer_of(network), images)
     names = "form", "MB", "differs", "agrees", "ms"
     table = Table(*names, title=shown(f"{network.card.name} on {len(images)} {part} images of {opened.name}"))
-    size, took = _bytes_of(network) / 1e6, _milliseconds(lambda image: network(image).logits, images)
+    size, took = _bytes_of(network) / 1e6, _milliseconds(forms.answer_of(network), images)
     table.add_row("PyTorch", f"{size:.2f}", "", "", f"{took:.2f}")
     found: dict[str, Path] = {}
     for form in asked.to:
@@ -61,12 +62,13 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
         difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not difference <= _TOLERANCE:
             raise ValueError(
-                f"{found[form]} answers otherwise than PyTorch: its logits differ by up to {difference:.1%} of the largest; do "
+                f"{found[form]} answers otherwise than PyTorch: its numbers differ by up to {difference:.1%} of the largest; do "
                 "not use it, and please report this with the network's name"
             )
         same = float((got.argmax(1) == expected.argmax(1)).float().mean())
         size = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        cells = f"{size:.2f}", f"{difference:.1e}", f"{same:.1%}", f"{_milliseconds(answer, images):.2f}"
+        agrees = f"{same:.1%}" if network.shapes.logits else ""
+        cells = f"{size:.2f}", f"{difference:.1e}", agrees, f"{_milliseconds(answer, images):.2f}"
         table.add_row(form, *cells)
     Console(markup=False, emoji=False).print(table)
     for form, path in found.items():
@@ -84,7 +86,7 @@ _TAKES = {
     "safetensors": "images in [0, 1] of any size, (B, 3, H, W); it resizes and normalises by itself",
     "timm": "normalised images; `timm.data.create_transform(**timm.data.resolve_model_data_config(model))` makes them",
     "pt2": "images in [0, 1] of {size}, float32 (B, 3, H, W), any B; normalisation is inside",
-    "onnx": "`image`: images in [0, 1] of {size}, float32 (B, 3, H, W), any B; normalisation is inside. Output: `logits`",
+    "onnx": "`image`: images in [0, 1] of {size}, float32 (B, 3, H, W), any B; normalisation is inside. Output: `{output}`",
 }
 
 
@@ -124,11 +126,11 @@ def card_text(run: str, network: TappedModel, form: str, path: str) -> str:
     recipe = folder.read_recipe() if folder.started() else {}
     height, width = card.image_size
     metrics = result.get("metrics", {})
-    takes = _TAKES[form].format(size=f"{height} x {width} pixels")
+    takes = _TAKES[form].format(size=f"{height} x {width} pixels", output="logits" if card.num_classes else "embedding")
     cut = f"the largest centred part of this shape, resized ({card.interpolation}, antialiased)"
     others = f"It cuts others by itself: {cut}" if form == "safetensors" else f"Cut and resize others before: {cut}"
     lines = [
-        f"# {shown(card.name)}, {card.num_classes} classes",
+        f"# {shown(card.name)}, {f'{card.num_classes} classes' if card.num_classes else 'a backbone without head'}",
         "",
         f"Open it with `{_OPENED[form].format(path=path)}`.",
         "",
@@ -136,13 +138,15 @@ def card_text(run: str, network: TappedModel, form: str, path: str) -> str:
         "",
         f"| | |\n|---|---|\n| parameters | {sum(p.numel() for p in network.module.parameters()):,} |",
     ]
+    probed = result.get("probe")
+    by = f", {KINDS[probed['kind']]} on {probed['data']}" if probed else ""
     facts = {
         "method": result.get("method") or result.get("verb"),
         "teacher": result.get("teacher"),
-        "teacher's validation accuracy": _percent(result.get("teacher_metrics", {}) or {}, "accuracy"),
+        f"teacher's validation accuracy{by}": _percent(result.get("teacher_metrics", {}) or {}, "accuracy"),
         "data": result.get("data"),
         "training images": result.get("train_images"),
-        "validation accuracy, last epoch": _percent(metrics, "val_accuracy"),
+        f"validation accuracy, last epoch{by}": _percent(metrics, "val_accuracy"),
         "calibration error (ECE)": _percent(metrics, "val_ece"),
         "epochs, seed": f"{recipe.get('epochs')}, {recipe.get('seed')}" if recipe else None,
         "first weights": recipe.get("student_start") or recipe.get("start"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -10,12 +10,15 @@ from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
 from uhkd.commands.setup import image_size, say
+from uhkd.commands.telling import KINDS
 from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.evaluation import Evaluation, latency
 from uhkd.evaluation import evaluate as score
 from uhkd.models import load_run
+from uhkd.probing import embed
+from uhkd.probing import probe as fit_probe
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -33,7 +36,8 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
             words["data"] = data if isinstance(data, str | Path) else f"object/{type(data).__name__}"
         arguments = build(EvalArguments, words)
     source = data if data is not None and not isinstance(data, str | Path) else arguments.data
-    result, title, network = measure(arguments.run, source, arguments.split, arguments.batch_size, arguments.device)
+    asked = arguments.split, arguments.batch_size, arguments.device, arguments.probe
+    result, title, network = measure(arguments.run, source, *asked)
     metrics = result.metrics | {"latency_ms": latency(network)}
     table = Table("metric", "value", title=shown(title))
     for name, value in metrics.items():
@@ -43,36 +47,67 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
 
 
 def measure(
-    run: str, data: Any = None, split: str = "auto", batch_size: int = 256, device: str = "auto"
+    run: str,
+    data: Any = None,
+    split: str = "auto",
+    batch_size: int = 256,
+    device: str = "auto",
+    probe: Literal["none", "knn", "linear"] = "none",
 ) -> tuple[Evaluation, str, TappedModel]:
     """A run's network on a part of some data (None: what it was trained on): the evaluation, a title, the network.
+
+    probe: instead of its head, a probe on its embeddings, fitted on the data's training part.
 
     Raises:
         ValueError: as `evaluate`.
     """
     network, chosen = open_run(run, device)
-    opened, part, images = images_of(run, network, data, split)
+    if probe == "none" and network.shapes.logits is None:
+        raise ValueError(
+            f"{run} has no head, as it learned without labels: measure its embedding with --probe knn or --probe linear, on "
+            "--data with labels"
+        )
+    opened, part, images = images_of(run, network, data, split, probed=probe != "none")
+    if probe != "none":
+        size = image_size(opened, [network])
+        known, asked = (
+            embed(network, eval_loader(source, size, batch_size=batch_size), chosen)
+            for source in (opened.train, images)
+        )
+        on = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
+        title = f"{network.card.name}, {KINDS[probe]} on {on}"
+        return fit_probe(probe, known, asked, len(opened.classes)), title, network
     loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
     title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
     return score(network, loader, chosen), title, network
 
 
-def images_of(run: str, network: TappedModel, data: Any = None, split: str = "auto") -> tuple[Data, str, Source]:
+def images_of(
+    run: str, network: TappedModel, data: Any = None, split: str = "auto", *, probed: bool = False
+) -> tuple[Data, str, Source]:
     """Some data (None: what a run was trained on), with the network's classes, and which part of it was asked for.
+
+    probed: for a probe, which has classes of its own: those of the data, and None means what judged the run.
 
     Raises:
         ValueError: a run that does not say its data, other classes, or a part that the data lacks.
     """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
+    if probed and data is None and recipe.get("probe_data") is not None:
+        data = recipe["probe_data"]
+    labels = data is not None or not recipe.get("unlabelled", False)
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise ValueError(f"{run} does not say what data it was trained on; name some with --data")
     opened = open_data(
         recipe["data"] if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
         skip_bad_images=recipe.get("skip_bad_images", False),
-        class_names=network.card.classes or None,
+        class_names=None if probed else network.card.classes or None,
         shards=Sharding(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
+        labels=labels,
     )
+    if probed and not opened.classes:
+        raise ValueError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
     part = split if split != "auto" else ("val" if opened.test is None else "test")
     images = opened.val if part == "val" else opened.test
     if images is None:
@@ -88,6 +123,11 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
     """
     arguments = build(PredictArguments, words) if arguments is None else arguments
     network, device = open_run(arguments.run, "auto")
+    if network.shapes.logits is None:
+        raise ValueError(
+            f"{arguments.run} has no classes to tell, as it learned without labels; train a head on top: uhkd finetune with "
+            f"--start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
+        )
     names = network.card.classes or tuple(map(str, range(network.shapes.logits or 0)))
     top, answers = min(arguments.top, len(names)), {}
     for file in _files(arguments.images):

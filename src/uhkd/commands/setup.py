@@ -120,11 +120,12 @@ def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[
         skip_bad_images=recipe.skip_bad_images,
         class_names=class_names,
         shards=Sharding(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
+        labels=not recipe.unlabelled,
     )
     test = "" if opened.test is None else f", {len(opened.test)} test"
     say(
         f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
-        f"{len(opened.classes)} classes"
+        f"{len(opened.classes) or 'no'} classes"
     )
     for note in opened.notes:
         say(f"  {note}")

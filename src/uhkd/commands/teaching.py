@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
-import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
 from uhkd.commands.setup import image_size, say
+from uhkd.commands.telling import KINDS
+from uhkd.commands.unlabelled import Judge
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors, fit_linear_probe
-from uhkd.evaluation import evaluate
+from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors
+from uhkd.evaluation import Evaluation, evaluate
 from uhkd.models import create, wrap
+from uhkd.probing import embed, fit_linear_probe
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import RunFolder, write_tensors
 from uhkd.taps import TappedModel
@@ -59,10 +61,12 @@ def prepare_teacher(
     module: nn.Module | None = None,
     *,
     judged: bool = False,
+    judge: Judge | None = None,
 ) -> tuple[TappedModel, dict[str, float]]:
     """A teacher that fits the data's classes and beats chance, sealed, and its validation metrics.
 
-    judged: its accuracy was seen before; the metrics are then left out.
+    judged: its accuracy was seen before; the metrics are then left out. judge: what its embedding is measured by where the data
+    has no labels; without it nothing is known of its worth.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
@@ -71,6 +75,8 @@ def prepare_teacher(
     for note in teacher.notes:
         say(f"  teacher: {note}")
     classes = len(data.classes)
+    if not classes:
+        return teacher, _unlabelled(teacher, recipe, judge)
     fits, why = _head_fits(teacher, data)
     if recipe.teacher_head == "keep" and not fits:
         raise ValueError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
@@ -88,13 +94,35 @@ def prepare_teacher(
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
+    _refuse_chance(evaluation, recipe, recipe.data)
+    return teacher, evaluation.metrics
+
+
+def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
     if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
         raise ValueError(
-            f"the teacher {recipe.teacher} is at chance level on these images ({accuracy:.1%} of {len(evaluation.labels)} right, "
-            f"{classes} classes); train it first: uhkd finetune --model {recipe.teacher} --data {recipe.data} --out DIR, "
-            "then --teacher DIR (or go on anyway with --allow-weak-teacher)"
+            f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of "
+            f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes); train it first: uhkd finetune --model "
+            f"{recipe.teacher} --data {data} --out DIR, then --teacher DIR (or go on anyway with --allow-weak-teacher)"
         )
-    return teacher, evaluation.metrics
+
+
+def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge: Judge | None) -> dict[str, float]:
+    """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
+    if recipe.teacher_head == "probe":
+        raise ValueError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
+    if judge is None or teacher.shapes.embedding is None:
+        say(
+            f"teacher {recipe.teacher}: without labels its worth is not known"
+            + ("; --probe-data LABELLED_IMAGES measures it" if isinstance(recipe, DistillRecipe) else "")
+        )
+        return {}
+    evaluation = judge.evaluation(teacher)
+    by = f"{KINDS[judge.kind]} on {judge.data.name}"
+    say(f"teacher {recipe.teacher}: validation accuracy {evaluation.metrics['accuracy']:.2%} ({by})")
+    assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
+    _refuse_chance(evaluation, recipe, recipe.probe_data)
+    return evaluation.metrics
 
 
 def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
@@ -126,16 +154,9 @@ def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, 
         say("linear probe of the teacher: taken from the run folder")
     else:
         say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
-        embeddings, labels = [], []
-        with torch.no_grad():
-            size = image_size(data, [teacher])
-            for batch in eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device):
-                with fabric.autocast():
-                    said = teacher(batch.image.to(fabric.device), frozenset({"embedding"}))
-                embeddings.append(said.embedding.float().cpu())
-                assert batch.label is not None, "the probe's images have labels"
-                labels.append(batch.label.cpu())
-        probe = fit_linear_probe(torch.cat(embeddings), torch.cat(labels), len(data.classes))
+        size = image_size(data, [teacher])
+        loader = eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
+        probe = fit_linear_probe(*embed(teacher, loader, fabric.device, fabric.autocast), len(data.classes))
     teacher.set_probe(probe.to(fabric.device))
 
 

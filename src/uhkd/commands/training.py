@@ -1,7 +1,7 @@
 """`finetune` and `distill`: from a recipe to a trained network in a run folder."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,11 +23,14 @@ from uhkd.commands.setup import (
     tell_machine,
 )
 from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
+from uhkd.commands.students import finished_network, first_network, freeze_unreached
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
+from uhkd.commands.telling import ended, next_steps
+from uhkd.commands.unlabelled import Lesson, agreement, described, lesson_without_labels, open_judge, tell_unreached
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_loggers, check_needs, check_tensors, train
 from uhkd.methods import Distiller, build, check, effective
-from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
+from uhkd.models import fingerprint
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
@@ -57,12 +60,12 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
         return _finished(folder, model, fabric)
     if not opened.classes:
         raise ValueError(
-            f"data {opened.name} has no labels, and finetune learns from them alone; expected (image, label) pairs, or distil a "
-            "teacher by a method that needs none"
+            f"data {opened.name} has no labels, and finetune learns from them alone; expected class folders or (image, label) "
+            "pairs, or distil a teacher, which needs none"
         )
-    network = _network(model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened).to(
-        fabric.device
-    )
+    network = first_network(
+        model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened, len(opened.classes)
+    ).to(fabric.device)
     learner = Learner(network, nn.ModuleDict(), recipe.label_smoothing)
     return _train(recipe, opened, fabric, folder, learner, None, {"verb": "finetune", "model": recipe.model})
 
@@ -80,27 +83,53 @@ def distill(
     recipe, opened, fabric, folder = _begin(recipe, recipe.method, data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, student, fabric)
-    network = _network(
-        student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
+    workers = choose_workers(recipe, opened, fabric.device.type)
+    judge = open_judge(recipe, opened, fabric, workers)
+
+    def heard() -> tuple[TappedModel | Stored | None, dict[str, Any]]:
+        if recipe.method == "scratch" and opened.classes:
+            return None, {}
+        if recipe.teacher_cache is not None:
+            stored = open_stored(recipe, opened, teacher)
+            return stored, facts_of(stored, recipe)
+        sealed, metrics = prepare_teacher(recipe, opened, fabric, folder, workers, teacher, judge=judge)
+        return sealed, {"teacher_metrics": metrics, "teacher_fingerprint": fingerprint(sealed)}
+
+    lesson = Lesson(len(opened.classes), opened.classes, recipe.weights)
+    source, known = (None, {}) if opened.classes else heard()
+    if not opened.classes:  # the teacher's classes, where its logits are imitated, are the student's
+        lesson = lesson_without_labels(recipe, source)
+    network = first_network(
+        student,
+        recipe.student,
+        recipe.student_start,
+        recipe.student_options,
+        recipe.student_levels,
+        recipe,
+        opened,
+        lesson.classes,
     ).to(fabric.device)
+    if opened.classes:
+        source, known = heard()
+    if isinstance(source, Stored):
+        tell_other_views(asked, opened, network, source)
     facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
-    facts["method"], sealed = recipe.method, None
-    facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
-    stored = None
-    if recipe.method != "scratch" and recipe.teacher_cache is not None:
-        stored = open_stored(recipe, opened, teacher)
-        tell_other_views(asked, opened, network, stored)
-        facts |= facts_of(stored, recipe)
-    elif recipe.method != "scratch":
-        workers = choose_workers(recipe, opened, fabric.device.type)
-        sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
-        facts["teacher_fingerprint"] = fingerprint(sealed)
-    taught = stored.manifest.shapes if stored else sealed and sealed.shapes
-    shapes = Shapes(network.shapes, taught, len(opened.classes), len(opened.train))
+    facts |= {"method": recipe.method, "methods": effective(recipe.method, recipe.settings, lesson.weights)} | known
+    taught = source.manifest.shapes if isinstance(source, Stored) else source and source.shapes
+    shapes = Shapes(network.shapes, taught, lesson.classes, len(opened.train))
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
-    distillers = build(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
+    distillers = build(recipe.method, shapes, recipe.settings, lesson.weights).to(fabric.device)
     learner = Learner(network, distillers, recipe.label_smoothing)
-    return _train(recipe, opened, fabric, folder, learner, stored or sealed, facts)
+    if opened.classes:
+        return _train(recipe, opened, fabric, folder, learner, source, facts)
+    network.card = replace(network.card, classes=lesson.names)
+    if judge is not None:
+        facts["probe"] = described(judge, network)
+    tell_unreached(freeze_unreached(network, learner.student_needs), learner.student_needs)
+    judged = judge or agreement(source, lesson.classes, opened, fabric, workers)
+    result = _train(recipe, opened, fabric, folder, learner, source, facts, judged)
+    result.student.requires_grad_(True)
+    return result
 
 
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric, RunFolder]:
@@ -131,57 +160,8 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
 def _finished(folder: RunFolder, module: nn.Module | None, fabric: Fabric) -> Result:
     """The result of a run that needs no resuming: nothing is trained again."""
     say(f"{folder.path} is finished: there is nothing to resume, and this is its result")
-    if module is None:
-        network = load_run(folder.path)
-    else:
-        card = ModelCard.from_json(folder.read_card())
-        network = module
-        if not isinstance(network, TappedModel):
-            network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
-        network.module.load_state_dict(read_safetensors(folder.weights))
-        network.card = card
+    network = finished_network(folder, module)
     return Result(network.to(fabric.device).eval(), folder.read_result()["metrics"], folder)
-
-
-def _network(
-    module: nn.Module | None,
-    name: str,
-    start: str,
-    options: dict[str, Any],
-    levels: Sequence[str] | None,
-    recipe: TrainRecipe,
-    data: Data,
-) -> TappedModel:
-    """The network to train: the same first weights for the same seed, whatever the method."""
-    torch.manual_seed(recipe.seed)
-    classes = len(data.classes)
-    if isinstance(module, TappedModel):
-        if module.shapes.logits != classes:
-            raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, the data has {classes}")
-        network = module if module.card is not None else _with_card(module)
-    elif module is not None:
-        size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
-        network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
-    else:
-        network = create(
-            name, num_classes=classes, start=start, image_size=recipe.image_size, options=options, levels=levels or 4
-        )
-    for note in network.notes:
-        say(f"  {note}")
-    return network
-
-
-def _with_card(network: TappedModel) -> TappedModel:
-    network.card = ModelCard(
-        name=f"module/{type(network.module).__name__}",
-        num_classes=network.shapes.logits or 0,
-        image_size=network.input_size,
-        mean=network.mean,
-        std=network.std,
-        interpolation=network.interpolation,
-        levels=network.levels,
-    )
-    return network
 
 
 def _train(
@@ -192,6 +172,7 @@ def _train(
     learner: Learner,
     teacher: TappedModel | Stored | None,
     facts: dict[str, Any],
+    judge: Callable[[TappedModel], dict[str, float]] | None = None,
 ) -> Result:
     student = learner.to(memory_format=torch.channels_last).student
     workers = choose_workers(recipe, data, fabric.device.type)
@@ -228,11 +209,11 @@ def _train(
         )
         ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
         rows = train(
-            Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say)
+            Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, judge, say)
         )
         student.eval()
         if fabric.is_global_zero:
-            card = replace(student.card, classes=data.classes).to_json()
+            card = replace(student.card, classes=data.classes or student.card.classes).to_json()
             parameters = sum(p.numel() for p in student.module.parameters())
             extra = sum(p.numel() for p in learner.distillers.parameters())
             facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
@@ -243,14 +224,14 @@ def _train(
                 pictures = ", ".join(path.name for path in draw(folder))
                 folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()
-            for line in _table(facts):
+            for line in ended(facts):
                 say(line)
             say(f"run folder {folder.path} with {pictures}")
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
             else:
-                say(f"measure it with: uhkd eval {folder.path}")
-                say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
+                for line in next_steps(folder.path, headless=not student.shapes.logits):
+                    say(line)
         return Result(student, rows[-1], folder)
 
 
@@ -277,17 +258,6 @@ def _settle_ftm(
     settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
     # two devices may order or sign principal channels otherwise
     teacher.ftm.load_state_dict(fabric.broadcast(teacher.ftm.state_dict()))
-
-
-def _table(facts: dict[str, Any]) -> list[str]:
-    """Validation accuracy after the last epoch beside the baselines; what was not run says so."""
-    own = f"{facts['metrics']['val_accuracy']:.2%}"
-    if facts["verb"] == "finetune":
-        return [f"{facts['model']}: validation accuracy {own}"]
-    teacher = facts.get("teacher_metrics")
-    rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
-    rows |= dict.fromkeys(("scratch", "kd", "uhkd"), "not run") | {facts["method"]: f"{own}  {facts['student']}"}
-    return ["validation accuracy after the last epoch:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 
 def _millions(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Image folders: `train/` with `val/` or `test/` beside it, or one folder of class folders."""
+"""Image folders: `train/` with `val/` or `test/` beside it, one folder of class folders, or images without labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _HEADERS = 64  # files whose header is read to learn whether all images share on
 
 @dataclass(frozen=True)
 class FolderParts:
-    """What lies in an image folder; val and test are None where there is no such folder."""
+    """What lies in an image folder; val and test are None where there is no such folder.
+
+    Without class folders there are no classes, and the sources have no labels.
+    """
 
     classes: tuple[str, ...]
     train: FileSource
@@ -28,8 +31,13 @@ class FolderParts:
     notes: tuple[str, ...]
 
 
-def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ...] | None) -> FolderParts:
+def read_folder(
+    root: Path, *, skip_bad_images: bool, class_names: tuple[str, ...] | None, unlabelled: bool = False
+) -> FolderParts:
     """List the images below `root`; the classes are the sorted names of the class folders, or `class_names`.
+
+    Training images that lie in no folder of their own have no labels, and then none have. unlabelled: folders mean nothing, at
+    any depth; the first below a part only tells the order and the strata that a validation part is cut from.
 
     Raises:
         ValueError: no images, images without class folders, an empty class folder, classes of val or test that train
@@ -37,6 +45,8 @@ def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ..
     """
     largest()  # a mistake in it is told once, not of every image
     parts, notes = _find_parts(root)
+    if unlabelled or (class_names is None and _flat(parts["train"])):
+        return _without_classes(root, parts, notes, skip_bad_images, unlabelled)
     listings: dict[str, dict[str, list[str]]] = {}
     for part, folder in parts.items():
         listings[part], stray = _list_classes(folder, root)
@@ -57,6 +67,33 @@ def read_folder(root: Path, *, skip_bad_images: bool, class_names: tuple[str, ..
     return FolderParts(
         classes, sources["train"], sources.get("val"), sources.get("test"), _common_size(sources["train"]), tuple(notes)
     )
+
+
+def _flat(folder: Path) -> bool:
+    """Whether a folder holds images, and none in folders below."""
+    folders, images = _children(folder)
+    return bool(images) and not any(_images_below(below, folder) for below in folders)
+
+
+def _without_classes(
+    root: Path, parts: dict[str, Path], notes: list[str], skip_bad_images: bool, strata: bool
+) -> FolderParts:
+    sources = {}
+    for part, folder in parts.items():
+        folders, images = _children(folder)
+        listing = {below.name: _images_below(below, root) for below in folders}
+        names = [name for below in listing.values() for name in below]
+        # images in no folder come last, so that those in class folders stand where they would with labels
+        prefix = folder.relative_to(root)
+        names += [(prefix / name).as_posix() for name in images]
+        if not names:
+            raise ValueError(f"no images found in {folder}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
+        counts = [*(len(below) for below in listing.values()), len(images)]
+        sources[part] = FileSource(root, names, np.repeat(np.arange(len(counts)), counts) if strata else None)
+    if skip_bad_images:
+        sources = {part: _drop_bad(source, parts[part], notes, classes=False) for part, source in sources.items()}
+    size = _common_size(sources["train"])
+    return FolderParts((), sources["train"], sources.get("val"), sources.get("test"), size, tuple(notes))
 
 
 def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -147,19 +184,22 @@ def _source(root: Path, listing: dict[str, list[str]], classes: tuple[str, ...])
     return FileSource(root, names, np.repeat(np.arange(len(classes)), counts))
 
 
-def _drop_bad(source: FileSource, folder: Path, notes: list[str]) -> FileSource:
+def _drop_bad(source: FileSource, folder: Path, notes: list[str], *, classes: bool = True) -> FileSource:
     good = decodable(len(source), lambda i: decode_file(source.path(i)))
     if good.all():
         return source
     bad = [source.names[i] for i in np.flatnonzero(~good)]
     notes.append(f"{_images(len(bad))} in {folder} cannot be decoded: skipped ({_some(bad)})")
-    for label in np.unique(source.labels[~good]):
+    if not classes and not good.any():
+        raise ValueError(f"{folder} has no image that can be decoded: add images")
+    for label in np.unique(source.labels[~good]) if classes and source.labels is not None else ():
         if not good[source.labels == label].any():
             name = Path(source.names[int(np.flatnonzero(source.labels == label)[0])]).relative_to(
                 folder.relative_to(source.root)
             )
             raise ValueError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
-    return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], source.labels[good])
+    labels = None if source.labels is None else source.labels[good]
+    return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], labels)
 
 
 def _common_size(source: FileSource) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from uhkd.data.arrays import Parts, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.memory import keep
 from uhkd.data.sharded import Sharding, ShardSource, is_sharded, read_shards
-from uhkd.data.sources import Part, Source, fingerprint
+from uhkd.data.sources import Part, Source, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.timm_readers import is_reader, read_timm
 
@@ -58,37 +58,43 @@ def open_data(
     skip_bad_images: bool = False,
     class_names: Sequence[str] | None = None,
     shards: Sharding | None = None,
+    labels: bool = True,
 ) -> Data:
     """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
 
     A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
     stratified subset of what is left. skip_bad_images decodes every file once and drops those that fail.
     class_names fixes the names and order of the classes (of a trained model, say). shards: how tar shards are read.
+    labels: False leaves them aside once the parts are cut, so that these are what they are with labels; in an image folder
+    images may then lie in any folders.
 
     Raises:
         ValueError: anything that cannot be used as asked; the message says what was expected and found.
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
-    name, parts = _read(data, skip_bad_images, names, shards or Sharding())
-    classes, notes = _settle_classes(name, parts, names)
+    name, parts = _read(data, skip_bad_images, names, shards or Sharding(), labels)
+    classes, notes = _settle_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
     if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
         notes.append("shards_at_a_time is for tar shards, and these are none: not used")
     parts = keep(parts)
     train, val = parts.train, parts.val
     if val is None:
-        train, val = _cut(name, train, classes, val_fraction, split_seed)
+        train, val = _cut(name, train, classes, val_fraction, split_seed, labels)
         notes.append(f"validation part: {len(val)} images cut from the training images (seed {split_seed})")
     if train_limit is not None:
-        train, note = _limit(train, train_limit, split_seed)
+        train, note = _limit(train, train_limit, split_seed, labels)
         notes.append(note)
-    listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, parts.test))])
+    test = parts.test
+    if not labels:
+        train, val, test = unlabelled(train), unlabelled(val), test and unlabelled(test)
+    listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
     return Data(
         name=name,
         classes=classes,
         train=train,
         val=val,
-        test=parts.test,
+        test=test,
         native_size=parts.native_size,
         flip=name != "digits",
         notes=(*parts.notes, *notes),
@@ -96,7 +102,9 @@ def open_data(
     )
 
 
-def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: Sharding) -> tuple[str, Parts]:
+def _read(
+    data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: Sharding, labels: bool
+) -> tuple[str, Parts]:
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
@@ -120,7 +128,7 @@ def _read(data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shard
     if not path.exists():
         raise ValueError(_missing(path))
     if path.is_dir():
-        found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names)
+        found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
         return path.resolve().name, Parts(
             found.classes, found.train, found.val, found.test, found.native_size, found.notes
         )
@@ -177,17 +185,26 @@ def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> t
     present = np.unique(train)
     if len(present) < 2:
         raise ValueError(
-            f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more"
+            f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more "
+            "(images without classes: --unlabelled)"
         )
     absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
     notes = [f"classes without training images ({len(absent)}): {', '.join(absent[:8])}"] if absent else []
     return tuple(classes), notes
 
 
+def _strata(source: Source, labelled: bool) -> np.ndarray:
+    """What cuts are stratified by: the labels, or 0 for all images without. Labels that do not count may be of any kind."""
+    labels = source.labels
+    if labels is None or not (labelled or (labels.min() >= 0 and 1 not in np.unique(labels, return_counts=True)[1])):
+        return np.zeros(len(source), dtype=np.int64)
+    return labels
+
+
 def _cut(
-    name: str, train: Source, classes: tuple[str, ...], val_fraction: float, split_seed: int
+    name: str, train: Source, classes: tuple[str, ...], val_fraction: float, split_seed: int, labelled: bool
 ) -> tuple[Source, Source]:
-    labels = np.zeros(len(train), dtype=np.int64) if train.labels is None else train.labels
+    labels = _strata(train, labelled)
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         raise ValueError(
@@ -198,11 +215,13 @@ def _cut(
     return Part(train, train_part), Part(train, val_part)
 
 
-def _limit(train: Source, limit: int, split_seed: int) -> tuple[Source, str]:
+def _limit(train: Source, limit: int, split_seed: int, labelled: bool) -> tuple[Source, str]:
     if limit >= len(train):
         return train, f"train_limit {limit}: all {len(train)} training images are used"
-    labels = np.zeros(len(train), dtype=np.int64) if train.labels is None else train.labels
+    labels = _strata(train, labelled)
     classes = len(np.unique(labels))
+    if limit < classes and not labelled:
+        labels, classes = np.zeros_like(labels), 1
     if limit < classes:
         raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
     kept = stratified_subset(labels, limit, split_seed)

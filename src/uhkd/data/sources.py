@@ -88,11 +88,11 @@ class ArraySource:
 class FileSource:
     """Image files, decoded on demand; decoded images stay in memory up to a fixed budget per process."""
 
-    def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray) -> None:
+    def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray | None) -> None:
         """names: paths below root."""
         self.root = root
         self.names = tuple(names)
-        self.labels = labels.astype(np.int64)
+        self.labels = None if labels is None else labels.astype(np.int64)
         self._kept: dict[int, Tensor] = {}
         self._room = _KEPT_BYTES
 
@@ -180,6 +180,13 @@ class Part:
     def fingerprint(self) -> str:
         """Return a hash of the whole source and of the positions."""
         return content_hash(fingerprint(self.source).encode(), self.indices)
+
+
+def unlabelled(source: Source) -> Part:
+    """Return the same images, in the same order, without their labels."""
+    part = Part(source, np.arange(len(source)))
+    part.labels = None
+    return part
 
 
 def fingerprint(source: Source | None) -> str:

@@ -8,7 +8,7 @@ from uhkd.engine.optimizer import FUSED
 from uhkd.engine.resuming import check_tensors
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
-from uhkd.engine.teacher import Teacher, at_chance, calibrate, fit_linear_probe
+from uhkd.engine.teacher import Teacher, at_chance, calibrate
 
 __all__ = [
     "EVAL_BATCH",
@@ -22,7 +22,6 @@ __all__ = [
     "check_loggers",
     "check_needs",
     "check_tensors",
-    "fit_linear_probe",
     "lr_factor",
     "make_deterministic",
     "target_differences",

@@ -32,6 +32,7 @@ from uhkd.evaluation import evaluate
 from uhkd.methods import matching_of
 from uhkd.recipe import DistillRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
+from uhkd.taps import TappedModel
 
 EVAL_BATCH = 256
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
@@ -51,6 +52,9 @@ class Job:
     fabric: Fabric
     workers: int = 0
     ce_weight: float = 1.0
+    judge: Callable[[TappedModel], dict[str, float]] | None = (
+        None  # in place of the accuracy, where there are no labels
+    )
     say: Callable[[str], None] = print
 
 
@@ -180,15 +184,18 @@ def train(job: Job) -> list[dict[str, float]]:
         report.beat(step, seconds, "validating")
         norms = probe(batch, step, weighing)
         with average.shown():
-            evaluation = evaluate(learner.student, val, fabric.device, fabric.autocast)
+            evaluation = None if job.judge else evaluate(learner.student, val, fabric.device, fabric.autocast)
+            metrics = evaluation.metrics if evaluation else job.judge(learner.student) if job.judge else {}
             own = totals.means()
             means = [fmean(values) for values in zip(*agreement.all_of(list(own.values())), strict=True)]
             row = {"step": step, "epoch": step // per_epoch, "lr": lr, **dict(zip(own, means, strict=True))}
-            row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
+            row |= {f"val_{name}": value for name, value in metrics.items()}
             row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
             row |= {f"grad_{name}": norm for name, norm in norms.items()}
             totals.reset()
             diagnostics.note(step)
+            if job.judge:
+                rows[-1] |= {f"val_{name}": value for name, value in diagnostics.likeness().items()}
             if step == total:
                 diagnostics.end(evaluation)
         report.row(row | {"seconds": round(seconds, 3), **progress.rates()}, diagnostics.arrays(), kept)

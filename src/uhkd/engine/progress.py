@@ -13,6 +13,9 @@ from rich.progress import Progress as Bar
 
 Item = TypeVar("Item")
 
+# what tells how good a network is, best known first: all but the accuracy only where there are no labels
+FORMS = {"accuracy": ".2%", "agreement": ".2%", "feature_error": ".3f", "cka": ".3f"}
+
 
 class Progress:
     """Counts steps and seconds, shows ETA, images a second and the share of time spent waiting for data.
@@ -95,8 +98,13 @@ class Progress:
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
         """The validation after an epoch; without a loss when all its steps were skipped."""
         rates = self.rates()
+        judged = (
+            f"val {name.replace('_', ' ')} {row[f'val_{name}']:{form}}  "
+            for name, form in FORMS.items()
+            if f"val_{name}" in row
+        )
         self.say(
-            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  val accuracy {row['val_accuracy']:.2%}  "
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  {''.join(judged)}"
             f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
         )
 

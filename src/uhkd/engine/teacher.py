@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.diagnostics import Reference, reference
@@ -80,31 +79,6 @@ def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, 
             break
     teacher.ftm.calibrate([torch.cat(level) for level in raw])
     return count
-
-
-def fit_linear_probe(embedding: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float = 1e-3) -> nn.Linear:
-    """Multinomial logistic regression on frozen embeddings (N, D), deterministic; standardisation is folded into the layer."""
-    embedding = embedding.detach().float()
-    mean, spread = embedding.mean(0), embedding.std(0)
-    # a feature that sleeps on these images and wakes up on others must not shout
-    spread = spread.clamp_min(max(0.1 * spread.median().item(), 1e-6))
-    x = (embedding - mean) / spread
-    weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, labels) + weight_decay * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    probe = nn.Linear(x.shape[1], num_classes)
-    with torch.no_grad():
-        probe.weight.copy_(weight / spread)
-        probe.bias.copy_(bias - (weight / spread) @ mean)
-    return probe
 
 
 def at_chance(correct: int, labels: Tensor) -> bool:

@@ -16,11 +16,13 @@ __all__ = [
     "Needs",
     "build",
     "check",
+    "compares_logits",
     "effective",
     "matching_of",
     "method_class",
     "method_names",
     "settings_of",
+    "without_labels",
 ]
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydantic, and to a loss they are poison
@@ -117,6 +119,43 @@ def effective(
         }
         for name, (chosen, given) in check(method, settings, weights).items()
     }
+
+
+def compares_logits(
+    method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
+) -> bool:
+    """Whether any term that counts is about the logits of both sides."""
+    return any(
+        weight and (method_class(name).imitates_logits or term in method_class(name).companions)
+        for name, told in effective(method, settings, weights).items()
+        for term, weight in told["weights"].items()
+    )
+
+
+def without_labels(
+    method: str, settings: Mapping[str, Any] | None, weights: Mapping[str, float], *, logits: bool
+) -> dict[str, float]:
+    """The weights by which a method learns from images without labels, of a teacher with `logits` or none.
+
+    Without logits the terms on them that a method only brings along get weight 0, unless one was asked for.
+
+    Raises:
+        ValueError: for a method that learns from labels alone, treats the labelled class apart, or imitates logits that are not
+            there.
+    """
+    names, others = _names(method), "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
+    for name in names:
+        own = method_class(name)
+        if not own.default_weights:
+            raise ValueError(f"{name} learns from labels alone, and these images have none; choose {others}")
+        if own.needs_labels:
+            raise ValueError(
+                f"{name} treats the labelled class apart, and these images have no labels; choose kd, {others}"
+            )
+        if own.imitates_logits and not logits:
+            raise ValueError(f"{name} imitates class scores, and this teacher has none; choose {others}")
+    silent = {} if logits else {f"{n}.{t}": 0.0 for n in names for t in method_class(n).companions}
+    return {key: w for key, w in silent.items() if key.partition(".")[2] not in weights} | dict(weights)
 
 
 def build(

@@ -32,13 +32,15 @@ class Distiller(nn.Module, ABC):
 
     default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
     logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is
-    such a logits method. knob: the one setting that is tuned, with the values tried.
+    such a logits method. needs_labels: whether it treats the labelled class apart. knob: the one setting that is tuned, with
+    the values tried.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
     main_term: ClassVar[str | None] = None
     companions: ClassVar[frozenset[str]] = NOTHING
     imitates_logits: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     needs: Needs
 

@@ -52,6 +52,7 @@ class DKD(Distiller):
     default_weights: ClassVar = {"tckd": 1.0, "nckd": 2.0}
     main_term = "nckd"
     imitates_logits = True
+    needs_labels = True
     knob = ("temperature", (2.0, 4.0))
 
     def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:

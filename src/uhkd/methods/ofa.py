@@ -58,6 +58,7 @@ class OFA(Distiller):
     default_weights: ClassVar = {"stages": 1.0, "logits": 1.0}
     main_term = "stages"
     imitates_logits = True
+    needs_labels = True
     knob = ("eps", (1.2, 1.5))
 
     def __init__(

@@ -160,6 +160,7 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
             std=given.std,
             interpolation=given.interpolation,
             levels=levels,
+            head=classes != 0,
         )
     except ImpossibleSize as error:
         height, width = built.made_for

@@ -150,9 +150,7 @@ def _torchvision(
         arguments.setdefault("input_size", where)
     elif name in ("googlenet", "inception_v3"):
         arguments.setdefault("init_weights", True)
-    if num_classes == 0:
-        raise ValueError(f"torchvision/{name} cannot be had without a head; num_classes must be at least 1")
-    if num_classes is not None:
+    if num_classes:
         arguments["num_classes"] = num_classes
     full = f"torchvision/{name}"
     module = _construct(full, where, lambda: torchvision.models.get_model(name, weights=None, **arguments))
@@ -162,9 +160,24 @@ def _torchvision(
             state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise unavailable(full, error) from error
-        classes = 1000 if num_classes is None else num_classes
-        notes = apply_state(module, state, num_classes=classes, source="torchvision's pretrained weights")
+        notes = apply_state(module, state, num_classes=num_classes or 1000, source="torchvision's pretrained weights")
+    if num_classes == 0:
+        _behead(module, full)
     return Built(module, replace(Input(where), interpolation="bilinear"), tuple(notes), made_for)
+
+
+def _behead(module: nn.Module, name: str) -> None:
+    """Put an identity in place of the last linear layer, so that the module's output is its embedding.
+
+    Raises:
+        ValueError: when the network does not end with one.
+    """
+    linear = [part for part, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear or module.get_submodule(linear[-1]) is not list(module.modules())[-1]:
+        raise ValueError(
+            f"{name} cannot be had without a head: it does not end with a linear layer; choose another network"
+        )
+    module.set_submodule(linear[-1], nn.Identity())
 
 
 def _construct(name: str, size: Size, make: Any) -> nn.Module:

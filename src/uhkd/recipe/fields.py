@@ -75,6 +75,9 @@ class DataWords(Schema):
     train_limit: int | None = Field(
         default=None, ge=1, description="train on this many images only (stratified); none: all"
     )
+    unlabelled: bool = Field(
+        default=False, description="leave labels aside; in a folder, images may then lie in any folders, at any depth"
+    )
     skip_bad_images: bool = Field(
         default=False, description="leave out image files that cannot be read, counted and named"
     )

@@ -162,6 +162,14 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     teacher_views: int | None = Field(
         default=None, ge=1, description="views of teacher_cache to use; none: all that it holds"
     )
+    probe_data: str | None = Field(
+        default=None,
+        description="labelled images by which a training without labels is judged: a probe fits on the frozen embeddings of "
+        "their training part and is measured on their validation part; none: likeness to the teacher alone",
+    )
+    probe: Literal["knn", "linear"] = Field(
+        default="knn", description="k nearest neighbours (20, by cosine), or logistic regression; for probe_data"
+    )
     student_start: str = Field(
         default="random", description="student's first weights: random, pretrained or a weights file"
     )

@@ -1,0 +1,43 @@
+"""What a training says at its end: its numbers beside those of the baselines, and what can be done with it."""
+
+from pathlib import Path
+from typing import Any
+
+from uhkd.engine.progress import FORMS
+
+KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
+
+
+def ended(facts: dict[str, Any]) -> list[str]:
+    """Validation after the last epoch beside the baselines, a line each; what was not run says so."""
+    metrics = facts["metrics"]
+    own = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None
+    if facts["verb"] == "finetune":
+        return [f"{facts['model']}: validation accuracy {own}"]
+    if own is None:
+        found = ", ".join(
+            f"{name.replace('_', ' ')} {metrics[f'val_{name}']:{form}}"
+            for name, form in FORMS.items()
+            if f"val_{name}" in metrics
+        )
+        return [f"validation after the last epoch, without labels: {found}  {facts['student']}"]
+    teacher = facts.get("teacher_metrics")
+    rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
+    probed = facts.get("probe")
+    others = {"untrained": f"{probed['start']:.2%}"} if probed else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
+    rows |= others | {facts["method"]: f"{own}  {facts['student']}"}
+    by = f", {KINDS[probed['kind']]} on {probed['data']}" if probed else ""
+    return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
+
+
+def next_steps(run: Path, *, headless: bool) -> list[str]:
+    """How a trained network is measured and used, a line each."""
+    if headless:
+        return [
+            f"measure it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn",
+            f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
+        ]
+    return [
+        f"measure it with: uhkd eval {run}",
+        f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits',
+    ]

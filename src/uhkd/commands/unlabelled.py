@@ -1,0 +1,146 @@
+"""Training without labels: which classes the student has, what its weights are, and what tells how good it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from uhkd.commands.setup import image_size, say
+from uhkd.commands.telling import KINDS
+from uhkd.data import Data, Source, eval_loader, open_data
+from uhkd.engine import EVAL_BATCH
+from uhkd.evaluation import Evaluation, predict_logits
+from uhkd.methods import compares_logits, without_labels
+from uhkd.probing import Probe, embed, probe
+from uhkd.recipe import DistillRecipe
+from uhkd.stored import Stored
+from uhkd.taps import TappedModel
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns: how many classes (0: none, it is a backbone), their names where known, and weights of terms."""
+
+    classes: int
+    names: tuple[str, ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+def lesson_without_labels(recipe: DistillRecipe, teacher: TappedModel | Stored | None) -> Lesson:
+    """The classes of the teacher, if its logits are imitated; else none, and the terms on logits are left out.
+
+    Raises:
+        ValueError: for a method that learns from labels, or from logits that are not there.
+    """
+    if isinstance(teacher, Stored):
+        logits, names = teacher.manifest.layout.logits, ()
+    else:
+        logits = teacher.shapes.logits if teacher else None
+        names = tuple(teacher.card.classes) if teacher is not None and teacher.card is not None else ()
+    weights = without_labels(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
+    if logits is not None and compares_logits(recipe.method, recipe.settings, weights):
+        say(f"  no labels: the student learns the {logits} classes of its teacher")
+        return Lesson(logits, names if len(names) == logits else (), weights)
+    say("  no labels and no logits to imitate: the student is a backbone without head")
+    if left := sorted(weights.keys() - recipe.weights.keys()):
+        say(f"  left out, as they compare logits: {', '.join(left)}")
+    return Lesson(0, (), weights)
+
+
+def tell_unreached(numbers: int, needs: frozenset[str]) -> None:
+    """Say what of the student no term reaches, as `freeze_unreached` counted it."""
+    if numbers:
+        end = (
+            ""
+            if "embedding" in needs
+            else "; a method that reads embeddings reaches them (rsd, rkd or cc, as in uhkd+rsd)"
+        )
+        say(f"  {numbers:,} parameters of the student lie behind all that is imitated and stay as they begin{end}")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Fits a probe on a network's frozen embeddings of the labelled training images, and measures it on another part."""
+
+    kind: Probe
+    data: Data
+    asked: Source
+    fabric: Fabric
+    workers: int = 0
+
+    def evaluation(self, network: TappedModel) -> Evaluation:
+        """Of the part asked for; nothing of the probe is kept."""
+        size, device = image_size(self.data, [network]), self.fabric.device
+        loaded = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
+        known, asked = (
+            embed(network, eval_loader(part, size, **loaded), device, self.fabric.autocast)
+            for part in (self.data.train, self.asked)
+        )
+        return probe(self.kind, known, asked, len(self.data.classes))
+
+    def __call__(self, network: TappedModel) -> dict[str, float]:
+        return self.evaluation(network).metrics
+
+
+def open_judge(recipe: DistillRecipe, data: Data, fabric: Fabric, workers: int) -> Judge | None:
+    """The judge of a training without labels, if the recipe brings labelled images.
+
+    Raises:
+        ValueError: for probe_data beside labels, or without any.
+    """
+    if recipe.probe_data is None:
+        return None
+    if data.classes:
+        raise ValueError(
+            f"probe_data judges a training without labels, and data {data.name} has labels: leave out --probe-data, or leave "
+            "the labels aside by --unlabelled"
+        )
+    opened = open_data(recipe.probe_data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    if not opened.classes:
+        raise ValueError(
+            f"probe_data {opened.name} has no labels to judge by: expected class folders, or another labelled set"
+        )
+    say(
+        f"judged by a {KINDS[recipe.probe]} on {len(opened.train)} labelled images of {opened.name}, measured on "
+        f"{len(opened.val)} validation images, {len(opened.classes)} classes"
+    )
+    return Judge(recipe.probe, opened, opened.val, fabric, workers)
+
+
+def described(judge: Judge, student: TappedModel) -> dict[str, Any]:
+    """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
+    start = judge(student)["accuracy"]
+    say(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[judge.kind]})")
+    return {"kind": judge.kind, "data": judge.data.name, "classes": len(judge.data.classes), "start": start}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often a network names the class that its teacher names, on the same images."""
+
+    answers: torch.Tensor
+    data: Data
+    fabric: Fabric
+    workers: int
+
+    def __call__(self, network: TappedModel) -> dict[str, float]:
+        said = answers_of(network, self.data, self.fabric, self.workers)
+        return {"agreement": float((said == self.answers).float().mean())}
+
+
+def answers_of(network: TappedModel, data: Data, fabric: Fabric, workers: int) -> torch.Tensor:
+    """The class that a network names for each validation image, (N,)."""
+    size, device = image_size(data, [network]), fabric.device
+    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
+    return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
+
+
+def agreement(
+    teacher: TappedModel | Stored | None, classes: int, data: Data, fabric: Fabric, workers: int
+) -> Callable[[TappedModel], dict[str, float]]:
+    """What judges a student without labelled images: a live teacher's own answers, if there are any, or nothing."""
+    if classes and isinstance(teacher, TappedModel):
+        return Agreement(answers_of(teacher, data, fabric, workers), data, fabric, workers)
+    return lambda network: {}
