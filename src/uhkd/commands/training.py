@@ -27,7 +27,7 @@ from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, check_tensors, train
 from uhkd.methods import Distiller, build, check, effective
-from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
+from uhkd.models import ModelCard, create, fingerprint, load_run, own_size, read_safetensors, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
@@ -159,7 +159,7 @@ def _network(
             raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, the data has {classes}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
-        size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
+        size = recipe.image_size or own_size(module) or data.native_size
         network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
     else:
         network = create(
