@@ -8,9 +8,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from uhkd.commands import Result, cache, compare, distill, evaluate, finetune, predict, watch
     from uhkd.data import open_data
+    from uhkd.distillation import Distillation
     from uhkd.models import create, load_run
 
 _HOMES = {
+    "Distillation": "uhkd.distillation",
     "Result": "uhkd.commands",
     "cache": "uhkd.commands",
     "compare": "uhkd.commands",
@@ -25,6 +27,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Distillation",
     "Result",
     "__version__",
     "cache",

@@ -8,7 +8,7 @@ from torch import nn
 
 from uhkd.commands.setup import say
 from uhkd.data import Data
-from uhkd.models import ModelCard, create, load_run, read_safetensors, wrap
+from uhkd.models import ModelCard, create, load_run, own_size, read_safetensors, wrap
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
@@ -39,7 +39,7 @@ def first_network(
             raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
-        size = (recipe.image_size,) * 2 if recipe.image_size else data.native_size or (224, 224)
+        size = recipe.image_size or own_size(module) or data.native_size
         network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
     else:
         network = create(

@@ -12,7 +12,7 @@ from uhkd.commands.unlabelled import Judge
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
 from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors
 from uhkd.evaluation import Evaluation, evaluate
-from uhkd.models import create, wrap
+from uhkd.models import brings_weights, create, own_size, wrap
 from uhkd.probing import embed, fit_linear_probe
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import RunFolder, write_tensors
@@ -31,7 +31,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     if isinstance(module, TappedModel):
         return module
     if module is not None:
-        size = data.native_size or (224, 224)
+        size = own_size(module) or data.native_size
         return wrap(module, num_classes=None, image_size=size, levels=levels)
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
@@ -41,8 +41,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
                 f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may "
                 "have seen validation images, and its accuracy below may be too good"
             )
-    brings_its_own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
-    start = recipe.teacher_start or ("random" if brings_its_own else "pretrained")
+    start = recipe.teacher_start or ("random" if brings_weights(recipe.teacher) else "pretrained")
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
     except ValueError as error:

@@ -17,11 +17,15 @@ NOTHING: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Needs:
-    """Fields of `Signals` a method reads on each side, and how the teacher's spectra are to be made if it reads them."""
+    """Fields of `Signals` a method reads on each side, and how the teacher's spectra are to be made if it reads them.
+
+    index: whether it reads `Batch.index`, which image is which.
+    """
 
     student: frozenset[str] = NOTHING
     teacher: frozenset[str] = NOTHING
     target: SpectralTarget | None = None
+    index: bool = False
 
 
 class Distiller(nn.Module, ABC):

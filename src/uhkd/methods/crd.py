@@ -93,7 +93,7 @@ class CRD(Distiller):
             for name in ("student_bank", "teacher_bank"):
                 self.register_buffer(name, torch.empty(shapes.num_samples, dim).uniform_(-spread, spread))
             self.register_buffer("log_normalisers", torch.full((2,), math.inf))  # log Z of both sides; inf: not set yet
-            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}), index=True)
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """{"contrast": student's and teacher's loss}; in training the banks take in this batch."""

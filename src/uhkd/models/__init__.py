@@ -1,18 +1,23 @@
 """Models: from a name, a file or a module of one's own to a TappedModel that can be rebuilt."""
 
-from uhkd.models.build import create, load_run, wrap
+from uhkd.models.build import brings_weights, create, load_run, save, wrap
 from uhkd.models.card import ModelCard
+from uhkd.models.described import own_input, own_size
 from uhkd.models.naming import model_names
 from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
 
 __all__ = [
     "ModelCard",
+    "brings_weights",
     "create",
     "fingerprint",
     "fingerprint_of",
     "load_run",
     "load_state",
     "model_names",
+    "own_input",
+    "own_size",
     "read_safetensors",
+    "save",
     "wrap",
 ]

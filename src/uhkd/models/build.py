@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from uhkd.models.card import ModelCard
+from uhkd.models.described import own_input, own_size
+from uhkd.models.families import PREFIX, families
 from uhkd.models.libraries import Input, build, input_of, read_folder
 from uhkd.models.naming import Reference, parse
+from uhkd.models.transformers import card_words, find, has_weights, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
-from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD, ImpossibleSize, TappedModel
+from uhkd.taps import ImpossibleSize, TappedModel
 
 Levels = int | Sequence[int | str]
 
@@ -29,6 +32,7 @@ class _Request:
     state: Mapping[str, Tensor] | None = None
     source: str = ""
     input: Input | None = None
+    notes: tuple[str, ...] = ()
 
 
 def create(
@@ -42,8 +46,9 @@ def create(
 ) -> TappedModel:
     """The model of a name as a TappedModel, with its `card` and with `notes` on what has to be announced.
 
-    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `local-dir:PATH` (a timm model folder) or a
-    run folder of ours; the last two bring their weights. `start`: "random", "pretrained" (network), or the path of a
+    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `transformers/NAME` (a family, a folder of
+    save_pretrained or a name of the hub), `local-dir:PATH` (a timm model folder) or a run folder of ours; folders bring their
+    weights. `start`: "random", "pretrained" (network), or the path of a
     weights file or run folder. `num_classes` None keeps the model's own head, 0 is none; one that does not fit starts
     at random. `image_size` is one side or (height, width) in pixels, by default the model's own.
 
@@ -73,6 +78,18 @@ def create(
             parse(f"timm/{architecture}"), _or(num_classes, cfg.get("num_classes")), described.size, {**own, **options}
         )
         request = replace(request, state=load_state(weights), source=f"'{weights}'", input=described)
+    elif reference.library == "transformers" and reference.name not in families():
+        found = find(reference.name, pretrained=str(start) == "pretrained")
+        request = _Request(
+            replace(reference, name=found.family),
+            _or(num_classes, found.num_classes),
+            size,
+            {**found.options, **options},
+        )
+        described = replace(found.input, size=size or found.input.size)
+        request = replace(request, size=described.size, input=described, notes=found.notes)
+        request = replace(request, state=found.state, source=f"'{reference.name}'")
+        classes = found.classes
     else:
         request = _Request(reference, num_classes, size, options, pretrained=str(start) == "pretrained")
     if str(start) not in ("random", "pretrained"):
@@ -81,7 +98,7 @@ def create(
     tapped = _realise(request, levels)
     if len(classes) == tapped.shapes.logits:
         tapped.card = replace(tapped.card, classes=classes)
-    if str(start) == "pretrained" and request.state is not None:
+    if str(start) == "pretrained" and request.state is not None and reference.library != "transformers":
         tapped.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
     return tapped
 
@@ -90,25 +107,37 @@ def wrap(
     module: nn.Module,
     *,
     num_classes: int | None,
-    image_size: int | Sequence[int],
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    image_size: int | Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     levels: Levels = 4,
     name: str | None = None,
 ) -> TappedModel:
     """A network of one's own as a TappedModel; `num_classes` 0 says that its output is an embedding, None: as it is.
 
+    Size and normalisation are by default those that a network of timm or transformers knows of itself; others get 224 px and
+    ImageNet's.
+
     Raises:
         ValueError: it gives another number of classes, no usable taps, or cannot process images of this size.
     """
-    size = _size(image_size)
-    assert size is not None
-    tapped = TappedModel(module, input_size=size, mean=mean, std=std, levels=levels, head=num_classes != 0)
+    given = _size(image_size) or own_size(module) or (224, 224)
+    own = own_input(module, given) or Input(given)
+    tapped = TappedModel(
+        module,
+        input_size=own.size,
+        mean=mean or own.mean,
+        std=std or own.std,
+        interpolation=own.interpolation,
+        levels=_levels(module, levels),
+        head=num_classes != 0,
+    )
     found = tapped.shapes.logits
     if num_classes and found != num_classes:
         gives = "no class scores" if found is None else f"{found} classes"
         raise ValueError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
-    return _with_card(tapped, name or f"module/{type(module).__name__}", {})
+    known, options = card_words(module) or (f"module/{type(module).__name__}", {})
+    return _with_card(tapped, name or known, options)
 
 
 def load_run(folder: str | Path) -> TappedModel:
@@ -138,12 +167,39 @@ def load_run(folder: str | Path) -> TappedModel:
     return tapped.eval()
 
 
+def save(network: TappedModel, folder: str | Path, classes: Sequence[str] = ()) -> Path:
+    """Write card and weights of a network into a new folder, which `load_run` opens (modules of one's own: `load_state`).
+
+    `classes`: names of its outputs, in order.
+
+    Raises:
+        ValueError: when the folder is a file or holds something already, or the names are not as many as the classes.
+    """
+    assert isinstance(network.card, ModelCard)
+    if classes and len(classes) != network.card.num_classes:
+        raise ValueError(f"classes must be {network.card.num_classes} names, found {len(classes)}")
+    run = RunFolder(Path(folder).expanduser())
+    if run.path.is_file() or (run.path.exists() and any(run.path.iterdir())):
+        raise ValueError(f"'{folder}' is there already; choose a folder that is new or empty")
+    run.path.mkdir(parents=True, exist_ok=True)
+    card = replace(network.card, classes=tuple(classes) or network.card.classes)
+    run.write_model(card.to_json(), network.module.state_dict())
+    return run.path
+
+
+def brings_weights(name: str) -> bool:
+    """Whether a name stands for a network with its weights: a run folder or a model folder."""
+    if name.startswith(PREFIX):
+        return has_weights(name.removeprefix(PREFIX))
+    return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
+
+
 def _realise(request: _Request, levels: Levels) -> TappedModel:
     """Build, load, tap, and write the card."""
     reference, classes = request.reference, request.num_classes
     settings: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
     built = build(reference, num_classes=classes, **settings)
-    notes = list(built.notes)
+    notes = [*request.notes, *built.notes]
     if request.state is not None:
         own = _own_classes(built.module)
         if classes is None and own is not None:
@@ -159,7 +215,7 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
             mean=given.mean,
             std=given.std,
             interpolation=given.interpolation,
-            levels=levels,
+            levels=_levels(built.module, levels),
             head=classes != 0,
         )
     except ImpossibleSize as error:
@@ -169,9 +225,13 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
     return _with_card(tapped, f"{reference.library}/{reference.name}", request.options)
 
 
+def _levels(module: nn.Module, levels: Levels) -> Levels:
+    return (stage_ends(module, levels) or levels) if isinstance(levels, int) else levels
+
+
 def _own_classes(module: nn.Module) -> int | None:
-    """Number of classes a freshly built module has: timm says so, elsewhere its last layer with outputs does."""
-    said = getattr(module, "num_classes", None)
+    """Number of classes a freshly built module has: timm and transformers say so, elsewhere its last layer with outputs does."""
+    said = getattr(module, "num_classes", getattr(module, "num_labels", None))
     if isinstance(said, int):
         return said
     outputs = [getattr(part, "out_features", getattr(part, "out_channels", None)) for part in module.modules()]

@@ -1,7 +1,7 @@
 """Building a bare module from a library's name, with its own input size and normalisation."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,14 @@ def build(
     Raises:
         ValueError: an option it does not take, a size it cannot have, or pretrained weights that cannot be had.
     """
+    if reference.library == "transformers":
+        from uhkd.models.transformers import build_family  # it stands on this file
+
+        if pretrained:
+            raise unavailable(
+                f"transformers/{reference.name}", ValueError("a family has none; name a model of the hub")
+            )
+        return build_family(reference.name, size, num_classes, options)
     builder = {"uhkd": _uhkd, "torchvision": _torchvision, "timm": _timm}[reference.library]
     return builder(reference.name, size, num_classes, dict(options), pretrained)
 
@@ -76,7 +84,7 @@ def _uhkd(name: str, size: Size | None, num_classes: int | None, options: dict[s
         raise unavailable(f"uhkd/{name}", ValueError("our small variants have none"))
     size = size or (32, 32)
     classes = 1000 if num_classes is None else num_classes
-    module = _construct(
+    module = construct(
         f"uhkd/{name}", size, lambda: build_variant(name, size=size, num_classes=classes, options=options)
     )
     return Built(module, Input(size), made_for=(32, 32))
@@ -100,7 +108,7 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
         arguments["img_size"] = size
     where = size or (int(cfg.input_size[1]), int(cfg.input_size[2]))
     if not pretrained:
-        module = _construct(f"timm/{name}", where, lambda: timm.create_model(name, pretrained=False, **arguments))
+        module = construct(f"timm/{name}", where, lambda: timm.create_model(name, pretrained=False, **arguments))
     else:
         with hub_within_reach():
             try:
@@ -153,7 +161,7 @@ def _torchvision(
     if num_classes:
         arguments["num_classes"] = num_classes
     full = f"torchvision/{name}"
-    module = _construct(full, where, lambda: torchvision.models.get_model(name, weights=None, **arguments))
+    module = construct(full, where, lambda: torchvision.models.get_model(name, weights=None, **arguments))
     notes: list[str] = []
     if pretrained:
         try:
@@ -180,7 +188,12 @@ def _behead(module: nn.Module, name: str) -> None:
     module.set_submodule(linear[-1], nn.Identity())
 
 
-def _construct(name: str, size: Size, make: Any) -> nn.Module:
+def construct(name: str, size: Size, make: Callable[[], Any]) -> Any:
+    """What a foreign constructor makes.
+
+    Raises:
+        ValueError: in one line, for whatever it does not like.
+    """
     try:
         return make()
     except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:

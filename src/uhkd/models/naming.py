@@ -7,16 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from uhkd.models.families import PREFIX, check_available, families, is_hub_name
 from uhkd.models.variants import VARIANTS
 from uhkd.runs import RunFolder
 
-Library = Literal["uhkd", "torchvision", "timm", "folder", "run"]
+Library = Literal["uhkd", "torchvision", "timm", "transformers", "folder", "run"]
 LOCAL_DIR = "local-dir:"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model name refers to: an architecture of a library, a timm model folder, or a run folder of ours."""
+    """What a model name refers to: an architecture of a library, a timm model folder, or a run folder of ours.
+
+    In transformers: a family, a folder of save_pretrained, or a name of the hub.
+    """
 
     library: Library
     name: str
@@ -37,6 +41,7 @@ def _listing() -> dict[str, tuple[str, ...]]:
 def model_names(pattern: str = "*") -> list[str]:
     """Names that `create` knows and that match a shell pattern, with or without the library in front."""
     names = [f"{library}/{name}" for library, known in _listing().items() for name in known]
+    names += [PREFIX + name for name in families()]
     return [name for name in names if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.split("/")[1], pattern)]
 
 
@@ -50,6 +55,8 @@ def parse(name: str) -> Reference:
     bare = rest if library == "timm" else name
     if bare.startswith(LOCAL_DIR):
         return _model_folder(bare.removeprefix(LOCAL_DIR))
+    if library == "transformers" and rest and not RunFolder(Path(name)).exists():
+        return _in_transformers(rest)
     if library in _listing() and rest:
         return _in_library(library, rest, name)
     if _is_timm(name):
@@ -67,6 +74,26 @@ def _in_library(library: str, rest: str, name: str) -> Reference:
     if library == "uhkd" and rest in VARIANTS:
         return Reference("uhkd", rest)
     raise ValueError(_unknown(name))
+
+
+def _in_transformers(name: str) -> Reference:
+    check_available(PREFIX + name)
+    path = Path(name).expanduser()
+    if name in families() or (path / "config.json").is_file():
+        return Reference("transformers", name if name in families() else str(path))
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise ValueError(
+            f"'{path}' is no folder of transformers: expected config.json in it, as save_pretrained writes it"
+        )
+    if is_hub_name(name):
+        return Reference("transformers", name)
+    near = difflib.get_close_matches(name.lower(), families(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(PREFIX + item for item in near)}?" if near else "no family is near it"
+    raise ValueError(
+        f"unknown model '{PREFIX}{name}': {hint} "
+        "(`uhkd models 'transformers/*'` lists the families; a folder of save_pretrained or a "
+        "name of the hub, OWNER/MODEL, also work)"
+    )
 
 
 def _is_timm(name: str) -> bool:

@@ -130,7 +130,7 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
 class FinetuneRecipe(TrainRecipe):
     """Train one network on labels: a teacher, or a scratch baseline."""
 
-    model: str = Field(description="network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
+    model: str = Field(description="network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
     start: str = Field(default="random", description="first weights: random, pretrained (network) or a weights file")
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the network's constructor")
     levels: Levels = Field(
@@ -142,9 +142,12 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     """Train a student network to imitate a teacher network of any other architecture."""
 
     teacher: str | None = Field(
-        default=None, description="teacher: a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; scratch needs none"
+        default=None,
+        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; scratch needs none",
     )
-    student: str = Field(description="student: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder")
+    student: str = Field(
+        description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
+    )
     method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
     settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
@@ -181,7 +184,7 @@ class DistillRecipe(TrainRecipe, TeacherWords):
             return ["teacher_views: counts the views of teacher_cache, which is not given"]
         if self.teacher is None and self.teacher_cache is None and self.method != "scratch":
             return [
-                "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; "
+                "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
                 "or teacher_cache, its stored signals)"
             ]
         return []

@@ -51,7 +51,7 @@ CASES = (
         "  - unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?\n"
         "  - --weights: expected KEY=VALUE, found 'kl'\n"
         "  - epochs: expected a whole number, found 'x'\n"
-        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; or "
+        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
         "teacher_cache, its stored signals)",
     ),
     Case(

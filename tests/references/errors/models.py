@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,7 +48,92 @@ def card(**changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def folder(config: dict[str, object] | str, weights: str | bytes | None = None) -> Callable[[], None]:
+    """A folder such as transformers writes, of a configuration and perhaps weights."""
+
+    def make() -> None:
+        write("saved/config.json", config if isinstance(config, str) else json.dumps(config))
+        if weights is not None:
+            write("saved/model.safetensors", weights)
+
+    return make
+
+
+SMALL_VIT = {
+    "model_type": "vit",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+SMALL_VIT |= {"image_size": 16, "patch_size": 4}
+VIT_OPTIONS = "hidden_size=8 num_hidden_layers=2 num_attention_heads=2 intermediate_size=16 patch_size=4"
+
 CASES = (
+    Case(
+        "a misspelt family of transformers",
+        finetune("transformers/convnex"),
+        "unknown model 'transformers/convnex': did you mean transformers/convnext, …? (`uhkd models "
+        "'transformers/*'` lists the families; a folder of save_pretrained or a name of the hub, OWNER/MODEL, "
+        "also work)",
+    ),
+    Case(
+        "a folder without a configuration of transformers",
+        finetune("transformers/./images"),
+        "'images' is no folder of transformers: expected config.json in it, as save_pretrained writes it",
+        has=("images",),
+    ),
+    Case(
+        "a damaged configuration of transformers",
+        finetune("transformers/saved"),
+        "'saved/config.json' cannot be read: saved/config.json is damaged or was not written by us: no JSON of plain data (…)",
+        make=folder("{"),
+    ),
+    Case(
+        "a transformers model that classifies no images",
+        finetune("transformers/saved"),
+        "'saved' holds 'bert', which is no family that classifies images; there are beit, bit, clip, convnext and others",
+        make=folder({"model_type": "bert"}),
+    ),
+    Case(
+        "a transformers folder of quantised weights",
+        finetune("transformers/saved"),
+        "'saved' holds quantised weights, which cannot be trained or tapped; take the plain ones",
+        make=folder(SMALL_VIT | {"quantization_config": {"load_in_8bit": True}}),
+    ),
+    Case(
+        "a transformers folder without weights, as pretrained",
+        finetune("transformers/saved", "--start pretrained"),
+        "'saved' has no weights: expected model.safetensors, as save_pretrained writes it (other kinds are not opened)",
+        make=folder(SMALL_VIT),
+    ),
+    Case(
+        "damaged weights of transformers",
+        finetune("transformers/saved"),
+        "the weights in 'saved' cannot be read (…); write or copy them again",
+        make=folder(SMALL_VIT, "hello"),
+    ),
+    Case(
+        "pretrained weights of a family of transformers",
+        finetune("transformers/vit", "--start pretrained"),
+        "pretrained weights of transformers/vit cannot be had (a family has none; name a model of the hub); without a network "
+        "choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
+    ),
+    Case(
+        "an unknown option of a family of transformers",
+        finetune("transformers/vit", "--options hidden_siz=8"),
+        "transformers/vit takes no option 'hidden_siz'; did you mean hidden_size…?",
+    ),
+    Case(
+        "an option of transformers that would fetch code",
+        finetune("transformers/vit", "--options attn_implementation=kernels-community/flash-attn"),
+        "transformers/vit: the option attn_implementation would fetch or run other things than an architecture",
+    ),
+    Case(
+        "an option of transformers that cannot be",
+        finetune("transformers/vit", f"--options {VIT_OPTIONS.replace('heads=2', 'heads=3')}"),
+        "transformers/vit cannot be built for images of 16x16 px: …",
+    ),
     Case(
         "a misspelt network",
         finetune("timm/resnet81"),

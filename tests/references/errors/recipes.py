@@ -64,7 +64,7 @@ CASES = (
         "2 problems:\n"
         "  - data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
         "hfds/NAME or torch/NAME)\n"
-        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)",
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder)",
     ),
     wrong(
         "a list instead of a recipe",
@@ -135,7 +135,7 @@ CASES = (
         FINETUNE,
         PAIR,
         "3 problems:\n"
-        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)\n"
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder)\n"
         "  - teacher: unknown key; `uhkd VERB --help` lists the known ones\n"
         "  - student: unknown key; `uhkd VERB --help` lists the known ones",
     ),
@@ -145,7 +145,7 @@ CASES = (
         "epocs: 5\nlr: -1\ndata: digits\n",
         "3 problems:\n"
         "  - lr: expected a value > 0, found -1\n"
-        "  - model: required but not given (network: timm/NAME, torchvision/NAME, uhkd/NAME or a run folder)\n"
+        "  - model: required but not given (network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder)\n"
         "  - epocs: unknown key; did you mean 'epochs' or 'step_epochs'?",
     ),
     wrong(
@@ -195,7 +195,7 @@ CASES = (
         "no teacher",
         DISTILL,
         "student: uhkd/vit_micro\ndata: digits\n",
-        "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME or uhkd/NAME; or "
+        "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
         "teacher_cache, its stored signals)",
     ),
     wrong(

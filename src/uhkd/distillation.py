@@ -1,0 +1,282 @@
+"""Distillation for a loop of one's own: teacher, student and method in one module, whose call on a batch returns the loss."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from uhkd.data import Batch
+from uhkd.engine import Learner, Teacher, calibrate, weigh
+from uhkd.gathering import processes
+from uhkd.methods import Distiller, build, check
+from uhkd.models import brings_weights, create, own_input, own_size, save, wrap
+from uhkd.spectral import FTM
+from uhkd.taps import Shapes, Signals, TappedModel
+
+Network = str | Path | nn.Module
+Levels = int | Sequence[int | str]
+_CALIBRATION_IMAGES = 1024
+_MARGIN = 0.5  # what resizing overshoots by is less; normalised images and bytes reach further
+
+
+class Distillation(nn.Module):
+    """A student, its method's layers and a sealed teacher; called on a batch it returns the loss and its named terms.
+
+    Its parameters are the student's and those of the method, never the teacher's. Its state, for checkpoints, holds these and the
+    statistics of the teacher's spectra. Numbers are those of `uhkd.distill` on the same batch.
+
+    Images are in [0,1] by default, of any size: each network resizes and normalises for itself. Give `mean` and `std` where your
+    transforms have normalised them already: a student given as a module then sees your images as they are, and for the teacher
+    they are turned into what it wants (a timm or transformers model says; another module gets yours).
+
+    Args:
+        teacher, student: modules of your own (the student is trained in place), or names as `uhkd.create` takes them.
+        method: a name of `docs/methods.md`, or several joined by "+".
+        num_classes: of the student's head; it must fit the labels.
+        image_size: the student's, one side or (height, width) in pixels, and of a teacher that takes any; None: each network's
+            own (modules that do not say: 224).
+        num_samples: training images, for methods that remember each of them.
+        settings, weights: of the method, as in `--settings` and `--weights`; weights has "ce" for the cross-entropy.
+        label_smoothing: of the cross-entropy, 0..1.
+        mean, std: by which images come normalised, three numbers each; None: they are in [0,1].
+        student_start, teacher_start: "random", "pretrained" or a weights file, for networks given by name; a teacher's None:
+            its own weights, or pretrained ones.
+        student_options, teacher_options: keyword arguments of the constructors of networks given by name.
+        student_levels, teacher_levels: how many layers to match, or which.
+        seed: of the first weights of what is built here; a module's own are left alone.
+
+    Raises:
+        ValueError: for anything that cannot be used as asked.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        teacher: Network | None,
+        student: Network,
+        *,
+        method: str = "uhkd",
+        num_classes: int,
+        image_size: int | Sequence[int] | None = None,
+        num_samples: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
+        label_smoothing: float = 0.1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        student_start: str | Path = "random",
+        teacher_start: str | Path | None = None,
+        student_options: Mapping[str, Any] | None = None,
+        teacher_options: Mapping[str, Any] | None = None,
+        student_levels: Levels = 4,
+        teacher_levels: Levels = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check(method, settings, weights)
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean and std belong together; found mean {mean} and std {std}")
+        with torch.random.fork_rng([]):  # alike in every process, whatever was drawn before
+            torch.manual_seed(seed)
+            norms = {} if mean is None else {"mean": mean, "std": std}
+            if isinstance(student, nn.Module):
+                student = _wrapped(student, num_classes, image_size, student_levels, norms)
+            else:
+                words = {"start": student_start, "image_size": image_size, "options": student_options}
+                student = create(str(student), num_classes=num_classes, levels=student_levels, **words)
+            device = next(student.parameters()).device
+            if isinstance(teacher, nn.Module):
+                # it was made for images of its own, where it says so
+                own = {} if own_input(teacher) else norms
+                teacher = _wrapped(teacher, None, own_size(teacher) or image_size, teacher_levels, own).to(device)
+            elif teacher is not None:
+                start = teacher_start or ("random" if brings_weights(str(teacher)) else "pretrained")
+                words = {"start": start, "options": teacher_options}
+                teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **words).to(device)
+            shapes = Shapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
+            torch.manual_seed(seed + 1)  # a method's own layers never shift the student's first weights
+            distillers = build(method, shapes, settings, weights).to(device)
+        own = [d for d in distillers.values() if isinstance(d, Distiller)]
+        self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
+        self.needs_indices = any(d.needs.index for d in own)
+        if self.needs_indices and num_samples is None:
+            raise ValueError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
+        self.learner = Learner(student, distillers, label_smoothing)
+        target = next((d.needs.target for d in own if d.needs.target is not None), None)
+        # in a tuple: no submodule, so in no optimizer and no checkpoint, and never in training mode
+        self._sealed = () if teacher is None else (Teacher(teacher, target),)
+        self.ftm: FTM | None = self._sealed[0].ftm if self._sealed else None
+        self.weights = self.learner.weights(float((weights or {}).get("ce", 1.0)))
+        for name, values in (("mean", mean), ("std", std)):
+            norm = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
+            self.register_buffer(name, norm, persistent=False)
+        self._ready = False
+        # alike in all processes by themselves, so DDP need not send them at each step
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.own_buffers())
+
+    @property
+    def student(self) -> TappedModel:
+        """The student alone: images in [0,1] -> Signals; `student.module` is the bare network."""
+        return self.learner.student
+
+    @property
+    def teacher(self) -> TappedModel | None:
+        """The sealed teacher, or None."""
+        return self._sealed[0].network if self._sealed else None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` has still to be called before the first step."""
+        return self.ftm is not None and not bool(self.ftm.calibrated)
+
+    def own_buffers(self) -> list[str]:
+        """Names of the buffers that the processes of a training hold alike by themselves."""
+        return [name for name, _ in self.named_buffers() if not name.startswith("learner.student.")]
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the student's own architecture exempts from weight decay."""
+        return {f"learner.{name}" for name in self.learner.no_weight_decay()}
+
+    def calibrate(self, images: Iterable[Any], count: int = _CALIBRATION_IMAGES) -> int:
+        """Fix the statistics of the teacher's spectra from the first `count` training images; returns how many were used.
+
+        `images`: batches (B,3,H,W), or tuples that begin with one, as a DataLoader of (image, label) gives them. Does nothing
+        where the method reads no spectra. Of several processes the first one's images count.
+
+        Raises:
+            ValueError: for fewer than two images, images that are not in [0,1], or features that are not finite.
+        """
+        if self.ftm is None:
+            return 0
+        device = next(self.parameters()).device
+        used = calibrate(self._sealed[0], (self._batch(_first(item).to(device)) for item in images), device, count)
+        if processes() > 1:
+            for buffer in self.ftm.buffers():
+                dist.broadcast(buffer, 0)
+        return used
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        labels: Int[Tensor, " b"] | Float[Tensor, "b k"] | None = None,
+        indices: Int[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """(loss, raw terms by name); the loss is the sum of `weights[name]` times the term.
+
+        labels: classes, or rows of class probabilities (mixup); None: no cross-entropy. indices: positions of the images in the
+        training set, for methods that remember each image.
+
+        Raises:
+            ValueError: before `calibrate` where the method needs it, without indices where it needs them, or for images that are
+                not in [0,1].
+        """
+        batch, said = self.hear(images, labels, indices)
+        terms = self.learner(batch, said)
+        return weigh(terms, self.weights), terms
+
+    def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+        """The student's class scores of images as the loop gives them: in [0,1], or normalised by `mean` and `std`."""
+        logits = self.student(self._plain(images)).logits
+        assert logits is not None
+        return logits
+
+    def hear(
+        self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
+    ) -> tuple[Batch, Signals]:
+        """The batch as networks take it, and what the teacher says of it: the arguments of `learner`.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if self.needs_indices and indices is None:
+            raise ValueError(
+                f"{self.method} keeps a memory of every training image and must know which these are: call with (images, labels, "
+                "indices), their positions in the training set"
+            )
+        if not self._ready and self.needs_calibration:
+            raise ValueError(
+                f"{self.method} compares standardised spectra of the teacher: call calibrate(loader) on training images before "
+                "the first step, or load a checkpoint"
+            )
+        batch = self._batch(images, labels, indices)
+        self._ready = True  # asked until it is so and not at every step: the answer makes a GPU wait
+        return batch, self._sealed[0].signals(batch, self.learner.teacher_needs) if self._sealed else Signals()
+
+    def _batch(self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None) -> Batch:
+        images = self._plain(images)
+        if not self._ready:
+            _check_range(images, self.mean is not None)
+        target = label = None
+        if labels is not None:
+            if labels.device.type == "cpu" and not labels.is_floating_point():
+                _check_positions(labels, self.num_classes, "labels", "num_classes")
+            soft = labels.is_floating_point()
+            target = labels if soft else F.one_hot(labels.long(), self.num_classes).float()
+            label = labels.argmax(1) if soft else labels.long()
+        if indices is None:
+            indices = torch.full((len(images),), -1, device=images.device)
+        elif self.needs_indices and indices.device.type == "cpu":
+            _check_positions(indices, self.num_samples or 0, "indices", "num_samples")
+        return Batch(images, target, label, indices)
+
+    def _plain(self, images: Tensor) -> Tensor:
+        """Images in [0,1]."""
+        return images if self.mean is None or self.std is None else images * self.std + self.mean
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Distillation":
+        """Devices and types of the sealed teacher follow ours."""
+        super()._apply(fn, recurse)
+        for teacher in self._sealed:
+            teacher.network._apply(fn)
+        return self
+
+    def save(self, folder: str | Path, classes: Sequence[str] = ()) -> Path:
+        """Write the student alone, card and weights, into a new folder that `uhkd.load_run`, `uhkd eval --data` and others open.
+
+        Raises:
+            ValueError: when the folder holds something already, or the names are not as many as the classes.
+        """
+        return save(self.student, folder, classes)
+
+
+def _wrapped(
+    module: nn.Module,
+    num_classes: int | None,
+    image_size: int | Sequence[int] | None,
+    levels: Levels,
+    norms: Mapping[str, Any],
+) -> TappedModel:
+    if not isinstance(module, TappedModel):
+        return wrap(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
+    if num_classes is not None and module.shapes.logits != num_classes:
+        raise ValueError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
+    return module
+
+
+def _first(item: Any) -> Tensor:
+    """The images of what a loader gives."""
+    return item if isinstance(item, Tensor) else item[0]
+
+
+def _check_range(images: Tensor, undone: bool) -> None:
+    low, high = (x.item() for x in images.detach().float().aminmax())
+    if not (low >= -_MARGIN and high <= 1 + _MARGIN):
+        why = (
+            "after mean and std were undone; are these those of your transforms?"
+            if undone
+            else "; give mean and std where your transforms normalise (or divide bytes by 255)"
+        )
+        raise ValueError(f"images must be in [0, 1], found {low:.3g} to {high:.3g}{' ' if undone else ''}{why}")
+
+
+def _check_positions(found: Tensor, count: int, what: str, by: str) -> None:
+    if len(found) and not (found.min() >= 0 and found.max() < count):
+        raise ValueError(f"{what} must be 0 to {count - 1} ({by} is {count}), found {found.min()} to {found.max()}")

@@ -1,0 +1,95 @@
+"""Distillation by PyTorch Lightning's Trainer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from uhkd.distillation import Distillation, Network
+from uhkd.taps import TappedModel
+
+try:
+    from pytorch_lightning import LightningModule
+except ImportError as error:
+    raise ImportError('pytorch_lightning is missing: pip install "uhkd[lightning]"') from error
+
+
+class UHKDLightningModule(LightningModule):
+    """A `Distillation` as a LightningModule: batches of (images, labels) or (images, labels, indices).
+
+    The statistics of the teacher's spectra come from the trainer's own training images before the first step. Every term, the
+    loss and the validation accuracy are logged ("train/NAME", "val/accuracy", "val/loss"). Checkpoints hold the student and the
+    method's layers, never the teacher. After training `module.student` is the student alone.
+
+    Args:
+        teacher, student: modules of your own, or names as `uhkd.create` takes them.
+        optimizer: makes the optimiser of the parameters that are trained; None: AdamW with `lr` and weight decay 0.05.
+        scheduler: makes a schedule of an optimiser, stepped once an epoch; None: the rate stays.
+        lr: of the default optimiser.
+        words: everything else that `Distillation` takes: method, num_classes, image_size, settings, weights, mean, std ...
+
+    Raises:
+        ValueError: as `Distillation`.
+    """
+
+    def __init__(
+        self,
+        teacher: Network | None,
+        student: Network,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        lr: float = 1e-3,
+        **words: Any,
+    ) -> None:
+        super().__init__()
+        self.distillation = Distillation(teacher, student, **words)
+        self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
+        own = [f"distillation.{name}" for name in self.distillation.own_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
+
+    @property
+    def student(self) -> TappedModel:
+        """The student alone: images in [0,1] -> Signals with .logits."""
+        return self.distillation.student
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (B,K) of images as the loaders give them."""
+        return self.distillation.scores(images)
+
+    def on_train_start(self) -> None:
+        """Fix the statistics of the teacher's spectra, unless a checkpoint brought them."""
+        if self.distillation.needs_calibration:
+            assert self.trainer.train_dataloader is not None
+            self.distillation.calibrate(self.trainer.train_dataloader)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch; all its terms are logged."""
+        images = batch[0]
+        loss, terms = self.distillation(*batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log the student's accuracy and cross-entropy."""
+        images, labels = batch[:2]
+        scores = self(images).float()
+        found = {"loss": F.cross_entropy(scores, labels), "accuracy": (scores.argmax(1) == labels).float().mean()}
+        for name, value in found.items():
+            self.log(f"val/{name}", value, prog_bar=True, sync_dist=True, batch_size=len(images))
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser asked for, and its schedule."""
+        if self._optimizer is None:
+            # without decay for biases, norms and what the student's architecture exempts
+            optimizer = create_optimizer_v2(self.distillation, opt="adamw", lr=self._lr, weight_decay=0.05)
+        else:
+            optimizer = self._optimizer(self.distillation.parameters())
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}

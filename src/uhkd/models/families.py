@@ -1,0 +1,35 @@
+"""Names of transformers' families that classify images; the package is imported only where they are asked for."""
+
+import importlib.util
+import re
+from functools import cache
+
+PREFIX = "transformers/"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# they take other things than plain images (pixel tokens, patches of any number), need other packages, or are timm's
+_OTHERS = {"dinat", "imagegpt", "perceiver", "shieldgemma2", "siglip2", "timm_wrapper"}
+
+
+def check_available(name: str) -> None:
+    """See that the package is there.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(f'{name} needs the package transformers: pip install "uhkd[transformers]"')
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """Names of the families that classify images; none without the package."""
+    if importlib.util.find_spec("transformers") is None:
+        return ()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    return tuple(sorted(set(NAMES) - _OTHERS))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name looks like OWNER/MODEL."""
+    return _HUB_NAME.fullmatch(name) is not None

@@ -1,0 +1,189 @@
+"""Loops of one's own: the examples of docs/your-loop.md train two epochs with the real libraries, and what loops rely on."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+import uhkd
+from references import own_loops
+from references.nodes import ENVIRON, TORCHRUN
+
+ROOT = Path(__file__).parents[1]
+CHANCE = 0.1
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # Lightning's advice
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning asks torch in an older way
+]
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CNN that has learned digits for some epochs, as a run folder."""
+    words: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "options": {"channels": [8, 16, 24, 32]},
+    }
+    words |= {"data": "digits", "image_size": 16, "epochs": 4, "optimizer": "adamw", "lr": 0.01}
+    result = uhkd.finetune(model="uhkd/resnet10", out=tmp_path_factory.mktemp("teacher") / "run", **words)
+    assert result.metrics["val_accuracy"] > 0.5
+    return str(result.run.path)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_plain_pytorch(teacher: str) -> None:
+    assert example("plain_loop").main(teacher) > 3 * CHANCE
+    assert uhkd.evaluate(run="runs/plain", data="digits", device="cpu")["accuracy"] > 3 * CHANCE
+
+
+def test_lightning(teacher: str) -> None:
+    """In bf16; the terms are logged, the checkpoint lacks the teacher, and a training goes on from it."""
+    trainer = example("lightning_loop").main(teacher, precision="bf16-mixed", **QUIET)
+    metrics = trainer.callback_metrics
+    assert metrics["val/accuracy"] > 2 * CHANCE
+    assert {"train/loss", "train/ce", "train/uhkd.features", "train/uhkd.relations", "val/loss"} <= metrics.keys()
+    assert uhkd.load_run("runs/lightning/student").card.classes[3] == "3"
+    path = trainer.checkpoint_callback.best_model_path
+    checkpoint = torch.load(path, weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if "layer4" in name]  # the teacher's
+    assert "distillation.ftm.mean0" in checkpoint["state_dict"]
+
+
+def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after an epoch and resumed, the weights are those of an uninterrupted training."""
+    from pytorch_lightning import Trainer
+
+    from uhkd.integrations.lightning import UHKDLightningModule
+
+    loader = DataLoader(TensorDataset(*own_loops.whole()), batch_size=4)
+    words: dict[str, Any] = {**QUIET, "logger": False, "default_root_dir": "."}
+
+    def fitted(epochs: int, ckpt_path: str | None = None) -> UHKDLightningModule:
+        module = UHKDLightningModule(
+            own_loops.teacher(),
+            **own_loops.STUDENT,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+            scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
+        )
+        trainer = Trainer(max_epochs=epochs, **words)
+        trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        trainer.save_checkpoint(f"{epochs}.ckpt")
+        return module
+
+    whole = fitted(2)
+    fitted(1)
+
+    def never(*_: object) -> int:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(uhkd.Distillation, "calibrate", never)
+    resumed = fitted(2, "1.ckpt")
+    assert resumed.student is resumed.distillation.student
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_timm(teacher: str) -> None:
+    """timm's loop, EMA and checkpoints; the checkpoint's student is timm's own, and a training goes on from it."""
+    import timm
+    from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+
+    from uhkd.integrations.timm import UHKDTask
+
+    accuracy = example("timm_loop").main(teacher)
+    assert accuracy > 200 * CHANCE
+    checkpoint = torch.load("last.pth.tar", weights_only=False)
+    plain = timm.create_model("test_resnet", num_classes=10)
+    plain.load_state_dict(checkpoint["state_dict"])
+    plain.load_state_dict(checkpoint["state_dict_ema"])
+    assert checkpoint["task_state"].keys() == {"distillers", "ftm"}
+
+    model = timm.create_model("test_resnet", num_classes=10)
+    task = UHKDTask(model, teacher, image_size=32, verbose=False)
+    task.setup_ema(decay=0.98)
+    assert task.distillation.needs_calibration
+    assert resume_task_checkpoint(task, "last.pth.tar", log_info=False) == 2
+    load_task_ema_checkpoint(task, "last.pth.tar")
+    assert not task.distillation.needs_calibration
+    for name, tensor in task.get_eval_model(ema=True).state_dict().items():
+        assert torch.equal(tensor, checkpoint["state_dict_ema"][name]), name
+    assert task.get_eval_model() is model
+    x = torch.randn(4, 3, 32, 32)
+    result = task.train()(x, torch.arange(4))
+    assert {"loss", "ce", "uhkd.features"} <= result.keys()
+    assert result["loss"].requires_grad and not result["ce"].requires_grad
+    # the student sees what timm's loader gives, as it does alone
+    torch.testing.assert_close(task.eval().distillation.scores(x), model(x), rtol=1e-4, atol=1e-4)
+    head = {id(model.fc.weight), id(model.fc.bias)}
+    clipped = {id(p) for p in task.get_clip_parameters(exclude_head=True)}
+    assert not head & clipped
+    assert {id(p) for p in task.get_clip_parameters()} - clipped == head
+
+
+def test_a_timm_loop_cannot_say_which_image_is_which() -> None:
+    import timm
+
+    from uhkd.integrations.timm import UHKDTask
+
+    model = timm.create_model("test_resnet", num_classes=own_loops.CLASSES)
+    with pytest.raises(ValueError, match="crd must know which image is which, and timm's loops do not say"):
+        UHKDTask(model, own_loops.teacher(), method="crd", num_samples=12, image_size=32)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for package, module, said in (
+        ("pytorch_lightning", "uhkd.integrations.lightning", r"uhkd\[lightning\]"),
+        ("timm.task", "uhkd.integrations.timm", "timm>="),
+    ):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=f"is missing: pip install .{said}"):
+            importlib.import_module(module)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    out = tmp_path / "found.safetensors"
+    command = [*TORCHRUN, "--nproc-per-node", "2", "--rdzv-endpoint", "localhost:0", str(own_loops.__file__), str(out)]
+    done = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = load_file(out)
+    expected = own_loops.gradients(0, 1)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5 * float(tensor.float().abs().max()) + 1e-7)
+    names = [name.removeprefix("lightning/0/") for name in found if name.startswith("lightning/0/")]
+    assert "distillation.ftm.mean0" in names
+    assert all(torch.equal(found[f"lightning/0/{name}"], found[f"lightning/1/{name}"]) for name in names)
+
+
+def test_the_page_shows_the_examples() -> None:
+    """Every block of Python in docs/your-loop.md that begins with a docstring is the file of the example named before it."""
+    text = (ROOT / "docs" / "your-loop.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"`examples/(\w+\.py)`[^`]*```python\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in blocks] == ["plain_loop.py", "lightning_loop.py", "timm_loop.py"]
+    for name, block in blocks:
+        assert block == (ROOT / "examples" / name).read_text(encoding="utf-8"), name
