@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from uhkd.data import eval_loader
 from uhkd.recipe import build
 from uhkd.runs import RunFolder, check_place, write_atomically
 from uhkd.taps import TappedModel
+from uhkd.telling import show
 from uhkd.text import shown
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
@@ -68,7 +68,7 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
         size = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
         cells = f"{size:.2f}", f"{difference:.1e}", f"{same:.1%}", f"{_milliseconds(answer, images):.2f}"
         table.add_row(form, *cells)
-    Console(markup=False, emoji=False).print(table)
+    show(table)
     for form, path in found.items():
         say(f"{form}: {_OPENED[form].format(path=path)}")
     return found

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
-from uhkd.commands.setup import image_size, say
+from uhkd.commands.setup import image_size
 from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -19,6 +18,7 @@ from uhkd.models import load_run
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.telling import put, say, show
 from uhkd.text import shown
 
 
@@ -38,7 +38,7 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
     table = Table("metric", "value", title=shown(title))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
-    Console(markup=False, emoji=False).print(table)
+    show(table)
     return metrics
 
 
@@ -95,7 +95,7 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(top)
         answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        print(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
+        put(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
     return answers
 
 

@@ -33,6 +33,7 @@ from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
+from uhkd.telling import put
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
@@ -44,6 +45,10 @@ class Result:
     student: TappedModel
     metrics: dict[str, float]
     run: RunFolder
+
+    def as_json(self) -> dict[str, Any]:
+        """What result.json holds, and where the run lies."""
+        return {"run": str(self.run.path), **(self.run.read_result() if self.run.result.is_file() else {})}
 
 
 def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: Any = None) -> Result:
@@ -243,7 +248,7 @@ def _train(
                 folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()
             for line in _table(facts):
-                say(line)
+                put(line)
             say(f"run folder {folder.path} with {pictures}")
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
