@@ -203,7 +203,7 @@ def test_a_name_that_is_in_two_shards_counts_with_its_shard(tmp_path: Path):
 def test_layouts(folder: Path, tmp_path: Path):
     data = open_data(folder)
     assert (len(data.train), len(data.val), data.classes, data.native_size) == (48, 8, tuple("0123"), (12, 12))
-    assert data.notes[:2] == ("48 train images in 6 shards", "8 val images in 1 shards")
+    assert data.notes[:2] == ("48 train images in 6 shards", "8 val images in 1 shard")
     assert [number_of(data.val.image(i).numpy()) for i in range(8)] == list(range(100, 108))
     assert data.val.labels is not None and data.val.labels.tolist() == [n % 4 for n in range(100, 108)]
     assert len(open_data(f"wds/{folder}").train) == 48

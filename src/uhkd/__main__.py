@@ -1,14 +1,20 @@
 """The command `uhkd`: its help without heavy imports, its verbs, its errors and exit codes."""
 
+import contextlib
+import io
 import os
 import shlex
 import sys
+import time
+import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from uhkd import __version__
-from uhkd.launching import end_with_launcher
+from uhkd import __version__, answers
+from uhkd.launching import end_with_launcher, says_it_first
+from uhkd.telling import DRY_RUN, OPTIONS, PLANS, Manner, first_process, manner_of, say_more, speaking
 from uhkd.text import shown_lines
 
 VERBS = {
@@ -25,11 +31,14 @@ VERBS = {
     "predict": "classes of image files",
     "export": "the trained network alone, for timm, torch.export or ONNX, checked",
     "index": "note where the samples of tar shards lie",
-    "doctor": "what this machine offers: versions, device, precision, disk",
+    "doctor": "what this machine offers, what is wrong with it, and what to do about that",
+    "completion": "the script by which bash, zsh or fish completes uhkd's words",
 }
 
 # a verb whose name is taken in Python has another name there
 _FUNCTIONS = {"eval": "evaluate", "cache verify": "verify_cache"}
+# verbs that need no torch live outside of uhkd.commands
+_HOMES = {"completion": "uhkd.completion"}
 
 _EXAMPLES = """\
   uhkd demo
@@ -40,72 +49,123 @@ _EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 2 the user's mistake (told on stderr), 130 stopped
-    (143 and 138: by SIGTERM and SIGUSR1, saved before)."""
+    """Run one command line and return its exit code: 0 done, 1 doctor found a fault, 2 the user's mistake (told on stderr),
+    130 stopped (143 and 138: by SIGTERM and SIGUSR1, saved before), 141 the reader of stdout is gone."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a result is written whole where its letters are not known
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        manner, words = manner_of(argv)
+    except ValueError as error:
+        print(f"uhkd: error: {error}", file=sys.stderr)
+        return 2
+    try:
+        with speaking(manner):
+            return _answer(manner, words)
+    except KeyboardInterrupt:
+        print("\nuhkd: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output is gone (uhkd models | head): nothing more can be said on stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _answer(manner: Manner, words: list[str]) -> int:
+    """Answer by help, version or a verb."""
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
-    verb, rest = argv[0], argv[1:]
+    verb, rest = words[0], words[1:]
     if verb in ("-V", "--version"):
         print(f"uhkd {__version__}")
         return 0
     if verb not in VERBS:
-        return _unknown_verb(verb)
+        return _refuse(manner, "", "usage", _unknown_verb(verb))
     if rest[:1] == ["verify"] and verb == "cache":
         verb, rest = "cache verify", rest[1:]
+    if manner.dry_run and verb not in PLANS:
+        return _refuse(manner, verb, "usage", f"unknown option {DRY_RUN}; these verbs have it: {', '.join(PLANS)}")
     end_with_launcher()
+    if not manner.json or {"-h", "--help"} & {*rest}:
+        return _run(manner, verb, rest)[0]
     try:
-        return _run(verb, rest)
-    except KeyboardInterrupt:
-        print(f"\nuhkd {verb}: stopped", file=sys.stderr)
-        return 130
+        with contextlib.redirect_stdout(io.StringIO()):  # tables for people
+            code, answer = _run(manner, verb, rest)
+    except Exception as error:  # a fault of ours: Python shows the trace
+        print(answers.text(answers.refusal(verb, "internal", f"{type(error).__name__}: {error}", 1)), flush=True)
+        raise
+    if answer is not None and first_process():
+        print(answers.text(answer), flush=True)
+    return code
 
 
 def _help() -> str:
-    verbs = "".join(f"  {verb:<10}{line}\n" for verb, line in VERBS.items())
+    verbs = "".join(f"  {verb:<12}{line}\n" for verb, line in VERBS.items())
+    dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
+    options = "".join(f"  {name:<12}{line}\n" for name, line in (OPTIONS | dry).items())
     return (
         "usage: uhkd VERB [OPTIONS]      options of a verb: uhkd VERB --help\n\n"
         "Distil a large vision model into a small one of any other architecture, on your own images.\n\n"
-        f"verbs:\n{verbs}\nexamples:\n{_EXAMPLES}\nuhkd --version prints the version ({__version__}).\n"
+        f"verbs:\n{verbs}\noptions of every verb, before or after it:\n{options}\nexamples:\n{_EXAMPLES}\n"
+        f"uhkd --version prints the version ({__version__}).\n"
     )
 
 
-def _unknown_verb(verb: str) -> int:
+def _unknown_verb(verb: str) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(verb.lower(), VERBS, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}"
     kind = "option" if verb.startswith("-") else "verb"
-    print(f"uhkd: error: unknown {kind} {verb!r}; {hint}", file=sys.stderr)
+    return f"unknown {kind} {verb!r}; {hint}"
+
+
+def _refuse(manner: Manner, verb: str, kind: str, message: str) -> int:
+    """Tell a mistake that is found before anything runs."""
+    print(f"uhkd{verb and f' {verb}'}: error: {message}", file=sys.stderr)
+    if manner.json:
+        print(answers.text(answers.refusal(verb, kind, message, 2)))
     return 2
 
 
-def _run(verb: str, rest: list[str]) -> int:
-    """Parse, import the heavy code, run; the user's mistakes become one message and exit code 2."""
+def _run(manner: Manner, verb: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
+    """Parse, import the heavy code, run; (exit code, the answer as a JSON document; none after --help).
+
+    The user's mistakes become one message and exit code 2.
+    """
     asked: Any = None
+    began = time.monotonic()
+
+    def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
+        if says_it_first(line):
+            print(shown_lines(line), file=sys.stderr)
+        return code, answers.refusal(verb, kind, message, code)
+
     try:
         from uhkd.cli import parse
 
         asked = parse(verb, rest)
-        from uhkd import commands
-
-        getattr(commands, _FUNCTIONS.get(verb, verb))(asked)
-        return 0
+        say_more(f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {verb}: {asked}")
+        home = import_module(_HOMES.get(verb, "uhkd.commands"))
+        function = PLANS[verb] if manner.dry_run else _FUNCTIONS.get(verb, verb)
+        result = getattr(home, function)(asked)
+        say_more(f"{verb} took {time.monotonic() - began:.1f} s")
+        return getattr(result, "exit_code", 0), answers.document(verb, result, asked) if manner.json else None
     except SystemExit as stop:  # after a verb's --help
-        return stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else 0, None
     except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
-        print(shown_lines(f"\nuhkd {verb}: {str(stop) or 'stopped'}{_go_on(verb, rest, asked)}"), file=sys.stderr)
-        return getattr(stop, "code", 130)
+        message = f"{str(stop) or 'stopped'}{_go_on(verb, rest, asked)}"
+        return refused("stopped", getattr(stop, "code", 130), message, f"\nuhkd {verb}: {message}")
     except BrokenPipeError:
-        # the reader of our output is gone (uhkd models | head): nothing more can be said on stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("UHKD_TRACEBACK") == "1":
             raise
-        print(shown_lines(f"uhkd {verb}: error: {error}{_trace_hint(error)}"), file=sys.stderr)
-        return 2
+        if manner.verbose:
+            traceback.print_exc()
+        kind = "usage" if asked is None else "system" if isinstance(error, OSError) else "refused"
+        return refused(kind, 2, str(error), f"uhkd {verb}: error: {error}{_trace_hint(error)}")
 
 
 def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:

@@ -129,6 +129,14 @@ class DoctorArguments(Schema):
     """Report versions, device, precision and disk of this machine."""
 
 
+class CompletionArguments(Schema):
+    """Print the script by which a shell completes uhkd's verbs, options and values; docs/scripting.md says where it goes."""
+
+    positional: ClassVar[tuple[str, ...]] = ("shell",)
+
+    shell: Literal["bash", "zsh", "fish"] = Field(description="the shell")
+
+
 class VerifyArguments(Schema):
     """Check a cache: every record's checksum, then a sample against the teacher itself, views bit by bit."""
 

@@ -27,6 +27,7 @@ from uhkd.recipe import (
     load_yaml,
     scalar,
 )
+from uhkd.telling import OPTIONS
 
 SCHEMAS: dict[str, type[Schema]] = {
     "demo": arguments.DemoArguments,
@@ -44,7 +45,10 @@ SCHEMAS: dict[str, type[Schema]] = {
     "export": arguments.ExportArguments,
     "index": arguments.IndexArguments,
     "doctor": arguments.DoctorArguments,
+    "completion": arguments.CompletionArguments,
 }
+
+CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # may begin with a recipe's words (-c)
 
 _NOT_GIVEN = object()
 
@@ -81,7 +85,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
             parsed, unknown = tyro.cli(
                 form,
                 prog=f"uhkd {verb}",
-                description=schema.__doc__,
+                description=f"{schema.__doc__}\n\nOptions of every verb: {', '.join(OPTIONS)}; uhkd --help explains them.",
                 args=list(argv),
                 return_unknown_args=True,
             )
@@ -89,10 +93,10 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
         if not stop.code:
             raise
         raise RecipeError([_unboxed(errors.getvalue())]) from None
-    flags = {_flag(name): name for name in _shown(schema)}
+    flags = {_flag(name): name for name in shown_fields(schema)}
     problems = _unknown(
         unknown,
-        [*flags, "--help", *(["--config"] if issubclass(schema, TrainRecipe | CompareRecipe | CacheRecipe) else [])],
+        [*flags, *OPTIONS, "--help", *(["--config"] if issubclass(schema, CONFIGURED) else [])],
     )
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
@@ -101,7 +105,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
         info = schema.model_fields.get(field.name)
         if value is _NOT_GIVEN or value == []:
             continue
-        if info is not None and _is_flag(info):
+        if info is not None and is_flag(info):
             # tyro fills in a default, so a flag counts only where its name was typed
             if {_flag(field.name), _flag(f"no_{field.name}")} & written:
                 given[field.name] = value
@@ -120,7 +124,7 @@ def _form(schema: type[Schema]) -> type:
     """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     fields: list[tuple[str, Any, Any]] = []
-    if issubclass(schema, TrainRecipe | CompareRecipe | CacheRecipe):
+    if issubclass(schema, CONFIGURED):
         config = tyro.conf.arg(
             aliases=["-c"],
             help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",
@@ -128,11 +132,11 @@ def _form(schema: type[Schema]) -> type:
         )
         text = PrimitiveConstructorSpec(1, "RECIPE", lambda words: words[0], lambda _: True, lambda _: [])
         fields.append(("config", Annotated[Any, text, config], dataclasses.field(default=_NOT_GIVEN)))
-    for name in _shown(schema):
+    for name in shown_fields(schema):
         info = schema.model_fields[name]
         hint = "(required)" if info.is_required() else f"(default: {_shown_default(info.default)})"
         config = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
-        if _is_flag(info):
+        if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
             continue
         spec = _spec(info, name.upper() if name in positional else None)
@@ -146,7 +150,7 @@ def _form(schema: type[Schema]) -> type:
     return dataclasses.make_dataclass(schema.__name__, fields)
 
 
-def _shown(schema: type[Schema]) -> list[str]:
+def shown_fields(schema: type[Schema]) -> list[str]:
     """Field names in the order of the help: positional, required, the schema's own, the shared ones."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     own = schema.__annotations__
@@ -179,7 +183,7 @@ def _spec(info: FieldInfo, called: str | None) -> PrimitiveConstructorSpec[Any]:
     )
 
 
-def _is_flag(info: FieldInfo) -> bool:
+def is_flag(info: FieldInfo) -> bool:
     return info.annotation in (bool, bool | None)
 
 

@@ -24,3 +24,23 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def says_it_first(line: str) -> bool:
+    """Whether no other process of this torchrun has said the same: a mistake that all of them meet is told once.
+
+    The launcher's own store decides, so that a fault of one process alone is told by that one. Without it every process speaks.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("WORLD_SIZE", "1") == "1":
+        return True
+    try:
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        return store.add(f"uhkd/said/{line}", 1) == 1
+    except Exception:  # a line too many is better than none
+        return True

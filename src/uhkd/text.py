@@ -22,5 +22,19 @@ def shown_lines(words: str) -> str:
     return "\n".join("\t".join(map(shown, line.split("\t"))) for line in words.split("\n"))
 
 
+def count(number: int, one: str, many: str | None = None) -> str:
+    """'1 shard', '2 shards', '1,797 images'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def file_size(amount: float) -> str:
+    """Bytes in words: '512 bytes', '3.2 MB'."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
 def _plain(letter: str) -> bool:
     return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"

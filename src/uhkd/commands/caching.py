@@ -36,6 +36,8 @@ from uhkd.runs import RunFolder, check_own, check_place, environment
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
+from uhkd.telling import put
+from uhkd.text import count, file_size
 
 
 def cache(
@@ -80,11 +82,12 @@ def cache(
             child.communicate()
     left = work.stored.shards.missing(work.asked.views)
     if left and any(ended):
-        raise ValueError(f"{len(left)} shards were not written: a process ended early; the same command goes on")
+        ones = count(len(left), "shard was", "shards were")
+        raise ValueError(f"{ones} not written: a process ended early; the same command goes on")
     if left:
-        say(f"{len(left)} shards are still being written by other processes")
+        say(f"{count(len(left), 'shard is', 'shards are')} still being written by other processes")
     else:
-        say(
+        put(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
     return Stored(folder)  # opened anew: files that were mended have others behind their names
@@ -245,12 +248,12 @@ class Work:
         free = shutil.disk_usage(self.folder).free
         if todo > free:
             raise ValueError(
-                f"{self.folder} has {_size(free)} free, and {_size(todo)} are to be written: fewer --views, --storage int8, less "
-                "to --keep, fewer --channels, or another --out"
+                f"{self.folder} has {file_size(free)} free, and {file_size(todo)} are to be written: fewer --views, "
+                "--storage int8, less to --keep, fewer --channels, or another --out"
             )
         return (
             f"{shards.images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, "
-            f"{layout.storage}): {_size(total)} in all, {_size(todo)} to write, {_size(free)} free"
+            f"{layout.storage}): {file_size(total)} in all, {file_size(todo)} to write, {file_size(free)} free"
         )
 
     def announce(self) -> None:
@@ -289,11 +292,3 @@ def main() -> None:
     except ValueError as error:
         say(f"a process beside the first has ended: {error}")
         sys.exit(1)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

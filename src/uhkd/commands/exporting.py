@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
 from uhkd.arguments import ExportArguments
 from uhkd.commands.judging import images_of, open_run
+from uhkd.commands.outcome import KINDS
 from uhkd.commands.setup import say
-from uhkd.commands.telling import KINDS
 from uhkd.data import eval_loader
 from uhkd.recipe import build
 from uhkd.runs import RunFolder, check_place, write_atomically
 from uhkd.taps import TappedModel
+from uhkd.telling import show
 from uhkd.text import shown
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
@@ -70,7 +70,7 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
         agrees = f"{same:.1%}" if network.shapes.logits else ""
         cells = f"{size:.2f}", f"{difference:.1e}", agrees, f"{_milliseconds(answer, images):.2f}"
         table.add_row(form, *cells)
-    Console(markup=False, emoji=False).print(table)
+    show(table)
     for form, path in found.items():
         say(f"{form}: {_OPENED[form].format(path=path)}")
     return found

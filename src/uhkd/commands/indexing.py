@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from uhkd.arguments import IndexArguments
-from uhkd.commands.setup import say
 from uhkd.data import INDEX, make_index, tars
 from uhkd.recipe import build
 from uhkd.runs import write_atomically
+from uhkd.telling import put
+from uhkd.text import count
 
 
 def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
@@ -25,5 +26,5 @@ def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
     write_atomically(folder / INDEX, made.to_bytes())
     classes = f"{len(made.classes)} classes by folders" if made.classes else "classes by number"
     said = classes if made.labels.max() >= 0 else "no classes"
-    say(f"{len(made.keys):,} samples in {len(names):,} shards, {said}: {folder / INDEX}")
+    put(f"{count(len(made.keys), 'sample')} in {count(len(names), 'shard')}, {said}: {folder / INDEX}")
     return folder / INDEX

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.arguments import InspectArguments
@@ -16,6 +15,7 @@ from uhkd.models import create
 from uhkd.recipe import build as build_recipe
 from uhkd.spectral import ftm_shapes
 from uhkd.taps import Shapes, TappedModel
+from uhkd.telling import put, say, show
 from uhkd.text import shown
 
 _BATCH = 8
@@ -42,11 +42,10 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
         options=asked.student_options,
         levels=asked.student_levels or 4,
     )
-    console = Console(markup=False, emoji=False)
     for role, network in (("teacher", teacher), ("student", student)):
-        console.print(_taps(role, network))
+        show(_taps(role, network))
         for note in network.notes:
-            console.print(f"  {shown(note)}")
+            say(f"  {shown(note)}")
     shapes = Shapes(student.shapes, teacher.shapes, classes, len(batch.index))
     distillers = build(asked.method, shapes, asked.settings, asked.weights)
     learner = Learner(student, distillers)
@@ -65,7 +64,7 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
                 f"{kept} {level.form}",
                 str(channels * k),
             )
-        console.print(table)
+        show(table)
         with torch.no_grad():
             maps = teacher(batch.image, frozenset({"maps"})).maps
             sealed.ftm.calibrate([x.float() for x in sealed.ftm.raw(maps)])
@@ -74,10 +73,8 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     weigh(terms, learner.weights()).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in distillers.parameters())
-    console.print(
-        f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
-    )
-    console.print(
+    put(f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items()))
+    put(
         f"{seconds:.2f} s without warm-up, peak resident memory {_peak_mib():.0f} MiB; "
         f"{extra / 1e6:.2f} M parameters of the method are trained and thrown away"
     )

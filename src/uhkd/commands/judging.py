@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
-from uhkd.commands.setup import image_size, say
-from uhkd.commands.telling import KINDS
+from uhkd.commands.outcome import KINDS
+from uhkd.commands.setup import image_size
 from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -22,6 +21,7 @@ from uhkd.probing import probe as fit_probe
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.telling import put, say, show
 from uhkd.text import shown
 
 
@@ -42,7 +42,7 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
     table = Table("metric", "value", title=shown(title))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
-    Console(markup=False, emoji=False).print(table)
+    show(table)
     return metrics
 
 
@@ -135,7 +135,7 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(top)
         answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        print(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
+        put(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
     return answers
 
 

@@ -13,6 +13,7 @@ from uhkd.arguments import ModelsArguments
 from uhkd.models import create, model_names
 from uhkd.models.libraries import build
 from uhkd.models.naming import parse
+from uhkd.telling import put, say
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,18 @@ def models(arguments: ModelsArguments | None = None) -> list[Listed]:
     if not names:
         raise ValueError(f"no network matches {asked.pattern!r}; names look like timm/resnet18, * stands for anything")
     width = max(map(len, names))
-    print(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if asked.measured else ""), flush=True)
+    put(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if asked.measured else ""))
     rows: list[Listed] = []
     for row in _matching(names, asked.max_params):
         if len(rows) == asked.limit:
-            print(f"... and more; narrow the pattern or raise --limit ({asked.limit})", flush=True)
+            say(f"... and more; narrow the pattern or raise --limit ({asked.limit})")
             break
         row = Listed(row.name, row.parameters, _milliseconds(row.name) if asked.measured else None)
         size = "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
-        print(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if asked.measured else ""), flush=True)
+        put(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if asked.measured else ""))
         rows.append(row)
     if not rows:
-        print(f"none of {len(names)} names has at most {asked.max_params:g} M parameters")
+        say(f"none of {len(names)} names has at most {asked.max_params:g} M parameters")
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +17,11 @@ from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
-from uhkd.text import shown_lines
+from uhkd.telling import say
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
 _SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
-
-
-def say(line: str) -> None:
-    """One line for the person at the terminal, on standard error so that output can be piped; from the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(shown_lines(line), file=sys.stderr, flush=True)
 
 
 def fast_bf16(device: str) -> bool:

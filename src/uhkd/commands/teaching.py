@@ -6,8 +6,8 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
+from uhkd.commands.outcome import KINDS
 from uhkd.commands.setup import image_size, say
-from uhkd.commands.telling import KINDS
 from uhkd.commands.unlabelled import Judge
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
 from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from uhkd.commands.outcome import ended, next_steps
 from uhkd.commands.setup import (
     choose_augmentation,
     choose_device,
@@ -25,7 +26,6 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
 from uhkd.commands.students import finished_network, first_network, freeze_unreached
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.commands.telling import ended, next_steps
 from uhkd.commands.unlabelled import Lesson, agreement, described, lesson_without_labels, open_judge, tell_unreached
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_loggers, check_needs, check_tensors, train
@@ -36,6 +36,7 @@ from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
+from uhkd.telling import put
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
@@ -47,6 +48,10 @@ class Result:
     student: TappedModel
     metrics: dict[str, float]
     run: RunFolder
+
+    def as_json(self) -> dict[str, Any]:
+        """What result.json holds, and where the run lies."""
+        return {"run": str(self.run.path), **(self.run.read_result() if self.run.result.is_file() else {})}
 
 
 def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: Any = None) -> Result:
@@ -225,7 +230,7 @@ def _train(
                 folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()
             for line in ended(facts):
-                say(line)
+                put(line)
             say(f"run folder {folder.path} with {pictures}")
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from uhkd.commands.outcome import KINDS
 from uhkd.commands.setup import image_size, say
-from uhkd.commands.telling import KINDS
 from uhkd.data import Data, Source, eval_loader, open_data
 from uhkd.engine import EVAL_BATCH
 from uhkd.evaluation import Evaluation, predict_logits

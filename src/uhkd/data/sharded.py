@@ -20,7 +20,7 @@ from uhkd.data.order import Shuffle
 from uhkd.data.shelf import Shelf, check_address, fetch, is_remote
 from uhkd.data.sources import Part, Source, content_hash
 from uhkd.data.tars import make_index
-from uhkd.text import shown
+from uhkd.text import count, shown
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _AT_A_TIME = 8  # shards from elsewhere
@@ -142,7 +142,8 @@ def read_shards(
         least = min(len(index.names), at_a_time * asked.lanes) * int(index.sizes.max(initial=0))
         if least > shelf.most:
             raise ValueError(
-                f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {at_a_time} shards in each of {asked.lanes} lanes "
+                f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {count(at_a_time, 'shard')} in each of "
+                f"{count(asked.lanes, 'lane')} "
                 f"that are read at a time, found {asked.keep_gb:.3g}"
             )
     else:
@@ -161,9 +162,14 @@ def read_shards(
         for part, shards in members.items()
     }
     train, sources = found["train"], dict[str, Source](found)
-    notes += [f"{len(found[part]):,} {part} images in {len(shards)} shards" for part, shards in members.items()]
+    notes += [
+        f"{len(found[part]):,} {part} images in {count(len(shards), 'shard')}" for part, shards in members.items()
+    ]
     if train.shuffle is not None:
-        notes.append(f"shuffled {at_a_time} shards at a time in each of {asked.lanes} lanes; mixed within a shard")
+        lanes = f" in each of {asked.lanes} lanes" if asked.lanes > 1 else ""
+        notes.append(
+            f"shuffled {count(at_a_time or len(members['train']), 'shard')} at a time{lanes}; mixed within a shard"
+        )
     if skip_bad_images:
         sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
     title = Path(word.rstrip("/")).name.removesuffix(".tar")

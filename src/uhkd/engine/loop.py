@@ -33,6 +33,7 @@ from uhkd.methods import matching_of
 from uhkd.recipe import DistillRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.taps import TappedModel
+from uhkd.telling import verbose
 
 EVAL_BATCH = 256
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
@@ -270,7 +271,7 @@ def train(job: Job) -> list[dict[str, float]]:
                 if validating or saving:
                     check_finite()  # waits for the device: what it still has to do belongs to the training's time
                 seconds, began = seconds + time.monotonic() - began, time.monotonic()
-                if step % recipe.log_every == 0:
+                if step % (1 if verbose() else recipe.log_every) == 0:
                     check_finite(weights=False)
                     report.log(step, seconds, totals, lr)
                 else:

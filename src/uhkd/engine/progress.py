@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -10,6 +9,8 @@ from typing import Self, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from uhkd import telling
 
 Item = TypeVar("Item")
 
@@ -31,7 +32,7 @@ class Progress:
         self.total, self.step, self.waited, self.away = total, start, 0.0, 0.0
         self.began, self.first = time.monotonic(), start
         self.bar = None
-        if sys.stderr.isatty():
+        if telling.live():
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self.bar = Bar(*columns, TextColumn("{task.description}"), transient=True)
             self.task = self.bar.add_task("", total=total, completed=start)

@@ -7,38 +7,21 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from uhkd.methods.base import Distiller
+from uhkd.recipe.method_table import METHODS
 
 GROUP = "uhkd.methods"
-
-_OURS = {
-    "scratch": "scratch:Scratch",
-    "kd": "kd:KD",
-    "dkd": "dkd:DKD",
-    "dist": "dist:DIST",
-    "fitnet": "fitnet:FitNet",
-    "at": "at:AT",
-    "cc": "cc:CC",
-    "rkd": "rkd:RKD",
-    "crd": "crd:CRD",
-    "ofa": "ofa:OFA",
-    "rsd": "rsd:RSD",
-    "spectralkd": "spectralkd:SpectralKD",
-    "twin_a": "spatial:TwinA",
-    "twin_b": "spatial:TwinB",
-    "uhkd": "uhkd:UHKD",
-}
 
 
 @cache
 def _known() -> dict[str, EntryPoint]:
-    ours = {name: EntryPoint(name, f"uhkd.methods.{where}", GROUP) for name, where in _OURS.items()}
+    ours = {name: EntryPoint(name, f"uhkd.methods.{where}", GROUP) for name, where in METHODS.items()}
     # a plug-in cannot replace a method of ours: a name in a table must mean one thing
     return {point.name: point for point in entry_points(group=GROUP)} | ours
 
 
 def method_names() -> list[str]:
     """All known methods: ours in the order of the tables, then those of plug-ins."""
-    return [*_OURS, *sorted(set(_known()) - set(_OURS))]
+    return [*METHODS, *sorted(set(_known()) - set(METHODS))]
 
 
 @cache

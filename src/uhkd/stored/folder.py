@@ -80,6 +80,21 @@ class Stored:
         self._rows: np.ndarray | None = None
         self.same_validation = True
 
+    def as_json(self) -> dict[str, Any]:
+        """Where it lies and what it holds, as plain data."""
+        manifest, layout = self.manifest, self.manifest.layout
+        return {
+            "folder": str(self.folder),
+            "teacher": manifest.teacher,
+            "teacher_metrics": dict(manifest.teacher_metrics),
+            "images": manifest.images,
+            "views": manifest.views,
+            "fields": list(layout.holds),
+            "storage": layout.storage,
+            "bytes_a_record": layout.size,
+            "shards_missing": len(self.shards.missing(manifest.views)),
+        }
+
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether a cache was begun there."""

@@ -8,13 +8,28 @@ CASES = (
         "a verb that there is not",
         "xyz",
         "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
-        " eval, predict, export, index, doctor",
+        " eval, predict, export, index, doctor, completion",
     ),
     Case(
         "an option before the verb",
         "--seed 3",
         "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
-        "compare, eval, predict, export, index, doctor",
+        "compare, eval, predict, export, index, doctor, completion",
+    ),
+    Case(
+        "quiet and verbose together",
+        "--quiet eval run --verbose",
+        "--quiet and --verbose ask for opposite things; leave one of them out",
+    ),
+    Case(
+        "a dry run of what needs none",
+        "eval run --dry-run",
+        "unknown option --dry-run; these verbs have it: demo, finetune, distill, cache, compare, export",
+    ),
+    Case(
+        "a shell that is not known",
+        "completion tcsh",
+        "shell: expected bash, zsh or fish, found 'tcsh'",
     ),
     Case(
         "a misspelt option",

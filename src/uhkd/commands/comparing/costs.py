@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.commands.comparing.tables import Rows, inline, markdown
-from uhkd.text import shown, shown_lines
+from uhkd.telling import put
+from uhkd.telling import show as show_parts
+from uhkd.text import shown
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
 _HEAD += ["GFLOP an image", "GFLOP x kd", "extra parameters"]
@@ -32,7 +33,6 @@ def document(costs: Mapping[str, Any]) -> str:
 
 def show(costs: Mapping[str, Any]) -> None:
     """The tables on standard output."""
-    console = Console(markup=False, emoji=False)
     for pair, measured in costs["pairs"].items():
         rows = [[row[i] for i in _ON_TERMINAL] for row in cost_rows(measured)]
         table = Table(title=shown(f"{costs['title']}: {pair}"))
@@ -40,9 +40,9 @@ def show(costs: Mapping[str, Any]) -> None:
             table.add_column(head, min_width=max(map(len, cells)))  # a head may wrap, a number may not
         for row in rows[1:]:
             table.add_row(*map(shown, row))
-        console.print(table)
+        show_parts(table)
         for line in (setting(measured), *_reasons(measured)):
-            console.print(shown_lines(line))
+            put(line)
 
 
 def note(costs: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Workers at work on a comparison, and what a person sees meanwhile."""
 
 import contextlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from uhkd import telling
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import Board, workers_of
 from uhkd.commands.comparing.serving import whole
@@ -35,7 +35,7 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
     if _finished(states(plan, board)):
         return
     console = Console(stderr=True, markup=False, emoji=False)
-    live = Live(console=console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+    live = Live(console=console, auto_refresh=False, transient=True) if telling.live() else None
     told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
     caches = {task.name for task in plan.caches if board.state(task) in ("done", "failed")}
     began, already = time.monotonic(), len(told)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.commands.comparing.summary import lines, verdicts
@@ -22,6 +21,7 @@ from uhkd.commands.comparing.tables import (
 from uhkd.commands.setup import say
 from uhkd.pictures import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
+from uhkd.telling import show as show_parts
 from uhkd.text import shown
 
 _ON_TERMINAL = (0, 1, 2, 3, 4)  # what fits 80 columns; compare.md holds the rest
@@ -119,9 +119,9 @@ def _table(rows: Rows, title: str) -> Table:
 
 def show(summary: Mapping[str, Any]) -> None:
     """The tables on standard output, what may be said of UHKD on standard error."""
-    console = Console(markup=False, emoji=False)
-    console.print(_table(overview(summary), summary["title"]))
-    for pair in summary["pairs"]:
-        console.print(_table([[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)], pair))
+    pairs = [
+        _table([[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)], pair) for pair in summary["pairs"]
+    ]
+    show_parts(_table(overview(summary), summary["title"]), *pairs)
     for line in verdicts(summary):
         say(line)

@@ -22,6 +22,7 @@ from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
 from uhkd.stored import Stored
 from uhkd.taps import Shapes
+from uhkd.text import count
 
 _WHOLE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
 
@@ -130,7 +131,7 @@ def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, M
         raise ValueError(f"only {len(left)} of {len(served)} trainings are left to use it")
     stored = cache(build(CacheRecipe, {**words, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
-        raise ValueError(f"{len(missing)} shards are being made by somebody else")
+        raise ValueError(f"{count(len(missing), 'shard is', 'shards are')} being made by somebody else")
     with _notes(out) as notes:
         notes[name]["seconds"] = time.monotonic() - began if fresh else None
     write_atomically(folder / _WHOLE, "")
