@@ -10,7 +10,7 @@ from torch import nn
 from uhkd.commands.setup import image_size, say
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
 from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors, fit_linear_probe
-from uhkd.evaluation import evaluate
+from uhkd.evaluation import Evaluation, evaluate
 from uhkd.models import create, wrap
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import RunFolder, write_tensors
@@ -59,10 +59,10 @@ def prepare_teacher(
     module: nn.Module | None = None,
     *,
     judged: bool = False,
-) -> tuple[TappedModel, dict[str, float]]:
-    """A teacher that fits the data's classes and beats chance, sealed, and its validation metrics.
+) -> tuple[TappedModel, Evaluation | None]:
+    """A teacher that fits the data's classes and beats chance, sealed, and what it says of the validation images.
 
-    judged: its accuracy was seen before; the metrics are then left out.
+    judged: its accuracy was seen before; it is then not evaluated.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
@@ -82,7 +82,7 @@ def prepare_teacher(
             )
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
     if judged:
-        return teacher, {}
+        return teacher, None
     size = image_size(data, [teacher])
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
@@ -94,7 +94,7 @@ def prepare_teacher(
             f"{classes} classes); train it first: uhkd finetune --model {recipe.teacher} --data {recipe.data} --out DIR, "
             "then --teacher DIR (or go on anyway with --allow-weak-teacher)"
         )
-    return teacher, evaluation.metrics
+    return teacher, evaluation
 
 
 def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from uhkd.commands.noting import note_rest, sizes
 from uhkd.commands.setup import (
     choose_augmentation,
     choose_device,
@@ -26,6 +27,7 @@ from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_needs, check_tensors, train
+from uhkd.evaluation import Evaluation
 from uhkd.methods import Distiller, build, check, effective
 from uhkd.models import ModelCard, create, fingerprint, load_run, read_safetensors, wrap
 from uhkd.pictures import draw
@@ -84,7 +86,7 @@ def distill(
         student, recipe.student, recipe.student_start, recipe.student_options, recipe.student_levels, recipe, opened
     ).to(fabric.device)
     facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
-    facts["method"], sealed = recipe.method, None
+    facts["method"], sealed, judged = recipe.method, None, None
     facts["methods"] = effective(recipe.method, recipe.settings, recipe.weights)
     stored = None
     if recipe.method != "scratch" and recipe.teacher_cache is not None:
@@ -93,14 +95,16 @@ def distill(
         facts |= facts_of(stored, recipe)
     elif recipe.method != "scratch":
         workers = choose_workers(recipe, opened, fabric.device.type)
-        sealed, facts["teacher_metrics"] = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
+        sealed, judged = prepare_teacher(recipe, opened, fabric, folder, workers, teacher)
+        assert judged is not None
+        facts["teacher_metrics"] = judged.metrics
         facts["teacher_fingerprint"] = fingerprint(sealed)
     taught = stored.manifest.shapes if stored else sealed and sealed.shapes
     shapes = Shapes(network.shapes, taught, len(opened.classes), len(opened.train))
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = build(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
     learner = Learner(network, distillers, recipe.label_smoothing)
-    return _train(recipe, opened, fabric, folder, learner, stored or sealed, facts)
+    return _train(recipe, opened, fabric, folder, learner, stored or sealed, facts, judged)
 
 
 def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric, RunFolder]:
@@ -191,6 +195,7 @@ def _train(
     learner: Learner,
     teacher: TappedModel | Stored | None,
     facts: dict[str, Any],
+    judged: Evaluation | None = None,
 ) -> Result:
     student = learner.to(memory_format=torch.channels_last).student
     workers = choose_workers(recipe, data, fabric.device.type)
@@ -236,9 +241,12 @@ def _train(
             extra = sum(p.numel() for p in learner.distillers.parameters())
             facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
             facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-            facts |= {"environment": folder.read_environment()}
+            facts |= {"environment": folder.read_environment(), "sizes": {"student": sizes(student)}}
+            live = teacher if isinstance(teacher, TappedModel) else None
+            facts["sizes"] |= {} if live is None else {"teacher": sizes(live)}
             with folder.writing("the trained network", f"the checkpoint of step {rows[-1]['step']} is kept"):
                 folder.write_model(card, student.module.state_dict())
+                note_rest(folder, data, val_size, live, judged, show=recipe.thumbnails)
                 pictures = ", ".join(path.name for path in draw(folder))
                 folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()
@@ -248,7 +256,7 @@ def _train(
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
             else:
-                say(f"measure it with: uhkd eval {folder.path}")
+                say(f"measure it with: uhkd eval {folder.path}; look at it with: uhkd report {folder.path}")
                 say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
         return Result(student, rows[-1], folder)
 

@@ -68,6 +68,11 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="minutes between checkpoints within an epoch")
     log_every: int = Field(default=50, ge=1, description="optimiser steps between log lines")
+    thumbnails: bool = Field(
+        default=True,
+        description="keep up to 200 validation images of at most 96 pixels in the run folder, for the report; "
+        "--no-thumbnails where nobody else may see them",
+    )
 
     @property
     def learning_rate(self) -> float:

@@ -32,7 +32,8 @@ class RunFolder:
     """One run's files under one folder.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png
+    network), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, checkpoints/step-N/,
+    *.png, report.html
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,6 +42,7 @@ class RunFolder:
         self.weights, self.metrics = self.path / "model.safetensors", self.path / "metrics.csv"
         self.result, self.diagnostics = self.path / "result.json", self.path / "diagnostics.npz"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
+        self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
         self._checkpoints = Checkpoints(self.checkpoints)
 
     def exists(self) -> bool:
@@ -66,8 +68,8 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        # a cache may be moved: its key is in the checkpoint
-        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb"}
+        # a cache may be moved: its key is in the checkpoint; thumbnails change no number
+        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "thumbnails"}
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")
@@ -130,7 +132,7 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""
-        return read_mapping(self.path / _ENVIRONMENT)
+        return read_mapping(self.environment)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""
