@@ -22,6 +22,7 @@ VERBS = {
     "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
+    "report": "runs as one page to look at: tables, figures, images",
     "export": "the trained network alone, for timm, torch.export or ONNX, checked",
     "index": "note where the samples of tar shards lie",
     "doctor": "what this machine offers: versions, device, precision, disk",
@@ -35,6 +36,7 @@ _EXAMPLES = """\
   uhkd finetune --model timm/resnet18 --start pretrained --data path/to/images --epochs 20 --out runs/teacher
   uhkd distill --teacher runs/teacher --student timm/deit_tiny_patch16_224 --data path/to/images --out runs/student
   uhkd eval runs/student
+  uhkd report runs/student
 """
 
 

@@ -40,6 +40,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "cache verify": arguments.VerifyArguments,
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
+    "report": arguments.ReportArguments,
     "export": arguments.ExportArguments,
     "index": arguments.IndexArguments,
     "doctor": arguments.DoctorArguments,

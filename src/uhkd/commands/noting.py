@@ -42,7 +42,7 @@ def note_rest(
     *,
     show: bool,
 ) -> None:
-    """Add to diagnostics.npz what the teacher said, teacher_latency_ms (1,) and, with `show`, val_shown (M,), places of images."""
+    """Add to diagnostics.npz what the teacher said, its latency and, with `show`, val_shown (M,): which images were kept."""
     arrays = {} if judged is None else said(judged, "teacher")
     if teacher is not None:
         with torch.random.fork_rng(devices=[]):

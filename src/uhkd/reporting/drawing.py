@@ -132,7 +132,7 @@ def heat_colour(value: float) -> tuple[str, str]:
     share = min(max(value, 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     background = f"#{red:02x}{green:02x}{blue:02x}"
-    dark, white = "#101418", "#ffffff"
+    dark, white = "#000000", "#ffffff"  # one of them has 4.5 to 1 on any colour
     return background, dark if contrast(background, dark) >= contrast(background, white) else white
 
 

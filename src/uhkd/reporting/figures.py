@@ -108,8 +108,9 @@ def _learning(family: Family) -> Drawing | None:
     return Drawing(
         f"{family.key}-learning",
         "Learning curves",
-        "How good the student was on held-out images after each epoch (band: one standard deviation over seeds). Look for "
-        "curves that still rise at the end, which want more epochs, and for a validation loss that turns up again, which is overfitting.",
+        "How good the student was on held-out images after each epoch (band: one standard deviation over seeds). Look "
+        "for curves that still rise at the end, which want more epochs, and for a validation loss that turns up again, "
+        "which is overfitting.",
         f"{panels[0].title}, first to last evaluation: {last}.",
         tuple(panels),
         legend=legend_of(family.groups),
@@ -123,7 +124,13 @@ def _columns(family: Family) -> list[str]:
 
 def _terms(family: Family) -> Drawing | None:
     names = [c for c in _columns(family) if c not in _NOT_TERMS and not c.startswith(("val_", "grad_"))]
-    panels = [Curves(name, "epoch", "", lines) for name in names if (lines := _lines(family.groups, name))]
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.rpartition(".")[2], []).append(name)
+    panels = []
+    for term, columns in alike.items():
+        if lines := tuple(line for column in columns for line in _lines(family.groups, column)):
+            panels.append(Curves(columns[0] if len(columns) == 1 else term, "epoch", "", lines))
     if not panels:
         return None
     said = "; ".join(
@@ -244,7 +251,8 @@ def _agreement(family: Family) -> Drawing | None:
         f"{family.key}-agreement",
         "Agreement",
         "For how many of the validation images (percent) two name the same class; '(labels)' is the accuracy. On the "
-        "diagonal a group with itself over different seeds. A student that agrees with the teacher more than with the labels also copies mistakes.",
+        "diagonal a group with itself over different seeds. A student that agrees with the teacher more than with the "
+        "labels also copies mistakes.",
         "Agreement in percent. " + "; ".join(_agreeing(names, values)),
         (Heat("", "", "", tuple(names), tuple(names), values, float(off.min()), 100.0, 0),),
     )
@@ -275,7 +283,8 @@ def _speed(family: Family) -> Drawing | None:
         f"{family.key}-speed",
         "Speed of the training",
         "Training images a second, and the share of the time in which the training waited for images. Above some ten "
-        "percent of waiting more loader processes (--workers) or smaller images make it faster; below, the networks are what takes the time.",
+        "percent of waiting more loader processes (--workers) or smaller images make it faster; below, the networks are "
+        "what takes the time.",
         f"Images a second: {said}.",
         tuple(panels),
     )

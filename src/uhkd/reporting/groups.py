@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from uhkd.reporting.folders import Run, number
+from uhkd.reporting.folders import Run, number, text
 
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
 _PLACES = {"out", "resume", "seed", "workers", "device", "log_every", "checkpoint_minutes", "thumbnails", "data"}
@@ -152,9 +152,10 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
     taught = {run.name: found for run in distilled if (found := _folder_of(run.teacher, runs)) is not None}
     teachers = {found.name for found in taught.values()} if distilled else set()
     kinds: dict[tuple[str, str], list[Run]] = {}
+    prints = _prints(runs)
     for run in runs:
         if run.name not in teachers:
-            kinds.setdefault((run.data, run.student), []).append(run)
+            kinds.setdefault((prints.get(run.data, run.data), run.student), []).append(run)
     hues: dict[str, tuple[int, int]] = {}
     families = []
     for number_, own in enumerate(kinds.values()):
@@ -162,6 +163,15 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     unfinished = [f"{run.name}: not finished ({_progress(run)})" for run in runs if not run.finished]
     return Report(title, tuple(families), tuple(runs), (*notes, *unfinished, *problems))
+
+
+def _prints(runs: Sequence[Run]) -> dict[str, str]:
+    """The fingerprint of data known by its name alone, as that of a run which is not finished, where only one is known."""
+    known: dict[str, set[str]] = {}
+    for run in runs:
+        if run.finished:
+            known.setdefault(text(run.recipe.get("data"), ""), set()).add(run.data)
+    return {name: found.pop() for name, found in known.items() if len(found) == 1}
 
 
 def _progress(run: Run) -> str:

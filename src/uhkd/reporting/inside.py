@@ -98,8 +98,9 @@ def _errors(group: Group) -> Drawing | None:
     return Drawing(
         f"{group.key}-errors",
         "Error by frequency over the training",
-        "How far the student's aligned features are from the teacher's at each frequency (0: mean of the map). The slider "
-        "moves through the training. Look which frequencies fall last, and whether any level stays where it began: that level taught nothing.",
+        "How far the student's aligned features are from the teacher's at each frequency (0: mean of the map). The "
+        "slider moves through the training. Look which frequencies fall last, and whether any level stays where it "
+        "began: that level taught nothing.",
         f"Mean squared error of the aligned coefficients, first to last evaluation. {'; '.join(said)}.",
         tuple(panels),
         frames=tuple(f"step {steps[t]:.0f}" for t in chosen),

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from uhkd import __version__, thumbnails
+from uhkd import thumbnails
 from uhkd.reporting import figures, inside, svg, tables
 from uhkd.reporting.drawing import DARK, DASHES, LIGHT, Drawing
 from uhkd.reporting.folders import Run
@@ -31,8 +31,8 @@ _NAMES = 12  # its columns
 _LARGE = 64  # pixels from which an image is shown smoothly
 
 
-def render(report: Report) -> str:
-    """The page."""
+def render(report: Report, version: str) -> str:
+    """The page; version: of uhkd, for its foot."""
     environment = Environment(
         loader=PackageLoader("uhkd.reporting"),
         autoescape=True,
@@ -52,7 +52,7 @@ def render(report: Report) -> str:
     return environment.get_template("page.html").render(
         mark=Markup(MARK),
         title=report.title,
-        version=__version__,
+        version=version,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=len(report.runs),
         families=families,
@@ -79,8 +79,10 @@ def _colours() -> str:
 
 def _swatch(hue: str, dash: int) -> Markup:
     dashes = Markup(' stroke-dasharray="{}"').format(DASHES[dash % 4]) if dash % 4 else ""
-    form = '<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10"><path class="line {}" d="M1 5L29 5"{}/></svg>'
-    return Markup(form).format(hue, dashes)
+    line = Markup('<path class="line {}" d="M1 5L29 5"{}/>').format(hue, dashes)
+    return Markup('<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">{}</svg>').format(
+        line
+    )
 
 
 def _family(family: Family) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def _bars(panel: Bars) -> tuple[list[Markup], int]:
     values = [v for row in panel.rows for v in (*(value for value, _, _ in row.values), *row.dots) if math.isfinite(v)]
     low, high = _room(values if panel.as_dots else [0.0, *values], 0.06 if panel.as_dots else 0.0)
     rooms = [max(1, len(row.values)) for row in panel.rows]
-    bottom = _TOP + sum(_row_height(r) for r in rooms) + 4
+    above = _TOP if panel.title else 6
+    bottom = above + sum(_row_height(r) for r in rooms) + 4
     left, right = _LABEL, _WIDTH - 48
 
     def px(x: float) -> float:
@@ -103,10 +104,10 @@ def _bars(panel: Bars) -> tuple[list[Markup], int]:
     parts: list[Markup] = []
     for tick in MaxNLocator(4).tick_values(low, high):
         if low <= tick <= high:
-            parts.append(_rule(px(tick), _TOP, px(tick), bottom))
+            parts.append(_rule(px(tick), above, px(tick), bottom))
             parts.append(_text(px(tick), bottom + 13, _number(float(tick)), "middle"))
     parts.append(_text((left + right) / 2, bottom + 29, panel.x_label, "middle", "axis"))
-    top = float(_TOP)
+    top = float(above)
     for row, room in zip(panel.rows, rooms, strict=True):
         parts.append(_series(_row(row, panel.as_dots, top, px), row.label, row.group, None))
         top += _row_height(room)
@@ -146,7 +147,7 @@ def _heat(panel: Heat) -> tuple[list[Markup], int]:
     left = 44 if max(map(len, panel.rows)) <= 4 else 84
     side = min((_WIDTH - left - 8) / len(panel.columns), 44.0)
     tall = min(side, 26.0) if len(panel.rows) > 6 else min(side, 34.0)
-    top = _TOP + 6
+    top = _TOP + 6 if panel.title else 8
     width, height = side * len(panel.columns), tall * len(panel.rows)
     parts: list[Markup] = []
     cell = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"/>')

@@ -165,7 +165,7 @@ def verdict(family: Family) -> str:
     teacher = focus.teacher.metrics.get("accuracy") if focus.teacher else None
     said += f", its teacher {100 * teacher:.1f} %" if teacher is not None else ""
     if base is None:
-        return f"{said}. Without the same network trained from labels alone (--method scratch) nobody can say what the teacher gave."
+        return f"{said}. Without the same network from labels alone (--method scratch) nobody can say what the teacher gave."
     ours, theirs = (
         {
             seed: a
