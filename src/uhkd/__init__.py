@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from uhkd.commands import Result, cache, compare, distill, evaluate, finetune, predict, watch
+    from uhkd.commands import Result, cache, compare, distill, evaluate, finetune, predict, report, watch
     from uhkd.data import open_data
     from uhkd.distillation import Distillation
     from uhkd.models import create, load_run
@@ -23,6 +23,7 @@ _HOMES = {
     "load_run": "uhkd.models",
     "open_data": "uhkd.data",
     "predict": "uhkd.commands",
+    "report": "uhkd.commands",
     "watch": "uhkd.commands",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "load_run",
     "open_data",
     "predict",
+    "report",
     "watch",
 ]
 

@@ -29,6 +29,7 @@ VERBS = {
     "watch": "where trainings stand, live, from another terminal",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
+    "report": "runs as one page to look at: tables, figures, images",
     "export": "the trained network alone, for timm, torch.export or ONNX, checked",
     "index": "note where the samples of tar shards lie",
     "doctor": "what this machine offers, what is wrong with it, and what to do about that",
@@ -45,6 +46,7 @@ _EXAMPLES = """\
   uhkd finetune --model timm/resnet18 --start pretrained --data path/to/images --epochs 20 --out runs/teacher
   uhkd distill --teacher runs/teacher --student timm/deit_tiny_patch16_224 --data path/to/images --out runs/student
   uhkd eval runs/student
+  uhkd report runs/student
 """
 
 

@@ -115,6 +115,23 @@ class ExportArguments(Schema):
     images: int = Field(default=64, ge=2, description="images it is checked on")
 
 
+class ReportArguments(Schema):
+    """One self-contained HTML page on some runs, made from their folders alone: tables, figures, images, recipes."""
+
+    positional: ClassVar[tuple[str, ...]] = ("runs",)
+
+    runs: tuple[str, ...] = Field(
+        min_length=1, description="run folders, or folders of them as compare and demo write; all runs below are taken"
+    )
+    out: str | None = Field(
+        default=None,
+        description="page to write, or a folder for it; none: report.html in the folder, or here for several",
+    )
+    figures: bool = Field(
+        default=False, description="also write every figure as PNG and SVG, in figures beside the page"
+    )
+
+
 class PredictArguments(Schema):
     """The likeliest classes of some images."""
 

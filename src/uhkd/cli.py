@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "watch": arguments.WatchArguments,
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
+    "report": arguments.ReportArguments,
     "export": arguments.ExportArguments,
     "index": arguments.IndexArguments,
     "doctor": arguments.DoctorArguments,

@@ -66,10 +66,11 @@ class Diagnostics:
     """Collects the arrays of diagnostics.npz on one fixed batch of validation images.
 
     Arrays, with T evaluations, levels l = 0 (shallow), 1, ...:
-        steps (T,); student_spectrum_l (T, R) and teacher_spectrum_l (R,): energy by integer frequency radius;
+        steps (T,); student_spectrum_l (T, R), start_spectrum_l (R,), teacher_spectrum_l (R,): energy by integer frequency radius;
         error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
         frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
-        val_prediction and val_label (N,); confusion (C, C); latency_ms (1,): one image.
+        val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C); latency_ms (1,): one image.
+    Beside them, noted by `uhkd.commands.noting`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
     """
 
     def __init__(
@@ -95,7 +96,10 @@ class Diagnostics:
         return _maps(network, self.images, self.autocast)
 
     def begin(self) -> None:
-        """Before the first step: CKA with the teacher."""
+        """Before the first step: spectra, and CKA with the teacher."""
+        self.fixed |= {
+            f"start_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self._maps(self.student))
+        }
         if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_start"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
 
@@ -133,6 +137,7 @@ class Diagnostics:
             self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
         if evaluation is not None:
             self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
+            self.fixed["val_confidence"] = _array(evaluation.logits.softmax(1).amax(1).half())
             self.fixed["val_label"] = _array(evaluation.labels)
             self.fixed["confusion"] = _array(evaluation.confusion())
         self.fixed["latency_ms"] = np.array([latency(self.student)])

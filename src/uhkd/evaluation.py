@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -142,3 +144,16 @@ def latency(model: TappedModel, batch: int = 1, repeats: int = 20) -> float:
             times.append(time.perf_counter() - began)
     model.train(training)
     return 1000 * sorted(times)[len(times) // 2]
+
+
+@torch.no_grad()
+def forward_flops(model: TappedModel) -> int:
+    """FLOPs of one image in eval mode: matrix products, convolutions and attention, two for each multiply-add."""
+    parameter, training = next(model.parameters()), model.training
+    model.eval()
+    image = torch.zeros(1, 3, *model.input_size, device=parameter.device)
+    # attention in its plain form: each device's fused kernels count in another way
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(image, frozenset({"logits"}))
+    model.train(training)
+    return counter.get_total_flops()

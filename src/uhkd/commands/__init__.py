@@ -10,6 +10,7 @@ from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
 from uhkd.commands.recipes import recipes
+from uhkd.commands.report import report
 from uhkd.commands.training import Result
 from uhkd.commands.verifying import verify_cache
 from uhkd.commands.watching import watch
@@ -29,6 +30,7 @@ __all__ = [
     "models",
     "predict",
     "recipes",
+    "report",
     "verify_cache",
     "watch",
 ]

@@ -119,7 +119,7 @@ class Work:
             # what an earlier try may have left when it was killed, perhaps by other words
             for leftover in (*self.folder.glob(".*.tmp"), *(() if begun else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
-            network, metrics = prepare_teacher(
+            network, evaluation = prepare_teacher(
                 asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
             )
             save_probe(network, self.run)
@@ -130,7 +130,7 @@ class Work:
             else:
                 self.augmentation = choose_augmentation(asked, self.data, [network])
                 tell_augmentation(self.augmentation)
-                self.teacher = self._begin(network, metrics)
+                self.teacher = self._begin(network, evaluation.metrics if evaluation else {})
                 self.stored = Stored(self.folder)
 
     def _layout(self, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:

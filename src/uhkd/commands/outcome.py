@@ -38,6 +38,6 @@ def next_steps(run: Path, *, headless: bool) -> list[str]:
             f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
         ]
     return [
-        f"measure it with: uhkd eval {run}",
+        f"measure it with: uhkd eval {run}; look at it with: uhkd report {run}",
         f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits',
     ]

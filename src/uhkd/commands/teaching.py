@@ -61,11 +61,11 @@ def prepare_teacher(
     *,
     judged: bool = False,
     judge: Judge | None = None,
-) -> tuple[TappedModel, dict[str, float]]:
-    """A teacher that fits the data's classes and beats chance, sealed, and its validation metrics.
+) -> tuple[TappedModel, Evaluation | None]:
+    """A teacher that fits the data's classes and beats chance, sealed, and what it says of the validation images.
 
-    judged: its accuracy was seen before; the metrics are then left out. judge: what its embedding is measured by where the data
-    has no labels; without it nothing is known of its worth.
+    judged: its accuracy was seen before; it is then not evaluated. judge: what its embedding is measured by where the data has
+    no labels, on images of its own; without it nothing is known of its worth.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
@@ -87,14 +87,14 @@ def prepare_teacher(
             )
         _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
     if judged:
-        return teacher, {}
+        return teacher, None
     size = image_size(data, [teacher])
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
     _refuse_chance(evaluation, recipe, recipe.data)
-    return teacher, evaluation.metrics
+    return teacher, evaluation
 
 
 def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
@@ -106,7 +106,7 @@ def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, 
         )
 
 
-def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge: Judge | None) -> dict[str, float]:
+def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge: Judge | None) -> Evaluation | None:
     """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
     if recipe.teacher_head == "probe":
         raise ValueError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
@@ -115,13 +115,13 @@ def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge
             f"teacher {recipe.teacher}: without labels its worth is not known"
             + ("; --probe-data LABELLED_IMAGES measures it" if isinstance(recipe, DistillRecipe) else "")
         )
-        return {}
+        return None
     evaluation = judge.evaluation(teacher)
     by = f"{KINDS[judge.kind]} on {judge.data.name}"
     say(f"teacher {recipe.teacher}: validation accuracy {evaluation.metrics['accuracy']:.2%} ({by})")
     assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
     _refuse_chance(evaluation, recipe, recipe.probe_data)
-    return evaluation.metrics
+    return evaluation
 
 
 def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:

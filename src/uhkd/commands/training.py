@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from uhkd.commands.noting import note_rest, sizes
 from uhkd.commands.outcome import ended, next_steps
 from uhkd.commands.setup import (
     choose_augmentation,
@@ -29,6 +30,7 @@ from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.commands.unlabelled import Lesson, agreement, described, lesson_without_labels, open_judge, tell_unreached
 from uhkd.data import Augmentation, Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_loggers, check_needs, check_tensors, train
+from uhkd.evaluation import Evaluation
 from uhkd.methods import Distiller, build, check, effective
 from uhkd.models import fingerprint
 from uhkd.pictures import draw
@@ -91,17 +93,21 @@ def distill(
     workers = choose_workers(recipe, opened, fabric.device.type)
     judge = open_judge(recipe, opened, fabric, workers)
 
-    def heard() -> tuple[TappedModel | Stored | None, dict[str, Any]]:
+    def heard() -> tuple[TappedModel | Stored | None, dict[str, Any], Evaluation | None]:
         if recipe.method == "scratch" and opened.classes:
-            return None, {}
+            return None, {}, None
         if recipe.teacher_cache is not None:
             stored = open_stored(recipe, opened, teacher)
-            return stored, facts_of(stored, recipe)
-        sealed, metrics = prepare_teacher(recipe, opened, fabric, folder, workers, teacher, judge=judge)
-        return sealed, {"teacher_metrics": metrics, "teacher_fingerprint": fingerprint(sealed)}
+            return stored, facts_of(stored, recipe), None
+        sealed, said = prepare_teacher(recipe, opened, fabric, folder, workers, teacher, judge=judge)
+        return (
+            sealed,
+            {"teacher_metrics": said.metrics if said else {}, "teacher_fingerprint": fingerprint(sealed)},
+            said,
+        )
 
     lesson = Lesson(len(opened.classes), opened.classes, recipe.weights)
-    source, known = (None, {}) if opened.classes else heard()
+    source, known, said = (None, {}, None) if opened.classes else heard()
     if not opened.classes:  # the teacher's classes, where its logits are imitated, are the student's
         lesson = lesson_without_labels(recipe, source)
     network = first_network(
@@ -115,7 +121,7 @@ def distill(
         lesson.classes,
     ).to(fabric.device)
     if opened.classes:
-        source, known = heard()
+        source, known, said = heard()
     if isinstance(source, Stored):
         tell_other_views(asked, opened, network, source)
     facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
@@ -126,13 +132,13 @@ def distill(
     distillers = build(recipe.method, shapes, recipe.settings, lesson.weights).to(fabric.device)
     learner = Learner(network, distillers, recipe.label_smoothing)
     if opened.classes:
-        return _train(recipe, opened, fabric, folder, learner, source, facts)
+        return _train(recipe, opened, fabric, folder, learner, source, facts, said)
     network.card = replace(network.card, classes=lesson.names)
     if judge is not None:
         facts["probe"] = described(judge, network)
     tell_unreached(freeze_unreached(network, learner.student_needs), learner.student_needs)
     judged = judge or agreement(source, lesson.classes, opened, fabric, workers)
-    result = _train(recipe, opened, fabric, folder, learner, source, facts, judged)
+    result = _train(recipe, opened, fabric, folder, learner, source, facts, judge=judged)
     result.student.requires_grad_(True)
     return result
 
@@ -177,6 +183,7 @@ def _train(
     learner: Learner,
     teacher: TappedModel | Stored | None,
     facts: dict[str, Any],
+    taught: Evaluation | None = None,
     judge: Callable[[TappedModel], dict[str, float]] | None = None,
 ) -> Result:
     student = learner.to(memory_format=torch.channels_last).student
@@ -223,9 +230,12 @@ def _train(
             extra = sum(p.numel() for p in learner.distillers.parameters())
             facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
             facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
-            facts |= {"environment": folder.read_environment()}
+            facts |= {"environment": folder.read_environment(), "sizes": {"student": sizes(student)}}
+            live = teacher if isinstance(teacher, TappedModel) else None
+            facts["sizes"] |= {} if live is None else {"teacher": sizes(live)}
             with folder.writing("the trained network", f"the checkpoint of step {rows[-1]['step']} is kept"):
                 folder.write_model(card, student.module.state_dict())
+                note_rest(folder, data, val_size, live, taught, show=recipe.thumbnails)
                 pictures = ", ".join(path.name for path in draw(folder))
                 folder.write_json(folder.result.name, facts)  # the last: it says "finished"
             folder.drop_checkpoints()

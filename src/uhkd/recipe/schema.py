@@ -71,6 +71,11 @@ class TrainRecipe(DataWords, ViewWords, MachineWords):
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=(), description="tell these too, each an extra (docs/watching.md); metrics.csv is always written"
     )
+    thumbnails: bool = Field(
+        default=True,
+        description="keep up to 200 validation images of at most 96 pixels in the run folder, for the report; "
+        "--no-thumbnails where nobody else may see them",
+    )
 
     @property
     def learning_rate(self) -> float:

@@ -32,8 +32,9 @@ class RunFolder:
     """One run's files under one folder.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), metrics.csv, result.json, diagnostics.npz, teacher_probe.safetensors, checkpoints/step-N/, *.png; progress.json
-    (where it stands, see `Pulse`); what --log asked for: tensorboard/, wandb/, mlruns/, and logs.json, which names the runs
+    network), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, checkpoints/step-N/,
+    *.png, report.html; progress.json (where it stands, see `Pulse`); what --log asked for: tensorboard/, wandb/, mlruns/, and
+    logs.json, which names the runs
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,6 +43,7 @@ class RunFolder:
         self.weights, self.metrics = self.path / "model.safetensors", self.path / "metrics.csv"
         self.result, self.diagnostics = self.path / "result.json", self.path / "diagnostics.npz"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
+        self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
         self._checkpoints = Checkpoints(self.checkpoints)
 
     def exists(self) -> bool:
@@ -67,8 +69,8 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        # a cache may be moved: its key is in the checkpoint; who is told of a training does not change it
-        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log"}
+        # a cache may be moved: its key is in the checkpoint; who is told of a training and thumbnails change no number
+        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"}
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")
@@ -131,7 +133,7 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""
-        return read_mapping(self.path / _ENVIRONMENT)
+        return read_mapping(self.environment)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import t
-
 from uhkd.commands.comparing.plan import Cell, Plan, Task
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.serving import stored_in
+from uhkd.paired import Gap, gap
 from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
@@ -167,24 +166,6 @@ def _trials(plan: Plan, board: Board, tasks: Mapping[str, Task]) -> list[dict[st
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A paired difference in points: mean and half the width of its 95 % interval (Student's t over seeds; None: one seed)."""
-
-    mean: float
-    half: float | None
-    seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """What may be said of it: fewer than three seeds say nothing."""
-        if self.half is None or self.seeds < 3:
-            return "too few seeds to tell"
-        if self.half == 0:
-            return "the same for every seed"
-        return "a difference" if abs(self.mean) > self.half else "no difference shown"
-
-
-@dataclass(frozen=True)
 class Line:
     """One method on one pair."""
 
@@ -210,17 +191,6 @@ class Line:
     def per_hour(self) -> float:
         """Accuracy in points over training hours."""
         return self.mean / self.hours
-
-
-def gap(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gap | None:
-    """The paired difference over the seeds that both have; None where they share none."""
-    found = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    if not found:
-        return None
-    if len(found) == 1:
-        return Gap(found[0], None, 1)
-    error = statistics.stdev(found) / len(found) ** 0.5
-    return Gap(statistics.fmean(found), error * float(t.ppf(0.975, len(found) - 1)), len(found))
 
 
 def lines(summary: Mapping[str, Any]) -> list[Line]:

@@ -1,0 +1,74 @@
+"""`report`: run folders as one page to look at."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uhkd import __version__
+from uhkd.arguments import ReportArguments
+from uhkd.commands.setup import say
+from uhkd.recipe import build
+from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
+from uhkd.runs import check_place, read_mapping, write_atomically
+
+_NAME = "report.html"
+
+
+def report(arguments: ReportArguments | None = None, **words: Any) -> dict[str, Any]:
+    """Write one self-contained HTML page on some runs, made from their folders alone, and return what was written.
+
+    As words: runs (a folder or several), out and figures, see `uhkd.arguments.ReportArguments`.
+
+    Returns:
+        page: its path. runs: names of the runs in it. figures: paths of the figures, with `figures`. notes: what was left out
+        or could not be read.
+
+    Raises:
+        ValueError: for a path without a run in it, or a place that something else has.
+    """
+    if arguments is None:
+        given = words.get("runs", ())
+        words["runs"] = tuple(map(os.fspath, [given] if isinstance(given, str | os.PathLike) else given))
+        arguments = build(ReportArguments, words)
+    asked = arguments
+    runs, notes = read_runs(asked.runs)
+    page = Path(asked.out) if asked.out else (Path(asked.runs[0]) / _NAME if len(asked.runs) == 1 else Path(_NAME))
+    if page.suffix != ".html":
+        page = page / _NAME
+    check_place(page.parent)
+    if page.exists() and not _ours(page):
+        raise ValueError(f"{page} is there already and is no report of ours; delete it, or choose another --out")
+    found = arrange(runs, _title(asked.runs), notes)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, render(found, __version__))
+    written: list[Path] = []
+    if asked.figures:
+        folder = page.with_name("figures")
+        folder.mkdir(exist_ok=True)
+        written = write_figures(found, folder)
+        say(f"{len(written)} figures are in {folder}")
+    s = "s" if len(runs) > 1 else ""
+    say(f"report on {len(runs)} run{s}: {page} (open it in a browser; it needs nothing else)")
+    return {"page": page, "runs": [run.name for run in runs], "figures": written, "notes": [*found.notes]}
+
+
+def _ours(page: Path) -> bool:
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return MARK.encode() in file.read(4096)
+
+
+def _title(given: Sequence[str]) -> str:
+    """A comparison's own title, or the names of the folders."""
+    names = [Path(path).resolve().name for path in given]
+    asked = Path(given[0]) / "compare.yaml"
+    if len(given) == 1 and asked.is_file():
+        try:
+            title = read_mapping(asked).get("title")
+        except (ValueError, OSError):
+            title = None
+        if isinstance(title, str) and title:
+            return title
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} runs and folders"

@@ -1,0 +1,290 @@
+"""The figures that compare groups of one family: accuracy, learning curves, gains, confusions, agreement, speed."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from uhkd.reporting.drawing import Bar, Bars, Curves, Drawing, Heat, Line
+from uhkd.reporting.groups import Family, Group, Spread
+from uhkd.reporting.numbers import agreement, classes_of, confusion_changes, gains, labels_of, predicted, told
+
+_NOT_TERMS = {"step", "epoch", "lr", "seconds", "images_per_second", "data_wait", "skipped"}
+_MOST_ROWS = 60
+_MOST_NAMES = 26  # of an agreement matrix: cells of a phone's width
+_MOST_CLASSES = 24
+
+
+def of_family(family: Family) -> list[Drawing]:
+    """Every figure that the runs of a family have the numbers for."""
+    makers: tuple[Callable[[Family], Drawing | None], ...] = (
+        _accuracy,
+        _learning,
+        _terms,
+        _gradients,
+        _by_class,
+        _confusions,
+        _agreement,
+        _speed,
+    )
+    return [drawn for make in makers if (drawn := make(family)) is not None]
+
+
+def percent(spread: Spread | None) -> str:
+    """'97.2 ± 0.4' of fractions, in percent; 'not recorded' without any."""
+    if spread is None:
+        return "not recorded"
+    return f"{100 * spread.mean:.1f}" + ("" if spread.sd is None else f" ± {100 * spread.sd:.1f}")
+
+
+def legend_of(groups: Sequence[Group]) -> tuple[tuple[str, str, int, str | None], ...]:
+    """Label, colour, dash and key of each group."""
+    return tuple((group.label, f"s{group.hue}", group.dash, group.key) for group in groups)
+
+
+def _accuracy(family: Family) -> Drawing | None:
+    known = [(g, s) for g in family.groups if (s := g.metric("val_accuracy")) is not None]
+    if not known:
+        return None
+    known.sort(key=lambda pair: -pair[1].mean)
+    rows = [
+        Bar(
+            g.label,
+            ((100 * s.mean, f"s{g.hue}", percent(s)),),
+            tuple(100 * a for run in g.runs if (a := run.metric("val_accuracy")) is not None) if s.count > 1 else (),
+            g.key,
+        )
+        for g, s in known[:_MOST_ROWS]
+    ]
+    for teacher in family.teachers:
+        if "accuracy" in teacher.metrics:
+            accuracy = 100 * teacher.metrics["accuracy"]
+            rows.insert(0, Bar("teacher", ((accuracy, "ink", f"{accuracy:.1f}"),)))
+    said = ", ".join(f"{g.label} {percent(s)}" for g, s in known)
+    return Drawing(
+        f"{family.key}-accuracy",
+        "Accuracy",
+        "Each row is a method: small dots are single runs (seeds), the bar across is their mean. Look whether the dots of "
+        "two rows overlap: if they do, these runs do not tell which is better.",
+        f"Validation accuracy in percent: {said}.",
+        (Bars("", "validation accuracy (%)", tuple(rows), as_dots=True),),
+    )
+
+
+def _lines(groups: Sequence[Group], column: str, scale: float = 1.0) -> tuple[Line, ...]:
+    return tuple(line for group in groups if (line := _line(group, column, scale)) is not None)
+
+
+def _line(group: Group, column: str, scale: float) -> Line | None:
+    """A column of metrics.csv over epochs: the mean over runs that have it, a band of one sd."""
+    by_epoch: dict[float, list[float]] = {}
+    for run in group.runs:
+        for row in run.rows:
+            value, epoch = row.get(column, math.nan), row.get("epoch", math.nan)
+            if math.isfinite(value) and math.isfinite(epoch):
+                by_epoch.setdefault(epoch, []).append(scale * value)
+    if not by_epoch:
+        return None
+    epochs = sorted(by_epoch)
+    means = [float(np.mean(by_epoch[e])) for e in epochs]
+    spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in epochs]
+    edges = ([m - s for m, s in zip(means, spread, strict=True)], [m + s for m, s in zip(means, spread, strict=True)])
+    band = edges if any(spread) else None
+    return Line(group.label, epochs, means, f"s{group.hue}", group.dash, band, group.key)
+
+
+def _learning(family: Family) -> Drawing | None:
+    panels = []
+    for column, title, scale in (
+        ("val_accuracy", "validation accuracy (%)", 100.0),
+        ("val_nll", "validation loss (nats)", 1.0),
+        ("val_ece", "calibration error (%)", 100.0),
+    ):
+        if lines := _lines(family.groups, column, scale):
+            panels.append(Curves(title, "epoch", "", lines))
+    if not panels:
+        return None
+    last = ", ".join(f"{line.label} {line.y[0]:.1f} to {line.y[-1]:.1f}" for line in panels[0].lines)
+    return Drawing(
+        f"{family.key}-learning",
+        "Learning curves",
+        "How good the student was on held-out images after each epoch (band: one standard deviation over seeds). Look "
+        "for curves that still rise at the end, which want more epochs, and for a validation loss that turns up again, "
+        "which is overfitting.",
+        f"{panels[0].title}, first to last evaluation: {last}.",
+        tuple(panels),
+        legend=legend_of(family.groups),
+    )
+
+
+def _columns(family: Family) -> list[str]:
+    rows = [row for group in family.groups for run in group.runs for row in run.rows]
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _terms(family: Family) -> Drawing | None:
+    names = [c for c in _columns(family) if c not in _NOT_TERMS and not c.startswith(("val_", "grad_"))]
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.rpartition(".")[2], []).append(name)
+    panels = []
+    for term, columns in alike.items():
+        if lines := tuple(line for column in columns for line in _lines(family.groups, column)):
+            panels.append(Curves(columns[0] if len(columns) == 1 else term, "epoch", "", lines))
+    if not panels:
+        return None
+    said = "; ".join(
+        f"{p.title}: " + ", ".join(f"{line.label} {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in p.lines[:8])
+        for p in panels
+    )
+    return Drawing(
+        f"{family.key}-terms",
+        "Loss by term",
+        "Each panel is one term of the training loss before its weight, averaged over an epoch; 'loss' is the weighted sum. "
+        "A term that stays flat was not learned: its weight is too small, or the student cannot follow.",
+        f"First to last epoch. {said}.",
+        tuple(panels[:24]),
+        legend=legend_of(family.groups),
+    )
+
+
+def _gradients(family: Family) -> Drawing | None:
+    names = [c for c in _columns(family) if c.startswith("grad_")]
+    panels = []
+    for group in family.groups:
+        lines = []
+        for place, name in enumerate(names):
+            own = _line(group, name, 100.0)
+            if own is not None:
+                lines.append(Line(name.removeprefix("grad_"), own.x, own.y, f"s{place % 8}", place // 8, own.band))
+        if lines:
+            panels.append(Curves(group.label, "epoch", "share of the gradient (%)", tuple(lines)))
+    if not panels:
+        return None
+    legend = tuple((name.removeprefix("grad_"), f"s{i % 8}", i // 8, None) for i, name in enumerate(names))
+    said = "; ".join(f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.0f}" for line in p.lines) for p in panels)
+    return Drawing(
+        f"{family.key}-gradients",
+        "Who pulls: gradient by term",
+        "How much of the student's gradient comes from each weighted term. One term far above all others trains the student "
+        "alone; lower its weight if the cross-entropy should be heard.",
+        f"Last share in percent. {said}.",
+        tuple(panels[:24]),
+        legend=legend,
+    )
+
+
+def compared(family: Family) -> tuple[str, list[np.ndarray], list[np.ndarray], np.ndarray] | None:
+    """Name and predictions of what the focus is compared with, predictions of the focus, and the labels."""
+    labels = labels_of(family)
+    if labels is None:
+        return None
+    after = predicted(family.focus, labels)
+    if family.baseline is not None and (before := predicted(family.baseline, labels)) and after:
+        return family.baseline.label, before, after, labels
+    if (said := told(family.focus.teacher, labels)) is not None and after:
+        return "teacher", [said], after, labels
+    return None
+
+
+def _by_class(family: Family) -> Drawing | None:
+    known = compared(family)
+    if known is None:
+        return None
+    name, before, after, labels = known
+    found = gains(before, after, labels, classes_of(family))
+    half = _MOST_CLASSES // 2
+    some = found if len(found) <= _MOST_CLASSES else [*found[:half], *found[-half:]]
+    rows = tuple(Bar(g.name, ((g.points, "s0" if g.points >= 0 else "s1", f"{g.points:+.0f}"),)) for g in some)
+    fewer = (
+        ""
+        if len(some) == len(found)
+        else f" The {half} that gained and the {half} that lost most of {len(found)} classes."
+    )
+    up, down = sum(g.points > 0 for g in found), sum(g.points < 0 for g in found)
+    few = min(g.images for g in found)
+    return Drawing(
+        f"{family.key}-classes",
+        f"Gain by class: {family.focus.label} against {name}",
+        f"Accuracy on each class minus that of {name}, in points.{fewer} Look for classes that lost: a better mean can hide "
+        f"them. The smallest class has {few} images, where one image is {100 / few:.0f} points.",
+        f"{up} classes gained and {down} lost. Best: {found[0].name} {found[0].points:+.1f}; worst: {found[-1].name} "
+        f"{found[-1].points:+.1f} points.",
+        (Bars("", "points", rows),),
+    )
+
+
+def _confusions(family: Family) -> Drawing | None:
+    known = compared(family)
+    if known is None:
+        return None
+    name, before, after, labels = known
+    found = confusion_changes(before, after, labels, classes_of(family))
+    if not found:
+        return None
+    rows = tuple(
+        Bar(f"{c.true} → {c.named}", ((c.before, "s2", f"{c.before:.3g}"), (c.after, "s0", f"{c.after:.3g}")))
+        for c in found
+    )
+    best, worst = found[0], found[-1]
+    return Drawing(
+        f"{family.key}-confusions",
+        f"Confusions that changed: {family.focus.label} against {name}",
+        f"Images of the class before the arrow that were named as the class behind it: above by {name}, below by "
+        f"{family.focus.label}. Long bars that became short are mistakes the teacher cured; new long bars are new mistakes.",
+        f"Fell most: {best.true} named {best.named}, {best.before:.3g} to {best.after:.3g} images. "
+        f"Rose most: {worst.true} named {worst.named}, {worst.before:.3g} to {worst.after:.3g} images.",
+        (Bars("", "images", rows),),
+        legend=((name, "s2", 0, None), (family.focus.label, "s0", 0, None)),
+    )
+
+
+def _agreement(family: Family) -> Drawing | None:
+    found = agreement(family)
+    if found is None or len(found[0]) < 2:
+        return None
+    names, matrix = found
+    names, matrix = names[:_MOST_NAMES], matrix[:_MOST_NAMES, :_MOST_NAMES]
+    values = [[float(v) for v in row] for row in matrix]
+    off = matrix[~np.eye(len(matrix), dtype=bool)]
+    return Drawing(
+        f"{family.key}-agreement",
+        "Agreement",
+        "For how many of the validation images (percent) two name the same class; '(labels)' is the accuracy. On the "
+        "diagonal a group with itself over different seeds. A student that agrees with the teacher more than with the "
+        "labels also copies mistakes.",
+        "Agreement in percent. " + "; ".join(_agreeing(names, values)),
+        (Heat("", "", "", tuple(names), tuple(names), values, float(off.min()), 100.0, 0),),
+    )
+
+
+def _agreeing(names: Sequence[str], values: Sequence[Sequence[float]]) -> Iterator[str]:
+    reference = next((i for i, name in enumerate(names) if name.startswith("teacher")), 0)
+    for i, name in enumerate(names):
+        if i != reference:
+            yield f"{name} with {names[reference]} {values[i][reference]:.0f}"
+
+
+def _speed(family: Family) -> Drawing | None:
+    last: Mapping[str, Callable[[Group], Spread | None]] = {
+        "images_per_second": lambda g: g.metric("images_per_second"),
+        "data_wait": lambda g: g.metric("data_wait"),
+    }
+    speeds = [(g, s) for g in family.groups if (s := last["images_per_second"](g)) is not None][:_MOST_ROWS]
+    if not speeds:
+        return None
+    rows = tuple(Bar(g.label, ((s.mean, f"s{g.hue}", f"{s.mean:.0f}"),), (), g.key) for g, s in speeds)
+    waits = [(g, s) for g in family.groups if (s := last["data_wait"](g)) is not None][:_MOST_ROWS]
+    waiting = tuple(Bar(g.label, ((100 * s.mean, f"s{g.hue}", f"{100 * s.mean:.0f}"),), (), g.key) for g, s in waits)
+    panels = [Bars("throughput", "training images a second", rows)]
+    panels += [Bars("data wait", "time waiting for images (%)", waiting)] if waiting else []
+    said = ", ".join(f"{g.label} {s.mean:.0f}" for g, s in speeds)
+    return Drawing(
+        f"{family.key}-speed",
+        "Speed of the training",
+        "Training images a second, and the share of the time in which the training waited for images. Above some ten "
+        "percent of waiting more loader processes (--workers) or smaller images make it faster; below, the networks are "
+        "what takes the time.",
+        f"Images a second: {said}.",
+        tuple(panels),
+    )

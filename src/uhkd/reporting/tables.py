@@ -1,0 +1,255 @@
+"""The tables of the page as rows of cells: words to show, and numbers to sort by."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uhkd.paired import gap
+from uhkd.reporting.folders import Run, number
+from uhkd.reporting.groups import Family, Group, Spread, Teacher
+from uhkd.reporting.numbers import labels_of, same_images, told
+
+NOT_RECORDED = "not recorded"
+NOT_RUN = "not run"
+_LONGEST = 90
+
+
+class Cell(NamedTuple):
+    """What a cell says; sort: its number, None where it has none."""
+
+    words: str
+    sort: float | None = None
+
+
+class Row(NamedTuple):
+    """A row of the summary: a teacher, a group (with its key, colour and dash), or one that was not run."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    kind: str
+    key: str = ""
+    hue: str = "ink"
+    dash: int = 0
+    drawn: bool = False
+
+
+HEAD = (
+    ("runs", "seeds; unfinished ones are named below"),
+    ("top-1 %", "validation accuracy after the last epoch, mean ± sd over seeds"),
+    ("top-5 %", "share of validation images whose class is among the five likeliest"),
+    ("test top-1 %", "accuracy on the test part, where a comparison measured it"),
+    ("calibration error %", "expected calibration error, 15 bins: how far confidence is from accuracy; less is better"),
+    ("agrees with teacher %", "share of validation images for which it names the teacher's class"),
+    ("parameters", "of the network alone"),
+    ("FLOPs", "of one image: matrix products, convolutions and attention, two for each multiply-add"),
+    ("latency ms", "one image, median, on the machine and at the time of the run"),
+    ("size MB", "of its weights"),
+    ("minutes", "training time, without validation"),
+)
+
+
+def summary_rows(family: Family, drawn: set[str]) -> list[Row]:
+    """Teachers, then the baselines, run or not, then the other groups by accuracy. drawn: keys of groups in the figures."""
+    rows = [_teacher_row(t, len(family.teachers) > 1) for t in family.teachers]
+    if not family.teachers:
+        rows.append(Row("teacher", _empty(NOT_RUN), "missing"))
+    first = ("scratch", "kd", "uhkd")
+    accuracy = {g.key: s.mean if (s := g.metric("val_accuracy")) else -1.0 for g in family.groups}
+    for name in first:
+        own = [g for g in family.groups if g.method == name]
+        rows += [_group_row(g, family, drawn) for g in own] or [Row(name, _empty(NOT_RUN), "missing")]
+    rest = sorted((g for g in family.groups if g.method not in first), key=lambda g: -accuracy[g.key])
+    return [*rows, *(_group_row(g, family, drawn) for g in rest)]
+
+
+def _empty(words: str) -> tuple[Cell, ...]:
+    return (Cell(words), *(Cell("-") for _ in HEAD[1:]))
+
+
+def _teacher_row(teacher: Teacher, several: bool) -> Row:
+    known = teacher.metrics
+    cells = (
+        Cell("1", 1.0),
+        _percent(known.get("accuracy")),
+        _percent(known.get("top5")),
+        _percent(teacher.test, "-"),
+        _percent(known.get("ece")),
+        Cell("-"),
+        *_sizes(teacher.parameters, teacher.flops, teacher.latency, teacher.bytes),
+        Cell("-"),
+    )
+    return Row(f"teacher {teacher.name}" if several else f"teacher: {teacher.name}", cells, "teacher", dash=1)
+
+
+def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
+    labels = labels_of(family)
+    said = None if labels is None or group.teacher is None else told(group.teacher, labels)
+
+    def agrees(run: Run) -> float | None:
+        own = run.predictions()
+        fits = own is not None and said is not None and labels is not None and same_images(run, labels)
+        return float((own == said).mean()) if fits else None
+
+    done = sum(run.finished for run in group.runs)
+    runs = Cell(str(done) if done == len(group.runs) else f"{done} of {len(group.runs)} finished", float(done))
+    tested = group.spread(lambda run: number(run.test, "accuracy"))
+    cells = (
+        runs,
+        _spread(group.metric("val_accuracy"), 100),
+        _spread(group.metric("val_top5"), 100),
+        _spread(tested, 100, "-"),
+        _spread(group.metric("val_ece"), 100),
+        _spread(group.spread(agrees), 100, "-" if group.teacher is None else NOT_RECORDED),
+        *_sizes(
+            _first(group, "parameters"),
+            _first(group, "sizes", "student", "flops"),
+            s.mean if (s := group.spread(_latency)) else None,
+            _first(group, "sizes", "student", "bytes"),
+        ),
+        _minutes(group.metric("seconds")),
+    )
+    return Row(group.label, cells, "group", group.key, f"s{group.hue}", group.dash, group.key in drawn)
+
+
+def _latency(run: Run) -> float | None:
+    found = run.array("latency_ms", 1)
+    return None if found is None else number(float(found[0]))
+
+
+def _first(group: Group, *keys: str) -> float | None:
+    return next((n for run in group.runs if (n := number(run.result, *keys)) is not None), None)
+
+
+def _percent(value: float | None, otherwise: str = NOT_RECORDED) -> Cell:
+    return Cell(otherwise) if value is None else Cell(f"{100 * value:.1f}", value)
+
+
+def _spread(spread: Spread | None, scale: float, otherwise: str = NOT_RECORDED) -> Cell:
+    if spread is None:
+        return Cell(otherwise)
+    sd = "" if spread.sd is None else f" ± {scale * spread.sd:.1f}"
+    return Cell(f"{scale * spread.mean:.1f}{sd}", spread.mean)
+
+
+def _minutes(spread: Spread | None) -> Cell:
+    return Cell(NOT_RECORDED) if spread is None else Cell(f"{spread.mean / 60:.1f}", spread.mean)
+
+
+def _sizes(
+    parameters: float | None, flops: float | None, latency: float | None, size: float | None
+) -> tuple[Cell, ...]:
+    return (
+        Cell(NOT_RECORDED) if parameters is None else Cell(short(parameters), parameters),
+        Cell(NOT_RECORDED) if flops is None else Cell(short(flops), flops),
+        Cell(NOT_RECORDED) if latency is None else Cell(f"{latency:.3g}", latency),
+        Cell(NOT_RECORDED) if size is None else Cell(f"{size / 1e6:.3g}", size),
+    )
+
+
+def short(count: float) -> str:
+    """1234567 as '1.23 M'."""
+    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.3g}"
+
+
+def verdict(family: Family) -> str:
+    """One sentence on what the focus gained on the baseline, paired by seed, and what that rests on."""
+    focus, base, own = family.focus, family.baseline, family.focus.metric("val_accuracy")
+    if own is None:
+        return f"{focus.label} has not been validated yet."
+    said = f"{focus.label} names {100 * own.mean:.1f} % of the validation images right"
+    teacher = focus.teacher.metrics.get("accuracy") if focus.teacher else None
+    said += f", its teacher {100 * teacher:.1f} %" if teacher is not None else ""
+    if base is None:
+        return f"{said}. Without the same network from labels alone (--method scratch) nobody can say what the teacher gave."
+    ours, theirs = (
+        {
+            seed: a
+            for run in g.runs
+            if (seed := number(run.recipe, "seed")) is not None and (a := run.metric("val_accuracy")) is not None
+        }
+        for g in (focus, base)
+    )
+    found = gap({int(k): v for k, v in ours.items()}, {int(k): v for k, v in theirs.items()})
+    if found is None:
+        return f"{said}. It and {base.label} have no seed in common, so their difference is not paired."
+    width = f" ± {found.half:.1f}" if found.half is not None and found.seeds > 2 else ""
+    s = "s" if found.seeds > 1 else ""
+    return f"{said}: {found.mean:+.1f}{width} points against {base.label} ({found.seeds} seed{s}: {found.verdict})."
+
+
+def differing(family: Family) -> list[tuple[str, str]]:
+    """For every group the words of its recipe that are not the family's most common ones."""
+    flat = {g.label: _words(g.first.recipe) for g in family.groups}
+    common = {
+        key: Counter(words.get(key, "none") for words in flat.values()).most_common(1)[0][0]
+        for key in dict.fromkeys(key for words in flat.values() for key in words)
+    }
+    return [
+        (
+            label,
+            _cut(
+                ", ".join(f"{k}: {words.get(k, 'none')}" for k, c in common.items() if words.get(k, "none") != c), 400
+            ),
+        )
+        for label, words in flat.items()
+    ]
+
+
+def _words(recipe: Mapping[str, Any]) -> dict[str, str]:
+    return {str(k): str(v) for k, v in recipe.items() if k not in ("out", "seed", "resume")}
+
+
+def run_rows(family: Family) -> list[tuple[str, ...]]:
+    """Every run: name, group, seed, state, accuracy, epochs, speed, commit."""
+    rows = []
+    for group in family.groups:
+        for run in group.runs:
+            accuracy, speed = run.metric("val_accuracy"), run.metric("images_per_second")
+            wait, seed = run.metric("data_wait"), number(run.recipe, "seed")
+            epochs = f"{number(run.rows[-1], 'epoch') or 0:.0f}" if run.rows else "0"
+            rows.append(
+                (
+                    _cut(run.name),
+                    group.label,
+                    "-" if seed is None else f"{seed:.0f}",
+                    "finished" if run.finished else "not finished",
+                    NOT_RECORDED if accuracy is None else f"{100 * accuracy:.2f}",
+                    epochs,
+                    NOT_RECORDED if speed is None else f"{speed:.0f}",
+                    NOT_RECORDED if wait is None else f"{100 * wait:.0f}",
+                )
+            )
+    return rows
+
+
+def machines(runs: tuple[Run, ...]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each kind of machine and software once: which runs, and its facts."""
+    kinds: dict[str, tuple[list[str], list[tuple[str, str]]]] = {}
+    for run in runs:
+        facts = []
+        for key, value in run.environment.items():
+            if key == "versions" and isinstance(value, Mapping):
+                facts += [(f"version of {k}", _cut(str(v))) for k, v in value.items()]
+            elif key != "command":
+                facts.append((str(key).replace("_", " "), "none" if value is None else _cut(str(value))))
+        kinds.setdefault(repr(facts), ([], facts))[0].append(run.name)
+    return [(_cut(", ".join(names), 300), facts or [("environment", NOT_RECORDED)]) for names, facts in kinds.values()]
+
+
+def lacking(run: Run) -> list[str]:
+    """What a run of today would have recorded and this one did not."""
+    wanted = {"val_prediction": "predictions", "val_shown": "thumbnails", "latency_ms": "latency"}
+    found = [words for name, words in wanted.items() if not isinstance(run.arrays.get(name), np.ndarray)]
+    found += [] if run.rows else ["learning curves"]
+    found += [] if number(run.result, "sizes", "student", "flops") is not None else ["FLOPs and size"]
+    taught = run.method not in ("scratch", "finetune")
+    return found + (["predictions of the teacher"] if taught and run.predictions("teacher") is None else [])
+
+
+def _cut(words: str, longest: int = _LONGEST) -> str:
+    return words if len(words) <= longest else f"{words[: longest - 1]}…"

@@ -1,0 +1,65 @@
+"""A few validation images of a run, small and on one sheet, so that whoever was not there can see what it was about."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from uhkd.data import Source
+from uhkd.data.augment import fit
+from uhkd.data.splits import stratified_subset
+from uhkd.runs import write_atomically
+
+MOST = 200  # images
+LARGEST = 96  # pixels a side: a sheet of photographs has about half a megabyte
+_COLUMNS = 20
+_QUALITY = 90
+
+
+def choose(labels: np.ndarray | None, count: int) -> Int[np.ndarray, " n"]:
+    """Positions of up to `MOST` of `count` images, spread over the classes; the same for the same labels, sorted."""
+    most = min(MOST, count)
+    if labels is not None and len(np.unique(labels)) <= most:
+        return stratified_subset(labels, most, seed=0)
+    return np.sort(np.random.default_rng(0).permutation(count)[:most])
+
+
+def write_sheet(source: Source, chosen: np.ndarray, size: tuple[int, int], path: Path) -> None:
+    """Write images of a source as one JPEG, 20 a row, each cut and resized as a network of input `size` sees it, then small.
+
+    Raises:
+        ValueError: for an image that cannot be read.
+        OSError: when the file cannot be written.
+    """
+    scale = min(1.0, LARGEST / max(size))
+    # JPEG compresses blocks of 8 x 8: neighbours on the sheet do not bleed into each other
+    height, width = (max(8, 8 * round(scale * side / 8)) for side in size)
+    sheet = np.full((-(-len(chosen) // _COLUMNS) * height, _COLUMNS * width, 3), 255, dtype=np.uint8)
+    for place, index in enumerate(chosen.tolist()):
+        row, column = divmod(place, _COLUMNS)
+        image = fit(source.image(index), (height, width)).permute(1, 2, 0).numpy()
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, format="JPEG", quality=_QUALITY, subsampling=0)
+    write_atomically(path, content.getvalue())
+
+
+def read_sheet(path: Path, count: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The `count` images of a sheet.
+
+    Raises:
+        ValueError: for a file that is no sheet of that many images.
+        OSError: when it cannot be read.
+    """
+    rows = -(-count // _COLUMNS)
+    with Image.open(path, formats=("JPEG",)) as image:
+        width, height = image.size
+        # before a pixel is decoded: a file may claim any size
+        fits = 0 < count <= MOST and width <= _COLUMNS * LARGEST and height <= rows * LARGEST
+        if not fits or width % _COLUMNS or height % rows:
+            raise ValueError(f"{path} is damaged: no sheet of {count} images ({width} x {height} pixels)")
+        pixels = np.asarray(image.convert("RGB"))
+    tiles = pixels.reshape(rows, height // rows, _COLUMNS, width // _COLUMNS, 3).swapaxes(1, 2)
+    return list(tiles.reshape(rows * _COLUMNS, height // rows, width // _COLUMNS, 3)[:count])

@@ -1,0 +1,304 @@
+"""The report from run folders written by hand: what it says, what it escapes, what it survives."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import uhkd
+from references.reported import NASTY, write_run
+from uhkd.reporting import arrange, read_runs
+from uhkd.reporting.drawing import DARK, LIGHT, contrast, heat_colour
+from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
+from uhkd.reporting.tables import HEAD, summary_rows, verdict
+from uhkd.runs import RunFolder
+
+VOID = {"meta", "link", "input", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What of a page can be checked without a browser: tags closed in order, ids, headings, words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[int] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(*folders: Path, out: Path) -> Page:
+    answer = uhkd.report(runs=folders, out=out)
+    return Page(answer["page"].read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report") / "compared"
+    for seed in range(3):
+        write_run(root / f"scratch/seed-{seed}", method="scratch", seed=seed, accuracy=0.4 + 0.05 * seed)
+        write_run(root / f"uhkd/seed-{seed}", seed=seed, accuracy=0.7 + 0.05 * seed)
+    write_run(root / "kd/seed-0", method="kd", finished=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(compared, out=tmp_path_factory.mktemp("page") / "page.html")
+
+
+def test_runs_become_groups_of_seeds_and_a_family_with_its_teacher(compared: Path):
+    runs, notes = read_runs([compared])
+    report = arrange(runs, "title", notes)
+    families = {family.data: family for family in report.families}
+    whole = families["birds"] if len(families) == 1 else max(report.families, key=lambda f: len(f.groups))
+    assert {g.label: len(g.runs) for g in whole.groups if g.method != "kd"} == {"scratch": 3, "uhkd": 3}
+    assert whole.focus.label == "uhkd" and whole.baseline is not None and whole.baseline.label == "scratch"
+    assert [t.name for t in whole.teachers] == ["timm/huge"] and whole.teachers[0].parameters == 9_000_000
+    # paired by seed: 0.75 - 0.45 at every one
+    assert "+30.0 ± 0.0 points against scratch (3 seeds: " in verdict(whole)
+    rows = {
+        row.label: dict(zip([name for name, _ in HEAD], row.cells, strict=True)) for row in summary_rows(whole, set())
+    }
+    assert rows["uhkd"]["top-1 %"].words == "75.0 ± 5.0" and rows["uhkd"]["FLOPs"].words == "2 M"
+    assert rows["teacher: timm/huge"]["latency ms"].words == "7" and rows["teacher: timm/huge"]["size MB"].words == "36"
+    assert rows["scratch"]["agrees with teacher %"].words == "-"
+    assert any(note.startswith("kd/seed-0: not finished (2 of 3 epochs)") for note in report.notes)
+
+
+def test_an_unfinished_run_stands_beside_the_others_of_its_data(compared: Path):
+    """It has no fingerprint of its data yet: its recipe's name for the data must do."""
+    (family,) = arrange(read_runs([compared])[0], "title").families
+    assert sorted(g.label for g in family.groups) == ["kd", "scratch", "uhkd"]
+    kd = next(row for row in summary_rows(family, set()) if row.label == "kd")
+    assert kd.cells[0].words == "0 of 1 finished" and "not recorded" in [cell.words for cell in kd.cells]
+
+
+def test_the_page_is_whole_and_can_be_read_aloud(page: Page):
+    identifiers = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(identifiers) == len(set(identifiers))
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False)), (
+        "a level of headings is left out"
+    )
+    pictures = [a for a in page.all("svg") if "aria-hidden" not in a]
+    assert pictures and all(a["role"] == "img" and len(a["aria-label"] or "") > 20 for a in pictures)
+    assert all(a.get("alt") for a in page.all("img"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    labelled = {a["for"] for a in page.all("label") if "for" in a}
+    ranges = [a for a in page.all("input") if a["type"] == "range"]
+    assert ranges and all(a["id"] in labelled for a in ranges)
+    skip = next(a for a in page.all("a") if a.get("class") == "skip")
+    assert (skip["href"] or "").removeprefix("#") in identifiers
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_it_needs_nothing_from_elsewhere(page: Page):
+    addresses = [a.get(key) or "" for _, a in page.tags for key in ("src", "href", "xlink:href") if key in a]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+
+def test_every_part_is_there_and_says_how_to_read_it(page: Page):
+    for words in (
+        *("Summary", "Accuracy", "Learning curves", "Loss by term", "Gain by class: uhkd against scratch"),
+        *("Confusions that changed: uhkd against scratch", "Agreement", "Speed of the training", "Spectra"),
+        *("Error by frequency over the training", "Likeness of all levels (CKA)", "Recipes", "Environment"),
+        *("not finished (2 of 3 epochs)", "None shown: no images were recorded with these runs"),
+    ):
+        assert words in page.text, words
+    assert page.text.count("Look ") >= 8
+
+
+def test_one_run_alone_reads_well(tmp_path: Path):
+    page = page_of(write_run(tmp_path / "mine"), out=tmp_path / "page.html")
+    assert page.text.count("not run") >= 2, "scratch and kd"
+    assert "nobody can say what the teacher gave" in page.text
+    assert "Gain by class: uhkd against teacher" in page.text
+
+
+def test_words_from_run_folders_are_escaped(tmp_path: Path):
+    run = write_run(tmp_path / "nasty", student="timm/" + NASTY.replace("\x1b", ""), settings=NASTY.replace("\x1b", ""))
+    folder = RunFolder(run)
+    folder.write_json(
+        "card.json", {"name": NASTY, "classes": [NASTY, NASTY + "b", "</title><img src=x onerror=alert(1)>", "d"]}
+    )
+    result = folder.read_result()
+    folder.write_json("result.json", result | {"data": NASTY, "teacher": NASTY})
+    folder.write_json("environment.json", {NASTY: NASTY, "versions": {NASTY: [NASTY]}})
+    (tmp_path / "nasty" / "metrics.csv").write_text(f"epoch,val_accuracy,{NASTY[:20]}\n1,0.5,1\n", encoding="utf-8")
+    other = write_run(tmp_path / "base", method="scratch", student="timm/" + NASTY.replace("\x1b", ""))
+    RunFolder(other).write_json("result.json", RunFolder(other).read_result() | {"data": NASTY})
+    page = page_of(run, other, out=tmp_path / "page.html")
+    raw = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (
+        len(page.all("script")) == 1 and page.all("img") == [] and "onerror" not in {k for _, a in page.tags for k in a}
+    )
+    assert "<script>alert(1)" not in raw and "\u202e" not in raw and "\x1b" not in raw
+    assert "<script>alert(1)</script>" in page.text, "shown as the text it is"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", b"{"),
+        (
+            "result.json",
+            b'{"metrics": 3, "sizes": [1], "teacher_metrics": "x", "data": 7, "teacher": 5, "parameters": "many"}',
+        ),
+        ("card.json", b'{"classes": 3}'),
+        ("metrics.csv", b"epoch,val_accuracy\nx,y\n"),
+        ("metrics.csv", b"epoch,val_accuracy\nnan,nan\n"),
+        ("metrics.csv", b""),
+        ("diagnostics.npz", b"PK no archive"),
+        ("environment.json", b"[]"),
+        ("recipe.yaml", b"- a\n- b\n"),
+        ("recipe.yaml", b"method: 3\nseed: [1]\nteacher: {a: b}\nepochs: many\n"),
+        ("test.json", b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path: Path, file: str, content: bytes):
+    write_run(tmp_path / "runs" / "whole", seed=1)
+    (write_run(tmp_path / "runs" / "hurt") / file).write_bytes(content)
+    page = page_of(tmp_path / "runs", out=tmp_path / "page.html")
+    assert "timm/tiny on birds" in page.text
+    if content in (b"{", b"[]", b"PK no archive", b"- a\n- b\n", b"\xff\xfe", b"epoch,val_accuracy\nx,y\n"):
+        assert f"hurt: {file}: " in page.text
+
+
+def test_arrays_of_other_shapes_are_not_drawn(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "odd"))
+    arrays = {k: v[:1] if v.ndim == 1 else v[0] for k, v in folder.read_arrays().items()}
+    folder.write_arrays(arrays | {"cka_end": np.array(["x"]), "val_shown": np.array([10**9])})
+    page = page_of(tmp_path / "odd", out=tmp_path / "page.html")
+    assert "Not recorded: " in page.text and "Learning curves" in page.text
+
+
+def test_a_run_from_before_these_arrays_says_so(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "old"))
+    old = ("steps", "student_spectrum_0", "teacher_spectrum_0", "val_prediction", "val_label", "latency_ms")
+    folder.write_arrays({k: v for k, v in folder.read_arrays().items() if k in old})
+    folder.write_json("result.json", {k: v for k, v in folder.read_result().items() if k != "sizes"})
+    page = page_of(tmp_path / "old", out=tmp_path / "page.html")
+    assert "thumbnails, FLOPs and size, predictions of the teacher" in page.text
+    assert "student, first evaluation" in page.text and "not recorded" in page.text
+
+
+def test_gradient_shares_are_drawn_where_they_were_noted(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "run"))
+    rows = [row | {"grad_ce": 0.1, "grad_uhkd.features": 0.9} for row in folder.read_metrics()]
+    folder.write_metrics(rows)
+    page = page_of(tmp_path / "run", out=tmp_path / "page.html")
+    assert "Who pulls" in page.text and "uhkd.features 90" in page.text
+
+
+def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
+    first = write_run(tmp_path / "runs" / "m0", method="fitnet")
+    for i in range(1, 50):
+        shutil.copytree(first, tmp_path / "runs" / f"m{i}")
+        recipe = tmp_path / "runs" / f"m{i}" / "recipe.yaml"
+        recipe.write_text(recipe.read_text() + f"radius: {i}\n")
+    page = page_of(tmp_path / "runs", out=tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 6e6
+    picks = [a for a in page.all("input") if "data-pick" in a]
+    assert len(picks) == 50 and sum("checked" in a for a in picks) == 8
+    assert len({a["data-pick"] for a in picks}) == 50
+
+
+def test_figures_are_written_as_pictures_and_as_drawings(compared: Path, tmp_path: Path):
+    answer = uhkd.report(runs=compared / "uhkd/seed-0", out=tmp_path / "r", figures=True)
+    names = {path.name for path in answer["figures"]}
+    kinds = ("accuracy", "learning", "terms", "classes", "confusions", "agreement", "speed")
+    wanted = [*kinds, "uhkd-spectra", "uhkd-errors", "uhkd-cka"]
+    assert names == {f"timm-tiny-{kind}.{end}" for kind in wanted for end in ("png", "svg")}
+    for path in answer["figures"]:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert min(image.size) > 300 and len(image.convert("RGB").getcolors(10**6) or []) > 20
+    svg = (tmp_path / "r" / "figures" / "timm-tiny-classes.svg").read_text()
+    assert ">bee<" in svg.replace(" ", "").replace("\n", ""), "text stays text"
+
+
+def test_the_page_of_others_is_not_overwritten_and_ours_is(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match="no report of ours"):
+        uhkd.report(runs=[run])
+    (run / "report.html").unlink()
+    for _ in range(2):
+        assert uhkd.report(runs=[run])["page"] == run / "report.html"
+    assert json.loads((run / "result.json").read_text()), "the run is as it was"
+
+
+def test_settings_tried_by_a_comparison_are_left_out_and_told(tmp_path: Path):
+    write_run(tmp_path / "all/pair/uhkd/seed-0")
+    write_run(tmp_path / "all/tune/pair/uhkd/setting-0", seed=1000)
+    (tmp_path / "all/compare.yaml").write_text("title: All of it\n")
+    answer = uhkd.report(runs=[tmp_path / "all"])
+    assert answer["runs"] == ["seed-0"] and "1 trainings that tried settings are left out" in answer["notes"][0]
+    assert "<h1>All of it</h1>" in answer["page"].read_text(encoding="utf-8")
+
+
+def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
+    labels = np.array([0, 0, 1, 1])
+    before, after = [np.array([0, 1, 1, 1])], [np.array([0, 0, 1, 0])]
+    assert [(g.name, g.points) for g in gains(before, after, labels, ("a", "b"))] == [("a", 50.0), ("b", -50.0)]
+    changed = confusion_changes(before, after, labels, ("a", "b"))
+    assert [(c.true, c.named, c.before, c.after) for c in changed] == [("a", "b", 1, 0), ("b", "a", 0, 1)]
+    values, table = by_frequency(np.array([[1.0, 2.0, 4.0, 9.0]]), np.array([0, 1, 1, 2**0.5]))
+    assert values.tolist() == [0.0, 1.0, 1.4] and table.tolist() == [[1.0, 3.0, 9.0]]
+    (family,) = arrange(read_runs([compared])[0], "").families
+    found = agreement(family)
+    assert found is not None
+    names, matrix = found
+    at = {name: i for i, name in enumerate(names)}
+    assert matrix[at["uhkd"], at["(labels)"]] == pytest.approx(75) and matrix[
+        at["teacher"], at["(labels)"]
+    ] == pytest.approx(90)
+    assert np.array_equal(matrix, matrix.T)
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_have_the_contrast_that_wcag_asks_for(colours: dict[str, str]):
+    """4.5 to 1 for text (AA), 3 to 1 for lines and bars, on the page and on raised rows."""
+    for ground in (colours["paper"], colours["raised"]):
+        for name in ("ink", "muted", "link", "good", "bad"):
+            assert contrast(colours[name], ground) >= 4.5, name
+    for name in (*(f"s{i}" for i in range(8)), "ink"):
+        assert contrast(colours[name], colours["paper"]) >= 3, name
+    for value in np.linspace(0, 1, 101):
+        fill, ink = heat_colour(float(value))
+        assert contrast(fill, ink) >= 4.5
