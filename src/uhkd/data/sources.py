@@ -22,11 +22,15 @@ class Source(Protocol):
     """A list of images of any size, each always the same, with integer labels (N,) or None."""
 
     @property
-    def labels(self) -> np.ndarray | None: ...
+    def labels(self) -> np.ndarray | None:
+        """Classes (N,), integers, or None."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes of a size of its own, the same each time."""
+        ...
 
 
 class Held(NamedTuple):

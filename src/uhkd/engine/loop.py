@@ -32,6 +32,7 @@ from uhkd.recipe import DistillRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 
 EVAL_BATCH = 256
+"""Images at a time in validation."""
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
 
 
