@@ -32,10 +32,10 @@ check: $(STAMP) ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: $(STAMP) ## the site of docs/ and the code in build/site, without network; a warning is an error
-	$(BIN)/python website/build.py
+	$(BIN)/python website/make_site.py
 
 docs-serve: $(STAMP) ## the same, shown at http://127.0.0.1:8000
-	$(BIN)/python website/build.py --serve
+	$(BIN)/python website/make_site.py --serve
 
 bench: $(STAMP) ## all measurements in MINUTES (9), as the JSON file OUT; on a GPU where there is one
 	$(BIN)/python benchmarks/everything.py --minutes $(or $(MINUTES),9) --out $(or $(OUT),bench.json)

@@ -19,11 +19,11 @@ _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>\.\./[^)\s]*)\)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
-def assemble(into: Path) -> Path:
+def assemble(into: Path, docs: Path = DOCS) -> Path:
     """Write all pages and the settings below `into`, in place of what was there, and return the path of the settings."""
     pages = into / "pages"
     shutil.rmtree(pages, ignore_errors=True)
-    shutil.copytree(DOCS, pages)
+    shutil.copytree(docs, pages)
     for asset in ("site.css", "iframe-worker.js"):
         shutil.copy(Path(__file__).with_name(asset), pages / asset)
     for name, text in generated().items():
@@ -34,6 +34,7 @@ def assemble(into: Path) -> Path:
     settings = yaml.safe_load(Path(__file__).with_name("site.yml").read_text(encoding="utf-8"))
     there = {page.relative_to(pages).as_posix() for page in pages.rglob("*.md")}
     settings["nav"] = navigation(settings["nav"], there)
+    settings["plugins"][-1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT / "src")]
     path = into / "mkdocs.yml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
@@ -89,4 +90,3 @@ def navigation(nav: list[Any], there: set[str]) -> list[Any]:
     reference += [{Path(page).stem: page} for page in python]
     more = sorted(there - named - set(python))
     return [*shown, {"More": more}] if more else shown
-

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from uhkd.__main__ import VERBS
 from uhkd.cli import SCHEMAS
-from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, recipe_names
+from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, Schema, recipe_names
 
 _HEAD = "<!-- made from the code by website/reference_pages.py -->\n\n"
 _RECIPES = (FinetuneRecipe, DistillRecipe, CompareRecipe, CacheRecipe)
@@ -50,7 +50,7 @@ def command_line() -> str:
         parts.append(
             _table(
                 ("option", "takes", "default", "meaning"),
-                [_option(n, f, positional) for n, f in schema.model_fields.items()],
+                [_option(name, schema.model_fields[name], positional) for name in _sorted(schema, positional)],
             )
         )
     return "\n\n".join(parts) + "\n"
@@ -76,11 +76,18 @@ def recipe_words() -> str:
                 ("word", "takes", "default", "meaning"),
                 [
                     (f"`{n}`", _takes(f), _default(f), _cell(f.description or ""))
-                    for n, f in schema.model_fields.items()
+                    for n, f in ((name, schema.model_fields[name]) for name in _sorted(schema, ()))
                 ],
             ),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sorted(schema: type[Schema], positional: Sequence[str]) -> list[str]:
+    """Names in the order of --help: positional, required, the schema's own, those it shares with others."""
+    fields, own = schema.model_fields, schema.__annotations__
+    rank = {n: 0 if n in positional else 1 if f.is_required() else 2 if n in own else 3 for n, f in fields.items()}
+    return sorted(fields, key=rank.__getitem__)
 
 
 def _option(name: str, field: FieldInfo, positional: Sequence[str]) -> tuple[str, str, str, str]:
@@ -113,7 +120,11 @@ def _takes(field: FieldInfo) -> str:
             if get_origin(inner) is Literal
             else "several"
         )
-    bounds = [f"{sign} {value:g}" for rule in field.metadata for sign, value in _bounds(rule)]
+    bounds = [
+        f"{sign} {value:,}" if isinstance(value, int) else f"{sign} {value:g}"
+        for rule in field.metadata
+        for sign, value in _bounds(rule)
+    ]
     kind = {bool: "true or false", int: "whole number", float: "number"}.get(part, "text")
     return ", ".join([kind, *bounds])
 

@@ -78,6 +78,7 @@ class ArraySource:
         return len(self.images)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         return self.images[index].clone()
 
     def held(self, indices: np.ndarray) -> Held | None:
@@ -108,6 +109,7 @@ class FileSource:
         return self.root / self.names[index]
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept.clone()
@@ -144,6 +146,7 @@ class DatasetSource:
         return len(self.dataset)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         try:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
@@ -175,6 +178,7 @@ class Part:
         return len(self.indices)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         return self.source.image(int(self.indices[index]))
 
     def held(self, indices: np.ndarray) -> Held | None:

@@ -1,6 +1,7 @@
-"""The site: docs/ and the pages made from the code -> build/site, refused at the first warning; --serve shows it at an address."""
+"""The site: docs/ and pages made from the code -> build/site; a warning is an error. --serve shows it at an address."""
 
 import argparse
+import re
 import subprocess
 import sys
 from functools import partial
@@ -9,22 +10,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from assemble import ROOT, assemble
+from assemble import DOCS, ROOT, assemble
 
 _WARNINGS = ("warning", "griffe:", "error")
 
 
-def build(into: Path) -> Path:
-    """Write the site below `into` and return its folder.
+def build(into: Path, docs: Path = DOCS) -> Path:
+    """Write the site of the pages in `docs` below `into` and return its folder.
 
     Raises:
         ValueError: with all that the generator said, where there is a warning in it. Its own strictness passes over those
             of docstrings.
     """
-    settings = assemble(into)
+    settings = assemble(into, docs)
     command = [sys.executable, "-m", "zensical", "build", "--config-file", settings.name, "--strict", "--clean"]
     ended = subprocess.run(command, cwd=into, capture_output=True, text=True, encoding="utf-8")
-    said = ended.stdout + ended.stderr
+    said = re.sub(r"\x1b\[[\d;]*m", "", ended.stdout + ended.stderr).split("Traceback (most")[0]
     if ended.returncode or any(word in said.lower() for word in _WARNINGS):
         raise ValueError(said.strip())
     return into / "site"
