@@ -64,8 +64,6 @@ def recipe_words() -> str:
         "A recipe is a YAML file of plain words. The same words are options of the command line (`batch_size` is `--batch-size`) "
         "and keyword arguments in Python. An unknown word is refused with the nearest known one. Every run folder holds the "
         "recipe it was made by, with all defaults written out: `uhkd distill -c runs/student --out runs/again` runs it again.",
-        "Packaged recipes (`uhkd recipes NAME` shows one):",
-        packaged,
     ]
     for schema in _RECIPES:
         verb = next(verb for verb, of in SCHEMAS.items() if of is schema)
@@ -80,6 +78,11 @@ def recipe_words() -> str:
                 ],
             ),
         ]
+    parts += [
+        "## Packaged recipes",
+        "`uhkd recipes NAME` shows one, two names the words in which they differ.",
+        packaged,
+    ]
     return "\n\n".join(parts) + "\n"
 
 
