@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench soak gpu-queue format clean
+.PHONY: help install demo test test-slow check docs docs-serve bench soak gpu-queue format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ check: $(STAMP) ## style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## the site of docs/ and the code in build/site, without network; a warning is an error
+	$(BIN)/python website/make_site.py
+
+docs-serve: $(STAMP) ## the same, shown at http://127.0.0.1:8000
+	$(BIN)/python website/make_site.py --serve
 
 bench: $(STAMP) ## all measurements in MINUTES (9), as the JSON file OUT; on a GPU where there is one
 	$(BIN)/python benchmarks/everything.py --minutes $(or $(MINUTES),9) --out $(or $(OUT),bench.json)

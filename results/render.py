@@ -1,4 +1,4 @@
-"""results/**/*.json -> docs/{results,ablations}.md, parts of README.md and docs/{performance,scaling,why}.md; --check: stale?"""
+"""results/**/*.json -> pages and a figure in docs/, parts of README and of docs/{performance,scaling,why}.md; --check: stale?"""
 
 import json
 import sys
@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from render_ablations import ablations
 from render_large import TITLE, large
 from render_performance import measured
+from render_picture import picture
 from render_report import gaps, merged, number
 from render_scaling import scaling
 from render_why import why
@@ -131,6 +132,7 @@ def pages() -> dict[Path, str]:
         ),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
+        **({HERE.parent / "docs" / "figures" / "report.svg": picture(found["report"])} if parts else {}),
         readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
     }
 

@@ -11,6 +11,7 @@ from uhkd.gathering import gathered, processes
 from uhkd.spectral import Form, Representation, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
+"""How a student's coefficients are mixed onto a target; `FAM` says what each does."""
 
 
 class FAM(nn.Module):

@@ -15,7 +15,9 @@ from uhkd.spectral import FTM
 from uhkd.taps import TappedModel
 
 DIAGNOSTIC_IMAGES = 128
+"""Validation images that spectra, maps and CKA are taken of."""
 Autocast = Callable[[], AbstractContextManager]
+"""Makes the context in which networks run, with the precision of the training."""
 
 
 class Reference(NamedTuple):
@@ -29,12 +31,12 @@ class Reference(NamedTuple):
     targets: tuple[Tensor, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
+        """All of them by name, of any shape."""
         return {f"{name}.{i}": x for name, found in self._asdict().items() for i, x in enumerate(found)}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Reference":
-        """Take over what `tensors` gave."""
+        """Take over what `tensors` gave, tensors of any shape by name."""
 
         def field(name: str) -> tuple[Tensor, ...]:
             return tuple(tensors[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in tensors)))
@@ -43,7 +45,7 @@ class Reference(NamedTuple):
 
 
 def reference(network: TappedModel, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
-    """What is shown of a live teacher."""
+    """What is shown of a live teacher on images (N, 3, H, W) in [0, 1]."""
     maps = _maps(network, images, autocast)
     # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
     pooled = tuple(m.mean((2, 3), keepdim=True) for m in maps)
@@ -157,7 +159,7 @@ class Diagnostics:
 
 
 def first_images(batches: Iterable[Batch], count: int) -> Tensor:
-    """The first `count` images of a loader."""
+    """The first `count` images of a loader, (count, 3, H, W), fewer where it has fewer."""
     images: list[Tensor] = []
     for batch in batches:
         images.append(batch.image)

@@ -121,7 +121,7 @@ def _unbiased_hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:
 
 
 def cka_matrix(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Float[Tensor, "s t"]:
-    """Linear CKA of every student map with every teacher map, both pooled over space: (levels, levels)."""
+    """Linear CKA of every student map with every teacher map, each (N, C, H, W) and pooled over space: (levels, levels)."""
     pooled = [[m.float().mean((2, 3)) for m in side] for side in (students, teachers)]
     return torch.tensor([[linear_cka(s, t) for t in pooled[1]] for s in pooled[0]])
 

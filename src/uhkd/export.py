@@ -19,8 +19,11 @@ from uhkd.taps import TappedModel
 from uhkd.taps.quiet import first_tensor
 
 Form = Literal["safetensors", "timm", "pt2", "onnx"]
+"""A form that `write` knows."""
 FORMS: tuple[Form, ...] = ("safetensors", "timm", "pt2", "onnx")
+"""All of them."""
 Answer = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b k"]]
+"""An exported network as a function: images (B, 3, H, W) in [0, 1] -> logits (B, K)."""
 _LARGEST_BATCH = 1024
 
 
@@ -40,6 +43,7 @@ class Deployed(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+        """Logits (B, K) of images (B, 3, H, W)."""
         logits = first_tensor(self.module((image - self.mean) / self.std))
         assert logits is not None
         return logits

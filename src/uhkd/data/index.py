@@ -13,7 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-INDEX = "uhkd-index.safetensors"  # beside the shards, by `uhkd index`
+INDEX = "uhkd-index.safetensors"
+"""Name of the index file, which `uhkd index` writes beside the shards."""
 HEADER = 512  # bytes of a tar's header, right before what it describes
 _ARRAYS = {
     "sizes": np.int64,

@@ -55,6 +55,7 @@ class ShardSource:
         return len(self.keys)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         content, title = self.content(index)
         return decode_bytes(content, title)
 

@@ -22,11 +22,15 @@ class Source(Protocol):
     """A list of images of any size, each always the same, with integer labels (N,) or None."""
 
     @property
-    def labels(self) -> np.ndarray | None: ...
+    def labels(self) -> np.ndarray | None:
+        """Classes (N,), integers, or None."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> UInt8[Tensor, "3 h w"]: ...
+    def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes of a size of its own, the same each time."""
+        ...
 
 
 class Held(NamedTuple):
@@ -74,6 +78,7 @@ class ArraySource:
         return len(self.images)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         return self.images[index].clone()
 
     def held(self, indices: np.ndarray) -> Held | None:
@@ -104,6 +109,7 @@ class FileSource:
         return self.root / self.names[index]
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept.clone()
@@ -140,6 +146,7 @@ class DatasetSource:
         return len(self.dataset)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         try:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
@@ -171,6 +178,7 @@ class Part:
         return len(self.indices)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Image `index`, (3, H, W) bytes."""
         return self.source.image(int(self.indices[index]))
 
     def held(self, indices: np.ndarray) -> Held | None:

@@ -28,7 +28,7 @@ class Learner(nn.Module):
         self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
 
     def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
-        """Raw named terms: "ce" when the batch has targets, "method.term" of each distiller."""
+        """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller."""
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
         terms = {}
         if batch.target is not None:
@@ -52,7 +52,7 @@ class Learner(nn.Module):
 
 
 def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The loss: sum of weight * term. The one place where weights are applied.
+    """The loss, a scalar: sum of weight * term, each a scalar by name. The one place where weights are applied.
 
     Raises:
         ValueError: when there is no term to learn from.

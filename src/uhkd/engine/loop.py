@@ -36,6 +36,7 @@ from uhkd.taps import TappedModel
 from uhkd.telling import verbose
 
 EVAL_BATCH = 256
+"""Images at a time in validation."""
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
 
 

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from uhkd.recipe import TrainRecipe
 
-# torch's own have one pass over all parameters: a fraction of the usual time on a CPU as well (docs/performance.md)
 FUSED = ("adamw", "sgd")
+"""Optimisers of torch with one pass over all parameters: a fraction of the usual time on a CPU as well (docs/performance.md)."""
 
 
 def make_optimizer(learner: nn.Module, recipe: TrainRecipe) -> Optimizer:

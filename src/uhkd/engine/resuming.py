@@ -73,7 +73,7 @@ def check_sources(checkpoint: Checkpoint, sources: Mapping[str, str | None], nam
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sound: Collection[str]) -> None:
-    """See that tensors have the names, shapes and types of the expected ones, and that those named in `sound` are finite.
+    """See that tensors have the names, shapes and types of the expected ones, of any shape; those named in `sound` are finite.
 
     Raises:
         ValueError: naming the first that has not.

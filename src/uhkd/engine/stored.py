@@ -51,14 +51,14 @@ class StoredTeacher:
         return tuple(spectra[tap] if crop is None else spectra[tap][..., crop] for tap, crop in self.crops)
 
     def reference(self, images: Tensor) -> Reference:
-        """What diagnostics show of it: kept with the cache, on the same validation images; nothing where the run has others."""
+        """What diagnostics show of it: kept with the cache, on the same images (N, 3, H, W); nothing where the run has others."""
         if not self.stored.same_validation:
             return Reference((), ())
         shown = Reference.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
         return shown._replace(targets=self._cropped(shown.targets) if self.crops else ())
 
     def kept(self) -> dict[str, Tensor]:
-        """Nothing: a checkpoint only names the cache."""
+        """Nothing (tensors of any shape by name, of another teacher): a checkpoint only names the cache."""
         return {}
 
 

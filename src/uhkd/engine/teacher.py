@@ -51,11 +51,11 @@ class Teacher:
         return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
 
     def reference(self, images: Tensor) -> Reference:
-        """What diagnostics show of it."""
+        """What diagnostics show of it on images (N, 3, H, W) in [0, 1]."""
         return reference(self.network, images, self.autocast, self.ftm)
 
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it: the FTM's statistics."""
+        """What a checkpoint must hold of it: the FTM's statistics, tensors of any shape by name."""
         return {} if self.ftm is None else {f"ftm.{k}": v for k, v in self.ftm.state_dict().items()}
 
 
@@ -82,7 +82,7 @@ def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, 
 
 
 def at_chance(correct: int, labels: Tensor) -> bool:
-    """Whether an accuracy could come from always naming the commonest class: within 3 standard errors of its share.
+    """Whether an accuracy could come from always naming the commonest of labels (N,): within 3 standard errors of its share.
 
     Half-way from that share to 1 is enough in any case: with a handful of images 3 standard errors reach beyond 1.
     """

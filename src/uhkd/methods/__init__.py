@@ -65,7 +65,8 @@ def check(
     Args:
         method: a name or several joined by "+", such as "uhkd" or "uhkd+dkd". Of several terms that imitate the teacher's
             logits one counts: that of a method made for it (kd, dkd, dist, ofa), else the first.
-        settings, weights: by name; "uhkd.radius" is meant for one method, "radius" for each that has it.
+        settings: by name; "uhkd.radius" is meant for one method, "radius" for each that has it.
+        weights: of loss terms, by name in the same way.
 
     Returns:
         name -> (settings, weights of terms).

@@ -18,7 +18,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file or a torch file, on the CPU; code in the file is refused, never executed.
+    """Named tensors of any shape in a safetensors or torch file, on the CPU; code in the file is refused, never executed.
 
     A torch file may hold them directly or under "state_dict" or "model"; "module." in front of every name is dropped.
 
@@ -36,7 +36,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by the names that they have there, on the CPU.
+    """The tensors, of any shape, of a safetensors file by the names that they have there, on the CPU.
 
     Raises:
         ValueError: when it is damaged, or cannot be read.
@@ -170,7 +170,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def fingerprint_of(state: Mapping[str, Tensor]) -> str:
-    """As `fingerprint`, of tensors by name in any order: a file of weights has that of the module it was written from."""
+    """As `fingerprint`, of tensors of any shape by name in any order: a file of weights has that of its module."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())

@@ -10,7 +10,8 @@ from uhkd.recipe.fields import DataWords, MachineWords, TeacherWords, ViewWords
 from uhkd.recipe.problems import shown
 
 KEPT = ("logits", "embedding", "spectra")
-MOST_VIEWS = 100_000  # nobody trains for more epochs, and a slip of the pen is told before the disk is full
+MOST_VIEWS = 100_000
+"""Nobody trains for more epochs, and a slip of the pen is told before the disk is full."""
 
 
 class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):

@@ -55,6 +55,7 @@ def _texts(value: Any) -> Any:
 
 
 Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_texts)]
+"""Names of layers, block numbers among them, as text; None: chosen."""
 
 
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")

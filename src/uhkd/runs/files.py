@@ -59,7 +59,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, atomically; tensors may be on any device and share storage."""
+    """A safetensors file, atomically; tensors by name may have any shape, be on any device and share storage."""
     write_atomically(path, tensor_bytes(tensors))
 
 

@@ -148,7 +148,7 @@ class RunFolder:
         return read_mapping(self.card)
 
     def write_model(self, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        """The trained network: weights first, so that a card always has them."""
+        """The trained network, its tensors of any shape by name: weights first, so that a card always has them."""
         write_tensors(self.weights, state)
         self.write_json(self.card.name, dict(card))
 

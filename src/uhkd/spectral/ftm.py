@@ -60,11 +60,11 @@ class FTM(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
 
     def raw(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
-        """Representations before standardisation, one per level."""
+        """Representations (B, C, K) before standardisation, one per level."""
         return tuple(rep(maps[lv.teacher]) for rep, lv in zip(self.represent, self.target.levels, strict=True))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
-        """All the teacher's maps -> one (B, C_target, K) spectrum per level, float32."""
+        """All the teacher's maps, each (B, C, H, W) -> one (B, C_target, K) spectrum per level, float32."""
         spectra = []
         for i, x in enumerate(self.raw(maps)):
             x = (x - self.get_buffer(f"mean{i}")) / self.get_buffer(f"scale{i}")

@@ -9,7 +9,9 @@ from uhkd.spectral.fourier import halfplane_frequencies, max_radius
 from uhkd.spectral.representation import Form
 
 Standardise = Literal["none", "channel", "coefficient"]
+"""What a target's standard deviation is taken over: nothing, all coefficients of a channel, or each coefficient."""
 Channels = int | Literal["auto"] | None
+"""Channels that a target keeps by PCA: a number, all (None), or "auto", which `settle_channels` makes a number."""
 _CHANNELS = 64  # results/screens/channels.json: not worse than all of them, and a small target to predict and to store
 
 
@@ -53,13 +55,15 @@ def match_by_depth(students: int, teachers: int) -> list[tuple[int, int]]:
 
 
 Maps = Sequence[tuple[int, int, int]]
+"""(C, H, W) of the taps of one network, shallow to deep."""
 
 
 def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
     """Match taps by relative depth and give each pair the largest radius <= `radius` that both grids determine, per axis.
 
     Args:
-        student, teacher: (C, H, W) of the taps, shallow to deep.
+        student: (C, H, W) of its taps, shallow to deep.
+        teacher: (C, H, W) of its taps, shallow to deep.
 
     Raises:
         ValueError: for an unknown form, radius < 1, or fewer than two pairs with a frequency beyond the mean.

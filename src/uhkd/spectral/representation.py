@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from uhkd.spectral.fourier import area_basis, complex_halfplane, fourier_basis, halfplane_frequencies, project
 
 Form = Literal["pairs", "amplitude", "log-amplitude", "area"]
+"""What is kept of a frequency: its cosine and sine pairs, its amplitude or the logarithm of that; area: mean values of cells."""
 
 
 class Representation(nn.Module):

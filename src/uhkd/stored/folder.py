@@ -102,7 +102,12 @@ class Stored:
 
     @staticmethod
     def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
-        """Write all but the shards; the manifest last, it says that the rest is there. keys: (N,) uint64 of named samples."""
+        """Write all but the shards; the manifest last, it says that the rest is there.
+
+        Args:
+            tensors: of any shape, by name.
+            keys: (N,) uint64 of named samples.
+        """
         file = folder / "teacher.safetensors"
         if keys is not None:
             tensors = {**tensors, "keys": torch.from_numpy(keys.view(np.int64))}
@@ -110,7 +115,7 @@ class Stored:
         write_manifest(folder, replace(manifest, tensors=_digest(file.read_bytes())))
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors of teacher.safetensors whose names begin with `prefix`, without it."""
+        """Tensors, of any shape, of teacher.safetensors whose names begin with `prefix`, without it."""
         file = self.folder / "teacher.safetensors"
         try:
             content = file.read_bytes()

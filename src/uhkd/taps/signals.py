@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 FIELDS = ("logits", "maps", "spectra", "embedding")
+"""What `Signals` can hold, by name."""
 
 
 class Signals(NamedTuple):

@@ -16,7 +16,9 @@ from uhkd.taps.signals import FIELDS, SideShapes, Signals
 from uhkd.taps.timm_reader import TimmReader, timm_reader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of red, green and blue over ImageNet, for images in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Their standard deviations."""
 
 # A grid of one or two cells holds its mean and nothing else below the Nyquist frequency.
 SMALLEST_GRID = 3

@@ -1,0 +1,61 @@
+"""Every command that README and docs show exists: its verb, its options and, where it is shown whole, its values."""
+
+from pathlib import Path
+
+import pytest
+
+from references.pages import commands
+from uhkd.__main__ import VERBS
+from uhkd.cli import SCHEMAS, parse, read_flags
+from uhkd.recipe import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES.remove(ROOT / "docs" / "errors.md")  # made of wrong commands and what they answer, each tried by test_errors.py
+READERS_OWN = ("required but not given", "no recipe ")  # complaints about what a page leaves out or only its reader has
+
+
+def complaints(words, whole):
+    """What uhkd would say about a command line, but for files that only the reader has."""
+    verb, *rest = words or ("VERB",)
+    if verb in ("-h", "--help", "--version", "VERB", "help"):
+        return []
+    if verb not in VERBS:
+        return [f"unknown verb {verb!r}"]
+    if rest[:1] == ["verify"] and verb == "cache":
+        verb, rest = "cache verify", rest[1:]
+    if "--help" in rest:
+        return []
+    _, problems = read_flags(verb, SCHEMAS[verb], rest)
+    if problems or not whole or not rest:  # `uhkd distill` in a sentence is a name
+        return problems
+    try:
+        parse(verb, rest)
+    except RecipeError as error:
+        return [problem for problem in error.problems if not any(own in problem for own in READERS_OWN)]
+    return []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_the_page_exist(page):
+    wrong = [
+        (command.words, found) for command in commands(page) if (found := complaints(command.words, command.whole))
+    ]
+    assert not wrong, "\n".join(f"uhkd {' '.join(words)}: {found}" for words, found in wrong)
+
+
+def test_commands_are_found_and_mistakes_in_them_too(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Run `uhkd eval runs/a`, or\n\n    uhkd predict runs/a --bottom 3   # comment\n\n"
+        "```sh\ntorchrun --nproc-per-node 2 -m uhkd distill \\\n    --student a/b --epochs none ...\n"
+        "uhkd destill --student x\n.venv/bin/uhkd finetune --model timm/x --data digits --epochs 0\n```\n"
+    )
+    found = commands(page)
+    assert [command.words[0] for command in found] == ["distill", "destill", "finetune", "predict", "eval"]
+    assert [command.whole for command in found] == [False, True, True, True, True]
+    said = [complaints(*command) for command in found]
+    assert said[0] == [] and said[4] == []
+    assert "unknown verb" in said[1][0] and "--bottom" in said[3][0]
+    assert said[2] and "epochs" in said[2][0]
+    assert len([command for page in PAGES for command in commands(page)]) > 60

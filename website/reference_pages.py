@@ -1,0 +1,158 @@
+"""Pages of the site made from the schemas: verbs, options and the words of recipes, as the program itself reads them."""
+
+from collections.abc import Iterable, Sequence
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from uhkd.__main__ import VERBS
+from uhkd.cli import SCHEMAS
+from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, Schema, recipe_names
+
+_HEAD = "<!-- made from the code by website/reference_pages.py -->\n\n"
+_RECIPES = (FinetuneRecipe, DistillRecipe, CompareRecipe, CacheRecipe)
+
+
+def reference(modules: Sequence[str]) -> str:
+    """The page that the reference begins with."""
+    python = "\n".join(f"- [`{module}`](python/{module}.md)" for module in modules)
+    return (
+        f"{_HEAD}# Reference\n\nWhat is here is read from the code when the site is built.\n\n"
+        "- [Command line](command-line.md): every verb and option, with its default.\n"
+        "- [Recipe](recipe.md): the same words as they stand in a YAML file.\n"
+        "- [Glossary](../glossary.md): the terms in plain words.\n\n"
+        f"## Python\n\nBegin with `uhkd`; the others are its parts, each usable alone.\n\n{python}\n"
+    )
+
+
+def command_line() -> str:
+    """Every verb with its options, defaults and meanings."""
+    listed = "\n".join(f"| [`{verb}`](#{verb}) | {line} |" for verb, line in VERBS.items())
+    parts = [
+        f"{_HEAD}# Command line",
+        "`uhkd VERB --help` prints the same in a terminal. Options may be written `--batch-size 64` or `--batch-size=64`.",
+        f"| verb | what it does |\n|---|---|\n{listed}",
+    ]
+    for verb, schema in SCHEMAS.items():
+        positional: tuple[str, ...] = getattr(schema, "positional", ())
+        config = " [-c RECIPE]" if issubclass(schema, _RECIPES) else ""
+        words = "".join(f" {name.upper()}{'...' if _many(schema.model_fields[name]) else ''}" for name in positional)
+        parts += [
+            f"## {verb} {{#{verb.replace(' ', '-')}}}",
+            schema.__doc__ or "",
+            f"    uhkd {verb}{config}{words} [OPTIONS]",
+        ]
+        if config:
+            parts.append(
+                "`-c`, `--config`: recipe to start from (YAML file, run folder, packaged name); options override it."
+            )
+        parts.append(
+            _table(
+                ("option", "takes", "default", "meaning"),
+                [_option(name, schema.model_fields[name], positional) for name in _sorted(schema, positional)],
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def recipe_words() -> str:
+    """The words of recipes: what each kind of YAML file may say."""
+    packaged = "\n".join(f"- `{name}`" for name in recipe_names())
+    parts = [
+        f"{_HEAD}# Recipe",
+        "A recipe is a YAML file of plain words. The same words are options of the command line (`batch_size` is `--batch-size`) "
+        "and keyword arguments in Python. An unknown word is refused with the nearest known one. Every run folder holds the "
+        "recipe it was made by, with all defaults written out: `uhkd distill -c runs/student --out runs/again` runs it again.",
+    ]
+    for schema in _RECIPES:
+        verb = next(verb for verb, of in SCHEMAS.items() if of is schema)
+        parts += [
+            f"## {verb} {{#recipe-{verb}}}",
+            schema.__doc__ or "",
+            _table(
+                ("word", "takes", "default", "meaning"),
+                [
+                    (f"`{n}`", _takes(f), _default(f), _cell(f.description or ""))
+                    for n, f in ((name, schema.model_fields[name]) for name in _sorted(schema, ()))
+                ],
+            ),
+        ]
+    parts += [
+        "## Packaged recipes",
+        "`uhkd recipes NAME` shows one, two names the words in which they differ.",
+        packaged,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sorted(schema: type[Schema], positional: Sequence[str]) -> list[str]:
+    """Names in the order of --help: positional, required, the schema's own, those it shares with others."""
+    fields, own = schema.model_fields, schema.__annotations__
+    rank = {n: 0 if n in positional else 1 if f.is_required() else 2 if n in own else 3 for n, f in fields.items()}
+    return sorted(fields, key=rank.__getitem__)
+
+
+def _option(name: str, field: FieldInfo, positional: Sequence[str]) -> tuple[str, str, str, str]:
+    flag = name.upper() if name in positional else "--" + name.replace("_", "-")
+    switch = field.annotation in (bool, bool | None)
+    shown = f"`{flag}`, `--no-{name.replace('_', '-')}`" if switch else f"`{flag}`"
+    return shown, "" if switch else _takes(field), _default(field), _cell(field.description or "")
+
+
+def _parts(field: FieldInfo) -> list[Any]:
+    union = get_origin(field.annotation) not in (None, tuple, dict, list, Literal)
+    return [part for part in (get_args(field.annotation) if union else (field.annotation,)) if part is not NoneType]
+
+
+def _many(field: FieldInfo) -> bool:
+    return any((get_origin(part) or part) in (tuple, list) for part in _parts(field))
+
+
+def _takes(field: FieldInfo) -> str:
+    """What a value looks like, in words."""
+    (part, *_) = _parts(field)
+    if get_origin(part) is Literal:
+        return _cell(" or ".join(f"`{choice}`" for choice in get_args(part)))
+    if (get_origin(part) or part) is dict:
+        return "`KEY=VALUE` ..."
+    if (get_origin(part) or part) in (tuple, list):
+        inner = (get_args(part) or (str,))[0]
+        return (
+            " or ".join(f"`{choice}`" for choice in get_args(inner)) + " ..."
+            if get_origin(inner) is Literal
+            else "several"
+        )
+    bounds = [
+        f"{sign} {value:,}" if isinstance(value, int) else f"{sign} {value:g}"
+        for rule in field.metadata
+        for sign, value in _bounds(rule)
+    ]
+    kind = {bool: "true or false", int: "whole number", float: "number"}.get(part, "text")
+    return ", ".join([kind, *bounds])
+
+
+def _bounds(rule: Any) -> Iterable[tuple[str, float]]:
+    for word, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+        if getattr(rule, word, None) is not None:
+            yield sign, getattr(rule, word)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.default
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, tuple):
+        return f"`{' '.join(map(str, value))}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
