@@ -129,10 +129,10 @@ class Reporter:
             self._remember(means)
         values = {f"epoch/{name}": value for name, value in means.items()}
         if self.step % self.recipe.log_every:  # else the log line has told them
-            values |= {"lr": row["lr"], "epoch": row["epoch"]}
+            values |= {"lr": row["lr"], "epoch": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
         values |= {f"gradient/{name}": share for name, share in shares(row).items()}
-        values |= {f"speed/{name}": row[name] for name in _SPEED} | {k: row[k] for k in ("skipped",) if k in row}
+        values |= {name: row[name] for name in ("skipped",) if name in row}
         self.loggers.metrics(values, self.step)
         self.loggers.text("health", "; ".join(self.health) or "nothing to say", self.step)
         self._write("running", "training")
