@@ -84,9 +84,9 @@ def test_a_pulse_is_read_as_it_was_written_and_other_files_are_none(tmp_path: Pa
         ({}, "running", ""),
         ({"doing": "validating"}, "running", ""),
         ({"state": "finished"}, "running", ""),  # its network is still being written
-        ({"time": time.time() - SILENT + 60}, "running", ""),
+        ({"age": SILENT - 60}, "running", ""),
         (
-            {"time": time.time() - SILENT - 30, "machine": "another"},
+            {"age": SILENT + 30, "machine": "another"},
             "lost",
             "no sign of life for 10 min 3",  # and some seconds
         ),
@@ -104,7 +104,8 @@ def test_a_pulse_is_read_as_it_was_written_and_other_files_are_none(tmp_path: Pa
 def test_where_a_run_stands(changes: dict[str, Any] | None, state: str, advice: str, tmp_path: Path):
     run = begun(tmp_path / "run")
     if changes is not None:
-        pulse(run, **changes)
+        age = changes.get("age", 0.0)
+        pulse(run, **{k: v for k, v in changes.items() if k != "age"}, time=time.time() - age)
     found = state_of(run.path)
     assert found["state"] == state and found["advice"].startswith(advice) and bool(found["advice"]) == bool(advice)
     assert found["what"] == "uhkd/vit_micro by uhkd from runs/teacher on digits"

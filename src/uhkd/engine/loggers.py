@@ -62,7 +62,7 @@ class _TensorBoard(_Sink):
 
         # what a killed run told after its last checkpoint is told again: the first telling is hidden
         again = (folder.path / "tensorboard").is_dir()
-        purge = {"purge_step": begun + 1} if again else {}
+        purge: dict[str, Any] = {"purge_step": begun + 1} if again else {}
         self.logger = TensorBoardLogger(folder.path, "tensorboard", "", **purge)
         if not again:
             self.logger.log_hyperparams(dict(words), {"epoch": 0.0}, step=0)
@@ -127,7 +127,8 @@ class _MLflow(_Sink):
         self.logger.finalize("KILLED" if ending == "stopped" else ending)
 
 
-_SINKS: dict[str, type[_Sink]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
+_Opening = Callable[[RunFolder, Mapping[str, Any], int, dict[str, str]], _Sink]
+_SINKS: dict[str, _Opening] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
 
 
 class _Courier:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Reporter:
         self.terms: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.lr: float | None = None
+        self.speed: dict[str, float] = {}
         self.step, self.seconds, self.written = begun, 0.0, -math.inf
         self._sums: dict[str, float] = {}  # as they were at the log line before
         self._logged, self._broken = False, False
@@ -148,7 +149,8 @@ class Reporter:
             return
         self.written = time.monotonic()
         done = self.step - self.begun
-        rates: dict[str, Any] = self.progress.rates() if done else {}
+        if done and state == "running":
+            self.speed = self.progress.rates()
         pulse = Pulse(
             state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
             doing=doing,
@@ -166,7 +168,8 @@ class Reporter:
             process=os.getpid(),
             machine=platform.node(),
             time=time.time(),
-            **rates,
+            images_per_second=self.speed.get("images_per_second"),
+            data_wait=self.speed.get("data_wait"),
         )
         try:
             pulse.write(self.folder.path)
