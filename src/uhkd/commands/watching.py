@@ -51,7 +51,10 @@ def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
             "of such"
         )
     if asked.once:
-        console.print(_picture(states) if console.is_terminal else "\n".join(map(_block, states)))
+        if console.is_terminal:
+            console.print(_picture(states))
+        else:
+            print("\n".join(map(_block, states)), flush=True)
         return states
     if console.is_terminal:
         with Live(_picture(states), console=console, auto_refresh=False, screen=False) as live:

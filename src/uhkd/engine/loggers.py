@@ -61,9 +61,10 @@ class _TensorBoard(_Sink):
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         # what a killed run told after its last checkpoint is told again: the first telling is hidden
-        purge = {"purge_step": begun + 1} if begun else {}
+        again = (folder.path / "tensorboard").is_dir()
+        purge: dict[str, Any] = {"purge_step": begun + 1} if again else {}
         self.logger = TensorBoardLogger(folder.path, "tensorboard", "", **purge)
-        if not begun:
+        if not again:
             self.logger.log_hyperparams(dict(words), {"epoch": 0.0}, step=0)
             self.text("recipe", yaml.safe_dump(dict(words), sort_keys=False, allow_unicode=True), 0)
         self.logger.save()
@@ -103,7 +104,10 @@ class _MLflow(_Sink):
     def __init__(self, folder: RunFolder, words: Mapping[str, Any], begun: int, ids: dict[str, str]) -> None:
         from pytorch_lightning.loggers import MLFlowLogger
 
-        place = os.environ.get("MLFLOW_TRACKING_URI") or (folder.path / "mlruns").absolute().as_uri()
+        place = os.environ.get("MLFLOW_TRACKING_URI")
+        if not place:  # files: a database would need more than the small package of MLflow
+            place = (folder.path / "mlruns").absolute().as_uri()
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         self.logger = MLFlowLogger(name, folder.path.name, place, run_id=ids.get("mlflow"))
         self.run = str(self.logger.run_id)
@@ -123,7 +127,8 @@ class _MLflow(_Sink):
         self.logger.finalize("KILLED" if ending == "stopped" else ending)
 
 
-_SINKS: dict[str, type[_Sink]] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
+_Opening = Callable[[RunFolder, Mapping[str, Any], int, dict[str, str]], _Sink]
+_SINKS: dict[str, _Opening] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
 
 
 class _Courier:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Reporter:
         self.terms: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.lr: float | None = None
+        self.speed: dict[str, float] = {}
         self.step, self.seconds, self.written = begun, 0.0, -math.inf
         self._sums: dict[str, float] = {}  # as they were at the log line before
         self._logged, self._broken = False, False
@@ -127,10 +128,12 @@ class Reporter:
             self._logged = False
         else:
             self._remember(means)
-        values = {f"epoch/{name}": value for name, value in means.items()} | {"lr": row["lr"], "epoch": row["epoch"]}
+        values = {f"epoch/{name}": value for name, value in means.items()}
+        if self.step % self.recipe.log_every:  # else the log line has told them
+            values |= {"lr": row["lr"], "epoch": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
         values |= {f"gradient/{name}": share for name, share in shares(row).items()}
-        values |= {f"speed/{name}": row[name] for name in _SPEED} | {k: row[k] for k in ("skipped",) if k in row}
+        values |= {name: row[name] for name in ("skipped",) if name in row}
         self.loggers.metrics(values, self.step)
         self.loggers.text("health", "; ".join(self.health) or "nothing to say", self.step)
         self._write("running", "training")
@@ -146,7 +149,8 @@ class Reporter:
             return
         self.written = time.monotonic()
         done = self.step - self.begun
-        rates: dict[str, Any] = self.progress.rates() if done else {}
+        if done and state == "running":
+            self.speed = self.progress.rates()
         pulse = Pulse(
             state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
             doing=doing,
@@ -164,7 +168,8 @@ class Reporter:
             process=os.getpid(),
             machine=platform.node(),
             time=time.time(),
-            **rates,
+            images_per_second=self.speed.get("images_per_second"),
+            data_wait=self.speed.get("data_wait"),
         )
         try:
             pulse.write(self.folder.path)

@@ -12,6 +12,7 @@ from references.errors import (
     recipes,
     runs,
     shards,
+    watching,
 )
 from references.errors.case import Case
 
@@ -27,4 +28,5 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Stored signals": caches.CASES,
     "Comparisons": comparisons.CASES,
     "eval, predict, inspect": questions.CASES,
+    "Watching, and loggers": watching.CASES,
 }

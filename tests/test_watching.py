@@ -1,0 +1,268 @@
+"""`uhkd watch`: every state of a run, read from its folder alone, on a terminal and in a pipe."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import uhkd
+from uhkd.__main__ import main
+from uhkd.commands import watching
+from uhkd.commands.watching import SILENT, look, sparkline, state_of
+from uhkd.runs import Pulse, RunFolder
+
+GONE = 2**22 + 1  # above the largest process number of Linux
+RECIPE = {"teacher": "runs/teacher", "student": "uhkd/vit_micro", "method": "uhkd", "data": "digits", "epochs": 4}
+
+
+def begun(folder: Path, rows: int = 0, **recipe: Any) -> RunFolder:
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    run.recipe.write_text(yaml.safe_dump(RECIPE | recipe))
+    if rows:
+        run.write_metrics(
+            [
+                {
+                    "step": 10 * i,
+                    "epoch": i,
+                    "loss": 2.0 / i,
+                    "val_accuracy": 0.2 * i,
+                    "grad_ce": 1.0,
+                    "grad_uhkd.kl": 3.0,
+                }
+                for i in range(1, rows + 1)
+            ]
+        )
+    return run
+
+
+def pulse(run: RunFolder, **changes: Any) -> Pulse:
+    words = {
+        "state": "running",
+        "step": 25,
+        "total": 40,
+        "epoch": 3,
+        "epochs": 4,
+        "terms": {"loss": 1.5, "ce": 0.5, "uhkd.kl": 0.25},
+        "recent": {"loss": [3.0, 2.0, 1.5], "ce": [1.0, 0.5], "uhkd.kl": [0.25, 0.25]},
+        "lr": 0.001,
+        "images_per_second": 812.4,
+        "data_wait": 0.031,
+        "seconds": 60.0,
+        "eta_seconds": 100.0,
+        "health": ["uhkd.kl dominates the gradient 9:1"],
+        "process": os.getpid(),
+        "machine": platform.node(),
+        "time": time.time(),
+    }
+    made = Pulse(**words | changes)
+    made.write(run.path)
+    return made
+
+
+def test_a_pulse_is_read_as_it_was_written_and_other_files_are_none(tmp_path: Path):
+    run = begun(tmp_path / "run")
+    assert Pulse.read(run.path) is None
+    made = pulse(run, time=1.7e9 + 0.25)
+    found = Pulse.read(run.path)
+    assert found == made
+    for text in ("", "[1]", "{", '{"state": "running"}', json.dumps(made.model_dump() | {"step": -1}), '{"a": NaN}'):
+        (run.path / "progress.json").write_text(text)
+        assert Pulse.read(run.path) is None, text
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "advice"),
+    [
+        (None, "beginning", ""),
+        ({}, "running", ""),
+        ({"doing": "validating"}, "running", ""),
+        ({"state": "finished"}, "running", ""),  # its network is still being written
+        ({"age": SILENT - 60}, "running", ""),
+        (
+            {"age": SILENT + 30, "machine": "another"},
+            "lost",
+            "no sign of life for 10 min 3",  # and some seconds
+        ),
+        ({"process": GONE}, "lost", "its process is gone; no checkpoint was written: start it again with --resume"),
+        ({"process": GONE, "machine": "another"}, "running", ""),
+        ({"state": "stopped"}, "stopped", "no checkpoint was written: start it again with --resume"),
+        (
+            {"state": "failed", "why": "loss is NaN"},
+            "failed",
+            "no checkpoint was written: start it again with --resume",
+        ),
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="asks for a process by its number")
+def test_where_a_run_stands(changes: dict[str, Any] | None, state: str, advice: str, tmp_path: Path):
+    run = begun(tmp_path / "run")
+    if changes is not None:
+        age = changes.get("age", 0.0)
+        pulse(run, **{k: v for k, v in changes.items() if k != "age"}, time=time.time() - age)
+    found = state_of(run.path)
+    assert found["state"] == state and found["advice"].startswith(advice) and bool(found["advice"]) == bool(advice)
+    assert found["what"] == "uhkd/vit_micro by uhkd from runs/teacher on digits"
+    json.dumps(found)  # plain data
+    (run.checkpoints / "step-20").mkdir(parents=True)
+    if advice:
+        assert state_of(run.path)["advice"].endswith("go on with the same command and --resume")
+    run.write_json("result.json", {})
+    assert state_of(run.path)["state"] == "finished"
+
+
+def test_runs_below_a_folder_are_found_and_what_lies_in_them_is_not(tmp_path: Path):
+    for name in ("pair/kd/seed-0", "pair/uhkd/seed-1", "teachers/cnn"):
+        begun(tmp_path / name)
+    begun(tmp_path / "pair" / "kd" / "seed-0" / "wandb" / "inner")
+    begun(tmp_path / "a" / "b" / "c" / "d" / "too-deep")
+    begun(tmp_path / "caches" / "one").write_json("cache.json", {})
+    found = look(tmp_path)
+    assert [Path(s["run"]).relative_to(tmp_path).as_posix() for s in found] == [
+        "pair/kd/seed-0",
+        "pair/uhkd/seed-1",
+        "teachers/cnn",
+    ]
+    RunFolder(tmp_path / "teachers" / "cnn").write_json("result.json", {})
+    known = look(tmp_path)
+    (tmp_path / "teachers" / "cnn" / "recipe.yaml").write_text("{")  # what is finished is not read again
+    assert look(tmp_path, known)[-1] is known[-1] and look(tmp_path)[-1]["advice"] != ""
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        ([], ""),
+        ([1.0], "▄"),
+        ([2.0, 2.0], "▄▄"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([9.0, 0.0, 8.0], "▁█"),
+        ([-1, 1], "▁█"),
+    ],
+)
+def test_a_curve_of_bars(values: list[float], drawn: str):
+    assert sparkline(values, 2 if len(values) == 3 else 8) == drawn
+
+
+def test_once_in_a_pipe_is_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begun(tmp_path / "run", rows=2)
+    pulse(run, eta_seconds=90.5, time=time.time() + 30)  # a clock that runs ahead
+    assert main(["watch", str(run.path), "--once"]) == 0
+    assert capsys.readouterr().out == (
+        f"{run.path}: running\n"
+        "  uhkd/vit_micro by uhkd from runs/teacher on digits\n"
+        "  step 25/40, epoch 3/4  lr 0.001  812 img/s, waiting for data 3%  ETA 1 min 30 s\n"
+        "  loss 1.5\n  ce 0.5\n  uhkd.kl 0.25\n"
+        "  val accuracy 40.00%, best 40.00%\n"
+        "  health: uhkd.kl dominates the gradient 9:1\n"
+    )
+
+
+def test_a_pipe_gets_a_line_whenever_a_run_moves_until_all_are_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    one, two = begun(tmp_path / "one", rows=1), begun(tmp_path / "two", model="uhkd/resnet10")
+    pulse(one)
+    changes = iter(
+        [
+            lambda: None,  # nothing moves, nothing is said
+            lambda: pulse(one, step=30, doing="validating"),
+            lambda: (pulse(one, state="failed", why="a disk"), pulse(two, state="stopped")),
+            lambda: two.write_json("result.json", {}),
+        ]
+    )
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: next(changes)())
+    assert main(["watch", str(tmp_path), "--every", "0.5"]) == 0
+    lines = [line.removeprefix(f"{tmp_path}/") for line in capsys.readouterr().out.splitlines()]
+    assert [line.split("  ")[0] for line in lines] == [
+        "one: running",
+        "two: beginning",
+        "one: running, validating",
+        "one: failed: a disk (no checkpoint was written: start it again with --resume)",
+        "two: stopped (no checkpoint was written: start it again with --resume)",
+        "two: finished",
+    ]
+    assert lines[0].endswith("health: uhkd.kl dominates the gradient 9:1") and "step 30/40" in lines[2]
+
+
+def test_ctrl_c_ends_the_watching(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    pulse(begun(tmp_path / "run"))
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching.time, "sleep", interrupted)
+    assert main(["watch", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "\nuhkd watch: stopped\n"
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, width: int = 110) -> Console:
+    console = Console(
+        markup=False, emoji=False, highlight=False, force_terminal=True, width=width, record=True, height=40
+    )
+    monkeypatch.setattr(watching, "Console", lambda **_: console)
+    return console
+
+
+def test_a_terminal_shows_bar_curves_gradient_and_health(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = begun(tmp_path / "run", rows=2)
+    pulse(run)
+    console = on_terminal(monkeypatch)
+    looks = iter([lambda: pulse(run, step=40, epoch=4), lambda: run.write_json("result.json", {})])
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: next(looks)())
+    (state,) = uhkd.watch(run=str(run.path))
+    assert state["state"] == "finished" and state["step"] == 40
+    shown = console.export_text()
+    for part in (
+        "step 40/40, epoch 4/4",
+        "100%",
+        "loss",
+        "1.5  █▃▁",
+        "████████   75%",
+        "•",
+        "9:1",
+        "best 40.00%",
+        "finished",
+    ):
+        assert part in shown, part
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("width", [110, 50])
+def test_a_terminal_shows_many_runs_as_a_table(
+    width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for i in range(3):
+        pulse(begun(tmp_path / f"seed-{i}", rows=i + 1), state=("running", "failed", "running")[i], why="a disk")
+    console = on_terminal(monkeypatch, width)
+    assert len(uhkd.watch(run=str(tmp_path), once=True)) == 3
+    shown = console.export_text()
+    assert "2 running, 1 failed" in shown and max(map(len, shown.splitlines())) <= width
+    if width > 100:
+        rows = [line for line in shown.splitlines() if "seed-" in line]
+        assert [line.split()[1] for line in rows] == ["seed-0", "seed-2", "seed-1"]  # those at work first
+        assert "1.500" in rows[1] and "60.00% ▁▄█" in rows[1]
+    capsys.readouterr()
+
+
+def test_words_from_elsewhere_do_not_rule_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begun(tmp_path / "run", data="\x1b]0;owned\x07[red]x", rows=1)
+    pulse(run, terms={"a\x1b[2J.b": 1.0}, health=["\x1b[31mred"], state="failed", why="\x1b[5m")
+    assert main(["watch", str(run.path), "--once"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "[red]x" in said and "\\x1b[31mred" in said
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["watch", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"uhkd watch: error: {tmp_path}/nowhere is no run folder and holds none: "
+    )
