@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.commands import caching, training
+from uhkd.commands import caching, training, voices
 from uhkd.data import train_loader
 from uhkd.engine import StoredTeacher
 from uhkd.engine import step as stepping
@@ -117,7 +117,7 @@ def test_a_run_by_stored_views_is_the_live_run(teacher: Path, cached: Path, tmp_
 def test_no_teacher_is_needed_whatever_the_batch_and_workers(cached: Path, tmp_path: Path, monkeypatch, workers: int):
     """Its run folder may be gone: nothing of it is opened. Another seed, batch, method and accumulation, one cache."""
     opened: list[str] = []
-    monkeypatch.setattr(training, "prepare_teacher", lambda *_, **__: opened.append("teacher"))
+    monkeypatch.setattr(voices, "prepare_teacher", lambda *_, **__: opened.append("teacher"))
     moved = tmp_path / "moved"
     shutil.copytree(cached, moved)
     words = distil_words(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import uhkd
-from uhkd.commands import teaching, training
+from uhkd.commands import teaching, training, voices
 from uhkd.engine import loop
 from uhkd.engine.progress import Progress
 from uhkd.models import load_run, load_state, wrap
@@ -303,7 +303,7 @@ def test_weights_that_fall_leave_the_cross_entropy_alone(teacher: uhkd.Result, t
 
 
 def test_scratch_never_loads_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "prepare_teacher", _never)
+    monkeypatch.setattr(voices, "prepare_teacher", _never)
     result = uhkd.distill(**pupil("timm/there_is_no_such_network", tmp_path / "run", method="scratch"))
     assert "teacher_metrics" not in result.run.read_result()
     assert result.run.read_result()["extra_parameters"] == 0

@@ -114,6 +114,8 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
             pairs, bad = _pairs(field.name, [pair for group in value for pair in group])
             given[field.name] = pairs
             problems += bad
+        elif info is not None and _are_mappings(info):
+            given[field.name] = [scalar(word) for word in value]
         elif isinstance(value, str) and value.lower() in ("none", "null") and info and _nullable(info):
             given[field.name] = None
         else:
@@ -182,6 +184,11 @@ def _spec(info: FieldInfo, called: str | None) -> PrimitiveConstructorSpec[Any]:
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
     )
+
+
+def _are_mappings(info: FieldInfo) -> bool:
+    inner = get_args(info.annotation)[:1] if get_origin(info.annotation) is tuple else ()
+    return bool(inner) and isinstance(inner[0], type) and issubclass(inner[0], Schema)
 
 
 def is_flag(info: FieldInfo) -> bool:

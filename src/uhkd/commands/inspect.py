@@ -10,7 +10,7 @@ from rich.table import Table
 from uhkd.arguments import InspectArguments
 from uhkd.data import Batch, eval_loader, open_data
 from uhkd.engine import Learner, Teacher, weigh
-from uhkd.methods import Distiller, build, check
+from uhkd.methods import Distiller, build, check, compares_logits, without_labels
 from uhkd.models import create
 from uhkd.recipe import build as build_recipe
 from uhkd.spectral import ftm_shapes
@@ -32,8 +32,12 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     asked = build_recipe(InspectArguments, words) if arguments is None else arguments
     check(asked.method, asked.settings, asked.weights)
     batch, classes = _batch(asked)
+    weights = asked.weights
     teacher = create(asked.teacher, num_classes=None, options=asked.teacher_options, levels=asked.teacher_levels or 4)
-    if teacher.shapes.logits != classes and teacher.shapes.embedding is not None:
+    if not classes:
+        weights = without_labels(asked.method, asked.settings, weights, logits=teacher.shapes.logits is not None)
+        classes = teacher.shapes.logits or 0 if compares_logits(asked.method, asked.settings, weights) else 0
+    elif teacher.shapes.logits != classes and teacher.shapes.embedding is not None:
         teacher.set_probe(torch.nn.Linear(teacher.shapes.embedding, classes))
     student = create(
         asked.student,
@@ -47,7 +51,7 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
         for note in network.notes:
             say(f"  {shown(note)}")
     shapes = Shapes(student.shapes, teacher.shapes, classes, len(batch.index))
-    distillers = build(asked.method, shapes, asked.settings, asked.weights)
+    distillers = build(asked.method, shapes, asked.settings, weights)
     learner = Learner(student, distillers)
     target = next((d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target), None)
     sealed = Teacher(teacher, target)
@@ -91,7 +95,8 @@ def _batch(asked: InspectArguments) -> tuple[Batch, int]:
         size = data.native_size or (224, 224)
         first = next(iter(eval_loader(data.val, size, batch_size=min(_BATCH, len(data.val)))))
         image, label, classes = first.image, first.label, len(data.classes)
-        assert label is not None
+        if label is None:
+            return Batch(image, None, None, torch.arange(len(image))), 0
     target = torch.nn.functional.one_hot(label, classes).float()
     return Batch(image, target, label, torch.arange(len(image))), classes
 

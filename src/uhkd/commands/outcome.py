@@ -23,6 +23,12 @@ def ended(facts: dict[str, Any]) -> list[str]:
         return [f"validation after the last epoch, without labels: {found}  {facts['student']}"]
     teacher = facts.get("teacher_metrics")
     rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
+    if "teachers" in facts:
+        measured = [(one, one["teacher_metrics"].get("accuracy")) for one in facts["teachers"]]
+        rows = {
+            f"teacher {number}": f"{'not known' if found is None else f'{found:.2%}'}  {one['teacher']}"
+            for number, (one, found) in enumerate(measured, 1)
+        }
     probed = facts.get("probe")
     others = {"untrained": f"{probed['start']:.2%}"} if probed else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
     rows |= others | {facts["method"]: f"{own}  {facts['student']}"}

@@ -181,7 +181,7 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
         module = teacher.module if isinstance(teacher, TappedModel) else teacher
         if fingerprint(module) != manifest.identity.get("teacher weights"):
             found.append("teacher: the weights of the one given are not those of the teacher that was stored")
-    elif recipe.teacher is not None:
+    elif isinstance(recipe.teacher, str):
         run = RunFolder(recipe.teacher)
         if run.exists():
             found += _other_teacher(run, stored)

@@ -1,21 +1,25 @@
 """Getting a teacher ready: its weights, a head that fits the data, and proof that it knows something."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from uhkd.commands.outcome import KINDS
 from uhkd.commands.setup import image_size, say
 from uhkd.commands.unlabelled import Judge
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors
+from uhkd.engine import EVAL_BATCH, Learner, Teacher, Teachers, at_chance, calibrate, check_tensors
+from uhkd.engine.teacher import Autocast
 from uhkd.evaluation import Evaluation, evaluate
+from uhkd.methods import Distiller, matching_of, place_of
 from uhkd.models import brings_weights, create, own_size, wrap
 from uhkd.probing import embed, fit_linear_probe
-from uhkd.recipe import CacheRecipe, DistillRecipe
-from uhkd.runs import RunFolder, write_tensors
+from uhkd.recipe import CacheRecipe, DistillRecipe, TrainRecipe
+from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.taps import TappedModel
 
 _CALIBRATION_IMAGES = 1024
@@ -26,7 +30,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
 
     Without a word on its weights a run folder brings its own and a named network its pretrained ones.
     """
-    assert recipe.teacher is not None, "the recipe checks that a method other than scratch has a teacher"
+    assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels or 4
     if isinstance(module, TappedModel):
         return module
@@ -61,11 +65,12 @@ def prepare_teacher(
     *,
     judged: bool = False,
     judge: Judge | None = None,
+    number: int | None = None,
 ) -> tuple[TappedModel, Evaluation | None]:
     """A teacher that fits the data's classes and beats chance, sealed, and what it says of the validation images.
 
     judged: its accuracy was seen before; it is then not evaluated. judge: what its embedding is measured by where the data has
-    no labels, on images of its own; without it nothing is known of its worth.
+    no labels, on images of its own; without it nothing is known of its worth. number: of one among several teachers.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
@@ -85,7 +90,7 @@ def prepare_teacher(
             raise ValueError(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
-        _probe(teacher, data, fabric, folder, workers, why or "teacher_head=probe")
+        _probe(teacher, data, fabric, folder.probe_of(number), workers, why or "teacher_head=probe")
     if judged:
         return teacher, None
     size = image_size(data, [teacher])
@@ -138,17 +143,15 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
     return True, ""
 
 
-def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, workers: int, why: str) -> None:
+def _probe(teacher: TappedModel, data: Data, fabric: Fabric, file: Path, workers: int, why: str) -> None:
     assert teacher.shapes.embedding is not None
-    if folder.probe.is_file():
+    if file.is_file():
         probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
         try:
-            state = load_file(folder.probe)
+            state = load_file(file)
             check_tensors(state, probe.state_dict(), state)
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(
-                f"{folder.probe} is damaged ({error}); delete it to have the probe trained anew"
-            ) from error
+            raise ValueError(f"{file} is damaged ({error}); delete it to have the probe trained anew") from error
         probe.load_state_dict(state)
         say("linear probe of the teacher: taken from the run folder")
     else:
@@ -159,10 +162,50 @@ def _probe(teacher: TappedModel, data: Data, fabric: Fabric, folder: RunFolder, 
     teacher.set_probe(probe.to(fabric.device))
 
 
-def save_probe(teacher: TappedModel, folder: RunFolder) -> None:
-    """Keep the probe beside the run that used it."""
-    if teacher.probe is not None and not folder.probe.exists():
-        write_tensors(folder.probe, teacher.probe.state_dict())
+def save_probe(teacher: TappedModel, folder: RunFolder, number: int | None = None) -> None:
+    """Keep the probe beside the run that used it; number: of one among several teachers."""
+    if teacher.probe is not None and not folder.probe_of(number).exists():
+        write_tensors(folder.probe_of(number), teacher.probe.state_dict())
+
+
+def seal(networks: Sequence[TappedModel], learner: Learner, autocast: Autocast) -> Teacher | Teachers:
+    """The teachers of a training, each made to say what its own methods need."""
+    each = []
+    for place, network in enumerate(networks):
+        own = [d for name, d in learner.distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
+        target = next((d.needs.target for d in own if d.needs.target), None)
+        prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
+        needs = frozenset().union(*(d.needs.teacher for d in own))
+        each.append((Teacher(network, target, autocast, prefix), needs))
+    if len(each) == 1:
+        return each[0][0]
+    matching = (name for name, d in learner.distillers.items() if matching_of(nn.ModuleDict({"0": d})) is not None)
+    return Teachers(each, place_of(next(matching, "")))
+
+
+def restore_ftm(
+    teacher: Teacher,
+    recipe: TrainRecipe,
+    data: Data,
+    augmentation: Augmentation,
+    fabric: Fabric,
+    folder: RunFolder,
+    workers: int,
+) -> None:
+    """Statistics of the FTM from the checkpoint, or from one pass over training images."""
+    assert teacher.ftm is not None
+    own = teacher.kept()
+
+    def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
+        return {k: v for k, v in checkpoint.tensors.items() if k.startswith(teacher.prefix)}
+
+    found = folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
+    if found is not None:
+        teacher.ftm.load_state_dict({k.removeprefix(teacher.prefix): v for k, v in saved(found).items()})
+        return
+    settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
+    # two devices may order or sign principal channels otherwise
+    teacher.ftm.load_state_dict(fabric.broadcast(teacher.ftm.state_dict()))
 
 
 def settle_ftm(

@@ -1,13 +1,13 @@
 """`finetune` and `distill`: from a recipe to a trained network in a run folder."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from uhkd.commands.noting import note_rest, sizes
 from uhkd.commands.outcome import ended, next_steps
@@ -24,20 +24,20 @@ from uhkd.commands.setup import (
     tell_augmentation,
     tell_machine,
 )
-from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
+from uhkd.commands.stored import follow, tell_other_views
 from uhkd.commands.students import finished_network, first_network, freeze_unreached
-from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.commands.unlabelled import Lesson, agreement, described, lesson_without_labels, open_judge, tell_unreached
-from uhkd.data import Augmentation, Data
-from uhkd.engine import Job, Learner, StoredTeacher, Teacher, check_loggers, check_needs, check_tensors, train
+from uhkd.commands.teaching import restore_ftm, save_probe, seal
+from uhkd.commands.unlabelled import agreement, described, open_judge, tell_unreached
+from uhkd.commands.voices import Call, distillers_of, facts_of_voices, hear, student_classes
+from uhkd.data import Data
+from uhkd.engine import Job, Learner, StoredTeacher, Teachers, check_loggers, check_needs, train
 from uhkd.evaluation import Evaluation
-from uhkd.methods import Distiller, build, check, effective
-from uhkd.models import fingerprint
+from uhkd.methods import Distiller, check
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
-from uhkd.runs import Checkpoint, RunFolder
+from uhkd.runs import RunFolder
 from uhkd.stored import Stored
-from uhkd.taps import Shapes, TappedModel
+from uhkd.taps import TappedModel
 from uhkd.telling import put
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
@@ -74,42 +74,35 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
         model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened, len(opened.classes)
     ).to(fabric.device)
     learner = Learner(network, nn.ModuleDict(), recipe.label_smoothing)
-    return _train(recipe, opened, fabric, folder, learner, None, {"verb": "finetune", "model": recipe.model})
+    return _train(recipe, opened, fabric, folder, learner, [], {"verb": "finetune", "model": recipe.model})
 
 
 def distill(
-    recipe: DistillRecipe, *, teacher: nn.Module | None = None, student: nn.Module | None = None, data: Any = None
+    recipe: DistillRecipe,
+    *,
+    teacher: nn.Module | Sequence[nn.Module | None] | None = None,
+    student: nn.Module | None = None,
+    data: Any = None,
 ) -> Result:
-    """Train a student to imitate a teacher. The keyword arguments replace the recipe's words by objects of the user's own.
+    """Train a student to imitate a teacher, or several. The keyword arguments replace the recipe's words by the user's objects.
+
+    teacher: of several, None where the recipe's word counts.
 
     Raises:
         ValueError: for anything in recipe, data, teacher or student that cannot be used as asked.
     """
-    check(recipe.method, recipe.settings, recipe.weights)
+    for one, _ in recipe.taught():
+        check(one.method, one.settings, one.weights)
     asked = recipe
     recipe, opened, fabric, folder = _begin(recipe, recipe.method, data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, student, fabric)
     workers = choose_workers(recipe, opened, fabric.device.type)
     judge = open_judge(recipe, opened, fabric, workers)
-
-    def heard() -> tuple[TappedModel | Stored | None, dict[str, Any], Evaluation | None]:
-        if recipe.method == "scratch" and opened.classes:
-            return None, {}, None
-        if recipe.teacher_cache is not None:
-            stored = open_stored(recipe, opened, teacher)
-            return stored, facts_of(stored, recipe), None
-        sealed, said = prepare_teacher(recipe, opened, fabric, folder, workers, teacher, judge=judge)
-        return (
-            sealed,
-            {"teacher_metrics": said.metrics if said else {}, "teacher_fingerprint": fingerprint(sealed)},
-            said,
-        )
-
-    lesson = Lesson(len(opened.classes), opened.classes, recipe.weights)
-    source, known, said = (None, {}, None) if opened.classes else heard()
-    if not opened.classes:  # the teacher's classes, where its logits are imitated, are the student's
-        lesson = lesson_without_labels(recipe, source)
+    call = Call(opened, fabric, folder, workers, judge)
+    # without labels the student's classes are the teacher's; with them a student that cannot be is refused sooner
+    voices = [] if opened.classes else hear(recipe, teacher, call)
+    classes, names = student_classes(opened, voices)
     network = first_network(
         student,
         recipe.student,
@@ -118,27 +111,27 @@ def distill(
         recipe.student_levels,
         recipe,
         opened,
-        lesson.classes,
+        classes,
     ).to(fabric.device)
-    if opened.classes:
-        source, known, said = heard()
-    if isinstance(source, Stored):
-        tell_other_views(asked, opened, network, source)
-    facts: dict[str, Any] = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student}
-    facts |= {"method": recipe.method, "methods": effective(recipe.method, recipe.settings, lesson.weights)} | known
-    taught = source.manifest.shapes if isinstance(source, Stored) else source and source.shapes
-    shapes = Shapes(network.shapes, taught, lesson.classes, len(opened.train))
+    voices = voices or hear(recipe, teacher, call)
+    for voice in voices:
+        if isinstance(voice.source, Stored):
+            tell_other_views(asked, opened, network, voice.source)
+    facts = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
+    facts |= facts_of_voices(voices)
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
-    distillers = build(recipe.method, shapes, recipe.settings, lesson.weights).to(fabric.device)
+    distillers = distillers_of(voices, network, classes, opened).to(fabric.device)
     learner = Learner(network, distillers, recipe.label_smoothing)
+    sources = [voice.source for voice in voices if voice.source is not None]
     if opened.classes:
-        return _train(recipe, opened, fabric, folder, learner, source, facts, said)
-    network.card = replace(network.card, classes=lesson.names)
+        said = voices[0].said if len(voices) == 1 else None
+        return _train(recipe, opened, fabric, folder, learner, sources, facts, said)
+    network.card = replace(network.card, classes=names)
     if judge is not None:
         facts["probe"] = described(judge, network)
     tell_unreached(freeze_unreached(network, learner.student_needs), learner.student_needs)
-    judged = judge or agreement(source, lesson.classes, opened, fabric, workers)
-    result = _train(recipe, opened, fabric, folder, learner, source, facts, judge=judged)
+    judged = judge or agreement(sources[0], classes, opened, fabric, workers)
+    result = _train(recipe, opened, fabric, folder, learner, sources, facts, judge=judged)
     result.student.requires_grad_(True)
     return result
 
@@ -181,39 +174,42 @@ def _train(
     fabric: Fabric,
     folder: RunFolder,
     learner: Learner,
-    teacher: TappedModel | Stored | None,
+    teachers: Sequence[TappedModel | Stored],
     facts: dict[str, Any],
     taught: Evaluation | None = None,
     judge: Callable[[TappedModel], dict[str, float]] | None = None,
 ) -> Result:
     student = learner.to(memory_format=torch.channels_last).student
     workers = choose_workers(recipe, data, fabric.device.type)
-    if isinstance(teacher, Stored):
-        augmentation = teacher.manifest.augmentation
+    stored = next((teacher for teacher in teachers if isinstance(teacher, Stored)), None)  # then it is the only one
+    networks = [teacher for teacher in teachers if isinstance(teacher, TappedModel)]
+    if stored is not None:
+        augmentation = stored.manifest.augmentation
     else:
-        augmentation = choose_augmentation(recipe, data, [student] if teacher is None else [student, teacher])
+        augmentation = choose_augmentation(recipe, data, [student, *networks])
     tell_augmentation(augmentation)
     val_size = image_size(data, [student])  # what `uhkd eval` shows it, whatever size the teacher wants
-    targets = [d.needs.target for d in learner.distillers.values() if isinstance(d, Distiller) and d.needs.target]
-    target, sealed = next(iter(targets), None), None
-    if isinstance(teacher, Stored):
-        for name, distiller in learner.distillers.items():
-            assert isinstance(distiller, Distiller)
-            check_needs(name, distiller.needs, teacher)
+    sealed = None
+    if stored is not None:
+        distillers = {name: d for name, d in learner.distillers.items() if isinstance(d, Distiller)}
+        for name, distiller in distillers.items():
+            check_needs(name, distiller.needs, stored)
         assert isinstance(recipe, DistillRecipe)
-        sealed = StoredTeacher(teacher, target, recipe.teacher_views)
+        target = next((d.needs.target for d in distillers.values() if d.needs.target), None)
+        sealed = StoredTeacher(stored, target, recipe.teacher_views)
     # nothing that is refused before it leaves a folder behind; of several processes the first alone writes
     with folder.mine() if fabric.is_global_zero else contextlib.nullcontext():
         if fabric.is_global_zero:
             with folder.writing("the run's recipe", "nothing was trained yet"):
                 folder.begin(recipe.model_dump(mode="json"))
-                if isinstance(teacher, TappedModel):
-                    save_probe(teacher, folder)
+                for number, network in enumerate(networks, 1):
+                    save_probe(network, folder, number if len(networks) > 1 else None)
         fabric.barrier()
-        if isinstance(teacher, TappedModel):
-            sealed = Teacher(teacher, target, fabric.autocast)
-            if sealed.ftm is not None:
-                _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
+        if networks:
+            sealed = seal(networks, learner, fabric.autocast)
+            for one in [one for one, _ in sealed.each] if isinstance(sealed, Teachers) else [sealed]:
+                if one.ftm is not None:
+                    restore_ftm(one, recipe, data, augmentation, fabric, folder, workers)
         say(
             f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}"
@@ -231,7 +227,7 @@ def _train(
             facts |= {"seed": recipe.seed, "metrics": rows[-1], "parameters": parameters, "extra_parameters": extra}
             facts |= {"data": data.name, "data_fingerprint": data.fingerprint, "train_images": len(data.train)}
             facts |= {"environment": folder.read_environment(), "sizes": {"student": sizes(student)}}
-            live = teacher if isinstance(teacher, TappedModel) else None
+            live = networks[0] if len(networks) == 1 else None
             facts["sizes"] |= {} if live is None else {"teacher": sizes(live)}
             with folder.writing("the trained network", f"the checkpoint of step {rows[-1]['step']} is kept"):
                 folder.write_model(card, student.module.state_dict())
@@ -248,31 +244,6 @@ def _train(
                 for line in next_steps(folder.path, headless=not student.shapes.logits):
                     say(line)
         return Result(student, rows[-1], folder)
-
-
-def _settle_ftm(
-    teacher: Teacher,
-    recipe: TrainRecipe,
-    data: Data,
-    augmentation: Augmentation,
-    fabric: Fabric,
-    folder: RunFolder,
-    workers: int,
-) -> None:
-    """Statistics from the checkpoint, or from one pass over training images."""
-    assert teacher.ftm is not None
-    own = teacher.kept()
-
-    def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        return {k: v for k, v in checkpoint.tensors.items() if k.startswith("ftm.")}
-
-    found = folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
-    if found is not None:
-        teacher.ftm.load_state_dict({k.removeprefix("ftm."): v for k, v in saved(found).items()})
-        return
-    settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
-    # two devices may order or sign principal channels otherwise
-    teacher.ftm.load_state_dict(fabric.broadcast(teacher.ftm.state_dict()))
 
 
 def _millions(module: nn.Module) -> str:

@@ -1,7 +1,7 @@
-"""Training without labels: which classes the student has, what its weights are, and what tells how good it is."""
+"""Training without labels: the weights of its terms, and what tells how good the student is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,41 +12,24 @@ from uhkd.commands.setup import image_size, say
 from uhkd.data import Data, Source, eval_loader, open_data
 from uhkd.engine import EVAL_BATCH
 from uhkd.evaluation import Evaluation, predict_logits
-from uhkd.methods import compares_logits, without_labels
+from uhkd.methods import without_labels
 from uhkd.probing import Probe, embed, probe
 from uhkd.recipe import DistillRecipe
 from uhkd.stored import Stored
 from uhkd.taps import TappedModel
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a student learns: how many classes (0: none, it is a backbone), their names where known, and weights of terms."""
-
-    classes: int
-    names: tuple[str, ...] = ()
-    weights: dict[str, float] = field(default_factory=dict)
-
-
-def lesson_without_labels(recipe: DistillRecipe, teacher: TappedModel | Stored | None) -> Lesson:
-    """The classes of the teacher, if its logits are imitated; else none, and the terms on logits are left out.
+def weights_without_labels(recipe: DistillRecipe, teacher: TappedModel | Stored | None) -> dict[str, float]:
+    """The recipe's weights; without logits to imitate, the terms on them are left out.
 
     Raises:
         ValueError: for a method that learns from labels, or from logits that are not there.
     """
-    if isinstance(teacher, Stored):
-        logits, names = teacher.manifest.layout.logits, ()
-    else:
-        logits = teacher.shapes.logits if teacher else None
-        names = tuple(teacher.card.classes) if teacher is not None and teacher.card is not None else ()
+    logits = teacher.manifest.layout.logits if isinstance(teacher, Stored) else teacher and teacher.shapes.logits
     weights = without_labels(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
-    if logits is not None and compares_logits(recipe.method, recipe.settings, weights):
-        say(f"  no labels: the student learns the {logits} classes of its teacher")
-        return Lesson(logits, names if len(names) == logits else (), weights)
-    say("  no labels and no logits to imitate: the student is a backbone without head")
     if left := sorted(weights.keys() - recipe.weights.keys()):
-        say(f"  left out, as they compare logits: {', '.join(left)}")
-    return Lesson(0, (), weights)
+        say(f"  the teacher has no class scores: left out are the terms {', '.join(left)}")
+    return weights
 
 
 def tell_unreached(numbers: int, needs: frozenset[str]) -> None:

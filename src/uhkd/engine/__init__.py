@@ -8,7 +8,7 @@ from uhkd.engine.optimizer import FUSED
 from uhkd.engine.resuming import check_tensors
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
-from uhkd.engine.teacher import Teacher, at_chance, calibrate
+from uhkd.engine.teacher import Teacher, Teachers, at_chance, calibrate
 
 __all__ = [
     "EVAL_BATCH",
@@ -17,6 +17,7 @@ __all__ = [
     "Learner",
     "StoredTeacher",
     "Teacher",
+    "Teachers",
     "at_chance",
     "calibrate",
     "check_loggers",

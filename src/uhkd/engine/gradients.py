@@ -11,7 +11,7 @@ from uhkd.data import Batch
 from uhkd.engine.learner import Learner
 from uhkd.engine.step import step_seed
 from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher
+from uhkd.engine.teacher import Teacher, Teachers
 from uhkd.taps import Signals
 
 PROBE_IMAGES = 32
@@ -32,7 +32,7 @@ class GradientProbe:
     def __init__(
         self,
         learner: Learner,
-        teacher: Teacher | StoredTeacher | None,
+        teacher: Teacher | Teachers | StoredTeacher | None,
         fabric: Fabric,
         seed: int,
         accumulate: int,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.methods import Distiller
+from uhkd.methods import Distiller, place_of
 from uhkd.taps import Signals, TappedModel
 
 
@@ -28,13 +28,16 @@ class Learner(nn.Module):
         self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
 
     def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
-        """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller."""
+        """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller ("2:method.term": of a
+        second teacher's)."""
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
-        terms = {}
+        terms, heard = {}, (teacher, *teacher.others)
         if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
         for name, distiller in self.distillers.items():
-            terms |= {f"{name}.{term}": value for term, value in distiller(student, teacher, batch).items()}
+            terms |= {
+                f"{name}.{term}": value for term, value in distiller(student, heard[place_of(name)], batch).items()
+            }
         return terms
 
     def no_weight_decay(self) -> set[str]:

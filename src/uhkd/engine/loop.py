@@ -26,7 +26,7 @@ from uhkd.engine.schedule import lr_factor, weights_factor
 from uhkd.engine.step import Stepper
 from uhkd.engine.stopping import Agreement, Request, Stopped
 from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher
+from uhkd.engine.teacher import Teacher, Teachers
 from uhkd.engine.totals import Totals
 from uhkd.evaluation import evaluate
 from uhkd.methods import matching_of
@@ -45,7 +45,7 @@ class Job:
     """All that one training needs; the learner's student, with averaged weights where asked for, is left at the end."""
 
     learner: Learner
-    teacher: Teacher | StoredTeacher | None
+    teacher: Teacher | Teachers | StoredTeacher | None
     data: Data
     augmentation: Augmentation
     val_size: tuple[int, int]

@@ -13,7 +13,7 @@ from uhkd.data import Batch
 from uhkd.engine.averaging import Average
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher
+from uhkd.engine.teacher import Teacher, Teachers
 from uhkd.engine.totals import Totals
 from uhkd.recipe import TrainRecipe
 from uhkd.taps import Signals
@@ -36,7 +36,7 @@ class Stepper:
 
     recipe: TrainRecipe
     learner: Learner
-    teacher: Teacher | StoredTeacher | None
+    teacher: Teacher | Teachers | StoredTeacher | None
     fabric: Fabric
     model: _FabricModule
     optimizer: Optimizer

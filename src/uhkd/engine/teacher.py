@@ -1,6 +1,6 @@
 """The sealed teacher: live signals without gradient, the FTM's calibration, and a linear probe for a head that does not fit."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,15 +21,20 @@ class Teacher:
         network: any tapped model.
         target: how spectra are made, if a method wants them.
         autocast: precision of its forward pass.
+        prefix: of the names of its FTM's statistics in a checkpoint.
     """
 
     def __init__(
-        self, network: TappedModel, target: SpectralTarget | None = None, autocast: Autocast = nullcontext
+        self,
+        network: TappedModel,
+        target: SpectralTarget | None = None,
+        autocast: Autocast = nullcontext,
+        prefix: str = "ftm.",
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         device = next(network.parameters()).device
         self.ftm = None if target is None else FTM(target, network.shapes.maps).to(device)
-        self.autocast = autocast
+        self.autocast, self.prefix = autocast, prefix
         self._ready = False
 
     @torch.no_grad()
@@ -56,7 +61,34 @@ class Teacher:
 
     def kept(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it: the FTM's statistics, tensors of any shape by name."""
-        return {} if self.ftm is None else {f"ftm.{k}": v for k, v in self.ftm.state_dict().items()}
+        return {} if self.ftm is None else {f"{self.prefix}{k}": v for k, v in self.ftm.state_dict().items()}
+
+
+class Teachers:
+    """Several sealed teachers, each asked for what its own methods need, that look like one.
+
+    The first one's signals hold the others' as `others`.
+
+    Args:
+        each: teachers in order, with the fields that are asked of each.
+        shown: place of the one that diagnostics show.
+    """
+
+    def __init__(self, each: Sequence[tuple[Teacher, frozenset[str]]], shown: int = 0) -> None:
+        self.each, self.shown = tuple(each), shown
+
+    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
+        """What each was made to say; `needs`, all their fields together, is for looks."""
+        first, *others = (teacher.signals(batch, own) for teacher, own in self.each)
+        return first._replace(others=tuple(others))
+
+    def reference(self, images: Tensor) -> Reference:
+        """What diagnostics show of one of them on images (N, 3, H, W) in [0, 1]."""
+        return self.each[self.shown][0].reference(images)
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of all."""
+        return {name: value for teacher, _ in self.each for name, value in teacher.kept().items()}
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ __all__ = [
     "matching_of",
     "method_class",
     "method_names",
+    "numbered",
+    "place_of",
     "settings_of",
     "without_labels",
 ]
@@ -200,6 +202,17 @@ def build(
             "settings, or use one of them (spatial and spectral targets do not join)"
         )
     return distillers
+
+
+def numbered(number: int | None, distillers: nn.ModuleDict) -> dict[str, nn.Module]:
+    """The distillers of teacher `number` (1, 2, ...) among several, under names that say so: "2:uhkd"; None: of one alone."""
+    return {name if number is None else f"{number}:{name}": distiller for name, distiller in distillers.items()}
+
+
+def place_of(name: str) -> int:
+    """Where the teacher of a distiller stands among several, from 0: that of "2:uhkd" is 1; of one alone 0."""
+    number, colon, _ = name.partition(":")
+    return int(number) - 1 if colon else 0
 
 
 def _on_logits(distiller: Distiller) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,7 @@ _KINDS = {
     "tuple": "a list",
     "list": "a list",
     "dict": "key: value pairs",
+    "model": "key: value pairs",
     "finite_number": "a finite number",
 }
 _BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
@@ -85,23 +86,35 @@ def _disagreements(schema: type[BaseModel], mapping: Mapping[str, Any], details:
 def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
     """One problem of pydantic's in our words: name, what was expected, what was found."""
     name = ".".join(str(part) for part in details["loc"])
+    within, word = _innermost(schema, details["loc"])
     kind, found = details["type"], details["input"]
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
-        hint = did_you_mean(name, schema.model_fields)
+        hint = did_you_mean(word, within.model_fields)
         return [f"{name}: unknown key{hint or '; `uhkd VERB --help` lists the known ones'}"]
     if kind == "missing":
-        return [f"{name}: required but not given ({schema.model_fields[name].description})"]
+        return [f"{name}: required but not given ({within.model_fields[word].description})"]
     if kind == "value_error":
         lines = str(context["error"]).split("\n")
         return [f"{name}: {line}" for line in lines] if name else lines
     if kind == "literal_error":
-        name = str(details["loc"][0])  # of an item in a list: the list's
-        kinds = schema.model_fields[name].annotation
+        if within is schema:
+            name = word = str(details["loc"][0])  # of an item in a list: the list's
+        kinds = within.model_fields[word].annotation
+        kinds = next((kind for kind in get_args(kinds) if get_origin(kind) is Literal), kinds)
         choices = [str(c) for c in get_args(get_args(kinds)[0] if get_origin(kinds) is tuple else kinds)]
         hint = did_you_mean(str(found), choices)
         return [f"{name}: expected {_either(choices)}, found {shown(found)}{hint}"]
     return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {shown(found)}"]
+
+
+def _innermost(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[type[BaseModel], str]:
+    """The schema that a problem lies in, of those within a list in `schema`, and the field's name there."""
+    field = schema.model_fields.get(str(loc[0])) if len(loc) > 2 and isinstance(loc[1], int) else None
+    inner = get_args(field.annotation)[:1] if field is not None else ()
+    if inner and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+        return inner[0], str(loc[2])
+    return schema, str(loc[0]) if loc else ""
 
 
 _SHORT = Repr()

@@ -1,10 +1,12 @@
 """What a training recipe may say: field names, types, bounds and defaults."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from uhkd.recipe.fields import DataWords, Levels, MachineWords, TeacherWords, ViewWords
+from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
+from uhkd.recipe.problems import shown
 
 # the usual peak learning rate and weight decay; lamb's are those of timm's A2 recipe (arXiv 2110.00476)
 _USUAL = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
@@ -143,12 +145,49 @@ class FinetuneRecipe(TrainRecipe):
     )
 
 
+class OneTeacher(Schema):
+    """One of several teachers; what it leaves out is the recipe's."""
+
+    teacher: str = Field(min_length=1, description="a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
+    weight: float = Field(
+        default=1.0, gt=0, description="share of its terms in the loss, over the sum of all teachers'"
+    )
+    method: str | None = Field(
+        default=None,
+        min_length=1,
+        description="distillation method, which then takes settings and weights from here alone",
+    )
+    settings: dict[str, Any] = Field(default={}, description="the method's own settings")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="weights of the loss terms by name"
+    )
+    start: str | None = Field(default=None, description="see teacher_start")
+    head: Literal["auto", "keep", "probe"] | None = Field(default=None, description="see teacher_head")
+    levels: Levels = Field(default=None, description="see teacher_levels")
+    options: dict[str, Any] | None = Field(default=None, description="see teacher_options")
+
+
+def _one_or_more(value: Any) -> Any:
+    """One teacher as its word alone, however it is written."""
+    words = value if isinstance(value, list | tuple) else () if value is None else [value]
+    names = tuple(str(word) for word in words if isinstance(word, str | os.PathLike) and str(word))
+    if len(names) < len(words):
+        raise ValueError(f"expected the name of a teacher, or a list of names, found {shown(value)}")
+    return names if len(names) > 1 else names[0] if names and names[0].lower() not in ("none", "null") else None
+
+
 class DistillRecipe(TrainRecipe, TeacherWords):
     """Train a student network to imitate a teacher network of any other architecture."""
 
-    teacher: str | None = Field(
+    teacher: Annotated[str | tuple[str, ...] | None, BeforeValidator(_one_or_more)] = Field(
         default=None,
-        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; scratch needs none",
+        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME, or several, which all "
+        "teach by the same words and count alike; scratch needs none",
+    )
+    teachers: tuple[OneTeacher, ...] = Field(
+        default=(),
+        description="in place of teacher: several with words of their own, as in '{teacher: A, method: kd, weight: 2}'; also: "
+        "settings, weights, start, head, levels, options",
     )
     student: str = Field(
         description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
@@ -184,10 +223,36 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
+    def taught(self) -> tuple[tuple[Self, float], ...]:
+        """The recipe as each teacher sees it, with one `teacher` and its own words, and its share; itself where none is named."""
+        words = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        each = self.teachers or tuple(OneTeacher(teacher=word) for word in words if word is not None)
+        if not each:  # scratch, or stored signals
+            return ((self, 1.0),)
+        total = sum(one.weight for one in each)
+        return tuple((self._seen_by(one), one.weight / total) for one in each)
+
+    def _seen_by(self, one: OneTeacher) -> Self:
+        own = one.method is not None
+        update = {"teacher": one.teacher, "teachers": (), "method": one.method or self.method}
+        update |= {"settings": one.settings if own else self.settings | one.settings}
+        update |= {"weights": one.weights if own else self.weights | one.weights}
+        asked = {"start": one.start, "head": one.head, "levels": one.levels, "options": one.options}
+        return self.model_copy(update=update | {f"teacher_{k}": v for k, v in asked.items() if v is not None})
+
     def _further_problems(self) -> list[str]:
+        count = len(self.teachers) or (len(self.teacher) if isinstance(self.teacher, tuple) else 1)
+        if self.teachers and self.teacher is not None:
+            return ["teachers: stands in place of teacher, and both are given; leave one out"]
+        if self.teacher_cache is not None and (count > 1 or self.teachers):
+            return ["teacher_cache: holds the signals of one teacher, and several are given; leave it out"]
+        if count > 1 and not self.teachers and self.teacher_levels is not None:
+            return [
+                "teacher_levels: names layers of one teacher, and several are given; say levels of each in teachers"
+            ]
         if self.teacher_views is not None and self.teacher_cache is None:
             return ["teacher_views: counts the views of teacher_cache, which is not given"]
-        if self.teacher is None and self.teacher_cache is None and self.method != "scratch":
+        if self.teacher is None and not self.teachers and self.teacher_cache is None and self.method != "scratch":
             return [
                 "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
                 "or teacher_cache, its stored signals)"

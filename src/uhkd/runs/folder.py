@@ -46,6 +46,10 @@ class RunFolder:
         self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
         self._checkpoints = Checkpoints(self.checkpoints)
 
+    def probe_of(self, number: int | None) -> Path:
+        """Where the linear probe of a teacher lies; number: of one among several."""
+        return self.probe if number is None else self.probe.with_stem(f"{self.probe.stem}-{number}")
+
     def exists(self) -> bool:
         """Whether a trained network of ours lies here."""
         return self.card.is_file() and self.weights.is_file()

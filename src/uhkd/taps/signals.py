@@ -15,18 +15,23 @@ class Signals(NamedTuple):
     A named tuple, because Fabric and DDP look inside those.
 
     logits: (B,K). maps: shallow to deep, each (B,C,H,W) without prefix tokens. spectra: FTM outputs, each (B,C,K).
-    embedding: (B,D), the pooled vector before the classifier.
+    embedding: (B,D), the pooled vector before the classifier. others: what further networks say, where several are asked.
     """
 
     logits: Tensor | None = None
     maps: tuple[Tensor, ...] | None = None
     spectra: tuple[Tensor, ...] | None = None
     embedding: Tensor | None = None
+    others: "tuple[Signals, ...]" = ()
+
+    def tensors(self) -> list[Tensor]:
+        """All that is said, by the others too."""
+        own = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
+        return [x for x in own if x is not None] + [x for other in self.others for x in other.tensors()]
 
     def finite(self) -> Tensor | None:
         """Whether all its numbers are finite, a () boolean on their device, which is not waited for; None without any."""
-        said = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
-        said = [x.detach() for x in said if x is not None]
+        said = [x.detach() for x in self.tensors()]
         # by their largest: a few kernels for all of them, where a GPU's time goes into starting many
         return nn.utils.get_total_norm(said, float("inf")).isfinite() if said else None
 

@@ -81,6 +81,7 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
         f"pairs: {name} is the name of a folder of every comparison's own; rename the recipe"
         for name in _OWN & {*pairs}
     ]
+    problems += _beyond(recipe, pairs)
     if problems:
         raise RecipeError(problems)
     teachers, taught = _teachers(recipe, pairs, out)
@@ -119,6 +120,26 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     tasks |= {task.name: replace(task, cache=cached.get(task.name)) for task in students}
     caches = [Task(c.name, c.words, tasks[c.serves[0]].after, serves=c.serves) for c in shared]
     return Plan(tuple(tasks.values()), cells, trials, teachers, tuple(caches), live)
+
+
+def _beyond(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a comparison has no place for: several teachers in a pair, and students without labels that nothing judges."""
+    problems = []
+    for pair, own in pairs.items():
+        words = {**own, **recipe.changes}
+        if words.get("teachers") or isinstance(words.get("teacher"), list | tuple):
+            problems.append(
+                f"pairs: {pair} has several teachers, and a comparison's pair has one; train it by uhkd distill"
+            )
+        if words.get("unlabelled") and not words.get("probe_data"):
+            problems.append(
+                f"pairs: {pair} learns without labels, and nothing judges it; say probe_data, labelled images"
+            )
+        elif words.get("unlabelled") and recipe.part == "test":
+            problems.append(
+                f"pairs: {pair} learns without labels: its probe is measured on the held-out part; leave out --part test"
+            )
+    return problems
 
 
 def merged(words: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,10 @@ class Board:
         """Of a finished task: on the test part where that is wanted, else on the held-out part, after the last epoch."""
         if task.measured:
             return json.loads(self._test(task.name).read_text())["accuracy"]
-        return self.run(task.name).read_result()["metrics"]["val_accuracy"]
+        metrics = self.run(task.name).read_result()["metrics"]
+        if "val_accuracy" not in metrics:
+            raise ValueError(f"{task.name} learned without labels and has no accuracy; say probe_data in its recipe")
+        return metrics["val_accuracy"]
 
     def begin(self, plan: Plan) -> None:
         """Write down every task's words, and give tasks that failed another chance.

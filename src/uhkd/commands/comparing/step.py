@@ -122,7 +122,7 @@ class Workshop:
         return Step(recipe, data, learner, sealed, batches, fabric)
 
     def _teacher(self, recipe: DistillRecipe, classes: int, device: torch.device) -> TappedModel:
-        assert recipe.teacher is not None, "the recipe checks that a method other than scratch has a teacher"
+        assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
         name, levels = recipe.teacher, recipe.teacher_levels or 4
         words: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
         if name in self.untrained and not RunFolder(name).exists():

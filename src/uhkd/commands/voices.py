@@ -1,0 +1,155 @@
+"""Whom a student hears: one teacher or several, live or stored, each with its method, its words and its share of the loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from uhkd.commands.setup import say
+from uhkd.commands.stored import facts_of, open_stored
+from uhkd.commands.teaching import prepare_teacher
+from uhkd.commands.unlabelled import Judge, weights_without_labels
+from uhkd.data import Data
+from uhkd.evaluation import Evaluation
+from uhkd.methods import Distiller, build, compares_logits, effective, numbered
+from uhkd.models import fingerprint
+from uhkd.recipe import DistillRecipe
+from uhkd.runs import RunFolder
+from uhkd.stored import Stored
+from uhkd.taps import Shapes, SideShapes, TappedModel
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is needed to get teachers ready."""
+
+    data: Data
+    fabric: Fabric
+    folder: RunFolder
+    workers: int
+    judge: Judge | None
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A teacher as one student hears it: the recipe with its words, itself, the weights of its terms, its share, and facts.
+
+    said: what it says of the validation images, where they have labels and it is live. Of scratch there is one without teacher.
+    """
+
+    recipe: DistillRecipe
+    source: TappedModel | Stored | None
+    weights: dict[str, float]
+    share: float
+    facts: dict[str, Any]
+    said: Evaluation | None = None
+
+    @property
+    def shapes(self) -> SideShapes | None:
+        return self.source.manifest.shapes if isinstance(self.source, Stored) else self.source and self.source.shapes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its classes, where they are known."""
+        card = self.source.card if isinstance(self.source, TappedModel) else None
+        return () if card is None else tuple(card.classes)
+
+
+def hear(recipe: DistillRecipe, modules: nn.Module | Sequence[nn.Module | None] | None, call: Call) -> list[Voice]:
+    """The recipe's teachers, ready to speak; `modules` replace its words by objects of the user's own.
+
+    Raises:
+        ValueError: for a teacher that cannot be used, or knows no more than chance.
+    """
+    taught = recipe.taught()
+    if modules is None or isinstance(modules, nn.Module):
+        modules = [modules] * len(taught)
+    voices = []
+    for number, ((one, share), module) in enumerate(zip(taught, modules, strict=True), 1):
+        if len(taught) > 1:
+            say(f"teacher {number} of {len(taught)}: {one.teacher}, by {one.method}, share {share:.0%}")
+        source, facts, said = None, {}, None
+        if one.method == "scratch":
+            pass
+        elif one.teacher_cache is not None:
+            source = open_stored(one, call.data, module)
+            facts = facts_of(source, one)
+        else:
+            source, said = prepare_teacher(
+                one,
+                call.data,
+                call.fabric,
+                call.folder,
+                call.workers,
+                module,
+                judge=call.judge,
+                number=number if len(taught) > 1 else None,
+            )
+            facts = {
+                "teacher": one.teacher,
+                "teacher_metrics": said.metrics if said else {},
+                "teacher_fingerprint": fingerprint(source),
+            }
+        weights = one.weights if call.data.classes else weights_without_labels(one, source)
+        voices.append(Voice(one, source, weights, share, facts, said))
+    return voices
+
+
+def student_classes(data: Data, voices: Sequence[Voice]) -> tuple[int, tuple[str, ...]]:
+    """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count."""
+    if data.classes:
+        return len(data.classes), data.classes
+    for voice in voices:
+        logits = voice.shapes and voice.shapes.logits
+        if logits and compares_logits(voice.recipe.method, voice.recipe.settings, voice.weights):
+            say(f"  no labels: the student learns the {logits} classes of its teacher")
+            return logits, voice.names if len(voice.names) == logits else ()
+    say("  no labels and no logits to imitate: the student is a backbone without head")
+    return 0, ()
+
+
+def distillers_of(voices: Sequence[Voice], student: TappedModel, classes: int, data: Data) -> nn.ModuleDict:
+    """The methods of all teachers, their weights in shares; of several teachers under numbered names.
+
+    Raises:
+        ValueError: as `uhkd.methods.build`, naming the teacher among several.
+    """
+    distillers = nn.ModuleDict()
+    for number, voice in enumerate(voices, 1):
+        one = voice.recipe
+        try:
+            own = build(
+                one.method, Shapes(student.shapes, voice.shapes, classes, len(data.train)), one.settings, voice.weights
+            )
+        except ValueError as error:
+            raise ValueError(f"teacher {number} ({one.teacher}): {error}" if len(voices) > 1 else str(error)) from error
+        if len(voices) > 1:
+            for distiller in own.values():
+                assert isinstance(distiller, Distiller)
+                distiller.weights = {term: weight * voice.share for term, weight in distiller.weights.items()}
+        distillers.update(numbered(number if len(voices) > 1 else None, own))
+    return distillers
+
+
+def facts_of_voices(voices: Sequence[Voice]) -> dict[str, Any]:
+    """What a run notes of its teachers."""
+    told = [effective(voice.recipe.method, voice.recipe.settings, voice.weights) for voice in voices]
+    if len(voices) == 1:
+        return {"methods": told[0]} | {k: v for k, v in voices[0].facts.items() if v is not None}
+    names = [str(voice.recipe.teacher) for voice in voices]
+    each = [
+        {"method": voice.recipe.method, "methods": own, "share": voice.share} | voice.facts
+        for voice, own in zip(voices, told, strict=True)
+    ]
+    methods = list(dict.fromkeys(voice.recipe.method for voice in voices))
+    prints = "+".join(str(voice.facts["teacher_fingerprint"]) for voice in voices)
+    return {
+        "teacher": " and ".join(names),
+        "method": " and ".join(methods),
+        "methods": {f"{number}:{name}": words for number, own in enumerate(told, 1) for name, words in own.items()},
+        "teachers": each,
+        "teacher_metrics": {},
+        "teacher_fingerprint": prints,
+    }
