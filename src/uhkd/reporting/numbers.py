@@ -140,7 +140,7 @@ def by_frequency(
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, "t f"]]:
     """Errors averaged over coefficients of one frequency (to a tenth of a cycle), frequencies rising."""
     rounded = np.round(frequency.astype(float), 1)
-    values = np.unique(rounded)
+    values = np.unique(rounded[np.isfinite(rounded)])
     return values, np.stack([error[:, rounded == value].mean(1) for value in values], axis=1)
 
 

@@ -26,5 +26,5 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Run folders and checkpoints": runs.CASES,
     "Stored signals": caches.CASES,
     "Comparisons": comparisons.CASES,
-    "eval, predict, inspect": questions.CASES,
+    "eval, predict, report, inspect": questions.CASES,
 }
