@@ -149,6 +149,7 @@ def test_one_run_alone_reads_well(tmp_path: Path):
     assert page.text.count("not run") >= 2, "scratch and kd"
     assert "nobody can say what the teacher gave" in page.text
     assert "Gain by class: uhkd against teacher" in page.text
+    assert "mistakes that the teacher does not make" in page.text and "cured" not in page.text
 
 
 def test_words_from_run_folders_are_escaped(tmp_path: Path):

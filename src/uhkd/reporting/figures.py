@@ -237,11 +237,14 @@ def _confusions(family: Family) -> Drawing | None:
         for c in found
     )
     best, worst = found[0], found[-1]
+    look = "Long bars that became short are mistakes that were cured; new long bars are new mistakes."
+    if name.startswith("teacher"):
+        look = "Long lower bars are mistakes that the teacher does not make."
     return Drawing(
         f"{family.key}-confusions",
         f"Confusions that changed: {family.focus.label} against {name}",
         f"Images of the class before the arrow that were named as the class behind it: above by {name}, below by "
-        f"{family.focus.label}. Long bars that became short are mistakes the teacher cured; new long bars are new mistakes.",
+        f"{family.focus.label}. {look}",
         f"Fell most: {best.true} named {best.named}, {best.before:.3g} to {best.after:.3g} images. "
         f"Rose most: {worst.true} named {worst.named}, {worst.before:.3g} to {worst.after:.3g} images.",
         (Bars("", "images", rows),),
