@@ -57,7 +57,9 @@ def test_a_distillation_leaves_every_documented_array(runs: dict[str, RunFolder]
     wanted |= {f"error_{i}": (2, k) for i, k in enumerate((9, 9, 1))}
     wanted |= {f"frequency_{i}": (k,) for i, k in enumerate((9, 9, 1))}
     wanted |= {"cka_start": (3, 4), "cka_end": (3, 4), "val_prediction": (143,), "val_label": (143,)}
-    wanted |= {"confusion": (10, 10), "latency_ms": (1,)}
+    wanted |= {"confusion": (10, 10), "latency_ms": (1,), "teacher_latency_ms": (1,), "val_confidence": (143,)}
+    wanted |= {f"start_spectrum_{i}": (2,) for i in range(3)}
+    wanted |= {"teacher_prediction": (143,), "teacher_confidence": (143,), "val_shown": (143,)}
     assert shapes == wanted
     assert arrays["steps"].tolist() == [10, 20]
     assert all(np.isfinite(value).all() for value in arrays.values())

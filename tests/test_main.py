@@ -139,6 +139,8 @@ def test_small_verbs_reach_their_functions(asked: dict):
     assert main(["demo", "--quick", "--seeds", "1"]) == 0
     assert (asked["demo"].quick, asked["demo"].seeds, asked["demo"].out) == (True, 1, "runs/demo")
     assert main(["doctor"]) == 0
+    assert main(["report", "runs/x", "runs/y", "--figures"]) == 0
+    assert (asked["report"].runs, asked["report"].out, asked["report"].figures) == (("runs/x", "runs/y"), None, True)
 
 
 def test_only_given_flags_override_the_yaml(asked: dict, tmp_path: Path):

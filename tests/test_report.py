@@ -12,6 +12,7 @@ from PIL import Image
 
 import uhkd
 from references.reported import NASTY, write_run
+from uhkd.cli import parse
 from uhkd.reporting import arrange, read_runs
 from uhkd.reporting.drawing import DARK, LIGHT, contrast, heat_colour
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
@@ -148,6 +149,7 @@ def test_one_run_alone_reads_well(tmp_path: Path):
     assert page.text.count("not run") >= 2, "scratch and kd"
     assert "nobody can say what the teacher gave" in page.text
     assert "Gain by class: uhkd against teacher" in page.text
+    assert "mistakes that the teacher does not make" in page.text and "cured" not in page.text
 
 
 def test_words_from_run_folders_are_escaped(tmp_path: Path):
@@ -197,6 +199,34 @@ def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path: Path, file: str, c
     assert "timm/tiny on birds" in page.text
     if content in (b"{", b"[]", b"PK no archive", b"- a\n- b\n", b"\xff\xfe", b"epoch,val_accuracy\nx,y\n"):
         assert f"hurt: {file}: " in page.text
+
+
+def test_absurd_numbers_break_no_axis(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "absurd"))
+    arrays = folder.read_arrays()
+    huge = {k: np.full_like(v, 1e308 if v.dtype == np.float64 else 1) for k, v in arrays.items()}
+    huge["error_0"] = np.array([[np.nan, np.inf, 0, -1e308]] * 3)
+    huge["student_spectrum_1"] = np.zeros((3, 4))
+    folder.write_arrays(
+        arrays | {k: v for k, v in huge.items() if k.startswith(("error", "student", "cka", "frequency"))}
+    )
+    rows = [{"epoch": e, "val_accuracy": a, "ce": a} for e, a in ((1, -1e308), (2, 1e308), (3, 0.5), (4, 1e300))]
+    folder.write_metrics(rows)
+    page = page_of(tmp_path / "absurd", out=tmp_path / "page.html")
+    raw = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Spectra" in page.text and not re.search(r'(?:d|x|y|cx|cy|width)="[^"]*(?:nan|inf)', raw)
+
+
+def test_a_long_training_and_many_classes_keep_the_page_small(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "long"))
+    folder.write_metrics([{"epoch": e, "val_accuracy": e / 5000, "ce": 1 / (e + 1)} for e in range(5000)])
+    labels = np.arange(20_000) % 1000
+    said = np.where(np.arange(20_000) % 7 == 0, (labels + 1) % 1000, labels)
+    arrays = {k: v for k, v in folder.read_arrays().items() if not k.startswith(("val_", "teacher_"))}
+    folder.write_arrays(arrays | {"val_label": labels, "val_prediction": said, "teacher_prediction": labels})
+    page = page_of(tmp_path / "long", out=tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 3e5
+    assert "The 12 that gained and the 12 that lost most of 1000 classes." in page.text
 
 
 def test_arrays_of_other_shapes_are_not_drawn(tmp_path: Path):
@@ -289,6 +319,14 @@ def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
         at["teacher"], at["(labels)"]
     ] == pytest.approx(90)
     assert np.array_equal(matrix, matrix.T)
+
+
+def test_every_command_of_its_tutorial_is_one():
+    text = (Path(__file__).parents[1] / "docs/tutorials/read-the-report.md").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    uhkd ")]
+    assert len(lines) == 4
+    for _, verb, *words in lines:
+        assert parse(verb, words).model_dump()["runs"]
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])

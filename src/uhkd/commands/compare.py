@@ -12,6 +12,7 @@ from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
+from uhkd.commands.report import report
 from uhkd.commands.setup import open_recipe_data, say
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
@@ -20,9 +21,9 @@ from uhkd.runs import check_place, write_atomically
 def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:
     """Run every pair x method x seed that is not done yet, then write and show the table.
 
-    Everything lies below `out`: a run folder a training, compare.json (what the numbers rest on), compare.md, .tex, .csv,
-    runs.csv, compare.png. Killed and started again it repeats no finished training and goes on with begun ones from their
-    checkpoints; the same command beside it adds workers. With `cost` the trainings are left out and the
+    Everything lies below `out`: a run folder a training, report.html (see `report`), compare.json (what the numbers rest on),
+    compare.md, .tex, .csv, runs.csv, compare.png. Killed and started again it repeats no finished training and goes on with
+    begun ones from their checkpoints; the same command beside it adds workers. With `cost` the trainings are left out and the
     step's time, memory and FLOPs measured instead (cost.json, cost.md, ...).
 
     Returns:
@@ -54,6 +55,8 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     summary = gather(plan, board, title=title, part=asked.part, tune=asked.tune)
     write(out, summary)
     show(summary)
+    if summary["runs"]:
+        report(runs=(str(out),))
     for line in summary["warnings"]:
         say(f"warning: {line}")
     for cache in plan.caches:

@@ -6,7 +6,6 @@ from typing import Any
 
 from uhkd.arguments import DemoArguments
 from uhkd.commands.compare import compare
-from uhkd.commands.report import report
 from uhkd.commands.setup import say
 from uhkd.data import usable_cores
 from uhkd.pictures import draw_curves, draw_spectra
@@ -43,7 +42,6 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]
         runs = {m: [RunFolder(out / student / m / f"seed-{seed}") for seed in range(seeds)] for m in METHODS}
         draw_curves(runs, out / f"curves-{student}.png")
         draw_spectra({m: runs[m][0] for m in METHODS if m != "scratch"}, out / f"spectra-{student}.png")
-    report(runs=(str(out),))
     say(f"tables, pictures and runs are in {out}: begin with report.html ({time.monotonic() - began:.0f} s)")
     return summary
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from uhkd.reporting.drawing import Bar, Bars, Curves, Drawing, Heat, Line
+from uhkd.reporting.folders import ABSURD
 from uhkd.reporting.groups import Family, Group, Spread
 from uhkd.reporting.numbers import agreement, classes_of, confusion_changes, gains, labels_of, predicted, told
 
 _NOT_TERMS = {"step", "epoch", "lr", "seconds", "images_per_second", "data_wait", "skipped"}
 _MOST_ROWS = 60
 _MOST_NAMES = 26  # of an agreement matrix: cells of a phone's width
+_NAMED_COLUMNS = 12
+_MOST_POINTS = 300  # of a line
 _MOST_CLASSES = 24
 
 
@@ -81,11 +84,12 @@ def _line(group: Group, column: str, scale: float) -> Line | None:
     for run in group.runs:
         for row in run.rows:
             value, epoch = row.get(column, math.nan), row.get("epoch", math.nan)
-            if math.isfinite(value) and math.isfinite(epoch):
+            if abs(value) < ABSURD and abs(epoch) < ABSURD:
                 by_epoch.setdefault(epoch, []).append(scale * value)
     if not by_epoch:
         return None
     epochs = sorted(by_epoch)
+    epochs = [epochs[round(i)] for i in np.linspace(0, len(epochs) - 1, min(len(epochs), _MOST_POINTS))]
     means = [float(np.mean(by_epoch[e])) for e in epochs]
     spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in epochs]
     edges = ([m - s for m, s in zip(means, spread, strict=True)], [m + s for m, s in zip(means, spread, strict=True)])
@@ -187,15 +191,20 @@ def compared(family: Family) -> tuple[str, list[np.ndarray], list[np.ndarray], n
     return None
 
 
+def _hue_of(name: str, family: Family) -> str:
+    """The colour of what the focus is compared with: a group's, or the teacher's."""
+    return next((f"s{g.hue}" for g in family.groups if g.label == name), "ink")
+
+
 def _by_class(family: Family) -> Drawing | None:
     known = compared(family)
     if known is None:
         return None
     name, before, after, labels = known
     found = gains(before, after, labels, classes_of(family))
-    half = _MOST_CLASSES // 2
+    half, own, other = _MOST_CLASSES // 2, f"s{family.focus.hue}", _hue_of(name, family)
     some = found if len(found) <= _MOST_CLASSES else [*found[:half], *found[-half:]]
-    rows = tuple(Bar(g.name, ((g.points, "s0" if g.points >= 0 else "s1", f"{g.points:+.0f}"),)) for g in some)
+    rows = tuple(Bar(g.name, ((g.points, own if g.points >= 0 else other, f"{g.points:+.0f}"),)) for g in some)
     fewer = (
         ""
         if len(some) == len(found)
@@ -222,20 +231,24 @@ def _confusions(family: Family) -> Drawing | None:
     found = confusion_changes(before, after, labels, classes_of(family))
     if not found:
         return None
+    own, other = f"s{family.focus.hue}", _hue_of(name, family)
     rows = tuple(
-        Bar(f"{c.true} → {c.named}", ((c.before, "s2", f"{c.before:.3g}"), (c.after, "s0", f"{c.after:.3g}")))
+        Bar(f"{c.true} → {c.named}", ((c.before, other, f"{c.before:.3g}"), (c.after, own, f"{c.after:.3g}")))
         for c in found
     )
     best, worst = found[0], found[-1]
+    look = "Long bars that became short are mistakes that were cured; new long bars are new mistakes."
+    if name.startswith("teacher"):
+        look = "Long lower bars are mistakes that the teacher does not make."
     return Drawing(
         f"{family.key}-confusions",
         f"Confusions that changed: {family.focus.label} against {name}",
         f"Images of the class before the arrow that were named as the class behind it: above by {name}, below by "
-        f"{family.focus.label}. Long bars that became short are mistakes the teacher cured; new long bars are new mistakes.",
+        f"{family.focus.label}. {look}",
         f"Fell most: {best.true} named {best.named}, {best.before:.3g} to {best.after:.3g} images. "
         f"Rose most: {worst.true} named {worst.named}, {worst.before:.3g} to {worst.after:.3g} images.",
         (Bars("", "images", rows),),
-        legend=((name, "s2", 0, None), (family.focus.label, "s0", 0, None)),
+        legend=((name, other, 0, None), (family.focus.label, own, 0, None)),
     )
 
 
@@ -246,6 +259,9 @@ def _agreement(family: Family) -> Drawing | None:
     names, matrix = found
     names, matrix = names[:_MOST_NAMES], matrix[:_MOST_NAMES, :_MOST_NAMES]
     values = [[float(v) for v in row] for row in matrix]
+    rows, columns = names, names
+    if len(names) > _NAMED_COLUMNS:  # names would lie over each other
+        rows, columns = [f"{i + 1} {name}" for i, name in enumerate(names)], [str(i + 1) for i in range(len(names))]
     off = matrix[~np.eye(len(matrix), dtype=bool)]
     return Drawing(
         f"{family.key}-agreement",
@@ -254,7 +270,7 @@ def _agreement(family: Family) -> Drawing | None:
         "diagonal a group with itself over different seeds. A student that agrees with the teacher more than with the "
         "labels also copies mistakes.",
         "Agreement in percent. " + "; ".join(_agreeing(names, values)),
-        (Heat("", "", "", tuple(names), tuple(names), values, float(off.min()), 100.0, 0),),
+        (Heat("", "", "", tuple(rows), tuple(columns), values, min(float(off.min()), 99.0), 100.0, 0),),
     )
 
 

@@ -15,6 +15,7 @@ _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three 
 _TEST = "test.json"  # a comparison's accuracy on the test part
 # beside the runs of a comparison: settings tried, bookkeeping, stored signals
 _ASIDE = {"tune", "plan", "locks", "logs", "failed", "chosen", "caches", "checkpoints", "export"}
+ABSURD = 1e12  # no loss, spectrum or error comes near it
 Read = TypeVar("Read")
 
 
@@ -79,17 +80,15 @@ class Run:
         return number(self.rows[-1].get(name)) if self.rows else number(self.result, "metrics", name)
 
     def array(self, name: str, dimensions: int) -> np.ndarray | None:
-        """An array of numbers with so many dimensions; None where it was not recorded or is another."""
+        """An array of numbers with so many dimensions, absurd ones as NaN; None where it was not recorded or is another."""
         found = self.arrays.get(name)
-        fits = found is not None and found.ndim == dimensions and found.dtype.kind in "iuf" and found.size
-        return found if fits else None
-
-    def levels(self, name: str, dimensions: int) -> list[np.ndarray]:
-        """NAME_0, NAME_1, ... as far as they were recorded."""
-        found: list[np.ndarray] = []
-        while (one := self.array(f"{name}_{len(found)}", dimensions)) is not None:
-            found.append(one)
-        return found
+        if found is None or found.ndim != dimensions or found.dtype.kind not in "iuf" or not found.size:
+            return None
+        if found.dtype.kind != "f":
+            return found
+        wide = found.astype(np.float64)
+        # no axis can hold the largest floats
+        return np.where(np.abs(wide) < ABSURD, wide, np.nan)
 
     def predictions(self, of: str = "val") -> np.ndarray | None:
         """Classes named for the validation images, (N,), by the student (val) or the teacher; None where they do not fit the
@@ -172,7 +171,7 @@ def number(found: Any, *keys: str) -> float | None:
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     real = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if real and abs(found) < 1e300 else None
+    return float(found) if real and abs(found) < 1e18 else None
 
 
 def text(found: Any, otherwise: str) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 from uhkd.reporting.folders import Run, number, text
 
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
-_PLACES = {"out", "resume", "seed", "workers", "device", "log_every", "checkpoint_minutes", "thumbnails", "data"}
-_PLACES |= {"shard_cache", "shard_cache_gb", "teacher_cache", "eval_every", "compile"}
+PLACES = {"out", "resume", "seed", "workers", "device", "log_every", "checkpoint_minutes", "thumbnails", "data"}
+PLACES |= {"shard_cache", "shard_cache_gb", "teacher_cache", "eval_every", "compile"}
 BASELINES = ("scratch", "kd", "uhkd")  # a reader looks for these, run or not
 HUES = 8
+_LEVELS = 16  # that are drawn: a page has an end
 _METRICS = ("accuracy", "top5", "nll", "ece")
 
 
@@ -95,14 +96,17 @@ class Group:
     def mean_levels(self, name: str, dimensions: int) -> list[np.ndarray]:
         """NAME_0, NAME_1, ... as `mean_array` gives them."""
         found: list[np.ndarray] = []
-        while (one := self.mean_array(f"{name}_{len(found)}", dimensions)) is not None:
+        while len(found) < _LEVELS and (one := self.mean_array(f"{name}_{len(found)}", dimensions)) is not None:
             found.append(one)
         return found
 
 
 @dataclass(frozen=True)
 class Family:
-    """All groups that train one network on one data set, teachers that are runs themselves apart."""
+    """All groups that train one network on one data set, teachers that are runs themselves apart.
+
+    groups: the best by scratch, kd and uhkd, then the others, the most accurate first.
+    """
 
     key: str
     student: str
@@ -182,16 +186,29 @@ def _progress(run: Run) -> str:
 def _family(key: str, runs: Sequence[Run], taught: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        words = {k: v for k, v in run.recipe.items() if k not in _PLACES}
+        words = {k: v for k, v in run.recipe.items() if k not in PLACES}
         words.pop("teacher_views", None)
         alike.setdefault(json.dumps([words, run.method], sort_keys=True, default=str), []).append(run)
-    labels = _labels(list(alike.values()))
+    named = _in_order(list(zip(_labels(list(alike.values())), alike.values(), strict=True)))
     groups = []
-    for place, (label, own) in enumerate(zip(labels, alike.values(), strict=True)):
-        hue, dash = hues.setdefault(label, _hue(label, len(hues)))
+    for place, (label, own) in enumerate(named):
+        hue, dash = hues.setdefault(label, _hue(label, len({*hues} - {*BASELINES})))
         groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, _teacher(own, taught)))
     teachers = {g.teacher.name: g.teacher for g in groups if g.teacher is not None}
     return Family(key, runs[0].student, runs[0].data_name, tuple(groups), tuple(teachers.values()))
+
+
+def _in_order(named: Sequence[tuple[str, list[Run]]]) -> list[tuple[str, list[Run]]]:
+    """The best by each method that readers look for, then the others, the most accurate first."""
+
+    def accuracy(pair: tuple[str, list[Run]]) -> float:
+        spread = Spread.of(run.metric("val_accuracy") for run in pair[1])
+        return -1.0 if spread is None else spread.mean
+
+    best = sorted(named, key=lambda pair: (-accuracy(pair), pair[0]))
+    firsts = [next((pair for pair in best if pair[1][0].method == name), None) for name in BASELINES]
+    leading = [pair for pair in firsts if pair is not None]
+    return [*leading, *(pair for pair in best if not any(pair is one for one in leading))]
 
 
 def _hue(label: str, count: int) -> tuple[int, int]:

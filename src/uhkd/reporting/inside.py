@@ -6,6 +6,7 @@ from uhkd.reporting.drawing import Curves, Drawing, Heat, Line
 from uhkd.reporting.groups import Group
 from uhkd.reporting.numbers import by_frequency, share
 
+_MOST_LEVELS = 32  # cells of a row that can be told apart
 _MOST_FRAMES = 24  # places of the slider: evaluations between are left out
 
 
@@ -79,7 +80,7 @@ def _high(line: Line) -> float:
 
 def _errors(group: Group) -> Drawing | None:
     errors, frequencies = group.mean_levels("error", 2), group.mean_levels("frequency", 1)
-    pairs = [(e, f) for e, f in zip(errors, frequencies, strict=False) if e.shape[1] == len(f)]
+    pairs = [(e, f) for e, f in zip(errors, frequencies, strict=False) if e.shape[1] == len(f) and np.isfinite(f).any()]
     steps = group.mean_array("steps", 1)
     if not pairs or steps is None or any(len(e) != len(steps) for e, _ in pairs):
         return None
@@ -112,7 +113,7 @@ def _cka(group: Group) -> Drawing | None:
     panels, said = [], []
     for name, title in (("cka_start", "before training"), ("cka_end", "after training")):
         values = group.mean_array(name, 2)
-        if values is None:
+        if values is None or max(values.shape) > _MOST_LEVELS:
             continue
         rows, columns = (tuple(str(i + 1) for i in range(n)) for n in values.shape)
         shown = [[float(v) for v in row] for row in values]

@@ -140,7 +140,7 @@ def by_frequency(
 ) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, "t f"]]:
     """Errors averaged over coefficients of one frequency (to a tenth of a cycle), frequencies rising."""
     rounded = np.round(frequency.astype(float), 1)
-    values = np.unique(rounded)
+    values = np.unique(rounded[np.isfinite(rounded)])
     return values, np.stack([error[:, rounded == value].mean(1) for value in values], axis=1)
 
 
@@ -152,6 +152,7 @@ def share(energy: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
 KINDS = {
     "won": "{focus} is right, {base} is wrong",
     "lost": "{focus} is wrong, {base} is right",
+    "behind": "{focus} is wrong, the teacher is right",
     "above": "{focus} is right, the teacher is wrong",
     "taken": "{focus} repeats the teacher's mistake",
 }
@@ -183,6 +184,7 @@ def examples(family: Family, most: int = 6) -> list[Example]:
     if base is not None and base.label in known:
         masks |= {"won": own & ~right[base.label], "lost": ~own & right[base.label]}
     if "teacher" in known:
+        masks |= {} if masks else {"behind": ~own & right["teacher"]}
         masks |= {"above": own & ~right["teacher"]}
         masks |= {"taken": ~own & (known["teacher"] == known[focus.label])}
     used: set[int] = set()

@@ -86,7 +86,7 @@ def _swatch(hue: str, dash: int) -> Markup:
 
 
 def _family(family: Family) -> dict[str, Any]:
-    first = _drawn_first(family)
+    first = {group.key for group in family.groups[:LINES]}
     some = family.groups[:_INSIDE]
     return {
         "key": family.key,
@@ -104,14 +104,6 @@ def _family(family: Family) -> dict[str, Any]:
         "run_rows": tables.run_rows(family),
         "lacking": _lacking(family),
     }
-
-
-def _drawn_first(family: Family) -> set[str]:
-    """Keys of the groups whose lines are drawn from the start: what readers look for, then the most accurate."""
-    wanted = [g for g in family.groups if g.method in ("scratch", "kd", "uhkd")]
-    rest = [g for g in family.groups if g not in wanted]
-    rest.sort(key=lambda g: -(s.mean if (s := g.metric("val_accuracy")) else -1.0))
-    return {g.key for g in [*wanted, *rest][:LINES]}
 
 
 def _figure(drawing: Drawing, first: set[str] | None = None) -> dict[str, Any]:
@@ -164,7 +156,7 @@ def _class_table(family: Family) -> dict[str, Any] | None:
         return None
     name, before, _, _ = known
     others = [g for g in family.groups if g.label != name]
-    order = sorted(others, key=lambda g: (g is not family.focus, -(s.mean if (s := g.metric("val_accuracy")) else -1)))
+    order = sorted(others, key=lambda g: g is not family.focus)
     classes = classes_of(family)
     found = {
         g.label: {x.name: x for x in gains(before, own, labels, classes)}

@@ -144,7 +144,8 @@ def _row(row: Bar, as_dots: bool, top: float, px: Callable[[float], float]) -> l
 
 
 def _heat(panel: Heat) -> tuple[list[Markup], int]:
-    left = 44 if max(map(len, panel.rows)) <= 4 else 84
+    longest = max(map(len, panel.rows))
+    left = 44 if longest <= 4 else 84 if longest <= 11 else 112
     side = min((_WIDTH - left - 8) / len(panel.columns), 44.0)
     tall = min(side, 26.0) if len(panel.rows) > 6 else min(side, 34.0)
     top = _TOP + 6 if panel.title else 8
@@ -153,7 +154,7 @@ def _heat(panel: Heat) -> tuple[list[Markup], int]:
     cell = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"/>')
     words = Markup('<text class="cell" x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="{}">{}</text>')
     for r, row in enumerate(panel.values):
-        parts.append(_text(left - 5, top + tall * (r + 0.5) + 4, _cut(panel.rows[r], 11), "end"))
+        parts.append(_text(left - 5, top + tall * (r + 0.5) + 4, _cut(panel.rows[r], 16), "end"))
         for c, value in enumerate(row):
             share = (value - panel.low) / (panel.high - panel.low) if math.isfinite(value) else 0.0
             fill, ink = heat_colour(share)

@@ -8,7 +8,7 @@ import numpy as np
 
 from uhkd.paired import gap
 from uhkd.reporting.folders import Run, number
-from uhkd.reporting.groups import Family, Group, Spread, Teacher
+from uhkd.reporting.groups import PLACES, Family, Group, Spread, Teacher
 from uhkd.reporting.numbers import labels_of, same_images, told
 
 NOT_RECORDED = "not recorded"
@@ -51,17 +51,12 @@ HEAD = (
 
 
 def summary_rows(family: Family, drawn: set[str]) -> list[Row]:
-    """Teachers, then the baselines, run or not, then the other groups by accuracy. drawn: keys of groups in the figures."""
+    """Teachers, what was not run, then the groups in their order. drawn: keys of groups in the figures."""
     rows = [_teacher_row(t, len(family.teachers) > 1) for t in family.teachers]
     if not family.teachers:
         rows.append(Row("teacher", _empty(NOT_RUN), "missing"))
-    first = ("scratch", "kd", "uhkd")
-    accuracy = {g.key: s.mean if (s := g.metric("val_accuracy")) else -1.0 for g in family.groups}
-    for name in first:
-        own = [g for g in family.groups if g.method == name]
-        rows += [_group_row(g, family, drawn) for g in own] or [Row(name, _empty(NOT_RUN), "missing")]
-    rest = sorted((g for g in family.groups if g.method not in first), key=lambda g: -accuracy[g.key])
-    return [*rows, *(_group_row(g, family, drawn) for g in rest)]
+    rows += [Row(name, _empty(NOT_RUN), "missing") for name in family.missing]
+    return [*rows, *(_group_row(group, family, drawn) for group in family.groups)]
 
 
 def _empty(words: str) -> tuple[Cell, ...]:
@@ -201,7 +196,7 @@ def differing(family: Family) -> list[tuple[str, str]]:
 
 
 def _words(recipe: Mapping[str, Any]) -> dict[str, str]:
-    return {str(k): str(v) for k, v in recipe.items() if k not in ("out", "seed", "resume")}
+    return {str(k): str(v) for k, v in recipe.items() if k not in PLACES | {"method", "teacher_views"}}
 
 
 def run_rows(family: Family) -> list[tuple[str, ...]]:

@@ -27,6 +27,6 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Run folders and checkpoints": runs.CASES,
     "Stored signals": caches.CASES,
     "Comparisons": comparisons.CASES,
-    "eval, predict, inspect": questions.CASES,
+    "eval, predict, report, inspect": questions.CASES,
     "Watching, and loggers": watching.CASES,
 }

@@ -66,6 +66,36 @@ CASES = (
     ),
     Case("no image at all", "predict run", "images: required but not given (image files or folders of them)", **RUN),
     Case(
+        "a report on nothing",
+        "report",
+        "runs: required but not given (run folders, or folders of them as compare and demo write; all runs below are taken)",
+    ),
+    Case(
+        "a report on a folder that does not exist",
+        "report runs/mine",
+        "no such folder: runs/mine; give run folders, or folders of them",
+    ),
+    Case(
+        "a report on a folder without runs",
+        "report images",
+        "no run in images: expected a folder that finetune, distill, compare or demo wrote (with recipe.yaml)",
+        has=("images",),
+    ),
+    Case(
+        "a report over a page of somebody else",
+        "report run",
+        "run/report.html is there already and is no report of ours; delete it, or choose another --out",
+        **RUN,
+        make=lambda: write("run/report.html", "hello"),
+    ),
+    Case(
+        "a report below a file",
+        "report run --out notes.txt/report.html",
+        "notes.txt is a file: expected a folder; choose another --out",
+        **RUN,
+        make=lambda: write("notes.txt", "hello"),
+    ),
+    Case(
         "trying an unknown method",
         f"{INSPECT} --student uhkd/vit_micro --method uhk",
         "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, at, cc, rkd, crd,"
