@@ -50,8 +50,12 @@ class IndexArguments(Schema):
 class InspectArguments(Schema):
     """Try a pair of networks without training: taps, map sizes, spectra, memory and one step."""
 
-    teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
-    student: str = Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
+    teacher: str = Field(
+        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME"
+    )
+    student: str = Field(
+        description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
+    )
     data: str | None = Field(default=None, description="data for the dry step; none: random images")
     method: str = Field(default="uhkd", min_length=1, description="distillation method of the dry step")
     settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")

@@ -16,7 +16,9 @@ MOST_VIEWS = 100_000  # nobody trains for more epochs, and a slip of the pen is 
 class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
     """Store what a teacher says about views of the training images, once, for many students, methods and seeds."""
 
-    teacher: str = Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
+    teacher: str = Field(
+        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME"
+    )
     out: str = Field(description="folder of the cache; an unfinished one is gone on with, damaged parts are made anew")
     views: int = Field(
         default=30,

@@ -139,9 +139,12 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     """Train a student network to imitate a teacher network of any other architecture."""
 
     teacher: str | None = Field(
-        default=None, description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; scratch needs none"
+        default=None,
+        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; scratch needs none",
     )
-    student: str = Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
+    student: str = Field(
+        description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
+    )
     method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
     settings: dict[str, Any] = Field(default={}, description="the method's own settings, as in radius=2")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
