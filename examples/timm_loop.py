@@ -43,7 +43,7 @@ def main(teacher: str, epochs: int = 2, folder: str = ".") -> float:
 
     task = UHKDTask(model, teacher, train, method="uhkd", image_size=32)
     optimizer = create_optimizer_v2(task.get_trainable_module(), opt="adamw", lr=2e-3, weight_decay=0.05)
-    task.setup_ema(decay=0.98)
+    task.setup_ema(decay=0.9)
     scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=epochs, warmup_epochs=0)
     saver = CheckpointSaver(task.get_trainable_module(), optimizer, checkpoint_dir=folder, task=task)
     updates = 0

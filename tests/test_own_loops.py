@@ -42,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
         "workers": 0,
         "options": {"channels": [8, 16, 24, 32]},
     }
-    words |= {"data": "digits", "image_size": 16, "epochs": 4, "optimizer": "adamw", "lr": 0.01}
+    words |= {"data": "digits", "image_size": 16, "epochs": 3, "optimizer": "adamw", "lr": 0.01}
     result = uhkd.finetune(model="uhkd/resnet10", out=tmp_path_factory.mktemp("teacher") / "run", **words)
     assert result.metrics["val_accuracy"] > 0.5
     return str(result.run.path)
@@ -88,7 +88,7 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
             scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
         )
         trainer = Trainer(max_epochs=epochs, **words)
-        trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         trainer.save_checkpoint(f"{epochs}.ckpt")
         return module
 
@@ -122,7 +122,7 @@ def test_timm(teacher: str) -> None:
 
     model = timm.create_model("test_resnet", num_classes=10)
     task = UHKDTask(model, teacher, image_size=32, verbose=False)
-    task.setup_ema(decay=0.98)
+    task.setup_ema(decay=0.9)
     assert task.distillation.needs_calibration
     assert resume_task_checkpoint(task, "last.pth.tar", log_info=False) == 2
     load_task_ema_checkpoint(task, "last.pth.tar")

@@ -10,6 +10,7 @@ from torch import nn
 
 import uhkd
 from references.contracts import check_contract
+from uhkd.commands import training
 from uhkd.models import create, load_run, model_names
 
 transformers = pytest.importorskip("transformers")
@@ -61,6 +62,8 @@ FAMILIES: list[tuple[str, int, dict[str, Any], list[tuple[int, int, int]]]] = [
     ("clip", 32, {"vision_config": VIT, "text_config": TOKENS | {"vocab_size": 64}}, [(32, 4, 4)] * 4),
 ]
 IDS = [row[0] for row in FAMILIES]
+FAST = {"vit", "deit", "beit", "dinov2", "convnext", "resnet", "swin", "mobilevit"}
+ROWS = [pytest.param(*row, id=row[0], marks=[] if row[0] in FAST else pytest.mark.slow) for row in FAMILIES]
 
 
 def made(family: str, size: int, words: dict[str, Any], seed: int = 0) -> Any:
@@ -72,7 +75,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(1)), torch.arange(4)
 
 
-@pytest.mark.parametrize(("family", "size", "words", "maps"), FAMILIES, ids=IDS)
+@pytest.mark.parametrize(("family", "size", "words", "maps"), ROWS)
 def test_family(family: str, size: int, words: dict[str, Any], maps: list[tuple[int, int, int]]) -> None:
     """Shapes of the maps, logits bit-equal to the plain model's, gradients to the first layer, and a step on both sides."""
     tapped = made(family, size, words)
@@ -188,6 +191,10 @@ def test_a_processors_arithmetic(folder: Path, tmp_path: Path) -> None:
     tapped = create(f"transformers/{tmp_path}", num_classes=None)
     wanted = (2 * x - 1 - 0.1) / 0.5
     torch.testing.assert_close((x - tapped._mean) / tapped._std, wanted)
+    for wrong in ({"size": {"longest_edge": 3}}, {"image_mean": 3, "image_std": [1]}, {"size": 10**9}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="the image processor"):
+            create(f"transformers/{tmp_path}", num_classes=None)
 
 
 def test_a_hub_name_is_read_from_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,8 +239,11 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def test_runs_are_reloaded_by_name_and_as_objects(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """distil from a folder into a student by name, and from an object into an object; eval and predict read both."""
+def test_runs_are_reloaded_by_name_and_as_objects(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distil from a folder into a student by name, and from an object into an object; eval and predict read both."""
+    monkeypatch.setattr(training, "draw", lambda folder: [])
     by_name = uhkd.distill(
         teacher=f"transformers/{folder}",
         student="transformers/convnext",
@@ -256,7 +266,33 @@ def test_runs_are_reloaded_by_name_and_as_objects(folder: Path, tmp_path: Path, 
         loaded = load_run(result.run.path)
         assert loaded.card.name == name
         with torch.no_grad():
-            assert torch.equal(loaded(x).logits, result.student.eval()(x).logits)
+            torch.testing.assert_close(loaded(x).logits, result.student.eval()(x).logits)
         measured = uhkd.evaluate(run=str(result.run.path), split="val", device="cpu")
         assert measured["accuracy"] == pytest.approx(result.metrics["val_accuracy"])
     assert isinstance(load_run(tmp_path / "named").module, nn.Module)
+
+
+def test_code_that_a_folder_brings_is_not_run(folder: Path, tmp_path: Path) -> None:
+    """`auto_map` names code beside the configuration; nothing of it is imported, and weights come out as before."""
+    place = tmp_path / "saved"
+    place.mkdir()
+    for file in folder.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    config = json.loads((place / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForImageClassification": "evil.Evil"}
+    config |= {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel"}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n")
+    tapped, own = create(f"transformers/{place}", num_classes=None), create(f"transformers/{folder}", num_classes=None)
+    assert all(torch.equal(a, b) for a, b in zip(tapped.parameters(), own.parameters(), strict=True))
+    assert not {"auto_map", "attn_implementation", "_attn_implementation"} & tapped.card.options.keys()
+    assert tapped.module.config._attn_implementation == own.module.config._attn_implementation != "someone/kernel"
+    nested = {"vision_config": VIT | {"_attn_implementation": "someone/kernel"}}
+    with pytest.raises(ValueError, match="the option _attn_implementation would fetch or run other things"):
+        create("transformers/clip", num_classes=3, image_size=32, options=nested)
+    assert not (tmp_path / "executed").exists()
+    config["model_type"] = "evil"
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="holds 'evil', which is no family"):
+        create(f"transformers/{place}", num_classes=None)
+    assert not (tmp_path / "executed").exists()

@@ -112,7 +112,7 @@ class Distillation(nn.Module):
         self.learner = Learner(student, distillers, label_smoothing)
         target = next((d.needs.target for d in own if d.needs.target is not None), None)
         # in a tuple: no submodule, so in no optimizer and no checkpoint, and never in training mode
-        self._sealed = () if teacher is None else (Teacher(teacher, target),)
+        self._sealed: tuple[Teacher, ...] = () if teacher is None else (Teacher(teacher, target),)
         self.ftm: FTM | None = self._sealed[0].ftm if self._sealed else None
         self.weights = self.learner.weights(float((weights or {}).get("ce", 1.0)))
         for name, values in (("mean", mean), ("std", std)):

@@ -104,8 +104,15 @@ CASES = (
     Case(
         "a transformers folder without weights, as pretrained",
         finetune("transformers/saved", "--start pretrained"),
-        "'saved' has no weights: expected model.safetensors, as save_pretrained writes it (other kinds are not opened)",
+        "'saved' has no weights: expected model.safetensors, as save_pretrained writes it",
         make=folder(SMALL_VIT),
+    ),
+    Case(
+        "a transformers folder of pickled weights",
+        finetune("transformers/saved"),
+        "'saved/pytorch_model.bin' was not opened: weights of this kind can run code; save them again with save_pretrained, as "
+        "model.safetensors",
+        make=lambda: (folder(SMALL_VIT)(), write("saved/pytorch_model.bin", pickle.dumps(Bomb()))),
     ),
     Case(
         "damaged weights of transformers",
