@@ -1,5 +1,6 @@
 """docs/ and pages made from the code -> build/pages and build/mkdocs.yml, from which the site is built (`make docs`)."""
 
+import posixpath
 import re
 import shutil
 import sys
@@ -52,9 +53,7 @@ def without_paths(text: str, page: Path) -> str:
     """The page with each link that leaves docs/ as words: the site has no sources, and they have no address of their own."""
 
     def words(link: re.Match[str]) -> str:
-        target = (Path("docs") / page.parent / link["target"]).as_posix()
-        while re.search(r"[^/]+/\.\./", target):
-            target = re.sub(r"(?!\.\./)[^/]+/\.\./", "", target, count=1)
+        target = posixpath.normpath(posixpath.join("docs", page.parent.as_posix(), link["target"]))
         if target.startswith("docs/"):
             return link[0]
         text = link["text"]
