@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 from torch import nn
 
 from uhkd.commands.setup import image_size, say
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
 from uhkd.engine import EVAL_BATCH, Teacher, at_chance, calibrate, check_tensors, fit_linear_probe
-from uhkd.evaluation import evaluate
+from uhkd.evaluation import Evaluation, evaluate
 from uhkd.models import create, wrap
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import RunFolder, write_tensors
@@ -91,10 +92,20 @@ def prepare_teacher(
     if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
         raise ValueError(
             f"the teacher {recipe.teacher} is at chance level on these images ({accuracy:.1%} of {len(evaluation.labels)} right, "
-            f"{classes} classes); train it first: uhkd finetune --model {recipe.teacher} --data {recipe.data} --out DIR, "
+            f"{classes} classes; {_certain(evaluation)}); train it first: "
+            f"uhkd finetune --model {recipe.teacher} --data {recipe.data} --out DIR, "
             "then --teacher DIR (or go on anyway with --allow-weak-teacher)"
         )
     return teacher, evaluation.metrics
+
+
+def _certain(evaluation: Evaluation) -> str:
+    """How sure an accuracy is, and what knowing nothing would give."""
+    right, images = evaluation.correct, len(evaluation.labels)
+    known = binomtest(right, images).proportion_ci(method="wilson")
+    few = f"; {images} images tell little, a larger --val-fraction more" if images < 100 else ""
+    commonest = evaluation.labels.bincount().max().item() / images
+    return f"95 % interval {known.low:.1%} to {known.high:.1%}, the commonest class alone {commonest:.1%}{few}"
 
 
 def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:

@@ -20,6 +20,7 @@ from uhkd.commands.setup import (
     run_folder,
     say,
     tell_augmentation,
+    tell_loss,
     tell_machine,
 )
 from uhkd.commands.stored import facts_of, follow, open_stored, tell_other_views
@@ -34,6 +35,7 @@ from uhkd.runs import Checkpoint, RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
 from uhkd.telling import put
+from uhkd.text import count
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
@@ -226,11 +228,12 @@ def _train(
             if sealed.ftm is not None:
                 _settle_ftm(sealed, recipe, data, augmentation, fabric, folder, workers)
         say(
-            f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
+            f"training {_millions(student)} parameters for {count(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}"
             f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
         )
         ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
+        tell_loss(learner.weights(ce_weight))
         rows = train(
             Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, say)
         )
@@ -254,6 +257,8 @@ def _train(
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
             else:
                 say(f"measure it with: uhkd eval {folder.path}")
+                if facts["verb"] == "distill":
+                    say(f"rows that are not run: uhkd compare --pairs {folder.path} --methods scratch kd uhkd")
                 say(f'in Python: model = uhkd.load_run("{folder.path}"); model(images in [0, 1]).logits')
         return Result(student, rows[-1], folder)
 
