@@ -296,7 +296,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     }
     assert touched == {flipped.name + str(flipped.parent), gone.name + str(gone.parent)}
     assert main(["cache", "verify", str(copy), "--sample", "20"]) == 0
-    assert "20 records made anew: views equal to the bit, signals to rounding" in capsys.readouterr().err
+    assert "20 records made anew: views equal to the bit, signals to rounding" in capsys.readouterr().out
 
 
 def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: Path, tmp_path: Path):

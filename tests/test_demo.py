@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from uhkd.__main__ import main
-from uhkd.commands.demo import METHODS, STUDENTS, _new_folder
+from uhkd.commands.demo import METHODS, STUDENTS, new_folder
 from uhkd.methods import check
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, build, find_recipe, load_yaml
@@ -29,12 +29,12 @@ def test_its_recipes_name_networks_with_levels_to_compare(name: str):
 
 
 def test_an_earlier_demo_is_left_alone(tmp_path: Path):
-    assert _new_folder(tmp_path / "demo") == tmp_path / "demo"
+    assert new_folder(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
-    assert _new_folder(tmp_path / "demo") == tmp_path / "demo", "an empty folder is free"
+    assert new_folder(tmp_path / "demo") == tmp_path / "demo", "an empty folder is free"
     (tmp_path / "demo" / "compare.md").touch()
     (tmp_path / "demo-2").touch()
-    assert _new_folder(tmp_path / "demo") == tmp_path / "demo-3"
+    assert new_folder(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 @pytest.mark.slow

@@ -37,6 +37,9 @@ class RecipesArguments(Schema):
         default=(),
         description="none: list all; one: show it; two: the keys in which they differ. Packaged names, files or run folders",
     )
+    schema_: Literal["finetune", "distill", "cache", "compare"] | None = Field(
+        default=None, description="print the JSON Schema of a verb's recipes, for editors (docs/scripting.md)"
+    )
 
 
 class IndexArguments(Schema):
@@ -140,6 +143,8 @@ class PredictArguments(Schema):
     run: str = Field(description="run folder written by finetune or distill")
     images: tuple[str, ...] = Field(min_length=1, description="image files or folders of them")
     top: int = Field(default=5, ge=1, description="classes to show for an image")
+    csv: bool = Field(default=False, description="print CSV: file, rank, class, probability")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
 class DoctorArguments(Schema):

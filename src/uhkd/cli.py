@@ -138,7 +138,7 @@ def _form(schema: type[Schema]) -> type:
     for name in shown_fields(schema):
         info = schema.model_fields[name]
         hint = "(required)" if info.is_required() else f"(default: {_shown_default(info.default)})"
-        config = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
+        config = tyro.conf.arg(name=_flag(name)[2:], help=info.description, help_behavior_hint=hint)
         if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
             continue
@@ -200,7 +200,7 @@ def _nullable(info: FieldInfo) -> bool:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # schema_: pydantic has the name without
 
 
 def _shown_default(value: Any) -> str:

@@ -9,6 +9,7 @@ from uhkd.commands.indexing import index
 from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
+from uhkd.commands.planning import plan_cache, plan_compare, plan_demo, plan_export, plan_training
 from uhkd.commands.recipes import recipes
 from uhkd.commands.report import report
 from uhkd.commands.training import Result
@@ -28,6 +29,11 @@ __all__ = [
     "index",
     "inspect",
     "models",
+    "plan_cache",
+    "plan_compare",
+    "plan_demo",
+    "plan_export",
+    "plan_training",
     "predict",
     "recipes",
     "report",

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from uhkd.commands.setup import (
     tell_machine,
 )
 from uhkd.commands.stored import check_views
+from uhkd.commands.storing import layout_of, room
 from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
@@ -33,11 +33,10 @@ from uhkd.engine import EVAL_BATCH, Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, check_own, check_place, environment
-from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
 from uhkd.telling import put
-from uhkd.text import count, file_size
+from uhkd.text import count
 
 
 def cache(
@@ -58,9 +57,7 @@ def cache(
     folder = Path(asked.out)
     if asked.jobs > 1 and (teacher is not None or data is not None):
         raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
-    check_place(folder)
-    if folder.exists() and not Stored.exists(folder) and _foreign(folder):
-        raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
     work = Work(asked, teacher, data)
@@ -91,6 +88,17 @@ def cache(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
     return Stored(folder)  # opened anew: files that were mended have others behind their names
+
+
+def check_folder(folder: Path) -> None:
+    """See that a cache can be made or gone on with in a folder.
+
+    Raises:
+        ValueError: when it cannot be a folder, or holds something else.
+    """
+    check_place(folder)
+    if folder.exists() and not Stored.exists(folder) and _foreign(folder):
+        raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
 
 
 def _foreign(folder: Path) -> bool:
@@ -133,26 +141,6 @@ class Work:
                 self.teacher = self._begin(network, evaluation.metrics if evaluation else {})
                 self.stored = Stored(self.folder)
 
-    def _layout(self, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:
-        asked, shapes, target = self.asked, network.shapes, None
-        for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
-            if field in asked.keep and not there:
-                if "keep" in asked.model_fields_set:
-                    raise ValueError(
-                        f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
-                    )
-                say(f"  the teacher has no {field}: not stored")
-        if "spectra" in asked.keep and shapes.maps:
-            levels = teacher_levels(shapes.maps, asked.radius, asked.form)
-            target = SpectralTarget(levels, asked.standardise, settle_channels(asked.channels, asked.form))
-        ftm = Teacher(network, target).ftm
-        kept = {"logits": shapes.logits, "embedding": shapes.embedding}
-        sizes = {name: size if name in asked.keep else None for name, size in kept.items()}
-        layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=asked.storage)
-        if not layout.holds:
-            raise ValueError(f"nothing to store: the teacher has none of {', '.join(asked.keep)}")
-        return layout, target
-
     def _identity(
         self, network: TappedModel, layout: Layout, teacher: Teacher, augmentation: Augmentation
     ) -> dict[str, Any]:
@@ -179,8 +167,8 @@ class Work:
 
     def _begin(self, network: TappedModel, metrics: dict[str, float]) -> Teacher:
         asked, data = self.asked, self.data
-        layout, target = self._layout(network)
-        self._room(Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
+        layout, target = layout_of(self.asked, network)
+        room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
             settle_ftm(teacher, data, self.augmentation, asked.seed, self.fabric, self.workers)
@@ -215,7 +203,7 @@ class Work:
     def _go_on(self, network: TappedModel) -> Teacher:
         """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
         manifest = self.stored.manifest
-        layout, target = self._layout(network)
+        layout, target = layout_of(self.asked, network)
         teacher = Teacher(network, target, self.fabric.autocast)
         identity = self._identity(network, layout, teacher, choose_augmentation(self.asked, self.data, [network]))
         # taken from the cache: made anew on another machine it would differ in its last digits
@@ -229,32 +217,13 @@ class Work:
             teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
         check_views(self.stored, self.data, manifest.views, damaged_too=False)  # those are made anew
         if self.asked.views > manifest.views:
-            self._room(self.stored.shards, layout, self.asked.views)
+            room(self.folder, self.stored.shards, layout, self.asked.views)
             say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.asked.views))
             self.stored = Stored(self.folder)
         else:  # views that were added later are not in the folder's recipe, and are to be mended as well
             self.asked = self.asked.model_copy(update={"views": manifest.views})
         return teacher
-
-    def _room(self, shards: Shards, layout: Layout, views: int) -> str:
-        """What is stored and what is still to be written, in words.
-
-        Raises:
-            ValueError: when it does not fit on the disk.
-        """
-        every = (shard for view in range(views) for shard in shards.of_view(view))
-        total, todo = sum(map(shards.bytes_of, every)), sum(map(shards.bytes_of, shards.missing(views)))
-        free = shutil.disk_usage(self.folder).free
-        if todo > free:
-            raise ValueError(
-                f"{self.folder} has {file_size(free)} free, and {file_size(todo)} are to be written: fewer --views, "
-                "--storage int8, less to --keep, fewer --channels, or another --out"
-            )
-        return (
-            f"{shards.images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, "
-            f"{layout.storage}): {file_size(total)} in all, {file_size(todo)} to write, {file_size(free)} free"
-        )
 
     def announce(self) -> None:
         """Remove damaged shards that nobody is making, and tell what is to come.
@@ -272,7 +241,7 @@ class Work:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
                     say(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
-        say(self._room(shards, self.stored.manifest.layout, self.asked.views))
+        say(room(self.folder, shards, self.stored.manifest.layout, self.asked.views))
 
     def write(self) -> None:
         """Make every shard that is missing and that nobody else is making."""

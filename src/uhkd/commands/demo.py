@@ -23,30 +23,36 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]
     last epoch. Returns what compare.json holds.
     """
     asked = build(DemoArguments, words) if arguments is None else arguments
-    seeds, epochs = (1, {"epochs": 2}) if asked.quick else (asked.seeds, {})
-    out, began = _new_folder(Path(asked.out)), time.monotonic()
+    out, began = new_folder(Path(asked.out)), time.monotonic()
     say(f"demo on 1,797 real images of handwritten digits; everything goes to {out}")
-    summary = compare(
-        pairs=[f"digits/{student}" for student in STUDENTS],
-        teachers=["digits/teacher"],
-        methods=METHODS,
-        seeds=seeds,
-        changes=epochs | ({"allow_weak_teacher": True} if asked.quick else {}),
-        teacher_changes=epochs,
-        part="test",
-        jobs=min(usable_cores(), 8),
-        title="Handwritten digits",
-        out=str(out),
-    )
+    words = comparison(asked, out)
+    summary, seeds = compare(**words), words["seeds"]
     for student in STUDENTS:
         runs = {m: [RunFolder(out / student / m / f"seed-{seed}") for seed in range(seeds)] for m in METHODS}
         draw_curves(runs, out / f"curves-{student}.png")
         draw_spectra({m: runs[m][0] for m in METHODS if m != "scratch"}, out / f"spectra-{student}.png")
     say(f"tables, pictures and runs are in {out}: begin with report.html ({time.monotonic() - began:.0f} s)")
-    return summary
+    return summary | {"out": str(out)}
 
 
-def _new_folder(wanted: Path) -> Path:
+def comparison(asked: DemoArguments, out: Path) -> dict[str, Any]:
+    """The words of the comparison that the demo is."""
+    seeds, epochs = (1, {"epochs": 2}) if asked.quick else (asked.seeds, {})
+    return {
+        "pairs": [f"digits/{student}" for student in STUDENTS],
+        "teachers": ["digits/teacher"],
+        "methods": METHODS,
+        "seeds": seeds,
+        "changes": epochs | ({"allow_weak_teacher": True} if asked.quick else {}),
+        "teacher_changes": epochs,
+        "part": "test",
+        "jobs": min(usable_cores(), 8),
+        "title": "Handwritten digits",
+        "out": str(out),
+    }
+
+
+def new_folder(wanted: Path) -> Path:
     """`wanted`, or the first free of wanted-2, wanted-3, ...: an earlier demo is never touched."""
     folder, number = wanted, 1
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -40,11 +40,7 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
     asked = arguments or build(ExportArguments, words)
     network, _ = open_run(asked.run, "cpu")
     opened, part, source = images_of(asked.run, network, asked.data)
-    out = Path(asked.out) if asked.out else Path(asked.run) / "export"
-    check_place(out)
-    taken = [str(out / form) for form in asked.to if (out / form).exists() and any((out / form).iterdir())]
-    if taken:
-        raise ValueError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
+    out = place_of(asked)
     for form in asked.to:
         forms.check(form, network)
     images = _first(eval_loader(source, network.input_size, batch_size=asked.images), asked.images)
@@ -74,6 +70,20 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, 
     for form, path in found.items():
         say(f"{form}: {_OPENED[form].format(path=path)}")
     return found
+
+
+def place_of(asked: ExportArguments) -> Path:
+    """The folder that the forms go into.
+
+    Raises:
+        ValueError: when it cannot be a folder, or a form is there already.
+    """
+    out = Path(asked.out) if asked.out else Path(asked.run) / "export"
+    check_place(out)
+    taken = [str(out / form) for form in asked.to if (out / form).exists() and any((out / form).iterdir())]
+    if taken:
+        raise ValueError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
+    return out
 
 
 _OPENED = {

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd.arguments import IndexArguments
-from uhkd.data import INDEX, make_index, tars
+from uhkd.data import INDEX, make_index, refuse_packed, tars
 from uhkd.recipe import build
 from uhkd.runs import write_atomically
 from uhkd.telling import put
@@ -19,6 +19,11 @@ def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
     """
     asked = arguments or build(IndexArguments, words)
     folder = Path(asked.folder).expanduser()
+    if not folder.is_dir():
+        pattern = any(sign in folder.name for sign in "*?{")
+        what = "is a pattern" if pattern else "is a file" if folder.is_file() else "does not exist"
+        raise ValueError(f"{folder} {what}: expected the folder that the shards lie in, all of which are noted")
+    refuse_packed(folder)
     names = [path.relative_to(folder).as_posix() for path in tars(folder)]
     if not names:
         raise ValueError(f"no .tar files in {folder}: expected shards like train-0000.tar, or train/0000.tar")

@@ -1,5 +1,7 @@
 """`eval` and `predict`: what a trained network says of images."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -116,13 +118,13 @@ def images_of(
 
 
 def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str, list[tuple[str, float]]]:
-    """The likeliest classes of image files: prints a line an image and returns {file: [(class, probability), ...]}.
+    """The likeliest classes of image files: prints a line an image (or CSV) and returns {file: [(class, probability), ...]}.
 
     Raises:
         ValueError: for a folder that is no run, a path without images, or a file that cannot be read.
     """
     arguments = build(PredictArguments, words) if arguments is None else arguments
-    network, device = open_run(arguments.run, "auto")
+    network, device = open_run(arguments.run, arguments.device)
     if network.shapes.logits is None:
         raise ValueError(
             f"{arguments.run} has no classes to tell, as it learned without labels; train a head on top: uhkd finetune with "
@@ -135,7 +137,13 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(top)
         answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        put(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
+        if not arguments.csv:
+            put(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
+    if arguments.csv:
+        rows = [(file, n, *pair) for file, pairs in answers.items() for n, pair in enumerate(pairs, 1)]
+        page = io.StringIO()
+        csv.writer(page, lineterminator="\n").writerows([("file", "rank", "class", "probability"), *rows])
+        put(page.getvalue().removesuffix("\n"))
     return answers
 
 

@@ -36,14 +36,16 @@ def ended(facts: dict[str, Any]) -> list[str]:
     return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 
-def next_steps(run: Path, *, headless: bool) -> list[str]:
+def next_steps(run: Path, verb: str, *, headless: bool) -> list[str]:
     """How a trained network is measured and used, a line each."""
     if headless:
         return [
-            f"measure it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn",
+            f"measure it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn; look at it with: uhkd report {run}",
             f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
         ]
+    others = f"rows that are not run: uhkd compare --pairs {run} --methods scratch kd uhkd"
     return [
         f"measure it with: uhkd eval {run}; look at it with: uhkd report {run}",
+        *([others] if verb == "distill" else []),
         f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits',
     ]

@@ -1,55 +1,55 @@
 """`uhkd recipes`: which recipes come along, what one says, and in which keys two of them differ."""
 
-import io
-import sys
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from uhkd.arguments import RecipesArguments
 from uhkd.recipe import (
-    CompareRecipe,
     DistillRecipe,
-    FinetuneRecipe,
     RecipeError,
-    Schema,
     TrainRecipe,
     build,
     find_recipe,
     load_yaml,
     recipe_names,
 )
-from uhkd.text import shown, shown_lines
+from uhkd.recipe.editors import RECIPES, editor_schema
+from uhkd.telling import put, show
+from uhkd.text import shown
 
-_SCHEMAS: dict[str, type[Schema]] = {"finetune": FinetuneRecipe, "distill": DistillRecipe, "compare": CompareRecipe}
 _ABSENT = "-"
-_WIDE = 1000  # columns of a table that is piped: its rows stay whole for grep
+_WIDE = 1000  # columns of a value in a table
 
 Differences = dict[str, tuple[Any, Any]]
 
 
 def recipes(
     arguments: RecipesArguments | None = None, *, names: Sequence[str | Path] = ()
-) -> list[str] | str | Differences:
+) -> list[str] | str | Differences | dict[str, Any]:
     """Print all packaged recipes, one as it stands, or the keys in which two differ, and return what was printed.
 
     Without a name: the list of names. With one: the file's text. With two: key -> (value of the first, value of the
     second), defaults filled in; "-" where a recipe has no such key or leaves it to the user. Names may also be files and
-    run folders.
+    run folders. Asked for a verb's schema: that JSON Schema.
 
     Raises:
         ValueError: an unknown name (with near ones), more than two names, or a file that is no recipe.
     """
     names = [str(name) for name in (arguments.names if arguments is not None else names)]
+    if arguments is not None and arguments.schema_ is not None:
+        made = editor_schema(arguments.schema_)
+        put(json.dumps(made, indent=2))
+        return made
     if not names:
         return _list()
     if len(names) == 1:
         text = find_recipe(names[0]).read_text(encoding="utf-8")
-        print(shown_lines(text), end="" if text.endswith("\n") else "\n", flush=True)
+        put(text.removesuffix("\n"))
         return text
     if len(names) == 2:
         return _compare(*names)
@@ -84,8 +84,9 @@ def _list() -> list[str]:
         path = find_recipe(f"{here}/{short}")
         words = load_yaml(path)
         network = words.get("student") or words.get("model") or f"{len(words.get('pairs', ()))} pairs"
-        table.add_row(f"  {short}", kind_of(words), network, words.get("teacher") or "", next(iter(header(path)), ""))
-    _show(table)
+        cells = (f"  {short}", kind_of(words), network, words.get("teacher") or "", next(iter(header(path)), ""))
+        table.add_row(*map(shown, cells))
+    show(table)
     return names
 
 
@@ -94,13 +95,13 @@ def _compare(first: str, second: str) -> Differences:
     keys = [*a, *(key for key in b if key not in a)]
     pairs = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in keys}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    table = Table("key", first, second, box=None, pad_edge=False)
+    table = Table("key", shown(first), shown(second), box=None, pad_edge=False)
     for key, values in differing.items():
-        table.add_row(key, *map(_word, values))
+        table.add_row(shown(key), *(shown(_word(value)) for value in values))
     if differing:
-        _show(table)
+        show(table)
     else:
-        print(shown(f"{first} and {second} say the same"), flush=True)
+        put(shown(f"{first} and {second} say the same"))
     return differing
 
 
@@ -108,7 +109,7 @@ def _resolved(name: str) -> dict[str, Any]:
     """All keys and values of a recipe, defaults filled in; what the user has to add is left out."""
     path = find_recipe(name)
     words = load_yaml(path)
-    schema = _SCHEMAS[kind_of(words)]
+    schema = RECIPES[kind_of(words)]
     open_keys = {key: "?" for key, info in schema.model_fields.items() if info.is_required()}
     if schema is DistillRecipe:
         open_keys["teacher"] = "?"
@@ -127,11 +128,3 @@ def _word(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).removesuffix("...\n").strip()
-
-
-def _show(table: Table) -> None:
-    """Print through Python's own print: rich would end the process by itself where a reader closes the pipe."""
-    page = io.StringIO()
-    width = None if sys.stdout.isatty() else _WIDE
-    Console(file=page, width=width, markup=False, highlight=False, emoji=False).print(table)
-    print("\n".join(shown(line.rstrip()) for line in page.getvalue().splitlines()), flush=True)

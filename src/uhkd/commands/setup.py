@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,6 +159,12 @@ def tell_augmentation(own: Augmentation) -> None:
         said.append(f"color_jitter {own.color_jitter:g}{left_out}")
     said += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
     say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
+
+
+def tell_loss(weights: Mapping[str, float]) -> None:
+    """Say what a loss of more than the cross-entropy is made of: its first values surprise beside finetune's."""
+    if len(parts := [f"{weight:g} {name}" for name, weight in weights.items() if weight]) > 1:
+        say(f"  loss = {' + '.join(parts)}: not to be compared with that of finetune, which is ce alone")
 
 
 def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:

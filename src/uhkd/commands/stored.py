@@ -10,7 +10,7 @@ from torch import nn
 from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
-from uhkd.recipe import DistillRecipe
+from uhkd.recipe import DataWords, DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
 from uhkd.taps import TappedModel
@@ -158,7 +158,10 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     found = []
     keys = getattr(data.train, "keys", None)
     if keys is None or stored.keys() is None or stored.manifest.augmentation.mixes:
-        wanted["data"] = data.fingerprint
+        if data.fingerprint != manifest.identity.get("data"):
+            found.append(other_data(recipe, stored))
+        if manifest.images != len(data.train):
+            found.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
     elif missing := stored.serve(keys):
         found.append(
             f"data: {missing:,} of {len(keys):,} samples are not in the cache, which knows samples by their names"
@@ -170,8 +173,6 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
     found += stored.differences(wanted)
-    if "data" in wanted and manifest.images != len(data.train):
-        found.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
     for name, word in manifest.words.items():
         if name not in DistillRecipe.model_fields:
             continue  # of a version to come
@@ -188,6 +189,18 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
         elif recipe.teacher != manifest.teacher:
             found.append(f"teacher: the cache is of {manifest.teacher}, asked for is {recipe.teacher}")
     return found
+
+
+def other_data(recipe: DataWords, stored: Stored) -> str:
+    """In which words the images differ from a cache's, as far as its recipe tells; else that files have changed."""
+    run = RunFolder(stored.folder)
+    before = run.read_recipe() if run.started() else {}
+    now = recipe.model_dump(mode="json", include={"data", "val_fraction", "train_limit", "skip_bad_images"})
+    said = [
+        f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name in before and before[name] != now[name]
+    ]
+    same = "by the same words: files, their labels or their order have changed since it was made"
+    return f"data: other images or labels than the cache's, {', '.join(said) or same}"
 
 
 def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:

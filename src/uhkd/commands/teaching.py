@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from uhkd.commands.outcome import KINDS
@@ -106,8 +107,9 @@ def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, 
     if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
         raise ValueError(
             f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of "
-            f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes); train it first: uhkd finetune --model "
-            f"{recipe.teacher} --data {data} --out DIR, then --teacher DIR (or go on anyway with --allow-weak-teacher)"
+            f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes; {_certain(evaluation)}); train it first: "
+            f"uhkd finetune --model {recipe.teacher} --data {data} --out DIR, then --teacher DIR (or go on anyway with "
+            "--allow-weak-teacher)"
         )
 
 
@@ -127,6 +129,15 @@ def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge
     assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
     _refuse_chance(evaluation, recipe, recipe.probe_data)
     return evaluation
+
+
+def _certain(evaluation: Evaluation) -> str:
+    """How sure an accuracy is, and what knowing nothing would give."""
+    right, images = evaluation.correct, len(evaluation.labels)
+    known = binomtest(right, images).proportion_ci(method="wilson")
+    few = f"; {images} images tell little, a larger --val-fraction more" if images < 100 else ""
+    commonest = evaluation.labels.bincount().max().item() / images
+    return f"95 % interval {known.low:.1%} to {known.high:.1%}, the commonest class alone {commonest:.1%}{few}"
 
 
 def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:

@@ -22,6 +22,7 @@ from uhkd.commands.setup import (
     run_folder,
     say,
     tell_augmentation,
+    tell_loss,
     tell_machine,
 )
 from uhkd.commands.stored import follow, tell_other_views
@@ -39,6 +40,7 @@ from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import TappedModel
 from uhkd.telling import put
+from uhkd.text import count
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 
@@ -211,11 +213,12 @@ def _train(
                 if one.ftm is not None:
                     restore_ftm(one, recipe, data, augmentation, fabric, folder, workers)
         say(
-            f"training {_millions(student)} parameters for {recipe.epochs} epochs, batch {recipe.batch_size}, "
+            f"training {_millions(student)} parameters for {count(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}"
             f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
         )
         ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
+        tell_loss(learner.weights(ce_weight))
         rows = train(
             Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, judge, say)
         )
@@ -241,7 +244,7 @@ def _train(
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
             else:
-                for line in next_steps(folder.path, headless=not student.shapes.logits):
+                for line in next_steps(folder.path, facts["verb"], headless=not student.shapes.logits):
                     say(line)
         return Result(student, rows[-1], folder)
 

@@ -1,12 +1,14 @@
 """`cache verify`: every record against its checksum, and a sample against the teacher itself."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from uhkd.arguments import VerifyArguments
 from uhkd.commands.setup import choose_device, make_fabric, open_recipe_data, say
+from uhkd.commands.stored import other_data
 from uhkd.commands.teaching import prepare_teacher
 from uhkd.data import Span, span_loader
 from uhkd.engine import Teacher
@@ -14,14 +16,17 @@ from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.stored import DamagedShard, Stored, picture_sums
+from uhkd.telling import put
 
 # how far a signal made anew may lie from the first one beyond the rounding of its storage, as a share of the field's root mean
 # square: a network's own rounding depends on the batch and the machine
 _SLACK = {"bf16": 2e-2, "fp32": 1e-3}
 
 
-def verify_cache(asked: VerifyArguments) -> None:
+def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
     """Read every shard against its checksums; then make a sample anew: views bit-equal, signals to the rounding of their storage.
+
+    Returns the counts of records read and made anew, and how far the signals of each field lie beyond rounding.
 
     Raises:
         ValueError: naming all shards and records that are not what they should be.
@@ -37,7 +42,7 @@ def verify_cache(asked: VerifyArguments) -> None:
             except DamagedShard as error:
                 bad.append(error)
                 say(f"  {str(error).split('; make')[0]}")
-    say(
+    (say if bad else put)(
         f"{checked:,} records read, each is what was written"
         if not bad
         else f"shards that are damaged or missing: {len(bad)}"
@@ -47,11 +52,11 @@ def verify_cache(asked: VerifyArguments) -> None:
             f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
             f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
         )
-    if asked.sample:
-        _compare_sample(stored, asked)
+    beyond = _compare_sample(stored, asked) if asked.sample else {}
+    return {"records": checked, "sample": asked.sample, "beyond_rounding": beyond}
 
 
-def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
+def _compare_sample(stored: Stored, asked: VerifyArguments) -> dict[str, float]:
     manifest = stored.manifest
     words = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": asked.device}
     words |= {k: v for k, v in (("data", asked.data), ("teacher", asked.teacher)) if v is not None}
@@ -59,7 +64,8 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision)
     data = open_recipe_data(recipe)
-    if differing := stored.differences({"data": data.fingerprint, "classes": len(data.classes)}):
+    if stored.differences({"data": data.fingerprint}):
+        differing = [other_data(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
     network, _ = prepare_teacher(recipe, data, fabric, RunFolder(stored.folder), 0, judged=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
@@ -104,4 +110,5 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> None:
             f"{', '.join(off)} of {asked.sample} records differ from what the teacher says now by more than {slack:g} of their "
             "root mean square: another precision, a broken library, or a teacher that is not in eval mode"
         )
-    say(f"{asked.sample} records made anew: views equal to the bit, signals to rounding")
+    put(f"{asked.sample} records made anew: views equal to the bit, signals to rounding")
+    return worst

@@ -12,7 +12,7 @@ from uhkd.data.sharded import Sharding, ShardSource, tars
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
 from uhkd.data.spans import Span, span_loader
 from uhkd.data.splits import stratified_split, stratified_subset
-from uhkd.data.tars import make_index
+from uhkd.data.tars import make_index, refuse_packed
 
 __all__ = [
     "INDEX",
@@ -34,6 +34,7 @@ __all__ = [
     "in_memory",
     "make_index",
     "open_data",
+    "refuse_packed",
     "span_loader",
     "steps_per_epoch",
     "stratified_split",

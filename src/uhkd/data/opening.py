@@ -18,6 +18,7 @@ from uhkd.data.memory import keep
 from uhkd.data.sharded import Sharding, ShardSource, is_sharded, read_shards
 from uhkd.data.sources import Part, Source, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+from uhkd.data.tars import refuse_packed
 from uhkd.data.timm_readers import is_reader, read_timm
 
 _BUILT_IN = ("digits", "cifar100")
@@ -127,6 +128,7 @@ def _read(
     path = Path(data).expanduser()
     if not path.exists():
         raise ValueError(_missing(path))
+    refuse_packed(path)
     if path.is_dir():
         found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
         return path.resolve().name, Parts(

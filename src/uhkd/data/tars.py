@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 import zlib
 from collections import Counter
@@ -231,3 +232,21 @@ def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndar
                     stems[i] = f"{names[s]}/{stem}"
     digests = (hashlib.blake2b(stem.encode("utf-8", "surrogateescape"), digest_size=8).digest() for stem in stems)
     return np.frombuffer(b"".join(digests), "<u8").copy()
+
+
+def refuse_packed(path: Path) -> None:
+    """Refuse tar files that are compressed: their records cannot be read by position.
+
+    Raises:
+        ValueError: for such a file, or a folder that holds nothing else.
+    """
+    try:
+        files = [path] if path.is_file() else [file for file in path.iterdir() if not file.name.startswith(".")]
+    except OSError:  # whoever reads it says what is wrong
+        return
+    packed = [file.name for file in files if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", file.name.lower())]
+    if packed and len(packed) == len(files):
+        raise ValueError(
+            f"{shown(str(path))} is compressed ({shown(min(packed))}): images are read by position, from .tar files as they are; "
+            "unpack them, to .tar or to folders of classes"
+        )

@@ -104,7 +104,7 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
         kinds = next((kind for kind in get_args(kinds) if get_origin(kind) is Literal), kinds)
         choices = [str(c) for c in get_args(get_args(kinds)[0] if get_origin(kinds) is tuple else kinds)]
         hint = did_you_mean(str(found), choices)
-        return [f"{name}: expected {_either(choices)}, found {shown(found)}{hint}"]
+        return [f"{name.rstrip('_')}: expected {_either(choices)}, found {shown(found)}{hint}"]
     return [f"{name}: expected {_expected(kind, context, details['msg'])}, found {shown(found)}"]
 
 

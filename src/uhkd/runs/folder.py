@@ -67,7 +67,8 @@ class RunFolder:
         check_place(self.path)
         if not resume:
             if self.path.exists() and not all(_BEGINNING.fullmatch(p.name) for p in self.path.iterdir()):
-                advice = "add --resume to go on with it, or" if self.started() else "please"
+                begun = "add --resume to go on with it, or" if self.started() else "please"
+                advice = f"it is a finished run (uhkd eval {self.path}): please" if self.result.is_file() else begun
                 raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
             return
         if not self.started():
@@ -80,7 +81,9 @@ class RunFolder:
             differing.append("teacher_cache")
         if differing:
             said = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
-            raise ValueError(f"cannot resume {self.path} with another recipe: {said}")
+            start = "--student-start" if "student" in before else "--start"
+            further = f"; to train on by other words begin a new run from its weights: --out NEW {start} {self.path}"
+            raise ValueError(f"cannot resume {self.path} with another recipe: {said}{further if self.exists() else ''}")
 
     @contextmanager
     def mine(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ CASES = (
         f"{CACHED} --data digits --train-limit 30",
         "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
         "another (uhkd cache):\n"
-        "  data: the cache has '…', asked for is '…'\n"
+        "  data: other images or labels than the cache's, train_limit was 40, is 30\n"
         "  images: the cache has 40, the data 30",
         **HAS,
     ),

@@ -21,7 +21,20 @@ CASES = (
     Case(
         "a run folder that is there",
         f"{TRAIN} --out run",
-        "run already exists and is not empty; add --resume to go on with it, or choose another --out",
+        "run already exists and is not empty; it is a finished run (uhkd eval run): please choose another --out",
+        has=("run",),
+    ),
+    Case(
+        "a run folder of a training that was stopped",
+        f"{TRAIN} --out stopped",
+        "stopped already exists and is not empty; add --resume to go on with it, or choose another --out",
+        **STOPPED,
+    ),
+    Case(
+        "going on with a finished run by other words",
+        "finetune -c run --out run --resume --lr 0.1",
+        "cannot resume run with another recipe: lr was …, now 0.1; to train on by other words begin a new run from its weights: "
+        "--out NEW --start run",
         has=("run",),
     ),
     Case(
@@ -105,7 +118,7 @@ CASES = (
     Case(
         "a recipe from a run folder, written to that very folder",
         "finetune -c run --out run",
-        "run already exists and is not empty; add --resume to go on with it, or choose another --out",
+        "run already exists and is not empty; it is a finished run (uhkd eval run): please choose another --out",
         has=("run",),
     ),
 )

@@ -24,6 +24,13 @@ def whole() -> None:
     write_shards(Path("shards"), (6,), "val", first=50)
 
 
+def compressed() -> None:
+    """One shard, as tar czf makes it."""
+    file = write_shards(Path("shards"), (6,)) / "train-0000.tar"
+    file.with_name("train-0000.tar.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+
+
 def second(change: Callable[[bytes], bytes]) -> None:
     """Two shards, of which the second has other bytes."""
     file = write_shards(Path("shards"), (6, 6)) / "train-0001.tar"
@@ -157,7 +164,20 @@ CASES = (
     Case(
         "uhkd index of a folder without shards",
         "index nowhere",
-        "no .tar files in nowhere: expected shards like train-0000.tar, or train/0000.tar",
+        "nowhere does not exist: expected the folder that the shards lie in, all of which are noted",
+    ),
+    Case(
+        "uhkd index of a pattern",
+        "index 'shards/train-{0000..0002}.tar'",
+        "shards/train-{0000..0002}.tar is a pattern: expected the folder that the shards lie in, all of which are noted",
+        make=whole,
+    ),
+    Case(
+        "a folder of compressed shards",
+        TRAIN,
+        "shards is compressed (train-0000.tar.gz): images are read by position, from .tar files as they are; unpack them, to "
+        ".tar or to folders of classes",
+        make=compressed,
     ),
     Case(
         "an address of another kind",

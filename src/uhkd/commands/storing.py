@@ -1,0 +1,58 @@
+"""What a cache holds of a teacher, and whether it fits on the disk."""
+
+import shutil
+from pathlib import Path
+
+from uhkd.engine import Teacher
+from uhkd.recipe import CacheRecipe
+from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
+from uhkd.stored import Layout, Shards
+from uhkd.taps import TappedModel
+from uhkd.telling import say
+from uhkd.text import file_size
+
+
+def layout_of(asked: CacheRecipe, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:
+    """How the records of a teacher are stored, and the target of the spectra in them.
+
+    Raises:
+        ValueError: for a field asked for that the teacher lacks, or when there is nothing to store.
+    """
+    shapes, target = network.shapes, None
+    for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
+        if field in asked.keep and not there:
+            if "keep" in asked.model_fields_set:
+                raise ValueError(
+                    f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
+                )
+            say(f"  the teacher has no {field}: not stored")
+    if "spectra" in asked.keep and shapes.maps:
+        levels = teacher_levels(shapes.maps, asked.radius, asked.form)
+        target = SpectralTarget(levels, asked.standardise, settle_channels(asked.channels, asked.form))
+    ftm = Teacher(network, target).ftm
+    kept = {"logits": shapes.logits, "embedding": shapes.embedding}
+    sizes = {name: size if name in asked.keep else None for name, size in kept.items()}
+    layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=asked.storage)
+    if not layout.holds:
+        raise ValueError(f"nothing to store: the teacher has none of {', '.join(asked.keep)}")
+    return layout, target
+
+
+def room(folder: Path, shards: Shards, layout: Layout, views: int) -> str:
+    """What is stored and what is still to be written, in words.
+
+    Raises:
+        ValueError: when it does not fit on the disk.
+    """
+    every = (shard for view in range(views) for shard in shards.of_view(view))
+    total, todo = sum(map(shards.bytes_of, every)), sum(map(shards.bytes_of, shards.missing(views)))
+    free = shutil.disk_usage(folder).free
+    if todo > free:
+        raise ValueError(
+            f"{folder} has {file_size(free)} free, and {file_size(todo)} are to be written: fewer --views, "
+            "--storage int8, less to --keep, fewer --channels, or another --out"
+        )
+    return (
+        f"{shards.images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, "
+        f"{layout.storage}): {file_size(total)} in all, {file_size(todo)} to write, {file_size(free)} free"
+    )
