@@ -14,7 +14,7 @@ CASES = (
         "an option before the verb",
         "--seed 3",
         "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
-        "compare, eval, predict, export, index, doctor",
+        "compare, eval, predict, report, export, index, doctor",
     ),
     Case(
         "a misspelt option",
