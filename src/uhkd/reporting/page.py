@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from uhkd import thumbnails
-from uhkd.reporting import figures, inside, svg, tables
+from uhkd.reporting import figures, inside, mistakes, svg, tables
 from uhkd.reporting.drawing import DARK, DASHES, LIGHT, Drawing
 from uhkd.reporting.folders import Run
 from uhkd.reporting.groups import Family, Group, Report
@@ -151,7 +151,7 @@ def _recipe(group: Group) -> dict[str, Any]:
 
 def _class_table(family: Family) -> dict[str, Any] | None:
     """Gain of up to `_NAMES` groups on what the focus is compared with, class by class."""
-    known, labels = figures.compared(family), labels_of(family)
+    known, labels = mistakes.compared(family), labels_of(family)
     if known is None or labels is None:
         return None
     name, before, _, _ = known
