@@ -119,7 +119,7 @@ def test_tensorboard_has_every_step_once_also_after_a_resume(told: RunFolder):
         assert sum(parts) == pytest.approx(1) and parts[0] / parts[1] == pytest.approx(
             row["grad_ce"] / row["grad_kd.kl"], rel=1e-4
         )
-    assert found["weight/kd.kl"] == {0: 1.0} and found["epoch"][8] == 2
+    assert found["weight/kd.kl"] == {0: 1.0} and found["epochs_done"][8] == 2
 
 
 def test_tensorboard_has_the_recipe_and_the_health_line(told: RunFolder):
@@ -292,6 +292,7 @@ def test_mlflow_has_all_of_a_run_and_goes_on_with_it(distil: Distil, tmp_path: P
     found = client.get_run(name)
     assert found.info.status == "FINISHED" and found.data.params["method"] == "kd" and "health" in found.data.tags
     assert [m.step for m in client.get_metric_history(name, "train/loss")] == list(range(1, 9))
+    assert [m.step for m in client.get_metric_history(name, "epoch/loss")] == [4, 8]
     assert found.data.metrics["val/accuracy"] == pytest.approx(run.read_metrics()[-1]["val_accuracy"])
     own = Loggers(("mlflow",), run, {}, 8, print)
     own.metrics({"train/loss": 1.0}, 9)

@@ -65,7 +65,7 @@ class _TensorBoard(_Sink):
         purge: dict[str, Any] = {"purge_step": begun + 1} if again else {}
         self.logger = TensorBoardLogger(folder.path, "tensorboard", "", **purge)
         if not again:
-            self.logger.log_hyperparams(dict(words), {"epoch": 0.0}, step=0)
+            self.logger.log_hyperparams(dict(words), {"epochs_done": 0.0}, step=0)
             self.text("recipe", yaml.safe_dump(dict(words), sort_keys=False, allow_unicode=True), 0)
         self.logger.save()
 

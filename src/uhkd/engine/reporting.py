@@ -99,7 +99,7 @@ class Reporter:
         self._sums = totals.as_dict()
         values = {f"train/{name}": value for name, value in self.terms.items()}
         values |= {f"speed/{name}": value for name, value in self.progress.rates().items()}
-        self.loggers.metrics(values | {"lr": lr, "epoch": step / self.per_epoch}, step)
+        self.loggers.metrics(values | {"lr": lr, "epochs_done": step / self.per_epoch}, step)
         self._write("running", "training")
 
     def row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], kept: str) -> None:
@@ -130,7 +130,7 @@ class Reporter:
             self._remember(means)
         values = {f"epoch/{name}": value for name, value in means.items()}
         if self.step % self.recipe.log_every:  # else the log line has told them
-            values |= {"lr": row["lr"], "epoch": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
+            values |= {"lr": row["lr"], "epochs_done": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
         values |= {f"gradient/{name}": share for name, share in shares(row).items()}
         values |= {name: row[name] for name in ("skipped",) if name in row}
