@@ -22,7 +22,8 @@ VERBS = {
     "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
     "eval": "accuracy of a trained run",
     "predict": "classes of image files",
-    "export": "the trained network alone, for timm, torch.export or ONNX, checked",
+    "export": "the trained network alone, for timm, torch.export or ONNX, also in int8, checked",
+    "push": "an exported network with its model card onto a hub, private by default",
     "index": "note where the samples of tar shards lie",
     "doctor": "what this machine offers: versions, device, precision, disk",
 }

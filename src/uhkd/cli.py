@@ -41,6 +41,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "eval": arguments.EvalArguments,
     "predict": arguments.PredictArguments,
     "export": arguments.ExportArguments,
+    "push": arguments.PushArguments,
     "index": arguments.IndexArguments,
     "doctor": arguments.DoctorArguments,
 }

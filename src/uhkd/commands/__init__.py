@@ -9,6 +9,7 @@ from uhkd.commands.indexing import index
 from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
+from uhkd.commands.pushing import push
 from uhkd.commands.recipes import recipes
 from uhkd.commands.training import Result
 from uhkd.commands.verifying import verify_cache
@@ -27,6 +28,7 @@ __all__ = [
     "inspect",
     "models",
     "predict",
+    "push",
     "recipes",
     "verify_cache",
 ]
