@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -211,6 +212,17 @@ def test_its_card_runs_in_a_new_process_with_its_own_library_alone(
     named = uhkd.predict(run=str(runs / "timm_test_resnet"), images=[str(picture)])[str(picture)][0][0]
     said = [line.rpartition(": ")[2].split(" ")[0] for line in done.stdout.strip().splitlines()]
     assert said == [named] * len(group)
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_the_example_names_classes(quantized_forms: dict[str, dict[str, Any]], runs: Path, picture: Path, form: str):
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "deploy.py"))
+    answers = example["classify"](str(quantized_forms[form]["path"]), [str(picture), str(picture)])
+    ((name, odds), *_) = uhkd.predict(run=str(runs / "timm_test_resnet"), images=[str(picture)])[str(picture)]
+    assert [said for said, _ in answers] == [name] * 2
+    assert answers[0][1] == pytest.approx(
+        odds, abs=0.02 if form == "onnx" else 0.1
+    )  # Pillow resizes a little otherwise
 
 
 def test_int8_is_small_and_tells_what_it_costs(quantized_forms: dict[str, dict[str, Any]], runs: Path):

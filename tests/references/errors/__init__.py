@@ -4,6 +4,7 @@ from references.errors import (
     arrays,
     caches,
     comparisons,
+    exports,
     flags,
     folders,
     images,
@@ -27,4 +28,5 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Stored signals": caches.CASES,
     "Comparisons": comparisons.CASES,
     "eval, predict, inspect": questions.CASES,
+    "export, push": exports.CASES,
 }
