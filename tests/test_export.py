@@ -337,6 +337,11 @@ def test_what_cannot_be_exported_is_said(
     assert not (tmp_path / "e").exists()
 
 
+def test_no_form_at_all_is_told(runs: Path):
+    with pytest.raises(ValueError, match=r"to: expected one form or more .safetensors, timm, .*, found none"):
+        export(run=str(runs / "timm_test_resnet"), to=[])
+
+
 def test_a_missing_torchao_is_told(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else name)
     with pytest.raises(ValueError, match=r"int8: the package torchao is missing: pip install 'uhkd\[int8\]'"):

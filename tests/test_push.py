@@ -91,7 +91,7 @@ def test_what_a_hub_refuses_is_one_line(
     assert refusal(run, capsys) == (
         f"{REPO} is there already and everyone can see it: add --public, or name another --repo"
     )
-    assert hub.files[REPO] == {}
+    assert hub.files.pop(REPO) == {}
     for status, advice in (
         (403, f"this token may not write to {REPO}: use one with the right to write, or a name of your own"),
         (404, f"there is no {REPO} for this token: does its owner exist?"),

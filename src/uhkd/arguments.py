@@ -104,7 +104,6 @@ class ExportArguments(CheckWords):
     run: str = Field(description="run folder written by finetune or distill")
     to: tuple[Form, ...] = Field(
         default=("safetensors",),
-        min_length=1,
         description="forms: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), onnx, "
         "int8 (torchao), onnx-int8",
     )

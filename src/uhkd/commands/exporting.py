@@ -47,6 +47,8 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[Form,
             taken, a form that answers otherwise than PyTorch, or 8-bit integers that lose too much accuracy.
     """
     asked = arguments or build(ExportArguments, words)
+    if not asked.to:
+        raise ValueError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
     network, _ = open_run(asked.run, "cpu")
     out = Path(asked.out) if asked.out else Path(asked.run) / "export"
     check_place(out)
