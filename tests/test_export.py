@@ -1,6 +1,11 @@
-"""Students that leave: opened by the libraries that others would use, and asked real images."""
+"""Students that leave: opened by the libraries that others would use, alone in a new process too, and asked real images."""
 
+import importlib.util
 import json
+import re
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +23,8 @@ from uhkd import export as forms
 from uhkd.__main__ import main
 from uhkd.commands import export, training
 from uhkd.data import eval_loader, open_data
-from uhkd.models import load_run
+from uhkd.models import create, load_run, wrap
+from uhkd.runs import RunFolder
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "timm/test_vit": {"image_size": 160, "batch_size": 20},
@@ -87,33 +95,32 @@ OPENERS: dict[str, Callable[[Path], forms.Answer]] = {
     "timm": by_timm,
     "pt2": by_export,
     "onnx": by_onnx,
+    "int8": lambda path: forms.reopen("int8", path),
+    "onnx-int8": by_onnx,
 }
+EXACT = ("safetensors", "timm", "pt2", "onnx")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_others_open_it_and_it_says_the_same(runs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]):
     run = runs / name.replace("/", "_")
-    wanted = [form for form in forms.FORMS if form != "timm" or name.startswith("timm/")]
+    wanted = [form for form in EXACT if form != "timm" or name.startswith("timm/")]
     found = export(run=str(run), to=wanted, out=str(tmp_path / "out"), images=16)
     assert list(found) == wanted
     table = capsys.readouterr().out
-    assert "differs" in table and table.count("100.0%") == len(wanted)
+    assert "differs" in table and "accuracy" not in table and table.count("100.0%") == len(wanted)
     images, network = images_for(run), load_run(run)
     with torch.no_grad():
         expected = network(images).logits
-        for form, path in found.items():
-            answer = OPENERS[form](path)
+        for form, row in found.items():
+            answer = OPENERS[form](row["path"])
             for count in (1, 3, 7):
                 torch.testing.assert_close(answer(images[:count]), expected[:count], rtol=1e-4, atol=1e-5)
-            card = (tmp_path / "out" / form / "README.md").read_text()
-            assert (
-                f"# {name}, 10 classes" in card
-                and "validation accuracy" in card
-                and "Classes: 0, 1" in card
-                and "Open it with `" in card
-            )
+            assert row["agrees"] == 1.0 and row["differs"] < 1e-4 and row["mb"] > 0 and row["ms"] > 0
+            for file in (tmp_path / "out" / form).iterdir():
+                assert str(Path(uhkd.__file__).parent).encode() not in file.read_bytes()  # nothing of this machine
     names = set(network.module.state_dict())
-    assert set(load_file(found["safetensors"] / "model.safetensors")) == names  # the module's own
+    assert set(load_file(found["safetensors"]["path"] / "model.safetensors")) == names  # the module's own
 
 
 def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: Path):
@@ -126,12 +133,148 @@ def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: 
     teacher = str(runs / "timm_test_resnet")
     uhkd.distill(**words, teacher=teacher, out=str(tmp_path / "run"), image_size=16, allow_weak_teacher=True)
     found = export(run=str(tmp_path / "run"))
-    card = (found["safetensors"] / "README.md").read_text()
-    assert f"| teacher | {teacher} |" in card and "| licence of the teacher's weights | not known here" in card
-    assert found["safetensors"] == tmp_path / "run" / "export" / "safetensors"
-    from uhkd.commands.exporting import _licence
+    folder = found["safetensors"]["path"]
+    assert folder == tmp_path / "run" / "export" / "safetensors"
+    card = (folder / "README.md").read_text()
+    for said in (
+        "# uhkd/resnet10, 10 classes",
+        "Distilled with uhkd from timm/test_resnet (a run of uhkd), method kd.",
+        "| licence of the teacher's weights | yours: trained from random weights in a run of uhkd |",
+        "| epochs, batch, seed | 1, 20, 0 |",
+        f"| uhkd | {uhkd.__version__} ",
+        "| validation accuracy, last epoch | ",
+        "Classes: 0, 1",
+        "optimizer: adamw",
+        "nobody has looked for bias",
+    ):
+        assert said in card
+    assert str(tmp_path) not in card and str(runs) not in card  # places on this machine are nobody's business
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["license"] == "other" and metadata["pipeline_tag"] == "image-classification"
+    assert metadata["datasets"] == ["digits"] and "library_name" not in metadata
+    accuracy = RunFolder(tmp_path / "run").read_result()["metrics"]["val_accuracy"]
+    measured = metadata["model-index"][0]["results"][0]["metrics"][0]
+    assert measured["value"] == pytest.approx(accuracy, abs=1e-4)
+    from uhkd.export.card import _licence
 
     assert _licence("timm/resnet18", None) == "apache-2.0"
+    assert _licence("torchvision/resnet18", None) == "not known here: ask whoever made them"
+    began = runs / "timm_test_resnet" / "recipe.yaml"
+    copy = tmp_path / "pretrained"
+    copy.mkdir()
+    (copy / "recipe.yaml").write_text(began.read_text().replace("start: random", "start: pretrained"))
+    assert _licence(str(copy), None) == "apache-2.0"  # of timm/test_resnet's own weights
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digit as a file that is no square: it has to be cut."""
+    image = open_data("digits").val.image(5)
+    pixels = image.permute(1, 2, 0).numpy().repeat(4, 0).repeat(4, 1)
+    file = tmp_path_factory.mktemp("picture") / "some.png"
+    Image.fromarray(pixels).resize((48, 32)).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def quantized_forms(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """All forms of a small CNN that learned something, those of 8-bit integers too."""
+    out = tmp_path_factory.mktemp("forms")
+    run = str(runs / "timm_test_resnet")
+    return export(run=run, to=list(forms.FORMS), out=str(out), images=16, calibrate=64, max_drop=100)
+
+
+# forms that one process runs one after the other, and what it must not have
+GROUPS = [
+    pytest.param(("onnx", "onnx-int8"), ("uhkd", "torch", "timm"), id="onnxruntime"),
+    pytest.param(("pt2", "int8", "timm"), ("uhkd",), id="torch, then torchao, then timm"),
+    pytest.param(("safetensors",), (), id="uhkd", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("group", "absent"), GROUPS)
+def test_its_card_runs_in_a_new_process_with_its_own_library_alone(
+    quantized_forms: dict[str, dict[str, Any]],
+    runs: Path,
+    picture: Path,
+    group: tuple[str, ...],
+    absent: tuple[str, ...],
+):
+    written = f"import os, sys\nfor name in {absent}:\n    sys.modules[name] = None\n"
+    for form in group:
+        path = quantized_forms[form]["path"]
+        folder = path if path.is_dir() else path.parent
+        (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        written += f"os.chdir({str(folder)!r})\n{code.replace('some.jpg', str(picture))}\n"
+        written += "assert not {'timm', 'torchao'} & set(sys.modules)\n" if form == "pt2" else ""
+    done = subprocess.run([sys.executable, "-c", written], capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    named = uhkd.predict(run=str(runs / "timm_test_resnet"), images=[str(picture)])[str(picture)][0][0]
+    said = [line.rpartition(": ")[2].split(" ")[0] for line in done.stdout.strip().splitlines()]
+    assert said == [named] * len(group)
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_the_example_names_classes(quantized_forms: dict[str, dict[str, Any]], runs: Path, picture: Path, form: str):
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "deploy.py"))
+    answers = example["classify"](str(quantized_forms[form]["path"]), [str(picture), str(picture)])
+    ((name, odds), *_) = uhkd.predict(run=str(runs / "timm_test_resnet"), images=[str(picture)])[str(picture)]
+    assert [said for said, _ in answers] == [name] * 2
+    assert answers[0][1] == pytest.approx(
+        odds, abs=0.02 if form == "onnx" else 0.1
+    )  # Pillow resizes a little otherwise
+
+
+def test_int8_is_small_and_tells_what_it_costs(quantized_forms: dict[str, dict[str, Any]], runs: Path):
+    run = runs / "timm_test_resnet"
+    network, images = load_run(run), images_for(run)
+    data = open_data("digits")
+    loader = eval_loader(data.test or data.val, network.input_size, batch_size=500)
+    everything = next(iter(loader))
+    for form, float_form in (("int8", "pt2"), ("onnx-int8", "onnx")):
+        row = quantized_forms[form]
+        assert row["mb"] < 0.5 * quantized_forms[float_form]["mb"]
+        answer = OPENERS[form](row["path"])
+        for count in (1, 3, 7):
+            assert answer(images[:count]).shape == (count, 10)
+        with torch.no_grad():
+            one, other = network(everything.image).logits, answer(everything.image)
+        for logits, name in ((one, "accuracy_before"), (other, "accuracy")):
+            assert row[name] == pytest.approx(float((logits.argmax(1) == everything.label).double().mean()), abs=1e-9)
+        assert row["agrees"] == pytest.approx(float((one.argmax(1) == other.argmax(1)).double().mean()), abs=1e-9)
+        assert row["images"] == len(everything.label) and row["calibrated"] == 40  # all there are
+        card = (row["path"].parent / "README.md").read_text()
+        assert f"Accuracy {row['accuracy_before']:.2%} before, {row['accuracy']:.2%} in 8-bit integers" in card
+        assert f"{row['agrees']:.1%} of the answers are equal. Calibrated on 40 training images." in card
+
+
+@pytest.mark.parametrize("form", [pytest.param("int8", marks=pytest.mark.slow), "onnx-int8"])
+def test_int8_that_loses_too_much_is_refused(
+    runs: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    opened = forms.reopen
+
+    def wrong(form: Any, path: Path) -> forms.Answer:
+        answer = opened(form, path)
+        return (lambda image: -answer(image)) if form in forms.QUANTIZED else answer
+
+    monkeypatch.setattr(forms, "reopen", wrong)
+    run = runs / "uhkd_mixer_micro"
+    asked = ["export", str(run), "--to", "safetensors", form, "--out", str(tmp_path), "--max-drop", "0"]
+    code = main(asked)
+    said = capsys.readouterr().err
+    network, data = load_run(run), open_data("digits")
+    everything = next(iter(eval_loader(data.test or data.val, network.input_size, batch_size=500)))
+    with torch.no_grad():
+        logits = network(everything.image).logits
+    before, after = (float((x.argmax(1) == everything.label).double().mean()) for x in (logits, -logits))
+    assert before > after, "the run learned nothing: nothing can be lost"
+    assert code == 2 and re.search(
+        rf"{form}: accuracy falls by \d+\.\d\d points, from {before:.2%} to \d+\.\d\d% on {len(logits)} images, --max-drop "
+        r"allows 0; try another --calibrate \(now 40 images\)",
+        said,
+    )
+    assert not (tmp_path / form).exists() and (tmp_path / "safetensors" / "model.safetensors").is_file()
 
 
 def test_an_answer_that_differs_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -175,7 +318,7 @@ def test_what_cannot_be_exported_is_said(
     (tmp_path / "b" / "pt2" / "mine.txt").write_text("x")
     assert "pt2 already exists and is not empty; delete it, or choose another --out" in said(resnet, "pt2", "b")
     assert "is no run folder" in said(tmp_path / "b", "pt2")
-    assert "to: expected safetensors, timm, pt2 or onnx, found 'tflite'" in said(resnet, "tflite")
+    assert "to: expected safetensors, timm, pt2, onnx, int8 or onnx-int8, found 'tflite'" in said(resnet, "tflite")
     network = load_run(resnet)
     network.module = Fixed()
     with pytest.raises(
@@ -188,10 +331,87 @@ def test_what_cannot_be_exported_is_said(
     with pytest.raises(ValueError, match="with a linear probe in place of its head cannot be exported"):
         forms.write("onnx", probed, tmp_path / "d")
 
-    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(ValueError, match=r"onnx: the package onnxruntime is missing: pip install 'uhkd\[onnx\]'"):
         forms.write("onnx", load_run(resnet), tmp_path / "e")
     assert not (tmp_path / "e").exists()
+
+
+def test_no_form_at_all_is_told(runs: Path):
+    with pytest.raises(ValueError, match=r"to: expected one form or more .safetensors, timm, .*, found none"):
+        export(run=str(runs / "timm_test_resnet"), to=[])
+
+
+def test_a_missing_torchao_is_told(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else name)
+    with pytest.raises(ValueError, match=r"int8: the package torchao is missing: pip install 'uhkd\[int8\]'"):
+        export(run=str(runs / "timm_test_resnet"), to=["int8"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def saved(network: Any, place: Path, **more: Tensor) -> str:
+    """A run folder of the network alone, as others may have written it."""
+    place.mkdir()
+    RunFolder(place).write_model(network.card.to_json(), network.module.state_dict() | more)
+    return str(place)
+
+
+def test_a_student_without_a_head_leaves_as_an_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    network = create("timm/test_vit", num_classes=0, image_size=160).eval()
+    run = saved(network, tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="timm/test_vit has no classes, by whose accuracy int8 is judged: leave int8 out"
+    ):
+        export(run=run, to=["int8"], data="digits")
+    found = export(run=run, to=["timm", "onnx"], data="digits", images=4)
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.plain(images)
+        for form, row in found.items():
+            assert row["agrees"] is None
+            torch.testing.assert_close(forms.reopen(form, row["path"])(images), expected, rtol=1e-4, atol=1e-5)
+    import timm
+
+    assert timm.create_model(f"local-dir:{found['timm']['path']}", pretrained=True).num_classes == 0
+    card = (found["onnx"]["path"].parent / "README.md").read_text()
+    assert "# timm/test_resnet, without a head" in card and "Output: `embedding`" in card
+    assert "pipeline_tag: image-feature-extraction" in card
+
+
+def test_a_run_with_a_probe_or_a_module_of_ones_own_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    network = create("timm/test_resnet", num_classes=0, image_size=32)
+    assert network.shapes.embedding is not None
+    probed = saved(network, tmp_path / "probed", **{"probe.weight": torch.zeros(10, network.shapes.embedding)})
+    own = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)), num_classes=10, image_size=8, levels=0)
+    own = saved(own, tmp_path / "own")
+    for run, answer in (
+        (probed, "a network with a linear probe in place of its head cannot be exported: finetune it first"),
+        (own, f"'{own}' holds a module of your own (module/Sequential): build it, then use "),
+    ):
+        assert main(["export", run, "--data", "digits"]) == 2
+        assert answer in capsys.readouterr().err
+        assert not (Path(run) / "export").exists()
+
+
+def test_a_network_of_transformers_leaves_as_a_program(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=10,
+    )
+    network = wrap(transformers.ViTForImageClassification(config), num_classes=10, image_size=32).eval()
+    images = torch.rand(5, 3, 32, 32)
+    with torch.no_grad():
+        answer = forms.reopen("onnx", forms.write("onnx", network, tmp_path / "onnx"))
+        for count in (1, 5):
+            torch.testing.assert_close(answer(images[:count]), network(images[:count]).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="is no architecture of timm: leave timm out"):
+        forms.check("timm", network)
 
 
 def test_a_form_that_cannot_be_is_told_before_anything_is_written(runs: Path, tmp_path: Path):

@@ -1,10 +1,12 @@
-"""What the small verbs may be asked: the options of demo, models, recipes, index, inspect, eval, predict and doctor."""
+"""What the small verbs may be asked: options of demo, models, recipes, index, inspect, eval, predict, export, push, doctor."""
 
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from uhkd.recipe import Levels, Schema
+
+Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
 
 
 class DemoArguments(Schema):
@@ -100,22 +102,58 @@ class WatchArguments(Schema):
     every: float = Field(default=1.0, ge=0.1, description="seconds between two looks at the folder")
 
 
-class ExportArguments(Schema):
+class CheckWords(Schema):
+    """On which images a form is checked, and 8-bit ones calibrated and judged."""
+
+    data: str | None = Field(default=None, description="data whose images it is checked on; none: the run's own")
+    images: int = Field(default=64, ge=2, description="images it is checked on")
+    calibrate: int = Field(
+        default=256, ge=1, description="training images on which int8 and onnx-int8 see the ranges of activations"
+    )
+    max_drop: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="largest loss of accuracy by int8 and onnx-int8, in percentage points of all evaluation images",
+    )
+
+
+class ExportArguments(CheckWords):
     """A trained network alone, in forms that other programs open; each is checked against PyTorch on real images."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str = Field(description="run folder written by finetune or distill")
-    to: tuple[Literal["safetensors", "timm", "pt2", "onnx"], ...] = Field(
+    to: tuple[Form, ...] = Field(
         default=("safetensors",),
-        min_length=1,
-        description="forms: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), onnx",
+        description="forms: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), onnx, "
+        "int8 (torchao), onnx-int8",
     )
     out: str | None = Field(
         default=None, description="folder to write, one folder a form in it; none: export in the run folder"
     )
-    data: str | None = Field(default=None, description="data whose images it is checked on; none: the run's own")
-    images: int = Field(default=64, ge=2, description="images it is checked on")
+
+
+class PushArguments(CheckWords):
+    """Put a trained network on a hub of models, with its card: checked as by export, private unless you say otherwise."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: str = Field(description="run folder written by finetune or distill")
+    repo: str = Field(description="where on the hub, OWNER/NAME; made if it is not there")
+    to: Literal["hub"] = Field(
+        default="hub", description="which hub: Hugging Face's, or the one that HF_ENDPOINT names"
+    )
+    forms: tuple[Form, ...] = Field(
+        default=(), description="forms, as of export; none: timm if the network is one of timm's, else safetensors"
+    )
+    public: bool = Field(default=False, description="a repository that it makes can be seen by everyone")
+    license: str = Field(
+        default="other",
+        min_length=1,
+        description="licence of the weights for the card, as in apache-2.0; yours to choose",
+    )
+    dry_run: bool = Field(default=False, description="show files, sizes, target and card; contact nothing")
 
 
 class ReportArguments(Schema):

@@ -44,6 +44,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "predict": arguments.PredictArguments,
     "report": arguments.ReportArguments,
     "export": arguments.ExportArguments,
+    "push": arguments.PushArguments,
     "index": arguments.IndexArguments,
     "doctor": arguments.DoctorArguments,
     "completion": arguments.CompletionArguments,

@@ -28,6 +28,7 @@ PLANS = {
     "cache": "plan_cache",
     "compare": "plan_compare",
     "export": "plan_export",
+    "push": "plan_push",
 }
 _WORDS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] for name in OPTIONS}
 

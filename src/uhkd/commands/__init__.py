@@ -10,6 +10,7 @@ from uhkd.commands.inspect import inspect
 from uhkd.commands.judging import evaluate, predict
 from uhkd.commands.models import models
 from uhkd.commands.planning import plan_cache, plan_compare, plan_demo, plan_export, plan_training
+from uhkd.commands.pushing import plan_push, push
 from uhkd.commands.recipes import recipes
 from uhkd.commands.report import report
 from uhkd.commands.training import Result
@@ -33,8 +34,10 @@ __all__ = [
     "plan_compare",
     "plan_demo",
     "plan_export",
+    "plan_push",
     "plan_training",
     "predict",
+    "push",
     "recipes",
     "report",
     "verify_cache",

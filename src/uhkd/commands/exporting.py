@@ -1,74 +1,62 @@
 """`export`: a run's network for other programs, checked on real images, with a model card beside it."""
 
+import shutil
 import statistics
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
-from uhkd.arguments import ExportArguments
+from uhkd.arguments import CheckWords, ExportArguments, Form
 from uhkd.commands.judging import images_of, open_run
-from uhkd.commands.outcome import KINDS
 from uhkd.commands.setup import say
-from uhkd.data import eval_loader
+from uhkd.data import Part, Source, eval_loader
+from uhkd.export.card import card_text
+from uhkd.export.snippets import here, opened
 from uhkd.recipe import build
-from uhkd.runs import RunFolder, check_place, write_atomically
+from uhkd.runs import check_place, write_atomically
 from uhkd.taps import TappedModel
 from uhkd.telling import show
 from uhkd.text import shown
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
 _TOLERANCE = 1e-3
+# of 8-bit numbers, between one image alone and the same in a batch: a rounding that falls to the other side, with room
+_ROUNDING = 5e-2
 _REPEATS = 30
+_BATCH = 64
 
 
-def export(arguments: ExportArguments | None = None, **words: Any) -> dict[str, Path]:
-    """Write a run's network in each form asked for and return what is to be opened, by form.
+def export(arguments: ExportArguments | None = None, **words: Any) -> dict[Form, dict[str, Any]]:
+    """Write a run's network in each form asked for and return, by form, the `path` to be opened and what was measured.
 
     Every form is opened again by the library that others would use, and asked the same images as PyTorch, one by one and all at
-    once; the table that is printed has the largest difference (of the largest logit), how many answers agree, and the time of one
-    image.
+    once: `differs` (largest difference, of the largest logit), `agrees` (share of equal answers; None without classes), `mb`,
+    `ms` (one image on this machine). Forms of 8-bit integers are judged on all evaluation images instead: `accuracy_before` and
+    `accuracy` (fractions), `calibrated` (images).
 
     Raises:
         ValueError: for a folder that is no run, a form that cannot hold this network, a missing package, a place that is
-            taken, or a form that answers otherwise than PyTorch.
+            taken, a form that answers otherwise than PyTorch, or 8-bit integers that lose too much accuracy.
     """
     asked = arguments or build(ExportArguments, words)
+    if not asked.to:
+        raise ValueError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
     network, _ = open_run(asked.run, "cpu")
-    opened, part, source = images_of(asked.run, network, asked.data)
     out = place_of(asked)
-    for form in asked.to:
-        forms.check(form, network)
-    images = _first(eval_loader(source, network.input_size, batch_size=asked.images), asked.images)
-    expected = _answers(forms.answer_of(network), images)
-    names = "form", "MB", "differs", "agrees", "ms"
-    table = Table(*names, title=shown(f"{network.card.name} on {len(images)} {part} images of {opened.name}"))
-    size, took = _bytes_of(network) / 1e6, _milliseconds(forms.answer_of(network), images)
-    table.add_row("PyTorch", f"{size:.2f}", "", "", f"{took:.2f}")
-    found: dict[str, Path] = {}
-    for form in asked.to:
-        found[form] = forms.write(form, network, out / form)
-        write_atomically(out / form / "README.md", card_text(asked.run, network, form, found[form].name))
-        answer = forms.reopen(form, found[form])
-        got = _answers(answer, images)
-        difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not difference <= _TOLERANCE:
-            raise ValueError(
-                f"{found[form]} answers otherwise than PyTorch: its numbers differ by up to {difference:.1%} of the largest; do "
-                "not use it, and please report this with the network's name"
-            )
-        same = float((got.argmax(1) == expected.argmax(1)).float().mean())
-        size = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        agrees = f"{same:.1%}" if network.shapes.logits else ""
-        cells = f"{size:.2f}", f"{difference:.1e}", agrees, f"{_milliseconds(answer, images):.2f}"
-        table.add_row(form, *cells)
-    show(table)
-    for form, path in found.items():
-        say(f"{form}: {_OPENED[form].format(path=path)}")
+    found = export_forms(asked.run, network, asked.to, asked, out)
+    for form, row in found.items():
+        measured: dict[Form, str] = {form: sentence(row)} if "accuracy" in row else {}
+        place = "." if row["path"].is_dir() else row["path"].name
+        write_atomically(out / form / "README.md", card_text(asked.run, network, {form: here(form, place)}, measured))
+        say(f"{form}: {opened(form, here(form, row['path']))}")
     return found
 
 
@@ -86,27 +74,134 @@ def place_of(asked: ExportArguments) -> Path:
     return out
 
 
-_OPENED = {
-    "safetensors": 'uhkd.load_run("{path}")',
-    "timm": 'timm.create_model("local-dir:{path}", pretrained=True).eval()',
-    "pt2": 'torch.export.load("{path}").module()',
-    "onnx": 'onnxruntime.InferenceSession("{path}")',
-}
-_TAKES = {
-    "safetensors": "images in [0, 1] of any size, (B, 3, H, W); it resizes and normalises by itself",
-    "timm": "normalised images; `timm.data.create_transform(**timm.data.resolve_model_data_config(model))` makes them",
-    "pt2": "images in [0, 1] of {size}, float32 (B, 3, H, W), any B; normalisation is inside",
-    "onnx": "`image`: images in [0, 1] of {size}, float32 (B, 3, H, W), any B; normalisation is inside. Output: `{output}`",
-}
+@dataclass(frozen=True)
+class _Images:
+    """What forms are asked: some images at once, and all evaluation and the calibrating ones in batches."""
+
+    few: Tensor
+    evaluation: Source
+    calibration: Source
+    size: tuple[int, int]
+
+    def all(self) -> Iterator[Any]:
+        yield from eval_loader(self.evaluation, self.size, batch_size=_BATCH)
+
+    def calibrating(self) -> Iterator[Tensor]:
+        yield from (batch.image for batch in eval_loader(self.calibration, self.size, batch_size=_BATCH))
+
+
+def export_forms(
+    run: str, network: TappedModel, to: Iterable[Form], words: CheckWords, out: Path
+) -> dict[Form, dict[str, Any]]:
+    """Write forms below `out`, check and measure each, and show the table; see `export`."""
+    to = tuple(dict.fromkeys(to))
+    for form in to:
+        forms.check(form, network)
+    data, part, evaluation = images_of(run, network, words.data)
+    if set(to) & set(forms.QUANTIZED) and evaluation.labels is None:
+        raise ValueError(
+            f"int8 is judged by accuracy, and the {part} images of {data.name} have no labels; name others with --data"
+        )
+    few = next(iter(eval_loader(_spread(evaluation, words.images), network.input_size, batch_size=words.images))).image
+    images = _Images(few, evaluation, _spread(data.train, words.calibrate), network.input_size)
+    expected = _answers(network.plain, few, _TOLERANCE)
+    own = f"{_bytes_of(network) / 1e6:.2f}", f"{_milliseconds(network.plain, few):.2f}"
+    found: dict[Form, dict[str, Any]] = {}
+    for form in to:
+        try:
+            path = forms.write(form, network, out / form, images.calibrating())
+            answer = forms.reopen(form, path)
+            exact = form not in forms.QUANTIZED
+            row = (
+                _exact(network, path, answer, few, expected)
+                if exact
+                else _judged(form, network, answer, images, words.max_drop)
+            )
+        except ValueError:
+            shutil.rmtree(out / form, ignore_errors=True)
+            raise
+        row |= {
+            "mb": sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6,
+            "ms": _milliseconds(answer, few),
+        }
+        found[form] = {"path": path} | row
+    title = f"{network.card.name} on {len(few)} {part} images of {data.name}"
+    show(_table(title, own, found))
+    for form, row in found.items():
+        if "accuracy" in row:
+            say(f"{form}: {sentence(row)}")
+    return found
+
+
+def _table(title: str, own: tuple[str, str], found: dict[Form, dict[str, Any]]) -> Table:
+    """A row a form below PyTorch's own; a column of accuracies where some were measured."""
+    before = next((f"{row['accuracy_before']:.2%}" for row in found.values() if "accuracy" in row), None)
+    table = Table("form", "MB", "differs", "agrees", *(["accuracy"] * (before is not None)), "ms", title=shown(title))
+    table.add_row("PyTorch", own[0], "", "", *([before] if before else []), own[1])
+    for form, row in found.items():
+        agrees = "" if row["agrees"] is None else f"{row['agrees']:.1%}"
+        accuracy = [f"{row['accuracy']:.2%}" if "accuracy" in row else ""] * (before is not None)
+        table.add_row(form, f"{row['mb']:.2f}", f"{row['differs']:.1e}", agrees, *accuracy, f"{row['ms']:.2f}")
+    return table
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What 8-bit integers cost, in words."""
+    before, after = row["accuracy_before"], row["accuracy"]
+    return (
+        f"Accuracy {before:.2%} before, {after:.2%} in 8-bit integers ({100 * (after - before):+.2f} points) on {row['images']} "
+        f"evaluation images; {row['agrees']:.1%} of the answers are equal. Calibrated on {row['calibrated']} training images."
+    )
+
+
+def _exact(network: TappedModel, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor) -> dict[str, Any]:
+    got = _answers(answer, images, _TOLERANCE)
+    difference = _difference(got, expected)
+    if not difference <= _TOLERANCE:
+        raise ValueError(
+            f"{path} answers otherwise than PyTorch: its logits differ by up to {difference:.1%} of the largest; it was deleted, "
+            "please report this with the network's name"
+        )
+    agrees = None if network.shapes.logits is None else float((got.argmax(1) == expected.argmax(1)).float().mean())
+    return {"differs": difference, "agrees": agrees}
 
 
 @torch.no_grad()
-def _answers(answer: forms.Answer, images: Tensor) -> Tensor:
-    """Logits of all images at once; two of them also alone, which must not matter."""
+def _judged(form: str, network: TappedModel, answer: forms.Answer, images: _Images, max_drop: float) -> dict[str, Any]:
+    """Accuracy before and after, and how far the answers are the same."""
+    _answers(answer, images.few, _ROUNDING)
+    before, after, labels = [], [], []
+    for batch in images.all():
+        before.append(network.plain(batch.image).float())
+        after.append(answer(batch.image).float())
+        labels.append(batch.label)
+    one, other, truth = torch.cat(before), torch.cat(after), torch.cat(labels)
+    accuracies = [float((logits.argmax(1) == truth).double().mean()) for logits in (one, other)]
+    agrees = float((one.argmax(1) == other.argmax(1)).double().mean())
+    drop = 100 * (accuracies[0] - accuracies[1])
+    if drop > max_drop:
+        raise ValueError(
+            f"{form}: accuracy falls by {drop:.2f} points, from {accuracies[0]:.2%} to {accuracies[1]:.2%} on {len(truth)} "
+            f"images, --max-drop allows {max_drop:g}; try another --calibrate (now {len(images.calibration)} images), another "
+            "form, or a larger --max-drop"
+        )
+    row = {"differs": _difference(other, one), "agrees": agrees, "accuracy_before": accuracies[0]}
+    return row | {"accuracy": accuracies[1], "images": len(truth), "calibrated": len(images.calibration)}
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """The largest, as a share of the largest logit."""
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+@torch.no_grad()
+def _answers(answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
+    """Answers to all images at once; two of them also alone, which must not matter."""
     together = answer(images).float()
     for i in (0, len(images) - 1):
         alone = answer(images[i : i + 1]).float()[0]
-        assert torch.allclose(alone, together[i], rtol=1e-3, atol=1e-3 * float(together.abs().max())), "a batch matters"
+        most = tolerance * float(together.abs().max())
+        assert torch.allclose(alone, together[i], rtol=tolerance, atol=most), "a batch matters"
     return together
 
 
@@ -120,65 +215,10 @@ def _milliseconds(answer: forms.Answer, images: Tensor) -> float:
     return 1000 * statistics.median(times[3:])
 
 
-def _first(loader: Any, count: int) -> Tensor:
-    images = [batch.image for batch, _ in zip(loader, range(1), strict=False)]
-    return torch.cat(images)[:count]
+def _spread(source: Source, count: int) -> Source:
+    """Images at equal distances: folders have one class after the other."""
+    return Part(source, np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)))
 
 
 def _bytes_of(network: TappedModel) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in network.module.state_dict().values())
-
-
-def card_text(run: str, network: TappedModel, form: str, path: str) -> str:
-    """The model card: what it is, how it is fed, where it comes from; Markdown."""
-    folder, card = RunFolder(run), network.card
-    result = folder.read_result() if folder.result.is_file() else {}
-    recipe = folder.read_recipe() if folder.started() else {}
-    height, width = card.image_size
-    metrics = result.get("metrics", {})
-    takes = _TAKES[form].format(size=f"{height} x {width} pixels", output="logits" if card.num_classes else "embedding")
-    cut = f"the largest centred part of this shape, resized ({card.interpolation}, antialiased)"
-    others = f"It cuts others by itself: {cut}" if form == "safetensors" else f"Cut and resize others before: {cut}"
-    lines = [
-        f"# {shown(card.name)}, {f'{card.num_classes} classes' if card.num_classes else 'a backbone without head'}",
-        "",
-        f"Open it with `{_OPENED[form].format(path=path)}`.",
-        "",
-        f"Takes {takes}. {others}. mean {list(card.mean)}, std {list(card.std)}.",
-        "",
-        f"| | |\n|---|---|\n| parameters | {sum(p.numel() for p in network.module.parameters()):,} |",
-    ]
-    probed = result.get("probe")
-    by = f", {KINDS[probed['kind']]} on {probed['data']}" if probed else ""
-    facts = {
-        "method": result.get("method") or result.get("verb"),
-        "teacher": result.get("teacher"),
-        f"teacher's validation accuracy{by}": _percent(result.get("teacher_metrics", {}) or {}, "accuracy"),
-        "data": result.get("data"),
-        "training images": result.get("train_images"),
-        f"validation accuracy, last epoch{by}": _percent(metrics, "val_accuracy"),
-        "calibration error (ECE)": _percent(metrics, "val_ece"),
-        "epochs, seed": f"{recipe.get('epochs')}, {recipe.get('seed')}" if recipe else None,
-        "first weights": recipe.get("student_start") or recipe.get("start"),
-        "licence of the teacher's weights": _licence(result.get("teacher"), recipe.get("teacher_start")),
-    }
-    lines += [f"| {name} | {shown(str(value))} |" for name, value in facts.items() if value is not None]
-    lines += ["", "Classes: " + ", ".join(shown(name) for name in card.classes)] if card.classes else []
-    return "\n".join(lines) + "\n"
-
-
-def _percent(values: dict[str, Any], name: str) -> str | None:
-    value = values.get(name)
-    return f"{value:.2%}" if isinstance(value, float) else None
-
-
-def _licence(teacher: Any, start: Any) -> str | None:
-    """As timm says it of pretrained weights; of others nobody has told us."""
-    if not isinstance(teacher, str):
-        return None
-    if teacher.startswith("timm/") and start in (None, "pretrained"):
-        import timm
-
-        cfg = timm.get_pretrained_cfg(teacher.removeprefix("timm/"))
-        return getattr(cfg, "license", None) or "timm does not say"
-    return "not known here: ask whoever made them"

@@ -103,6 +103,7 @@ def images_of(
     opened = open_data(
         recipe["data"] if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
+        train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=recipe.get("skip_bad_images", False),
         class_names=None if probed else network.card.classes or None,
         shards=Sharding(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),

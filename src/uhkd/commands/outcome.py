@@ -32,7 +32,7 @@ def ended(facts: dict[str, Any]) -> list[str]:
     probed = facts.get("probe")
     others = {"untrained": f"{probed['start']:.2%}"} if probed else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
     rows |= others | {facts["method"]: f"{own}  {facts['student']}"}
-    by = f", {KINDS[probed['kind']]} on {probed['data']}" if probed else ""
+    by = f", {probed['by']}" if probed else ""
     return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 

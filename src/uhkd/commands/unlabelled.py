@@ -96,7 +96,8 @@ def described(judge: Judge, student: TappedModel) -> dict[str, Any]:
     """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
     start = judge(student)["accuracy"]
     say(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[judge.kind]})")
-    return {"kind": judge.kind, "data": judge.data.name, "classes": len(judge.data.classes), "start": start}
+    by = f"{KINDS[judge.kind]} on {judge.data.name}"
+    return {"kind": judge.kind, "data": judge.data.name, "classes": len(judge.data.classes), "start": start, "by": by}
 
 
 @dataclass(frozen=True)

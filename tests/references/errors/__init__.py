@@ -4,6 +4,7 @@ from references.errors import (
     arrays,
     caches,
     comparisons,
+    exports,
     flags,
     folders,
     images,
@@ -29,4 +30,5 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Comparisons": comparisons.CASES,
     "eval, predict, report, inspect": questions.CASES,
     "Watching, and loggers": watching.CASES,
+    "export, push": exports.CASES,
 }

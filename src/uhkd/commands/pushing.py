@@ -1,0 +1,142 @@
+"""`push`: an exported network with its card onto a hub of models."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from uhkd.arguments import Form, PushArguments
+from uhkd.commands.exporting import export_forms, sentence
+from uhkd.commands.judging import open_run
+from uhkd.commands.setup import say
+from uhkd.export.card import card_text
+from uhkd.export.snippets import on_hub, opened
+from uhkd.models.pretrained import hub_within_reach
+from uhkd.recipe import build
+from uhkd.runs import write_atomically
+from uhkd.taps import TappedModel
+from uhkd.telling import put, show
+from uhkd.text import shown, shown_lines
+
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def push(arguments: PushArguments | None = None, **words: Any) -> dict[str, Any]:
+    """Export a run's network, checked as by `export`, and upload it with its card in one commit.
+
+    Returns `repo`, `private` (what a new repository is), `files` (name: bytes), `card` (text), `measured` (see `export`), and of
+    what was uploaded `url` and `commit` (None after a dry run, which contacts nothing).
+
+    Raises:
+        ValueError: as `export`; no valid name or token; a hub that cannot be reached or refuses; or a repository that is public
+            already, without `public`.
+    """
+    asked = arguments or build(PushArguments, words)
+    api = _hub(asked)
+    network, _ = open_run(asked.run, "cpu")
+    to = asked.forms or (("timm",) if network.card.name.startswith("timm/") else ("safetensors",))
+    with tempfile.TemporaryDirectory(prefix="uhkd-push-") as place:
+        found = export_forms(asked.run, network, to, asked, Path(place, "forms"))
+        folder, card = _collect(asked, network, found, Path(place, "repo"))
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        _show(asked, sizes, api.endpoint)
+        said = {"repo": asked.repo, "private": not asked.public, "files": sizes, "card": card, "measured": found}
+        if asked.dry_run:
+            put(shown_lines(card).rstrip())
+            say("a dry run: nothing was contacted")
+            return said | {"url": None, "commit": None}
+        commit = _upload(api, asked, folder)
+    say(f"uploaded: {commit.commit_url}")
+    for form, row in found.items():
+        say(f"{form}: {opened(form, on_hub(form, asked.repo, row['path'].name))}")
+    return said | {"url": f"{api.endpoint}/{asked.repo}", "commit": commit.oid}
+
+
+def plan_push(asked: PushArguments) -> dict[str, Any]:
+    """What `push` would upload; see there."""
+    return push(asked.model_copy(update={"dry_run": True}))
+
+
+def _hub(asked: PushArguments) -> Any:
+    """The hub's client, before any work is done in vain."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(asked.repo)
+    except HFValidationError:
+        asked = asked.model_copy(update={"repo": ""})
+    if asked.repo.count("/") != 1:
+        raise ValueError("repo: expected OWNER/NAME of letters, numbers and ._-, as in me/my-student")
+    if not asked.dry_run and get_token() is None:
+        raise ValueError(f"there is no token of the hub: {_LOGIN}")
+    return HfApi(library_name="uhkd")
+
+
+def _collect(
+    asked: PushArguments, network: TappedModel, found: dict[Form, dict[str, Any]], folder: Path
+) -> tuple[Path, str]:
+    """All forms side by side in one folder with one card; timm and safetensors share their file of weights."""
+    folder.mkdir()
+    for row in found.values():
+        place: Path = row["path"] if row["path"].is_dir() else row["path"].parent
+        for file in place.iterdir():
+            shutil.copy2(file, folder / file.name)
+    places: dict[Form, str] = {form: on_hub(form, asked.repo, row["path"].name) for form, row in found.items()}
+    measured: dict[Form, str] = {form: sentence(row) for form, row in found.items() if "accuracy" in row}
+    card = card_text(asked.run, network, places, measured, asked.license)
+    write_atomically(folder / "README.md", card)
+    return folder, card
+
+
+def _show(asked: PushArguments, sizes: dict[str, int], endpoint: str) -> None:
+    seen = "public" if asked.public else "private"
+    say(f"to {endpoint}/{asked.repo} ({seen}, if it is new):")
+    table = Table("file", "MB")
+    for name, size in sizes.items():
+        table.add_row(name, f"{size / 1e6:.3f}")
+    show(table)
+
+
+def _upload(api: Any, asked: PushArguments, folder: Path) -> Any:
+    """One commit: a reader of the repository sees all of it or nothing."""
+    from huggingface_hub import CommitOperationAdd
+
+    with _told(api.endpoint, asked.repo):
+        api.create_repo(asked.repo, private=not asked.public, exist_ok=True)
+        if not asked.public and not api.model_info(asked.repo).private:
+            raise ValueError(
+                f"{asked.repo} is there already and everyone can see it: add --public, or name another --repo"
+            )
+        files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
+        return api.create_commit(
+            asked.repo, files, commit_message=f"Written by uhkd push ({', '.join(asked.forms) or 'weights'})"
+        )
+
+
+@contextlib.contextmanager
+def _told(endpoint: str, repo: str) -> Iterator[None]:
+    """What a hub or the way to it refuses becomes one line of advice."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        with hub_within_reach():
+            yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        why = (error.server_message or str(error)).strip().splitlines() or [f"status {status}"]
+        advice = {
+            401: f"the hub does not know this token: {_LOGIN}",
+            403: f"this token may not write to {repo}: use one with the right to write, or a name of your own",
+            404: f"there is no {repo} for this token: does its owner exist?",
+        }.get(status or 0, "nothing was changed by the last step")
+        raise ValueError(f"{endpoint} refuses {repo} ({shown(why[0])}): {advice}") from error
+    except Exception as error:
+        # the client's own library for HTTP has errors of its own, which are none of the system's
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "requests"):
+            raise
+        raise ValueError(f"{endpoint} cannot be reached: is there a network, and HF_HUB_OFFLINE not set?") from error

@@ -1,0 +1,72 @@
+"""A trained network alone, in forms that other programs open: each written, opened again, and asked the same images."""
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from uhkd.arguments import Form
+from uhkd.export import programs, quantized, weights
+from uhkd.export.deployed import Deployed
+from uhkd.taps import TappedModel
+
+__all__ = ["FORMS", "QUANTIZED", "Answer", "Deployed", "Form", "check", "reopen", "write"]
+
+FORMS: tuple[Form, ...] = get_args(Form)
+QUANTIZED: tuple[Form, ...] = ("int8", "onnx-int8")
+Answer = Callable[[Float[Tensor, "b 3 h w"]], Tensor]
+_NEEDS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),
+    "int8": ("torchao",),
+}
+_EXTRAS = {"onnx": "onnx", "onnx-int8": "onnx", "int8": "int8"}
+
+
+def write(form: Form, network: TappedModel, folder: Path, calibration: Iterable[Tensor] = ()) -> Path:
+    """Write the network into `folder` and return what is to be opened: a file, or the folder itself.
+
+    calibration: batches of images in [0,1] of the network's size, which the quantised forms need.
+
+    Raises:
+        ValueError: as `check`, or a network that torch cannot follow.
+    """
+    check(form, network)
+    folder.mkdir(parents=True, exist_ok=True)
+    network = network.cpu().eval()
+    if form in QUANTIZED:
+        make: Any = quantized.write_int8 if form == "int8" else quantized.write_onnx_int8
+        return make(network, folder, calibration)
+    makers: dict[str, Any] = {"safetensors": weights.write_safetensors, "timm": weights.write_timm}
+    makers |= {"pt2": programs.write_pt2, "onnx": programs.write_onnx}
+    return makers[form](network, folder)
+
+
+def check(form: Form, network: TappedModel) -> None:
+    """See, before anything is written, whether a form can hold a network.
+
+    Raises:
+        ValueError: a network that it cannot hold, or a package that is missing.
+    """
+    if network.probe is not None:
+        raise ValueError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+    if form == "timm" and not network.card.name.startswith("timm/"):
+        raise ValueError(f"{network.card.name} is no architecture of timm: leave timm out of --to")
+    if form in QUANTIZED and network.shapes.logits is None:
+        raise ValueError(
+            f"{network.card.name} has no classes, by whose accuracy {form} is judged: leave {form} out of --to"
+        )
+    for package in _NEEDS.get(form, ()):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{form}: the package {package} is missing: pip install 'uhkd[{_EXTRAS[form]}]'")
+
+
+def reopen(form: Form, path: Path) -> Answer:
+    """What answers images by the file alone, through the library that others would use."""
+    openers: dict[str, Any] = {"safetensors": weights.open_safetensors, "timm": weights.open_timm}
+    openers |= {"pt2": programs.open_pt2, "onnx": programs.open_onnx}
+    openers |= {"int8": quantized.open_int8, "onnx-int8": programs.open_onnx}
+    return openers[form](path)

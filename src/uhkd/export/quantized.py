@@ -1,0 +1,105 @@
+"""Forms of 8-bit integers, calibrated on images: torch's by torchao, and ONNX's by onnxruntime.
+
+Static quantisation: of weights by output channel, of activations by tensor, their ranges seen on the calibration images.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uhkd.export.deployed import followed, program_of
+from uhkd.export.programs import save_onnx, save_program, write_onnx
+from uhkd.taps import TappedModel
+
+
+def write_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]) -> Path:
+    """model.int8.pt2, by torchao's PT2E quantisation: convolutions and linear layers in int8, biases and the rest in float32.
+
+    calibration: batches of images in [0,1] of the network's size.
+
+    Raises:
+        ValueError: as `followed`.
+    """
+    with _quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    config = x86.get_default_x86_inductor_quantization_config()
+    prepared = prepare_pt2e(program_of(network).module(), x86.X86InductorQuantizer().set_global(config))
+    with torch.no_grad():
+        for images in calibration:
+            prepared(images)
+        converted = convert_pt2e(prepared)
+    _drop_unused(converted)
+    program = followed(converted, network.input_size, type(network.module).__name__)
+    return save_program(program, network, folder / "model.int8.pt2")
+
+
+def open_int8(path: Path) -> Any:
+    """What torch opens once torchao brought the operators of quantisation."""
+    with _quiet():
+        import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
+    return torch.export.load(path).module()
+
+
+def write_onnx_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]) -> Path:
+    """model.int8.onnx, by onnxruntime's static quantisation: convolutions and products of matrices in int8.
+
+    Activations are unsigned, which onnxruntime multiplies fastest on x86. calibration: as `write_int8`.
+
+    Raises:
+        ValueError: as `followed`.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> Any:
+            images = next(self.batches, None)
+            return None if images is None else {"image": images.numpy()}
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
+        plain, folded, made = (Path(place, name) for name in ("model.onnx", "folded.onnx", "int8.onnx"))
+        write_onnx(network, Path(place))
+        quant_pre_process(str(plain), str(folded), skip_symbolic_shape=True)
+        quantize_static(
+            str(folded),
+            str(made),
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        )
+        return save_onnx(onnx.load(made), network, folder / "model.int8.onnx")
+
+
+def _drop_unused(module: nn.Module) -> None:
+    """Delete the float weights that the graph no longer reads: they would be saved beside the integers."""
+    graph: Any = module.graph
+    used = {node.target for node in graph.nodes if node.op == "get_attr"}
+    for name in [name for kept in (module.named_parameters(), module.named_buffers()) for name, _ in kept]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(owner), leaf)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of the way in which torchao registers its own types."""
+    logger = logging.getLogger("torch.utils._pytree")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

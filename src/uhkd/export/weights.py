@@ -1,0 +1,73 @@
+"""Forms that are weights and a description, from which a library builds the network again: safetensors and timm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uhkd.models import ModelCard
+from uhkd.runs import RunFolder, write_atomically, write_tensors
+from uhkd.taps import TappedModel
+
+
+def write_safetensors(network: TappedModel, folder: Path) -> Path:
+    """card.json and model.safetensors, the module's own names: what `uhkd.load_run` reads."""
+    RunFolder(folder).write_model(network.card.to_json(), network.module.state_dict())
+    return folder
+
+
+def open_safetensors(path: Path) -> Any:
+    """The network's own answer: it resizes and normalises by itself."""
+    from uhkd.models import load_run
+
+    return load_run(path).plain
+
+
+def write_timm(network: TappedModel, folder: Path) -> Path:
+    """config.json and model.safetensors: `timm.create_model("local-dir:FOLDER")`."""
+    card: ModelCard = network.card
+    name = card.name.removeprefix("timm/")
+    height, width = card.image_size
+    cfg: dict[str, Any] = getattr(network.module, "pretrained_cfg", None) or {}
+    arguments = dict(card.options)
+    if cfg.get("fixed_input_size"):
+        arguments["img_size"] = [height, width]
+    config = {
+        "architecture": name.partition(".")[0],
+        "num_classes": card.num_classes,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, height, width],
+            "fixed_input_size": bool(cfg.get("fixed_input_size")),
+            "interpolation": card.interpolation,
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(card.mean),
+            "std": list(card.std),
+            "num_classes": card.num_classes,
+            "custom_load": False,
+            "first_conv": cfg.get("first_conv"),
+            "classifier": cfg.get("classifier"),
+        },
+    }
+    if card.classes:
+        config["label_names"] = list(card.classes)
+    write_atomically(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    write_tensors(folder / "model.safetensors", network.module.state_dict())
+    return folder
+
+
+def open_timm(path: Path) -> Any:
+    """timm's network, its images normalised by the numbers that timm read."""
+    import timm
+
+    module = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    cfg: Any = module.pretrained_cfg
+    mean, std = (torch.tensor(cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+
+    def answer(image: Tensor) -> Tensor:
+        return module((image - mean) / std)
+
+    return answer
