@@ -42,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
         "workers": 0,
         "options": {"channels": [8, 16, 24, 32]},
     }
-    words |= {"data": "digits", "image_size": 16, "epochs": 3, "optimizer": "adamw", "lr": 0.01}
+    words |= {"data": "digits", "image_size": 16, "epochs": 4, "optimizer": "adamw", "lr": 0.01}
     result = uhkd.finetune(model="uhkd/resnet10", out=tmp_path_factory.mktemp("teacher") / "run", **words)
     assert result.metrics["val_accuracy"] > 0.5
     return str(result.run.path)
@@ -58,6 +58,7 @@ def test_plain_pytorch(teacher: str) -> None:
     assert uhkd.evaluate(run="runs/plain", data="digits", device="cpu")["accuracy"] > 3 * CHANCE
 
 
+@pytest.mark.slow
 def test_lightning(teacher: str) -> None:
     """In bf16; the terms are logged, the checkpoint lacks the teacher, and a training goes on from it."""
     trainer = example("lightning_loop").main(teacher, precision="bf16-mixed", **QUIET)
@@ -78,7 +79,7 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
     from uhkd.integrations.lightning import UHKDLightningModule
 
     loader = DataLoader(TensorDataset(*own_loops.whole()), batch_size=4)
-    words: dict[str, Any] = {**QUIET, "logger": False, "default_root_dir": "."}
+    words: dict[str, Any] = {**QUIET, "logger": False, "enable_checkpointing": False}
 
     def fitted(epochs: int, ckpt_path: str | None = None) -> UHKDLightningModule:
         module = UHKDLightningModule(
@@ -105,41 +106,73 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_timm(teacher: str) -> None:
-    """timm's loop, EMA and checkpoints; the checkpoint's student is timm's own, and a training goes on from it."""
+    """timm's loop with its loaders, EMA and checkpoints; the checkpoint's student is timm's own."""
     import timm
+
+    assert example("timm_loop").main(teacher) > 300 * CHANCE
+    checkpoint = torch.load("last.pth.tar", weights_only=False)
+    for state in ("state_dict", "state_dict_ema"):
+        timm.create_model("test_resnet", num_classes=10).load_state_dict(checkpoint[state])
+
+
+def test_a_timm_task_goes_on_from_a_checkpoint() -> None:
+    """Steps, an EMA and a checkpoint in timm's way: student, average, the method's layers and statistics come back."""
+    import timm
+    from timm.optim import create_optimizer_v2
     from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+    from timm.utils import CheckpointSaver
 
     from uhkd.integrations.timm import UHKDTask
 
-    accuracy = example("timm_loop").main(teacher)
-    assert accuracy > 200 * CHANCE
-    checkpoint = torch.load("last.pth.tar", weights_only=False)
-    plain = timm.create_model("test_resnet", num_classes=10)
-    plain.load_state_dict(checkpoint["state_dict"])
-    plain.load_state_dict(checkpoint["state_dict_ema"])
-    assert checkpoint["task_state"].keys() == {"distillers", "ftm"}
+    def fresh(loader: Any = None) -> tuple[Any, Any, Any]:
+        model = timm.create_model("test_resnet", num_classes=own_loops.CLASSES)
+        task = UHKDTask(model, own_loops.teacher(), loader, image_size=32, verbose=False)
+        return model, task, create_optimizer_v2(task.get_trainable_module(), opt="adamw", lr=1e-3)
 
-    model = timm.create_model("test_resnet", num_classes=10)
-    task = UHKDTask(model, teacher, image_size=32, verbose=False)
-    task.setup_ema(decay=0.9)
-    assert task.distillation.needs_calibration
-    assert resume_task_checkpoint(task, "last.pth.tar", log_info=False) == 2
-    load_task_ema_checkpoint(task, "last.pth.tar")
-    assert not task.distillation.needs_calibration
-    for name, tensor in task.get_eval_model(ema=True).state_dict().items():
-        assert torch.equal(tensor, checkpoint["state_dict_ema"][name]), name
-    assert task.get_eval_model() is model
-    x = torch.randn(4, 3, 32, 32)
-    result = task.train()(x, torch.arange(4))
-    assert {"loss", "ce", "uhkd.features"} <= result.keys()
-    assert result["loss"].requires_grad and not result["ce"].requires_grad
+    model = timm.create_model("test_resnet")
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    images, labels = own_loops.whole()
+    images = (images.repeat_interleave(2, 2).repeat_interleave(2, 3) - mean) / std  # as timm's loader gives them
+    model, task, optimizer = fresh([(images, labels)])
+    task.setup_ema(decay=0.5)
+    task.get_trainable_module().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for step in range(3):
+        result = task(images, labels)
+        assert {"loss", "ce", "uhkd.features"} <= result.keys()
+        assert result["loss"].requires_grad
+        assert not result["ce"].requires_grad
+        result["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        task.update_ema(step=step + 1)
+    CheckpointSaver(task.get_trainable_module(), optimizer, checkpoint_dir=".", task=task).save_checkpoint(
+        0, metric=1.0
+    )
+    checkpoint = torch.load("last.pth.tar", weights_only=False)
+    assert checkpoint["state_dict"].keys() == before.keys()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in checkpoint["state_dict"].items())
+    assert checkpoint["task_state"].keys() == {"distillers", "ftm"}
     # the student sees what timm's loader gives, as it does alone
-    torch.testing.assert_close(task.eval().distillation.scores(x), model(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(task.eval().distillation.scores(images), model(images), rtol=1e-4, atol=1e-4)
+
+    model, resumed, optimizer = fresh()
+    resumed.setup_ema(decay=0.5)
+    assert resumed.distillation.needs_calibration
+    assert resume_task_checkpoint(resumed, "last.pth.tar", optimizer, log_info=False) == 1
+    load_task_ema_checkpoint(resumed, "last.pth.tar")
+    assert not resumed.distillation.needs_calibration
+    assert resumed.get_eval_model() is model
+    for ema in (False, True):
+        found, wanted = (t.get_eval_model(ema=ema).state_dict() for t in (resumed, task))
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert torch.equal(resumed.eval()(images, labels)["loss"], task.eval()(images, labels)["loss"])
     head = {id(model.fc.weight), id(model.fc.bias)}
-    clipped = {id(p) for p in task.get_clip_parameters(exclude_head=True)}
+    clipped = {id(p) for p in resumed.get_clip_parameters(exclude_head=True)}
     assert not head & clipped
-    assert {id(p) for p in task.get_clip_parameters()} - clipped == head
+    assert {id(p) for p in resumed.get_clip_parameters()} - clipped == head
 
 
 def test_a_timm_loop_cannot_say_which_image_is_which() -> None:

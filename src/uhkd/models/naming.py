@@ -40,9 +40,15 @@ def _listing() -> dict[str, tuple[str, ...]]:
 
 def model_names(pattern: str = "*") -> list[str]:
     """Names that `create` knows and that match a shell pattern, with or without the library in front."""
-    names = [f"{library}/{name}" for library, known in _listing().items() for name in known]
-    names += [PREFIX + name for name in families()]
+    names = _listed()
+    library, slash, _ = pattern.partition("/")
+    if not slash or fnmatch.fnmatch("transformers", library):  # else its import, of seconds, is saved
+        names += [PREFIX + name for name in families()]
     return [name for name in names if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.split("/")[1], pattern)]
+
+
+def _listed() -> list[str]:
+    return [f"{library}/{name}" for library, known in _listing().items() for name in known]
 
 
 def parse(name: str) -> Reference:
@@ -108,7 +114,7 @@ def _is_timm(name: str) -> bool:
 
 def _unknown(name: str) -> str:
     wanted = name.lower()
-    everything = model_names()
+    everything = _listed()
     bare = {full.split("/")[1]: full for full in reversed(everything)}
     near = difflib.get_close_matches(wanted, everything, n=3, cutoff=0.6)
     near += [bare[short] for short in difflib.get_close_matches(wanted.split("/")[-1], list(bare), n=4, cutoff=0.6)]
