@@ -1,7 +1,7 @@
 """A backbone distilled without labels, in a detector and in a segmenter of torchvision: plain weights, loaded by name.
 
     uhkd distill --teacher timm/vit_small_patch14_reg4_dinov2.lvd142m --teacher-options img_size=224 \
-        --student torchvision/resnet18 --data path/to/images --unlabelled --method uhkd+rsd --out runs/backbone
+        --student torchvision/resnet18 --data path/to/images --unlabelled --method uhkd+rkd --out runs/backbone
     python examples/backbone_elsewhere.py runs/backbone
 """
 
