@@ -178,12 +178,14 @@ def test_no_images(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "train"])
-def test_images_without_class_folders(tmp_path, below):
+def test_images_without_class_folders_have_no_labels(tmp_path, below):
     (tmp_path / below).mkdir(exist_ok=True)
     for i in range(3):
         Image.new("RGB", (4, 4)).save(tmp_path / below / f"{i}.png")
+    data = open_data(tmp_path)
+    assert (data.classes, data.train.labels, len(data.train) + len(data.val)) == ((), None, 3)
     with pytest.raises(ValueError, match="holds 3 images but no class folders: expected one folder for each class"):
-        open_data(tmp_path)
+        open_data(tmp_path, class_names=("ant", "bee"))
 
 
 def test_empty_class_folder_is_named(tmp_path):

@@ -255,6 +255,6 @@ class DistillRecipe(TrainRecipe, TeacherWords):
         if self.teacher is None and not self.teachers and self.teacher_cache is None and self.method != "scratch":
             return [
                 "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
-                "or teacher_cache, its stored signals)"
+                "or teachers, several; or teacher_cache, its stored signals)"
             ]
         return []

@@ -13,6 +13,7 @@ from references.errors import (
     recipes,
     runs,
     shards,
+    teachers,
     watching,
 )
 from references.errors.case import Case
@@ -25,6 +26,7 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Recipes": recipes.CASES,
     "The command line": flags.CASES,
     "Networks and weights": models.CASES,
+    "Teachers of your own": teachers.CASES,
     "Run folders and checkpoints": runs.CASES,
     "Stored signals": caches.CASES,
     "Comparisons": comparisons.CASES,

@@ -169,8 +169,8 @@ CASES = (
     Case(
         "training on labels that are not there",
         lambda: train(Own(PICTURE, 40)),
-        "data Own has no labels, and finetune learns from them alone; expected (image, label) pairs, or distil "
-        "a teacher by a method that needs none",
+        "data Own has no labels, and finetune learns from them alone; expected class folders or (image, label) pairs, or "
+        "distil a teacher, which needs none",
     ),
     Case(
         "a data set with random transforms",

@@ -67,7 +67,7 @@ CASES = (
         "  - --weights: expected KEY=VALUE, found 'kl'\n"
         "  - epochs: expected a whole number, found 'x'\n"
         "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
-        "teacher_cache, its stored signals)",
+        "teachers, several; or teacher_cache, its stored signals)",
     ),
     Case(
         "a pattern that matches no network",

@@ -64,7 +64,8 @@ CASES = (
     Case(
         "images without class folders",
         f"{FINETUNE} --data images/ant",
-        "images/ant holds 8 images but no class folders: expected one folder for each class, ant/<class>/<image>",
+        "data ant has no labels, and finetune learns from them alone; expected class folders or (image, label) pairs, or "
+        "distil a teacher, which needs none",
         make=lambda: pictures("images"),
     ),
     Case(
@@ -76,7 +77,7 @@ CASES = (
     Case(
         "only one class",
         TRAIN,
-        "images has only one class with training images (ant): expected two or more",
+        "images has only one class with training images (ant): expected two or more (images without classes: --unlabelled)",
         make=lambda: pictures("images", ("ant",)),
     ),
     Case(

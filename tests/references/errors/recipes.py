@@ -196,7 +196,7 @@ CASES = (
         DISTILL,
         "student: uhkd/vit_micro\ndata: digits\n",
         "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
-        "teacher_cache, its stored signals)",
+        "teachers, several; or teacher_cache, its stored signals)",
     ),
     wrong(
         "views of no cache",

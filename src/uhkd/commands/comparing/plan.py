@@ -137,7 +137,7 @@ def _beyond(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> li
             )
         elif words.get("unlabelled") and recipe.part == "test":
             problems.append(
-                f"pairs: {pair} learns without labels: its probe is measured on the held-out part; leave out --part test"
+                f"pairs: {pair} learns without labels and is probed on the held-out part; leave out --part test"
             )
     return problems
 

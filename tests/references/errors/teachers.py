@@ -1,0 +1,75 @@
+"""Teachers without head or labels, and several at once."""
+
+from references.errors.case import Case
+from references.errors.shelf import DIGITS, DISTILL, pictures
+
+HEADLESS = "--teacher teacher --teacher-options num_classes=0"
+FLAT = {"has": ("teacher",), "make": lambda: pictures(".", ("flat",))}
+OTHERS = "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
+
+CASES = (
+    Case(
+        "class scores of a teacher that has none, without labels",
+        f"{DISTILL} {HEADLESS} --data flat --method kd",
+        f"kd imitates class scores, and this teacher has none; choose {OTHERS}",
+        **FLAT,
+    ),
+    Case(
+        "a method that needs labels, without any",
+        f"{DISTILL} --teacher teacher --data flat --method dkd",
+        f"dkd treats the labelled class apart, and these images have no labels; choose kd, {OTHERS}",
+        **FLAT,
+    ),
+    Case(
+        "scratch without labels",
+        f"{DISTILL} --data flat --method scratch",
+        f"scratch learns from labels alone, and these images have none; choose {OTHERS}",
+        **FLAT,
+    ),
+    Case(
+        "a linear probe without labels",
+        f"{DISTILL} {HEADLESS} --data flat --teacher-head probe",
+        "teacher_head=probe trains a head on labels, and these images have none; leave it out",
+        **FLAT,
+    ),
+    Case(
+        "judging images without labels",
+        f"{DISTILL} {HEADLESS} --data flat --probe-data flat",
+        "probe_data flat has no labels to judge by: expected class folders, or another labelled set",
+        **FLAT,
+    ),
+    Case(
+        "judging images beside labels",
+        f"{DISTILL} {DIGITS} --teacher teacher --probe-data digits",
+        "probe_data judges a training without labels, and data digits has labels: leave out --probe-data, or leave the labels "
+        "aside by --unlabelled",
+        **FLAT,
+    ),
+    Case(
+        "a probe fitted on images without labels",
+        "eval run --data flat --probe knn",
+        "data flat has no labels to fit a probe on; name labelled images with --data",
+        has=("run",),
+        make=lambda: pictures(".", ("flat",)),
+    ),
+    Case(
+        "a teacher and several",
+        f"{DISTILL} {DIGITS} --teacher teacher --teachers '{{teacher: teacher}}'",
+        "teachers: stands in place of teacher, and both are given; leave one out",
+    ),
+    Case(
+        "several teachers and stored signals",
+        f"{DISTILL} {DIGITS} --teacher a b --teacher-cache cache",
+        "teacher_cache: holds the signals of one teacher, and several are given; leave it out",
+    ),
+    Case(
+        "layers of several teachers at once",
+        f"{DISTILL} {DIGITS} --teacher a b --teacher-levels layer1",
+        "teacher_levels: names layers of one teacher, and several are given; say levels of each in teachers",
+    ),
+    Case(
+        "a misspelt word on one of several teachers",
+        f"{DISTILL} {DIGITS} --teachers '{{teacher: a, metod: kd}}'",
+        "teachers.0.metod: unknown key; did you mean 'method'?",
+    ),
+)
