@@ -29,7 +29,7 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
+    return flags.is_file() and any(word in flags.read_text(encoding="utf-8") for word in ("avx512_bf16", "amx_bf16"))
 
 
 def choose_device(recipe: MachineWords) -> tuple[str, str]:
