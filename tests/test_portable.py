@@ -1,11 +1,13 @@
 """What would not work on Windows or macOS: found by reading the source, as this machine has neither."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from uhkd.data.descriptors import Descriptors
 from uhkd.recipe import recipe_names
 from uhkd.stored.shards import Shard
 
@@ -15,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # modules and attributes that Windows lacks (some also macOS)
 MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "curses", "readline", "syslog", "crypt"}
 ATTRIBUTES = {
-    "os": [
+    "os": {
         "fork",
         "forkpty",
         "getuid",
@@ -40,8 +42,8 @@ ATTRIBUTES = {
         "O_DIRECTORY",
         "O_NOFOLLOW",
         "O_CLOEXEC",
-    ],
-    "signal": [
+    },
+    "signal": {
         "SIGUSR1",
         "SIGUSR2",
         "SIGKILL",
@@ -53,8 +55,8 @@ ATTRIBUTES = {
         "setitimer",
         "alarm",
         "sigwait",
-    ],
-    "time": ["tzset"],
+    },
+    "time": {"tzset"},
 }
 GUARDS = re.compile(r"hasattr\(|getattr\(|os\.name|sys\.platform|except (\(?[\w., ]*)?(ImportError|AttributeError)")
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
@@ -153,3 +155,21 @@ def test_run_folders_by_time_have_names_allowed_everywhere(monkeypatch: pytest.M
         build(DistillRecipe, {"teacher": "t", "student": "s", "data": "d", "method": "uhkd+dkd"}), "uhkd+dkd"
     )
     assert re.fullmatch(r"uhkd\+dkd-\d{8}-\d{6}", made.path.name)
+
+
+def test_files_are_read_by_position_where_the_system_has_no_call_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    (tmp_path / "b").write_bytes(bytes(range(100, 200)))
+    monkeypatch.delattr(os, "preadv")
+    read = Descriptors(most=1)
+    for name, offset, wanted in (
+        ("a", 10, range(10, 14)),
+        ("b", 98, range(198, 200)),
+        ("a", 0, range(4)),
+        ("a", 200, ()),
+    ):
+        buffer = bytearray(4)
+        assert read.read_into(buffer, tmp_path / name, offset) == len(wanted)
+        assert bytes(buffer[: len(wanted)]) == bytes(wanted)

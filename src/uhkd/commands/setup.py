@@ -17,7 +17,7 @@ from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
-from uhkd.telling import say
+from uhkd.telling import say, verbose
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
@@ -93,6 +93,8 @@ def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fab
     end_with_launcher()
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    if not verbose():  # each process would say that it joins
+        logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
         devices=here,
