@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check docs docs-serve bench soak gpu-queue format clean
+.PHONY: help install demo test test-slow check docs docs-serve dist bench soak gpu-queue format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ soak: $(STAMP) ## kills, faults and resumed runs for MINUTES (60), what was lost
 gpu-queue: $(if $(PYTHON_HERE),,$(STAMP)) ## the report and the large comparison in pieces of MINUTES (9) on a GPU: DATA is CIFAR-100, STATE what is carried on
 	PYTHONPATH=$(CURDIR)/src $(or $(PYTHON_HERE),$(BIN)/python) benchmarks/gpu_queue.py --minutes $(or $(MINUTES),9) \
 		--data $(or $(DATA),cifar100) --state $(or $(STATE),runs/gpu-state)
+
+dist: $(STAMP) ## wheel and source distribution in dist/, built offline with what .venv has
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation
 
 format: $(STAMP) ## put the code into shape
 	$(BIN)/ruff check --fix .

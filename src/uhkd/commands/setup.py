@@ -17,7 +17,7 @@ from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
-from uhkd.telling import say
+from uhkd.telling import say, verbose
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
@@ -29,7 +29,7 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16"))
+    return flags.is_file() and any(word in flags.read_text(encoding="utf-8") for word in ("avx512_bf16", "amx_bf16"))
 
 
 def choose_device(recipe: MachineWords) -> tuple[str, str]:
@@ -93,6 +93,8 @@ def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fab
     end_with_launcher()
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    if not verbose():  # each process would say that it joins
+        logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
         devices=here,

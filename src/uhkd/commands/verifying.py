@@ -42,7 +42,7 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
             except DamagedShard as error:
                 bad.append(error)
                 say(f"  {str(error).split('; make')[0]}")
-    (say if bad else put)(
+    (say if bad or asked.sample else put)(
         f"{checked:,} records read, each is what was written"
         if not bad
         else f"shards that are damaged or missing: {len(bad)}"

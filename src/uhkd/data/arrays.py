@@ -133,7 +133,7 @@ def memory_of_machine() -> int | None:
     except (AttributeError, OSError, ValueError):
         return None
     with suppress(OSError, ValueError):  # "max" where there is no bound
-        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return there
 
 

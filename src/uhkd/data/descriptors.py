@@ -51,13 +51,20 @@ class Descriptors:
         if self._process != os.getpid():
             self._reset()
         with self._lock:  # else another thread might close what is about to be read
-            return os.preadv(self._of(path), [buffer], offset)
+            descriptor = self._of(path)
+            if hasattr(os, "preadv"):
+                return os.preadv(descriptor, [buffer], offset)
+            os.lseek(
+                descriptor, offset, os.SEEK_SET
+            )  # Windows: read where it stands, which under the lock nobody moves
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.readinto(buffer) or 0
 
     def _of(self, path: Path) -> int:
         found = self._open.get(path)
         if found is None:
             if len(self._open) >= (self._most or _OPEN):
                 os.close(self._open.popitem(last=False)[1])
-            found = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._open.move_to_end(path)
         return found

@@ -133,7 +133,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, An
     Raises:
         ValueError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
     """
-    lines = (folder / SUMS).read_text().splitlines()
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
     for name, found in content.items():

@@ -53,7 +53,7 @@ def held(folder: Path) -> Iterator[None]:
 def _noted(folder: Path) -> dict[str, object]:
     """Who took the lock last; empty in the moment before it is written."""
     try:
-        noted = json.loads((folder / OWNER).read_text())
+        noted = json.loads((folder / OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

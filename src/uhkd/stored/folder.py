@@ -229,7 +229,7 @@ def _read(folder: Path) -> Manifest:
     if not file.is_file():
         raise ValueError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
     try:
-        said = json.loads(file.read_text())
+        said = json.loads(file.read_text(encoding="utf-8"))
         form = said["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error

@@ -35,7 +35,7 @@ CASES = (
         "finetune -c run --out run --resume --lr 0.1",
         "cannot resume run with another recipe: lr was …, now 0.1; to train on by other words begin a new run from its weights: "
         "--out NEW --start run",
-        has=("run",),
+        has=("run", "images"),
     ),
     Case(
         "a folder of something else",

@@ -109,6 +109,6 @@ def _hardware(machine: Mapping[str, Any]) -> str:
     if machine["gpu"]:
         return machine["gpu"]
     told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or machine["machine"])

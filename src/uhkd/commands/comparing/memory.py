@@ -62,5 +62,5 @@ def _resident_peak() -> int | None:
     """Bytes, or None where the system does not say. Not ru_maxrss: a new program inherits that from the one that started it."""
     if not _STATUS.is_file():
         return None
-    found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+    found = [line.split()[1] for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
     return 1024 * int(found[0]) if found else None

@@ -58,12 +58,12 @@ class Board:
     def failure(self, name: str) -> str | None:
         """Why a task failed."""
         file = self._file("failed", name)
-        return file.read_text().strip() if file.is_file() else None
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
     def accuracy(self, task: Task) -> float:
         """Of a finished task: on the test part where that is wanted, else on the held-out part, after the last epoch."""
         if task.measured:
-            return json.loads(self._test(task.name).read_text())["accuracy"]
+            return json.loads(self._test(task.name).read_text(encoding="utf-8"))["accuracy"]
         metrics = self.run(task.name).read_result()["metrics"]
         if "val_accuracy" not in metrics:
             raise ValueError(f"{task.name} learned without labels and has no accuracy; say probe_data in its recipe")
@@ -86,7 +86,7 @@ class Board:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(now, indent=1) + "\n")
                 continue
-            before = json.loads(file.read_text())
+            before = json.loads(file.read_text(encoding="utf-8"))
             if any(before[key] != now[key] for key in ("words", "choices")):
                 problems.append(f"{task.name}: {_difference(before, now)}")
             elif task.measured and not before["measured"]:  # the same training, wanted on the test part too
@@ -142,14 +142,14 @@ class Board:
             scores = {name: self.run(name).read_result()["metrics"]["val_accuracy"] for name in tried}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(max(scores, key=lambda name: scores[name])) + "\n")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def held_by(self, process: int) -> list[str]:
         """Tasks that a process of this machine worked on and did not finish."""
         return [
             str(file.relative_to(self.out / "locks").with_suffix(""))
             for file in (self.out / "locks").rglob("*.pid")
-            if file.read_text() == _worker_name(process)
+            if file.read_text(encoding="utf-8") == _worker_name(process)
         ]
 
     def execute(self, task: Task, served: Sequence[Task] = ()) -> None:
@@ -265,7 +265,7 @@ def workers_of(plan: Plan, out: Path, jobs: int) -> Iterator[Callable[[], subpro
 
 def main() -> None:
     """A worker's process: its order is the file named on its command line."""
-    order = json.loads(Path(sys.argv[1]).read_text())
+    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.argv = order["command"]  # what runs note as their command
     end_with_parent()
     torch.set_num_threads(min(order["threads"], torch.get_num_threads()))  # fewer where the environment asks for that

@@ -140,7 +140,7 @@ def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, M
 def stored_in(out: Path) -> dict[str, dict[str, Any]]:
     """What is known of a comparison's caches by name, also of those that were deleted: bytes, seconds (None: in parts)."""
     file = out / "caches.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _may_use(run: RunFolder, cache: Path) -> bool:

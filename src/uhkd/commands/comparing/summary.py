@@ -138,7 +138,7 @@ def _on_test(board: Board, folder: RunFolder, data: str | None) -> float | None:
     from uhkd.commands.judging import measure
 
     kept = board.out / "teachers-on-test.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
     if key not in known:
         try:

@@ -99,7 +99,7 @@ def memory() -> Finding:
     """Main memory, and how much of it is free."""
     info = Path("/proc/meminfo")
     if info.is_file():
-        lines = dict(re.findall(r"(\w+):\s+(\d+) kB", info.read_text()))
+        lines = dict(re.findall(r"(\w+):\s+(\d+) kB", info.read_text(encoding="utf-8")))
         return judge_memory(1024 * int(lines["MemTotal"]), 1024 * int(lines["MemAvailable"]))
     if hasattr(os, "sysconf"):  # macOS
         return judge_memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None)
