@@ -60,7 +60,8 @@ class GradientProbe:
         """As many as one pass of a step takes, at most; over all processes the same images that one would have."""
         fair = max(2, -(-PROBE_IMAGES // self.fabric.world_size))
         count = min(fair, len(batch.index) // self.accumulate)
-        own = Batch(*(None if field is None else field[:count] for field in batch)).to(self.fabric.device)
+        fields = {name: field[:count] for name, field in batch._asdict().items() if field is not None}
+        own = batch._replace(**fields).to(self.fabric.device)
         return own._replace(image=own.image.contiguous(memory_format=torch.channels_last))
 
     def _norms(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, float]:
