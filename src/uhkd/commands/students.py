@@ -50,6 +50,19 @@ def first_network(
     return network
 
 
+def check_labels(data: Data) -> None:
+    """See that there is something to finetune on.
+
+    Raises:
+        ValueError: for images without labels.
+    """
+    if not data.classes:
+        raise ValueError(
+            f"data {data.name} has no labels, and finetune learns from them alone; expected class folders or (image, label) "
+            "pairs, or distil a teacher, which needs none"
+        )
+
+
 def freeze_unreached(network: TappedModel, needs: frozenset[str]) -> int:
     """Take parameters on which none of the signals depend out of the training; returns how many numbers they hold.
 

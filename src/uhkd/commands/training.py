@@ -26,7 +26,7 @@ from uhkd.commands.setup import (
     tell_machine,
 )
 from uhkd.commands.stored import follow, tell_other_views
-from uhkd.commands.students import finished_network, first_network, freeze_unreached
+from uhkd.commands.students import check_labels, finished_network, first_network, freeze_unreached
 from uhkd.commands.teaching import restore_ftm, save_probe, seal
 from uhkd.commands.unlabelled import agreement, described, open_judge, tell_unreached
 from uhkd.commands.voices import Call, distillers_of, facts_of_voices, hear, student_classes
@@ -67,11 +67,7 @@ def finetune(recipe: FinetuneRecipe, *, model: nn.Module | None = None, data: An
     recipe, opened, fabric, folder = _begin(recipe, "finetune", data)
     if recipe.resume and folder.result.is_file():
         return _finished(folder, model, fabric)
-    if not opened.classes:
-        raise ValueError(
-            f"data {opened.name} has no labels, and finetune learns from them alone; expected class folders or (image, label) "
-            "pairs, or distil a teacher, which needs none"
-        )
+    check_labels(opened)
     network = first_network(
         model, recipe.model, recipe.start, recipe.options, recipe.levels, recipe, opened, len(opened.classes)
     ).to(fabric.device)

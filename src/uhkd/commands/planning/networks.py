@@ -3,15 +3,14 @@
 import torch
 
 from uhkd.data import Data
-from uhkd.models import create
+from uhkd.models import brings_weights, create
 from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe
-from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import say
 
 
-def student_of(recipe: TrainRecipe, data: Data) -> TappedModel:
-    """The network that would be trained, with random weights in place of pretrained ones."""
+def student_of(recipe: TrainRecipe, data: Data, classes: int) -> TappedModel:
+    """The network that would be trained, with a head for `classes` (0: none), random weights in place of pretrained ones."""
     if isinstance(recipe, DistillRecipe):
         name, start, options, levels = (
             recipe.student,
@@ -24,7 +23,7 @@ def student_of(recipe: TrainRecipe, data: Data) -> TappedModel:
         name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
     network = create(
         name,
-        num_classes=len(data.classes),
+        num_classes=classes,
         start=_unfetched(name, start),
         image_size=recipe.image_size,
         options=options,
@@ -36,9 +35,8 @@ def student_of(recipe: TrainRecipe, data: Data) -> TappedModel:
 
 
 def teacher_of(recipe: DistillRecipe | CacheRecipe, data: Data) -> TappedModel:
-    assert recipe.teacher is not None
-    own = RunFolder(recipe.teacher).exists() or "local-dir:" in recipe.teacher
-    start = recipe.teacher_start or ("random" if own else "pretrained")
+    assert isinstance(recipe.teacher, str)
+    start = recipe.teacher_start or ("random" if brings_weights(recipe.teacher) else "pretrained")
     teacher = create(
         recipe.teacher,
         num_classes=None,
@@ -47,6 +45,8 @@ def teacher_of(recipe: DistillRecipe | CacheRecipe, data: Data) -> TappedModel:
         levels=recipe.teacher_levels or 4,
     )
     classes, wanted = teacher.shapes.logits, len(data.classes)
+    if not wanted:  # without labels it is heard as it is
+        return teacher
     if classes != wanted and recipe.teacher_head == "keep":
         raise ValueError(
             f"the teacher's head does not fit: it has {classes or 'no'} classes, the data {wanted}; use "

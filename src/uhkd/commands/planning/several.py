@@ -91,6 +91,6 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         options = recipe.student_options if isinstance(recipe, DistillRecipe) else recipe.options
         network = str([named, options, recipe.image_size, len(data.classes)])
         if network not in built:
-            built[network] = parameters_of(student_of(recipe, data))
+            built[network] = parameters_of(student_of(recipe, data, len(data.classes)))
         most += 4 * built[network] + BESIDE  # a finished run keeps no checkpoint
     return {"steps": steps, "data": [described_data(data) for data in opened.values()], "disk": disk(out, most)}

@@ -18,11 +18,14 @@ from uhkd.commands.setup import (
 )
 from uhkd.commands.stored import follow, open_stored
 from uhkd.commands.storing import layout_of, room
-from uhkd.data import steps_per_epoch
-from uhkd.methods import build, check
+from uhkd.commands.students import check_labels
+from uhkd.commands.unlabelled import weights_without_labels
+from uhkd.commands.voices import Voice, distillers_of, student_classes
+from uhkd.data import Data, steps_per_epoch
+from uhkd.methods import check
 from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.stored import Shards, Stored
-from uhkd.taps import Shapes, TappedModel
+from uhkd.taps import TappedModel
 
 _COPIES = {"adamw": 2, "lamb": 2, "sgd": 1}  # numbers that an optimizer keeps beside each weight
 BESIDE = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run
@@ -36,8 +39,8 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
             known only after it has seen the validation images.
     """
     distilling = isinstance(recipe, DistillRecipe)
-    if distilling:
-        check(recipe.method, recipe.settings, recipe.weights)
+    for one, _ in recipe.taught() if isinstance(recipe, DistillRecipe) else ():
+        check(one.method, one.settings, one.weights)
     device, precision = choose_device(recipe)
     folder = run_folder(recipe, recipe.method if distilling else "finetune")
     if not (recipe.resume and folder.started()):
@@ -49,18 +52,19 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     recipe = fit_batch(recipe, data).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True)
-    student = student_of(recipe, data)
+    voices = _voices(recipe, data) if isinstance(recipe, DistillRecipe) else []
+    if not distilling:
+        check_labels(data)
+    classes = student_classes(data, voices)[0] if distilling else len(data.classes)
+    student = student_of(recipe, data, classes)
     own: dict[str, Any] = {"student" if distilling else "model": described(student)}
     extra, networks = 0, [student]
-    if isinstance(recipe, DistillRecipe) and recipe.method != "scratch":
-        teacher = open_stored(recipe, data) if recipe.teacher_cache else teacher_of(recipe, data)
-        taught = teacher.manifest.shapes if isinstance(teacher, Stored) else teacher.shapes
-        shapes = Shapes(student.shapes, taught, len(data.classes), len(data.train))
-        distillers = build(recipe.method, shapes, recipe.settings, recipe.weights)
-        extra = sum(p.numel() for p in distillers.parameters())
-        own["teacher"] = teacher.as_json() if isinstance(teacher, Stored) else described(teacher)
-        own["method"] = {"name": recipe.method, "extra_parameters": extra}
-        networks += [teacher] if isinstance(teacher, TappedModel) else []
+    if heard := [voice for voice in voices if voice.source is not None]:
+        extra = sum(p.numel() for p in distillers_of(voices, student, classes, data).parameters())
+        taught = [v.source.as_json() if isinstance(v.source, Stored) else described(v.source) for v in heard]
+        own |= {"teacher": taught[0]} if len(heard) == 1 else {"teachers": taught}
+        own["method"] = {"name": " and ".join(dict.fromkeys(v.recipe.method for v in heard)), "extra_parameters": extra}
+        networks += [voice.source for voice in heard if isinstance(voice.source, TappedModel)]
     augmentation = choose_augmentation(recipe, data, networks)
     tell_augmentation(augmentation)
     steps = steps_per_epoch(len(data.train), recipe.batch_size)
@@ -80,6 +84,20 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
     }
     return shown_plan("resume" if recipe.resume and folder.started() else "train", settled)
+
+
+def _voices(recipe: DistillRecipe, data: Data) -> list[Voice]:
+    """The recipe's teachers as its student would hear them, with random weights in place of pretrained ones."""
+    voices = []
+    for one, share in recipe.taught():
+        source = None
+        if one.teacher_cache is not None:
+            source = open_stored(one, data)
+        elif one.method != "scratch":
+            source = teacher_of(one, data)
+        weights = one.weights if data.classes else weights_without_labels(one, source)
+        voices.append(Voice(one, source, weights, share, {}))
+    return voices
 
 
 def plan_cache(asked: CacheRecipe) -> dict[str, Any]:
