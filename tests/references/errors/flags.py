@@ -8,7 +8,7 @@ CASES = (
         "a verb that there is not",
         "xyz",
         "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
-        " eval, predict, export, index, doctor",
+        " eval, predict, report, export, index, doctor",
     ),
     Case(
         "an option before the verb",
