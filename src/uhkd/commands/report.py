@@ -29,7 +29,7 @@ def report(arguments: ReportArguments | None = None, **words: Any) -> dict[str, 
     """
     if arguments is None:
         given = words.get("runs", ())
-        words["runs"] = tuple(os.fspath(run) for run in ([given] if isinstance(given, str | os.PathLike) else given))
+        words["runs"] = tuple(os.fspath(path) for path in ([given] if isinstance(given, str | os.PathLike) else given))
         arguments = build(ReportArguments, words)
     asked = arguments
     runs, notes = read_runs(asked.runs)

@@ -8,13 +8,13 @@ CASES = (
         "a verb that there is not",
         "xyz",
         "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
-        " eval, predict, export, index, doctor, completion",
+        " watch, eval, predict, report, export, push, index, doctor, completion",
     ),
     Case(
         "an option before the verb",
         "--seed 3",
         "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
-        "compare, eval, predict, export, index, doctor, completion",
+        "compare, watch, eval, predict, report, export, push, index, doctor, completion",
     ),
     Case(
         "quiet and verbose together",
@@ -24,7 +24,7 @@ CASES = (
     Case(
         "a dry run of what needs none",
         "eval run --dry-run",
-        "unknown option --dry-run; these verbs have it: demo, finetune, distill, cache, compare, export",
+        "unknown option --dry-run; these verbs have it: demo, finetune, distill, cache, compare, export, push",
     ),
     Case(
         "a shell that is not known",

@@ -59,12 +59,13 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     student = student_of(recipe, data, classes)
     own: dict[str, Any] = {"student" if distilling else "model": described(student)}
     extra, networks = 0, [student]
-    if heard := [voice for voice in voices if voice.source is not None]:
+    if heard := [voice.source for voice in voices if voice.source is not None]:
         extra = sum(p.numel() for p in distillers_of(voices, student, classes, data).parameters())
-        taught = [v.source.as_json() if isinstance(v.source, Stored) else described(v.source) for v in heard]
+        taught = [source.as_json() if isinstance(source, Stored) else described(source) for source in heard]
         own |= {"teacher": taught[0]} if len(heard) == 1 else {"teachers": taught}
-        own["method"] = {"name": " and ".join(dict.fromkeys(v.recipe.method for v in heard)), "extra_parameters": extra}
-        networks += [voice.source for voice in heard if isinstance(voice.source, TappedModel)]
+        methods = dict.fromkeys(voice.recipe.method for voice in voices)
+        own["method"] = {"name": " and ".join(methods), "extra_parameters": extra}
+        networks += [source for source in heard if isinstance(source, TappedModel)]
     augmentation = choose_augmentation(recipe, data, networks)
     tell_augmentation(augmentation)
     steps = steps_per_epoch(len(data.train), recipe.batch_size)
