@@ -387,7 +387,7 @@ def test_the_command_line_takes_several_teachers_and_probes(
     said = capsys.readouterr().err
     assert "teacher 2 of 2" in said and "k-NN" in said and "untrained" in said
     assert main(["eval", str(images / "cli"), "--probe", "linear"]) == 0
-    assert "linear probe" in capsys.readouterr().out.replace("\n", " ")
+    assert "linear probe" in " ".join(capsys.readouterr().out.split())
     assert main(["compare", "--pairs", str(images / "cli"), "--out", str(images / "compared")]) == 2
     assert "has several teachers, and a comparison's pair has one" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ CASES = (
         f"{FINETUNE} --data images/ant",
         "data ant has no labels, and finetune learns from them alone; expected class folders or (image, label) pairs, or "
         "distil a teacher, which needs none",
-        make=lambda: pictures("images"),
+        make=lambda: pictures("images", count=20),
     ),
     Case(
         "a class folder without images",

@@ -4,7 +4,7 @@ from references.errors.case import Case
 from references.errors.shelf import DIGITS, DISTILL, pictures
 
 HEADLESS = "--teacher teacher --teacher-options num_classes=0"
-FLAT = {"has": ("teacher",), "make": lambda: pictures(".", ("flat",))}
+FLAT = {"has": ("teacher",), "make": lambda: pictures(".", ("flat",), 20)}
 OTHERS = "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
 
 CASES = (
@@ -50,7 +50,7 @@ CASES = (
         "eval run --data flat --probe knn",
         "data flat has no labels to fit a probe on; name labelled images with --data",
         has=("run",),
-        make=lambda: pictures(".", ("flat",)),
+        make=lambda: pictures(".", ("flat",), 20),
     ),
     Case(
         "a teacher and several",
