@@ -8,6 +8,7 @@ from references.pages import commands
 from uhkd.__main__ import VERBS
 from uhkd.cli import SCHEMAS, parse, read_flags
 from uhkd.recipe import RecipeError
+from uhkd.telling import manner_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,6 +18,7 @@ READERS_OWN = ("required but not given", "no recipe ")  # complaints about what 
 
 def complaints(words, whole):
     """What uhkd would say about a command line, but for files that only the reader has."""
+    _, words = manner_of(list(words))
     verb, *rest = words or ("VERB",)
     if verb in ("-h", "--help", "--version", "VERB", "help"):
         return []

@@ -92,6 +92,17 @@ def test_weights_can_be_read_by_whoever_may_read_the_other_files(tmp_path: Path)
     assert len(modes) == 1
 
 
+def test_a_run_of_an_older_version_goes_on_where_new_words_say_what_it_did(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin({k: v for k, v in RECIPE.items() if k != "lr"})
+    words, defaults = RECIPE | {"resume": True}, {"lr": 0.001, "epochs": 99}
+    folder.check(words, resume=True, defaults=defaults)  # what the folder says itself counts
+    with pytest.raises(ValueError, match=r"lr was 0\.001, now 0\.5"):
+        folder.check(words | {"lr": 0.5}, resume=True, defaults=defaults)
+    with pytest.raises(ValueError, match="lr was None"):
+        folder.check(words, resume=True)
+
+
 def test_begin_notes_recipe_and_environment_and_resuming_keeps_them(tmp_path: Path):
     folder = begun(tmp_path / "deep" / "run")
     assert folder.read_recipe() == {k: v for k, v in RECIPE.items() if k not in ("resume", "out")}

@@ -20,6 +20,11 @@ MODULES = (
     "uhkd.export",
     "uhkd.pictures",
     "uhkd.diagnostics",
+    "uhkd.probing",
+    "uhkd.health",
+    "uhkd.distillation",
+    "uhkd.integrations.lightning",
+    "uhkd.integrations.timm",
 )
 _BESIDE = {"uhkd.recipe": "The words of each kind of recipe, with bounds and defaults: [Recipe](../recipe.md)."}
 

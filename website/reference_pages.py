@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from uhkd.__main__ import VERBS
 from uhkd.cli import SCHEMAS
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, Schema, recipe_names
+from uhkd.telling import DRY_RUN, OPTIONS, PLANS
 
 _HEAD = "<!-- made from the code by website/reference_pages.py -->\n\n"
 _RECIPES = (FinetuneRecipe, DistillRecipe, CompareRecipe, CacheRecipe)
@@ -29,10 +30,14 @@ def reference(modules: Sequence[str]) -> str:
 def command_line() -> str:
     """Every verb with its options, defaults and meanings."""
     listed = "\n".join(f"| [`{verb}`](#{verb}) | {line} |" for verb, line in VERBS.items())
+    dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
+    shared = "\n".join(f"| `{option}` | {meaning} |" for option, meaning in (OPTIONS | dry).items())
     parts = [
         f"{_HEAD}# Command line",
         "`uhkd VERB --help` prints the same in a terminal. Options may be written `--batch-size 64` or `--batch-size=64`.",
         f"| verb | what it does |\n|---|---|\n{listed}",
+        "Before the verb or behind it, for every verb ([scripting](../scripting.md)):",
+        f"| option | meaning |\n|---|---|\n{shared}",
     ]
     for verb, schema in SCHEMAS.items():
         positional: tuple[str, ...] = getattr(schema, "positional", ())

@@ -36,19 +36,24 @@ class Distillation(nn.Module):
     they are turned into what it wants (a timm or transformers model says; another module gets yours).
 
     Args:
-        teacher, student: modules of your own (the student is trained in place), or names as `uhkd.create` takes them.
+        teacher: a module of your own, or a name as `uhkd.create` takes it; None: for methods without one.
+        student: likewise; a module is trained in place.
         method: a name of `docs/methods.md`, or several joined by "+".
         num_classes: of the student's head; it must fit the labels.
         image_size: the student's, one side or (height, width) in pixels, and of a teacher that takes any; None: each network's
             own (modules that do not say: 224).
         num_samples: training images, for methods that remember each of them.
-        settings, weights: of the method, as in `--settings` and `--weights`; weights has "ce" for the cross-entropy.
+        settings: of the method, as in `--settings`.
+        weights: of its terms, as in `--weights`; "ce" is the cross-entropy's.
         label_smoothing: of the cross-entropy, 0..1.
-        mean, std: by which images come normalised, three numbers each; None: they are in [0,1].
-        student_start, teacher_start: "random", "pretrained" or a weights file, for networks given by name; a teacher's None:
-            its own weights, or pretrained ones.
-        student_options, teacher_options: keyword arguments of the constructors of networks given by name.
-        student_levels, teacher_levels: how many layers to match, or which.
+        mean: by which images come normalised, three numbers; None: they are in [0,1].
+        std: likewise.
+        student_start: "random", "pretrained" or a weights file, for a student given by name.
+        teacher_start: likewise; None: its own weights, or pretrained ones.
+        student_options: keyword arguments of the constructor of a student given by name.
+        teacher_options: likewise.
+        student_levels: how many layers to match, or which.
+        teacher_levels: likewise.
         seed: of the first weights of what is built here; a module's own are left alone.
 
     Raises:

@@ -38,7 +38,8 @@ def commands(page: Path) -> list[Command]:
     prose = _FENCE.sub("", text)
     lines = [line.strip() for line in shown.replace("\\\n", " ").splitlines()]
     lines += [line.strip() for line in prose.replace("\\\n", " ").splitlines() if line.startswith("    ")]
-    lines += [" ".join(m["text"].split()) for m in _INLINE.finditer(prose)]
+    # a table's cells hold their bars escaped
+    lines += [" ".join(m["text"].replace("\\|", "|").split()) for m in _INLINE.finditer(prose)]
     return [command for line in lines if (command := _command(line))]
 
 

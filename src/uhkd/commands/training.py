@@ -154,7 +154,7 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
             f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
         )
     if recipe.resume:
-        folder.check(recipe.model_dump(mode="json"), resume=True)
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
     fabric.barrier()  # nobody writes before all have looked
     return recipe, opened, fabric, folder
 

@@ -26,7 +26,8 @@ class UHKDLightningModule(LightningModule):
     method's layers, never the teacher. After training `module.student` is the student alone.
 
     Args:
-        teacher, student: modules of your own, or names as `uhkd.create` takes them.
+        teacher: a module of your own, or a name as `uhkd.create` takes it; None: for methods without one.
+        student: likewise; a module is trained in place.
         optimizer: makes the optimiser of the parameters that are trained; None: AdamW with `lr` and weight decay 0.05.
         scheduler: makes a schedule of an optimiser, stepped once an epoch; None: the rate stays.
         lr: of the default optimiser.

@@ -30,8 +30,11 @@ class UHKDTask(TrainingTask):
         teacher_model: a module of your own, or a name as `uhkd.create` takes it.
         loader: training images, un-mixed, from which the statistics of the teacher's spectra are taken; None: call
             `task.distillation.calibrate(loader)` before the first step, or load a checkpoint.
-        mean, std: by which images are normalised; None: the student's.
-        device, dtype, verbose: as of `timm.task.TrainingTask`.
+        mean: by which images are normalised; None: the student's.
+        std: likewise.
+        device: as of `timm.task.TrainingTask`.
+        dtype: likewise.
+        verbose: likewise.
         words: everything else that `Distillation` takes: method, image_size, settings, weights, label_smoothing ...
 
     Raises:

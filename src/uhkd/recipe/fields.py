@@ -16,6 +16,11 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What each word means where it is not said; words that must be said are left out."""
+        return {name: info.get_default() for name, info in cls.model_fields.items() if not info.is_required()}
+
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: Any) -> Any:

@@ -58,8 +58,10 @@ class RunFolder:
         """Whether a run began here, finished or not."""
         return self.recipe.is_file()
 
-    def check(self, recipe: Mapping[str, Any], *, resume: bool) -> None:
+    def check(self, recipe: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
         """See, before any work, whether a run by `recipe` can write here.
+
+        defaults: what words mean that the recipe of an older version does not have.
 
         Raises:
             ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
@@ -73,7 +75,7 @@ class RunFolder:
             return
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
-        before, now = self.read_recipe(), yaml.safe_load(_yaml(recipe))
+        before, now = yaml.safe_load(_yaml(defaults or {})) | self.read_recipe(), yaml.safe_load(_yaml(recipe))
         # a cache may be moved: its key is in the checkpoint; who is told of a training and thumbnails change no number
         elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"}
         differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]

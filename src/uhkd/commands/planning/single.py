@@ -51,7 +51,7 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
         recipe = follow(recipe, folder)
     recipe = fit_batch(recipe, data).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
-        folder.check(recipe.model_dump(mode="json"), resume=True)
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
     voices = _voices(recipe, data) if isinstance(recipe, DistillRecipe) else []
     if not distilling:
         check_labels(data)
