@@ -7,6 +7,7 @@ from pydantic import Field
 from uhkd.recipe import Levels, Schema
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
+"""A form that a trained network can be written in."""
 
 
 class DemoArguments(Schema):

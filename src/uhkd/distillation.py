@@ -20,7 +20,9 @@ from uhkd.spectral import FTM
 from uhkd.taps import Shapes, Signals, TappedModel
 
 Network = str | Path | nn.Module
+"""A network by name, by its run folder, or as a module."""
 Levels = int | Sequence[int | str]
+"""How many layers are matched, or which."""
 _CALIBRATION_IMAGES = 1024
 _MARGIN = 0.5  # what resizing overshoots by is less; normalised images and bytes reach further
 
@@ -197,6 +199,8 @@ class Distillation(nn.Module):
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
     ) -> tuple[Batch, Signals]:
         """The batch as networks take it, and what the teacher says of it: the arguments of `learner`.
+
+        images, labels, indices: as of `forward`, (B, 3, H, W), (B,) and (B,).
 
         Raises:
             ValueError: as `forward`.

@@ -7,15 +7,25 @@ from typing import Any, Literal
 import numpy as np
 
 # docs/watching.md explains each; a test holds it to these numbers
-WINDOW, FEWEST = 5, 4  # evaluations that a trend is read from, and the fewest
-CHANGE = 0.05  # relative change over the window from which a trend counts
-CERTAIN = 3.0  # standard errors of the line's slope from which it is more than noise
-DOMINANT = 4.0  # gradient of one term : sum of all others
-SLIGHT = 0.01  # share of the gradient below which a term hardly counts
-COLLAPSED = 0.1  # of the highest energy so far
-WAITING = 0.2  # share of the time spent waiting for data
+WINDOW = 5
+"""Evaluations that a trend is read from."""
+FEWEST = 4
+"""The fewest evaluations from which a trend is read."""
+CHANGE = 0.05
+"""Relative change over the window from which a trend counts."""
+CERTAIN = 3.0
+"""Standard errors of the line's slope from which it is more than noise."""
+DOMINANT = 4.0
+"""One term's gradient by the sum of all others', from which it dominates."""
+SLIGHT = 0.01
+"""Share of the gradient below which a term hardly counts."""
+COLLAPSED = 0.1
+"""Part of the highest energy so far below which features have collapsed."""
+WAITING = 0.2
+"""Share of the time spent waiting for data from which it is said."""
 
 Trend = Literal["falling", "rising", "flat"]
+"""Where numbers go."""
 
 
 def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> list[str]:

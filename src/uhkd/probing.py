@@ -14,9 +14,12 @@ from uhkd.evaluation import Evaluation, score
 from uhkd.taps import TappedModel
 
 Probe = Literal["linear", "knn"]
+"""How frozen embeddings are judged."""
 Autocast = Callable[[], AbstractContextManager]
+"""Makes the context that sets the precision of a forward pass."""
 
-NEIGHBOURS = 20  # as usual for self-supervised networks, with votes of exp(cosine / 0.07)
+NEIGHBOURS = 20
+"""How many vote, by exp(cosine / 0.07) each, as usual for self-supervised networks."""
 _TEMPERATURE = 0.07
 _CHUNK = 1024  # images whose similarities to all others lie in memory at a time
 

@@ -87,7 +87,7 @@ class Teachers:
         return self.each[self.shown][0].reference(images)
 
     def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of all."""
+        """What a checkpoint must hold of all, tensors of any shape by name."""
         return {name: value for teacher, _ in self.each for name, value in teacher.kept().items()}
 
 

@@ -16,8 +16,11 @@ from uhkd.taps import TappedModel
 __all__ = ["FORMS", "QUANTIZED", "Answer", "Deployed", "Form", "check", "reopen", "write"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
+"""The forms that a network can be written in."""
 QUANTIZED: tuple[Form, ...] = ("int8", "onnx-int8")
+"""Those of 8-bit integers, which answer a little otherwise."""
 Answer = Callable[[Float[Tensor, "b 3 h w"]], Tensor]
+"""Images in [0,1] of the network's own size -> logits or embedding, (B, K)."""
 _NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "onnx-int8": ("onnx", "onnxscript", "onnxruntime"),

@@ -25,6 +25,7 @@ class Deployed(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
+        """Logits or embedding, (B, K)."""
         output = first_tensor(self.module((image - self.mean) / self.std))
         assert output is not None
         return output

@@ -69,7 +69,7 @@ class UHKDLightningModule(LightningModule):
             self.distillation.calibrate(self.trainer.train_dataloader)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch; all its terms are logged."""
+        """The loss of a batch of images (B, 3, H, W), labels (B,), perhaps indices (B,): a scalar; all terms are logged."""
         images = batch[0]
         loss, terms = self.distillation(*batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
@@ -77,7 +77,7 @@ class UHKDLightningModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log the student's accuracy and cross-entropy."""
+        """Log the student's accuracy and cross-entropy on images (B, 3, H, W) and labels (B,)."""
         images, labels = batch[:2]
         scores = self(images).float()
         found = {"loss": F.cross_entropy(scores, labels), "accuracy": (scores.argmax(1) == labels).float().mean()}

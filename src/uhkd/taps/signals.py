@@ -25,7 +25,7 @@ class Signals(NamedTuple):
     others: "tuple[Signals, ...]" = ()
 
     def tensors(self) -> list[Tensor]:
-        """All that is said, by the others too."""
+        """All that is said, by the others too, tensors of any shape."""
         own = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
         return [x for x in own if x is not None] + [x for other in self.others for x in other.tensors()]
 
