@@ -32,7 +32,7 @@ _EXTRAS = {"onnx": "onnx", "onnx-int8": "onnx", "int8": "int8"}
 def write(form: Form, network: TappedModel, folder: Path, calibration: Iterable[Tensor] = ()) -> Path:
     """Write the network into `folder` and return what is to be opened: a file, or the folder itself.
 
-    calibration: batches of images in [0,1] of the network's size, which the quantised forms need.
+    calibration: batches of images (B, 3, H, W) in [0,1] of the network's size, which the quantised forms need.
 
     Raises:
         ValueError: as `check`, or a network that torch cannot follow.
