@@ -516,7 +516,7 @@ def test_a_kept_index_is_that_of_the_headers_and_not_used_for_other_shards(
 ):
     before = train_part(folder)
     assert index_verb(folder=str(folder)) == folder / INDEX
-    assert "56 samples in 7 shards, classes by number" in capsys.readouterr().err
+    assert "56 samples in 7 shards, classes by number" in capsys.readouterr().out
     for name in ("sizes", "bounds", "offsets", "lengths", "headers", "keys", "labels"):
         assert np.array_equal(getattr(train_part(folder).index, name), getattr(before.index, name))
     size = (folder / "train-0001.tar").stat().st_size

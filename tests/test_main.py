@@ -18,7 +18,7 @@ from uhkd.recipe import RecipeError
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Verbs that only note what they were asked, by function name."""
     notes: dict[str, Any] = {}
-    names = ["demo", "models", "inspect", "finetune", "distill", "evaluate", "predict", "doctor"]
+    names = ["demo", "models", "inspect", "finetune", "distill", "evaluate", "predict", "report", "doctor"]
     verbs = {name: (lambda arguments, name=name: notes.__setitem__(name, arguments)) for name in names}
     monkeypatch.setitem(sys.modules, "uhkd.commands", SimpleNamespace(**verbs))
     monkeypatch.setattr(uhkd, "commands", sys.modules["uhkd.commands"], raising=False)

@@ -421,7 +421,7 @@ def test_resuming_a_finished_run_says_so_and_returns_it(
     tuned = uhkd.finetune(model=own, out=tmp_path / "own", **TINY | {"epochs": 1})
     weights = {k: v.clone() for k, v in own.state_dict().items()}
     capsys.readouterr()
-    for name in ("train", "prepare_teacher"):
+    for name in ("train", "hear"):
         monkeypatch.setattr(training, name, _never)
     again = uhkd.distill(**words, resume=True)
     assert "is finished" in capsys.readouterr().err

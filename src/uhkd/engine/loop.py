@@ -197,7 +197,7 @@ def train(job: Job) -> list[dict[str, float]]:
             totals.reset()
             diagnostics.note(step)
             if job.judge:
-                rows[-1] |= {f"val_{name}": value for name, value in diagnostics.likeness().items()}
+                row |= {f"val_{name}": value for name, value in diagnostics.likeness().items()}
             if step == total:
                 diagnostics.end(evaluation)
         report.row(row | {"seconds": round(seconds, 3), **progress.rates()}, diagnostics.arrays(), kept)
