@@ -5,6 +5,7 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,3 +221,26 @@ def test_the_page_shows_the_examples() -> None:
     assert [name for name, _ in blocks] == ["plain_loop.py", "lightning_loop.py", "timm_loop.py"]
     for name, block in blocks:
         assert block == (ROOT / "examples" / name).read_text(encoding="utf-8"), name
+
+
+def test_lightning_takes_no_image_from_the_trainers_loader(monkeypatch: pytest.MonkeyPatch):
+    """With persistent workers a loader has one iterator, which the trainer holds when the statistics are taken."""
+    from uhkd.integrations.lightning import UHKDLightningModule
+
+    images = TensorDataset(torch.rand(48, 3, 16, 16), torch.randint(0, 10, (48,)))
+    loader = DataLoader(images, batch_size=8, num_workers=1, persistent_workers=True)
+    teacher = uhkd.create("uhkd/resnet10", num_classes=10, image_size=16)
+    module = UHKDLightningModule(teacher, "uhkd/vit_micro", num_classes=10, image_size=16)
+    monkeypatch.setattr(UHKDLightningModule, "trainer", SimpleNamespace(train_dataloader=loader))
+    batches = iter(loader)
+    module.on_train_start()
+    assert not module.distillation.needs_calibration
+    assert len(list(batches)) == 6
+
+
+def test_one_module_is_not_both():
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10)
+    )
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        uhkd.Distillation(module, module, method="kd", num_classes=10, image_size=16)

@@ -108,6 +108,8 @@ class Distillation(nn.Module):
                 start = teacher_start or ("random" if brings_weights(str(teacher)) else "pretrained")
                 words = {"start": start, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **words).to(device)
+            if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
+                raise ValueError("teacher and student share weights, and a teacher's are frozen: give two modules")
             shapes = Shapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # a method's own layers never shift the student's first weights
             distillers = build(method, shapes, settings, weights).to(device)
@@ -183,7 +185,7 @@ class Distillation(nn.Module):
 
         Raises:
             ValueError: before `calibrate` where the method needs it, without indices where it needs them, or for images that are
-                not in [0,1].
+                not in [0,1] (the first batch is looked at: each look makes a GPU wait).
         """
         batch, said = self.hear(images, labels, indices)
         terms = self.learner(batch, said)

@@ -131,7 +131,7 @@ def latency(model: TappedModel, batch: int = 1, repeats: int = 20) -> float:
     """Median milliseconds of one forward pass in eval mode at the model's own input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
-    want = frozenset({"logits" if model.shapes.logits else "embedding"})
+    want = _answer(model)
     training = model.training
     model.eval()
     times = []
@@ -154,6 +154,11 @@ def forward_flops(model: TappedModel) -> int:
     image = torch.zeros(1, 3, *model.input_size, device=parameter.device)
     # attention in its plain form: each device's fused kernels count in another way
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(image, frozenset({"logits"}))
+        model(image, _answer(model))
     model.train(training)
     return counter.get_total_flops()
+
+
+def _answer(model: TappedModel) -> frozenset[str]:
+    """What a network is used for: its logits, or its embedding where it has no head."""
+    return frozenset({"logits" if model.shapes.logits else "embedding"})

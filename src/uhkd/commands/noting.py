@@ -46,12 +46,17 @@ def note_rest(
     arrays = {} if judged is None else said(judged, "teacher")
     if teacher is not None:
         with torch.random.fork_rng(devices=[]):
-            arrays["teacher_latency_ms"] = np.array([latency(teacher)])
+            try:
+                arrays["teacher_latency_ms"] = np.array([latency(teacher)])
+            except Exception as error:  # as above
+                say(f"  the teacher's latency could not be measured ({type(error).__name__})")
     if show:
         chosen = thumbnails.choose(data.val.labels, len(data.val))
         try:
             thumbnails.write_sheet(data.val, chosen, size, folder.thumbnails)
             arrays["val_shown"] = chosen
-        except ValueError as error:  # the training is done: a picture less is no reason to lose it
+        except (
+            Exception
+        ) as error:  # a disk, or images of a user's own; the training is done, and a picture less is no loss
             say(f"  no thumbnails were written: {error}")
     folder.write_arrays(folder.read_arrays() | arrays)

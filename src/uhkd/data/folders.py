@@ -46,6 +46,8 @@ def read_folder(
     largest()  # a mistake in it is told once, not of every image
     parts, notes = _find_parts(root)
     if unlabelled or (class_names is None and _flat(parts["train"])):
+        if not unlabelled:
+            notes.append(f"no class folders in {parts['train']}: its images have no labels to learn from")
         return _without_classes(root, parts, notes, skip_bad_images, unlabelled)
     listings: dict[str, dict[str, list[str]]] = {}
     for part, folder in parts.items():

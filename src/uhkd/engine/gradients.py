@@ -46,15 +46,25 @@ class GradientProbe:
         """The norm by name of each term of weight above 0 that the student can change; alike in all processes."""
         if not self.able or sum(weight > 0 for weight in weights.values()) < 2:
             return {}
-        try:
-            with self._untouched():
-                torch.manual_seed(step_seed(self.seed, step, _PART))
-                return self._norms(self._first(batch), weights)
-        except (RuntimeError, ValueError) as error:
-            self.able = False
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            self.say(f"warning: the gradient of each term cannot be measured, the training goes on without: {why}")
-            return {}
+        with self._untouched():
+            torch.manual_seed(step_seed(self.seed, step, _PART))
+            gradients, error = {}, None
+            try:
+                terms = self._terms(self._first(batch))
+                try:
+                    gradients = self._gradients(terms, weights)
+                except (RuntimeError, ValueError) as failed:
+                    error = failed
+            except (RuntimeError, ValueError) as failed:
+                if self.fabric.world_size > 1:  # others may wait for this process in the midst of a term
+                    raise
+                error = failed
+            if self._all(error is None):
+                return self._norms(gradients)
+        self.able = False
+        why = "another process failed" if error is None else (str(error).splitlines() or [type(error).__name__])[0]
+        self.say(f"warning: the gradient of each term cannot be measured, the training goes on without: {why}")
+        return {}
 
     def _first(self, batch: Batch) -> Batch:
         """As many as one pass of a step takes, at most; over all processes the same images that one would have."""
@@ -64,26 +74,38 @@ class GradientProbe:
         own = batch._replace(**fields).to(self.fabric.device)
         return own._replace(image=own.image.contiguous(memory_format=torch.channels_last))
 
-    def _norms(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, float]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         learner = self.learner
         said = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else Signals()
         with self.fabric.autocast():
             # not the call but forward: a compiled call would be compiled once more, for this number of images
-            terms = learner.forward(batch._replace(record=None), said)
-        parameters = [p for p in learner.student.parameters() if p.requires_grad]
-        norms: dict[str, Tensor] = {}
+            return learner.forward(batch._replace(record=None), said)
+
+    def _gradients(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Of each weighted term that reaches the student, all in one row."""
+        parameters = [p for p in self.learner.student.parameters() if p.requires_grad]
+        rows: dict[str, Tensor] = {}
         for name, value in terms.items():
             if weights[name] and value.requires_grad:
                 found = torch.autograd.grad(weights[name] * value, parameters, retain_graph=True, allow_unused=True)
                 if any(gradient is not None for gradient in found):
-                    norms[name] = self._norm(found)
-        if not norms:
-            return {}
-        read = torch.stack(list(norms.values())).tolist()
-        return {name: norm for name, norm in zip(norms, read, strict=True) if norm < float("inf")}
+                    rows[name] = torch.cat([g.detach().float().flatten() for g in found if g is not None])
+        return rows if len(rows) > 1 else {}
 
-    def _norm(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
-        whole = torch.cat([g.detach().float().flatten() for g in gradients if g is not None])
+    def _all(self, sound: bool) -> bool:
+        """Whether no process failed."""
+        if self.fabric.world_size == 1:
+            return sound
+        mean = self.fabric.all_reduce(torch.tensor(float(sound), device=self.fabric.device), reduce_op="mean")
+        return float(mean) == 1  # pyright: ignore[reportArgumentType] (a tensor gives a tensor)
+
+    def _norms(self, gradients: Mapping[str, Tensor]) -> dict[str, float]:
+        if not gradients:
+            return {}
+        read = torch.stack([self._norm(row) for row in gradients.values()]).tolist()
+        return {name: norm for name, norm in zip(gradients, read, strict=True) if norm < float("inf")}
+
+    def _norm(self, whole: Tensor) -> Tensor:
         if self.fabric.world_size > 1:
             mean = self.fabric.all_reduce(whole, reduce_op="mean")
             assert isinstance(mean, Tensor)

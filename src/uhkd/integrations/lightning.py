@@ -3,14 +3,18 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
 
 from uhkd.distillation import Distillation, Network
 from uhkd.taps import TappedModel
+
+_BATCH = 64  # images at a time whose statistics are taken
 
 try:
     from pytorch_lightning import LightningModule
@@ -66,7 +70,7 @@ class UHKDLightningModule(LightningModule):
         """Fix the statistics of the teacher's spectra, unless a checkpoint brought them."""
         if self.distillation.needs_calibration:
             assert self.trainer.train_dataloader is not None
-            self.distillation.calibrate(self.trainer.train_dataloader)
+            self.distillation.calibrate(_beside(self.trainer.train_dataloader))
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of images (B, 3, H, W), labels (B,), perhaps indices (B,): a scalar; all terms are logged."""
@@ -94,3 +98,15 @@ class UHKDLightningModule(LightningModule):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+
+def _beside(loader: Any) -> Any:
+    """A loader of the same images, shuffled, that takes none from `loader`, whose iterator may be the only one."""
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_sampler is None
+    ):
+        return loader
+    generator = torch.Generator().manual_seed(0)  # alike in all processes
+    return DataLoader(loader.dataset, _BATCH, shuffle=True, generator=generator, collate_fn=loader.collate_fn)
