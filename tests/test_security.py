@@ -626,6 +626,23 @@ def test_files_of_a_run_that_are_links_are_replaced_and_not_written_through(tmp_
     assert not any((run.path / name).is_symlink() for name in names)
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "result.json", "card.json"])
+def test_what_a_run_says_is_not_read_through_links(tmp_path: Path, name: str):
+    """A page or a model card would show it."""
+    secret, run = tmp_path / "secret", RunFolder(tmp_path / "run")
+    secret.write_text('{"token": "x"}')
+    run.path.mkdir()
+    (run.path / name).symlink_to(secret)
+    read = {
+        "recipe.yaml": run.read_recipe,
+        "environment.json": run.read_environment,
+        "result.json": run.read_result,
+        "card.json": run.read_card,
+    }
+    with pytest.raises(ValueError, match="is a link to another place"):
+        read[name]()
+
+
 def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path, outside: Path):
     before = content(outside)
     (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(outside / "precious.txt")

@@ -24,6 +24,13 @@ _ENVIRONMENT = "environment.json"
 _BEGINNING = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environment\.json|recipe\.yaml)\.\d+\.tmp")
 
 
+def _own_mapping(path: Path) -> dict[str, Any]:
+    """What a file of a run holds; a link could lead to a secret, which pages and cards would then show."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to another place: expected a file of the run itself; put a copy there")
+    return read_mapping(path)
+
+
 def _yaml(mapping: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
 
@@ -138,11 +145,11 @@ class RunFolder:
 
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe this folder was made with."""
-        return read_mapping(self.recipe)
+        return _own_mapping(self.recipe)
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""
-        return read_mapping(self.environment)
+        return _own_mapping(self.environment)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, indented, atomically."""
@@ -150,11 +157,11 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any]:
         """What a finished run says of itself: verb, metrics, sizes, data, environment."""
-        return read_mapping(self.result)
+        return _own_mapping(self.result)
 
     def read_card(self) -> dict[str, Any]:
         """The model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
-        return read_mapping(self.card)
+        return _own_mapping(self.card)
 
     def write_model(self, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """The trained network, its tensors of any shape by name: weights first, so that a card always has them."""
