@@ -249,10 +249,10 @@ def test_a_run_from_before_these_arrays_says_so(tmp_path: Path):
 
 def test_gradient_shares_are_drawn_where_they_were_noted(tmp_path: Path):
     folder = RunFolder(write_run(tmp_path / "run"))
-    rows = [row | {"grad_ce": 0.1, "grad_uhkd.features": 0.9} for row in folder.read_metrics()]
-    folder.write_metrics(rows)
+    rows = [row | {"grad_ce": 0.3, "grad_uhkd.features": 2.7} for row in folder.read_metrics()]
+    folder.write_metrics([rows[0] | {"grad_ce": 0.9}, *rows[1:]])
     page = page_of(tmp_path / "run", out=tmp_path / "page.html")
-    assert "Who pulls" in page.text and "uhkd.features 90" in page.text
+    assert "Who pulls" in page.text and "Last share in percent. uhkd: ce 10, uhkd.features 90." in page.text
 
 
 def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
