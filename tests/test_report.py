@@ -13,10 +13,11 @@ from PIL import Image
 import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli import parse
+from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
 from uhkd.reporting.drawing import DARK, LIGHT, contrast, heat_colour
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
-from uhkd.reporting.tables import HEAD, summary_rows, verdict
+from uhkd.reporting.tables import HEAD, differing, summary_rows, verdict
 from uhkd.runs import RunFolder
 
 VOID = {"meta", "link", "input", "img", "br"}
@@ -340,3 +341,15 @@ def test_colours_have_the_contrast_that_wcag_asks_for(colours: dict[str, str]):
     for value in np.linspace(0, 1, 101):
         fill, ink = heat_colour(float(value))
         assert contrast(fill, ink) >= 4.5
+
+
+def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they_are(tmp_path: Path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, log=["tensorboard"], thumbnails=False, shard_cache="/else")
+    write_run(
+        tmp_path / "c", seed=2, **{k: v for k, v in DistillRecipe.defaults().items() if k in ("ema_decay", "lanes")}
+    )
+    write_run(tmp_path / "d", seed=3, lanes=4)
+    (family,) = arrange(read_runs([tmp_path])[0], "").families
+    assert [len(group.runs) for group in family.groups] == [3, 1]
+    assert [words for _, words in differing(family)] == ["", "lanes: 4"]

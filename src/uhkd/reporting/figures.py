@@ -169,7 +169,8 @@ def _gradients(family: Family) -> Drawing | None:
     return Drawing(
         f"{family.key}-gradients",
         "Who pulls: gradient by term",
-        "How much of the student's gradient comes from each weighted term: its norm by the sum of all norms. One term far above all others trains the student "
+        "How much of the student's gradient comes from each weighted term: its norm by the sum of all norms. "
+        "One term far above all others trains the student "
         "alone; lower its weight if the cross-entropy should be heard.",
         f"Last share in percent. {said}.",
         tuple(panels[:24]),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import RunFolder, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
@@ -42,6 +43,13 @@ class Run:
     def finished(self) -> bool:
         """Whether the training came to its end."""
         return bool(self.result)
+
+    @cached_property
+    def words(self) -> dict[str, Any]:
+        """The recipe with what its words mean by default where an older version did not write them, lists for tuples."""
+        kind = DistillRecipe if "student" in self.recipe else FinetuneRecipe if "model" in self.recipe else None
+        said = {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
+        return said | {**self.recipe}
 
     @cached_property
     def student(self) -> str:

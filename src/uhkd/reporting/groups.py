@@ -10,10 +10,10 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from uhkd.reporting.folders import Run, number, text
+from uhkd.runs import ELSEWHERE
 
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
-PLACES = {"out", "resume", "seed", "workers", "device", "log_every", "checkpoint_minutes", "thumbnails", "data"}
-PLACES |= {"shard_cache", "shard_cache_gb", "teacher_cache", "eval_every", "compile"}
+PLACES = ELSEWHERE | {"seed", "workers", "device", "log_every", "checkpoint_minutes", "data", "eval_every", "compile"}
 BASELINES = ("scratch", "kd", "uhkd")  # a reader looks for these, run or not
 HUES = 8
 _LEVELS = 16  # that are drawn: a page has an end
@@ -186,7 +186,7 @@ def _progress(run: Run) -> str:
 def _family(key: str, runs: Sequence[Run], taught: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        words = {k: v for k, v in run.recipe.items() if k not in PLACES}
+        words = {k: v for k, v in run.words.items() if k not in PLACES}
         words.pop("teacher_views", None)
         alike.setdefault(json.dumps([words, run.method], sort_keys=True, default=str), []).append(run)
     named = _in_order(list(zip(_labels(list(alike.values())), alike.values(), strict=True)))

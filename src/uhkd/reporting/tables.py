@@ -179,7 +179,7 @@ def verdict(family: Family) -> str:
 
 def differing(family: Family) -> list[tuple[str, str]]:
     """For every group the words of its recipe that are not the family's most common ones."""
-    flat = {g.label: _words(g.first.recipe) for g in family.groups}
+    flat = {g.label: _words(g.first.words) for g in family.groups}
     common = {
         key: Counter(words.get(key, "none") for words in flat.values()).most_common(1)[0][0]
         for key in dict.fromkeys(key for words in flat.values() for key in words)
