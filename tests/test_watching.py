@@ -15,7 +15,8 @@ from rich.console import Console
 import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import watching
-from uhkd.commands.watching import SILENT, look, sparkline, state_of
+from uhkd.commands.standing import SILENT, look, state_of
+from uhkd.commands.watching import sparkline
 from uhkd.runs import Pulse, RunFolder
 
 GONE = 2**22 + 1  # above the largest process number of Linux
