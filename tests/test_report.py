@@ -17,8 +17,9 @@ from references.reported import NASTY, write_run
 from uhkd.cli import parse
 from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
-from uhkd.reporting.drawing import DARK, LIGHT, contrast, heat_colour
+from uhkd.reporting.drawing import DARK, LIGHT, Curves, Line, contrast, heat_colour
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
+from uhkd.reporting.svg import draw
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.reporting.verdict import verdict
 from uhkd.runs import RunFolder
@@ -433,7 +434,7 @@ def test_a_run_that_failed_says_why(tmp_path: Path):
         "uhkd has failed: loss is NaN <script>" in page.text and "run: failed (0 of 3 epochs): loss is NaN" in page.text
     )
     assert "not been validated" not in page.text and len(page.all("script")) == 1
-    assert "failed: loss is NaN" in page.text.split("Recipes")[-1]
+    assert "run uhkd 0 failed: loss is NaN" in page.text, "in the table of runs"
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="makes links")
@@ -472,3 +473,16 @@ def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "iterdir", refused)
     runs, notes = read_runs([tmp_path / "runs"])
     assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be looked into: Permission denied"]
+
+
+def test_ticks_are_told_apart_and_epochs_are_whole():
+    def ticks(xs: list[float], ys: list[float]) -> tuple[list[str], list[str]]:
+        drawn = draw(Curves("", "", "", (Line("a", xs, ys, "s0"),)), "")
+        found = re.findall(r'<text class="tick"[^>]*text-anchor="(end|middle)">([^<]+)<', drawn)
+        return [words for side, words in found if side == "middle"], [words for side, words in found if side == "end"]
+
+    epochs, values = ticks([1, 2], [2.281, 2.289])
+    assert epochs == ["1", "2"] and len({*values}) == len(values) >= 3
+    epochs, values = ticks([1], [0.002])
+    assert epochs == ["1"] and "0.002" in values and all(0.001 < float(v) < 0.003 for v in values)
+    assert "." in ticks([0.0, 1.0, 1.4], [1, 2, 3])[0][1]
