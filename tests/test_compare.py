@@ -638,5 +638,10 @@ def test_from_the_command_line_to_all_files(recipes: Path, capsys: pytest.Captur
         assert "uhkd" in (out / name).read_text()
     with Image.open(out / "compare.png") as picture:
         assert min(picture.size) > 150
+    (out / "report.html").write_text("mine")  # nothing is lost over a page that cannot be written
+    (out / "compare.md").unlink()
+    assert main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out)]) == 0 and (out / "compare.md").is_file()
+    said = capsys.readouterr().err
+    assert "warning: the page of the comparison was not written: " in said and "is no report of ours" in said
     assert main(["compare", "-c", str(file), "--methods", "kd", "--seeds", "x", "--out", str(out)]) == 2
     assert "seeds: expected a whole number, found 'x'" in capsys.readouterr().err

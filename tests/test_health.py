@@ -130,3 +130,10 @@ def test_the_page_explains_the_thresholds_as_they_are():
         f"above {module.WAITING:.0%}".replace("%", " %"),
     ):
         assert threshold in page, threshold
+
+
+def test_shares_are_of_norms_alone_and_sum_to_one():
+    odd = {"grad_a": math.inf, "grad_b": -2.0, "grad_c": math.nan, "loss": 5.0}
+    assert shares(odd | {"grad_d": 3.0, "grad_e": 1.0}) == {"d": 0.75, "e": 0.25}
+    assert shares(odd) == {} and shares({"grad_a": 0.0}) == {}
+    assert shares({"grad_a": 1e308, "grad_b": 1e308}) == {"a": 0.5, "b": 0.5}

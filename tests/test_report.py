@@ -1,8 +1,10 @@
 """The report from run folders written by hand: what it says, what it escapes, what it survives."""
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from PIL import Image
 import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli import parse
+from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
-from uhkd.reporting.drawing import DARK, LIGHT, contrast, heat_colour
+from uhkd.reporting.drawing import DARK, LIGHT, Curves, Line, contrast, heat_colour
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
-from uhkd.reporting.tables import HEAD, summary_rows, verdict
+from uhkd.reporting.svg import draw
+from uhkd.reporting.tables import HEAD, differing, summary_rows
+from uhkd.reporting.verdict import verdict
 from uhkd.runs import RunFolder
 
 VOID = {"meta", "link", "input", "img", "br"}
@@ -249,10 +254,10 @@ def test_a_run_from_before_these_arrays_says_so(tmp_path: Path):
 
 def test_gradient_shares_are_drawn_where_they_were_noted(tmp_path: Path):
     folder = RunFolder(write_run(tmp_path / "run"))
-    rows = [row | {"grad_ce": 0.1, "grad_uhkd.features": 0.9} for row in folder.read_metrics()]
-    folder.write_metrics(rows)
+    rows = [row | {"grad_ce": 0.3, "grad_uhkd.features": 2.7} for row in folder.read_metrics()]
+    folder.write_metrics([rows[0] | {"grad_ce": 0.9}, *rows[1:]])
     page = page_of(tmp_path / "run", out=tmp_path / "page.html")
-    assert "Who pulls" in page.text and "uhkd.features 90" in page.text
+    assert "Who pulls" in page.text and "Last share in percent. uhkd: ce 10, uhkd.features 90." in page.text
 
 
 def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
@@ -323,8 +328,8 @@ def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
 
 def test_every_command_of_its_tutorial_is_one():
     text = (Path(__file__).parents[1] / "docs/tutorials/read-the-report.md").read_text(encoding="utf-8")
-    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    uhkd ")]
-    assert len(lines) == 4
+    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("uhkd report ")]
+    assert len(lines) == 2
     for _, verb, *words in lines:
         assert parse(verb, words).model_dump()["runs"]
 
@@ -340,3 +345,144 @@ def test_colours_have_the_contrast_that_wcag_asks_for(colours: dict[str, str]):
     for value in np.linspace(0, 1, 101):
         fill, ink = heat_colour(float(value))
         assert contrast(fill, ink) >= 4.5
+
+
+def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they_are(tmp_path: Path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, log=["tensorboard"], thumbnails=False, shard_cache="/else")
+    write_run(
+        tmp_path / "c", seed=2, **{k: v for k, v in DistillRecipe.defaults().items() if k in ("ema_decay", "lanes")}
+    )
+    write_run(tmp_path / "d", seed=3, lanes=4)
+    (family,) = arrange(read_runs([tmp_path])[0], "").families
+    assert [len(group.runs) for group in family.groups] == [3, 1]
+    assert [words for _, words in differing(family)] == ["", "lanes: 4"]
+
+
+def words_of(run: Path, **changes: object) -> None:
+    """Change what a finished run says of itself."""
+    RunFolder(run).write_json("result.json", RunFolder(run).read_result() | changes)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"teacher": ["timm/huge", "timm/wide"]},
+        {"teacher": None, "teachers": [{"teacher": "timm/huge"}, {"teacher": "timm/wide"}]},
+    ],
+)
+def test_several_teachers_have_a_row_each_and_are_named(words: dict[str, object], tmp_path: Path):
+    run = write_run(tmp_path / "two", **words)
+    told = [
+        {"teacher": "timm/huge", "teacher_metrics": {"accuracy": 0.9}},
+        {"teacher": "timm/wide", "teacher_metrics": {}},
+    ]
+    words_of(run, teacher="timm/huge and timm/wide", teachers=told, teacher_metrics={})
+    write_run(tmp_path / "alone", method="scratch")
+    (family,) = arrange(read_runs([tmp_path])[0], "").families
+    rows = {row.label: row for row in summary_rows(family, set())}
+    assert rows["teacher timm/huge"].cells[1].words == "90.0"
+    assert rows["teacher timm/wide"].cells[1].words == "not recorded" and "teacher" not in rows
+    assert ", its teachers timm/huge 90.0 % and timm/wide (accuracy not recorded): +0.0 points" in verdict(family)
+    page = page_of(tmp_path, out=tmp_path / "page.html")
+    assert "teacher timm/wide" in page.text
+
+
+def test_an_accuracy_by_a_probe_says_so_and_stands_beside_the_untrained_student(tmp_path: Path):
+    run = write_run(tmp_path / "run", accuracy=0.5, unlabelled=True, probe_data="pets", probe="knn")
+    words_of(run, probe={"kind": "knn", "data": "pets", "classes": 4, "start": 0.2, "by": "k-NN on pets"})
+    page = page_of(run, out=tmp_path / "page.html")
+    said = (
+        "uhkd names 50.0 % of the validation images right by k-NN on pets: +30.0 points against the untrained student"
+    )
+    assert f"{said} (20.0 %)." in page.text and "It learned from timm/huge." in page.text
+    assert "50.0 by k-NN on pets" in page.text and "untrained student" in page.text
+    assert "--method scratch" not in page.text and "not run" not in page.text
+
+
+def test_a_run_without_labels_or_judge_tells_its_likeness(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "run", unlabelled=True))
+    rows = [{"step": 1, "epoch": 1, "loss": 1.0, "val_agreement": 0.75, "val_feature_error": 0.5}]
+    folder.write_metrics(rows)
+    page = page_of(folder.path, out=tmp_path / "page.html")
+    assert "uhkd learned without labels, and no labelled images judge it (--probe-data): 75.0 % agreement" in page.text
+    assert "feature error 0.500" in page.text and "not been validated" not in page.text
+
+
+def test_a_seed_counts_once_and_other_lengths_have_no_verdict(tmp_path: Path):
+    for seed in range(3):
+        write_run(tmp_path / f"uhkd-{seed}", seed=seed, accuracy=0.7)
+        write_run(tmp_path / f"scratch-{seed}", method="scratch", seed=seed, accuracy=0.4 + 0.1 * (seed % 2))
+    write_run(tmp_path / "uhkd-again", seed=0, accuracy=0.9)
+    report = arrange(read_runs([tmp_path])[0], "")
+    assert "(3 seeds: a difference)" in verdict(report.families[0]) and "+26.7" in verdict(report.families[0])
+    assert report.notes == ("uhkd-again: its seed was run before in uhkd, so paired differences leave it out",)
+    for seed in range(3):
+        folder = RunFolder(tmp_path / f"scratch-{seed}")
+        folder.write_metrics(folder.read_metrics()[:1])
+    said = verdict(arrange(read_runs([tmp_path])[0], "").families[0])
+    assert said.endswith("(3 seeds), but scratch trained 1 epoch, uhkd 3.") and "a difference" not in said
+
+
+def test_a_run_that_failed_says_why(tmp_path: Path):
+    run = write_run(tmp_path / "run", finished=False)
+    (run / "metrics.csv").unlink()
+    words = {"state": "failed", "why": f"loss is NaN {NASTY}", "step": 3, "total": 9, "epoch": 1, "epochs": 3}
+    RunFolder(run).write_json("progress.json", words | {"process": 1, "machine": "m", "time": 1.0})
+    page = page_of(run, out=tmp_path / "page.html")
+    assert (
+        "uhkd has failed: loss is NaN <script>" in page.text and "run: failed (0 of 3 epochs): loss is NaN" in page.text
+    )
+    assert "not been validated" not in page.text and len(page.all("script")) == 1
+    assert "run uhkd 0 failed: loss is NaN" in page.text, "in the table of runs"
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="makes links")
+def test_links_out_of_a_run_are_not_followed(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "recipe.yaml").write_text("student: SECRET\nmethod: SECRET\n")
+    (secret / "environment.json").write_text('{"key": "SECRET"}')
+    run = write_run(tmp_path / "runs" / "run")
+    for name in ("recipe.yaml", "environment.json"):
+        (run / name).unlink()
+        (run / name).symlink_to(secret / name)
+    (run / "real.json").write_text((run / "card.json").read_text())
+    (run / "card.json").unlink()
+    (run / "card.json").symlink_to(run / "real.json")
+    page = page_of(run, out=tmp_path / "page.html")
+    assert "SECRET" not in page.text and "environment.json: is a link out of the run's folder" in page.text
+    assert "recipe.yaml: is a link out" in page.text and "card.json: " not in page.text
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "figures").symlink_to(secret)
+    with pytest.raises(ValueError, match="is a link to another place"):
+        uhkd.report(runs=run, out=tmp_path / "page", figures=True)
+    assert sorted(p.name for p in secret.iterdir()) == ["environment.json", "recipe.yaml"]
+
+
+def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path / "runs" / "whole")
+    (tmp_path / "runs" / "locked").mkdir()
+    listed = Path.iterdir
+
+    def refused(self: Path) -> Iterator[Path]:
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return iter(listed(self))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    runs, notes = read_runs([tmp_path / "runs"])
+    assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be looked into: Permission denied"]
+
+
+def test_ticks_are_told_apart_and_epochs_are_whole():
+    def ticks(xs: list[float], ys: list[float]) -> tuple[list[str], list[str]]:
+        drawn = draw(Curves("", "", "", (Line("a", xs, ys, "s0"),)), "")
+        found = re.findall(r'<text class="tick"[^>]*text-anchor="(end|middle)">([^<]+)<', drawn)
+        return [words for side, words in found if side == "middle"], [words for side, words in found if side == "end"]
+
+    epochs, values = ticks([1, 2], [2.281, 2.289])
+    assert epochs == ["1", "2"] and len({*values}) == len(values) >= 3
+    epochs, values = ticks([1], [0.002])
+    assert epochs == ["1"] and "0.002" in values and all(0.001 < float(v) < 0.003 for v in values)
+    assert "." in ticks([0.0, 1.0, 1.4], [1, 2, 3])[0][1]

@@ -1,6 +1,7 @@
 """`uhkd watch`: every state of a run, read from its folder alone, on a terminal and in a pipe."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -14,7 +15,8 @@ from rich.console import Console
 import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import watching
-from uhkd.commands.watching import SILENT, look, sparkline, state_of
+from uhkd.commands.standing import SILENT, look, state_of
+from uhkd.commands.watching import sparkline
 from uhkd.runs import Pulse, RunFolder
 
 GONE = 2**22 + 1  # above the largest process number of Linux
@@ -266,3 +268,115 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err.startswith(
         f"uhkd watch: error: {tmp_path}/nowhere is no run folder and holds none: "
     )
+
+
+def watched(place: Path, monkeypatch: pytest.MonkeyPatch, *changes: Any) -> list[dict[str, Any]]:
+    """What `watch` returns when one thing happens a look; it must end with the last."""
+    left = iter(changes)
+    monkeypatch.setattr(watching.time, "sleep", lambda seconds: next(left)())
+    return uhkd.watch(run=str(place), every=0.5)
+
+
+def planned(root: Path, *names: str) -> None:
+    for name in names:
+        file = root / "plan" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"words": RECIPE, "choices": {}, "measured": False}))
+    (root / "plan" / "caches").mkdir(exist_ok=True)
+    (root / "plan" / "caches" / "one.json").write_text(json.dumps({"words": {"views": 4, "teacher": "t"}}))
+
+
+def test_a_comparison_is_over_when_all_that_it_planned_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    planned(tmp_path, "vit/kd/seed-0", "vit/uhkd/seed-0", "vit/uhkd/seed-1")
+    (tmp_path / "plan" / f".order-{platform.node()}-{os.getpid()}.json").write_text("{}")
+    first = begun(tmp_path / "vit/kd/seed-0")
+    first.write_json("result.json", {})
+    second = tmp_path / "vit/uhkd/seed-0"
+    failed = tmp_path / "failed/vit/uhkd/seed-1.txt"
+    failed.parent.mkdir(parents=True)
+    states = watched(
+        tmp_path,
+        monkeypatch,
+        lambda: None,  # nothing moves, but whoever gave the orders lives
+        lambda: pulse(begun(second)),
+        lambda: RunFolder(second).write_json("result.json", {}),
+        lambda: failed.write_text("no disk\x1b\nand more"),
+    )
+    assert [state["state"] for state in states] == ["finished", "finished", "failed"]
+    lines = [line.removeprefix(f"{tmp_path}/vit/").split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "kd/seed-0: finished",
+        "uhkd/seed-0: waiting",
+        "uhkd/seed-1: waiting",
+        "uhkd/seed-0: running",
+        "uhkd/seed-0: finished",
+        "uhkd/seed-1: failed: no disk\\x1b (the same comparison tries it again)",
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks for a process by its number")
+def test_runs_that_nobody_works_on_end_the_watching(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pulse(begun(tmp_path / "lost"), process=GONE)
+    pulse(begun(tmp_path / "stopped"), state="stopped")
+    old = begun(tmp_path / "old")
+    os.utime(old.recipe, (1e9, 1e9))
+    killed = begun(tmp_path / "killed")
+    killed.write_json(".owner", {"process": GONE, "machine": platform.node()})
+    states = watched(tmp_path, monkeypatch, lambda: None)
+    assert [s["state"] for s in states] == ["beginning", "lost", "beginning", "stopped"]
+    killed.write_json(".owner", {"process": os.getpid(), "machine": platform.node()})
+    watched(
+        tmp_path,
+        monkeypatch,
+        lambda: None,
+        lambda: None,
+        lambda: (killed.path / ".owner").unlink(),
+        lambda: os.utime(killed.path / "recipe.yaml", (1e9, 1e9)),
+    )
+    planned(tmp_path, "a", "b")
+    (tmp_path / "plan" / f".order-{platform.node()}-{GONE}.json").write_text("{}")
+    assert watched(tmp_path, monkeypatch, lambda: None)[-1]["state"] == "waiting"
+    capsys.readouterr()
+
+
+def test_odd_numbers_break_no_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = begun(tmp_path / "run")
+    odd = [math.nan, math.inf, -1e308, 1e308, 0.5]
+    run.write_metrics([{"epoch": i, "val_accuracy": v, "grad_ce": v, "grad_uhkd.kl": -1e10} for i, v in enumerate(odd)])
+    pulse(
+        run,
+        data_wait=None,
+        terms={"loss": 1e308, "ce": -1e308},
+        recent={"loss": [-1e308, 1e308]},
+        eta_seconds=1e308,
+        step=90,
+    )
+    assert uhkd.watch(run=str(tmp_path), once=True)[0]["rows"][1] == {"epoch": 1.0, "grad_uhkd.kl": -1e10}
+    said = capsys.readouterr().out
+    assert "812 img/s  ETA over 30 years" in said and "val accuracy 50.00%, best 50.00%" in said
+    console = on_terminal(monkeypatch)
+    uhkd.watch(run=str(tmp_path), once=True)
+    shown = console.export_text()
+    assert "1e+308  ▁█" in shown and "██████████ 100%" in shown and len(shown) < 3000
+    assert "1e+308" in watching._line(state_of(run.path)) and len(watching._line(state_of(run.path))) < 400
+    pulse(begun(tmp_path / "other"))
+    uhkd.watch(run=str(tmp_path), once=True)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"teacher": ["runs/teacher", "runs/vit"]},
+        {"teacher": None, "teachers": [{"teacher": "runs/teacher", "weight": 2}, {"teacher": "runs/vit"}]},
+    ],
+)
+def test_several_teachers_are_named(words: dict[str, Any], tmp_path: Path):
+    what = state_of(begun(tmp_path / "run", **words).path)["what"]
+    assert what == "uhkd/vit_micro by uhkd from runs/teacher and runs/vit on digits"

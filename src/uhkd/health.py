@@ -67,10 +67,16 @@ def trend(values: Sequence[float]) -> Trend | None:
 
 
 def shares(row: Mapping[str, float]) -> dict[str, float]:
-    """Each term's part of the gradient, 0..1 in sum, largest first: its norm by the sum of all norms; {} where not measured."""
-    norms = {name.removeprefix("grad_"): value for name, value in row.items() if name.startswith("grad_")}
-    whole = sum(norms.values())
-    return {k: norms[k] / whole for k in sorted(norms, key=lambda k: -norms[k])} if whole > 0 else {}
+    """Each term's part of the gradient, 0..1 in sum, largest first: its norm by the sum of all norms; {} where not measured.
+
+    What no norm can be, negative or not finite, is left out.
+    """
+    norms = {k.removeprefix("grad_"): v for k, v in row.items() if k.startswith("grad_") and 0 <= v < math.inf}
+    largest = max(norms.values(), default=0.0)
+    # by the largest first: the sum of very large ones would be infinite
+    parts = {k: norms[k] / largest for k in sorted(norms, key=lambda k: -norms[k])} if largest > 0 else {}
+    whole = sum(parts.values())
+    return {k: part / whole for k, part in parts.items()}
 
 
 def terms_of(row: Mapping[str, float]) -> list[str]:

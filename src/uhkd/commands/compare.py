@@ -56,7 +56,10 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     write(out, summary)
     show(summary)
     if summary["runs"]:
-        report(runs=(str(out),))
+        try:
+            report(runs=(str(out),))
+        except (ValueError, OSError) as error:  # the trainings are done, and their tables are written
+            say(f"warning: the page of the comparison was not written: {error}")
     for line in summary["warnings"]:
         say(f"warning: {line}")
     for cache in plan.caches:

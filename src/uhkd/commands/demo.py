@@ -31,7 +31,8 @@ def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]
         runs = {m: [RunFolder(out / student / m / f"seed-{seed}") for seed in range(seeds)] for m in METHODS}
         draw_curves(runs, out / f"curves-{student}.png")
         draw_spectra({m: runs[m][0] for m in METHODS if m != "scratch"}, out / f"spectra-{student}.png")
-    say(f"tables, pictures and runs are in {out}: begin with report.html ({time.monotonic() - began:.0f} s)")
+    begin = "report.html" if (out / "report.html").is_file() else "compare.md"
+    say(f"tables, pictures and runs are in {out}: begin with {begin} ({time.monotonic() - began:.0f} s)")
     return summary | {"out": str(out)}
 
 

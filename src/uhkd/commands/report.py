@@ -10,7 +10,7 @@ from uhkd.arguments import ReportArguments
 from uhkd.commands.setup import say
 from uhkd.recipe import build
 from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
-from uhkd.runs import check_place, read_mapping, write_atomically
+from uhkd.runs import check_own, check_place, read_mapping, write_atomically
 
 _NAME = "report.html"
 
@@ -44,6 +44,7 @@ def report(arguments: ReportArguments | None = None, **words: Any) -> dict[str, 
     write_atomically(page, render(found, __version__))
     written: list[Path] = []
     if asked.figures:
+        check_own(page.parent, "figures")
         folder = page.with_name("figures")
         folder.mkdir(exist_ok=True)
         written = write_figures(found, folder)
@@ -64,7 +65,7 @@ def _title(given: Sequence[str]) -> str:
     """A comparison's own title, or the names of the folders."""
     names = [Path(path).resolve().name for path in given]
     asked = Path(given[0]) / "compare.yaml"
-    if len(given) == 1 and asked.is_file():
+    if len(given) == 1 and asked.is_file() and not asked.is_symlink():
         try:
             title = read_mapping(asked).get("title")
         except (ValueError, OSError):

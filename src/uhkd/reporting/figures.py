@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from uhkd.health import shares
 from uhkd.reporting.drawing import Bar, Bars, Curves, Drawing, Line
 from uhkd.reporting.folders import ABSURD
 from uhkd.reporting.groups import Family, Group, Spread
@@ -72,17 +73,17 @@ def _accuracy(family: Family) -> Drawing | None:
 
 
 def _lines(groups: Sequence[Group], column: str, scale: float = 1.0) -> tuple[Line, ...]:
-    return tuple(line for group in groups if (line := _line(group, column, scale)) is not None)
+    lines = (_line(group, [row for run in group.runs for row in run.rows], column, scale) for group in groups)
+    return tuple(line for line in lines if line is not None)
 
 
-def _line(group: Group, column: str, scale: float) -> Line | None:
-    """A column of metrics.csv over epochs: the mean over runs that have it, a band of one sd."""
+def _line(group: Group, rows: Sequence[Mapping[str, float]], column: str, scale: float) -> Line | None:
+    """A column of a group's rows over epochs: the mean over runs that have it, a band of one sd."""
     by_epoch: dict[float, list[float]] = {}
-    for run in group.runs:
-        for row in run.rows:
-            value, epoch = row.get(column, math.nan), row.get("epoch", math.nan)
-            if abs(value) < ABSURD and abs(epoch) < ABSURD:
-                by_epoch.setdefault(epoch, []).append(scale * value)
+    for row in rows:
+        value, epoch = row.get(column, math.nan), row.get("epoch", math.nan)
+        if abs(value) < ABSURD and abs(epoch) < ABSURD:
+            by_epoch.setdefault(epoch, []).append(scale * value)
     if not by_epoch:
         return None
     epochs = sorted(by_epoch)
@@ -150,24 +151,26 @@ def _terms(family: Family) -> Drawing | None:
 
 
 def _gradients(family: Family) -> Drawing | None:
-    names = [c for c in _columns(family) if c.startswith("grad_")]
+    names = [c.removeprefix("grad_") for c in _columns(family) if c.startswith("grad_")]
     panels = []
     for group in family.groups:
         lines = []
+        rows = [shares(row) | {"epoch": row["epoch"]} for run in group.runs for row in run.rows if "epoch" in row]
         for place, name in enumerate(names):
-            own = _line(group, name, 100.0)
+            own = _line(group, rows, name, 100.0)
             if own is not None:
-                lines.append(Line(name.removeprefix("grad_"), own.x, own.y, f"s{place % 8}", place // 8, own.band))
+                lines.append(Line(name, own.x, own.y, f"s{place % 8}", place // 8, own.band))
         if lines:
             panels.append(Curves(group.label, "epoch", "share of the gradient (%)", tuple(lines)))
     if not panels:
         return None
-    legend = tuple((name.removeprefix("grad_"), f"s{i % 8}", i // 8, None) for i, name in enumerate(names))
+    legend = tuple((name, f"s{i % 8}", i // 8, None) for i, name in enumerate(names))
     said = "; ".join(f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.0f}" for line in p.lines) for p in panels)
     return Drawing(
         f"{family.key}-gradients",
         "Who pulls: gradient by term",
-        "How much of the student's gradient comes from each weighted term. One term far above all others trains the student "
+        "How much of the student's gradient comes from each weighted term: its norm by the sum of all norms. "
+        "One term far above all others trains the student "
         "alone; lower its weight if the cross-entropy should be heard.",
         f"Last share in percent. {said}.",
         tuple(panels[:24]),

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uhkd.runs import RunFolder, read_mapping
+from uhkd.recipe import DistillRecipe, FinetuneRecipe
+from uhkd.runs import Pulse, RunFolder, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
 _TEST = "test.json"  # a comparison's accuracy on the test part
@@ -24,7 +25,7 @@ class Run:
     """What one run folder says. Mappings and text come from elsewhere: any key may be missing, any value of another type.
 
     name: path below what all runs share. rows: of metrics.csv. test: metrics on the test part, of a comparison's run.
-    problems: files that could not be read, and why.
+    failure: what ended it, of one that failed. problems: files that could not be read, and why.
     """
 
     name: str
@@ -36,12 +37,20 @@ class Run:
     test: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, float]] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    failure: str | None = None
     problems: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
         """Whether the training came to its end."""
         return bool(self.result)
+
+    @cached_property
+    def words(self) -> dict[str, Any]:
+        """The recipe with what its words mean by default where an older version did not write them, lists for tuples."""
+        kind = DistillRecipe if "student" in self.recipe else FinetuneRecipe if "model" in self.recipe else None
+        said = {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
+        return said | {**self.recipe}
 
     @cached_property
     def student(self) -> str:
@@ -58,6 +67,40 @@ class Run:
         """The teacher's name or folder; None where there is none."""
         said = self.recipe.get("teacher") or self.result.get("teacher")
         return said if isinstance(said, str) else None
+
+    @cached_property
+    def teachers(self) -> tuple[tuple[str, dict[str, float]], ...]:
+        """Names and validation metrics of its teachers, where there are several; metrics are noted at its end."""
+        said = next(
+            filter(None, (self.result.get("teachers"), self.recipe.get("teachers"), self.recipe.get("teacher"))), ()
+        )
+        each = [one if isinstance(one, Mapping) else {"teacher": one} for one in said] if isinstance(said, list) else []
+        metrics = (one.get("teacher_metrics") for one in each)
+        known = [
+            {k: n for k in m if (n := number(m, k)) is not None} if isinstance(m, Mapping) else {} for m in metrics
+        ]
+        return tuple(
+            (name, own)
+            for one, own in zip(each, known, strict=True)
+            if (name := text(one.get("teacher"), "")) and len(each) > 1
+        )
+
+    @cached_property
+    def judge(self) -> tuple[str, float | None] | None:
+        """What its accuracy is by, where no head of its own has it, and that of the student before its first step."""
+        probed = self.result.get("probe")
+        if isinstance(probed, Mapping):
+            return text(probed.get("by"), "a probe"), number(probed, "start")
+        asked, images = self.recipe.get("probe"), self.recipe.get("probe_data")
+        kinds = {"knn": "k-NN", "linear": "linear probe"}
+        return (f"{kinds.get(str(asked), 'a probe')} on {images}", None) if isinstance(images, str) else None
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it learned without labels."""
+        alike = {"val_agreement", "val_feature_error", "val_cka"}
+        only = bool(self.rows) and "val_accuracy" not in self.rows[-1] and bool(alike & self.rows[-1].keys())
+        return self.recipe.get("unlabelled") is True or self.judge is not None or only
 
     @property
     def data(self) -> str:
@@ -114,34 +157,46 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
         if not path.is_dir():
             raise ValueError(f"no such folder: {path}; give run folders, or folders of them")
         tried: list[Path] = []
-        found = list(_below(path.resolve(), tried))
+        found = list(_below(path.resolve(), tried, notes))
         if not found:
             raise ValueError(
                 f"no run in {path}: expected a folder that finetune, distill, compare or demo wrote (with recipe.yaml)"
             )
         places |= dict.fromkeys(found, path)
         if tried:
-            trials = sum(len(list(_below(folder, []))) for folder in tried)
+            trials = sum(len(list(_below(folder, [], notes))) for folder in tried)
             notes.append(f"{trials} trainings that tried settings are left out; report {path / 'tune'} shows them")
     shared = Path(os.path.commonpath([place.parent if len(places) == 1 else place for place in places]))
     return [_read(place, place.relative_to(shared).as_posix()) for place in sorted(places)], notes
 
 
-def _below(folder: Path, tried: list[Path], depth: int = 0) -> Iterator[Path]:
-    """Run folders in a folder, itself included; links are not followed."""
-    if RunFolder(folder).started() and not (folder / "cache.json").exists():
+def _below(folder: Path, tried: list[Path], notes: list[str], depth: int = 0) -> Iterator[Path]:
+    """Run folders in a folder, itself included; links are not followed, and what cannot be looked into is noted."""
+    try:
+        begun = RunFolder(folder).started() and not (folder / "cache.json").exists()
+        compared = (folder / "compare.yaml").is_file()
+        below = (
+            []
+            if begun or depth == _DEEPEST
+            else sorted(p for p in folder.iterdir() if not p.is_symlink() and p.is_dir())
+        )
+    except OSError as error:
+        notes.append(f"{folder} could not be looked into: {error.strerror or error}")
+        return
+    if begun:
         yield folder
-        return
-    if depth == _DEEPEST:
-        return
-    compared = (folder / "compare.yaml").is_file()
-    for inside in sorted(folder.iterdir()):
-        if inside.is_symlink() or not inside.is_dir() or inside.name.startswith("."):
+    for inside in below:
+        if inside.name.startswith("."):
             continue
         if compared and inside.name in _ASIDE:
             tried += [inside] if inside.name == "tune" else []
             continue
-        yield from _below(inside, tried, depth + 1)
+        yield from _below(inside, tried, notes, depth + 1)
+
+
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link to another place, which the page would show to whoever is given it."""
+    return file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())
 
 
 def _read(path: Path, name: str) -> Run:
@@ -149,6 +204,8 @@ def _read(path: Path, name: str) -> Run:
 
     def attempt(read: Callable[[], Read], otherwise: Read, file: Path) -> Read:
         try:
+            if leads_out(file, path):
+                raise ValueError("is a link out of the run's folder, which is not followed")
             return read() if file.is_file() else otherwise
         except (ValueError, OSError, MemoryError) as error:
             problems.append(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
@@ -163,7 +220,9 @@ def _read(path: Path, name: str) -> Run:
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }
-    return Run(name, path, **found, problems=tuple(problems))
+    pulse = attempt(lambda: Pulse.read(path), None, path / "progress.json") if not found["result"] else None
+    failure = (pulse.why or "for a reason not noted") if pulse is not None and pulse.state == "failed" else None
+    return Run(name, path, **found, failure=failure, problems=tuple(problems))
 
 
 def number(found: Any, *keys: str) -> float | None:

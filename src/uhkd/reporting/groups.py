@@ -5,19 +5,19 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 
 from uhkd.reporting.folders import Run, number, text
+from uhkd.reporting.teachers import Teacher, folder_of, several_of, teacher_of
+from uhkd.runs import ELSEWHERE
 
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
-PLACES = {"out", "resume", "seed", "workers", "device", "log_every", "checkpoint_minutes", "thumbnails", "data"}
-PLACES |= {"shard_cache", "shard_cache_gb", "teacher_cache", "eval_every", "compile"}
+PLACES = ELSEWHERE | {"seed", "workers", "device", "log_every", "checkpoint_minutes", "data", "eval_every", "compile"}
 BASELINES = ("scratch", "kd", "uhkd")  # a reader looks for these, run or not
 HUES = 8
 _LEVELS = 16  # that are drawn: a page has an end
-_METRICS = ("accuracy", "top5", "nll", "ece")
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,11 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """What is known of a teacher on the data of a family; None and empty where it was not recorded.
-
-    metrics: of the validation part. prediction: the class it names for each validation image.
-    """
-
-    name: str
-    metrics: dict[str, float]
-    test: float | None = None
-    parameters: float | None = None
-    flops: float | None = None
-    bytes: float | None = None
-    latency: float | None = None
-    prediction: np.ndarray | None = None
-    confidence: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
 class Group:
     """Runs that differ in their seed alone.
 
     key: an identifier within the page. label: short, unique within the family. hue: 0 ... 7, its colour, and dash: its line.
+    teacher: the only one it learned from, and teachers: all.
     """
 
     key: str
@@ -68,6 +51,7 @@ class Group:
     hue: int
     dash: int
     teacher: Teacher | None = None
+    teachers: tuple[Teacher, ...] = ()
 
     @property
     def first(self) -> Run:
@@ -78,6 +62,26 @@ class Group:
     def method(self) -> str:
         """The method of its runs."""
         return self.first.method
+
+    @property
+    def failure(self) -> str | None:
+        """Why its runs failed, if all did."""
+        said = [run.failure for run in self.runs]
+        return said[0] if all(why is not None for why in said) else None
+
+    def by_seed(self) -> dict[int, Run]:
+        """One run a seed, the first of those that have an accuracy."""
+        found: dict[int, Run] = {}
+        for run in self.runs:
+            if (seed := number(run.recipe, "seed")) is not None and run.metric("val_accuracy") is not None:
+                found.setdefault(int(seed), run)
+        return found
+
+    def repeated(self) -> list[Run]:
+        """Runs with an accuracy whose seed another one stands for, see `by_seed`."""
+        kept = {run.name for run in self.by_seed().values()}
+        known = [run for run in self.runs if number(run.recipe, "seed") is not None]
+        return [run for run in known if run.metric("val_accuracy") is not None and run.name not in kept]
 
     def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
         """A number over its runs."""
@@ -121,7 +125,9 @@ class Family:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Rows a reader looks for that nobody ran."""
+        """Rows a reader looks for that nobody ran; without labels there are none to look for."""
+        if any(run.unlabelled for group in self.groups for run in group.runs):
+            return ()
         return tuple(name for name in BASELINES if not any(g.method == name for g in self.groups))
 
     @cached_property
@@ -153,8 +159,10 @@ class Report:
 def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Report:
     """Runs into groups and families, each with its teachers."""
     distilled = [run for run in runs if run.method != "finetune"]
-    taught = {run.name: found for run in distilled if (found := _folder_of(run.teacher, runs)) is not None}
+    taught = {run.name: found for run in distilled if (found := folder_of(run.teacher, runs)) is not None}
     teachers = {found.name for found in taught.values()} if distilled else set()
+    several = {name for run in distilled for name, _ in run.teachers}
+    teachers |= {found.name for name in several if (found := folder_of(name, runs)) is not None}
     kinds: dict[tuple[str, str], list[Run]] = {}
     prints = _prints(runs)
     for run in runs:
@@ -165,7 +173,19 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
     for number_, own in enumerate(kinds.values()):
         families.append(_family(f"f{number_}", own, taught, hues))
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    unfinished = [f"{run.name}: not finished ({_progress(run)})" for run in runs if not run.finished]
+    unfinished = [
+        f"{run.name}: failed ({_progress(run)}): {run.failure}"
+        if run.failure
+        else f"{run.name}: not finished ({_progress(run)})"
+        for run in runs
+        if not run.finished
+    ]
+    unfinished += [
+        f"{run.name}: its seed was run before in {group.label}, so paired differences leave it out"
+        for family in families
+        for group in family.groups
+        for run in group.repeated()
+    ]
     return Report(title, tuple(families), tuple(runs), (*notes, *unfinished, *problems))
 
 
@@ -186,15 +206,20 @@ def _progress(run: Run) -> str:
 def _family(key: str, runs: Sequence[Run], taught: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        words = {k: v for k, v in run.recipe.items() if k not in PLACES}
+        words = {k: v for k, v in run.words.items() if k not in PLACES}
         words.pop("teacher_views", None)
         alike.setdefault(json.dumps([words, run.method], sort_keys=True, default=str), []).append(run)
     named = _in_order(list(zip(_labels(list(alike.values())), alike.values(), strict=True)))
     groups = []
     for place, (label, own) in enumerate(named):
         hue, dash = hues.setdefault(label, _hue(label, len({*hues} - {*BASELINES})))
-        groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, _teacher(own, taught)))
-    teachers = {g.teacher.name: g.teacher for g in groups if g.teacher is not None}
+        alone = teacher_of(own, taught)
+        each = several_of(own) if alone is None else (alone,)
+        groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, alone, each))
+    teachers: dict[str, Teacher] = {}
+    for one in (one for group in groups for one in group.teachers):
+        if one.name not in teachers or "accuracy" in one.metrics:
+            teachers[one.name] = one
     return Family(key, runs[0].student, runs[0].data_name, tuple(groups), tuple(teachers.values()))
 
 
@@ -233,59 +258,3 @@ def _parent(runs: Sequence[Run]) -> str | None:
     parents = {PurePath(run.name).parent for run in runs}
     seeds = all(PurePath(run.name).name.startswith("seed-") for run in runs)
     return parents.pop().name if len(parents) == 1 and seeds else None
-
-
-def _folder_of(said: str | None, runs: Sequence[Run]) -> Run | None:
-    """The run among these that a recipe names as its teacher, also where all of them were moved together."""
-    if said is None:
-        return None
-    place = Path(said)
-    candidates = [run for run in runs if run.method == "finetune" or run.finished]
-    exact = [run for run in candidates if place.is_absolute() and run.path == place]
-    if exact or len(place.parts) < 2:
-        return exact[0] if exact else None
-    for parts in (3, 2):
-        near = [run for run in candidates if run.path.parts[-parts:] == place.parts[-parts:]]
-        if len(near) == 1:
-            return near[0]
-    return None
-
-
-def _teacher(runs: Sequence[Run], taught: dict[str, Run]) -> Teacher | None:
-    """What its own run folder says of a teacher, if that is here and of the same images, and what the students noted."""
-    run = next((r for r in runs if r.teacher is not None and r.method != "scratch"), None)
-    if run is None:
-        return None
-    assert run.teacher is not None
-    own = taught.get(run.name)
-    # another split of the images would make its predictions those of other images
-    same = own is not None and own.data == run.data
-    shown = own if same else None
-    noted = next((r for r in runs if r.predictions("teacher") is not None), None)
-    said = {k: number(run.result, "teacher_metrics", k) for k in _METRICS}
-    if shown is not None and not any(v is not None for v in said.values()):
-        said = {k: shown.metric(f"val_{k}") for k in _METRICS}
-    metrics = {k: v for k, v in said.items() if v is not None}
-
-    def size(name: str) -> float | None:
-        here = (number(r.result, "sizes", "teacher", name) for r in runs)
-        there = None if own is None else number(own.result, "sizes", "student", name)
-        return next((x for x in here if x is not None), there)
-
-    latency = next((a for r in runs if (a := r.array("teacher_latency_ms", 1)) is not None), None)
-    if latency is None and own is not None:
-        latency = own.array("latency_ms", 1)
-    source = (noted, "teacher") if noted is not None else (shown, "val")
-    prediction = None if source[0] is None else source[0].predictions(source[1])
-    confidence = None if source[0] is None else source[0].array(f"{source[1]}_confidence", 1)
-    parameters = size("parameters") or (number(own.result, "parameters") if own else None)
-    named = f"{own.student} ({own.name})" if own is not None else _brief(run.teacher)
-    test = number(own.test, "accuracy") if own is not None else None
-    seconds = None if latency is None else float(latency[0])
-    return Teacher(named, metrics, test, parameters, size("flops"), size("bytes"), seconds, prediction, confidence)
-
-
-def _brief(teacher: str) -> str:
-    """A name without the places of a machine: the last two parts of a path."""
-    place = PurePath(teacher)
-    return "/".join(place.parts[-2:]) if place.is_absolute() else teacher

@@ -16,9 +16,10 @@ from PIL import Image
 from uhkd import thumbnails
 from uhkd.reporting import figures, inside, mistakes, svg, tables
 from uhkd.reporting.drawing import DARK, DASHES, LIGHT, Drawing
-from uhkd.reporting.folders import Run
+from uhkd.reporting.folders import Run, leads_out
 from uhkd.reporting.groups import Family, Group, Report
 from uhkd.reporting.numbers import KINDS, classes_of, examples, gains, labels_of, predicted
+from uhkd.reporting.verdict import verdict
 from uhkd.runs import RunFolder
 from uhkd.text import shown_lines
 
@@ -91,7 +92,7 @@ def _family(family: Family) -> dict[str, Any]:
     return {
         "key": family.key,
         "title": family.title,
-        "verdict": tables.verdict(family),
+        "verdict": verdict(family),
         "rows": tables.summary_rows(family, first),
         "many": len(family.groups) > LINES,
         "figures": [_figure(drawing, first) for drawing in figures.of_family(family)],
@@ -210,8 +211,11 @@ def _pictures(family: Family) -> list[np.ndarray] | None:
         own = run.array("val_shown", 1)
         if wanted is None or own is None or not np.array_equal(own, wanted):
             continue
+        sheet = RunFolder(run.path).thumbnails
         try:
-            found = thumbnails.read_sheet(RunFolder(run.path).thumbnails, len(own))
+            if leads_out(sheet, run.path):
+                continue
+            found = thumbnails.read_sheet(sheet, len(own))
         except (ValueError, OSError):
             continue
         if best is None or found[0].size > best[0].size:

@@ -53,13 +53,12 @@ def _curves(panel: Curves, hidden: Container[str]) -> tuple[list[Markup], int]:
             t for t in LogLocator(numticks=6).tick_values(10**y_low, 10**y_high) if y_low <= math.log10(t) <= y_high
         ]
     else:
-        ticks = [t for t in MaxNLocator(5).tick_values(y_low, y_high) if y_low <= t <= y_high]
-    for tick in ticks:
+        ticks = [t for t, _ in _ticks(5, y_low, y_high)]
+    for tick, said in zip(ticks, _numbers(ticks), strict=True):
         parts.append(_rule(_LEFT, py(tick), right, py(tick)))
-        parts.append(_text(_LEFT - 5, py(tick) + 4, _number(tick), "end"))
-    for tick in MaxNLocator(6, integer=x_high - x_low >= 2).tick_values(x_low, x_high):
-        if x_low <= tick <= x_high:
-            parts.append(_text(px(tick), bottom + 14, _number(float(tick)), "middle"))
+        parts.append(_text(_LEFT - 5, py(tick) + 4, said, "end"))
+    for tick, said in _ticks(6, x_low, x_high, whole=all(x == round(x) for x in xs)):
+        parts.append(_text(px(tick), bottom + 14, said, "middle"))
     parts.append(_text((_LEFT + right) / 2, _HEIGHT - 8, panel.x_label, "middle", "axis"))
     parts.append(
         _text(4, _TOP - 8, panel.y_label, "start", "axis") if not panel.title else _side(panel.y_label, bottom)
@@ -102,10 +101,9 @@ def _bars(panel: Bars) -> tuple[list[Markup], int]:
         return left + (x - low) / (high - low) * (right - left)
 
     parts: list[Markup] = []
-    for tick in MaxNLocator(4).tick_values(low, high):
-        if low <= tick <= high:
-            parts.append(_rule(px(tick), above, px(tick), bottom))
-            parts.append(_text(px(tick), bottom + 13, _number(float(tick)), "middle"))
+    for tick, said in _ticks(4, low, high):
+        parts.append(_rule(px(tick), above, px(tick), bottom))
+        parts.append(_text(px(tick), bottom + 13, said, "middle"))
     parts.append(_text((left + right) / 2, bottom + 29, panel.x_label, "middle", "axis"))
     top = float(above)
     for row, room in zip(panel.rows, rooms, strict=True):
@@ -200,13 +198,27 @@ def _rule(x1: float, y1: float, x2: float, y2: float) -> Markup:
 def _room(values: Sequence[float], margin: float) -> tuple[float, float]:
     """The range of an axis that holds the values."""
     low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-9 * max(1.0, abs(high)):  # a level line, or a single point: in the middle
+        room = 0.5 if abs(high) < 1e-9 else 0.1 * abs(high)
+        low, high = low - room, high + room
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+def _ticks(most: int, low: float, high: float, *, whole: bool = False) -> list[tuple[float, str]]:
+    """Round numbers on an axis and what they are called; whole: of what has no parts, such as epochs."""
+    found = MaxNLocator(most, integer=whole, min_n_ticks=1 if whole else 2).tick_values(low, high)
+    within = [float(t) for t in found if low <= t <= high]
+    return list(zip(within, _numbers(within), strict=True))
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    """As few digits as tell them apart, three at least."""
+    named: list[str] = []
+    for digits in range(3, 9):
+        named = [f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e") for value in values]
+        if len({*named}) == len(named):
+            break
+    return named
 
 
 def _cut(words: str, longest: int) -> str:

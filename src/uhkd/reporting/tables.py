@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uhkd.paired import gap
 from uhkd.reporting.folders import Run, number
 from uhkd.reporting.groups import PLACES, Family, Group, Spread, Teacher
 from uhkd.reporting.numbers import labels_of, same_images, told
+from uhkd.reporting.verdict import cut, judge_of
 
 NOT_RECORDED = "not recorded"
 NOT_RUN = "not run"
-_LONGEST = 90
 
 
 class Cell(NamedTuple):
@@ -56,6 +55,7 @@ def summary_rows(family: Family, drawn: set[str]) -> list[Row]:
     if not family.teachers:
         rows.append(Row("teacher", _empty(NOT_RUN), "missing"))
     rows += [Row(name, _empty(NOT_RUN), "missing") for name in family.missing]
+    rows += [row for group in family.groups[:1] if (row := _untrained_row(group)) is not None]
     return [*rows, *(_group_row(group, family, drawn) for group in family.groups)]
 
 
@@ -76,6 +76,14 @@ def _teacher_row(teacher: Teacher, several: bool) -> Row:
         Cell("-"),
     )
     return Row(f"teacher {teacher.name}" if several else f"teacher: {teacher.name}", cells, "teacher", dash=1)
+
+
+def _untrained_row(group: Group) -> Row | None:
+    """The student before its first step, where a probe measured it."""
+    start = group.spread(lambda run: run.judge[1] if run.judge else None)
+    if start is None:
+        return None
+    return Row("untrained student", (Cell("-"), _spread(start, 100), *(Cell("-") for _ in HEAD[2:])), "missing")
 
 
 def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
@@ -105,6 +113,8 @@ def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
         ),
         _minutes(group.metric("seconds")),
     )
+    if (judge := judge_of(group)) and cells[1].sort is not None:
+        cells = (cells[0], Cell(f"{cells[1].words} by {judge}", cells[1].sort), *cells[2:])
     return Row(group.label, cells, "group", group.key, f"s{group.hue}", group.dash, group.key in drawn)
 
 
@@ -151,35 +161,9 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def verdict(family: Family) -> str:
-    """One sentence on what the focus gained on the baseline, paired by seed, and what that rests on."""
-    focus, base, own = family.focus, family.baseline, family.focus.metric("val_accuracy")
-    if own is None:
-        return f"{focus.label} has not been validated yet."
-    said = f"{focus.label} names {100 * own.mean:.1f} % of the validation images right"
-    teacher = focus.teacher.metrics.get("accuracy") if focus.teacher else None
-    said += f", its teacher {100 * teacher:.1f} %" if teacher is not None else ""
-    if base is None:
-        return f"{said}. Without the same network from labels alone (--method scratch) nobody can say what the teacher gave."
-    ours, theirs = (
-        {
-            seed: a
-            for run in g.runs
-            if (seed := number(run.recipe, "seed")) is not None and (a := run.metric("val_accuracy")) is not None
-        }
-        for g in (focus, base)
-    )
-    found = gap({int(k): v for k, v in ours.items()}, {int(k): v for k, v in theirs.items()})
-    if found is None:
-        return f"{said}. It and {base.label} have no seed in common, so their difference is not paired."
-    width = f" ± {found.half:.1f}" if found.half is not None and found.seeds > 2 else ""
-    s = "s" if found.seeds > 1 else ""
-    return f"{said}: {found.mean:+.1f}{width} points against {base.label} ({found.seeds} seed{s}: {found.verdict})."
-
-
 def differing(family: Family) -> list[tuple[str, str]]:
     """For every group the words of its recipe that are not the family's most common ones."""
-    flat = {g.label: _words(g.first.recipe) for g in family.groups}
+    flat = {g.label: _words(g.first.words) for g in family.groups}
     common = {
         key: Counter(words.get(key, "none") for words in flat.values()).most_common(1)[0][0]
         for key in dict.fromkeys(key for words in flat.values() for key in words)
@@ -187,9 +171,7 @@ def differing(family: Family) -> list[tuple[str, str]]:
     return [
         (
             label,
-            _cut(
-                ", ".join(f"{k}: {words.get(k, 'none')}" for k, c in common.items() if words.get(k, "none") != c), 400
-            ),
+            cut(", ".join(f"{k}: {words.get(k, 'none')}" for k, c in common.items() if words.get(k, "none") != c), 400),
         )
         for label, words in flat.items()
     ]
@@ -209,10 +191,10 @@ def run_rows(family: Family) -> list[tuple[str, ...]]:
             epochs = f"{number(run.rows[-1], 'epoch') or 0:.0f}" if run.rows else "0"
             rows.append(
                 (
-                    _cut(run.name),
+                    cut(run.name),
                     group.label,
                     "-" if seed is None else f"{seed:.0f}",
-                    "finished" if run.finished else "not finished",
+                    "finished" if run.finished else cut(f"failed: {run.failure}" if run.failure else "not finished"),
                     NOT_RECORDED if accuracy is None else f"{100 * accuracy:.2f}",
                     epochs,
                     NOT_RECORDED if speed is None else f"{speed:.0f}",
@@ -229,11 +211,11 @@ def machines(runs: tuple[Run, ...]) -> list[tuple[str, list[tuple[str, str]]]]:
         facts = []
         for key, value in run.environment.items():
             if key == "versions" and isinstance(value, Mapping):
-                facts += [(f"version of {k}", _cut(str(v))) for k, v in value.items()]
+                facts += [(f"version of {k}", cut(str(v))) for k, v in value.items()]
             elif key != "command":
-                facts.append((str(key).replace("_", " "), "none" if value is None else _cut(str(value))))
+                facts.append((str(key).replace("_", " "), "none" if value is None else cut(str(value))))
         kinds.setdefault(repr(facts), ([], facts))[0].append(run.name)
-    return [(_cut(", ".join(names), 300), facts or [("environment", NOT_RECORDED)]) for names, facts in kinds.values()]
+    return [(cut(", ".join(names), 300), facts or [("environment", NOT_RECORDED)]) for names, facts in kinds.values()]
 
 
 def lacking(run: Run) -> list[str]:
@@ -244,7 +226,3 @@ def lacking(run: Run) -> list[str]:
     found += [] if number(run.result, "sizes", "student", "flops") is not None else ["FLOPs and size"]
     taught = run.method not in ("scratch", "finetune")
     return found + (["predictions of the teacher"] if taught and run.predictions("teacher") is None else [])
-
-
-def _cut(words: str, longest: int = _LONGEST) -> str:
-    return words if len(words) <= longest else f"{words[: longest - 1]}…"

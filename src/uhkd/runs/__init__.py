@@ -2,12 +2,13 @@
 
 from uhkd.runs.checkpoints import Checkpoint
 from uhkd.runs.files import check_own, check_place, drop_leftovers, read_mapping, write_atomically, write_tensors
-from uhkd.runs.folder import RunFolder
+from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import may_live
 from uhkd.runs.machine import environment
 from uhkd.runs.pulse import Pulse
 
 __all__ = [
+    "ELSEWHERE",
     "Checkpoint",
     "Pulse",
     "RunFolder",

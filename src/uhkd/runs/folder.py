@@ -20,6 +20,8 @@ from uhkd.runs.machine import environment
 
 _LARGEST = 2**30  # bytes of diagnostics: spectra and predictions of ten thousand evaluations
 _ENVIRONMENT = "environment.json"
+ELSEWHERE = frozenset({"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"})
+"""Words of a recipe that change no number: a cache may be moved (its key is in the checkpoint), another logger told."""
 # what a run leaves behind that was killed while it began
 _BEGINNING = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environment\.json|recipe\.yaml)\.\d+\.tmp")
 
@@ -83,9 +85,7 @@ class RunFolder:
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = yaml.safe_load(_yaml(defaults or {})) | self.read_recipe(), yaml.safe_load(_yaml(recipe))
-        # a cache may be moved: its key is in the checkpoint; who is told of a training and thumbnails change no number
-        elsewhere = {"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"}
-        differing = [k for k in sorted({*before, *now} - elsewhere) if before.get(k) != now.get(k)]
+        differing = [k for k in sorted({*before, *now} - ELSEWHERE) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")
         if differing:
