@@ -164,6 +164,8 @@ def _limits(result: Mapping[str, Any], classes: bool) -> str:
         if classes
         else ""
     )
+    if classes and "uhkd" in str(result.get("method")):
+        answers += "Those of students of uhkd by its defaults are low, and not calibrated. "
     measured = (
         "Measured on held-out images of the data named above alone"
         if (result.get("metrics") or {}).get("val_accuracy") is not None
