@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,19 @@ def test_doctor_finds_packages_that_are_missing_or_too_old():
     wanted = [Requirement(line) for line in ("pillow>=1000", "numpy>=1", "no-such-package>=1")]
     found = {need.name: version for need, version in software.unmet(wanted)}
     assert found == {"pillow": importlib.metadata.version("pillow"), "no-such-package": None}
+
+
+def test_doctor_finds_extras_by_their_packages(monkeypatch: pytest.MonkeyPatch):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(software.EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs"}
+    # packages that were installed beside an older version of uhkd, whose metadata knows none of these extras
+    monkeypatch.setattr(software.metadata, "requires", lambda name: ["numpy>=1"])
+    monkeypatch.setattr(software.importlib.util, "find_spec", lambda name: None if name == "wandb" else "there")
+    others = ", ".join(sorted(set(software.EXTRAS) - {"wandb"}))
+    assert software.extras().found == f'{others} installed; not installed: wandb (pip install "uhkd[NAME]")'
+    monkeypatch.setattr(software.metadata, "requires", lambda name: ['torchao>=1000; extra == "int8"'])
+    monkeypatch.setattr(software, "installed", lambda name: "0.1")
+    assert software.extras().state == "warning" and 'pip install -U "uhkd[int8]"' in software.extras().advice
 
 
 def test_doctor_names_the_torch_of_a_torchvision(monkeypatch: pytest.MonkeyPatch):

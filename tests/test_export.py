@@ -166,6 +166,44 @@ def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: 
     assert _licence(str(copy), None) == "apache-2.0"  # of timm/test_resnet's own weights
 
 
+def test_no_place_of_this_machine_is_on_a_card(tmp_path: Path):
+    from dataclasses import replace
+
+    from uhkd.export.card import card_text
+
+    secret = "/home/alice/lab"
+    network = create("uhkd/resnet10", num_classes=10, image_size=16, options={"channels": [8, 8, 16, 16]}).eval()
+    network.card = replace(network.card, name=f"folder/{secret}/net")
+    run = RunFolder(tmp_path)
+    result = {
+        "verb": "distill",
+        "teacher": f"{secret}/a and timm/resnet18",
+        "method": "kd and uhkd",
+        "teachers": [{"teacher": f"{secret}/a"}, {"teacher": "timm/resnet18"}],
+        "data": f"{secret}/images",
+        "probe": {"kind": "knn", "data": f"{secret}/judged", "by": f"k-NN on {secret}/judged"},
+        "metrics": {"val_accuracy": 0.9},
+    }
+    recipe = {
+        "teachers": [{"teacher": f"{secret}/a", "options": {"file": f"{secret}/b"}}, {"teacher": "timm/resnet18"}],
+        "probe_data": f"{secret}/judged",
+        "student_options": {"nested": [{"file": f"{secret}/weights.pt"}], "home": "~alice/w", "up": "../alice/w"},
+        "teacher_options": {"from": f"timm/local-dir:{secret}/c", "win": "C:\\Users\\alice\\d"},
+        "student_start": f"transformers/{secret}/vit",
+        "settings": {"relative": "alice/e", "base": "torchvision/resnet18"},
+    }
+    run.path.joinpath("result.json").write_text(json.dumps(result))
+    run.path.joinpath("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = card_text(str(tmp_path), network, {"safetensors": "."}, {})
+    assert "alice" not in card and str(tmp_path) not in card
+    assert "Distilled with uhkd from a and timm/resnet18, method kd and uhkd." in card
+    assert (
+        "| validation accuracy, last epoch, k-NN on judged | 90.00% |" in card and "base: torchvision/resnet18" in card
+    )
+    assert "| licence of the teacher's weights | not known here: ask whoever made them; apache-2.0 |" in card
+    assert "model-index" not in yaml.safe_load(card.split("---")[1])  # no accuracy of the network on its data
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digit as a file that is no square: it has to be cut."""
@@ -288,8 +326,9 @@ def test_a_network_that_mixes_its_batch_is_noticed(runs: Path, tmp_path: Path, m
         return self.module((image - self.mean) / self.std) + image.mean()
 
     monkeypatch.setattr(forms.Deployed, "forward", forward)
-    with pytest.raises(AssertionError, match="a batch matters"):
+    with pytest.raises(ValueError, match=r"^pt2 answers otherwise when an image is in a batch than alone"):
         export(run=str(runs / "timm_test_resnet"), to=["pt2"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "pt2").exists()
 
 
 class Fixed(nn.Module):
@@ -335,6 +374,15 @@ def test_what_cannot_be_exported_is_said(
     with pytest.raises(ValueError, match=r"onnx: the package onnxruntime is missing: pip install 'uhkd\[onnx\]'"):
         forms.write("onnx", load_run(resnet), tmp_path / "e")
     assert not (tmp_path / "e").exists()
+
+
+def test_a_dry_run_refuses_int8_that_no_label_judges(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    asked = ["export", str(runs / "uhkd_mixer_micro"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*asked, "--to", "onnx-int8", "--dry-run"]) == 2
+    assert "int8 is judged by accuracy" in capsys.readouterr().err
+    assert main([*asked, "--to", "onnx", "--dry-run"]) == 0
 
 
 def test_no_form_at_all_is_told(runs: Path):

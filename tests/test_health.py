@@ -78,6 +78,7 @@ def test_shares_of_the_gradient_are_of_the_sum_of_norms():
         ({"ce": 1.0, "kd.kl": 3.9}, []),
         ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01}, ["a.c hardly counts, below 1% of the gradient"]),
         ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01, "a.d": 0.0}, ["a.c and a.d hardly count, below 1% of the gradient"]),
+        ({"ce": 0.001, "a.b": 1.0, "a.c": 1.0}, []),  # usual by our defaults
         ({"ce": 2.0, "a.b": 0.0}, ["ce dominates the gradient alone", "a.b hardly counts, below 1% of the gradient"]),
     ],
 )
@@ -137,3 +138,26 @@ def test_shares_are_of_norms_alone_and_sum_to_one():
     assert shares(odd | {"grad_d": 3.0, "grad_e": 1.0}) == {"d": 0.75, "e": 0.25}
     assert shares(odd) == {} and shares({"grad_a": 0.0}) == {}
     assert shares({"grad_a": 1e308, "grad_b": 1e308}) == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, monkeypatch: pytest.MonkeyPatch):
+    import io
+
+    from rich.console import Console
+
+    from uhkd import telling
+    from uhkd.engine.progress import Progress
+
+    monkeypatch.setattr(telling, "live", lambda: True)
+    progress = Progress(12000, 128, start=0, say=print)
+    assert progress.bar is not None
+    means = {"loss": 12.345, "ce": 2.0} | {f"uhkd.a-long-name-{i}": 1.0 for i in range(9)}
+    progress.log(means, 1e-3)
+    progress.bar.update(progress.task, completed=4321)
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as drawn:
+        console.print(progress.bar.get_renderable())
+    said = drawn.get()
+    assert said.count("\n") == 1 and " 4321/12000 " in said and "-:--:--" in said and "loss 12.345" in said
+    assert "a-long-name" not in said

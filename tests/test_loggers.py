@@ -316,3 +316,13 @@ def test_wandb_has_all_of_a_run_and_goes_on_with_it(distil: Distil, tmp_path: Pa
     own.metrics({"train/loss": 1.0}, 9)
     own.close("success")
     assert len(list((run.path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))) == 2
+
+
+def test_a_logger_whose_client_exits_is_warned_of_too(tmp_path: Path):
+    def leave(sink: Any) -> None:
+        raise SystemExit("the client gave up")
+
+    courier = loggers._Courier("wandb", Bad())
+    courier.hand(leave)
+    courier.end("success", 5.0)
+    assert courier.why == "SystemExit: the client gave up" and not courier.thread.is_alive()

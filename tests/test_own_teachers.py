@@ -344,6 +344,8 @@ def test_a_list_of_one_teacher_is_that_teacher_and_equal_ones_teach_what_one_doe
 def test_words_on_several_teachers():
     base = {"student": "uhkd/vit_micro", "data": "digits"}
     assert build(DistillRecipe, base | {"teacher": ["a"]}).teacher == "a"
+    weighed = build(DistillRecipe, base | {"weights": {"ce": 0.5}, "teachers": [{"teacher": "a", "method": "kd"}]})
+    assert weighed.weights == {"ce": 0.5}
     assert build(DistillRecipe, base | {"teacher": ["a", "b"]}).teacher == ("a", "b")
     several = [{"teacher": "a"}, {"teacher": "b", "method": "kd"}]
     recipe = build(DistillRecipe, base | {"settings": {"radius": 2}, "teachers": several})
@@ -355,6 +357,10 @@ def test_words_on_several_teachers():
         ({"teacher": ["a", "b"], "teacher_cache": "c"}, "teacher_cache: holds the signals of one teacher"),
         ({"teacher": ["a", "b"], "teacher_levels": ["1"]}, "teacher_levels: names layers of one teacher"),
         ({"teacher": 5}, "teacher: expected the name of a teacher, or a list of names, found 5"),
+        (
+            {"teachers": [{"teacher": "a"}, {"teacher": "b", "weights": {"ce": 0.5}}]},
+            "teachers.1.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own weights",
+        ),
         ({"teachers": [{"method": "kd"}]}, "teachers.0.teacher: required but not given"),
         ({"teachers": [{"teacher": "a", "metod": "kd"}]}, "teachers.0.metod: unknown key; did you mean 'method'"),
         (
@@ -364,6 +370,60 @@ def test_words_on_several_teachers():
     ):
         with pytest.raises(RecipeError, match=says):
             build(DistillRecipe, base | words)
+
+
+def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
+    from dataclasses import replace
+
+    from uhkd.commands.voices import Voice, student_classes
+
+    words = {"teacher": "a", "student": "uhkd/vit_micro", "data": "digits"}
+    recipe, data = build(DistillRecipe, words), open_data("digits")
+    unlabelled = replace(data, classes=())
+
+    def voice(name: str, classes: tuple[str, ...], method: str = "kd") -> Voice:
+        network = uhkd.models.create("uhkd/resnet10", num_classes=3, image_size=16, options=CNN)
+        network.card = replace(network.card, classes=classes)
+        heard = recipe.model_copy(update={"teacher": name, "method": method})
+        return Voice(heard, network, {"kl": 1.0} if method == "kd" else {}, 0.5, {})
+
+    names = ("ant", "bee", "fly")
+    first, other = voice("runs/a", names), voice("runs/b", ("bee", "ant", "fly"))
+    assert student_classes(unlabelled, [first, voice("runs/b", names)]) == (3, names)
+    assert student_classes(unlabelled, [first, voice("runs/b", other.names, "rkd")]) == (3, names)
+    assert student_classes(data, [first, other])[0] == 10
+    with pytest.raises(ValueError, match=r"^the teachers runs/a and runs/b know other classes, or the same in [^\n]+$"):
+        student_classes(unlabelled, [first, other])
+
+
+def test_what_is_said_of_loss_and_next_steps_is_true_without_labels(capsys: pytest.CaptureFixture[str]):
+    from uhkd.commands.outcome import next_steps
+    from uhkd.commands.setup import tell_loss
+
+    tell_loss({"ce": 1.0, "uhkd.features": 2.0, "rkd.angle": 3.0}, labels=False)
+    tell_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=False)
+    assert capsys.readouterr().err == "  loss = 2 uhkd.features + 3 rkd.angle\n"
+    tell_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=True)
+    assert "loss = 1 ce + 3 rkd.angle: not to be compared" in capsys.readouterr().err
+    usual: dict[str, Any] = {"verb": "distill", "metrics": {"val_accuracy": 0.5}}
+    assert "compare --pairs" in " ".join(next_steps(Path("runs/a"), usual, headless=False))
+    for more in ({"teachers": [{}, {}]}, {"probe": {}}, {"metrics": {}}, {"verb": "finetune"}):
+        assert "compare" not in " ".join(next_steps(Path("runs/a"), usual | more, headless=False))
+
+
+def test_a_dry_run_refuses_what_cannot_judge_or_be_told(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from uhkd.engine import loggers
+
+    line = ["distill", "--teacher", "uhkd/resnet10", "--student", "uhkd/vit_micro", "--dry-run", "--data"]
+    assert main([*line, str(images / "pile"), "--unlabelled", "--probe-data", str(images / "flat")]) == 2
+    assert "has no labels to judge by" in capsys.readouterr().err
+    assert main([*line, "digits", "--probe-data", str(images / "labelled")]) == 2
+    assert "probe_data judges a training without labels" in capsys.readouterr().err
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    assert main([*line, "digits", "--log", "wandb"]) == 2
+    assert "log wandb: the package wandb is missing" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_several_teachers_and_probes(

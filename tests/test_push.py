@@ -84,6 +84,11 @@ def test_a_dry_run_shows_all_and_contacts_nothing(
     json.dumps({key: said[key] for key in ("repo", "private", "files", "card")})
 
 
+def test_a_dry_run_says_so_to_scripts(run: str, hub: Hub, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", run, "--repo", REPO, "--data", "digits", "--images", "4", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arguments"]["dry_run"] is True
+
+
 def test_what_a_hub_refuses_is_one_line(
     run: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -124,7 +124,9 @@ def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if middle[first] >= DOMINANT * rest:
         ratio = middle[first] / rest if rest > 0 else math.inf
         said.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
-    slight = [name for name, value in middle.items() if value < SLIGHT]
+    slight = [
+        name for name, value in middle.items() if value < SLIGHT and name != "ce"
+    ]  # by our defaults ce is that small
     if slight:
         said.append(f"{_listed(slight)} hardly count{'s' * (len(slight) == 1)}, below {SLIGHT:.0%} of the gradient")
     return said

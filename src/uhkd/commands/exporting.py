@@ -17,7 +17,7 @@ from uhkd import export as forms
 from uhkd.arguments import CheckWords, ExportArguments, Form
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.setup import say
-from uhkd.data import Part, Source, eval_loader
+from uhkd.data import Data, Part, Source, eval_loader
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
 from uhkd.recipe import build
@@ -90,6 +90,18 @@ class _Images:
         yield from (batch.image for batch in eval_loader(self.calibration, self.size, batch_size=_BATCH))
 
 
+def check_judged(to: Iterable[Form], data: Data, part: str, evaluation: Source) -> None:
+    """See that forms of 8-bit integers can be judged.
+
+    Raises:
+        ValueError: for images without labels.
+    """
+    if set(to) & set(forms.QUANTIZED) and evaluation.labels is None:
+        raise ValueError(
+            f"int8 is judged by accuracy, and the {part} images of {data.name} have no labels; name others with --data"
+        )
+
+
 def export_forms(
     run: str, network: TappedModel, to: Iterable[Form], words: CheckWords, out: Path
 ) -> dict[Form, dict[str, Any]]:
@@ -98,13 +110,10 @@ def export_forms(
     for form in to:
         forms.check(form, network)
     data, part, evaluation = images_of(run, network, words.data)
-    if set(to) & set(forms.QUANTIZED) and evaluation.labels is None:
-        raise ValueError(
-            f"int8 is judged by accuracy, and the {part} images of {data.name} have no labels; name others with --data"
-        )
+    check_judged(to, data, part, evaluation)
     few = next(iter(eval_loader(_spread(evaluation, words.images), network.input_size, batch_size=words.images))).image
     images = _Images(few, evaluation, _spread(data.train, words.calibrate), network.input_size)
-    expected = _answers(network.plain, few, _TOLERANCE)
+    expected = _answers("PyTorch", network.plain, few, _TOLERANCE)
     own = f"{_bytes_of(network) / 1e6:.2f}", f"{_milliseconds(network.plain, few):.2f}"
     found: dict[Form, dict[str, Any]] = {}
     for form in to:
@@ -113,7 +122,7 @@ def export_forms(
             answer = forms.reopen(form, path)
             exact = form not in forms.QUANTIZED
             row = (
-                _exact(network, path, answer, few, expected)
+                _exact(form, network, path, answer, few, expected)
                 if exact
                 else _judged(form, network, answer, images, words.max_drop)
             )
@@ -154,8 +163,10 @@ def sentence(row: dict[str, Any]) -> str:
     )
 
 
-def _exact(network: TappedModel, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor) -> dict[str, Any]:
-    got = _answers(answer, images, _TOLERANCE)
+def _exact(
+    form: str, network: TappedModel, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor
+) -> dict[str, Any]:
+    got = _answers(form, answer, images, _TOLERANCE)
     difference = _difference(got, expected)
     if not difference <= _TOLERANCE:
         raise ValueError(
@@ -169,7 +180,7 @@ def _exact(network: TappedModel, path: Path, answer: forms.Answer, images: Tenso
 @torch.no_grad()
 def _judged(form: str, network: TappedModel, answer: forms.Answer, images: _Images, max_drop: float) -> dict[str, Any]:
     """Accuracy before and after, and how far the answers are the same."""
-    _answers(answer, images.few, _ROUNDING)
+    _answers(form, answer, images.few, _ROUNDING)
     before, after, labels = [], [], []
     for batch in images.all():
         before.append(network.plain(batch.image).float())
@@ -195,13 +206,21 @@ def _difference(got: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def _answers(answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
-    """Answers to all images at once; two of them also alone, which must not matter."""
+def _answers(form: str, answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
+    """Answers to all images at once; two of them also alone, which must not matter.
+
+    Raises:
+        ValueError: where it does.
+    """
     together = answer(images).float()
     for i in (0, len(images) - 1):
         alone = answer(images[i : i + 1]).float()[0]
         most = tolerance * float(together.abs().max())
-        assert torch.allclose(alone, together[i], rtol=tolerance, atol=most), "a batch matters"
+        if not torch.allclose(alone, together[i], rtol=tolerance, atol=most):
+            raise ValueError(
+                f"{form} answers otherwise when an image is in a batch than alone: a network must treat each image by itself "
+                "(in eval mode too); choose another form, or another network"
+            )
     return together
 
 

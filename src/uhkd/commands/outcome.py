@@ -36,16 +36,18 @@ def ended(facts: dict[str, Any]) -> list[str]:
     return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 
-def next_steps(run: Path, verb: str, *, headless: bool) -> list[str]:
-    """How a trained network is measured and used, a line each."""
+def next_steps(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:
+    """How a trained network is measured and used, a line each; `compare` takes runs of one teacher that learned from labels."""
     if headless:
         return [
             f"measure it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn; look at it with: uhkd report {run}",
             f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
         ]
+    labelled = "val_accuracy" in facts["metrics"] and "probe" not in facts
+    comparable = facts["verb"] == "distill" and "teachers" not in facts and labelled
     others = f"rows that are not run: uhkd compare --pairs {run} --methods scratch kd uhkd"
     return [
         f"measure it with: uhkd eval {run}; look at it with: uhkd report {run}",
-        *([others] if verb == "distill" else []),
+        *([others] if comparable else []),
         f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits',
     ]

@@ -163,10 +163,15 @@ def tell_augmentation(own: Augmentation) -> None:
     say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
 
 
-def tell_loss(weights: Mapping[str, float]) -> None:
-    """Say what a loss of more than the cross-entropy is made of: its first values surprise beside finetune's."""
-    if len(parts := [f"{weight:g} {name}" for name, weight in weights.items() if weight]) > 1:
-        say(f"  loss = {' + '.join(parts)}: not to be compared with that of finetune, which is ce alone")
+def tell_loss(weights: Mapping[str, float], *, labels: bool) -> None:
+    """Say what a loss of more than the cross-entropy is made of: its first values surprise beside finetune's.
+
+    labels: without them there is no cross-entropy.
+    """
+    parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and (labels or name != "ce")]
+    if len(parts) > 1:
+        end = ": not to be compared with that of finetune, which is ce alone" if labels else ""
+        say(f"  loss = {' + '.join(parts)}{end}")
 
 
 def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:

@@ -53,7 +53,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
         flag = (
             "" if recipe.teacher_start else " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
         )
-        raise ValueError(f"teacher: {error}{flag if start == 'pretrained' else ''}") from error
+        raise ValueError(f"teacher: {error}{flag if 'start=' in str(error) else ''}") from error
 
 
 def prepare_teacher(

@@ -214,7 +214,7 @@ def _train(
             f"{f', weights averaged with decay {recipe.ema_decay}' if recipe.ema_decay else ''}; writing to {folder.path}"
         )
         ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
-        tell_loss(learner.weights(ce_weight))
+        tell_loss(learner.weights(ce_weight), labels=bool(data.classes))
         rows = train(
             Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, judge, say)
         )
@@ -240,7 +240,7 @@ def _train(
             if card["name"].startswith("module/"):
                 say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
             else:
-                for line in next_steps(folder.path, facts["verb"], headless=not student.shapes.logits):
+                for line in next_steps(folder.path, facts, headless=not student.shapes.logits):
                     say(line)
         return Result(student, rows[-1], folder)
 

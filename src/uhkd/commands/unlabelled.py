@@ -71,6 +71,16 @@ def open_judge(recipe: DistillRecipe, data: Data, fabric: Fabric, workers: int) 
     """The judge of a training without labels, if the recipe brings labelled images.
 
     Raises:
+        ValueError: as `open_probe_data`.
+    """
+    opened = open_probe_data(recipe, data)
+    return None if opened is None else Judge(recipe.probe, opened, opened.val, fabric, workers)
+
+
+def open_probe_data(recipe: DistillRecipe, data: Data) -> Data | None:
+    """The labelled images that judge a training without labels, if the recipe brings any.
+
+    Raises:
         ValueError: for probe_data beside labels, or without any.
     """
     if recipe.probe_data is None:
@@ -89,7 +99,7 @@ def open_judge(recipe: DistillRecipe, data: Data, fabric: Fabric, workers: int) 
         f"judged by a {KINDS[recipe.probe]} on {len(opened.train)} labelled images of {opened.name}, measured on "
         f"{len(opened.val)} validation images, {len(opened.classes)} classes"
     )
-    return Judge(recipe.probe, opened, opened.val, fabric, workers)
+    return opened
 
 
 def described(judge: Judge, student: TappedModel) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, SideShapes, TappedModel
+from uhkd.text import shown
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,30 @@ def hear(recipe: DistillRecipe, modules: nn.Module | Sequence[nn.Module | None] 
 
 
 def student_classes(data: Data, voices: Sequence[Voice]) -> tuple[int, tuple[str, ...]]:
-    """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count."""
+    """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count.
+
+    Raises:
+        ValueError: where the logits of several count and their classes are not the same in the same order.
+    """
     if data.classes:
         return len(data.classes), data.classes
+    heard = []
     for voice in voices:
         logits = voice.shapes and voice.shapes.logits
         if logits and compares_logits(voice.recipe.method, voice.recipe.settings, voice.weights):
-            say(f"  no labels: the student learns the {logits} classes of its teacher")
-            return logits, voice.names if len(voice.names) == logits else ()
+            heard.append((voice, logits, voice.names if len(voice.names) == logits else ()))
+    named = [(voice, names) for voice, _, names in heard if names]
+    for voice, names in named[1:]:
+        if names != named[0][1]:
+            raise ValueError(
+                f"the teachers {named[0][0].recipe.teacher} and {voice.recipe.teacher} know other classes, or the same in "
+                f"another order ({', '.join(map(shown, named[0][1][:3]))}, ... and {', '.join(map(shown, names[:3]))}, ...), and "
+                "without labels one head learns both: leave one out, or give it a method without logits, as rsd"
+            )
+    if heard:
+        _, logits, names = heard[0]
+        say(f"  no labels: the student learns the {logits} classes of its teacher")
+        return logits, names
     say("  no labels and no logits to imitate: the student is a backbone without head")
     return 0, ()
 

@@ -146,7 +146,7 @@ class _Courier:
             if self.why is None:
                 try:
                     tell(self.sink)
-                except Exception as error:  # a server that is away, a full disk: in any way
+                except BaseException as error:  # a server that is away, a full disk, a client that exits: in any way
                     self.why = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def hand(self, tell: Callable[[_Sink], None]) -> None:

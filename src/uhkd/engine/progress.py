@@ -9,10 +9,12 @@ from typing import Self, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from uhkd import telling
 
 Item = TypeVar("Item")
+_BAR = 20  # letters: with the counts and times beside it, it leaves room for a loss on 80 columns
 
 # what tells how good a network is, best known first: all but the accuracy only where there are no labels
 FORMS = {"accuracy": ".2%", "agreement": ".2%", "feature_error": ".3f", "cka": ".3f"}
@@ -33,8 +35,9 @@ class Progress:
         self.began, self.first = time.monotonic(), start
         self.bar = None
         if telling.live():
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, TextColumn("{task.description}"), transient=True)
+            columns = (BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the terminal
+            self.bar = Bar(*columns, TextColumn("{task.description}", table_column=rest), transient=True, expand=True)
             self.task = self.bar.add_task("", total=total, completed=start)
 
     def __enter__(self) -> Self:
@@ -88,7 +91,8 @@ class Progress:
         terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
         speed = f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
         if self.bar is not None:
-            self.bar.update(self.task, description=f"{terms}  {speed}")
+            loss = f"loss {means['loss']:.3f}  " if "loss" in means else ""
+            self.bar.update(self.task, description=f"{loss}{rates['images_per_second']:.0f} img/s")
             return
         self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(self.eta(done))}")
 

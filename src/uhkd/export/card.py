@@ -1,8 +1,8 @@
 """The model card of an exported network: README.md with the metadata that hubs of models read."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -14,7 +14,9 @@ from uhkd.taps import TappedModel
 from uhkd.text import shown
 
 # words of a recipe that name places on the machine that trained
-_PLACES = ("data", "teacher", "teacher_cache", "shard_cache", "model", "student")
+_PLACES = ("data", "teacher", "teachers", "probe_data", "teacher_cache", "shard_cache", "model", "student", "out")
+# names with a slash that mean the same on every machine
+_PUBLIC = re.compile(r"(timm|torchvision|uhkd|torch)/\w[\w.+-]*|(transformers|hfds)/\w[\w.+-]*(/\w[\w.+-]*)?")
 
 
 def card_text(
@@ -31,7 +33,7 @@ def card_text(
     metadata = yaml.safe_dump(_metadata(result, network, places, license), sort_keys=False, allow_unicode=True)
     does = f"sorts images into {card.num_classes} classes" if card.num_classes else "turns an image into an embedding"
     head = f"{card.num_classes} classes" if card.num_classes else "without a head"
-    lines = [f"---\n{metadata}---\n", f"# {shown(card.name)}, {head}\n"]
+    lines = [f"---\n{metadata}---\n", f"# {shown(_named(card.name))}, {head}\n"]
     lines += [f"A network that {does}. {_origin(result)}\n", "## Use\n"]
     height, width = card.image_size
     for form, where in places.items():
@@ -67,10 +69,10 @@ def _metadata(
     if data := _dataset(result.get("data")):
         found["datasets"] = [data]
         accuracy = (result.get("metrics") or {}).get("val_accuracy")
-        if isinstance(accuracy, float):
+        if isinstance(accuracy, float) and "probe" not in result:  # else of a probe beside it, on other images
             metric = {"type": "accuracy", "value": round(accuracy, 4), "name": "validation accuracy, last epoch"}
             measured = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
-            found["model-index"] = [{"name": card.name, "results": [measured]}]
+            found["model-index"] = [{"name": _named(card.name), "results": [measured]}]
     return found
 
 
@@ -84,20 +86,42 @@ def _dataset(name: Any) -> str | None:
 
 def _origin(result: Mapping[str, Any]) -> str:
     if result.get("verb") == "distill":
-        teacher, method = (shown(str(_named(result.get(key)))) for key in ("teacher", "method"))
-        return f"Distilled with uhkd from {teacher}, method {method}."
+        taught = _joined([str(_named(teacher)) for teacher, _ in _teachers(result, {})]) or "no teacher"
+        return f"Distilled with uhkd from {shown(taught)}, method {shown(str(_named(result.get('method'))))}."
     return "Trained on labels with uhkd." if result else "Written by uhkd."
 
 
 def _named(value: Any) -> Any:
     """A value as others may know it: places on this machine mean nothing to them, and are nobody's business.
 
-    Of a run folder the network that lies there, of other places the last part.
+    Of a run folder the network that lies there, of other places the last part; in lists and mappings of each value.
     """
-    if not isinstance(value, str) or not (Path(value).is_absolute() or Path(value).exists()):
+    if isinstance(value, Mapping):
+        return {key: _named(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(below) for below in value]
+    if not isinstance(value, str) or not value:
         return value
-    folder = RunFolder(value)
-    return f"{folder.read_card().get('name')} (a run of uhkd)" if folder.exists() else Path(value).name
+    place = Path(value).expanduser() if value.startswith("~/") else Path(value)
+    if RunFolder(place).exists():
+        return f"{_named(RunFolder(place).read_card().get('name'))} (a run of uhkd)"
+    if _PUBLIC.fullmatch(value) and not place.exists():
+        return value
+    # both kinds of separators; a home or a parent folder alone has no name that others know
+    return PureWindowsPath(value).name.lstrip("~") if set(value) & set("/\\~") or value == ".." else value
+
+
+def _teachers(result: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Each teacher's word, and its first weights as far as the recipe says."""
+    if several := result.get("teachers"):
+        starts = [one.get("start") for one in recipe.get("teachers") or ()] or [None] * len(several)
+        each = zip((one.get("teacher") for one in several), starts, strict=True)
+        return [(teacher, start or recipe.get("teacher_start")) for teacher, start in each]
+    return [(result["teacher"], recipe.get("teacher_start"))] if result.get("teacher") else []
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: TappedModel) -> list[str]:
@@ -105,14 +129,16 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Tapped
     metrics, taught = result.get("metrics") or {}, result.get("teacher_metrics") or {}
     environment = result.get("environment") or {}
     versions = environment.get("versions") or {}
-    data, teacher = result.get("data"), result.get("teacher")
-    by = f", {probed.get('by')}" if (probed := result.get("probe")) else ""
+    data, teachers = result.get("data"), _teachers(result, recipe)
+    by = ""
+    if probed := result.get("probe"):
+        by = ", " + str(probed.get("by")).replace(str(probed.get("data")), str(_named(probed.get("data"))))
     facts = {
         "parameters": f"{sum(p.numel() for p in network.module.parameters()):,}",
         "method": result.get("method") or result.get("verb"),
-        "teacher": _named(teacher) if teacher else None,
+        "teacher": _joined([str(_named(teacher)) for teacher, _ in teachers]) or None,
         f"teacher's validation accuracy{by}": _percent(taught, "accuracy"),
-        "licence of the teacher's weights": _licence(teacher, recipe.get("teacher_start")) if teacher else None,
+        "licence of the teacher's weights": "; ".join(dict.fromkeys(_licence(*one) for one in teachers)) or None,
         "data": _named(data),
         "training images": result.get("train_images"),
         f"validation accuracy, last epoch{by}": _percent(metrics, "val_accuracy"),
@@ -138,6 +164,8 @@ def _limits(result: Mapping[str, Any], classes: bool) -> str:
         if classes
         else ""
     )
+    if classes and "uhkd" in str(result.get("method")):
+        answers += "Those of students of uhkd by its defaults are low, and not calibrated. "
     measured = (
         "Measured on held-out images of the data named above alone"
         if (result.get("metrics") or {}).get("val_accuracy") is not None

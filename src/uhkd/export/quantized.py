@@ -3,10 +3,8 @@
 Static quantisation: of weights by output channel, of activations by tensor, their ranges seen on the calibration images.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from uhkd.export.deployed import followed, program_of
 from uhkd.export.programs import save_onnx, save_program, write_onnx
+from uhkd.models.families import quiet_torchao
 from uhkd.taps import TappedModel
 
 
@@ -26,7 +25,7 @@ def write_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]
     Raises:
         ValueError: as `followed`.
     """
-    with _quiet():
+    with quiet_torchao():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     config = x86.get_default_x86_inductor_quantization_config()
@@ -42,7 +41,7 @@ def write_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]
 
 def open_int8(path: Path) -> Any:
     """What torch opens once torchao brought the operators of quantisation."""
-    with _quiet():
+    with quiet_torchao():
         import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
     return torch.export.load(path).module()
 
@@ -91,15 +90,3 @@ def _drop_unused(module: nn.Module) -> None:
         if name not in used:
             owner, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(owner), leaf)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch warns of the way in which torchao registers its own types."""
-    logger = logging.getLogger("torch.utils._pytree")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

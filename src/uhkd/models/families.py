@@ -1,7 +1,10 @@
 """Names of transformers' families that classify images; the package is imported only where they are asked for."""
 
+import contextlib
 import importlib.util
+import logging
 import re
+from collections.abc import Iterator
 from functools import cache
 
 PREFIX = "transformers/"
@@ -20,7 +23,20 @@ def check_available(name: str) -> None:
         raise ValueError(f'{name} needs the package transformers: pip install "uhkd[transformers]"')
 
 
+@contextlib.contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """Inside, torch does not warn of the way in which torchao, which transformers imports too, registers its own types."""
+    logger = logging.getLogger("torch.utils._pytree")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 @cache
+@quiet_torchao()
 def families() -> tuple[str, ...]:
     """Names of the families that classify images; none without the package."""
     if importlib.util.find_spec("transformers") is None:

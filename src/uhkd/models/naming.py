@@ -123,8 +123,22 @@ def _unknown(name: str) -> str:
         import timm
 
         near = [f"timm/{full}" for full in timm.list_pretrained(f"{architecture}.*")][:4] or [f"timm/{architecture}"]
+    near = near_folders(name) + near
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no name is near it"
     return f"unknown model '{name}': {hint} (`uhkd models` lists all; a folder of a run or {LOCAL_DIR}PATH also work)"
+
+
+def near_folders(name: str) -> list[str]:
+    """Folders of models beside a path where nothing lies, nearest first, written as the path is."""
+    path = Path(name)
+    parent = path.expanduser().parent
+    others = (item for item in parent.iterdir() if _holds_model(item)) if parent.is_dir() else ()
+    near = difflib.get_close_matches(path.name, [item.name for item in others], n=3)
+    return [str(path.with_name(other)) for other in near]
+
+
+def _holds_model(path: Path) -> bool:
+    return RunFolder(path).exists() or (path / "config.json").is_file()
 
 
 def _model_folder(text: str) -> Reference:

@@ -244,6 +244,11 @@ class DistillRecipe(TrainRecipe, TeacherWords):
         count = len(self.teachers) or (len(self.teacher) if isinstance(self.teacher, tuple) else 1)
         if self.teachers and self.teacher is not None:
             return ["teachers: stands in place of teacher, and both are given; leave one out"]
+        if told := [number for number, one in enumerate(self.teachers) if "ce" in one.weights]:
+            return [
+                f"teachers.{told[0]}.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own "
+                "weights"
+            ]
         if self.teacher_cache is not None and (count > 1 or self.teachers):
             return ["teacher_cache: holds the signals of one teacher, and several are given; leave it out"]
         if count > 1 and not self.teachers and self.teacher_levels is not None:

@@ -156,7 +156,7 @@ CASES = (
         "checking a cache whose teacher is gone",
         "cache verify cache --device cpu",
         "teacher: unknown model 'teacher': no name is near it (`uhkd models` lists all; a folder of a run or "
-        "local-dir:PATH also work) (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
+        "local-dir:PATH also work)",
         **HAS,
     ),
     Case(

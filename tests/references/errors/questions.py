@@ -12,8 +12,13 @@ CASES = (
     Case(
         "a run that does not exist",
         "eval runs/mine",
-        "'runs/mine' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that "
-        "finetune or distill wrote",
+        "no such folder: runs/mine; give a folder that finetune or distill wrote",
+    ),
+    Case(
+        "a mistyped run",
+        "eval rnu",
+        "no such folder: rnu; did you mean run?",
+        **RUN,
     ),
     Case(
         "a folder that is no run",

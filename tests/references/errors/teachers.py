@@ -53,6 +53,18 @@ CASES = (
         make=lambda: pictures(".", ("flat",), 20),
     ),
     Case(
+        "a mistyped run as the teacher",
+        f"{DISTILL} {DIGITS} --teacher teecher",
+        "teacher: unknown model 'teecher': did you mean teacher? (`uhkd models` lists all; a folder of a run or "
+        "local-dir:PATH also work)",
+        has=("teacher",),
+    ),
+    Case(
+        "a weight of the labels' term for one of several teachers",
+        f"{DISTILL} {DIGITS} --teachers '{{teacher: teacher, weights: {{ce: 0.5}}}}'",
+        "teachers.0.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own weights",
+    ),
+    Case(
         "a teacher and several",
         f"{DISTILL} {DIGITS} --teacher teacher --teachers '{{teacher: teacher}}'",
         "teachers: stands in place of teacher, and both are given; leave one out",

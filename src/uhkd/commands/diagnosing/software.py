@@ -1,6 +1,6 @@
 """Versions: of uhkd, Python and the packages below it, and whether they fit together."""
 
-import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -23,6 +23,18 @@ _SHOWN = (
     "matplotlib",
     "safetensors",
 )
+
+EXTRAS = {
+    "hf": ("datasets",),
+    "int8": ("torchao",),
+    "lightning": ("pytorch_lightning",),
+    "mlflow": ("mlflow", "pytorch_lightning"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "tensorboard": ("tensorboard",),
+    "transformers": ("transformers",),
+    "wandb": ("wandb", "pytorch_lightning"),
+}
+"""What each extra is for users brings, by the names of its modules: metadata may be of an older version of uhkd."""
 
 
 def own() -> Finding:
@@ -84,19 +96,17 @@ def installed(name: str) -> str | None:
 
 
 def extras() -> Finding:
-    """Optional packages: which of uhkd's extras are complete; one that is there in an old version is a warning."""
+    """Optional packages: which of uhkd's extras can be imported; one that is there in an old version is a warning."""
     try:
-        about = metadata.metadata("uhkd")
         needs = [Requirement(line) for line in metadata.requires("uhkd") or ()]
     except metadata.PackageNotFoundError:
-        return Finding("extras", "not known: uhkd itself is not installed")
+        needs = []
     complete, absent, old = [], [], []
-    for extra in sorted(set(about.get_all("Provides-Extra") or ()) - {"dev"}):
-        problems = unmet(
-            [need for need in needs if need.marker and not _plain(need) and need.marker.evaluate({"extra": extra})]
-        )
-        outdated = [f"{need.name} {version}, needed is {need.specifier}" for need, version in problems if version]
-        (old if outdated else absent if problems else complete).append(extra)
+    for extra, modules in EXTRAS.items():
+        own = [need for need in needs if need.marker and not _plain(need) and need.marker.evaluate({"extra": extra})]
+        there = all(importlib.util.find_spec(module) for module in modules)
+        outdated = any(version for _, version in unmet(own))
+        (absent if not there else old if outdated else complete).append(extra)
     said = f"{', '.join(complete) or 'none'} installed"
     said += f'; not installed: {", ".join(absent)} (pip install "uhkd[NAME]")' if absent else ""
     if old:

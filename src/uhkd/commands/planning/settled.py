@@ -82,7 +82,7 @@ def _words(name: str, value: Any) -> str:
     """A value for people; of a recipe what differs from nothing said."""
     if name == "disk":
         return f"about {file_size(value['bytes'])} at most, {file_size(value['free'])} free"
-    if name == "data":
+    if name in ("data", "teachers"):
         return "; ".join(_words("", one) for one in value) if isinstance(value, list) else _words("", value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_words('', below)}" for key, below in value.items())

@@ -9,7 +9,7 @@ from uhkd.commands.comparing.live import states
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.exporting import place_of
+from uhkd.commands.exporting import check_judged, place_of
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.planning.networks import student_of
 from uhkd.commands.planning.settled import described, described_data, disk, parameters_of, shown_plan
@@ -64,6 +64,7 @@ def plan_export(asked: ExportArguments) -> dict[str, Any]:
     """
     network, _ = open_run(asked.run, "cpu")
     data, part, source = images_of(asked.run, network, asked.data)
+    check_judged(asked.to, data, part, source)
     out = place_of(asked)
     for form in asked.to:
         forms.check(form, network)

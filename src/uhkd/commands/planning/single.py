@@ -19,9 +19,10 @@ from uhkd.commands.setup import (
 from uhkd.commands.stored import follow, open_stored
 from uhkd.commands.storing import layout_of, room
 from uhkd.commands.students import check_labels
-from uhkd.commands.unlabelled import weights_without_labels
+from uhkd.commands.unlabelled import open_probe_data, weights_without_labels
 from uhkd.commands.voices import Voice, distillers_of, student_classes
 from uhkd.data import Data, steps_per_epoch
+from uhkd.engine import check_loggers
 from uhkd.methods import check
 from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.stored import Shards, Stored
@@ -41,6 +42,7 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     distilling = isinstance(recipe, DistillRecipe)
     for one, _ in recipe.taught() if isinstance(recipe, DistillRecipe) else ():
         check(one.method, one.settings, one.weights)
+    check_loggers(recipe.log)
     device, precision = choose_device(recipe)
     folder = run_folder(recipe, recipe.method if distilling else "finetune")
     if not (recipe.resume and folder.started()):
@@ -52,7 +54,10 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     recipe = fit_batch(recipe, data).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
-    voices = _voices(recipe, data) if isinstance(recipe, DistillRecipe) else []
+    voices = []
+    if isinstance(recipe, DistillRecipe):
+        open_probe_data(recipe, data)
+        voices = _voices(recipe, data)
     if not distilling:
         check_labels(data)
     classes = student_classes(data, voices)[0] if distilling else len(data.classes)

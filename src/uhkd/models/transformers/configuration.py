@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from uhkd.models.families import PREFIX
+from uhkd.models.families import PREFIX, quiet_torchao
 from uhkd.models.libraries import Built, Input, Size, construct
 
 # no architecture: what a configuration from elsewhere must not choose, or what we choose
@@ -82,6 +82,7 @@ def _without_foreign(value: Any) -> Any:
     return {key: _without_foreign(inner) for key, inner in value.items() if not _is_foreign(str(key))}
 
 
+@quiet_torchao()
 def _config_class(family: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -101,6 +102,7 @@ def make_config(family: str, words: Mapping[str, Any], num_classes: int | None =
     return config
 
 
+@quiet_torchao()
 def network_class(config: Any) -> Any:
     """The class for a configuration: that which it names itself, if it is one of the family's classifiers, else the first."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING

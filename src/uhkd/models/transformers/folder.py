@@ -86,6 +86,7 @@ def find(name: str, *, pretrained: bool) -> Found:
 def _snapshot(name: str, pretrained: bool) -> Path:
     """The folder of a hub model in the local cache, fetched if it can be."""
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = [CONFIG, PROCESSOR]
     if pretrained:
@@ -93,6 +94,10 @@ def _snapshot(name: str, pretrained: bool) -> Path:
     with hub_within_reach():
         try:
             found = snapshot_download(name, allow_patterns=wanted, local_files_only=constants.HF_HUB_OFFLINE)
+        except LocalEntryNotFoundError as error:
+            raise ValueError(
+                _elsewhere(name, "it cannot be reached, and the local cache does not hold this model")
+            ) from error
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(_elsewhere(name, reason)) from error
