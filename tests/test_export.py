@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -377,12 +378,13 @@ def test_what_cannot_be_exported_is_said(
 
 
 def test_a_dry_run_refuses_int8_that_no_label_judges(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for i in range(4):
-        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    asked = ["export", str(runs / "uhkd_mixer_micro"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert main([*asked, "--to", "onnx-int8", "--dry-run"]) == 2
+    run = tmp_path / "unlabelled"
+    shutil.copytree(runs / "uhkd_mixer_micro", run)
+    with (run / "recipe.yaml").open("a") as recipe:
+        recipe.write("unlabelled: true\n")
+    assert main(["export", str(run), "--to", "onnx-int8", "--dry-run"]) == 2
     assert "int8 is judged by accuracy" in capsys.readouterr().err
-    assert main([*asked, "--to", "onnx", "--dry-run"]) == 0
+    assert main(["export", str(run), "--to", "onnx", "--dry-run"]) == 0
 
 
 def test_no_form_at_all_is_told(runs: Path):

@@ -208,6 +208,13 @@ def test_a_dry_run_settles_and_writes_nothing(
         assert (plan["trainings"], plan["teachers_to_train"], plan["done"]) == (5, 1, 0)
 
 
+def test_a_plan_of_several_teachers_tells_them_apart(capsys: pytest.CaptureFixture[str]):
+    from uhkd.commands.planning.settled import shown_plan
+
+    shown_plan("train", {"teachers": [{"name": "a", "levels": [1, 2]}, {"name": "b"}]})
+    assert "teachers  name a, levels 1 2; name b" in capsys.readouterr().out
+
+
 def test_a_dry_run_refuses_as_the_verb_would(run: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch):
     for words in (["--out", str(run[0])], ["--batch-size", "9999"], ["--device", "cuda"]):
         if words[-1] == "cuda" and torch.cuda.is_available():

@@ -166,11 +166,8 @@ class Board:
         write_atomically(holder, _worker_name(os.getpid()))
         if log.is_symlink():
             log.unlink()  # what is appended to would be another file
-        with (
-            log.open("a", encoding="utf-8", errors="backslashreplace") as file,
-            contextlib.redirect_stdout(file),
-            contextlib.redirect_stderr(file),
-        ):
+        kind: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+        with log.open("a", **kind) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 if task.serves:
                     store(self.out, task.name, task.words, {other.name: self.words(other) for other in served})
