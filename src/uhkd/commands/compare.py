@@ -16,6 +16,7 @@ from uhkd.commands.report import report
 from uhkd.commands.setup import open_recipe_data, say
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
+from uhkd.text import count
 
 
 def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:
@@ -51,7 +52,10 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     if asked.cache == "auto":
         _tell_caches(plan)
     run(plan, board, asked.jobs)
-    title = asked.title or f"{len(asked.methods)} methods, {len(plan.teachers)} pairs, {asked.seeds} seeds"
+    title = asked.title or ", ".join(
+        count(number, word)
+        for number, word in ((len(asked.methods), "method"), (len(plan.teachers), "pair"), (asked.seeds, "seed"))
+    )
     summary = gather(plan, board, title=title, part=asked.part, tune=asked.tune)
     write(out, summary)
     show(summary)
@@ -79,7 +83,7 @@ def _tell_caches(plan: Plan) -> None:
     """Which trainings learn from stored signals, and why the others do not."""
     served = sum(len(cache.serves) for cache in plan.caches)
     seeds = ", ".join(str(seed) for seed in sorted({cache.words["seed"] for cache in plan.caches}))
-    others = ", ".join(f"{count} {why}" for why, count in Counter(plan.live.values()).items())
+    others = ", ".join(f"{number} {why}" for why, number in Counter(plan.live.values()).items())
     rest = f"; of the others {others}" if others else ""
     if plan.caches:
         s = "s serve" if len(plan.caches) > 1 else " serves"

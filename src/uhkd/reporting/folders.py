@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
-from uhkd.runs import Pulse, RunFolder, read_mapping
+from uhkd.runs import Pulse, RunFolder, leads_out, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
 _TEST = "test.json"  # a comparison's accuracy on the test part
@@ -192,11 +192,6 @@ def _below(folder: Path, tried: list[Path], notes: list[str], depth: int = 0) ->
             tried += [inside] if inside.name == "tune" else []
             continue
         yield from _below(inside, tried, notes, depth + 1)
-
-
-def leads_out(file: Path, folder: Path) -> bool:
-    """Whether a file of a folder is a link to another place, which the page would show to whoever is given it."""
-    return file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())
 
 
 def _read(path: Path, name: str) -> Run:

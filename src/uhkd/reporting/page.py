@@ -16,11 +16,11 @@ from PIL import Image
 from uhkd import thumbnails
 from uhkd.reporting import figures, inside, mistakes, svg, tables
 from uhkd.reporting.drawing import DARK, DASHES, LIGHT, Drawing
-from uhkd.reporting.folders import Run, leads_out
+from uhkd.reporting.folders import Run
 from uhkd.reporting.groups import Family, Group, Report
 from uhkd.reporting.numbers import KINDS, classes_of, examples, gains, labels_of, predicted
 from uhkd.reporting.verdict import verdict
-from uhkd.runs import RunFolder
+from uhkd.runs import RunFolder, leads_out
 from uhkd.text import shown_lines
 
 MARK = '<meta name="generator" content="uhkd report">'  # by this a page of ours is known

@@ -1,7 +1,15 @@
 """The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code."""
 
 from uhkd.runs.checkpoints import Checkpoint
-from uhkd.runs.files import check_own, check_place, drop_leftovers, read_mapping, write_atomically, write_tensors
+from uhkd.runs.files import (
+    check_own,
+    check_place,
+    drop_leftovers,
+    leads_out,
+    read_mapping,
+    write_atomically,
+    write_tensors,
+)
 from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import may_live
 from uhkd.runs.machine import environment
@@ -16,6 +24,7 @@ __all__ = [
     "check_place",
     "drop_leftovers",
     "environment",
+    "leads_out",
     "may_live",
     "read_mapping",
     "write_atomically",

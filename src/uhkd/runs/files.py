@@ -85,6 +85,11 @@ def check_own(folder: Path, *names: str) -> None:
                 )
 
 
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link to another place, which a page or a card would show to whoever is given it."""
+    return file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())
+
+
 def check_place(path: Path) -> None:
     """See that a folder can be made at `path`, as far as names go.
 

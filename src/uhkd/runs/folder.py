@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
-from uhkd.runs.files import check_own, check_place, read_mapping, write_atomically, write_tensors
+from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import held
 from uhkd.runs.machine import environment
 
@@ -27,8 +27,8 @@ _BEGINNING = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environmen
 
 
 def _own_mapping(path: Path) -> dict[str, Any]:
-    """What a file of a run holds; a link could lead to a secret, which pages and cards would then show."""
-    if path.is_symlink():
+    """What a file of a run holds."""
+    if leads_out(path, path.parent):
         raise ValueError(f"{path} is a link to another place: expected a file of the run itself; put a copy there")
     return read_mapping(path)
 
