@@ -102,7 +102,9 @@ OPENERS: dict[str, Callable[[Path], forms.Answer]] = {
 EXACT = ("safetensors", "timm", "pt2", "onnx")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("torchvision/") else ()) for n in NETWORKS]
+)
 def test_others_open_it_and_it_says_the_same(runs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]):
     run = runs / name.replace("/", "_")
     wanted = [form for form in EXACT if form != "timm" or name.startswith("timm/")]
@@ -226,7 +228,7 @@ def quantized_forms(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 # forms that one process runs one after the other, and what it must not have
 GROUPS = [
     pytest.param(("onnx", "onnx-int8"), ("uhkd", "torch", "timm"), id="onnxruntime"),
-    pytest.param(("pt2", "int8", "timm"), ("uhkd",), id="torch, then torchao, then timm"),
+    pytest.param(("pt2", "int8", "timm"), ("uhkd",), id="torch, then torchao, then timm", marks=pytest.mark.slow),
     pytest.param(("safetensors",), (), id="uhkd", marks=pytest.mark.slow),
 ]
 

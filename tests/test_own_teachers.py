@@ -464,6 +464,7 @@ def _example() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_a_distilled_backbone_is_the_body_of_a_detector_and_of_a_segmenter(images: Path, teacher: Path):
     words = pupil(
         images, teacher, "resnet", student="torchvision/resnet18", student_options={}, train_limit=40, image_size=32

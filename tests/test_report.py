@@ -273,6 +273,7 @@ def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
     assert len({a["data-pick"] for a in picks}) == 50
 
 
+@pytest.mark.slow
 def test_figures_are_written_as_pictures_and_as_drawings(compared: Path, tmp_path: Path):
     answer = uhkd.report(runs=compared / "uhkd/seed-0", out=tmp_path / "r", figures=True)
     names = {path.name for path in answer["figures"]}

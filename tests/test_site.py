@@ -132,6 +132,7 @@ def test_the_reference_has_every_name_verb_and_option(site, pages):
     assert "> 0" in text.replace("&gt;", ">") and "required" in text
 
 
+@pytest.mark.slow
 def test_a_broken_link_stops_the_build(tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
