@@ -219,7 +219,7 @@ def test_mistakes_in_the_data_are_named(digits, tmp_path, capsys):
 
 
 def test_eval_and_predict_mistakes(digits, teacher, tmp_path, capsys):
-    assert "no run folder" in refused(capsys, "eval", tmp_path / "nothing")
+    assert "no such folder" in refused(capsys, "eval", tmp_path / "nothing")
     other = tmp_path / "other"
     shutil.copytree(digits / "zero", other / "seven")
     shutil.copytree(digits / "one", other / "eight")
