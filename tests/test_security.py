@@ -257,6 +257,8 @@ def test_a_recipe_may_have_aliases_within_reason(tmp_path: Path):
 def test_a_device_as_a_recipe_is_not_read_for_ever(tmp_path: Path):
     (tmp_path / "recipe.yaml").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="has more than"):
+        load_yaml(tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match="is a link to another place"):
         RunFolder(tmp_path).read_recipe()
 
 
