@@ -179,7 +179,7 @@ def test_the_site_opens_and_is_searched_from_disk(site, dark):
         page.wait_for_timeout(500)
         page.keyboard.press("/")
         page.wait_for_timeout(500)
-        page.keyboard.type("calibrat")
+        page.keyboard.type("glossar")
         page.wait_for_selector("a[href*='?h=']", timeout=20_000)
         found = page.locator("a[href*='?h=']").all_inner_texts()
         assert any("Glossary" in text for text in found)
