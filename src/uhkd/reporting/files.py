@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,11 @@ def _curves(axes: Axes, panel: Curves) -> None:
 
 
 def _bars(axes: Axes, panel: Bars) -> None:
-    place: Callable[[int, int, int], float] = lambda row, k, n: row + (k - (n - 1) / 2) * 0.8 / n  # noqa: E731
     for r, row in enumerate(panel.rows):
         for k, (value, hue, words) in enumerate(row.values):
             if not math.isfinite(value):
                 continue
-            y = place(r, k, len(row.values))
+            y = r + (k - (len(row.values) - 1) / 2) * 0.8 / len(row.values)  # the values of a row side by side
             if panel.as_dots:
                 axes.plot(row.dots, [y] * len(row.dots), "o", color=LIGHT[hue], alpha=0.5, markersize=4)
                 axes.plot([value], [y], "|", color=LIGHT[hue], markersize=12, markeredgewidth=2.5)
