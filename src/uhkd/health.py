@@ -81,7 +81,7 @@ def shares(row: Mapping[str, float]) -> dict[str, float]:
 
 def terms_of(row: Mapping[str, float]) -> list[str]:
     """Names of a row's loss terms: "ce", and those of methods, which have their method before a dot."""
-    return [name for name in row if name == "ce" or ("." in name and not name.startswith(("grad_", "val_")))]
+    return [name for name in row if name == "ce" or ("." in name and not name.startswith(("grad_", "val_", "factor_")))]
 
 
 def _levels(arrays: Mapping[str, Any], kind: str) -> list[np.ndarray]:

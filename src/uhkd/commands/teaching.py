@@ -187,6 +187,8 @@ def seal(networks: Sequence[TappedModel], learner: Learner, autocast: Autocast) 
         target = next((d.needs.target for d in own if d.needs.target), None)
         prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
         needs = frozenset().union(*(d.needs.teacher for d in own))
+        if learner.balance is not None and learner.balance.reads_logits_of(place):
+            needs |= {"logits"}
         each.append((Teacher(network, target, autocast, prefix), needs))
     if len(each) == 1:
         return each[0][0]

@@ -29,13 +29,21 @@ from uhkd.commands.stored import follow, tell_other_views
 from uhkd.commands.students import check_labels, finished_network, first_network, freeze_unreached
 from uhkd.commands.teaching import restore_ftm, save_probe, seal
 from uhkd.commands.unlabelled import agreement, described, open_judge, tell_unreached
-from uhkd.commands.voices import Call, distillers_of, facts_of_voices, hear, student_classes
+from uhkd.commands.voices import (
+    Call,
+    balance_of,
+    distillers_of,
+    facts_of_voices,
+    hear,
+    settle_balance,
+    student_classes,
+)
 from uhkd.data import Data
 from uhkd.engine import Job, Learner, StoredTeacher, Teachers, check_loggers, check_needs, train
 from uhkd.evaluation import Evaluation
 from uhkd.methods import Distiller, check
 from uhkd.pictures import draw
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import TappedModel
@@ -116,10 +124,11 @@ def distill(
         if isinstance(voice.source, Stored):
             tell_other_views(asked, opened, network, voice.source)
     facts = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
-    facts |= facts_of_voices(voices)
+    facts |= facts_of_voices(voices) | {"balance": recipe.balance, "balance_settings": recipe.balance_settings}
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = distillers_of(voices, network, classes, opened).to(fabric.device)
-    learner = Learner(network, distillers, recipe.label_smoothing)
+    balance = balance_of(recipe, voices, distillers, classes, labels=bool(opened.classes))
+    learner = Learner(network, distillers, recipe.label_smoothing, balance)
     sources = [voice.source for voice in voices if voice.source is not None]
     if opened.classes:
         said = voices[0].said if len(voices) == 1 else None
@@ -147,6 +156,8 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
     opened = open_recipe_data(recipe, data)
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
         recipe = follow(recipe, folder)
+    if isinstance(recipe, DistillRecipe):
+        recipe = settle_balance(recipe, folder if recipe.resume and folder.started() else None)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.batch_size % fabric.world_size:
         raise ValueError(
@@ -154,7 +165,7 @@ def _begin(recipe: Recipe, label: str, data: Any) -> tuple[Recipe, Data, Fabric,
             f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
         )
     if recipe.resume:
-        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults(), translate=as_recorded)
     fabric.barrier()  # nobody writes before all have looked
     return recipe, opened, fabric, folder
 

@@ -12,10 +12,11 @@ from uhkd.commands.stored import facts_of, open_stored
 from uhkd.commands.teaching import prepare_teacher
 from uhkd.commands.unlabelled import Judge, weights_without_labels
 from uhkd.data import Data
+from uhkd.engine import Balance, Lead, make_balance
 from uhkd.evaluation import Evaluation
-from uhkd.methods import Distiller, build, compares_logits, effective, numbered
+from uhkd.methods import Distiller, build, compares_logits, default_balance, effective, numbered, place_of
 from uhkd.models import fingerprint
-from uhkd.recipe import DistillRecipe
+from uhkd.recipe import DistillRecipe, as_recorded, balance_settings
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, SideShapes, TappedModel
@@ -148,6 +149,51 @@ def distillers_of(voices: Sequence[Voice], student: TappedModel, classes: int, d
                 distiller.weights = {term: weight * voice.share for term, weight in distiller.weights.items()}
         distillers.update(numbered(number if len(voices) > 1 else None, own))
     return distillers
+
+
+def settle_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillRecipe:
+    """Return the recipe with its balance named and all settings of it written out; one that is resumed (`run`) keeps its own.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    name, settings = recipe.balance, recipe.balance_settings
+    if name is None and run is not None:
+        before = as_recorded(run.read_recipe())
+        name, settings = before["balance"], before.get("balance_settings", {})
+    if name is None:
+        defaults = [default_balance(one.method) for one, _ in recipe.taught()]
+        name = next((one for one in defaults if one != "constant"), "constant")
+    full = balance_settings(name, settings).model_dump()
+    return recipe.model_copy(update={"balance": name, "balance_settings": full})
+
+
+def balance_of(
+    recipe: DistillRecipe, voices: Sequence[Voice], distillers: nn.ModuleDict, classes: int, *, labels: bool
+) -> Balance | None:
+    """Return how much the terms of all teachers count over the training, and say so where it is not constant.
+
+    A teacher whose logits are not of the student's classes has no lead that could be measured; without labels neither has one
+    whose logits no method reads.
+
+    Raises:
+        ValueError: as `make_balance`.
+    """
+    led = []
+    for place, voice in enumerate(voices):
+        own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
+        stored = voice.source.manifest.layout.logits if isinstance(voice.source, Stored) else None
+        logits = stored if isinstance(voice.source, Stored) else voice.shapes and voice.shapes.logits
+        reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
+        led.append(bool(classes) and logits == classes and (labels or reads))
+    assert recipe.balance is not None
+    balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, labels=labels)
+    if isinstance(balance, Lead):
+        for line in balance.described():
+            say(f"  {line}")
+    elif balance is not None:
+        say(f"  balance: {recipe.balance}")
+    return balance
 
 
 def facts_of_voices(voices: Sequence[Voice]) -> dict[str, Any]:

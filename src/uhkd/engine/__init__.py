@@ -1,5 +1,6 @@
 """The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
 
+from uhkd.engine.balance import Balance, Lead, make_balance
 from uhkd.engine.deterministic import make_deterministic
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loggers import check_loggers
@@ -13,7 +14,9 @@ from uhkd.engine.teacher import Teacher, Teachers, at_chance, calibrate
 __all__ = [
     "EVAL_BATCH",
     "FUSED",
+    "Balance",
     "Job",
+    "Lead",
     "Learner",
     "StoredTeacher",
     "Teacher",
@@ -24,6 +27,7 @@ __all__ = [
     "check_needs",
     "check_tensors",
     "lr_factor",
+    "make_balance",
     "make_deterministic",
     "target_differences",
     "train",

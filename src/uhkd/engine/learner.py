@@ -1,12 +1,13 @@
 """The module that is trained: the student and its distillers in one, whose forward returns the raw loss terms."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.engine.balance import Balance
 from uhkd.methods import Distiller, place_of
 from uhkd.taps import Signals, TappedModel
 
@@ -18,14 +19,29 @@ class Learner(nn.Module):
         student: the network that is kept.
         distillers: by method name; thrown away after training.
         label_smoothing: of the cross-entropy, 0..1.
+        balance: how much the teacher's terms count over the training; None: by constant weights.
     """
 
-    def __init__(self, student: TappedModel, distillers: nn.ModuleDict, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        student: TappedModel,
+        distillers: nn.ModuleDict,
+        label_smoothing: float = 0.0,
+        balance: Balance | None = None,
+    ) -> None:
         super().__init__()
-        self.student, self.distillers, self.label_smoothing = student, distillers, label_smoothing
+        self.student, self.distillers, self.label_smoothing, self.balance = (
+            student,
+            distillers,
+            label_smoothing,
+            balance,
+        )
         needs = [d.needs for d in distillers.values() if isinstance(d, Distiller)]
         self.student_needs = frozenset().union(*(n.student for n in needs))
         self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
+        if balance is not None and any(balance.reads_logits_of(place_of(name)) for name in distillers):
+            self.teacher_needs |= {"logits"}
+        self._closed: set[str] = set()
 
     def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
         """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller ("2:method.term": of a
@@ -34,11 +50,36 @@ class Learner(nn.Module):
         terms, heard = {}, (teacher, *teacher.others)
         if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
+        if self.training and self.balance is not None:
+            self.balance.observe(student.logits, [one.logits for one in heard], batch.target)
         for name, distiller in self.distillers.items():
+            if name in self._closed:
+                continue
             terms |= {
                 f"{name}.{term}": value for term, value in distiller(student, heard[place_of(name)], batch).items()
             }
         return terms
+
+    def close(self, rows: Collection[int]) -> set[int]:
+        """Switch off the terms of groups that a balance closed; return the places of teachers that are no longer needed.
+
+        A term's work is skipped from then on, and so is a method whose last term it was; its parameters are frozen.
+        """
+        assert self.balance is not None
+        for name, distiller in self.distillers.items():
+            assert isinstance(distiller, Distiller)
+            own = {
+                term: 0.0 if self.balance.rows[f"{name}.{term}"] in rows else w for term, w in distiller.weights.items()
+            }
+            distiller.weights = own
+            if not any(own.values()):
+                self._closed.add(name)
+                distiller.requires_grad_(False)
+        places = {place_of(name) for name in self.distillers}
+        needed = {place_of(name) for name in self.distillers if name not in self._closed}
+        if not needed:
+            self.student_needs, self.teacher_needs = frozenset(), frozenset()
+        return places - needed
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the student's own architecture exempts from weight decay (position embeddings and the like)."""
@@ -54,13 +95,16 @@ class Learner(nn.Module):
         return weights
 
 
-def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:
     """The loss, a scalar: sum of weight * term, each a scalar by name. The one place where weights are applied.
+
+    balance: changes the summands, see `Balance.balanced`.
 
     Raises:
         ValueError: when there is no term to learn from.
     """
-    weighted = [weights[name] * value for name, value in terms.items() if weights[name]]
+    weighted = {name: weights[name] * value for name, value in terms.items() if weights[name]}
     if not weighted:
         raise ValueError("nothing to learn from: no labels, and no method with a term of weight above 0")
-    return torch.stack(weighted).sum()
+    summands = torch.stack(list(weighted.values()))
+    return (summands if balance is None else balance.balanced(list(weighted), summands)).sum()

@@ -1,11 +1,13 @@
 """The training loop: every step is a function of its number, so an interrupted run goes on to the bit."""
 
 import contextlib
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -22,7 +24,7 @@ from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
 from uhkd.engine.reporting import Reporter
 from uhkd.engine.resuming import check_facts, check_sources, check_tensors, fitting_optimizer
-from uhkd.engine.schedule import lr_factor, weights_factor
+from uhkd.engine.schedule import lr_factor
 from uhkd.engine.step import Stepper
 from uhkd.engine.stopping import Agreement, Request, Stopped
 from uhkd.engine.stored import StoredTeacher
@@ -30,7 +32,7 @@ from uhkd.engine.teacher import Teacher, Teachers
 from uhkd.engine.totals import Totals
 from uhkd.evaluation import evaluate
 from uhkd.methods import matching_of
-from uhkd.recipe import DistillRecipe, TrainRecipe
+from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import verbose
@@ -94,11 +96,13 @@ def train(job: Job) -> list[dict[str, float]]:
     # alike in all processes by themselves: FAMs see the whole batch, and banks take in the same rows; sent at each step they
     # would be most of what is sent
     buffers = [f"distillers.{name}" for name, _ in learner.distillers.named_buffers()]
+    if learner.balance is not None:
+        buffers += [f"balance.{name}" for name, _ in learner.balance.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, buffers)
+    model: Any
     model, optimizer = fabric.setup(learner, optimizer)
     average = Average(learner.student, recipe.ema_decay)
-    weights = learner.weights(job.ce_weight)
-    fading = recipe.weights_schedule if isinstance(recipe, DistillRecipe) else "constant"
+    weights, balance = learner.weights(job.ce_weight), learner.balance
     val = eval_loader(job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers, device=fabric.device)
     shown = first_images(val, DIAGNOSTIC_IMAGES).to(fabric.device)
     diagnostics = Diagnostics(
@@ -184,7 +188,8 @@ def train(job: Job) -> list[dict[str, float]]:
 
     def validate() -> None:
         report.beat(step, seconds, "validating")
-        norms = probe(batch, step, weighing)
+        factors = {} if balance is None else balance.factors(step - 1, total)
+        norms = probe(batch, step, weighing if balance is None else balance.gated(weighing))
         with average.shown():
             evaluation = None if job.judge else evaluate(learner.student, val, fabric.device, fabric.autocast)
             metrics = evaluation.metrics if evaluation else job.judge(learner.student) if job.judge else {}
@@ -194,6 +199,7 @@ def train(job: Job) -> list[dict[str, float]]:
             row |= {f"val_{name}": value for name, value in metrics.items()}
             row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
             row |= {f"grad_{name}": norm for name, norm in norms.items()}
+            row |= {f"factor_{name}": factor for name, factor in factors.items()}
             totals.reset()
             diagnostics.note(step)
             if job.judge:
@@ -201,6 +207,25 @@ def train(job: Job) -> list[dict[str, float]]:
             if step == total:
                 diagnostics.end(evaluation)
         report.row(row | {"seconds": round(seconds, 3), **progress.rates()}, diagnostics.arrays(), kept)
+
+    def switch_off(rows: Sequence[int]) -> None:
+        """Leave out the terms of groups that the balance closed, and the teachers that no term needs any more."""
+        nonlocal model, take_step
+        assert balance is not None
+        gone = learner.close(rows)
+        if isinstance(teacher, Teachers):
+            for place in gone:
+                teacher.drop(place)
+        if fabric.world_size > 1:  # DDP waits for the gradients of all parameters that were trained when it was made
+            del take_step, model
+            gc.collect()  # with the old one go its hooks
+            model = fabric.setup_module(learner, move_to_device=False)
+        take_step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
+        names = " and ".join(balance.label(row) for row in rows)
+        job.say(
+            f"the teacher no longer leads: its terms ({names}) are switched off"
+            f"{', and the teacher with them' if gone else ''}"
+        )
 
     def stopped(number: int, step: int) -> Stopped:
         return Stopped(f"stopped by {signal.Signals(number).name} after step {step} of {total}; {kept}", 128 + number)
@@ -237,8 +262,10 @@ def train(job: Job) -> list[dict[str, float]]:
     report.restored(totals)
     probe = GradientProbe(learner, teacher, fabric, recipe.seed, recipe.accumulate, job.say)
     saved = began = time.monotonic()
-    take_step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
+    take_step: Any = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
     model.train()
+    if balance is not None and (closed := balance.closed_rows):
+        switch_off(closed)
 
     def too_large() -> str:
         return (
@@ -261,8 +288,9 @@ def train(job: Job) -> list[dict[str, float]]:
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                factor = weights_factor(step, total, fading)
-                weighing = {name: w if name == "ce" else w * factor for name, w in weights.items()}
+                weighing = weights if balance is None else balance.scheduled(weights, step, total)
+                if balance is not None:
+                    balance.measure(step, lambda weights, b=batch, s=step: probe(b, s, weights), weighing)
                 take_step(batch, step, weighing)
                 step += 1
                 due = fabric.is_global_zero and time.monotonic() - saved >= 60 * recipe.checkpoint_minutes
@@ -280,6 +308,9 @@ def train(job: Job) -> list[dict[str, float]]:
                 with progress.aside():
                     if validating:
                         validate()
+                        # without labels nothing would be left to learn from
+                        if balance is not None and job.data.classes and weights["ce"] and (rows_ := balance.outgrown()):
+                            switch_off(rows_)
                     if saving:
                         save()
                         saved = time.monotonic()

@@ -59,7 +59,7 @@ class Stepper:
             with fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
                 said = self.teacher.signals(micro, learner.teacher_needs) if self.teacher else Signals()
                 terms = self.model(micro._replace(record=None), said)
-                loss = weigh(terms, weights)
+                loss = weigh(terms, weights, learner.balance)
                 fabric.backward(loss / len(parts))
             if (sound := said.finite()) is not None:
                 heard.append(sound)
@@ -85,4 +85,6 @@ class Stepper:
             self.totals.add_norm(norm, number)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if learner.balance is not None:
+            learner.balance.update(len(batch.index) * fabric.world_size)
         self.average.update()

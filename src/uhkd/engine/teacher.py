@@ -77,9 +77,13 @@ class Teachers:
     def __init__(self, each: Sequence[tuple[Teacher, frozenset[str]]], shown: int = 0) -> None:
         self.each, self.shown = tuple(each), shown
 
+    def drop(self, place: int) -> None:
+        """Leave a teacher out of every further step."""
+        self.each = tuple((t, frozenset() if i == place else own) for i, (t, own) in enumerate(self.each))
+
     def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
-        """What each was made to say; `needs`, all their fields together, is for looks."""
-        first, *others = (teacher.signals(batch, own) for teacher, own in self.each)
+        """Each teacher's own fields among `needs`, all their fields together."""
+        first, *others = (teacher.signals(batch, own & needs) for teacher, own in self.each)
         return first._replace(others=tuple(others))
 
     def reference(self, images: Tensor) -> Reference:

@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "check",
     "compares_logits",
+    "default_balance",
     "effective",
     "matching_of",
     "method_class",
@@ -122,6 +123,15 @@ def effective(
         }
         for name, (chosen, given) in check(method, settings, weights).items()
     }
+
+
+def default_balance(method: str) -> str:
+    """Return the balance of a method, or of several joined by "+": the first that is not constant.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    return next((own for name in _names(method) if (own := method_class(name).balance) != "constant"), "constant")
 
 
 def compares_logits(

@@ -37,7 +37,7 @@ class Distiller(nn.Module, ABC):
     default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
     logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is
     such a logits method. needs_labels: whether it treats the labelled class apart. knob: the one setting that is tuned, with
-    the values tried.
+    the values tried. balance: how much its terms count over a training where none is asked for.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
@@ -46,6 +46,7 @@ class Distiller(nn.Module, ABC):
     imitates_logits: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
+    balance: ClassVar[str] = "constant"
     needs: Needs
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

@@ -141,6 +141,7 @@ class MatchingDistiller(SoftTargets):
     }
     main_term = "features"
     companions = frozenset({"kl", "inter", "intra"})
+    balance = "lead"
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
         super().__init__(weights, temperature)

@@ -55,9 +55,7 @@ def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> nn.Module:
     return SwinTransformer(img_size=size, num_classes=num_classes, **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
-def _resnet(
-    size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any
-) -> nn.Module:
+def _resnet(size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any) -> nn.Module:
     """`stem_stride`: 1 keeps all cells of a 32-px image; 2 suits 64 to 96 px at a quarter of the cost."""
     from timm.models.resnet import BasicBlock, ResNet
 

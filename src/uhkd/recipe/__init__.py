@@ -1,9 +1,11 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
+from uhkd.recipe.balancing import balance_settings
 from uhkd.recipe.caching import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.comparison import CompareRecipe
 from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
+from uhkd.recipe.older import as_recorded, modern_words
 from uhkd.recipe.problems import RecipeError, build, did_you_mean
 from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, TrainRecipe
 
@@ -21,10 +23,13 @@ __all__ = [
     "TeacherWords",
     "TrainRecipe",
     "ViewWords",
+    "as_recorded",
+    "balance_settings",
     "build",
     "did_you_mean",
     "find_recipe",
     "load_yaml",
+    "modern_words",
     "recipe_names",
     "scalar",
     "to_yaml",

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from uhkd.recipe.balancing import BalanceName, balance_settings
 from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
-from uhkd.recipe.problems import shown
+from uhkd.recipe.older import modern_words
+from uhkd.recipe.problems import RecipeError, shown
 
 # the usual peak learning rate and weight decay; lamb's are those of timm's A2 recipe (arXiv 2110.00476)
 _USUAL = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
@@ -197,9 +199,13 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="weights of the loss terms by name, as in features=10; 0 skips a term"
     )
-    weights_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant",
-        description="how the weights of all terms but the cross-entropy fall over the training, from 1 to 0 times their value",
+    balance: BalanceName | None = Field(
+        default=None,
+        description="how much the teacher's terms count over the training (docs/balance.md): constant; linear or cosine, falling "
+        "from 1 to 0; lead, while the teacher is ahead of the student; cap, by their gradient; famo; none: the method's own",
+    )
+    balance_settings: dict[str, Any] = Field(
+        default={}, description="settings of the balance, as in features_gate=0.1; needs balance"
     )
     teacher_cache: str | None = Field(
         default=None,
@@ -223,6 +229,12 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, words: Any) -> Any:
+        """Take words of older versions for what they are called now."""
+        return modern_words(words) if isinstance(words, dict) else words
+
     def taught(self) -> tuple[tuple[Self, float], ...]:
         """The recipe as each teacher sees it, with one `teacher` and its own words, and its share; itself where none is named."""
         words = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
@@ -241,6 +253,14 @@ class DistillRecipe(TrainRecipe, TeacherWords):
         return self.model_copy(update=update | {f"teacher_{k}": v for k, v in asked.items() if v is not None})
 
     def _further_problems(self) -> list[str]:
+        if self.balance is None:
+            if self.balance_settings:
+                return ["balance_settings: belong to a balance, and none is named (--balance)"]
+        else:
+            try:
+                balance_settings(self.balance, self.balance_settings)
+            except RecipeError as error:
+                return error.problems
         count = len(self.teachers) or (len(self.teacher) if isinstance(self.teacher, tuple) else 1)
         if self.teachers and self.teacher is not None:
             return ["teachers: stands in place of teacher, and both are given; leave one out"]

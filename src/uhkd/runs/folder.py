@@ -67,10 +67,18 @@ class RunFolder:
         """Whether a run began here, finished or not."""
         return self.recipe.is_file()
 
-    def check(self, recipe: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None) -> None:
+    def check(
+        self,
+        recipe: Mapping[str, Any],
+        *,
+        resume: bool,
+        defaults: Mapping[str, Any] | None = None,
+        translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> None:
         """See, before any work, whether a run by `recipe` can write here.
 
-        defaults: what words mean that the recipe of an older version does not have.
+        defaults: what words mean that the recipe of an older version does not have. translate: gives the recipe of an older
+        version today's names.
 
         Raises:
             ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
@@ -84,7 +92,8 @@ class RunFolder:
             return
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
-        before, now = yaml.safe_load(_yaml(defaults or {})) | self.read_recipe(), yaml.safe_load(_yaml(recipe))
+        before, now = yaml.safe_load(_yaml(defaults or {})), yaml.safe_load(_yaml(recipe))
+        before |= translate(self.read_recipe())
         differing = [k for k in sorted({*before, *now} - ELSEWHERE) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")
