@@ -8,6 +8,7 @@ Killed and started again it repeats nothing. Each training runs on one core; its
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+CHANGES = ("clean", "noise 0.05", "noise 0.1", "blur 1")
 CACHE_WORDS = ("data", "train_limit", "crop", "flip", "crop_scale")
 OWN = {"out", "seed", "resume", "teacher_cache", "thumbnails", "log"}
 
@@ -41,22 +43,27 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
         busy = False
         for regime, variant, seed in cells(plan):
             words = words_of(plan, regime, variant, data)
-            live = words.pop("live", False)
+            live, part = words.pop("live", False), words.pop("part", "val")
             folder = out / regime / variant / f"seed-{seed}"
-            if (folder / "result.json").is_file() or (folder / "failed.txt").is_file():
+            if (folder / "judged.json").is_file() or (folder / "failed.txt").is_file():
                 continue
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(f"{folder}.lock", timeout=0):
+                    if (folder / "judged.json").is_file():
+                        continue
                     if (folder / "result.json").is_file():
+                        judge(folder, words["data"], part)
                         continue
                     if words["method"] == "scratch":
                         del words["teacher"]
                     elif not live:
+                        words["teacher"] = str(teacher(plan, words["teacher"], data, out))
                         caches[regime] = caches.get(regime) or stored(words, out / regime / "cache")
                         words["teacher_cache"] = caches[regime]
                     began = (folder / "recipe.yaml").is_file()
                     uhkd.distill(**words, seed=seed, out=str(folder), resume=began)
+                    judge(folder, words["data"], part)
                     break
             except Timeout:
                 busy = True
@@ -67,6 +74,60 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
             if not busy:
                 return
             time.sleep(5)
+
+
+def teacher(plan: dict[str, Any], name: str, data: dict[str, str], out: Path) -> Path:
+    """The run folder of a teacher: that of a regime, or one of `teachers`, which is trained once."""
+    import uhkd
+
+    if name not in plan.get("teachers", {}):
+        return Path(name)
+    folder = out / "teachers" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "result.json").is_file():
+            words = {**plan["common"], **plan["teachers"][name]}
+            words["data"] = data[words["data"]]
+            uhkd.finetune(**words, out=str(folder), resume=(folder / "recipe.yaml").is_file())
+    return folder
+
+
+def judge(folder: Path, word: str, part: str) -> None:
+    """Write judged.json: accuracy, calibration and robustness of a run's student on one part of the data.
+
+    ece and gap are those of the logits as they are; ece_fitted is measured on every second image of the part after one
+    temperature was fitted to the nll of the others.
+    """
+    import torch
+
+    sys.path.insert(0, str(HERE))
+    import why_probes
+
+    from uhkd import load_run, open_data
+    from uhkd.commands.setup import image_size
+    from uhkd.data import eval_loader
+    from uhkd.evaluation import predict_logits, score
+
+    network, opened = load_run(folder), open_data(word)
+    source = getattr(opened, part)
+    size, device = image_size(opened, [network]), torch.device("cpu")
+    found: dict[str, Any] = {"part": part}
+    for name in CHANGES:
+        change = why_probes.CHANGES[name]
+        batches = (b._replace(image=change(b.image, b.index)) for b in eval_loader(source, size, batch_size=250))
+        logits, labels = predict_logits(network, batches, device)
+        assert labels is not None
+        found[name] = score(logits, labels)["accuracy"]
+        if name == "clean":
+            found |= score(logits, labels)
+            found["gap"] = (logits.softmax(1).amax(1).mean() - found["accuracy"]).item()
+            fit, rest = (slice(0, None, 2), slice(1, None, 2))
+            scales = torch.logspace(-1, 1.5, 200)
+            losses = [torch.nn.functional.cross_entropy(logits[fit] / t, labels[fit]) for t in scales]
+            best = scales[int(torch.stack(losses).argmin())]
+            found["temperature"] = best.item()
+            found["ece_fitted"] = score(logits[rest] / best, labels[rest])["ece"]
+    (folder / "judged.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def stored(words: dict[str, Any], folder: Path) -> str:
@@ -100,6 +161,7 @@ def collect(plan: dict[str, Any], out: Path) -> None:
                     "methods": result.get("methods", {}),
                     "teacher": result.get("teacher_metrics", {}),
                     "metrics": result["metrics"],
+                    "judged": json.loads((folder / "judged.json").read_text()),
                     "environment": result["environment"],
                 }
             )

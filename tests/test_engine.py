@@ -208,7 +208,7 @@ def test_the_student_and_the_methods_own_layers_are_clipped_each_by_itself(
     norms: list[tuple[float, float]] = []
     watch = watching(lambda learner, _: norms.append((norm(learner.student), norm(learner.distillers))))
     monkeypatch.setattr(loop, "make_optimizer", watch)
-    changes = {"clip_grad": limit, "epochs": 1, "weights": {"features": 100.0}}
+    changes = {"clip_grad": limit, "epochs": 1, "weights": {"features": 100.0}, "balance": "constant"}
     uhkd.distill(**words(teacher, tmp_path / "run", **changes))
     assert len(norms) == 5
     if limit == 0.3:

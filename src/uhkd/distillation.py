@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
-from uhkd.engine import Learner, Teacher, calibrate, weigh
+from uhkd.engine import Learner, Teacher, calibrate, make_balance, weigh
 from uhkd.gathering import processes
-from uhkd.methods import Distiller, build, check
+from uhkd.methods import Distiller, build, check, default_balance
 from uhkd.models import brings_weights, create, own_input, own_size, save, wrap
 from uhkd.spectral import FTM
 from uhkd.taps import Shapes, Signals, TappedModel
@@ -48,6 +48,10 @@ class Distillation(nn.Module):
         settings: of the method, as in `--settings`.
         weights: of its terms, as in `--weights`; "ce" is the cross-entropy's.
         label_smoothing: of the cross-entropy, 0..1.
+        balance: how much the teacher's terms count over the training, as in `--balance`; None: the method's own.
+        balance_settings: of the balance, as in `--balance-settings`.
+        total_steps: calls in training mode that the whole training makes, for balances that fall over it. None: the method's
+            own balance does without its fall, and one that is named and falls is refused.
         mean: by which images come normalised, three numbers; None: they are in [0,1].
         std: likewise.
         student_start: "random", "pretrained" or a weights file, for a student given by name.
@@ -64,6 +68,7 @@ class Distillation(nn.Module):
 
     mean: Tensor | None
     std: Tensor | None
+    steps: Tensor
 
     def __init__(
         self,
@@ -77,6 +82,9 @@ class Distillation(nn.Module):
         settings: Mapping[str, Any] | None = None,
         weights: Mapping[str, float] | None = None,
         label_smoothing: float = 0.1,
+        balance: str | None = None,
+        balance_settings: Mapping[str, Any] | None = None,
+        total_steps: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         student_start: str | Path = "random",
@@ -118,7 +126,17 @@ class Distillation(nn.Module):
         self.needs_indices = any(d.needs.index for d in own)
         if self.needs_indices and num_samples is None:
             raise ValueError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
-        self.learner = Learner(student, distillers, label_smoothing)
+        led = [teacher is not None and teacher.shapes.logits == num_classes]
+        named = make_balance(balance or default_balance(method), balance_settings or {}, distillers, led=led)
+        if balance and total_steps is None and named is not None and set(named.falls) != {"constant"}:
+            raise ValueError(
+                f"balance {balance} falls over the training: give total_steps, the steps of the whole training"
+            )
+        self.learner = Learner(student, distillers, label_smoothing, named if named is None else named.to(device))
+        self.total_steps, self._step = total_steps, 0
+        if total_steps is not None:
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
+            self.register_load_state_dict_post_hook(_read_steps)
         target = next((d.needs.target for d in own if d.needs.target is not None), None)
         # in a tuple: no submodule, so in no optimizer and no checkpoint, and never in training mode
         self._sealed: tuple[Teacher, ...] = () if teacher is None else (Teacher(teacher, target),)
@@ -178,7 +196,7 @@ class Distillation(nn.Module):
         labels: Int[Tensor, " b"] | Float[Tensor, "b k"] | None = None,
         indices: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """(loss, raw terms by name); the loss is the sum of `weights[name]` times the term.
+        """(loss, raw terms by name); the loss is the sum of `weights[name]` times the balance's factor times the term.
 
         labels: classes, or rows of class probabilities (mixup); None: no cross-entropy. indices: positions of the images in the
         training set, for methods that remember each image.
@@ -189,7 +207,27 @@ class Distillation(nn.Module):
         """
         batch, said = self.hear(images, labels, indices)
         terms = self.learner(batch, said)
-        return weigh(terms, self.weights), terms
+        return self.loss(terms, len(images)), terms
+
+    def go_on_from(self, step: int) -> None:
+        """Take a step of the training as the next one, for balances that fall over it."""
+        self._step = step
+        self.steps.fill_(step)
+
+    def loss(self, terms: Mapping[str, Tensor], images: int) -> Float[Tensor, ""]:
+        """Return the loss of raw terms of `images` images; in training mode that counts as a step of the balance."""
+        balance, weights = self.learner.balance, self.weights
+        if balance is None:
+            return weigh(terms, weights)
+        if self.total_steps is not None:
+            weights = balance.scheduled(weights, min(self._step, self.total_steps), self.total_steps)
+        loss = weigh(terms, weights, balance)
+        if self.training:
+            balance.update(images * processes())
+            if self.total_steps is not None:
+                self._step += 1
+                self.steps += 1
+        return loss
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """The student's class scores of images as the loop gives them: in [0,1], or normalised by `mean` and `std`."""
@@ -270,6 +308,12 @@ def _wrapped(
     if num_classes is not None and module.shapes.logits != num_classes:
         raise ValueError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
     return module
+
+
+def _read_steps(module: nn.Module, _: Any) -> None:
+    """Go on from the step of the state that was loaded."""
+    assert isinstance(module, Distillation)
+    module._step = int(module.steps)
 
 
 def _first(item: Any) -> Tensor:

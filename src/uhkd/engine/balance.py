@@ -53,7 +53,7 @@ class Balance(nn.Module):
         fall = [weights_factor(step, total, schedule) for schedule in self.falls]
         return {name: w * fall[(self.rows[name] - 1) % 2] if name in self.rows else w for name, w in weights.items()}
 
-    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return the summands of the loss from the weighted terms `names`."""
         return weighted
 
@@ -111,10 +111,10 @@ class _Factors(Balance):
     def __init__(self, rows: Mapping[str, int], falls: tuple[str, str]) -> None:
         super().__init__(rows, falls)
         self.register_buffer("factor", torch.ones(self.size))
-        self.register_buffer("highest", torch.zeros(self.size))
+        self.register_buffer("highest", torch.ones(self.size))
         self.register_buffer("closed", torch.zeros(self.size, dtype=torch.bool))
 
-    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return weighted terms times the factors of their groups."""
         return weighted * self.factor[self._of(names, weighted.device)]
 
@@ -278,7 +278,7 @@ class Famo(Balance):
             self.register_buffer(name, torch.zeros(self.size))
         self.register_buffer("passes", torch.zeros(2))  # forward passes that `before` and `now` sum up
 
-    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return c * z_k log(l_k) of each group that has a term among `names`, zeros for the others."""
         index = self._of(names, weighted.device)
         used = sorted({self.rows.get(name, 0) for name in names})

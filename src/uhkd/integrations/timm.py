@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.distillation import Distillation, Network
-from uhkd.engine import Learner, weigh
+from uhkd.engine import Learner
 
 try:
     from timm.task import TrainingTask
@@ -65,7 +65,8 @@ class UHKDTask(TrainingTask):
                 "uhkd.Distillation in a loop of your own"
             )
         self.trainable_module: nn.Module = self.distillation.learner
-        own = [f"distillers.{name}" for name, _ in self.distillation.learner.distillers.named_buffers()]
+        kept = ("distillers.", "balance.")
+        own = [name for name, _ in self.distillation.learner.named_buffers() if name.startswith(kept)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.distillation.learner, own)
         self.to(self.device)
         if loader is not None:
@@ -74,7 +75,7 @@ class UHKDTask(TrainingTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The loss of a batch (B,C,H,W) with its targets (B,) or (B,K), and its raw terms."""
         terms = self.trainable_module(*self.distillation.hear(input, target))
-        return {"loss": weigh(terms, self.distillation.weights)} | {k: v.detach() for k, v in terms.items()}
+        return {"loss": self.distillation.loss(terms, len(input))} | {k: v.detach() for k, v in terms.items()}
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "UHKDTask":
         """Wrap what is trained in DistributedDataParallel."""
@@ -106,8 +107,9 @@ class UHKDTask(TrainingTask):
         learner = self._learner(module, ema)
         if learner is None:
             return {}
-        ftm = self.distillation.ftm
-        return {"distillers": learner.distillers.state_dict()} | ({} if ftm is None else {"ftm": ftm.state_dict()})
+        parts = {"distillers": learner.distillers, "balance": learner.balance, "ftm": self.distillation.ftm}
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return state | ({} if self.distillation.total_steps is None else {"steps": self.distillation.steps})
 
     def load_task_state(
         self,
@@ -121,8 +123,11 @@ class UHKDTask(TrainingTask):
         if not state or learner is None:
             return
         learner.distillers.load_state_dict(state["distillers"], strict=strict)
-        if self.distillation.ftm is not None and "ftm" in state:
-            self.distillation.ftm.load_state_dict(state["ftm"], strict=strict)
+        for name, part in (("balance", learner.balance), ("ftm", self.distillation.ftm)):
+            if part is not None and name in state:
+                part.load_state_dict(state[name], strict=strict)
+        if "steps" in state and self.distillation.total_steps is not None:
+            self.distillation.go_on_from(int(state["steps"]))
 
     def _learner(self, module: nn.Module | None, ema: bool) -> Learner | None:
         """What is trained, or its average, without the wrappers of DDP, EMA and compile."""

@@ -239,6 +239,36 @@ CASES = (
         "weights.features: expected a value >= 0, found -3",
     ),
     wrong(
+        "an unknown balance",
+        DISTILL,
+        PAIR + "balance: led\n",
+        "balance: expected constant, linear, cosine, lead, cap or famo, found 'led'; did you mean 'lead'?",
+    ),
+    wrong(
+        "settings of no balance",
+        DISTILL,
+        PAIR + "balance_settings: {window: 100}\n",
+        "balance_settings: belong to a balance, and none is named (--balance)",
+    ),
+    wrong(
+        "an unknown setting of a balance",
+        DISTILL,
+        PAIR + "balance: lead\nbalance_settings: {feature_gate: 0.3}\n",
+        "balance_settings.feature_gate: unknown key; did you mean 'features_gate', 'features_fall' or 'features_power'?",
+    ),
+    wrong(
+        "a setting of a balance out of its range",
+        DISTILL,
+        PAIR + "balance: lead\nbalance_settings: {logits_gate: 2}\n",
+        "balance_settings.logits_gate: expected a value <= 1, found 2",
+    ),
+    wrong(
+        "a balance under its old name and another under its new one",
+        DISTILL,
+        PAIR + "balance: lead\nweights_schedule: linear\n",
+        "weights_schedule: is called balance now, and both are given; leave out weights_schedule",
+    ),
+    wrong(
         "signals that are not stored",
         CACHE,
         STORED + "keep: [logits, maps]\n",

@@ -11,12 +11,12 @@ from torch import nn
 
 from uhkd.commands.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
 from uhkd.data import Batch, Data, train_loader
-from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate
+from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate, make_balance
 from uhkd.engine.averaging import Average
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.step import Stepper
 from uhkd.engine.totals import Totals
-from uhkd.methods import Distiller, check
+from uhkd.methods import Distiller, check, default_balance
 from uhkd.methods import build as build_method
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
@@ -46,7 +46,8 @@ class Step:
         model, optimizer = self.fabric.setup(self.learner, optimizer)
         model.train()
         average, totals = Average(self.learner.student, recipe.ema_decay), Totals(self.fabric.device)
-        self.weights = self.learner.weights(float(recipe.weights.get("ce", 1.0)))
+        weights, balance = self.learner.weights(float(recipe.weights.get("ce", 1.0))), self.learner.balance
+        self.weights = weights if balance is None else balance.scheduled(weights, 0, 1)
         self.take = Stepper(recipe, self.learner, self.teacher, self.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
@@ -109,7 +110,11 @@ class Workshop:
         )
         torch.manual_seed(recipe.seed + 1)
         distillers = build_method(recipe.method, shapes, recipe.settings, recipe.weights).to(fabric.device)
-        learner = Learner(student, distillers, recipe.label_smoothing).to(memory_format=torch.channels_last)
+        name = recipe.balance or default_balance(recipe.method)
+        known = shapes.teacher is not None and shapes.teacher.logits == classes
+        balance = make_balance(name, recipe.balance_settings, distillers, led=[known])
+        learner = Learner(student, distillers, recipe.label_smoothing, balance and balance.to(fabric.device))
+        learner.to(memory_format=torch.channels_last)
         batches = self._load(recipe, data, [student] if teacher is None else [student, teacher])
         targets = [d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target]
         sealed = None

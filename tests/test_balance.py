@@ -1,0 +1,461 @@
+"""How much the teacher's terms count: each balance against its literal form, exact resuming, switched-off terms, bad input."""
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import uhkd
+from references import balance as literal
+from references.runs import assert_equal_runs
+from references.steps import CLASSES, assemble
+from uhkd.commands import training
+from uhkd.engine import Balance, Lead, Learner, Teacher, Teachers, loop, make_balance, weigh
+from uhkd.engine import step as stepping
+from uhkd.engine.balance import Cap, Famo, group_of
+from uhkd.engine.stopping import Stopped
+from uhkd.methods import Distiller, default_balance, method_class, method_names
+from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
+from uhkd.runs import RunFolder
+
+TINY: dict[str, Any] = {
+    "data": "digits",
+    "train_limit": 100,
+    "image_size": 16,
+    "batch_size": 20,
+    "device": "cpu",
+    "precision": "fp32",
+    "workers": 0,
+}
+STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3}
+STEPS = [5, 10, 15]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _keep_checkpoints_and_draw_nothing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+        patched.setattr(training, "draw", lambda folder: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("balance") / "teacher"
+    words = TINY | {"train_limit": 600, "epochs": 6, "optimizer": "sgd", "lr": 0.1, "crop": "none", "seed": 3}
+    uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 24]}, out=out, **words)
+    return out
+
+
+def words(teacher: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """A distillation of 3 epochs of 5 steps."""
+    return TINY | {
+        "teacher": str(teacher),
+        "student": "uhkd/vit_micro",
+        "student_options": STUDENT,
+        "method": "uhkd",
+        "mixup": 0.4,
+        "epochs": 3,
+        "allow_weak_teacher": True,
+        "checkpoint_minutes": 1e-9,
+        "out": str(out),
+        **changes,
+    }
+
+
+@cache
+def distillers(method: str = "uhkd") -> nn.ModuleDict:
+    return assemble(method, {})[0].distillers
+
+
+def lead(**settings: Any) -> Lead:
+    made = make_balance("lead", settings, distillers(), led=[True])
+    assert isinstance(made, Lead)
+    return made.train()
+
+
+def logits(generator: torch.Generator, images: int) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(images, CLASSES, generator=generator) for _ in range(3))  # type: ignore[return-value]
+
+
+# the formulas
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "odds"])
+@pytest.mark.parametrize("labels", [True, False])
+@given(seed=st.integers(0, 2**20), gate=st.floats(0.05, 1), power=st.sampled_from([0.5, 1.0, 2.0]))
+def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: float, power: float):
+    """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
+    made = lead(measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
+    slow = literal.Lead(40, measure)
+    generator = torch.Generator().manual_seed(seed)
+    assert made.gates() == {1: 1.0, 2: 1.0}
+    for images in (7, 20, 3):
+        student, theirs, drawn = logits(generator, images)
+        student = student + theirs  # alike more often than by chance
+        target = drawn.softmax(1) if labels else None
+        made.observe(student, [theirs], target)
+        made.update(images)
+        slow.step(student.tolist(), theirs.tolist(), None if target is None else target.tolist())
+        assert made.lead().item() == pytest.approx(slow.lead(), abs=2e-6)
+        assert made.gates() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
+
+
+def test_a_step_in_parts_counts_as_one():
+    one, two = lead(window=50), lead(window=50)
+    student, theirs, drawn = logits(torch.Generator().manual_seed(0), 20)
+    one.observe(student, [theirs], drawn)
+    for part in range(2):
+        half = slice(10 * part, 10 * part + 10)
+        two.observe(student[half], [theirs[half]], drawn[half])
+    one.update(20)
+    two.update(20)
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), two.buffers(), strict=True))
+
+
+def test_each_of_several_teachers_has_its_own_lead():
+    both = nn.ModuleDict({f"{place}:{name}": one for place in (1, 2) for name, one in distillers().items()})
+    made = make_balance("lead", {"window": 30}, both, led=[True, False])
+    assert isinstance(made, Lead)
+    student, theirs, drawn = logits(torch.Generator().manual_seed(1), 20)
+    made.train().observe(drawn, [theirs, student], drawn)  # the student is right throughout
+    made.update(20)
+    assert made.gates() == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
+    assert {made.label(row) for row in made.gates()} == {"1:features", "1:logits", "2:features", "2:logits"}
+
+
+@given(
+    losses=st.lists(st.tuples(*[st.floats(0.01, 100)] * 3), min_size=1, max_size=6),
+    rate=st.floats(0.01, 1),
+    decay=st.floats(0, 0.1),
+)
+def test_famo_has_the_literal_gradient(losses: list[tuple[float, float, float]], rate: float, decay: float):
+    made = make_balance("famo", {"rate": rate, "decay": decay}, distillers())
+    assert isinstance(made, Famo)
+    slow = literal.Famo(3, rate, decay)
+    names = ["ce", "uhkd.features", "uhkd.inter"]  # groups 0, 1 and 2
+    for row in losses:
+        terms = torch.tensor(row, requires_grad=True)
+        made.train().balanced(names, terms).sum().backward()
+        assert terms.grad is not None
+        assert terms.grad.tolist() == pytest.approx(slow.coefficients(row), rel=1e-3, abs=1e-5)
+        made.update(20)
+        slow.step(row)
+        assert made.xi.tolist() == pytest.approx(slow.xi, rel=1e-3, abs=1e-4)
+
+
+def test_famo_adds_up_the_terms_of_a_group():
+    """Two terms of one group are one task, at the shares of their weights."""
+    made = make_balance("famo", {}, distillers())
+    assert isinstance(made, Famo)
+    terms = torch.tensor([2.0, 1.0, 3.0], requires_grad=True)
+    made.balanced(["ce", "uhkd.features", "uhkd.relations"], terms).sum().backward()
+    assert terms.grad is not None
+    # tasks 2 and 1 + 3, z = 1/2 each: (1/2)/2 and (1/2)/4, over their sum
+    assert terms.grad.tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("norms", "wanted"),
+    [
+        ({"ce": 2.0, "uhkd.features": 3.0, "uhkd.relations": 1.0, "uhkd.inter": 50.0}, 0.25),
+        ({"ce": 2.0, "uhkd.features": 0.5}, 1.0),
+        ({"uhkd.features": 0.5, "uhkd.relations": 4.0}, 1.0),
+    ],
+)
+def test_cap_bounds_the_feature_terms_alone(norms: dict[str, float], wanted: float):
+    made = make_balance("cap", {"every": 3}, distillers())
+    assert isinstance(made, Cap)
+    made.measure(1, lambda _: {"ce": 1e-9, "uhkd.features": 1.0}, {})  # not its turn
+    assert made.gates() == {1: 1.0, 2: 1.0}
+    made.measure(3, lambda _: norms, {})
+    assert made.gates() == pytest.approx({1: wanted, 2: 1.0})
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_schedules_leave_the_cross_entropy_alone(name: str):
+    made = make_balance(name, {}, distillers())
+    assert type(made) is Balance and not list(made.buffers())
+    found = made.scheduled({"ce": 2.0, "uhkd.features": 8.0, "uhkd.inter": 4.0}, 5, 10)
+    assert found == pytest.approx({"ce": 2.0, "uhkd.features": 4.0, "uhkd.inter": 2.0})
+    assert made.factors(5, 10) == pytest.approx({"features": 0.5, "logits": 0.5})
+
+
+def test_the_loss_is_the_sum_of_factor_times_weight_times_term():
+    made = lead()
+    made.factor[1], made.factor[2] = 0.5, 0.25
+    terms = {"ce": torch.tensor(1.0), "uhkd.features": torch.tensor(2.0), "uhkd.inter": torch.tensor(4.0)}
+    weights = {"ce": 1.0, "uhkd.features": 10.0, "uhkd.inter": 1.0}
+    assert weigh(terms, weights, made) == 1 + 0.5 * 20 + 0.25 * 4
+    assert weigh(terms, weights) == 25
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_term_of_every_method_belongs_to_a_group(method: str):
+    kind = method_class(method)
+    found = {term: group_of(distillers(method)[method], term) for term in kind.default_weights}  # type: ignore[arg-type]
+    on_logits = {"kd", "dkd", "dist", "ofa"}
+    wanted = {
+        term: "logits" if method in on_logits or term in ("kl", "inter", "intra") else "features"
+        for term in kind.default_weights
+    }
+    assert found == wanted
+    assert default_balance(method) == ("lead" if method in ("uhkd", "twin_a", "twin_b") else "constant")
+
+
+# in a training
+
+
+@pytest.fixture(scope="module")
+def stored(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stored") / "cache"
+    kept = {k: TINY[k] for k in ("data", "train_limit", "device", "precision")}
+    uhkd.cache(teacher=str(teacher), views=3, out=str(out), mixup=0.4, seed=0, **kept)
+    return out
+
+
+BALANCES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "linear": {},
+    "cosine": {},
+    "lead": {"window": 60, "features_gate": 0.9, "logits_power": 2.0},
+    "cap": {"every": 2},
+    "famo": {},
+}
+
+
+def interrupted(out: Path, train: Any, step: int = 7) -> None:
+    """Stop a training in a step by a signal."""
+    real, count = stepping.weigh, [0]
+
+    def weigh(*args: Any) -> Tensor:
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stepping, "weigh", weigh)
+        with pytest.raises(Stopped):
+            train()
+
+
+@pytest.mark.parametrize("name", list(BALANCES)[2:])  # the others are schedules too
+def test_every_balance_resumes_to_the_bit(name: str, teacher: Path, tmp_path: Path):
+    changes = {"balance": name, "balance_settings": BALANCES[name]}
+    whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
+    asked = words(teacher, tmp_path / "cut", **changes)
+    interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
+    again = uhkd.distill(**asked, resume=True)
+    assert_equal_runs(whole.run, again.run, STEPS)
+    rows = whole.run.read_metrics()
+    written = {key for row in rows for key in row if key.startswith("factor_")}
+    assert written == (set() if name == "constant" else {"factor_features", "factor_logits"})
+    if name == "lead":
+        assert len({row["factor_features"] for row in rows}) == 3
+
+
+def test_stored_outputs_give_the_factors_of_the_live_teacher(teacher: Path, stored: Path, tmp_path: Path):
+    changes = {"balance": "lead", "balance_settings": {"window": 60, "features_gate": 1.0, "logits_gate": 1.0}}
+    live = uhkd.distill(**words(teacher, tmp_path / "live", **changes)).run.read_metrics()
+    asked = words(teacher, tmp_path / "stored", **changes, teacher_cache=str(stored))
+    other = uhkd.distill(**asked).run.read_metrics()
+    assert 0 < live[0]["factor_logits"] < 1
+    for one, two in zip(live, other, strict=True):
+        assert one["factor_logits"] == pytest.approx(two["factor_logits"], abs=0.05)
+
+
+@pytest.fixture
+def outgrown(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A teacher that is never right after its first five batches, so that its student leads; notes each pass of its."""
+    calls: list[str] = []
+    real = Teacher.signals
+
+    def signals(self: Teacher, batch: Any, needs: frozenset[str]) -> Any:
+        said = real(self, batch, needs)
+        if needs:
+            calls.append("pass")
+        return said if said.logits is None else said._replace(logits=-1e3 * batch.target)
+
+    monkeypatch.setattr(Teacher, "signals", signals)
+    return calls
+
+
+def test_terms_of_a_teacher_without_lead_are_switched_off_and_it_runs_no_more(
+    outgrown: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    changes = {"balance": "lead", "epochs": 4, "lr": 0.01}
+    whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
+    assert "no longer leads: its terms (features and logits) are switched off" in capsys.readouterr().err
+    rows = whole.run.read_metrics()
+    off = next(i for i, row in enumerate(rows) if "uhkd.features" not in row)
+    assert 0 < off < 4 and "uhkd.features" in rows[off - 1]
+    assert rows[-1]["factor_features"] == rows[-1]["factor_logits"] == 0
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["ce"], rel=1e-6)
+    assert off == 2  # in the first step it was not known yet who leads
+    assert len(outgrown) == 5 * off
+    # killed before and after the switch
+    for step in (3, 5 * off + 2):
+        asked = words(teacher, tmp_path / f"cut-{step}", **changes)
+        interrupted(tmp_path / f"cut-{step}", lambda asked=asked: uhkd.distill(**asked), step)
+        again = uhkd.distill(**asked, resume=True)
+        assert_equal_runs(whole.run, again.run, [5, 10, 15, 20])
+
+
+def test_without_labels_nothing_is_switched_off(teacher: Path, tmp_path: Path):
+    """By agreement with the teacher's own choice."""
+    changes = {"unlabelled": True, "mixup": 0.0, "balance": "lead", "balance_settings": {"logits_gate": 1.0}}
+    rows = uhkd.distill(**words(teacher, tmp_path / "run", **changes)).run.read_metrics()
+    assert all("uhkd.features" in row and 0 < row["factor_logits"] <= 1 for row in rows)
+    assert rows[-1]["factor_logits"] < 1
+
+
+def test_a_method_without_logits_reads_them_for_the_balance_alone(teacher: Path, tmp_path: Path):
+    rows = uhkd.distill(
+        **words(teacher, tmp_path / "run", method="rsd", balance="lead", balance_settings={"features_gate": 1.0})
+    ).run.read_metrics()
+    assert 0 < rows[-1]["factor_features"] < 1 and set(rows[-1]) >= {"rsd.redundancy"}
+
+
+def test_a_teacher_without_a_fitting_head_follows_the_schedule_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    network = uhkd.create("uhkd/resnet10", num_classes=0, options={"channels": [8, 12, 16, 24]})
+    asked = words(Path(), tmp_path / "run", method="rsd", balance="lead", teacher_head="keep", mixup=0.0)
+    rows = uhkd.distill(**asked | {"teacher": network.module}).run.read_metrics()
+    assert "its lead is not measured and counts as 1" in capsys.readouterr().err
+    assert [row["factor_features"] for row in rows] == pytest.approx([1 - s for s in (0.165, 0.655, 0.989)], abs=0.01)
+
+
+# recipes
+
+
+def test_older_words_keep_their_meaning(teacher: Path, tmp_path: Path):
+    older = words(teacher, tmp_path / "older", weights_schedule="linear")
+    assert build(DistillRecipe, older).balance == "linear"
+    with pytest.raises(RecipeError, match="weights_schedule: is called balance now, and both are given"):
+        build(DistillRecipe, older | {"balance": "lead"})
+
+
+def test_a_run_of_an_older_version_is_resumed_with_constant_weights(teacher: Path, tmp_path: Path):
+    """Its recipe has no balance; today's default is another."""
+    whole = uhkd.distill(**words(teacher, tmp_path / "whole", balance="constant"))
+    asked = words(teacher, tmp_path / "cut")
+    interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked, balance="constant"))
+    file = tmp_path / "cut" / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text())
+    del recipe["balance"], recipe["balance_settings"]
+    file.write_text(yaml.safe_dump(recipe | {"weights_schedule": "constant"}))
+    again = uhkd.distill(**asked, resume=True)
+    assert_equal_runs(whole.run, again.run, STEPS)
+
+
+def test_another_balance_is_no_way_to_resume(teacher: Path, tmp_path: Path):
+    asked = words(teacher, tmp_path / "cut")
+    interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
+    with pytest.raises(ValueError, match="balance was 'lead', now 'constant'"):
+        uhkd.distill(**asked, balance="constant", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("balance", "settings", "told"),
+    [
+        ("led", {}, "balance: expected constant, linear, cosine, lead, cap or famo, found 'led'; did you mean 'lead'"),
+        (None, {"window": 3}, "balance_settings: belong to a balance, and none is named"),
+        ("lead", {"gate": 0.1}, "balance_settings.gate: unknown key"),
+        ("lead", {"features_gate": 0}, "balance_settings.features_gate: expected a value > 0, found 0"),
+        ("lead", {"features_gate": 1.5}, "balance_settings.features_gate: expected a value <= 1, found 1.5"),
+        ("lead", {"logits_power": -1}, "balance_settings.logits_power: expected a value >= 0, found -1"),
+        ("lead", {"logits_fall": "step"}, "expected constant, linear or cosine, found 'step'"),
+        ("lead", {"window": "x"}, "balance_settings.window: expected a whole number, found 'x'"),
+        ("cosine", {"rate": 1}, "balance_settings.rate: unknown key .known: none."),
+        ("famo", {"rate": float("nan")}, "balance_settings"),
+        ("cap", {"ratio": -1}, "balance_settings.ratio: expected a value > 0, found -1"),
+    ],
+)
+def test_bad_words_get_one_line(balance: Any, settings: dict[str, Any], told: str):
+    asked = {"data": "digits", "student": "uhkd/vit_micro", "teacher": "runs/t"}
+    with pytest.raises(RecipeError, match=told):
+        build(DistillRecipe, asked | {"balance": balance, "balance_settings": settings})
+
+
+def test_cap_needs_labels(teacher: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="balance cap compares with the gradient of the labels' term"):
+        uhkd.distill(**words(teacher, tmp_path / "run", unlabelled=True, mixup=0.0, balance="cap"))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["lead", "cap", "famo"])
+def test_all_settings_are_written_into_the_recipe(name: str, teacher: Path, tmp_path: Path, monkeypatch: Any):
+    class Stop(Exception):
+        pass
+
+    def caught(job: loop.Job) -> None:
+        raise Stop(job.recipe)
+
+    monkeypatch.setattr(training, "train", caught)
+    with pytest.raises(Stop) as stopped:
+        uhkd.distill(**words(teacher, tmp_path / "run", balance=name))
+    recipe: DistillRecipe = stopped.value.args[0]
+    assert recipe.balance_settings == balance_settings(name, {}).model_dump()
+
+
+# a loop of one's own
+
+
+def test_a_loop_of_ones_own_falls_over_its_steps_and_goes_on_from_a_state():
+    def made(**words: Any) -> uhkd.Distillation:
+        own = uhkd.Distillation(
+            uhkd.create("uhkd/resnet10", num_classes=CLASSES, image_size=16).module,
+            uhkd.create("uhkd/vit_micro", num_classes=CLASSES, image_size=16).module,
+            num_classes=CLASSES,
+            image_size=16,
+            method="kd",
+            **words,
+        )
+        return own.train()
+
+    with pytest.raises(ValueError, match="balance cosine falls over the training: give total_steps"):
+        made(balance="cosine")
+    own = made(balance="linear", total_steps=4)
+    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
+    shares = []
+    for _ in range(3):
+        loss, terms = own(x, y)
+        shares.append(float((loss - terms["ce"]) / terms["kd.kl"]))
+    assert shares == pytest.approx([1.0, 0.75, 0.5], abs=1e-4)
+    other = made(balance="linear", total_steps=4)
+    other.load_state_dict(own.state_dict())
+    loss, terms = other(x, y)
+    assert float((loss - terms["ce"]) / terms["kd.kl"]) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_two_teachers_each_do_without_the_other():
+    _, teacher, batch = assemble("kd", {})
+    both = Teachers([(teacher, frozenset({"logits"})), (teacher, frozenset({"logits"}))])
+    both.drop(0)
+    said = both.signals(batch, frozenset({"logits"}))
+    assert said.logits is None and said.others[0].logits is not None
+
+
+def test_closing_skips_the_work_and_freezes_the_layers():
+    learner, teacher, batch = assemble("uhkd", {})
+    balance = make_balance("lead", {}, learner.distillers, led=[True])
+    learner = Learner(learner.student, learner.distillers, balance=balance).train()
+    assert learner.close([1]) == set()
+    terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
+    assert set(terms) == {"ce", "uhkd.inter", "uhkd.intra"}
+    assert learner.close([1, 2]) == {0}
+    assert not learner.teacher_needs and teacher.signals(batch, learner.teacher_needs).logits is None
+    assert set(learner(batch, teacher.signals(batch, learner.teacher_needs))) == {"ce"}
+    assert not [p for p in learner.distillers.parameters() if p.requires_grad]
+    assert all(isinstance(d, Distiller) for d in learner.distillers.values())
