@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import uhkd
 from references import processes
@@ -150,6 +150,53 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place
     _, said = again.communicate(timeout=300)
     assert again.returncode == 0 and "going on at step" in said, said[-4000:]
     assert_equal_runs(two, RunFolder(place / name), STEPS)
+
+
+@pytest.fixture(scope="module")
+def behind(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair whose teacher names each class by the name of the next: its student leads from the first step."""
+    other = tmp_path_factory.mktemp("behind")
+    shutil.copytree(place / "teacher", other / "teacher")
+    weights = load_file(other / "teacher" / "model.safetensors")
+    weights |= {name: tensor.roll(1, 0) for name, tensor in weights.items() if name.startswith("fc.")}
+    save_file(weights, other / "teacher" / "model.safetensors")
+    words = TINY | STUDENT | {"teacher": str(other / "teacher"), "balance": "lead"}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
+        uhkd.distill(**words, out=other / "one")
+    (other / "recipe.yaml").write_text(yaml.safe_dump(words))
+    (other / "program.py").write_text(PROGRAM)
+    return other
+
+
+def test_two_processes_switch_off_a_teacher_that_no_longer_leads(behind: Path):
+    """Its terms, its forward pass and the gradients of the method's own layers, which DDP waits for no more."""
+    process = distil(behind, "two")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-4000:]
+    assert said.count("are switched off, and the teacher with them") == 1, said
+    rows = RunFolder(behind / "one").read_metrics(), RunFolder(behind / "two").read_metrics()
+    assert ["uhkd.features" in row for row in rows[0]] == [True, True, False]
+    for a, b in zip(*rows, strict=True):
+        assert {k: b[k] for k in a if k not in TIMES} == pytest.approx({k: a[k] for k in a if k not in TIMES}, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
+def test_two_processes_that_are_killed_after_the_switch_go_on_to_the_bit(behind: Path):
+    process = distil(behind, "whole")
+    assert process.communicate(timeout=300) and process.returncode == 0
+    process = distil(behind, "killed")
+    while not any((behind / "killed" / "checkpoints").glob("step-1[1-4]")) and process.poll() is None:
+        time.sleep(0.02)
+    for one in children(process.pid):
+        os.kill(one, signal.SIGKILL)
+    process.communicate(timeout=60)
+    again = distil(behind, "killed", "--resume")
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-4000:]
+    assert_equal_runs(RunFolder(behind / "whole"), RunFolder(behind / "killed"), STEPS)
 
 
 @pytest.mark.slow

@@ -50,8 +50,7 @@ class Distillation(nn.Module):
         label_smoothing: of the cross-entropy, 0..1.
         balance: how much the teacher's terms count over the training, as in `--balance`; None: the method's own.
         balance_settings: of the balance, as in `--balance-settings`.
-        total_steps: calls in training mode that the whole training makes, for balances that fall over it. None: the method's
-            own balance does without its fall, and one that is named and falls is refused.
+        total_steps: calls in training mode that the whole training makes, for balances that fall over it.
         mean: by which images come normalised, three numbers; None: they are in [0,1].
         std: likewise.
         student_start: "random", "pretrained" or a weights file, for a student given by name.
@@ -128,7 +127,7 @@ class Distillation(nn.Module):
             raise ValueError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
         led = [teacher is not None and teacher.shapes.logits == num_classes]
         named = make_balance(balance or default_balance(method), balance_settings or {}, distillers, led=led)
-        if balance and total_steps is None and named is not None and set(named.falls) != {"constant"}:
+        if total_steps is None and named is not None and set(named.falls) != {"constant"}:
             raise ValueError(
                 f"balance {balance} falls over the training: give total_steps, the steps of the whole training"
             )

@@ -22,11 +22,13 @@ class LeadSettings(Schema):
     lead = max(0, 1 - a_s / a_t), of the running accuracies of student and teacher on the training views.
     """
 
-    features_gate: float = Field(default=0.2, gt=0, le=1, description="lead from which feature terms count in full")
-    features_power: float = Field(default=1.0, ge=0, description="of the lead, for feature terms; 0: the fall alone")
-    features_fall: Fall = Field(default="cosine", description="factor of feature terms over the training, from 1 to 0")
+    features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms count in full")
+    features_power: float = Field(default=2.0, ge=0, description="of lead / gate, for feature terms; 0: the fall alone")
+    features_fall: Fall = Field(
+        default="constant", description="factor of feature terms over the training, from 1 to 0"
+    )
     logits_gate: float = Field(default=0.2, gt=0, le=1, description="lead from which logit terms count in full")
-    logits_power: float = Field(default=1.0, ge=0, description="of the lead, for logit terms; 0: the fall alone")
+    logits_power: float = Field(default=1.0, ge=0, description="of lead / gate, for logit terms; 0: the fall alone")
     logits_fall: Fall = Field(default="constant", description="factor of logit terms over the training, from 1 to 0")
     measure: Literal["accuracy", "odds"] = Field(
         default="accuracy", description="what the lead compares: accuracies a, or their odds a / (1 - a)"
