@@ -141,33 +141,39 @@ def stored(words: dict[str, Any], folder: Path) -> str:
 
 
 def collect(plan: dict[str, Any], out: Path) -> None:
-    """Write each regime's finished trainings as one JSON file."""
+    """Write each regime's finished trainings as one JSON file: what all share once, and what each has of its own."""
     (HERE / "balance").mkdir(exist_ok=True)
     for regime in plan["regimes"]:
-        runs, shared = [], None
-        for folder in sorted((out / regime).glob("*/seed-*/")):
-            if not (folder / "result.json").is_file():
-                continue
+        found = [folder for folder in sorted((out / regime).glob("*/seed-*/")) if (folder / "judged.json").is_file()]
+        if not found:
+            continue
+        recipes = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in found]
+        recipes = [{k: v for k, v in recipe.items() if k not in OWN} for recipe in recipes]
+        for recipe in recipes:
+            recipe["data"] = Path(str(recipe["data"])).stem
+            recipe["teacher"] = recipe["teacher"] and Path(recipe["teacher"]).name
+        shared = {k: v for k, v in recipes[0].items() if all(recipe.get(k) == v for recipe in recipes)}
+        environments: list[dict[str, Any]] = []
+        runs = []
+        for folder, recipe in zip(found, recipes, strict=True):
             result = json.loads((folder / "result.json").read_text())
-            recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-            recipe = {k: v for k, v in recipe.items() if k not in OWN} | {"data": Path(str(recipe["data"])).stem}
-            shared = shared or recipe
-            differs = {k: v for k, v in recipe.items() if shared.get(k) != v}
+            where = {k: v for k, v in result["environment"].items() if k not in ("command", "commit")}
+            environments += [] if where in environments else [where]
             runs.append(
                 {
                     "variant": folder.parent.name,
                     "seed": int(folder.name.removeprefix("seed-")),
-                    "differs": differs,
+                    "commit": result["environment"]["commit"],
+                    "environment": environments.index(where),
+                    "recipe": {k: v for k, v in recipe.items() if k not in shared},
                     "methods": result.get("methods", {}),
                     "teacher": result.get("teacher_metrics", {}),
                     "metrics": result["metrics"],
                     "judged": json.loads((folder / "judged.json").read_text()),
-                    "environment": result["environment"],
                 }
             )
-        if runs:
-            file = HERE / "balance" / f"{regime}.json"
-            file.write_text(json.dumps({"regime": regime, "recipe": shared, "runs": runs}, indent=1) + "\n")
+        content = {"regime": regime, "recipe": shared, "environments": environments, "runs": runs}
+        (HERE / "balance" / f"{regime}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_ablations import ablations
+from render_balance import balance
 from render_large import TITLE, large
 from render_performance import measured
 from render_picture import picture
@@ -128,7 +129,8 @@ def pages() -> dict[Path, str]:
         short.append(f"**{TITLE}**\n\n{large(sizes, whole=True)}")
     return {
         **dict(
-            _measured_page(name, made) for name, made in (("performance", measured), ("why", why), ("scaling", scaling))
+            _measured_page(name, made)
+            for name, made in (("performance", measured), ("why", why), ("scaling", scaling), ("balance", balance))
         ),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
