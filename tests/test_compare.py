@@ -329,7 +329,8 @@ def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
         "a variant may differ, also in what follows from its words"
     )
     assert set(summary["runs"][0]["differs"]) >= {"student_options", "parameters", "train_images"}
-    assert summary["runs"][2]["effective"] == {"kd": {"settings": {"temperature": 4.0}, "weights": {"kl": 1.0}}}
+    settings = {"temperature": 4.0, "standardise_logits": False}
+    assert summary["runs"][2]["effective"] == {"kd": {"settings": settings, "weights": {"kl": 1.0}}}
     for name, key, value in (
         ("vit/kd/seed-1", "teacher_fingerprint", "another"),
         ("vit/scratch/seed-1", "data_fingerprint", "another"),

@@ -296,6 +296,7 @@ def test_weights_by_frequency_belong_to_the_loss_and_fall():
 METHODS_TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "scratch": ("scratch", {}),
     "kd": ("kd", {}),
+    "kd standardised": ("kd", {"standardise_logits": True, "temperature": 2.0}),
     "uhkd log-amplitude": ("uhkd", {"form": "log-amplitude"}),
     "uhkd amplitude": ("uhkd", {"form": "amplitude", "standardise": "channel"}),
     "uhkd pairs": ("uhkd", {"form": "pairs", "radius": 2, "frequency_decay": 1.0}),
@@ -307,6 +308,7 @@ METHODS_TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "twin_a": ("twin_a", {}),
     "twin_b": ("twin_b", {}),
     "dkd": ("dkd", {}),
+    "dkd standardised": ("dkd", {"standardise_logits": True}),
     "dist": ("dist", {"temperature": 2.0}),
     "fitnet": ("fitnet", {}),
     "at": ("at", {}),

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from references import rivals
+from references.methods import soft_targets
 from uhkd.data import Batch
+from uhkd.engine.learner import weigh
 from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
+from uhkd.methods.base import z_scores
 from uhkd.methods.cc import neighbour_correlation
 from uhkd.methods.correlation import correlation_distance, redundancy
 from uhkd.methods.crd import exponents
@@ -110,6 +113,109 @@ def test_dkd_is_zero_at_equal_logits_and_finite_for_extreme_ones():
     total = torch.stack(decoupled_losses(sure, -sure.detach(), torch.tensor([0, 1]))).sum()
     total.backward()
     assert total.isfinite() and sure.grad.isfinite().all()
+
+
+def test_dkd_without_tckd_adds_half_the_kl_among_the_other_classes():
+    """How TPKD is read: `--method dkd --weights tckd=0 nckd=0.5`, T = 1 by default."""
+    student, teacher, batch = said()
+    distiller = build("dkd", SHAPES, weights={"tckd": 0, "nckd": 0.5})["dkd"]
+    terms = {f"dkd.{name}": term for name, term in distiller(student, teacher, batch).items()}
+    assert set(terms) == {"dkd.nckd"}
+    ce = F.cross_entropy(student.logits, batch.target)
+    loss = weigh({"ce": ce, **terms}, {"ce": 1.0, "dkd.nckd": distiller.weights["nckd"]})
+    check_gradient(
+        loss - ce,
+        lambda: 0.5 * rivals.others_kl(student.logits, teacher.logits, batch.label.tolist()),
+        [student.logits],
+    )
+
+
+# Standardised logits, of kd and dkd.
+
+
+def standardised(method: str, student: Signals, teacher: Signals, batch: Batch, **settings: Any) -> dict[str, Tensor]:
+    """The terms of kd or dkd on standardised logits."""
+    return make(method, {"standardise_logits": True, **settings})(student, teacher, batch)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_standardised_logits_equal_the_reference(temperature: float):
+    student, teacher, batch = said()
+
+    def expected() -> dict[str, float]:
+        both, labels = [rivals.z_scores(side.logits) for side in (student, teacher)], batch.label.tolist()
+        tckd, nckd = rivals.dkd(*both, labels, temperature)
+        return {"kl": soft_targets(*both, temperature), "tckd": tckd, "nckd": nckd}
+
+    terms = {}
+    for method in ("kd", "dkd"):
+        terms |= standardised(method, student, teacher, batch, temperature=temperature)
+    assert terms.keys() == expected().keys()
+    for name, term in terms.items():
+        assert term.item() == pytest.approx(expected()[name], rel=1e-12, abs=0)
+        check_gradient(term, lambda name=name: expected()[name], [student.logits])
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_a_shift_or_positive_factor_of_an_images_logits_changes_nothing_once_standardised(method: str):
+    student, teacher, batch = said(learns=False)
+    terms = standardised(method, student, teacher, batch)
+    shift, factor = 30 * random(BATCH, 1, seed=5), random(BATCH, 1, seed=6).exp()
+    for moved in (0, 1):
+        sides = [student, teacher]
+        sides[moved] = sides[moved]._replace(logits=factor * sides[moved].logits + shift)
+        # the authors' 1e-7 beside the deviation is what is left of the scale
+        torch.testing.assert_close(standardised(method, *sides, batch), terms, rtol=1e-5, atol=1e-9)
+        plain = [make(method)(*pair, batch) for pair in (sides, (student, teacher))]
+        assert all((plain[0][name] - plain[1][name]).abs() > 0.01 for name in terms)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, 0.1, -300.7])
+def test_standardised_logits_that_are_all_equal_have_a_finite_gradient(value: float, dtype: torch.dtype, method: str):
+    """As of a head that starts at zero; an image beside it keeps the gradient that it has alone."""
+    student, teacher, batch = said()
+    logits = student.logits.detach().to(dtype)
+    logits[0] = value
+    logits.requires_grad_()
+    for theirs in (teacher.logits, torch.full_like(teacher.logits, value)):
+        sides = student._replace(logits=logits), teacher._replace(logits=theirs.to(dtype))
+        total = torch.stack(list(standardised(method, *sides, batch).values())).sum()
+        (gradient,) = torch.autograd.grad(total, logits)
+        assert total.isfinite() and total.dtype == (F64 if dtype == F64 else torch.float32)
+        assert gradient.isfinite().all() and gradient.abs().max() < 1e7
+
+
+def test_equal_logits_become_zeros_also_of_a_single_class():
+    x = torch.zeros(2, CLASSES, requires_grad=True)
+    assert torch.equal(z_scores(x), torch.zeros(2, CLASSES))
+    with torch.no_grad():
+        x[1] = random(CLASSES).float()
+    first, second = z_scores(x)
+    assert torch.equal(first, torch.zeros(CLASSES)) and second.std().item() == pytest.approx(1)
+    one = torch.ones(3, 1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(z_scores(one).sum(), one)
+    assert torch.equal(z_scores(one), torch.zeros(3, 1)) and torch.equal(gradient, torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_without_standardised_logits_nothing_changes_by_a_bit(dtype: torch.dtype):
+    student, teacher, batch = said()
+    ours, theirs = student.logits.detach().to(dtype), teacher.logits.to(dtype)
+    sides = Signals(ours), Signals(theirs)
+    for settings in ({}, {"standardise_logits": False}):
+        assert torch.equal(make("kd", settings)(*sides, batch)["kl"], soft_target_loss(ours, theirs, 4.0))
+        found = make("dkd", settings)(*sides, batch)
+        expected = decoupled_losses(ours, theirs, batch.label, 1.0)
+        assert all(torch.equal(found[name], term) for name, term in zip(("tckd", "nckd"), expected, strict=True))
+
+
+def test_a_setting_of_uhkds_features_is_not_one_of_the_logits():
+    plan = check("uhkd+kd", {"standardise": "channel", "standardise_logits": "true"})
+    assert plan["uhkd"][0] == {"standardise": "channel"} and plan["kd"][0] == {"standardise_logits": True}
+    with pytest.raises(ValueError, match="uhkd has no setting 'standardise_logits'; did you mean 'standardise'"):
+        check("uhkd", {"standardise_logits": True})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -481,7 +587,7 @@ PAPER = {  # weights as the authors, or the field's tables, run them
     "spectralkd": {"kl": 1.0, "fft": 0.2},
 }
 DEFAULTS = {
-    "dkd": {"temperature": 1.0},
+    "dkd": {"temperature": 1.0, "standardise_logits": False},
     "dist": {"temperature": 1.0},
     "fitnet": {},
     "at": {"power": 2},

@@ -29,6 +29,25 @@ def dkd(student: Tensor, teacher: Tensor, labels: Sequence[int], temperature: fl
     return temperature**2 * tckd / len(student), temperature**2 * nckd / len(student)
 
 
+def others_kl(student: Tensor, teacher: Tensor, labels: Sequence[int]) -> float:
+    """KL of softmax over the classes but the label's, at T = 1, mean over the batch."""
+    total = 0.0
+    for s, t, y in zip(student.tolist(), teacher.tolist(), labels, strict=True):
+        p, q = ([math.exp(row[k]) for k in range(len(row)) if k != y] for row in (s, t))
+        total += kl([x / sum(q) for x in q], [x / sum(p) for x in p])
+    return total / len(student)
+
+
+def z_scores(logits: Tensor) -> Tensor:
+    """(x - mean) / (1e-7 + std) of each row, std with K - 1."""
+    rows = []
+    for row in logits.tolist():
+        mean = sum(row) / len(row)
+        std = math.sqrt(sum((x - mean) ** 2 for x in row) / (len(row) - 1))
+        rows.append([(x - mean) / (1e-7 + std) for x in row])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def pearson(a: Vector, b: Vector) -> float:
     """Correlation of two lists of numbers."""
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
@@ -95,6 +95,19 @@ def embedding_widths(shapes: Shapes, method: str) -> tuple[int, int]:
 def wide(x: Tensor) -> Tensor:
     """`x` in at least float32: losses are not computed in half precision."""
     return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def z_scores(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """(x - mean) / (1e-7 + std) over the classes of each image (Sun et al. 2024, arXiv 2403.01427), in at least float32.
+
+    The variance divides by K - 1. A shift or a positive factor of an image's logits changes nothing (but for the 1e-7). Equal
+    logits become zeros; the gradient there is finite, but up to 1e7 times as large, as the divisor is 1e-7.
+    """
+    x = wide(logits)
+    x = x - x.mean(1, keepdim=True)
+    # not std(): of a single class it is NaN; the gradient of the norm is 0 where all are equal
+    std = x.norm(dim=1, keepdim=True) / max(x.shape[1] - 1, 1) ** 0.5
+    return x / (1e-7 + std)
 
 
 def classes_of(batch: Batch, method: str) -> Int[Tensor, " b"]:

@@ -1,4 +1,7 @@
-"""DKD: decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679, Eq. 6 and 7)."""
+"""DKD: decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679, Eq. 6 and 7).
+
+Optionally of standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import Distiller, Needs, check_positive, classes_of, teacher_shapes, wide
+from uhkd.methods.base import Distiller, Needs, check_positive, classes_of, teacher_shapes, wide, z_scores
 from uhkd.taps import Shapes, Signals
 
 
@@ -44,6 +47,8 @@ class DKD(Distiller):
 
     Args:
         temperature: T > 0.
+        standardise_logits: both terms compare Z-scores of each image's logits (`z_scores`, over all classes, the target
+            among them) in place of the logits.
 
     Raises:
         ValueError: for a temperature of 0 or below; in training, for images without labels.
@@ -55,11 +60,19 @@ class DKD(Distiller):
     needs_labels = True
     knob = ("temperature", (2.0, 4.0))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        weights: Mapping[str, float] | None = None,
+        *,
+        temperature: float = 1.0,
+        standardise_logits: bool = False,
+    ) -> None:
         super().__init__(weights)
         teacher_shapes(shapes, "dkd")
         check_positive(temperature, "temperature")
         self.temperature = temperature
+        self.standardise_logits = standardise_logits
         if any(map(self.wants, self.weights)):
             self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
 
@@ -68,5 +81,8 @@ class DKD(Distiller):
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        losses = decoupled_losses(student.logits, teacher.logits, classes_of(batch, "dkd"), self.temperature)
+        ours, theirs = student.logits, teacher.logits
+        if self.standardise_logits:
+            ours, theirs = z_scores(ours), z_scores(theirs)
+        losses = decoupled_losses(ours, theirs, classes_of(batch, "dkd"), self.temperature)
         return {term: loss for term, loss in zip(("tckd", "nckd"), losses, strict=True) if self.wants(term)}

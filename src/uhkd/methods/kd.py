@@ -1,4 +1,7 @@
-"""KD: soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
+"""KD: soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2).
+
+Optionally of standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -8,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, teacher_shapes, wide
+from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, teacher_shapes, wide, z_scores
 from uhkd.taps import Shapes, Signals
 
 
@@ -50,6 +53,7 @@ class KD(SoftTargets):
 
     Args:
         temperature: T > 0.
+        standardise_logits: compare Z-scores of each image's logits (`z_scores`) in place of the logits.
     """
 
     default_weights: ClassVar = {"kl": 1.0}
@@ -57,10 +61,22 @@ class KD(SoftTargets):
     imitates_logits = True
     knob = ("temperature", (1.0, 2.0, 8.0))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 4.0) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        weights: Mapping[str, float] | None = None,
+        *,
+        temperature: float = 4.0,
+        standardise_logits: bool = False,
+    ) -> None:
         super().__init__(weights, temperature)
         teacher_shapes(shapes, "kd")
+        self.standardise_logits = standardise_logits
 
     def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}."""
+        if self.standardise_logits and self.wants("kl"):
+            assert student.logits is not None and teacher.logits is not None
+            student = student._replace(logits=z_scores(student.logits))
+            teacher = teacher._replace(logits=z_scores(teacher.logits))
         return self.soft_targets(student, teacher)
