@@ -214,7 +214,7 @@ class Distillation(nn.Module):
         self.steps.fill_(step)
 
     def loss(self, terms: Mapping[str, Tensor], images: int) -> Float[Tensor, ""]:
-        """Return the loss of raw terms of `images` images; in training mode that counts as a step of the balance."""
+        """Return the loss, a scalar, of raw terms (scalars) of `images` images; in training mode, step the balance."""
         balance, weights = self.learner.balance, self.weights
         if balance is None:
             return weigh(terms, weights)

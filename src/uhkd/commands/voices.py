@@ -179,15 +179,16 @@ def balance_of(
     Raises:
         ValueError: as `make_balance`.
     """
-    led = []
+    led, bounds = [], []
     for place, voice in enumerate(voices):
         own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
         stored = voice.source.manifest.layout.logits if isinstance(voice.source, Stored) else None
         logits = stored if isinstance(voice.source, Stored) else voice.shapes and voice.shapes.logits
         reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
         led.append(bool(classes) and logits == classes and (labels or reads))
+        bounds.append(float(voice.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
     assert recipe.balance is not None
-    balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, labels=labels)
+    balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, bounds=bounds, labels=labels)
     if isinstance(balance, Lead):
         for line in balance.described():
             say(f"  {line}")

@@ -153,17 +153,20 @@ class Lead(_Factors):
         rows: see `Balance`.
         settings: gates, powers, schedules, measure and window.
         led: of each teacher, whether its logits tell its accuracy.
-        labels: whether there are labels.
+        bounds: of each teacher, the largest accuracy it is credited with, 0..1; empty for none.
     """
 
     right: Tensor
     pending: Tensor
     _gates: Tensor
     _powers: Tensor
+    bounds: Tensor
 
-    def __init__(self, rows: Mapping[str, int], settings: LeadSettings, led: Sequence[bool], labels: bool) -> None:
+    def __init__(
+        self, rows: Mapping[str, int], settings: LeadSettings, led: Sequence[bool], bounds: Sequence[float] = ()
+    ) -> None:
         super().__init__(rows, (settings.features_fall, settings.logits_fall))
-        self.settings, self.led, self.labels = settings, tuple(led), labels
+        self.settings, self.led = settings, tuple(led)
         # decayed counts: right answers of the student, of each teacher, and images
         self.register_buffer("right", torch.zeros(3, len(led)))
         self.register_buffer("pending", torch.zeros(3, len(led)))
@@ -172,6 +175,9 @@ class Lead(_Factors):
         self.register_buffer("_gates", gates, persistent=False)
         self.register_buffer("_powers", powers, persistent=False)
         self._linear = bool((powers == 1).all())
+        # in the checkpoint: a training that is resumed does not measure its teacher again
+        bounded = settings.bound == "held-out" and len(bounds) > 0
+        self.register_buffer("bounds", torch.tensor(bounds) if bounded else torch.ones(len(led)))
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Whether the lead of a teacher is measured."""
@@ -179,7 +185,7 @@ class Lead(_Factors):
 
     @torch.no_grad()
     def observe(self, student: Tensor | None, teachers: Sequence[Tensor | None], target: Tensor | None) -> None:
-        """Count the right answers of one forward pass."""
+        """Count the right answers of one forward pass: logits (B, K) of the student and of each teacher, targets (B, K)."""
         if student is None:
             return
         said = student.argmax(1)
@@ -226,6 +232,7 @@ class Lead(_Factors):
     def lead(self) -> Float[Tensor, " t"]:
         """Return the lead of each teacher, 0..1; 1 before anything was counted."""
         student, teacher, images = self.right
+        teacher = torch.minimum(teacher, self.bounds * images)
         if self.settings.measure == "odds":
             student, teacher = student * (images - teacher), teacher * (images - student)
         return (1 - student / teacher.clamp_min(_SMALLEST)).clamp_min(0)
@@ -320,6 +327,7 @@ def make_balance(
     distillers: nn.ModuleDict,
     *,
     led: Sequence[bool] = (),
+    bounds: Sequence[float] = (),
     labels: bool = True,
 ) -> Balance | None:
     """Return the balance of the terms of `distillers`; None where all weights are constant.
@@ -329,6 +337,7 @@ def make_balance(
         settings: see there.
         distillers: by full name, as of `Learner`.
         led: of each teacher, whether its logits tell its accuracy on these classes.
+        bounds: of each teacher, its accuracy on held-out images, 0..1; empty where it is not known.
         labels: whether the images have labels.
 
     Raises:
@@ -344,7 +353,7 @@ def make_balance(
     if not rows or name == "constant":
         return None
     if isinstance(checked, LeadSettings):
-        return Lead(rows, checked, led or [False], labels)
+        return Lead(rows, checked, led or [False], bounds)
     if isinstance(checked, CapSettings):
         if not labels:
             raise ValueError(

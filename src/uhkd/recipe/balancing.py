@@ -33,6 +33,11 @@ class LeadSettings(Schema):
     measure: Literal["accuracy", "odds"] = Field(
         default="accuracy", description="what the lead compares: accuracies a, or their odds a / (1 - a)"
     )
+    bound: Literal["held-out", "none"] = Field(
+        default="held-out",
+        description="largest accuracy that a teacher is credited with: its own on held-out images, or none; a teacher may have "
+        "learnt its training images by heart",
+    )
     window: int = Field(default=3200, ge=1, description="training images over which the accuracies are averaged")
 
 
