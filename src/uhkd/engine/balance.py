@@ -220,8 +220,8 @@ class Lead(_Factors):
         ]
         for group in sorted(groups):
             name, gate, power, fall = kinds[group]
-            exponent = "" if power == 1 else f"^{power:g}"
-            parts = [f"min(1, lead / {gate:g}){exponent}"] if any(self.led) and power else []
+            opened = "lead" if gate == 1 else f"min(1, lead / {gate:g})"
+            parts = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.led) and power else []
             parts += [f"a {fall} fall"] if fall != "constant" else []
             lines.append(f"balance: weights of {name} x {' x '.join(parts) or '1'}")
         if unled := [str(place + 1) for place, led in enumerate(self.led) if not led]:

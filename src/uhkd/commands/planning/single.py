@@ -20,11 +20,11 @@ from uhkd.commands.stored import follow, open_stored
 from uhkd.commands.storing import layout_of, room
 from uhkd.commands.students import check_labels
 from uhkd.commands.unlabelled import open_probe_data, weights_without_labels
-from uhkd.commands.voices import Voice, distillers_of, student_classes
+from uhkd.commands.voices import Voice, balance_of, distillers_of, settle_balance, student_classes
 from uhkd.data import Data, steps_per_epoch
 from uhkd.engine import check_loggers
 from uhkd.methods import check
-from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe
+from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
 from uhkd.stored import Shards, Stored
 from uhkd.taps import TappedModel
 
@@ -51,9 +51,11 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     data = open_recipe_data(recipe)
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
         recipe = follow(recipe, folder)
+    if isinstance(recipe, DistillRecipe):
+        recipe = settle_balance(recipe, folder if recipe.resume and folder.started() else None)
     recipe = fit_batch(recipe, data).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
-        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults(), translate=as_recorded)
     voices = []
     if isinstance(recipe, DistillRecipe):
         open_probe_data(recipe, data)
@@ -65,7 +67,10 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     own: dict[str, Any] = {"student" if distilling else "model": described(student)}
     extra, networks = 0, [student]
     if heard := [voice.source for voice in voices if voice.source is not None]:
-        extra = sum(p.numel() for p in distillers_of(voices, student, classes, data).parameters())
+        assert isinstance(recipe, DistillRecipe)
+        distillers = distillers_of(voices, student, classes, data)
+        balance_of(recipe, voices, distillers, classes, labels=bool(data.classes))
+        extra = sum(p.numel() for p in distillers.parameters())
         taught = [source.as_json() if isinstance(source, Stored) else described(source) for source in heard]
         own |= {"teacher": taught[0]} if len(heard) == 1 else {"teachers": taught}
         methods = dict.fromkeys(voice.recipe.method for voice in voices)
