@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def distillers(method: str = "uhkd") -> nn.ModuleDict:
     return assemble(method, {})[0].distillers
 
 
-def lead(**settings: Any) -> Lead:
-    made = make_balance("lead", settings, distillers(), led=[True])
+def lead(bounds: Sequence[float] = (), **settings: Any) -> Lead:
+    made = make_balance("lead", settings, distillers(), led=[True], bounds=bounds)
     assert isinstance(made, Lead)
     return made.train()
 
@@ -92,11 +92,16 @@ def logits(generator: torch.Generator, images: int) -> tuple[Tensor, Tensor, Ten
 
 @pytest.mark.parametrize("measure", ["accuracy", "odds"])
 @pytest.mark.parametrize("labels", [True, False])
-@given(seed=st.integers(0, 2**20), gate=st.floats(0.05, 1), power=st.sampled_from([0.5, 1.0, 2.0]))
-def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: float, power: float):
+@given(
+    seed=st.integers(0, 2**20),
+    gate=st.floats(0.05, 1),
+    power=st.sampled_from([0.5, 1.0, 2.0]),
+    bound=st.sampled_from([1.0, 0.5, 0.1]),
+)
+def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: float, power: float, bound: float):
     """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
-    made = lead(measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
-    slow = literal.Lead(40, measure)
+    made = lead([bound], measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
+    slow = literal.Lead(40, measure, bound)
     generator = torch.Generator().manual_seed(seed)
     assert made.gates() == {1: 1.0, 2: 1.0}
     for images in (7, 20, 3):
@@ -108,6 +113,27 @@ def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: fl
         slow.step(student.tolist(), theirs.tolist(), None if target is None else target.tolist())
         assert made.lead().item() == pytest.approx(slow.lead(), abs=2e-6)
         assert made.gates() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
+
+
+def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):
+    """Also by stored outputs; `bound=none` takes its accuracy on the training views as it is."""
+    found = {}
+
+    def caught(job: loop.Job) -> None:
+        assert isinstance(job.learner.balance, Lead)
+        found[job.recipe.out] = job.learner.balance.bounds.tolist()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "train", caught)
+        for bound in ("held-out", "none"):
+            asked = words(teacher, tmp_path / bound, balance="lead", balance_settings={"bound": bound})
+            with pytest.raises(KeyboardInterrupt):
+                uhkd.distill(**asked)
+    accuracy = RunFolder(teacher).read_result()["metrics"]["val_accuracy"]
+    assert found[str(tmp_path / "held-out")] == pytest.approx([accuracy], abs=0.02)
+    assert found[str(tmp_path / "none")] == [1.0]
+    assert 0.2 < accuracy < 0.99
 
 
 def test_a_step_in_parts_counts_as_one():

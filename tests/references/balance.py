@@ -13,8 +13,8 @@ def largest(numbers: Sequence[float]) -> int:
 class Lead:
     """Gates on the lead of one teacher over the student."""
 
-    def __init__(self, window: int, measure: str = "accuracy") -> None:
-        self.window, self.measure = window, measure
+    def __init__(self, window: int, measure: str = "accuracy", bound: float = 1.0) -> None:
+        self.window, self.measure, self.bound = window, measure, bound
         self.student = self.teacher = self.images = 0.0
 
     def step(
@@ -33,7 +33,7 @@ class Lead:
         """max(0, 1 - a_s / a_t), or the same of odds; 1 before anything was seen."""
         if not self.images:
             return 1.0
-        one, two = self.student / self.images, self.teacher / self.images
+        one, two = self.student / self.images, min(self.teacher / self.images, self.bound)
         if self.measure == "odds":
             one, two = one * (1 - two), two * (1 - one)
         if two == 0:
