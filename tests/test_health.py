@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhkd import health as module
-from uhkd.health import health, shares, terms_of, trend
+from uhkd.health import factors, health, leads, shares, terms_of, trend
 
 
 def errors(*levels: list[float]) -> dict[str, np.ndarray]:
@@ -102,6 +102,61 @@ def test_terms_that_rise_and_overfitting_are_told():
     assert health([row | {"val_nll": 1.0, "uhkd.features": 1.0} for row in rows], {}) == []
 
 
+ONE = {"factor_features": 0.012, "factor_logits": 0.034, "lead": 0.007}
+TWO = {"factor_1:features": 0.6, "factor_2:features": 0.0, "factor_2:logits": 0.01, "lead_1": 0.3, "lead_2": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (ONE, ["the teacher no longer leads: its terms have weight 0.03"]),
+        (
+            ONE | {"factor_features": 0.0, "factor_logits": 0.0, "lead": 0.0},
+            ["the teacher no longer leads: its terms have weight 0.00"],
+        ),
+        (ONE | {"factor_logits": 0.05}, []),  # one factor is enough
+        (
+            {k: v for k, v in ONE.items() if k != "factor_features"},
+            ["the teacher no longer leads: its terms have weight 0.03"],
+        ),
+        (ONE | {"lead": 0.01}, []),  # a schedule has ended, the teacher still leads
+        ({k: v for k, v in ONE.items() if k != "lead"}, []),  # a balance without a gate
+        ({"lead": 0.0}, []),
+        (ONE | {"lead": math.nan}, []),
+        (ONE | {"factor_logits": math.nan}, []),
+        (TWO, ["teacher 2 no longer leads: its terms have weight 0.01"]),
+        (TWO | {"lead_1": 0.0}, ["teacher 2 no longer leads: its terms have weight 0.01"]),
+        (TWO | {"lead_2": 0.2}, []),
+        (
+            TWO | {"factor_1:features": 0.02, "lead_1": 0.0},
+            [f"teacher {t} no longer leads: its terms have weight {w}" for t, w in ((1, 0.02), (2, 0.01))],
+        ),
+    ],
+)
+def test_a_teacher_without_a_lead_is_told_and_the_end_of_a_schedule_is_not(row: dict[str, float], said: list[str]):
+    assert health([{"step": 9, "loss": 1.0, **row}], {}) == said
+    assert health([row, {"step": 9}], {}) == []  # nothing is known of now
+
+
+def test_columns_of_a_balance_are_no_terms():
+    row = {"loss": 1.0, "ce": 1.0, "2:kd.kl": 2.0, "factor_transfer.kl": 3.0, "lead_2.kl": 1.0, **ONE, **TWO}
+    assert terms_of(row) == ["ce", "2:kd.kl", "factor_transfer.kl", "lead_2.kl"]
+    assert factors(row) == {"features": 0.012, "logits": 0.034, "1:features": 0.6, "2:features": 0.0, "2:logits": 0.01}
+    assert leads(row) == {"": 0.007, "1": 0.3, "2": 0.0}
+    assert factors({"loss": 1.0}) == {} == leads({"leader": 1.0, "lead_": 1.0})
+
+
+def test_terms_that_have_faded_or_were_switched_off_are_not_called_rising():
+    names = ("ce", "1:kd.kl", "2:kd.kl")
+    rows = [dict.fromkeys(names, v) | {"factor_1:logits": 1.0, "factor_2:logits": 0.5} for v in RISING]
+    assert health(rows, {}) == ["ce, 1:kd.kl and 2:kd.kl rising"]
+    assert health([*rows[:-1], rows[-1] | {"factor_2:logits": 0.04}], {}) == ["ce and 1:kd.kl rising"]
+    off = [{k: v for k, v in rows[-1].items() if k != "2:kd.kl"} | {"factor_2:logits": 0.0}]
+    assert health([*rows[:-1], *off], {}) == ["ce and 1:kd.kl rising"]
+    alone = [{"ce": v, "kd.kl": v, "factor_logits": 0.04} for v in RISING]
+    assert health(alone, {}) == ["ce rising"]
+
+
 def test_collapsing_features_waiting_and_skipped_steps_are_told():
     spectra = {
         "student_spectrum_0": np.ones((3, 2)),
@@ -128,6 +183,8 @@ def test_the_page_explains_the_thresholds_as_they_are():
         f"{module.DOMINANT:.0f}:1",
         f"below {module.SLIGHT:.0%}".replace("%", " %"),
         f"below {module.COLLAPSED:.0%}".replace("%", " %"),
+        f"below {module.FADED:g}, and its `lead` is below {module.LED:.0%}".replace("%", " %"),
+        f"factors are all below {module.FADED:g}",
         f"above {module.WAITING:.0%}".replace("%", " %"),
     ):
         assert threshold in page, threshold

@@ -122,6 +122,23 @@ def test_tensorboard_has_every_step_once_also_after_a_resume(told: RunFolder):
     assert found["weight/kd.kl"] == {0: 1.0} and found["epochs_done"][8] == 2
 
 
+def test_tensorboard_has_the_factors_and_the_lead_of_a_balance(distil: Distil, tmp_path: Path):
+    words = {
+        "log": ("tensorboard",),
+        "balance": "lead",
+        "balance_settings": {"logits_gate": 1.0, "logits_fall": "linear"},
+    }
+    found, rows = scalars(run := distil(tmp_path / "run", **words)), run.read_metrics()
+    for step, row in zip((4, 8), rows, strict=True):
+        assert {name for name in row if name.startswith(("factor", "lead"))} == {"factor_logits", "lead"}
+        assert found["factor/logits"][step] == pytest.approx(row["factor_logits"])
+        assert found["lead"][step] == pytest.approx(row["lead"])
+        # min(1, lead / 1) times the schedule of the step before
+        assert row["factor_logits"] == pytest.approx(row["lead"] * (1 - (step - 1) / 8))
+    assert rows[0]["lead"] > 0
+    assert not any("lead" in name or "factor" in name for name in found if "/" in name and name != "factor/logits")
+
+
 def test_tensorboard_has_the_recipe_and_the_health_line(told: RunFolder):
     events = EventAccumulator(str(told.path / "tensorboard"))
     events.Reload()

@@ -18,6 +18,7 @@ from uhkd.cli import parse
 from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
 from uhkd.reporting.drawing import DARK, LIGHT, Curves, Line, contrast, heat_colour
+from uhkd.reporting.figures import of_family
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
 from uhkd.reporting.svg import draw
 from uhkd.reporting.tables import HEAD, differing, summary_rows
@@ -260,6 +261,46 @@ def test_gradient_shares_are_drawn_where_they_were_noted(tmp_path: Path):
     assert "Who pulls" in page.text and "Last share in percent. uhkd: ce 10, uhkd.features 90." in page.text
 
 
+def test_factors_and_lead_of_a_balance_are_drawn_and_are_no_terms(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "runs" / "run", balance="lead", balance_settings={"features_gate": 0.1}))
+    told = zip((0.9, 0.5, 0.02), (1.0, 0.75, 0.12), (0.4, 0.2, 0.024), strict=True)
+    rows = [
+        row | {"factor_features": a, "factor_logits": b, "lead": c}
+        for row, (a, b, c) in zip(folder.read_metrics(), told, strict=True)
+    ]
+    folder.write_metrics(rows)
+    write_run(tmp_path / "runs" / "base", method="scratch")
+    page = page_of(tmp_path / "runs", out=tmp_path / "page.html")
+    assert "Balance: weight of the teacher's terms" in page.text and "Dotted: the teacher's lead" in page.text
+    said = "Last value, 0 to 1. uhkd: feature terms 0.02, logit terms 0.12, lead of the teacher 0.02."
+    assert said in page.text  # scratch has no panel
+    assert "balance: lead, balance_settings: {'features_gate': 0.1}" in page.text
+    (family,) = arrange(read_runs([tmp_path / "runs"])[0], "").families
+    drawn = {drawing.key.partition("-")[2]: drawing for drawing in of_family(family)}
+    assert [panel.title for panel in drawn["terms"].panels] == ["loss", "ce", "features"]
+    (panel,) = drawn["balance"].panels
+    assert isinstance(panel, Curves) and panel.y_label == "factor and lead"
+    assert [list(line.y) for line in panel.lines] == [[0.9, 0.5, 0.02], [1.0, 0.75, 0.12], [0.4, 0.2, 0.024]]
+    assert [line.dash for line in panel.lines] == [0, 1, 2] and len({line.hue for line in panel.lines}) == 3
+
+
+def test_factors_of_several_teachers_and_of_a_schedule_are_named(tmp_path: Path):
+    folder = RunFolder(write_run(tmp_path / "run"))
+    two = {"factor_1:features": 0.5, "factor_2:logits": 0.25, "lead_2": 0.1}
+    folder.write_metrics([row | two for row in folder.read_metrics()])
+    page = page_of(folder.path, out=tmp_path / "page.html")
+    assert "uhkd: feature terms of teacher 1 0.50, logit terms of teacher 2 0.25, lead of teacher 2 0.10." in page.text
+    folder.write_metrics(
+        [row | {"factor_features": 0.5} for row in RunFolder(write_run(tmp_path / "b")).read_metrics()]
+    )
+    page = page_of(folder.path, out=tmp_path / "page.html")
+    assert "uhkd: feature terms 0.50." in page.text and "Dotted: the teacher's lead" not in page.text
+
+
+def test_runs_from_before_balances_have_no_such_figure(page: Page):
+    assert "Balance" not in page.text and "factor" not in page.text
+
+
 def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
     first = write_run(tmp_path / "runs" / "m0", method="fitnet")
     for i in range(1, 50):
@@ -358,6 +399,18 @@ def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they
     (family,) = arrange(read_runs([tmp_path])[0], "").families
     assert [len(group.runs) for group in family.groups] == [3, 1]
     assert [words for _, words in differing(family)] == ["", "lanes: 4"]
+
+
+def test_a_schedule_by_its_older_name_is_the_balance_of_that_name(tmp_path: Path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, weights_schedule="constant")
+    write_run(tmp_path / "c", seed=2, balance="constant", balance_settings={})
+    write_run(tmp_path / "d", seed=3, weights_schedule="cosine")
+    write_run(tmp_path / "e", seed=4, balance="cosine", balance_settings={})
+    write_run(tmp_path / "f", seed=5, balance="linear", weights_schedule="cosine")  # nobody wrote that
+    (family,) = arrange(read_runs([tmp_path])[0], "").families
+    assert [[run.name for run in group.runs] for group in family.groups] == [["a", "b", "c"], ["d", "e"], ["f"]]
+    assert [words for _, words in differing(family)][:2] == ["", "balance: cosine"]
 
 
 def words_of(run: Path, **changes: object) -> None:

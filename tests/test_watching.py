@@ -370,6 +370,24 @@ def test_odd_numbers_break_no_picture(
     capsys.readouterr()
 
 
+def test_columns_of_a_balance_and_terms_that_were_switched_off_break_no_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = begun(tmp_path / "run", rows=2)
+    first, last = run.read_metrics()
+    last = {k: v for k, v in last.items() if not k.startswith("grad_")} | {"factor_logits": 0.0, "lead": 0.0}
+    run.write_metrics([first | {"uhkd.kl": 0.5, "factor_logits": 1.0, "lead": 0.3}, last])
+    said = "the teacher no longer leads: its terms have weight 0.00"
+    pulse(run, terms={"loss": 1.5, "ce": 0.5}, health=[said])
+    (state,) = uhkd.watch(run=str(run.path), once=True)
+    assert state["rows"][-1] == last and f"  health: {said}\n" in capsys.readouterr().out
+    console = on_terminal(monkeypatch)
+    uhkd.watch(run=str(run.path), once=True)
+    shown = console.export_text()
+    assert said in shown and "uhkd.kl" not in shown and "factor" not in shown
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -1,6 +1,7 @@
 """Whether a training goes well, in sentences: pure functions of the rows of metrics.csv and the arrays of diagnostics.npz."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ SLIGHT = 0.01
 """Share of the gradient below which a term hardly counts."""
 COLLAPSED = 0.1
 """Part of the highest energy so far below which features have collapsed."""
+FADED = 0.05
+"""Factor on the weights of a teacher's terms below which they have faded."""
+LED = 0.01
+"""Lead of the teacher over the student below which there is none left."""
 WAITING = 0.2
 """Share of the time spent waiting for data from which it is said."""
 
@@ -36,7 +41,7 @@ def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> li
     """
     if not rows:
         return []
-    said = [*_gap(arrays), *_gradients(rows), *_terms(rows), *_collapse(arrays), *_overfitting(rows)]
+    said = [*_gap(arrays), *_lead(rows[-1]), *_gradients(rows), *_terms(rows), *_collapse(arrays), *_overfitting(rows)]
     last = rows[-1]
     if last.get("data_wait", 0) > WAITING:
         said.append(f"waiting for data {last['data_wait']:.0%} of the time")
@@ -81,7 +86,18 @@ def shares(row: Mapping[str, float]) -> dict[str, float]:
 
 def terms_of(row: Mapping[str, float]) -> list[str]:
     """Names of a row's loss terms: "ce", and those of methods, which have their method before a dot."""
-    return [name for name in row if name == "ce" or ("." in name and not name.startswith(("grad_", "val_", "factor_")))]
+    return [name for name in row if name == "ce" or ("." in name and not name.startswith(("grad_", "val_")))]
+
+
+def factors(row: Mapping[str, float]) -> dict[str, float]:
+    """A row's factors on the weights of the teacher's terms, 0..1, by group: "features", "logits"; of teacher 2 "2:logits"."""
+    return {k.removeprefix("factor_"): v for k, v in row.items() if k.startswith("factor_") and "." not in k}
+
+
+def leads(row: Mapping[str, float]) -> dict[str, float]:
+    """A row's leads of teachers over the student, 0..1, where a balance follows them: by the teacher's number, "" for the only
+    one."""
+    return {found[1] or "": v for k, v in row.items() if (found := re.fullmatch(r"lead(?:_(\d+))?", k))}
 
 
 def _levels(arrays: Mapping[str, Any], kind: str) -> list[np.ndarray]:
@@ -112,6 +128,24 @@ def _ranges(levels: Sequence[int]) -> str:
     return f"level{'s' * (len(levels) > 1)} {_listed(told)}"
 
 
+def _faded(row: Mapping[str, float]) -> dict[str, float]:
+    """The largest factor of each teacher whose factors are all below `FADED`, by its number, "" for the only one."""
+    own: dict[str, list[float]] = {}
+    for group, factor in factors(row).items():
+        own.setdefault(group.rpartition(":")[0], []).append(factor)
+    return {teacher: max(each) for teacher, each in own.items() if all(factor < FADED for factor in each)}
+
+
+def _lead(row: Mapping[str, float]) -> list[str]:
+    """By the lead, not by the factors alone: these end near 0 by a schedule too."""
+    known = leads(row)
+    return [
+        f"{f'teacher {teacher}' if teacher else 'the teacher'} no longer leads: its terms have weight {factor:.2f}"
+        for teacher, factor in _faded(row).items()
+        if known.get(teacher, math.inf) < LED
+    ]
+
+
 def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Medians over the last three evaluations: one batch says little."""
     recent = [found for row in rows[-3:] if (found := shares(row))]
@@ -133,8 +167,20 @@ def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    rising = [name for name in terms_of(rows[-1]) if trend([row[name] for row in rows if name in row]) == "rising"]
+    """Terms of the last row, but those that have faded: nothing holds them down any more."""
+    faded = _faded(rows[-1])
+    rising = [
+        name
+        for name in terms_of(rows[-1])
+        if (name == "ce" or _teacher_of(name) not in faded)
+        and trend([row[name] for row in rows if name in row]) == "rising"
+    ]
     return [f"{_listed(rising)} rising"] if rising else []
+
+
+def _teacher_of(term: str) -> str:
+    """The number of a term's teacher among several: "2" of "2:uhkd.features", "" of "uhkd.features"."""
+    return term.partition(".")[0].rpartition(":")[0]
 
 
 def _collapse(arrays: Mapping[str, Any]) -> list[str]:

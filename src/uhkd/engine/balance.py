@@ -75,6 +75,10 @@ class Balance(nn.Module):
         fall = [weights_factor(step, total, schedule) for schedule in self.falls]
         return {self.label(row): gate * fall[(row - 1) % 2] for row, gate in self.gates().items()}
 
+    def columns(self, step: int, total: int) -> dict[str, float]:
+        """Return what a row of metrics.csv says of the balance at a step: factor_GROUP, the whole factor of each group."""
+        return {f"factor_{name}": factor for name, factor in self.factors(step, total).items()}
+
     def gated(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Return weights by name, times the current factors without their schedules."""
         gates = self.gates()
@@ -209,6 +213,17 @@ class Lead(_Factors):
             gate = gate.pow(self._powers)
         self.factor[1:] = gate.masked_fill(self.closed[1:], 0)
         torch.maximum(self.highest, self.factor, out=self.highest)
+
+    def columns(self, step: int, total: int) -> dict[str, float]:
+        """Return also lead (lead_1, lead_2 of several teachers) where a gate follows it; 0 once all its gates are closed."""
+        found, leads, closed = super().columns(step, total), self.lead().tolist(), set(self.closed_rows)
+        powers = self.settings.features_power, self.settings.logits_power
+        for place in sorted({(row - 1) // 2 for row in self.rows.values()}):
+            own = {row for row in self.rows.values() if (row - 1) // 2 == place}
+            if self.led[place] and any(powers[(row - 1) % 2] for row in own):
+                # without the teacher's logits its counts fade away, and with them what `lead` says
+                found["lead" if self.size == 3 else f"lead_{place + 1}"] = 0.0 if own <= closed else leads[place]
+        return found
 
     def described(self) -> list[str]:
         """Return lines that say how each group's weight changes."""

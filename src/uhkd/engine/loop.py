@@ -188,7 +188,7 @@ def train(job: Job) -> list[dict[str, float]]:
 
     def validate() -> None:
         report.beat(step, seconds, "validating")
-        factors = {} if balance is None else balance.factors(step - 1, total)
+        balanced = {} if balance is None else balance.columns(step - 1, total)
         norms = probe(batch, step, weighing if balance is None else balance.gated(weighing))
         with average.shown():
             evaluation = None if job.judge else evaluate(learner.student, val, fabric.device, fabric.autocast)
@@ -199,7 +199,7 @@ def train(job: Job) -> list[dict[str, float]]:
             row |= {f"val_{name}": value for name, value in metrics.items()}
             row |= {"skipped": len(totals.skipped)} if recipe.nonfinite == "skip" else {}
             row |= {f"grad_{name}": norm for name, norm in norms.items()}
-            row |= {f"factor_{name}": factor for name, factor in factors.items()}
+            row |= balanced
             totals.reset()
             diagnostics.note(step)
             if job.judge:

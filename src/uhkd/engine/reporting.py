@@ -14,7 +14,7 @@ import numpy as np
 from uhkd.engine.loggers import Loggers
 from uhkd.engine.progress import Progress
 from uhkd.engine.totals import Totals
-from uhkd.health import health, shares, terms_of
+from uhkd.health import factors, health, leads, shares, terms_of
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Pulse, RunFolder
 
@@ -133,6 +133,8 @@ class Reporter:
             values |= {"lr": row["lr"], "epochs_done": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
         values |= {f"gradient/{name}": share for name, share in shares(row).items()}
+        values |= {f"factor/{name}": factor for name, factor in factors(row).items()}
+        values |= {f"lead/{teacher}" if teacher else "lead": lead for teacher, lead in leads(row).items()}
         values |= {name: row[name] for name in ("skipped",) if name in row}
         self.loggers.metrics(values, self.step)
         self.loggers.text("health", "; ".join(self.health) or "nothing to say", self.step)

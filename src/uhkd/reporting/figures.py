@@ -1,11 +1,11 @@
-"""The figures that compare groups of one family: accuracy, learning curves, loss terms, gradients, speed."""
+"""The figures that compare groups of one family: accuracy, learning curves, loss terms, gradients, balance, speed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from uhkd.health import shares
+from uhkd.health import factors, leads, shares
 from uhkd.reporting.drawing import Bar, Bars, Curves, Drawing, Line
 from uhkd.reporting.folders import ABSURD
 from uhkd.reporting.groups import Family, Group, Spread
@@ -23,6 +23,7 @@ def of_family(family: Family) -> list[Drawing]:
         _learning,
         _terms,
         _gradients,
+        _balance,
         by_class,
         confusions,
         agreements,
@@ -125,7 +126,8 @@ def _columns(family: Family) -> list[str]:
 
 
 def _terms(family: Family) -> Drawing | None:
-    names = [c for c in _columns(family) if c not in _NOT_TERMS and not c.startswith(("val_", "grad_"))]
+    balance = _balance_columns(family)
+    names = [c for c in _columns(family) if c not in _NOT_TERMS | {*balance} and not c.startswith(("val_", "grad_"))]
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.rpartition(".")[2], []).append(name)
@@ -175,6 +177,53 @@ def _gradients(family: Family) -> Drawing | None:
         f"Last share in percent. {said}.",
         tuple(panels[:24]),
         legend=legend,
+    )
+
+
+def _balance_columns(family: Family) -> dict[str, str]:
+    """Columns of factors, then those of leads, each with its words."""
+    seen = dict.fromkeys(_columns(family), 0.0)
+    words = {"features": "feature terms", "logits": "logit terms"}
+    found = {}
+    for name in factors(seen):
+        teacher, _, group = name.rpartition(":")
+        found[f"factor_{name}"] = words.get(group, group) + (f" of teacher {teacher}" if teacher else "")
+    for teacher in leads(seen):
+        found[f"lead_{teacher}" if teacher else "lead"] = (
+            f"lead of {f'teacher {teacher}' if teacher else 'the teacher'}"
+        )
+    return found
+
+
+def _balance(family: Family) -> Drawing | None:
+    named = _balance_columns(family)
+    # factors are often the same: one line must be seen through the other
+    marks = {c: (f"s{i % 8}", 2 if c.startswith("lead") else int(c.endswith("logits"))) for i, c in enumerate(named)}
+    panels, led = [], any(c.startswith("lead") for c in named)
+    for group in family.groups:
+        rows = [row for run in group.runs for row in run.rows]
+        found = {c: own for c in named if (own := _line(group, rows, c, 1.0)) is not None}
+        lines = [Line(named[c], own.x, own.y, *marks[c], own.band) for c, own in found.items()]
+        if lines:
+            what = "factor and lead" if any(c.startswith("lead") for c in found) else "factor"
+            panels.append(Curves(group.label, "epoch", what, tuple(lines)))
+    if not panels:
+        return None
+    said = "; ".join(f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.2f}" for line in p.lines) for p in panels)
+    return Drawing(
+        f"{family.key}-balance",
+        "Balance: weight of the teacher's terms",
+        "The factor by which the weights of the teacher's feature terms and logit terms were multiplied at each evaluation: at "
+        "1 they count in full, at 0 the student learns without them."
+        + (
+            " Dotted: the teacher's lead, the share by which the student's accuracy on the training images is below the "
+            "teacher's. A lead near 0 early in a training means that this teacher is hardly more accurate than the student."
+            if led
+            else ""
+        ),
+        f"Last value, 0 to 1. {said}.",
+        tuple(panels[:24]),
+        legend=tuple((words, *marks[column], None) for column, words in named.items()),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uhkd.recipe import DistillRecipe, FinetuneRecipe
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, as_recorded
 from uhkd.runs import Pulse, RunFolder, leads_out, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
@@ -50,7 +50,10 @@ class Run:
         """The recipe with what its words mean by default where an older version did not write them, lists for tuples."""
         kind = DistillRecipe if "student" in self.recipe else FinetuneRecipe if "model" in self.recipe else None
         said = {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
-        return said | {**self.recipe}
+        try:
+            return said | as_recorded(self.recipe)
+        except ValueError:  # one word under its older and its present name, with other values: no recipe of ours
+            return said | {**self.recipe}
 
     @cached_property
     def student(self) -> str:
