@@ -61,10 +61,9 @@ def _described(recipe: dict[str, Any]) -> str:
         return ""
     if name == "constant":
         return name
-    usual = balance_settings(name, {}).model_dump()
+    # runs of before the bound had none
+    usual, chosen = balance_settings(name, {}).model_dump(), {"bound": "none"} | recipe["balance_settings"]
     own = [
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-        for k, v in recipe["balance_settings"].items()
-        if usual[k] != v
+        f"{k}={chosen[k]:g}" if isinstance(v, float) else f"{k}={chosen[k]}" for k, v in usual.items() if chosen[k] != v
     ]
     return " ".join([name, *own])
