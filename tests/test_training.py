@@ -130,7 +130,7 @@ def test_distill_leaves_every_file_and_its_recipe_reruns_to_the_same_weights(
     teacher: uhkd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     words = pupil(teacher, tmp_path / "one", mixup=0.3, epochs=2, seed=3)
-    words |= {"settings": {"radius": 1}, "weights": {"features": 5.0, "ce": 0.5}}
+    words |= {"settings": {"radius": 1}, "weights": {"features": 5.0, "ce": 0.5}, "balance": "constant"}
     with monkeypatch.context() as patched:
         patched.setattr(training, "draw", draw)
         result = uhkd.distill(**words)
