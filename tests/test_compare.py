@@ -297,6 +297,13 @@ def test_a_finished_comparison_repeats_nothing_and_may_grow(recipes: Path):
     plan, board = done(asked(recipes, seeds=2, methods=["scratch", "kd", "uhkd"]))
     assert len(plan.tasks) == 7 and {board.state(task) for task in plan.tasks} == {"done"}
     assert {name: board.run(name).result.stat().st_mtime_ns for name in before} == before
+    summary = gather(plan, board, title="t", part="val", tune=0)
+    assert {run["method"]: run["balance"] for run in summary["runs"]} == {
+        "scratch": "constant",
+        "kd": "constant",
+        "uhkd": "lead",
+    }
+    assert not summary["warnings"], "a method's own balance makes no rows incomparable"
     with pytest.raises(RecipeError, match=r"was begun by another recipe(.|\n)*epochs was 1, now 2"):
         done(asked(recipes, changes={"epochs": 2}))
 

@@ -14,7 +14,7 @@ from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
-_CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_views")
+_CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_views", "balance", "balance_settings")
 _BASELINES = ("scratch", "kd")
 
 
@@ -44,6 +44,7 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
         runs.append(
             {"pair": cell.pair, "method": cell.method, "seed": cell.seed, "accuracy": board.accuracy(tasks[name])}
             | {"joined": recipe["method"], **{k: recipe[k] for k in ("lr", "settings", "weights")}}
+            | {k: recipe[k] for k in ("balance", "balance_settings") if k in recipe}  # runs of older versions have none
             | {"effective": result.get("methods"), "differs": differing, "teacher": result.get("teacher_fingerprint")}
             | {"seconds": result["metrics"]["seconds"], "extra_parameters": result["extra_parameters"]}
             | {"metrics": result["metrics"], "commit": result["environment"]["commit"]}
@@ -95,7 +96,8 @@ def _mixed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     for run in runs:
         if run["teacher"] is not None:
             teachers.setdefault(run["pair"], set()).add(run["teacher"])
-        asked = json.dumps([run[key] for key in ("lr", "settings", "weights")], sort_keys=True)
+        own = ("lr", "settings", "weights", "balance", "balance_settings")
+        asked = json.dumps([run.get(key) for key in own], sort_keys=True)
         words.setdefault((run["pair"], run["method"]), set()).add(asked)
     said += [
         f"runs of {pair} learned from {len(found)} different teachers"
