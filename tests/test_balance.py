@@ -302,7 +302,7 @@ def test_stored_outputs_give_the_factors_of_the_live_teacher(teacher: Path, stor
 
 @pytest.fixture
 def outgrown(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A teacher that is never right after its first five batches, so that its student leads; notes each pass of its."""
+    """A teacher that is never right, so that its student leads; each of its forward passes is noted."""
     calls: list[str] = []
     real = Teacher.signals
 
