@@ -3,7 +3,8 @@
 python results/balance.py --data cifar100=FILE [photos=FOLDER] --out runs/balance   # started twice: two processes share it
 python results/balance.py --out runs/balance --collect   # run folders -> results/balance/
 
-Killed and started again it repeats nothing. Each training runs on one core; its teacher's outputs are stored once a regime.
+Killed and started again it repeats nothing, nor what is in results/balance already. Each training runs on one core; its teacher's
+outputs are stored once a regime.
 """
 
 import argparse
@@ -39,9 +40,12 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
     import uhkd
 
     caches: dict[str, str] = {}
+    collected = {regime: {(run["variant"], run["seed"]) for run in published(regime)} for regime in plan["cells"]}
     while True:
         busy = False
         for regime, variant, seed in cells(plan):
+            if (variant, seed) in collected[regime]:
+                continue
             words = words_of(plan, regime, variant, data)
             live, part = words.pop("live", False), words.pop("part", "val")
             folder = out / regime / variant / f"seed-{seed}"
@@ -140,39 +144,59 @@ def stored(words: dict[str, Any], folder: Path) -> str:
     return str(folder)
 
 
+def published(regime: str) -> list[dict[str, Any]]:
+    """The trainings in results/balance/REGIME.json, each with its whole recipe and environment."""
+    file = HERE / "balance" / f"{regime}.json"
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text())
+    return [
+        run | {"recipe": content["recipe"] | run["recipe"], "environment": content["environments"][run["environment"]]}
+        for run in content["runs"]
+    ]
+
+
 def collect(plan: dict[str, Any], out: Path) -> None:
-    """Write each regime's finished trainings as one JSON file: what all share once, and what each has of its own."""
+    """Add each regime's finished trainings to its JSON file: what all share once, and what each has of its own."""
     (HERE / "balance").mkdir(exist_ok=True)
     for regime in plan["regimes"]:
-        found = [folder for folder in sorted((out / regime).glob("*/seed-*/")) if (folder / "judged.json").is_file()]
-        if not found:
+        runs = {(run["variant"], run["seed"]): run for run in published(regime)}
+        for folder in sorted((out / regime).glob("*/seed-*/")):
+            if not (folder / "judged.json").is_file():
+                continue
+            recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+            recipe |= {
+                "data": Path(str(recipe["data"])).stem,
+                "teacher": recipe["teacher"] and Path(recipe["teacher"]).name,
+            }
+            result = json.loads((folder / "result.json").read_text())
+            run = {
+                "variant": folder.parent.name,
+                "seed": int(folder.name.removeprefix("seed-")),
+                "commit": result["environment"]["commit"],
+                "environment": {k: v for k, v in result["environment"].items() if k not in ("command", "commit")},
+                "recipe": {k: v for k, v in recipe.items() if k not in OWN},
+                "methods": result.get("methods", {}),
+                "teacher": result.get("teacher_metrics", {}),
+                "metrics": result["metrics"],
+                "judged": json.loads((folder / "judged.json").read_text()),
+            }
+            runs[run["variant"], run["seed"]] = run
+        if not runs:
             continue
-        recipes = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in found]
-        recipes = [{k: v for k, v in recipe.items() if k not in OWN} for recipe in recipes]
-        for recipe in recipes:
-            recipe["data"] = Path(str(recipe["data"])).stem
-            recipe["teacher"] = recipe["teacher"] and Path(recipe["teacher"]).name
+        recipes = [run["recipe"] for run in runs.values()]
         shared = {k: v for k, v in recipes[0].items() if all(recipe.get(k) == v for recipe in recipes)}
         environments: list[dict[str, Any]] = []
-        runs = []
-        for folder, recipe in zip(found, recipes, strict=True):
-            result = json.loads((folder / "result.json").read_text())
-            where = {k: v for k, v in result["environment"].items() if k not in ("command", "commit")}
-            environments += [] if where in environments else [where]
-            runs.append(
-                {
-                    "variant": folder.parent.name,
-                    "seed": int(folder.name.removeprefix("seed-")),
-                    "commit": result["environment"]["commit"],
-                    "environment": environments.index(where),
-                    "recipe": {k: v for k, v in recipe.items() if k not in shared},
-                    "methods": result.get("methods", {}),
-                    "teacher": result.get("teacher_metrics", {}),
-                    "metrics": result["metrics"],
-                    "judged": json.loads((folder / "judged.json").read_text()),
-                }
-            )
-        content = {"regime": regime, "recipe": shared, "environments": environments, "runs": runs}
+        for run in runs.values():
+            environments += [] if run["environment"] in environments else [run["environment"]]
+            run["environment"] = environments.index(run["environment"])
+            run["recipe"] = {k: v for k, v in run["recipe"].items() if k not in shared}
+        content = {
+            "regime": regime,
+            "recipe": shared,
+            "environments": environments,
+            "runs": [runs[key] for key in sorted(runs)],
+        }
         (HERE / "balance" / f"{regime}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

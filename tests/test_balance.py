@@ -121,7 +121,7 @@ def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
 
     def caught(job: loop.Job) -> None:
         assert isinstance(job.learner.balance, Lead)
-        found[job.recipe.out] = job.learner.balance.bounds.tolist()
+        found[job.recipe.out] = job.learner.balance.bounds.flatten().tolist()
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:

@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {"features_gate": 0.2, "features_power": 1.0, "featur
 def lead_of(rows: dict[str, int], right: list[list[float]], led: tuple[bool, ...], **settings: Any) -> Lead:
     """A balance that has counted right answers of the student and of each teacher, and images."""
     balance = Lead(rows, LeadSettings(**SETTINGS | settings), led)
-    balance.right.copy_(torch.tensor(right))
+    balance.counts.copy_(torch.tensor(right).T)
     balance.update(0)
     return balance
 
@@ -60,7 +60,7 @@ def test_the_lead_stays_0_when_the_teacher_was_switched_off_and_its_counts_fade_
 def test_the_lead_is_still_told_while_one_group_is_not_switched_off():
     balance = lead_of(ONE, [[60.0], [60.0], [100.0]], (True,), logits_power=0.0)
     assert (balance.outgrown(), balance.outgrown()) == ([], [1])
-    balance.right.copy_(torch.tensor([[30.0], [60.0], [100.0]]))
+    balance.counts.copy_(torch.tensor([[30.0, 60.0, 100.0]]))
     assert balance.columns(0, 10) == {"factor_features": 0.0, "factor_logits": 1.0, "lead": 0.5}
 
 

@@ -160,9 +160,9 @@ class Lead(_Factors):
         bounds: of each teacher, the largest accuracy it is credited with, 0..1; empty for none.
     """
 
-    right: Tensor
+    counts: Tensor
     pending: Tensor
-    _gates: Tensor
+    slopes: Tensor
     _powers: Tensor
     bounds: Tensor
 
@@ -171,17 +171,19 @@ class Lead(_Factors):
     ) -> None:
         super().__init__(rows, (settings.features_fall, settings.logits_fall))
         self.settings, self.led = settings, tuple(led)
-        # decayed counts: right answers of the student, of each teacher, and images
-        self.register_buffer("right", torch.zeros(3, len(led)))
-        self.register_buffer("pending", torch.zeros(3, len(led)))
-        gates = torch.tensor([settings.features_gate, settings.logits_gate] * len(led))
-        powers = torch.tensor([settings.features_power, settings.logits_power] * len(led))
-        self.register_buffer("_gates", gates, persistent=False)
-        self.register_buffer("_powers", powers, persistent=False)
-        self._linear = bool((powers == 1).all())
+        # for each teacher: right answers of the student, right answers of the teacher, images; `counts` decays
+        self.register_buffer("counts", torch.zeros(len(led), 3))
+        self.register_buffer("pending", torch.zeros(len(led), 3))
+        # factor = min(1, slope * lead)^power; a slope of 0 closes a group
+        self.register_buffer(
+            "slopes", torch.tensor([settings.features_gate, settings.logits_gate]).reciprocal().repeat(len(led), 1)
+        )
+        self.register_buffer(
+            "_powers", torch.tensor([settings.features_power, settings.logits_power]), persistent=False
+        )
         # in the checkpoint: a training that is resumed does not measure its teacher again
         bounded = settings.bound == "held-out" and len(bounds) > 0
-        self.register_buffer("bounds", torch.tensor(bounds) if bounded else torch.ones(len(led)))
+        self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(led), 1))
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Whether the lead of a teacher is measured."""
@@ -194,25 +196,33 @@ class Lead(_Factors):
             return
         said = student.argmax(1)
         label = None if target is None else target.argmax(1)
+        counts = []
         for place, logits in enumerate(teachers):
-            if logits is not None and self.led[place]:
-                theirs = logits.argmax(1)
-                right = theirs if label is None else label
-                self.pending[:2, place] += torch.stack([said, theirs]).eq(right).sum(1)
-                self.pending[2, place] += len(said)
+            if logits is None or not self.led[place]:
+                counts.append(torch.zeros_like(self.pending[place]))
+                continue
+            theirs = logits.argmax(1)
+            right = theirs if label is None else label
+            counts.append(torch.stack([said, theirs, right]).eq(right).sum(1))
+        self.pending += counts[0] if len(counts) == 1 else torch.stack(counts)
 
     @torch.no_grad()
     def update(self, images: int) -> None:
         """Update the running means and the factors after an optimiser step."""
         if processes() > 1:
             dist.all_reduce(self.pending)
-        self.right.mul_(math.exp(-images / self.settings.window)).add_(self.pending)
+        torch.add(self.pending, self.counts, alpha=math.exp(-images / self.settings.window), out=self.counts)
         self.pending.zero_()
-        gate = self.lead().repeat_interleave(2).div(self._gates).clamp_max(1)
-        if not self._linear:
-            gate = gate.pow(self._powers)
-        self.factor[1:] = gate.masked_fill(self.closed[1:], 0)
+        gate = torch.addcmul(self.slopes, self.slopes, self._ratio(), value=-1).clamp(0, 1)
+        torch.pow(gate, self._powers, out=self.factor[1:].view_as(gate))
         torch.maximum(self.highest, self.factor, out=self.highest)
+
+    def outgrown(self) -> list[int]:
+        """Return the places whose factors were 0 in every step since the last call, now closed."""
+        found = super().outgrown()
+        if found:
+            self.slopes.view(-1)[[row - 1 for row in found]] = 0
+        return found
 
     def columns(self, step: int, total: int) -> dict[str, float]:
         """Return also lead (lead_1, lead_2 of several teachers) where a gate follows it; 0 once all its gates are closed."""
@@ -246,11 +256,14 @@ class Lead(_Factors):
 
     def lead(self) -> Float[Tensor, " t"]:
         """Return the lead of each teacher, 0..1; 1 before anything was counted."""
-        student, teacher, images = self.right
+        return (1 - self._ratio()).clamp_min(0).flatten()
+
+    def _ratio(self) -> Float[Tensor, "t 1"]:
+        student, teacher, images = self.counts.split(1, 1)
         teacher = torch.minimum(teacher, self.bounds * images)
         if self.settings.measure == "odds":
             student, teacher = student * (images - teacher), teacher * (images - student)
-        return (1 - student / teacher.clamp_min(_SMALLEST)).clamp_min(0)
+        return student / teacher.clamp_min(_SMALLEST)
 
 
 class Cap(_Factors):
