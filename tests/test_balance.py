@@ -19,7 +19,7 @@ from references import balance as literal
 from references.runs import assert_equal_runs
 from references.steps import CLASSES, assemble
 from uhkd.commands import training
-from uhkd.engine import Balance, Lead, Learner, Teacher, Teachers, loop, make_balance, weigh
+from uhkd.engine import Balance, Lead, Learner, Teacher, Teachers, make_balance, trainer, weigh
 from uhkd.engine import step as stepping
 from uhkd.engine.balance import Cap, Famo, group_of
 from uhkd.engine.stopping import Stopped
@@ -119,13 +119,13 @@ def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
     """Also by stored outputs; `bound=none` takes its accuracy on the training views as it is."""
     found = {}
 
-    def caught(job: loop.Job) -> None:
+    def caught(job: trainer.Job) -> None:
         assert isinstance(job.learner.balance, Lead)
         found[job.recipe.out] = job.learner.balance.bounds.flatten().tolist()
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "train", caught)
+        patched.setattr(training, "Trainer", caught)
         for bound in ("held-out", "none"):
             asked = words(teacher, tmp_path / bound, balance="lead", balance_settings={"bound": bound})
             with pytest.raises(KeyboardInterrupt):
@@ -426,10 +426,10 @@ def test_all_settings_are_written_into_the_recipe(name: str, teacher: Path, tmp_
     class Stop(Exception):
         pass
 
-    def caught(job: loop.Job) -> None:
+    def caught(job: trainer.Job) -> None:
         raise Stop(job.recipe)
 
-    monkeypatch.setattr(training, "train", caught)
+    monkeypatch.setattr(training, "Trainer", caught)
     with pytest.raises(Stop) as stopped:
         uhkd.distill(**words(teacher, tmp_path / "run", balance=name))
     recipe: DistillRecipe = stopped.value.args[0]

@@ -21,7 +21,7 @@ from uhkd.commands import training, voices
 from uhkd.data import train_loader
 from uhkd.engine import StoredTeacher
 from uhkd.engine import step as stepping
-from uhkd.engine.loop import Teacher as LiveTeacher
+from uhkd.engine.trainer import Teacher as LiveTeacher
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored, shards

@@ -49,7 +49,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
     def capture(job: Job) -> None:
         raise Captured(job)
 
-    monkeypatch.setattr(training, "train", capture)
+    monkeypatch.setattr(training, "Trainer", capture)
     words = {"data": "digits", "train_limit": 200, "seed": 3, "out": tmp_path / "run", "method": method}
     words |= {"device": "cpu", "precision": "fp32", "workers": 0, "image_size": 16, "allow_weak_teacher": True}
     if method == "uhkd":  # a loop of one's own does not measure its teacher on held-out images

@@ -23,7 +23,7 @@ from references.runs import TIMES, assert_equal_runs
 from uhkd.commands import teaching, training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
-from uhkd.engine import Learner, Teacher, at_chance, calibrate, loop, lr_factor, weigh
+from uhkd.engine import Learner, Teacher, at_chance, calibrate, lr_factor, trainer, weigh
 from uhkd.engine import step as stepping
 from uhkd.engine.optimizer import make_optimizer
 from uhkd.engine.progress import Progress
@@ -207,7 +207,7 @@ def test_the_student_and_the_methods_own_layers_are_clipped_each_by_itself(
 
     norms: list[tuple[float, float]] = []
     watch = watching(lambda learner, _: norms.append((norm(learner.student), norm(learner.distillers))))
-    monkeypatch.setattr(loop, "make_optimizer", watch)
+    monkeypatch.setattr(trainer, "make_optimizer", watch)
     changes = {"clip_grad": limit, "epochs": 1, "weights": {"features": 100.0}, "balance": "constant"}
     uhkd.distill(**words(teacher, tmp_path / "run", **changes))
     assert len(norms) == 5
@@ -264,7 +264,7 @@ def test_a_fused_optimizer_takes_the_literal_step(
                 torch.testing.assert_close(p.detach().double(), wanted[id(p)], atol=1e-6, rtol=1e-5)
                 compared += p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
 
-    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
+    monkeypatch.setattr(trainer, "make_optimizer", watching(before, after))
     changes = {
         "optimizer": optimizer,
         "student": "uhkd/resnet10",
@@ -316,7 +316,7 @@ def test_lamb_is_the_literal_one_and_shortens_no_gradient(
                 torch.testing.assert_close(p.detach().double(), wanted[id(p)], atol=1e-6, rtol=1e-5)
                 compared += 1
 
-    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
+    monkeypatch.setattr(trainer, "make_optimizer", watching(before, after))
     changes = {"optimizer": "lamb", "clip_grad": None, "label_smoothing": 0.0, "schedule": "constant"}
     result = uhkd.distill(**words(teacher, tmp_path / "run", method="kd", weights={"ce": 3.0}, **changes))
     assert reference.count == 15 and compared == 15 * len(list(result.student.module.parameters()))
@@ -808,7 +808,7 @@ def test_the_loader_of_the_loop_is_the_counted_one(teacher: Path, tmp_path: Path
         steps.extend(loader.steps)
         return loader
 
-    monkeypatch.setattr(loop, "train_loader", spy)
+    monkeypatch.setattr(trainer, "train_loader", spy)
     uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", batch_size=30, epochs=2))
     assert steps == [0, 1, 2, 3, 4, 5]
 
@@ -824,7 +824,7 @@ def test_averages_are_validated_and_saved_while_training_goes_on_without_them(
         return {k: v.clone() for k, v in network.state_dict().items() if v.is_floating_point()}
 
     average: dict[str, Tensor] = {}
-    wanted, shown, real = [], [], loop.evaluate
+    wanted, shown, real = [], [], trainer.evaluate
 
     def before(learner: Learner, _: Any) -> None:
         # the first weights: nothing but statistics has changed, and those began at 0 and 1
@@ -842,8 +842,8 @@ def test_averages_are_validated_and_saved_while_training_goes_on_without_them(
         return real(network, *others)
 
     plain = uhkd.distill(**words(teacher, tmp_path / "plain", **AVERAGED | {"ema_decay": None}))
-    monkeypatch.setattr(loop, "make_optimizer", watching(before, after))
-    monkeypatch.setattr(loop, "evaluate", evaluated)
+    monkeypatch.setattr(trainer, "make_optimizer", watching(before, after))
+    monkeypatch.setattr(trainer, "evaluate", evaluated)
     run = uhkd.distill(**words(teacher, tmp_path / "averaged", **AVERAGED))
 
     assert len(shown) == 3 and len(wanted) == 15 and any(k.endswith("running_var") for k in average)

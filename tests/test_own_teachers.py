@@ -15,7 +15,7 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import export, training
 from uhkd.data import open_data
-from uhkd.engine import loop
+from uhkd.engine import trainer
 from uhkd.models import create, wrap
 from uhkd.pictures import draw
 from uhkd.probing import fit_linear_probe, neighbour_logits, probe
@@ -188,7 +188,7 @@ def test_going_on_without_labels_is_exact(images: Path, teacher: Path, monkeypat
     words = pupil(images, teacher, "whole", epochs=2, train_limit=60, data=images / "flat", unlabelled=False)
     whole = uhkd.distill(**words)
     assert "val_cka" in whole.metrics and "val_accuracy" not in whole.metrics
-    take, steps = loop.Stepper.__call__, []
+    take, steps = trainer.Stepper.__call__, []
 
     def stopping(self: Any, *given: Any) -> None:
         steps.append(given[1])
@@ -196,7 +196,7 @@ def test_going_on_without_labels_is_exact(images: Path, teacher: Path, monkeypat
             raise KeyboardInterrupt
         take(self, *given)
 
-    monkeypatch.setattr(loop.Stepper, "__call__", stopping)
+    monkeypatch.setattr(trainer.Stepper, "__call__", stopping)
     words |= {"out": images / "halved", "checkpoint_minutes": 1e-6}
     with pytest.raises(KeyboardInterrupt):
         uhkd.distill(**words)
@@ -291,8 +291,8 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
         {"teacher": other, "method": "uhkd+rkd", "weights": {"features": 10.0}, "head": "probe"},
     ]
     passes: list[int] = []
-    forward = loop.Learner.forward
-    monkeypatch.setattr(loop.Learner, "forward", lambda self, *given: passes.append(1) or forward(self, *given))
+    forward = trainer.Learner.forward
+    monkeypatch.setattr(trainer.Learner, "forward", lambda self, *given: passes.append(1) or forward(self, *given))
     whole = uhkd.distill(teachers=mix, out=images / "two", **words)
     assert len(passes) == 6 + 2  # steps, of both teachers together, and a look at the gradients after each epoch
     terms = {"1:kd.kl", "2:uhkd.features", "2:uhkd.inter", "2:rkd.angle", "ce"}
@@ -308,7 +308,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
     weights |= {"2:uhkd.inter": 0.25, "2:uhkd.intra": 0.25, "2:rkd.distance": 6.25, "2:rkd.angle": 12.5}
     assert row["loss"] == pytest.approx(sum(weights[name] * row[name] for name in weights), rel=1e-4)
     # and it goes on exactly
-    take, steps = loop.Stepper.__call__, []
+    take, steps = trainer.Stepper.__call__, []
 
     def stopping(self: Any, *given: Any) -> None:
         steps.append(given[1])
@@ -317,7 +317,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
         take(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Stepper, "__call__", stopping)
+        patched.setattr(trainer.Stepper, "__call__", stopping)
         with pytest.raises(KeyboardInterrupt):
             uhkd.distill(teachers=mix, out=images / "two-halves", **words)
     again = uhkd.distill(teachers=mix, out=images / "two-halves", resume=True, **words)

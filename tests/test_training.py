@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import uhkd
 from uhkd.commands import teaching, training, voices
-from uhkd.engine import loop
+from uhkd.engine import trainer
 from uhkd.engine.progress import Progress
 from uhkd.models import load_run, load_state, wrap
 from uhkd.pictures import draw
@@ -195,11 +195,11 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, limit: dict[str
 def test_a_batch_nobody_asked_for_is_fitted_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     batches = []
 
-    def caught(job: loop.Job) -> None:
+    def caught(job: trainer.Job) -> None:
         batches.append(job.recipe.batch_size)
         raise Stop
 
-    monkeypatch.setattr(training, "train", caught)
+    monkeypatch.setattr(training, "Trainer", caught)
     words = {k: v for k, v in TINY.items() if k != "batch_size"} | {"model": "uhkd/resnet10", "options": CNN}
     with pytest.raises(Stop):
         uhkd.finetune(out=tmp_path / "words", **words)
@@ -267,11 +267,11 @@ def test_the_same_seed_gives_the_same_student_whatever_the_method(
 ):
     starts: dict[str, dict[str, Tensor]] = {}
 
-    def caught(job: loop.Job) -> None:
+    def caught(job: trainer.Job) -> None:
         starts[name] = {k: v.clone() for k, v in job.learner.student.state_dict().items()}
         raise Stop
 
-    monkeypatch.setattr(training, "train", caught)
+    monkeypatch.setattr(training, "Trainer", caught)
     for name, changes in {
         "scratch": {"method": "scratch"},
         "kd": {"method": "kd"},
@@ -421,7 +421,7 @@ def test_resuming_a_finished_run_says_so_and_returns_it(
     tuned = uhkd.finetune(model=own, out=tmp_path / "own", **TINY | {"epochs": 1})
     weights = {k: v.clone() for k, v in own.state_dict().items()}
     capsys.readouterr()
-    for name in ("train", "hear"):
+    for name in ("Trainer", "hear"):
         monkeypatch.setattr(training, name, _never)
     again = uhkd.distill(**words, resume=True)
     assert "is finished" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def arm(kind: str, at: int) -> None:
     import shutil
 
     from uhkd.commands import training
-    from uhkd.engine import loop, step
+    from uhkd.engine import step, trainer
     from uhkd.runs import RunFolder, checkpoints
 
     if kind == "step":
@@ -55,7 +55,7 @@ def arm(kind: str, at: int) -> None:
         shutil.rmtree = deadly(shutil.rmtree, at)
         Path.replace = deadly(Path.replace, 6 * at)  # files are renamed too
     elif kind == "evaluation":
-        loop.evaluate = deadly(loop.evaluate, 1 + at % 2)
+        trainer.evaluate = deadly(trainer.evaluate, 1 + at % 2)
     elif kind == "metrics":
         RunFolder.write_metrics = deadly(RunFolder.write_metrics, 1 + at % 2)
     elif kind == "end":

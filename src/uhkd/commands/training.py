@@ -39,7 +39,7 @@ from uhkd.commands.voices import (
     student_classes,
 )
 from uhkd.data import Data
-from uhkd.engine import Job, Learner, StoredTeacher, Teachers, check_loggers, check_needs, train
+from uhkd.engine import Job, Learner, StoredTeacher, Teachers, Trainer, check_loggers, check_needs
 from uhkd.evaluation import Evaluation
 from uhkd.methods import Distiller, check
 from uhkd.pictures import draw
@@ -226,9 +226,8 @@ def _train(
         )
         ce_weight = float(getattr(recipe, "weights", {}).get("ce", 1.0))
         tell_loss(learner.weights(ce_weight), labels=bool(data.classes))
-        rows = train(
-            Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, judge, say)
-        )
+        job = Job(learner, sealed, data, augmentation, val_size, recipe, folder, fabric, workers, ce_weight, judge, say)
+        rows = Trainer(job).train()
         student.eval()
         if fabric.is_global_zero:
             card = replace(student.card, classes=data.classes or student.card.classes).to_json()

@@ -4,12 +4,12 @@ from uhkd.engine.balance import Balance, Lead, make_balance
 from uhkd.engine.deterministic import make_deterministic
 from uhkd.engine.learner import Learner, weigh
 from uhkd.engine.loggers import check_loggers
-from uhkd.engine.loop import EVAL_BATCH, Job, train
 from uhkd.engine.optimizer import FUSED
 from uhkd.engine.resuming import check_tensors
 from uhkd.engine.schedule import lr_factor
 from uhkd.engine.stored import StoredTeacher, check_needs, target_differences
 from uhkd.engine.teacher import Teacher, Teachers, at_chance, calibrate
+from uhkd.engine.trainer import EVAL_BATCH, Job, Trainer
 
 __all__ = [
     "EVAL_BATCH",
@@ -21,6 +21,7 @@ __all__ = [
     "StoredTeacher",
     "Teacher",
     "Teachers",
+    "Trainer",
     "at_chance",
     "calibrate",
     "check_loggers",
@@ -30,6 +31,5 @@ __all__ = [
     "make_balance",
     "make_deterministic",
     "target_differences",
-    "train",
     "weigh",
 ]
