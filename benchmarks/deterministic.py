@@ -25,10 +25,10 @@ from measuring import DEVICE, make_images, save, uhkd
 from safetensors.torch import load_file
 
 from uhkd import distill
-from uhkd.engine.step import Stepper
-from uhkd.engine.stopping import Stopped
 from uhkd.methods import method_names
 from uhkd.runs import RunFolder
+from uhkd.training.signals import Stopped
+from uhkd.training.step import Stepper
 
 PAIRS = (("resnet10", "vit_micro"), ("vit_micro", "resnet10"))
 WORDS = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "mixup": 0.8, "ema_decay": 0.9, "workers": 0}

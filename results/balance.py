@@ -108,9 +108,9 @@ def judge(folder: Path, word: str, part: str) -> None:
     import why_probes
 
     from uhkd import load_run, open_data
-    from uhkd.commands.setup import image_size
     from uhkd.data import eval_loader
     from uhkd.evaluation import predict_logits, score
+    from uhkd.training.setup import image_size
 
     network, opened = load_run(folder), open_data(word)
     source = getattr(opened, part)

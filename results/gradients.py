@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from uhkd.commands.comparing.step import Step, Workshop
-from uhkd.commands.setup import say
 from uhkd.data import Batch
-from uhkd.engine.schedule import lr_factor
 from uhkd.recipe import find_recipe, load_yaml
 from uhkd.runs import environment, write_atomically
+from uhkd.training.schedule import lr_factor
+from uhkd.training.setup import say
 
 HERE = Path(__file__).resolve().parent
 BATCHES = 10

@@ -19,13 +19,13 @@ from references import balance as literal
 from references.runs import assert_equal_runs
 from references.steps import CLASSES, assemble
 from uhkd.commands import training
-from uhkd.engine import Balance, Lead, Learner, Teacher, Teachers, make_balance, trainer, weigh
-from uhkd.engine import step as stepping
-from uhkd.engine.balance import Cap, Famo, group_of
-from uhkd.engine.stopping import Stopped
 from uhkd.methods import Distiller, default_balance, method_class, method_names
 from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
 from uhkd.runs import RunFolder
+from uhkd.training import Balance, Lead, Learner, Teacher, Teachers, make_balance, trainer, weigh
+from uhkd.training import step as stepping
+from uhkd.training.balance import Cap, Famo, group_of
+from uhkd.training.signals import Stopped
 
 TINY: dict[str, Any] = {
     "data": "digits",

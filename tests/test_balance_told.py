@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from uhkd.engine.balance import Balance, Famo, Lead
 from uhkd.recipe.balancing import FamoSettings, LeadSettings
+from uhkd.training.balance import Balance, Famo, Lead
 
 ONE = {"uhkd.features": 1, "uhkd.kl": 2}
 TWO = {"1:uhkd.features": 1, "2:kd.kl": 4}

@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.commands import training, voices
+from uhkd.commands import training
 from uhkd.data import train_loader
-from uhkd.engine import StoredTeacher
-from uhkd.engine import step as stepping
-from uhkd.engine.trainer import Teacher as LiveTeacher
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored, shards
+from uhkd.training import StoredTeacher
+from uhkd.training import step as stepping
+from uhkd.training import teachers as voices
+from uhkd.training.trainer import Teacher as LiveTeacher
 
 TINY: dict[str, Any] = {"data": "digits", "train_limit": 100, "device": "cpu", "precision": "fp32", "workers": 0}
 VIEWS: dict[str, Any] = {"mixup": 0.4, "cutmix": 0.5, "erasing": 0.3, "crop": "pad"}
@@ -262,7 +263,7 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     # the early look is a sample; the training compares every view
-    monkeypatch.setattr("uhkd.commands.stored._LOOKED_AT", 0)
+    monkeypatch.setattr("uhkd.training.cache_checks._LOOKED_AT", 0)
     with pytest.raises(ValueError, match=other):
         uhkd.distill(**run | {"out": str(tmp_path / "one"), "batch_size": 50})
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch, train_loader, view
-from uhkd.engine.step import split
+from uhkd.training.step import split
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 SOURCE = ArraySource(PIXELS, np.arange(50) % 7)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uhkd.engine.deterministic import deterministic_advice, make_deterministic
 from uhkd.methods.levels import pooled
+from uhkd.training.deterministic import deterministic_advice, make_deterministic
 
 
 @pytest.fixture

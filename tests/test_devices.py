@@ -10,11 +10,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uhkd.data import Batch
-from uhkd.engine.learner import Learner, weigh
-from uhkd.engine.teacher import Teacher
 from uhkd.evaluation import predict_logits
 from uhkd.methods import Distiller, Shapes, build, method_names
 from uhkd.models import create
+from uhkd.training.learner import Learner, weigh
+from uhkd.training.teacher import Teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast without a GPU
 

@@ -13,13 +13,13 @@ import uhkd
 from uhkd.commands import training
 from uhkd.data import Batch, eval_loader, open_data
 from uhkd.diagnostics import Diagnostics, first_images
-from uhkd.engine import Teacher, calibrate
 from uhkd.evaluation import Evaluation, cka_matrix, radial_spectrum
 from uhkd.methods import build, matching_of
 from uhkd.models import load_run, wrap
 from uhkd.runs import RunFolder
 from uhkd.spectral import radial_frequencies
 from uhkd.taps import Shapes, TappedModel
+from uhkd.training import Teacher, calibrate
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import uhkd
 from uhkd.commands import training
 from uhkd.data import Batch, train_loader
-from uhkd.engine import Job, weigh
 from uhkd.models import create
+from uhkd.training import Job, weigh
 
 CLASSES = 10
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}

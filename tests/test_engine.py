@@ -20,16 +20,9 @@ from torch import Tensor, nn
 
 import uhkd
 from references.runs import TIMES, assert_equal_runs
-from uhkd.commands import teaching, training
+from uhkd.commands import training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
-from uhkd.engine import Learner, Teacher, at_chance, calibrate, lr_factor, trainer, weigh
-from uhkd.engine import step as stepping
-from uhkd.engine.optimizer import make_optimizer
-from uhkd.engine.progress import Progress
-from uhkd.engine.schedule import weights_factor
-from uhkd.engine.step import split, step_seed
-from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, Needs
 from uhkd.models import load_run, load_state, wrap
 from uhkd.probing import fit_linear_probe
@@ -37,6 +30,14 @@ from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
 from uhkd.taps import Signals, TappedModel
+from uhkd.training import Learner, Teacher, at_chance, calibrate, lr_factor, trainer, weigh
+from uhkd.training import load_teacher as teaching
+from uhkd.training import step as stepping
+from uhkd.training.optimizer import make_optimizer
+from uhkd.training.progress import Progress
+from uhkd.training.running_metrics import Totals
+from uhkd.training.schedule import weights_factor
+from uhkd.training.step import split, step_seed
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {

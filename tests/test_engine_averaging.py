@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from uhkd.engine.averaging import Average
+from uhkd.training.ema import Average
 
 
 def network() -> nn.Module:

@@ -16,9 +16,9 @@ import uhkd
 from references.runs import assert_equal_runs, seal
 from uhkd.__main__ import main
 from uhkd.commands import training
-from uhkd.engine import step as stepping
-from uhkd.engine.stopping import Stopped
 from uhkd.runs import RunFolder
+from uhkd.training import step as stepping
+from uhkd.training.signals import Stopped
 
 TINY: dict[str, Any] = {
     "model": "uhkd/resnet10",

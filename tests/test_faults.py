@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import uhkd
 from references.runs import assert_equal_runs
 from uhkd.commands import training
-from uhkd.engine import step as stepping
-from uhkd.engine.stopping import Stopped
 from uhkd.runs import RunFolder
+from uhkd.training import step as stepping
+from uhkd.training.signals import Stopped
 
 TINY: dict[str, Any] = {
     "model": "uhkd/resnet10",
@@ -124,7 +124,7 @@ def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path)
     words = TINY | {"workers": 2, "epochs": 3}
     program = (
         "import json, os, signal, sys\n"
-        "from uhkd.engine import step\n"
+        "from uhkd.training import step\n"
         "from uhkd.__main__ import main\n"
         "real, count = step.weigh, [0]\n"
         "def weigh(*args):\n"
@@ -495,7 +495,7 @@ import torch
 torch.set_num_threads(1)
 import uhkd
 from uhkd.commands import training
-from uhkd.engine import step
+from uhkd.training import step
 from uhkd.runs import RunFolder
 
 words, small, place = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])

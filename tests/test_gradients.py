@@ -15,13 +15,13 @@ import uhkd
 from references.steps import SETTINGS, assemble
 from uhkd.commands import training
 from uhkd.data import Batch
-from uhkd.engine.gradients import GradientProbe
-from uhkd.engine.learner import Learner
-from uhkd.engine.step import step_seed
-from uhkd.engine.teacher import Teacher
 from uhkd.methods import method_names
 from uhkd.models import create
 from uhkd.taps import Signals
+from uhkd.training.gradient_norms import GradientProbe
+from uhkd.training.learner import Learner
+from uhkd.training.step import step_seed
+from uhkd.training.teacher import Teacher
 
 COMPARED = [name for name in method_names() if name != "scratch"]
 

@@ -204,7 +204,7 @@ def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, 
     from rich.console import Console
 
     from uhkd import telling
-    from uhkd.engine.progress import Progress
+    from uhkd.training.progress import Progress
 
     monkeypatch.setattr(telling, "live", lambda: True)
     progress = Progress(12000, 128, start=0, say=print)

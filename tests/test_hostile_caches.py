@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 import uhkd
 from uhkd.arguments import VerifyArguments
-from uhkd.commands.stored import facts_of, follow, open_stored
 from uhkd.commands.verifying import verify_cache
 from uhkd.data import Data, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored, shards
+from uhkd.training.cache_checks import facts_of, follow, open_stored
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS: dict[str, Any] = MACHINE | {"data": "digits", "train_limit": 40, "epochs": 2}
@@ -36,7 +36,7 @@ def _quick():
     """Several shards a view, and a few views looked at."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "_SHARD", 32)
-        patched.setattr("uhkd.commands.stored._LOOKED_AT", 4)
+        patched.setattr("uhkd.training.cache_checks._LOOKED_AT", 4)
         yield
 
 

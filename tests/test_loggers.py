@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import uhkd
 from references.runs import assert_equal_runs
 from uhkd.commands import training
-from uhkd.engine import check_loggers, loggers
-from uhkd.engine.loggers import Loggers
-from uhkd.engine.step import Stepper
 from uhkd.models import create
 from uhkd.runs import Pulse, RunFolder
+from uhkd.training import check_loggers, loggers
+from uhkd.training.loggers import Loggers
+from uhkd.training.step import Stepper
 
 WORDS: dict[str, Any] = {
     "data": "digits",

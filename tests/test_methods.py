@@ -16,8 +16,6 @@ from references.methods import fam, ftm, relations, soft_targets, soft_targets_g
 from references.rivals import dist
 from uhkd.alignment import FAM
 from uhkd.data import Batch
-from uhkd.engine.learner import Learner, weigh
-from uhkd.engine.teacher import Teacher, calibrate
 from uhkd.methods import build, check, matching_of, method_class
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.matching import LevelMatching, level_error, relation_error
@@ -33,6 +31,8 @@ from uhkd.spectral import (
     match_levels,
 )
 from uhkd.taps import Shapes, SideShapes, Signals, TappedModel
+from uhkd.training.learner import Learner, weigh
+from uhkd.training.teacher import Teacher, calibrate
 
 F64 = torch.float64
 CLASSES = 5

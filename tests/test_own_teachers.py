@@ -15,11 +15,11 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import export, training
 from uhkd.data import open_data
-from uhkd.engine import trainer
 from uhkd.models import create, wrap
 from uhkd.pictures import draw
 from uhkd.probing import fit_linear_probe, neighbour_logits, probe
 from uhkd.recipe import DistillRecipe, RecipeError, build
+from uhkd.training import trainer
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS = MACHINE | {"image_size": 16, "batch_size": 20, "crop": "none", "flip": False}
@@ -375,7 +375,7 @@ def test_words_on_several_teachers():
 def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
     from dataclasses import replace
 
-    from uhkd.commands.voices import Voice, student_classes
+    from uhkd.training.teachers import Voice, student_classes
 
     words = {"teacher": "a", "student": "uhkd/vit_micro", "data": "digits"}
     recipe, data = build(DistillRecipe, words), open_data("digits")
@@ -397,8 +397,8 @@ def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
 
 
 def test_what_is_said_of_loss_and_next_steps_is_true_without_labels(capsys: pytest.CaptureFixture[str]):
-    from uhkd.commands.outcome import next_steps
-    from uhkd.commands.setup import tell_loss
+    from uhkd.training.setup import tell_loss
+    from uhkd.training.summary import next_steps
 
     tell_loss({"ce": 1.0, "uhkd.features": 2.0, "rkd.angle": 3.0}, labels=False)
     tell_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=False)
@@ -414,7 +414,7 @@ def test_what_is_said_of_loss_and_next_steps_is_true_without_labels(capsys: pyte
 def test_a_dry_run_refuses_what_cannot_judge_or_be_told(
     images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from uhkd.engine import loggers
+    from uhkd.training import loggers
 
     line = ["distill", "--teacher", "uhkd/resnet10", "--student", "uhkd/vit_micro", "--dry-run", "--data"]
     assert main([*line, str(images / "pile"), "--unlabelled", "--probe-data", str(images / "flat")]) == 2

@@ -127,7 +127,7 @@ def test_text_is_read_and_written_in_an_encoding_that_is_named():
                 continue
             if node.func.attr in ("read_text", "write_text") and not any(k.arg == "encoding" for k in node.keywords):
                 found.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
-    ascii_only = {"commands/comparing/memory.py", "commands/comparing/costs.py", "commands/setup.py"}
+    ascii_only = {"commands/comparing/memory.py", "commands/comparing/costs.py", "training/setup.py"}
     ascii_only |= {"commands/diagnosing/machine.py"}  # /proc of Linux, where UTF-8 is the default
     assert [place for place in found if place.split(":")[0] not in ascii_only] == []
 
@@ -150,8 +150,8 @@ def test_names_that_we_give_files_are_allowed_everywhere():
 
 
 def test_run_folders_by_time_have_names_allowed_everywhere(monkeypatch: pytest.MonkeyPatch):
-    from uhkd.commands.setup import run_folder
     from uhkd.recipe import DistillRecipe, build
+    from uhkd.training.setup import run_folder
 
     made = run_folder(
         build(DistillRecipe, {"teacher": "t", "student": "s", "data": "d", "method": "uhkd+dkd"}), "uhkd+dkd"

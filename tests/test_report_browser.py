@@ -13,10 +13,10 @@ import uhkd
 from references.reported import browser
 from references.runs import assert_equal_runs
 from uhkd.commands import training
-from uhkd.engine.progress import Progress
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.thumbnails import LARGEST, MOST, choose, read_sheet, write_sheet
+from uhkd.training.progress import Progress
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 TINY = MACHINE | {"data": "digits", "train_limit": 100, "image_size": 16, "batch_size": 20}

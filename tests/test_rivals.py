@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from references import rivals
 from references.methods import soft_targets
 from uhkd.data import Batch
-from uhkd.engine.learner import weigh
 from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.base import z_scores
@@ -29,6 +28,7 @@ from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
 from uhkd.methods.spectralkd import spectral_error
 from uhkd.taps import Shapes, SideShapes, Signals
+from uhkd.training.learner import weigh
 
 F64 = torch.float64
 CLASSES, IMAGES = 5, 12

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import uhkd
 from references import steps
 from references.steps import CASES, assemble
-from uhkd.engine.learner import weigh
-from uhkd.engine.totals import Totals
 from uhkd.spectral import project
+from uhkd.training.learner import weigh
+from uhkd.training.running_metrics import Totals
 
 every_method = pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else str(x))
 

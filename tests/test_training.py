@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import uhkd
-from uhkd.commands import teaching, training, voices
-from uhkd.engine import trainer
-from uhkd.engine.progress import Progress
+from uhkd.commands import training
 from uhkd.models import load_run, load_state, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.training import load_teacher as teaching
+from uhkd.training import teachers as voices
+from uhkd.training import trainer
+from uhkd.training.progress import Progress
 
 COLOURS = ("blue", "green", "red")
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}

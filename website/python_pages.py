@@ -14,7 +14,7 @@ MODULES = (
     "uhkd.data",
     "uhkd.recipe",
     "uhkd.evaluation",
-    "uhkd.engine",
+    "uhkd.training",
     "uhkd.runs",
     "uhkd.stored",
     "uhkd.export",

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
-from uhkd.engine import Learner, Teacher, calibrate, make_balance, weigh
 from uhkd.gathering import processes
 from uhkd.methods import Distiller, build, check, default_balance
 from uhkd.models import brings_weights, create, own_input, own_size, save, wrap
 from uhkd.spectral import FTM
 from uhkd.taps import Shapes, Signals, TappedModel
+from uhkd.training import Learner, Teacher, calibrate, make_balance, weigh
 
 Network = str | Path | nn.Module
 """A network by name, by its run folder, or as a module."""

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from references.steps import CLASSES, SETTINGS, assemble
 from uhkd.data import Batch
-from uhkd.engine import weigh
-from uhkd.engine.averaging import Average
-from uhkd.engine.step import Stepper
-from uhkd.engine.totals import Totals
 from uhkd.recipe import DistillRecipe
 from uhkd.taps import Signals
+from uhkd.training import weigh
+from uhkd.training.ema import Average
+from uhkd.training.running_metrics import Totals
+from uhkd.training.step import Stepper
 
 IMAGES = 8
 

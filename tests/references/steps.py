@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.engine.learner import Learner
-from uhkd.engine.teacher import Teacher, calibrate
 from uhkd.methods import build, method_names
 from uhkd.models import create
 from uhkd.taps import Shapes, Signals
+from uhkd.training.learner import Learner
+from uhkd.training.teacher import Teacher, calibrate
 
 CLASSES, IMAGES = 5, 100
 SETTINGS: dict[str, dict[str, Any]] = {"crd": {"negatives": 16}}

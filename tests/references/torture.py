@@ -44,8 +44,8 @@ def arm(kind: str, at: int) -> None:
     import shutil
 
     from uhkd.commands import training
-    from uhkd.engine import step, trainer
     from uhkd.runs import RunFolder, checkpoints
+    from uhkd.training import step, trainer
 
     if kind == "step":
         step.weigh = deadly(step.weigh, at)

@@ -45,10 +45,10 @@ def torn(at: int, part: str = "") -> Callable[[Path, Any], None]:
 def arm(kind: str, at: int) -> None:
     """Let this process die at the call number `at` of something."""
     from uhkd.commands import caching, recording
-    from uhkd.engine import step
     from uhkd.runs import checkpoints, files, folder
     from uhkd.stored import Shards
     from uhkd.stored import folder as stored
+    from uhkd.training import step
 
     if kind == "shard":
         recording.write_atomically = torn(at)

@@ -14,7 +14,20 @@ from torch import Tensor, nn
 
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.recording import hold, write_shards
-from uhkd.commands.setup import (
+from uhkd.commands.storing import layout_of, room
+from uhkd.data import Augmentation, eval_loader, usable_cores
+from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
+from uhkd.models import fingerprint
+from uhkd.recipe import CacheRecipe, build
+from uhkd.runs import RunFolder, check_own, check_place, environment
+from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
+from uhkd.taps import TappedModel
+from uhkd.telling import put
+from uhkd.text import count
+from uhkd.training import EVAL_BATCH, Teacher
+from uhkd.training.cache_checks import check_views
+from uhkd.training.load_teacher import prepare_teacher, save_probe, settle_ftm
+from uhkd.training.setup import (
     choose_augmentation,
     choose_device,
     choose_workers,
@@ -24,19 +37,6 @@ from uhkd.commands.setup import (
     tell_augmentation,
     tell_machine,
 )
-from uhkd.commands.stored import check_views
-from uhkd.commands.storing import layout_of, room
-from uhkd.commands.teaching import prepare_teacher, save_probe, settle_ftm
-from uhkd.data import Augmentation, eval_loader, usable_cores
-from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
-from uhkd.engine import EVAL_BATCH, Teacher
-from uhkd.models import fingerprint
-from uhkd.recipe import CacheRecipe, build
-from uhkd.runs import RunFolder, check_own, check_place, environment
-from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
-from uhkd.taps import TappedModel
-from uhkd.telling import put
-from uhkd.text import count
 
 
 def cache(

@@ -13,10 +13,10 @@ from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
-from uhkd.commands.setup import open_recipe_data, say
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
 from uhkd.text import count
+from uhkd.training.setup import open_recipe_data, say
 
 
 def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from uhkd.arguments import DemoArguments
 from uhkd.commands.compare import compare
-from uhkd.commands.setup import say
 from uhkd.data import usable_cores
 from uhkd.pictures import draw_curves, draw_spectra
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
+from uhkd.training.setup import say
 
 STUDENTS = ("vit", "mlp")
 METHODS = ("scratch", "kd", "twin_a", "uhkd")

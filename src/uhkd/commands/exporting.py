@@ -16,7 +16,6 @@ from torch import Tensor
 from uhkd import export as forms
 from uhkd.arguments import CheckWords, ExportArguments, Form
 from uhkd.commands.judging import images_of, open_run
-from uhkd.commands.setup import say
 from uhkd.data import Data, Part, Source, eval_loader
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
@@ -25,6 +24,7 @@ from uhkd.runs import check_place, write_atomically
 from uhkd.taps import TappedModel
 from uhkd.telling import show
 from uhkd.text import shown
+from uhkd.training.setup import say
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
 _TOLERANCE = 1e-3

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from uhkd.arguments import InspectArguments
 from uhkd.data import Batch, eval_loader, open_data
-from uhkd.engine import Learner, Teacher, weigh
 from uhkd.methods import Distiller, build, check, compares_logits, without_labels
 from uhkd.models import create
 from uhkd.recipe import build as build_recipe
@@ -17,6 +16,7 @@ from uhkd.spectral import ftm_shapes
 from uhkd.taps import Shapes, TappedModel
 from uhkd.telling import put, say, show
 from uhkd.text import shown
+from uhkd.training import Learner, Teacher, weigh
 
 _BATCH = 8
 

@@ -10,8 +10,6 @@ import torch
 from rich.table import Table
 
 from uhkd.arguments import EvalArguments, PredictArguments
-from uhkd.commands.outcome import KINDS
-from uhkd.commands.setup import image_size
 from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -25,6 +23,8 @@ from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import put, say, show
 from uhkd.text import shown
+from uhkd.training.setup import image_size
+from uhkd.training.summary import KINDS
 
 
 def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **words: Any) -> dict[str, float]:

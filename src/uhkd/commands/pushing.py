@@ -12,7 +12,6 @@ from rich.table import Table
 from uhkd.arguments import Form, PushArguments
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
-from uhkd.commands.setup import say
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
 from uhkd.models.pretrained import hub_within_reach
@@ -21,6 +20,7 @@ from uhkd.runs import write_atomically
 from uhkd.taps import TappedModel
 from uhkd.telling import put, show
 from uhkd.text import shown, shown_lines
+from uhkd.training.setup import say
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 

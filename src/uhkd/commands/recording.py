@@ -11,11 +11,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from uhkd.commands.setup import say
 from uhkd.data import Data, Span, span_loader
-from uhkd.engine import Teacher
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.stored import Shard, Stored, picture_sums
+from uhkd.training import Teacher
+from uhkd.training.setup import say
 
 _TELL = 15.0  # seconds between two lines on how far it is
 

@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from uhkd.engine import Teacher
 from uhkd.recipe import CacheRecipe
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.stored import Layout, Shards
 from uhkd.taps import TappedModel
 from uhkd.telling import say
 from uhkd.text import file_size
+from uhkd.training import Teacher
 
 
 def layout_of(asked: CacheRecipe, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:

@@ -9,9 +9,22 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from uhkd.commands.noting import note_rest, sizes
-from uhkd.commands.outcome import ended, next_steps
-from uhkd.commands.setup import (
+from uhkd.data import Data
+from uhkd.evaluation import Evaluation
+from uhkd.methods import Distiller, check
+from uhkd.pictures import draw
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
+from uhkd.runs import RunFolder
+from uhkd.stored import Stored
+from uhkd.taps import TappedModel
+from uhkd.telling import put
+from uhkd.text import count
+from uhkd.training import Job, Learner, StoredTeacher, Teachers, Trainer, check_loggers, check_needs
+from uhkd.training.cache_checks import follow, tell_other_views
+from uhkd.training.finish import note_rest, sizes
+from uhkd.training.label_free import agreement, described, open_judge, tell_unreached
+from uhkd.training.load_teacher import restore_ftm, save_probe, seal
+from uhkd.training.setup import (
     choose_augmentation,
     choose_device,
     choose_workers,
@@ -25,11 +38,9 @@ from uhkd.commands.setup import (
     tell_loss,
     tell_machine,
 )
-from uhkd.commands.stored import follow, tell_other_views
-from uhkd.commands.students import check_labels, finished_network, first_network, freeze_unreached
-from uhkd.commands.teaching import restore_ftm, save_probe, seal
-from uhkd.commands.unlabelled import agreement, described, open_judge, tell_unreached
-from uhkd.commands.voices import (
+from uhkd.training.students import check_labels, finished_network, first_network, freeze_unreached
+from uhkd.training.summary import ended, next_steps
+from uhkd.training.teachers import (
     Call,
     balance_of,
     distillers_of,
@@ -38,17 +49,6 @@ from uhkd.commands.voices import (
     settle_balance,
     student_classes,
 )
-from uhkd.data import Data
-from uhkd.engine import Job, Learner, StoredTeacher, Teachers, Trainer, check_loggers, check_needs
-from uhkd.evaluation import Evaluation
-from uhkd.methods import Distiller, check
-from uhkd.pictures import draw
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
-from uhkd.runs import RunFolder
-from uhkd.stored import Stored
-from uhkd.taps import TappedModel
-from uhkd.telling import put
-from uhkd.text import count
 
 Recipe = TypeVar("Recipe", bound=TrainRecipe)
 

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 
 from uhkd.arguments import VerifyArguments
-from uhkd.commands.setup import choose_device, make_fabric, open_recipe_data, say
-from uhkd.commands.stored import other_data
-from uhkd.commands.teaching import prepare_teacher
 from uhkd.data import Span, span_loader
-from uhkd.engine import Teacher
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.stored import DamagedShard, Stored, picture_sums
 from uhkd.telling import put
+from uhkd.training import Teacher
+from uhkd.training.cache_checks import other_data
+from uhkd.training.load_teacher import prepare_teacher
+from uhkd.training.setup import choose_device, make_fabric, open_recipe_data, say
 
 # how far a signal made anew may lie from the first one beyond the rounding of its storage, as a share of the field's root mean
 # square: a network's own rounding depends on the batch and the machine

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.distillation import Distillation, Network
-from uhkd.engine import Learner
+from uhkd.training import Learner
 
 try:
     from timm.task import TrainingTask

@@ -6,7 +6,7 @@ from unittest.mock import patch
 from references.errors.case import Case
 from references.errors.shelf import DIGITS, FINETUNE
 from uhkd import finetune
-from uhkd.engine import loggers
+from uhkd.training import loggers
 
 
 def without_wandb() -> None:

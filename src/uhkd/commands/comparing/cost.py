@@ -22,11 +22,11 @@ from uhkd.commands.comparing.costs import document, show
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, Workshop
-from uhkd.commands.setup import say
-from uhkd.engine import StoredTeacher, Teacher
-from uhkd.engine.memory import memory_advice
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
+from uhkd.training import StoredTeacher, Teacher
+from uhkd.training.oom import memory_advice
+from uhkd.training.setup import say
 
 BASELINES = ("scratch", "kd")
 WARMUP = 2

@@ -13,8 +13,6 @@ from typing import Any
 from filelock import FileLock
 
 from uhkd.commands.caching import cache
-from uhkd.commands.setup import choose_augmentation, open_recipe_data, say
-from uhkd.engine.stored import check_needs, target_differences
 from uhkd.methods import Distiller
 from uhkd.methods import build as build_method
 from uhkd.models import create
@@ -23,6 +21,8 @@ from uhkd.runs import RunFolder, write_atomically
 from uhkd.stored import Stored
 from uhkd.taps import Shapes
 from uhkd.text import count
+from uhkd.training.cached_teacher import check_needs, target_differences
+from uhkd.training.setup import choose_augmentation, open_recipe_data, say
 
 _WHOLE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
 

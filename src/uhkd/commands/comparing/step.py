@@ -9,13 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from uhkd.commands.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
 from uhkd.data import Batch, Data, train_loader
-from uhkd.engine import Learner, StoredTeacher, Teacher, calibrate, make_balance
-from uhkd.engine.averaging import Average
-from uhkd.engine.optimizer import make_optimizer
-from uhkd.engine.step import Stepper
-from uhkd.engine.totals import Totals
 from uhkd.methods import Distiller, check, default_balance
 from uhkd.methods import build as build_method
 from uhkd.models import create
@@ -23,6 +17,12 @@ from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, TappedModel
+from uhkd.training import Learner, StoredTeacher, Teacher, calibrate, make_balance
+from uhkd.training.ema import Average
+from uhkd.training.optimizer import make_optimizer
+from uhkd.training.running_metrics import Totals
+from uhkd.training.setup import choose_augmentation, choose_device, fit_batch, make_fabric, open_recipe_data
+from uhkd.training.step import Stepper
 
 Made = TypeVar("Made")
 
@@ -51,7 +51,7 @@ class Step:
         self.take = Stepper(recipe, self.learner, self.teacher, self.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
-        """Step `number` of the training, from a loaded batch to new weights, as `uhkd.engine.train` takes it."""
+        """Step `number` of the training, from a loaded batch to new weights, as `uhkd.training.train` takes it."""
         batch = self.batches[number % len(self.batches)]
         if isinstance(self.teacher, StoredTeacher):  # what the loader does beside making the views
             batch = batch._replace(record=torch.from_numpy(self.teacher.stored.shards.read(0, batch.index.numpy())))

@@ -14,10 +14,10 @@ from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.planning.networks import student_of
 from uhkd.commands.planning.settled import described, described_data, disk, parameters_of, shown_plan
 from uhkd.commands.planning.single import BESIDE
-from uhkd.commands.setup import fit_batch, open_recipe_data
 from uhkd.data import Data, steps_per_epoch
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, build
 from uhkd.runs import check_place
+from uhkd.training.setup import fit_batch, open_recipe_data
 
 
 def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:

@@ -6,7 +6,16 @@ from typing import Any
 from uhkd.commands.caching import check_folder
 from uhkd.commands.planning.networks import student_of, teacher_of
 from uhkd.commands.planning.settled import described, described_data, disk, existing, parameters_of, shown_plan
-from uhkd.commands.setup import (
+from uhkd.commands.storing import layout_of, room
+from uhkd.data import Data, steps_per_epoch
+from uhkd.methods import check
+from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
+from uhkd.stored import Shards, Stored
+from uhkd.taps import TappedModel
+from uhkd.training import check_loggers
+from uhkd.training.cache_checks import follow, open_stored
+from uhkd.training.label_free import open_probe_data, weights_without_labels
+from uhkd.training.setup import (
     choose_augmentation,
     choose_device,
     choose_workers,
@@ -16,17 +25,8 @@ from uhkd.commands.setup import (
     tell_augmentation,
     tell_machine,
 )
-from uhkd.commands.stored import follow, open_stored
-from uhkd.commands.storing import layout_of, room
-from uhkd.commands.students import check_labels
-from uhkd.commands.unlabelled import open_probe_data, weights_without_labels
-from uhkd.commands.voices import Voice, balance_of, distillers_of, settle_balance, student_classes
-from uhkd.data import Data, steps_per_epoch
-from uhkd.engine import check_loggers
-from uhkd.methods import check
-from uhkd.recipe import CacheRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
-from uhkd.stored import Shards, Stored
-from uhkd.taps import TappedModel
+from uhkd.training.students import check_labels
+from uhkd.training.teachers import Voice, balance_of, distillers_of, settle_balance, student_classes
 
 _COPIES = {"adamw": 2, "lamb": 2, "sgd": 1}  # numbers that an optimizer keeps beside each weight
 BESIDE = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run

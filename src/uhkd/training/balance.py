@@ -13,10 +13,10 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.engine.schedule import weights_factor
 from uhkd.gathering import processes
 from uhkd.methods import Distiller, place_of
 from uhkd.recipe.balancing import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
+from uhkd.training.schedule import weights_factor
 
 GROUPS = ("features", "logits")
 _SMALLEST = 1e-8  # of a loss whose logarithm is taken, and of a count that is divided by

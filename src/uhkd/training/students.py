@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from uhkd.commands.setup import say
 from uhkd.data import Data
 from uhkd.models import ModelCard, create, load_run, own_size, read_safetensors, wrap
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.taps.quiet import probe_images
+from uhkd.training.setup import say
 
 
 def first_network(

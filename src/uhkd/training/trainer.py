@@ -15,27 +15,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
-from uhkd.engine.averaging import Average
-from uhkd.engine.deterministic import deterministic_advice
-from uhkd.engine.gradients import GradientProbe
-from uhkd.engine.learner import Learner
-from uhkd.engine.memory import memory_advice
-from uhkd.engine.optimizer import make_optimizer
-from uhkd.engine.progress import Progress
-from uhkd.engine.reporting import Reporter
-from uhkd.engine.resuming import check_facts, check_sources, check_tensors, fitting_optimizer
-from uhkd.engine.schedule import lr_factor
-from uhkd.engine.step import Stepper
-from uhkd.engine.stopping import Agreement, Request, Stopped
-from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher, Teachers
-from uhkd.engine.totals import Totals
 from uhkd.evaluation import evaluate
 from uhkd.methods import matching_of
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import verbose
+from uhkd.training.cached_teacher import StoredTeacher
+from uhkd.training.checkpoint_checks import check_facts, check_sources, check_tensors, fitting_optimizer
+from uhkd.training.deterministic import deterministic_advice
+from uhkd.training.ema import Average
+from uhkd.training.gradient_norms import GradientProbe
+from uhkd.training.learner import Learner
+from uhkd.training.metrics_writer import Reporter
+from uhkd.training.oom import memory_advice
+from uhkd.training.optimizer import make_optimizer
+from uhkd.training.progress import Progress
+from uhkd.training.running_metrics import Totals
+from uhkd.training.schedule import lr_factor
+from uhkd.training.signals import Agreement, Request, Stopped
+from uhkd.training.step import Stepper
+from uhkd.training.teacher import Teacher, Teachers
 
 EVAL_BATCH = 256
 """Images at a time in validation."""

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from uhkd.commands.outcome import KINDS
-from uhkd.commands.setup import image_size, say
 from uhkd.data import Data, Source, eval_loader, open_data
-from uhkd.engine import EVAL_BATCH
 from uhkd.evaluation import Evaluation, predict_logits
 from uhkd.methods import without_labels
 from uhkd.probing import Probe, embed, probe
 from uhkd.recipe import DistillRecipe
 from uhkd.stored import Stored
 from uhkd.taps import TappedModel
+from uhkd.training import EVAL_BATCH
+from uhkd.training.setup import image_size, say
+from uhkd.training.summary import KINDS
 
 
 def weights_without_labels(recipe: DistillRecipe, teacher: TappedModel | Stored | None) -> dict[str, float]:

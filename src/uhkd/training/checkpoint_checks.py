@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from uhkd.engine.optimizer import make_optimizer
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint
+from uhkd.training.optimizer import make_optimizer
 
 _Count = Annotated[int, Field(ge=0)]
 

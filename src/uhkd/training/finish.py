@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from uhkd import thumbnails
-from uhkd.commands.setup import say
 from uhkd.data import Data
 from uhkd.evaluation import Evaluation, forward_flops, latency
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.training.setup import say
 
 
 def sizes(network: TappedModel) -> dict[str, int | None]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd.engine.progress import FORMS
+from uhkd.training.progress import FORMS
 
 KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
 

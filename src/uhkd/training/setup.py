@@ -12,12 +12,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.data import Augmentation, Data, Sharding, in_memory, open_data, usable_cores
-from uhkd.engine import FUSED, make_deterministic
 from uhkd.launching import end_with_launcher
 from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import say, verbose
+from uhkd.training import FUSED, make_deterministic
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 

@@ -8,11 +8,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.engine.learner import Learner
-from uhkd.engine.step import step_seed
-from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher, Teachers
 from uhkd.taps import Signals
+from uhkd.training.cached_teacher import StoredTeacher
+from uhkd.training.learner import Learner
+from uhkd.training.step import step_seed
+from uhkd.training.teacher import Teacher, Teachers
 
 PROBE_IMAGES = 32
 _PART = -1  # among the passes of a step, which count from 0

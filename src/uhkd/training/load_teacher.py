@@ -9,12 +9,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from uhkd.commands.outcome import KINDS
-from uhkd.commands.setup import image_size, say
-from uhkd.commands.unlabelled import Judge
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.engine import EVAL_BATCH, Learner, Teacher, Teachers, at_chance, calibrate, check_tensors
-from uhkd.engine.teacher import Autocast
 from uhkd.evaluation import Evaluation, evaluate
 from uhkd.methods import Distiller, matching_of, place_of
 from uhkd.models import brings_weights, create, own_size, wrap
@@ -22,6 +17,11 @@ from uhkd.probing import embed, fit_linear_probe
 from uhkd.recipe import CacheRecipe, DistillRecipe, TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.taps import TappedModel
+from uhkd.training import EVAL_BATCH, Learner, Teacher, Teachers, at_chance, calibrate, check_tensors
+from uhkd.training.label_free import Judge
+from uhkd.training.setup import image_size, say
+from uhkd.training.summary import KINDS
+from uhkd.training.teacher import Autocast
 
 _CALIBRATION_IMAGES = 1024
 

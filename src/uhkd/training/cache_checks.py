@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd.commands.setup import choose_augmentation, say
 from uhkd.data import Data, Span, span_loader
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DataWords, DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
 from uhkd.taps import TappedModel
+from uhkd.training.setup import choose_augmentation, say
 
 _LOOKED_AT = 64  # views made anew and compared with those that the teacher saw before a cache is used
 _OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice to others, here to the cache

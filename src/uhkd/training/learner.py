@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.engine.balance import Balance
 from uhkd.methods import Distiller, place_of
 from uhkd.taps import Signals, TappedModel
+from uhkd.training.balance import Balance
 
 
 class Learner(nn.Module):

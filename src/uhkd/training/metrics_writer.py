@@ -11,12 +11,12 @@ from typing import Self
 
 import numpy as np
 
-from uhkd.engine.loggers import Loggers
-from uhkd.engine.progress import Progress
-from uhkd.engine.totals import Totals
 from uhkd.health import factors, health, leads, shares, terms_of
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Pulse, RunFolder
+from uhkd.training.loggers import Loggers
+from uhkd.training.progress import Progress
+from uhkd.training.running_metrics import Totals
 
 _RARELY, _BEAT = 1.0, 10.0  # seconds: between two writings of progress.json, and when one is due without a log line
 _RECENT = 60  # points of a term that are shown at once

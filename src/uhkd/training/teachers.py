@@ -7,12 +7,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from uhkd.commands.setup import say
-from uhkd.commands.stored import facts_of, open_stored
-from uhkd.commands.teaching import prepare_teacher
-from uhkd.commands.unlabelled import Judge, weights_without_labels
 from uhkd.data import Data
-from uhkd.engine import Balance, Lead, make_balance
 from uhkd.evaluation import Evaluation
 from uhkd.methods import Distiller, build, compares_logits, default_balance, effective, numbered, place_of
 from uhkd.models import fingerprint
@@ -21,6 +16,11 @@ from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, SideShapes, TappedModel
 from uhkd.text import shown
+from uhkd.training import Balance, Lead, make_balance
+from uhkd.training.cache_checks import facts_of, open_stored
+from uhkd.training.label_free import Judge, weights_without_labels
+from uhkd.training.load_teacher import prepare_teacher
+from uhkd.training.setup import say
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from uhkd.data import Batch
-from uhkd.engine.averaging import Average
-from uhkd.engine.learner import Learner, weigh
-from uhkd.engine.stored import StoredTeacher
-from uhkd.engine.teacher import Teacher, Teachers
-from uhkd.engine.totals import Totals
 from uhkd.recipe import TrainRecipe
 from uhkd.taps import Signals
+from uhkd.training.cached_teacher import StoredTeacher
+from uhkd.training.ema import Average
+from uhkd.training.learner import Learner, weigh
+from uhkd.training.running_metrics import Totals
+from uhkd.training.teacher import Teacher, Teachers
 
 
 def step_seed(seed: int, step: int, part: int) -> int:

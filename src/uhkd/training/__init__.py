@@ -1,0 +1,35 @@
+"""The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
+
+from uhkd.training.balance import Balance, Lead, make_balance
+from uhkd.training.cached_teacher import StoredTeacher, check_needs, target_differences
+from uhkd.training.checkpoint_checks import check_tensors
+from uhkd.training.deterministic import make_deterministic
+from uhkd.training.learner import Learner, weigh
+from uhkd.training.loggers import check_loggers
+from uhkd.training.optimizer import FUSED
+from uhkd.training.schedule import lr_factor
+from uhkd.training.teacher import Teacher, Teachers, at_chance, calibrate
+from uhkd.training.trainer import EVAL_BATCH, Job, Trainer
+
+__all__ = [
+    "EVAL_BATCH",
+    "FUSED",
+    "Balance",
+    "Job",
+    "Lead",
+    "Learner",
+    "StoredTeacher",
+    "Teacher",
+    "Teachers",
+    "Trainer",
+    "at_chance",
+    "calibrate",
+    "check_loggers",
+    "check_needs",
+    "check_tensors",
+    "lr_factor",
+    "make_balance",
+    "make_deterministic",
+    "target_differences",
+    "weigh",
+]
