@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from uhkd.__main__ import main as uhkd
-from uhkd.commands import training
 from uhkd.runs import RunFolder, environment, write_atomically
+from uhkd.training import fit
 
 TIMES = {"seconds", "images_per_second", "data_wait"}
 PLAIN = ["--device", "cpu", "--precision", "fp32", "--batch-size", "20", "--checkpoint-minutes", "1e-9"]
@@ -331,7 +331,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    training.draw = lambda folder: []  # pictures take longer than these trainings
+    fit.draw = lambda folder: []  # pictures take longer than these trainings
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uhkd-soak-") as folder:
         work = Path(folder, "work")

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uhkd.commands.comparing.step import Step, Workshop
+from uhkd.commands.comparing.step import Step, StepFactory
 from uhkd.data import Batch
 from uhkd.recipe import find_recipe, load_yaml
 from uhkd.runs import environment, write_atomically
+from uhkd.telling import say
 from uhkd.training.schedule import lr_factor
-from uhkd.training.setup import say
 
 HERE = Path(__file__).resolve().parent
 BATCHES = 10
@@ -26,10 +26,11 @@ BATCHES = 10
 
 def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
     """Weighted gradient of each term, flat, over the student's parameters, for one batch."""
-    assert step.teacher is not None
-    weights = [p for p in step.learner.student.parameters() if p.requires_grad]
-    with step.fabric.autocast():  # not the wrapped model: that lets nobody but the trainer ask for gradients
-        terms = step.learner(batch, step.teacher.signals(batch, step.learner.teacher_needs))
+    learner, teacher = step.setup.learner, step.setup.teacher
+    assert teacher is not None
+    weights = [p for p in learner.student.parameters() if p.requires_grad]
+    with step.setup.fabric.autocast():  # not the wrapped model: that gives gradients to the trainer alone
+        terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
     found = {}
     for name, value in terms.items():
         if step.weights[name]:
@@ -40,7 +41,7 @@ def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
 
 def measure(step: Step, times: int) -> list[dict[str, object]]:
     """Train, and look at `times` evenly spaced steps, the first and the last among them."""
-    recipe, total = step.recipe, len(step.batches)
+    recipe, total = step.setup.recipe, len(step.batches)
     per_epoch = total // recipe.epochs
     looks = {round(i * (total - BATCHES) / (times - 1)) for i in range(times)}
     rows: list[dict[str, object]] = []
@@ -55,7 +56,7 @@ def measure(step: Step, times: int) -> list[dict[str, object]]:
             rows.append({"epoch": round(number / per_epoch, 3), "norm": norms, "cosine_with_ce": aligned})
             say(json.dumps(rows[-1]))
         factor = lr_factor(number, total, warmup=round(recipe.warmup_epochs * per_epoch))
-        for group in step.optimizer.param_groups:
+        for group in step.take.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * factor
         step(number)
     return rows
@@ -70,12 +71,12 @@ def main() -> None:
     asked = parser.parse_args()
     where = {name: value for name, value in environment().items() if name != "command"}
     words = load_yaml(find_recipe(asked.recipe)) | {"teacher": asked.teacher, "data": asked.data}
-    step = Workshop({}, batches=10**9).step(words)  # all batches of the training
+    step = StepFactory({}, batches=10**9).step(words)  # all batches of the training
     told = {
         "recipe": asked.recipe,
         "teacher": Path(asked.teacher).name,
-        "method": step.recipe.method,
-        "seed": step.recipe.seed,
+        "method": step.setup.recipe.method,
+        "seed": step.setup.recipe.seed,
     }
     told |= {"weights": step.weights, "rows": measure(step, asked.times), "environment": where}
     (HERE / "search" / "gradients").mkdir(exist_ok=True)

@@ -30,7 +30,8 @@ from uhkd.models import fingerprint
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.spectral import match_by_depth, max_radius, radial_frequencies, spectrum
 from uhkd.taps import TappedModel
-from uhkd.training.setup import image_size, say
+from uhkd.telling import say
+from uhkd.training.inputs import image_size
 
 ROOT = Path(__file__).resolve().parents[1]
 RADIUS = 2  # highest frequency an axis that is probed

@@ -18,13 +18,13 @@ import uhkd
 from references import balance as literal
 from references.runs import assert_equal_runs
 from references.steps import CLASSES, assemble
-from uhkd.commands import training
 from uhkd.methods import Distiller, default_balance, method_class, method_names
 from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
 from uhkd.runs import RunFolder
-from uhkd.training import Balance, Lead, Learner, Teacher, Teachers, make_balance, trainer, weigh
+from uhkd.training import Balance, Lead, Learner, Teacher, Teachers, fit, make_balance, weigh
 from uhkd.training import step as stepping
 from uhkd.training.balance import Cap, Famo, group_of
+from uhkd.training.setup import Setup
 from uhkd.training.signals import Stopped
 
 TINY: dict[str, Any] = {
@@ -44,7 +44,7 @@ STEPS = [5, 10, 15]
 def _keep_checkpoints_and_draw_nothing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         yield
 
 
@@ -119,13 +119,13 @@ def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
     """Also by stored outputs; `bound=none` takes its accuracy on the training views as it is."""
     found = {}
 
-    def caught(job: trainer.Job) -> None:
+    def caught(job: Setup) -> None:
         assert isinstance(job.learner.balance, Lead)
         found[job.recipe.out] = job.learner.balance.bounds.flatten().tolist()
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "Trainer", caught)
+        patched.setattr(fit, "Trainer", caught)
         for bound in ("held-out", "none"):
             asked = words(teacher, tmp_path / bound, balance="lead", balance_settings={"bound": bound})
             with pytest.raises(KeyboardInterrupt):
@@ -426,10 +426,10 @@ def test_all_settings_are_written_into_the_recipe(name: str, teacher: Path, tmp_
     class Stop(Exception):
         pass
 
-    def caught(job: trainer.Job) -> None:
+    def caught(job: Setup) -> None:
         raise Stop(job.recipe)
 
-    monkeypatch.setattr(training, "Trainer", caught)
+    monkeypatch.setattr(fit, "Trainer", caught)
     with pytest.raises(Stop) as stopped:
         uhkd.distill(**words(teacher, tmp_path / "run", balance=name))
     recipe: DistillRecipe = stopped.value.args[0]

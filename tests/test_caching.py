@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.commands import training
 from uhkd.data import train_loader
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored, shards
-from uhkd.training import StoredTeacher
+from uhkd.training import StoredTeacher, fit
 from uhkd.training import step as stepping
 from uhkd.training import teachers as voices
 from uhkd.training.trainer import Teacher as LiveTeacher
@@ -36,7 +35,7 @@ STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2, "drop_path_rate": 0.3}
 def _quick() -> Iterator[None]:
     """Without pictures, and with several shards a view."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         patched.setattr(shards, "_SHARD", 32)
         yield
 

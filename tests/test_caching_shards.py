@@ -9,10 +9,10 @@ import pytest
 
 import uhkd
 from references.tars import sample, write_shards, write_tar
-from uhkd.commands import training
 from uhkd.data import open_data
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored, shards
+from uhkd.training import fit
 
 TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, "batch_size": 8}
 VIEWS: dict[str, Any] = {"crop": "pad", "flip": True, "erasing": 0.3}
@@ -22,7 +22,7 @@ STUDENT = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         patched.setattr(shards, "_SHARD", 16)
         yield
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
+from uhkd.setup.recipe import RecipeError
 
-from uhkd.commands.api import distill, finetune
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import cost
 from uhkd.commands.comparing.cost import count_flops, geometric_mean, time_steps
 from uhkd.commands.comparing.costs import cost_rows, document
 from uhkd.commands.comparing.memory import peak_memory
-from uhkd.commands.comparing.step import Workshop
-from uhkd.recipe import RecipeError
+from uhkd.commands.comparing.step import StepFactory
+from uhkd.commands.train import distill, finetune
 
 SHORT: dict[str, Any] = {
     "data": "digits",
@@ -57,8 +57,8 @@ def recipes(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def shop() -> Workshop:
-    return Workshop({WHERE: TEACHER}, batches=2)
+def shop() -> StepFactory:
+    return StepFactory({WHERE: TEACHER}, batches=2)
 
 
 @pytest.fixture(scope="module")
@@ -179,24 +179,28 @@ def test_table_says_what_it_rests_on(measured: tuple[dict[str, Any], Path]) -> N
     assert {len(row) for row in rows} == {10} and [row[0] for row in rows[1:]] == ["scratch", "kd", "uhkd", "broken"]
 
 
-def test_flops_of_kd_are_those_of_scratch_and_the_teachers_forward_pass(shop: Workshop) -> None:
+def test_flops_of_kd_are_those_of_scratch_and_the_teachers_forward_pass(shop: StepFactory) -> None:
     kd = shop.step(words("kd"))
-    assert kd.teacher is not None
+    assert kd.setup.teacher is not None
     with FlopCounterMode(display=False) as counter:
-        kd.teacher.signals(kd.batches[0], frozenset({"logits"}))
+        kd.setup.teacher.signals(kd.batches[0], frozenset({"logits"}))
     assert counter.get_total_flops() > 0
     assert count_flops(kd) == count_flops(shop.step(words("scratch"))) + counter.get_total_flops()
 
 
-def test_methods_share_images_and_teacher_and_learn_nothing(shop: Workshop) -> None:
+def test_methods_share_images_and_teacher_and_learn_nothing(shop: StepFactory) -> None:
     kd, uhkd = shop.step(words("kd")), shop.step(words("uhkd"))
     assert kd.batches is uhkd.batches and len(kd.batches) == 2
-    assert kd.teacher is not None and uhkd.teacher is not None and kd.teacher.network is uhkd.teacher.network
-    before = {name: value.clone() for name, value in uhkd.learner.named_parameters()}
+    assert (
+        kd.setup.teacher is not None
+        and uhkd.setup.teacher is not None
+        and kd.setup.teacher.network is uhkd.setup.teacher.network
+    )
+    before = {name: value.clone() for name, value in uhkd.setup.learner.named_parameters()}
     for number in range(3):
         uhkd(number)
-    assert all(torch.equal(value, before[name]) for name, value in uhkd.learner.named_parameters())
-    assert all(value.grad is None for value in uhkd.learner.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in uhkd.setup.learner.named_parameters())
+    assert all(value.grad is None for value in uhkd.setup.learner.parameters())
 
 
 def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
@@ -205,11 +209,11 @@ def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
     finetune(**TEACHER | once, out=str(tmp_path / "teacher"))
     own = words("kd", **once, teacher=str(tmp_path / "teacher"), accumulate=2, clip_grad=0.1)
     trained = distill(**own, out=str(tmp_path / "kd")).student
-    step = Workshop({}, batches=1).step(own)
+    step = StepFactory({}, batches=1).step(own)
     for group in step.take.optimizer.param_groups:
-        group["lr"] = step.recipe.learning_rate
+        group["lr"] = step.setup.recipe.learning_rate
     step(0)
-    found = step.learner.student.module.state_dict()
+    found = step.setup.learner.student.module.state_dict()
     for name, value in trained.module.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 

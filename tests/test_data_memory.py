@@ -10,7 +10,7 @@ from PIL import Image
 from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory, open_data, train_loader
 from uhkd.data.memory import Kept
 from uhkd.recipe import FinetuneRecipe
-from uhkd.training.setup import choose_workers
+from uhkd.training.machine import choose_workers
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 10, 12, 3), dtype=np.uint8)
 AUGMENTATION = Augmentation((10, 12), crop="pad", flip=True, mixup=0.4, cutmix=1.0)
@@ -139,7 +139,7 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
 
 
 def test_processes_are_started_where_they_help(monkeypatch):
-    monkeypatch.setattr("uhkd.training.setup.usable_cores", lambda: 16)
+    monkeypatch.setattr("uhkd.training.machine.usable_cores", lambda: 16)
     small, large = open_data(Items()), open_data(Items(40, 65))
     recipe = FinetuneRecipe(data="digits", model="uhkd/resnet10")
     assert [choose_workers(recipe, small, device) for device in ("cpu", "cuda")] == [0, 4]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import uhkd
-from uhkd.commands import training
 from uhkd.data import Batch, eval_loader, open_data
 from uhkd.diagnostics import Diagnostics, first_images
 from uhkd.evaluation import Evaluation, cka_matrix, radial_spectrum
@@ -19,7 +18,7 @@ from uhkd.models import load_run, wrap
 from uhkd.runs import RunFolder
 from uhkd.spectral import radial_frequencies
 from uhkd.taps import Shapes, TappedModel
-from uhkd.training import Teacher, calibrate
+from uhkd.training import Teacher, calibrate, fit
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
@@ -38,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     root = tmp_path_factory.mktemp("diagnostics")
     student = {"embed_dim": 24, "depth": 3, "num_heads": 2}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         words = TINY | {"epochs": 2, "out": root / "teacher"}
         made = {"teacher": uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 24]}, **words).run}
         for method in ("uhkd", "scratch"):

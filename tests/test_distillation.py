@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import uhkd
-from uhkd.commands import training
 from uhkd.data import Batch, train_loader
 from uhkd.models import create
-from uhkd.training import Job, weigh
+from uhkd.training import fit, weigh
+from uhkd.training.setup import Setup
 
 CLASSES = 10
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}
@@ -46,10 +46,10 @@ class Captured(Exception):
 def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, statistics, terms and gradients of what `uhkd.distill` trains, bit by bit."""
 
-    def capture(job: Job) -> None:
+    def capture(job: Setup) -> None:
         raise Captured(job)
 
-    monkeypatch.setattr(training, "Trainer", capture)
+    monkeypatch.setattr(fit, "Trainer", capture)
     words = {"data": "digits", "train_limit": 200, "seed": 3, "out": tmp_path / "run", "method": method}
     words |= {"device": "cpu", "precision": "fp32", "workers": 0, "image_size": 16, "allow_weak_teacher": True}
     if method == "uhkd":  # a loop of one's own does not measure its teacher on held-out images
@@ -59,7 +59,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
         uhkd.distill(
             teacher=teacher(), student="uhkd/vit_micro", settings=settings, weights={"ce": 0.5}, **words, batch_size=20
         )
-    job: Job = caught.value.args[0]
+    job: Setup = caught.value.args[0]
 
     def loader(augmentation: Any, size: int) -> Iterable[Batch]:
         return train_loader(job.data.train, augmentation, seed=3, batch_size=size, epochs=1, num_classes=CLASSES)

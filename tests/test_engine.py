@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 import uhkd
 from references.runs import TIMES, assert_equal_runs
-from uhkd.commands import training
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
 from uhkd.methods import Distiller, Needs
@@ -30,7 +29,7 @@ from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
 from uhkd.taps import Signals, TappedModel
-from uhkd.training import Learner, Teacher, at_chance, calibrate, lr_factor, trainer, weigh
+from uhkd.training import Learner, Teacher, at_chance, calibrate, fit, lr_factor, trainer, weigh
 from uhkd.training import load_teacher as teaching
 from uhkd.training import step as stepping
 from uhkd.training.optimizer import make_optimizer
@@ -59,7 +58,7 @@ PLAIN = STUDENT | {"drop_path_rate": 0.0, "proj_drop_rate": 0.0}
 def _without_pictures() -> Iterator[None]:
     """They take longer than these trainings."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         yield
 
 
@@ -710,7 +709,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
         patched.setattr(Progress, "follow", stopping(stopped))
         patched.setattr(RunFolder, "write_checkpoint", keeping(saved))
         if stopped == 15:
-            patched.setattr(training, "draw", _interrupt)
+            patched.setattr(fit, "draw", _interrupt)
         with pytest.raises(Interrupted):
             uhkd.distill(**asked)
     run = RunFolder(tmp_path / "run")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import uhkd
 from references.runs import assert_equal_runs, seal
 from uhkd.__main__ import main
-from uhkd.commands import training
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 from uhkd.training import step as stepping
 from uhkd.training.signals import Stopped
 
@@ -41,7 +41,7 @@ STEPS = [5, 10]
 def _keep_checkpoints_and_draw_nothing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         yield
 
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 import uhkd
 from uhkd import export as forms
 from uhkd.__main__ import main
-from uhkd.commands import export, training
+from uhkd.commands import export
 from uhkd.data import eval_loader, open_data
 from uhkd.models import create, load_run, wrap
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "timm/test_vit": {"image_size": 160, "batch_size": 20},
@@ -46,7 +47,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         yield
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import uhkd
 from references.runs import assert_equal_runs
-from uhkd.commands import training
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 from uhkd.training import step as stepping
 from uhkd.training.signals import Stopped
 
@@ -52,14 +52,14 @@ def _hear_interrupts() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _keep_checkpoints_and_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-    monkeypatch.setattr(training, "draw", lambda folder: [])
+    monkeypatch.setattr(fit, "draw", lambda folder: [])
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         yield uhkd.finetune(**TINY, out=tmp_path_factory.mktemp("whole") / "run").run
 
 
@@ -494,13 +494,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import uhkd
-from uhkd.commands import training
+from uhkd.training import fit
 from uhkd.training import step
 from uhkd.runs import RunFolder
 
 words, small, place = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 RunFolder.drop_checkpoints = lambda self: None
-training.draw = lambda folder: []
+fit.draw = lambda folder: []
 out = small / "run"
 
 def fill():
@@ -527,7 +527,7 @@ FAULTS = {
     "full for the rows": (RunFolder, "write_metrics", 3, fill),
     "full for the diagnostics": (RunFolder, "write_arrays", 4, fill),
     "full for the weights": (RunFolder, "write_model", 1, fill),
-    "full for the result": (training, "draw", 1, fill),
+    "full for the result": (fit, "draw", 1, fill),
     "read-only for the weights": (RunFolder, "write_model", 1, close),
     "full from the start": (RunFolder, "begin", 1, fill),
     "read-only from the start": (RunFolder, "mine", 1, lambda: (out.mkdir(), close())),

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import uhkd
 from references.steps import SETTINGS, assemble
-from uhkd.commands import training
 from uhkd.data import Batch
 from uhkd.methods import method_names
 from uhkd.models import create
 from uhkd.taps import Signals
+from uhkd.training import fit
 from uhkd.training.gradient_norms import GradientProbe
 from uhkd.training.learner import Learner
 from uhkd.training.step import step_seed
@@ -137,7 +137,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _without_pictures():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         yield
 
 

@@ -209,7 +209,7 @@ def test_a_dry_run_settles_and_writes_nothing(
 
 
 def test_a_plan_of_several_teachers_tells_them_apart(capsys: pytest.CaptureFixture[str]):
-    from uhkd.commands.planning.settled import shown_plan
+    from uhkd.commands.plan_table import shown_plan
 
     shown_plan("train", {"teachers": [{"name": "a", "levels": [1, 2]}, {"name": "b"}]})
     assert "teachers  name a, levels 1 2; name b" in capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_a_dry_run_refuses_as_the_verb_would(run: tuple[Path, dict[str, Any], st
         "has no setting 'nonsense'"
         in ask("distill", "--teacher", str(run[0]), *STUDENT, "--settings", "nonsense=1", "--dry-run")[2]
     )
-    monkeypatch.setattr("uhkd.commands.planning.settled.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr("uhkd.commands.plan_table.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     code, _, err = ask("finetune", *TEACHER, "--dry-run")
     assert code == 2 and "1 bytes free" in err
 

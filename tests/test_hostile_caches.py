@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher, cache = (tmp_path_factory.mktemp("hostile") / name for name in ("teacher", "cache"))
     words = WORDS | {"epochs": 1, "image_size": 16, "batch_size": 8, "options": {"channels": [4, 4, 8, 8]}}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("uhkd.commands.training.draw", lambda folder: [])
+        patched.setattr("uhkd.training.fit.draw", lambda folder: [])
         uhkd.finetune(model="uhkd/resnet10", out=teacher, **words)
     words = {k: v for k, v in WORDS.items() if k != "epochs"}
     uhkd.cache(teacher=str(teacher), out=cache, views=2, allow_weak_teacher=True, **words)

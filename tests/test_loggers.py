@@ -16,10 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import uhkd
 from references.runs import assert_equal_runs
-from uhkd.commands import training
 from uhkd.models import create
 from uhkd.runs import Pulse, RunFolder
-from uhkd.training import check_loggers, loggers
+from uhkd.training import check_loggers, fit, loggers, trainer
 from uhkd.training.loggers import Loggers
 from uhkd.training.step import Stepper
 
@@ -53,7 +52,7 @@ def distil() -> Distil:
 def _quick_ends():
     """Without pictures, and with the last checkpoint kept."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
         yield
 
@@ -175,7 +174,7 @@ def test_progress_is_written_once_a_second_at_most(distil: Distil, tmp_path: Pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Pulse, "write", refused)
-    monkeypatch.setattr(training, "say", lines.append)
+    monkeypatch.setattr(trainer, "say", lines.append)
     run = distil(tmp_path / "run")
     assert run.result.is_file() and len(times) >= 2
     assert all(b - a >= 1.0 for a, b in itertools.pairwise(times[:-1]))  # the last says how it ended
@@ -216,7 +215,7 @@ def test_a_logger_that_fails_or_hangs_changes_nothing_and_is_warned_of_once(
     monkeypatch.setattr(Bad, "hang", hang)
     monkeypatch.setattr(loggers, "_PATIENCE", 0.2)
     lines: list[str] = []
-    monkeypatch.setattr(training, "say", lines.append)
+    monkeypatch.setattr(trainer, "say", lines.append)
     run = distil(tmp_path / "run", log=("tensorboard",))
     assert run.weights.read_bytes() == silent.weights.read_bytes()
     why = "it took longer than 0 s to end" if hang else "ConnectionError: the server"

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.commands import export, training
+from uhkd.commands import export
 from uhkd.data import open_data
 from uhkd.models import create, wrap
 from uhkd.pictures import draw
 from uhkd.probing import fit_linear_probe, neighbour_logits, probe
 from uhkd.recipe import DistillRecipe, RecipeError, build
-from uhkd.training import trainer
+from uhkd.training import fit, trainer
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS = MACHINE | {"image_size": 16, "batch_size": 20, "crop": "none", "flip": False}
@@ -32,7 +32,7 @@ DINO = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these trainings; tests that look at them draw them."""
-    monkeypatch.setattr(training, "draw", lambda run: [])
+    monkeypatch.setattr(fit, "draw", lambda run: [])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(images: Path) -> Path:
     """A CNN that knows digits; its backbone serves as the teacher without head."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         words = WORDS | {"epochs": 8, "optimizer": "sgd", "label_smoothing": 0.0}
         return uhkd.finetune(
             model="uhkd/resnet10", options=CNN, data=images / "labelled", out=images / "teacher", **words
@@ -78,7 +78,7 @@ def pupil(images: Path, teacher: Any, out: str, **changes: Any) -> dict[str, Any
 def backbone(images: Path, teacher: Path) -> uhkd.Result:
     """A ViT that learned from the CNN's backbone and a pile of images, judged by k-NN."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         changes = {"epochs": 6, "lr": 3e-3, "method": "uhkd+rkd", "eval_every": 3, "probe_data": images / "labelled"}
         return uhkd.distill(**pupil(images, teacher, "backbone", **changes))
 
@@ -375,17 +375,17 @@ def test_words_on_several_teachers():
 def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
     from dataclasses import replace
 
-    from uhkd.training.teachers import Voice, student_classes
+    from uhkd.training.teachers import PreparedTeacher, student_classes
 
     words = {"teacher": "a", "student": "uhkd/vit_micro", "data": "digits"}
     recipe, data = build(DistillRecipe, words), open_data("digits")
     unlabelled = replace(data, classes=())
 
-    def voice(name: str, classes: tuple[str, ...], method: str = "kd") -> Voice:
+    def voice(name: str, classes: tuple[str, ...], method: str = "kd") -> PreparedTeacher:
         network = uhkd.models.create("uhkd/resnet10", num_classes=3, image_size=16, options=CNN)
         network.card = replace(network.card, classes=classes)
         heard = recipe.model_copy(update={"teacher": name, "method": method})
-        return Voice(heard, network, {"kl": 1.0} if method == "kd" else {}, 0.5, {})
+        return PreparedTeacher(heard, network, {"kl": 1.0} if method == "kd" else {}, 0.5, {})
 
     names = ("ant", "bee", "fly")
     first, other = voice("runs/a", names), voice("runs/b", ("bee", "ant", "fly"))

@@ -151,7 +151,7 @@ def test_names_that_we_give_files_are_allowed_everywhere():
 
 def test_run_folders_by_time_have_names_allowed_everywhere(monkeypatch: pytest.MonkeyPatch):
     from uhkd.recipe import DistillRecipe, build
-    from uhkd.training.setup import run_folder
+    from uhkd.training.inputs import run_folder
 
     made = run_folder(
         build(DistillRecipe, {"teacher": "t", "student": "s", "data": "d", "method": "uhkd+dkd"}), "uhkd+dkd"

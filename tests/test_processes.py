@@ -19,9 +19,9 @@ import uhkd
 from references import processes
 from references.nodes import ENVIRON, PROGRAM, TORCHRUN, children, distil, distil_by_nodes, rank_of
 from references.runs import TIMES, assert_equal_runs
-from uhkd.commands import training
 from uhkd.methods import method_names
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 
 TINY: dict[str, Any] = {
     "data": "digits",
@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, the recipe of a student, the student by one process, and the program."""
     place = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
         words = TINY | {"model": "uhkd/resnet10", "options": {"channels": [8, 12, 16, 24]}, "epochs": 2, "crop": "none"}
         uhkd.finetune(**words, out=place / "teacher")
@@ -162,7 +162,7 @@ def behind(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, other / "teacher" / "model.safetensors")
     words = TINY | STUDENT | {"teacher": str(other / "teacher"), "balance": "lead"}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
         uhkd.distill(**words, out=other / "one")
     (other / "recipe.yaml").write_text(yaml.safe_dump(words))

@@ -14,7 +14,7 @@ import yaml
 from uhkd.__main__ import main
 from uhkd.arguments import RecipesArguments
 from uhkd.commands.recipes import header, kind_of, recipes
-from uhkd.commands.training import distill, finetune
+from uhkd.commands.train import distill, finetune
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 from uhkd.runs import RunFolder
@@ -210,7 +210,7 @@ def untrained_teacher(words: dict[str, Any], classes: int, rooms: Path) -> Path:
 
 @pytest.mark.parametrize("name", SWEEP)
 def test_a_recipe_takes_two_steps(name: str, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("uhkd.commands.training.draw", lambda _: [])
+    monkeypatch.setattr("uhkd.training.fit.draw", lambda _: [])
     classes = classes_of(name)
     words = shrunk(WORDS[name], rooms / f"{classes}.npz") | {"out": str(tmp_path / "run")}
     if name not in METHODS:

@@ -12,10 +12,10 @@ from PIL import Image
 import uhkd
 from references.reported import browser
 from references.runs import assert_equal_runs
-from uhkd.commands import training
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.thumbnails import LARGEST, MOST, choose, read_sheet, write_sheet
+from uhkd.training import fit
 from uhkd.training.progress import Progress
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real") / "runs"
     words = TINY | {"train_limit": 300, "epochs": 6, "optimizer": "sgd", "crop": "none", "label_smoothing": 0.0}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])  # pictures beside the report
+        patched.setattr(fit, "draw", lambda run: [])  # pictures beside the report
         uhkd.finetune(model="uhkd/resnet10", options=CNN, out=root / "teacher", **words)
         own = TINY | {
             "student": "uhkd/vit_micro",
@@ -232,7 +232,7 @@ def test_thumbnails_are_bounded_spread_over_the_classes_and_can_be_left_out(tmp_
 
 @pytest.mark.slow  # resuming to the bit is tested without, of runs that note all this too
 def test_a_resumed_run_notes_what_an_undisturbed_one_does(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "draw", lambda run: [])
+    monkeypatch.setattr(fit, "draw", lambda run: [])
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
     own = TINY | {"student": "uhkd/vit_micro", "student_options": VIT, "epochs": 2, "teacher": str(runs / "teacher")}
     uhkd.distill(out=tmp_path / "whole", **own)

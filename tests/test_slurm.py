@@ -15,8 +15,8 @@ import pytest
 import uhkd
 from references.nodes import ENVIRON, children
 from references.runs import TIMES
-from uhkd.commands import training
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "slurm.sh"
 pytestmark = pytest.mark.skipif(
@@ -110,7 +110,7 @@ def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch
     rows = run.read_metrics()
     assert [row["epoch"] for row in rows] == list(range(1, WORDS["epochs"] + 1))
     if nodes == 1:
-        monkeypatch.setattr(training, "draw", lambda folder: [])
+        monkeypatch.setattr(fit, "draw", lambda folder: [])
         whole = uhkd.finetune(**WORDS, out=place / "whole").run
     else:
         whole = RunFolder(place / "undisturbed")

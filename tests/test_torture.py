@@ -12,9 +12,9 @@ import pytest
 import uhkd
 from references import torture, torture_cache
 from references.runs import assert_equal_runs
-from uhkd.commands import training
 from uhkd.runs import RunFolder
 from uhkd.stored import shards
+from uhkd.training import fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 TINY: dict[str, Any] = {"data": "digits", "train_limit": 100, "image_size": 16, "batch_size": 20, "device": "cpu"}
@@ -37,7 +37,7 @@ EVERYTHING: dict[str, Any] = {
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("torture") / "teacher"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         words = TINY | {"epochs": 2, "optimizer": "sgd", "lr": 0.1, "crop": "none", "workers": 0, "precision": "fp32"}
         uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 24]}, out=out, **words)
     return out
@@ -56,7 +56,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(
 ):
     words = TINY | EVERYTHING | {"teacher": str(teacher), "epochs": epochs, "workers": workers}
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-    monkeypatch.setattr(training, "draw", lambda folder: [])
+    monkeypatch.setattr(fit, "draw", lambda folder: [])
     whole = uhkd.distill(**words, out=tmp_path / "whole").run
     order = {"words": words, "out": str(tmp_path), "kills": kills, "seed": 7, "kinds": list(kinds)}
     (tmp_path / "order.json").write_text(json.dumps(order))
@@ -93,7 +93,7 @@ def test_a_cache_that_is_killed_at_any_moment_ends_as_one_that_was_not_and_so_do
 ):
     """Kills while it is made, while views are added to it, and while a student learns from it."""
     monkeypatch.setattr(RunFolder, "drop_checkpoints", lambda self: None)
-    monkeypatch.setattr(training, "draw", lambda folder: [])
+    monkeypatch.setattr(fit, "draw", lambda folder: [])
     monkeypatch.setattr(shards, "_SHARD", 32)
     plain = {k: v for k, v in TINY.items() if k not in ("image_size", "batch_size")} | {
         "workers": 0,

@@ -1,6 +1,7 @@
 """`uhkd.finetune` and `uhkd.distill` as a user calls them, on folders, words and objects of the user's own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import uhkd
-from uhkd.commands import training
 from uhkd.models import load_run, load_state, wrap
 from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
+from uhkd.training import fit, setup
 from uhkd.training import load_teacher as teaching
 from uhkd.training import teachers as voices
-from uhkd.training import trainer
 from uhkd.training.progress import Progress
+from uhkd.training.setup import Setup
 
 COLOURS = ("blue", "green", "red")
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
@@ -35,7 +36,7 @@ ALWAYS |= {"diagnostics.npz", "curves.png", "thumbnails.jpg", "progress.json"}
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these trainings; tests that look at them draw them."""
-    monkeypatch.setattr(training, "draw", lambda run: [])
+    monkeypatch.setattr(fit, "draw", lambda run: [])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> uhkd.Result:
     """A CNN that knows something of digits."""
     words = TINY | {"train_limit": 200, "epochs": 8, "optimizer": "sgd", "crop": "none", "label_smoothing": 0.0}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         out = tmp_path_factory.mktemp("training") / "teacher"
         return uhkd.finetune(model="uhkd/resnet10", options=CNN, out=out, **words)
 
@@ -105,7 +106,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
 def test_finetune_on_a_folder_leaves_every_file_and_learns(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "draw", draw)
+    monkeypatch.setattr(fit, "draw", draw)
     words = MACHINE | {"data": folder, "image_size": 16, "batch_size": 12, "epochs": 6, "crop": "none", "lr": 0.01}
     result = uhkd.finetune(model="uhkd/resnet10", options=CNN, out=tmp_path / "run", **words)
     assert names(tmp_path / "run") == ALWAYS
@@ -134,7 +135,7 @@ def test_distill_leaves_every_file_and_its_recipe_reruns_to_the_same_weights(
     words = pupil(teacher, tmp_path / "one", mixup=0.3, epochs=2, seed=3)
     words |= {"settings": {"radius": 1}, "weights": {"features": 5.0, "ce": 0.5}, "balance": "constant"}
     with monkeypatch.context() as patched:
-        patched.setattr(training, "draw", draw)
+        patched.setattr(fit, "draw", draw)
         result = uhkd.distill(**words)
     assert names(tmp_path / "one") == ALWAYS | {"spectra.png", "cka.png"}
     said = result.run.read_result()
@@ -175,7 +176,7 @@ def test_mistyped_words_are_all_told_at_once(tmp_path: Path):
 
 def test_a_folder_in_use_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.txt").write_text("notes")
-    monkeypatch.setattr(training, "open_recipe_data", _never)
+    monkeypatch.setattr(setup, "open_recipe_data", _never)
     with pytest.raises(ValueError, match="not empty"):
         uhkd.finetune(model="uhkd/resnet10", out=tmp_path, **TINY)
     with pytest.raises(ValueError, match="nothing to resume"):
@@ -197,11 +198,11 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, limit: dict[str
 def test_a_batch_nobody_asked_for_is_fitted_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     batches = []
 
-    def caught(job: trainer.Job) -> None:
+    def caught(job: Setup) -> None:
         batches.append(job.recipe.batch_size)
         raise Stop
 
-    monkeypatch.setattr(training, "Trainer", caught)
+    monkeypatch.setattr(fit, "Trainer", caught)
     words = {k: v for k, v in TINY.items() if k != "batch_size"} | {"model": "uhkd/resnet10", "options": CNN}
     with pytest.raises(Stop):
         uhkd.finetune(out=tmp_path / "words", **words)
@@ -269,11 +270,11 @@ def test_the_same_seed_gives_the_same_student_whatever_the_method(
 ):
     starts: dict[str, dict[str, Tensor]] = {}
 
-    def caught(job: trainer.Job) -> None:
+    def caught(job: Setup) -> None:
         starts[name] = {k: v.clone() for k, v in job.learner.student.state_dict().items()}
         raise Stop
 
-    monkeypatch.setattr(training, "Trainer", caught)
+    monkeypatch.setattr(fit, "Trainer", caught)
     for name, changes in {
         "scratch": {"method": "scratch"},
         "kd": {"method": "kd"},
@@ -393,7 +394,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
 def test_classes_in_another_order_do_not_fit_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.manual_seed(0)
     network = wrap(Net(10), num_classes=10, image_size=8, levels=["first", "second"])
-    network.card = training.replace(network.card, classes=tuple("1023456789"))
+    network.card = replace(network.card, classes=tuple("1023456789"))
     words = pupil("", tmp_path / "run", method="kd", allow_weak_teacher=True) | {"teacher": network}
     uhkd.distill(**words)
     assert "its classes have other names or another order ('1' where the data has '0')" in capsys.readouterr().err
@@ -423,8 +424,8 @@ def test_resuming_a_finished_run_says_so_and_returns_it(
     tuned = uhkd.finetune(model=own, out=tmp_path / "own", **TINY | {"epochs": 1})
     weights = {k: v.clone() for k, v in own.state_dict().items()}
     capsys.readouterr()
-    for name in ("Trainer", "hear"):
-        monkeypatch.setattr(training, name, _never)
+    monkeypatch.setattr(fit, "Trainer", _never)
+    monkeypatch.setattr(setup, "prepare_teachers", _never)
     again = uhkd.distill(**words, resume=True)
     assert "is finished" in capsys.readouterr().err
     assert again.metrics == done.metrics and again.run.path == done.run.path

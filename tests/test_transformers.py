@@ -11,8 +11,8 @@ from torch import nn
 
 import uhkd
 from references.contracts import check_contract
-from uhkd.commands import training
 from uhkd.models import create, load_run, model_names
+from uhkd.training import fit
 
 transformers = pytest.importorskip("transformers")
 
@@ -247,7 +247,7 @@ def test_runs_are_reloaded_by_name_and_as_objects(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Distil from a folder into a student by name, and from an object into an object; eval and predict read both."""
-    monkeypatch.setattr(training, "draw", lambda folder: [])
+    monkeypatch.setattr(fit, "draw", lambda folder: [])
     by_name = uhkd.distill(
         teacher=f"transformers/{folder}",
         student="transformers/convnext",

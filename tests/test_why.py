@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import uhkd
-from uhkd.commands import training
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     tiny |= {"device": "cpu", "precision": "fp32"}
     student = {"student": "uhkd/vit_micro", "student_options": {"embed_dim": 24, "depth": 3, "num_heads": 2}}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda run: [])
+        patched.setattr(fit, "draw", lambda run: [])
         options = {"channels": [8, 12, 16, 24]}
         uhkd.finetune(model="uhkd/resnet10", options=options, out=root / "teacher", **tiny)
         for method, seed in (("kd", 0), ("uhkd", 0), ("uhkd", 1)):

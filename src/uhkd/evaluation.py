@@ -20,6 +20,9 @@ from uhkd.data import Batch
 from uhkd.spectral import max_radius, radial_frequencies, spectrum
 from uhkd.taps import TappedModel
 
+EVAL_BATCH = 256
+"""Images at a time in validation."""
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -17,10 +17,10 @@ import sys
 from uhkd.launching import end_with_launcher
 end_with_launcher()
 from uhkd.__main__ import main
-from uhkd.commands import training
+from uhkd.training import fit
 from uhkd.runs import RunFolder
 RunFolder.drop_checkpoints = lambda self: None
-training.draw = lambda folder: []
+fit.draw = lambda folder: []
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -43,9 +43,8 @@ def arm(kind: str, at: int) -> None:
     """Let this process die at the call number `at` of something."""
     import shutil
 
-    from uhkd.commands import training
     from uhkd.runs import RunFolder, checkpoints
-    from uhkd.training import step, trainer
+    from uhkd.training import fit, step, trainer
 
     if kind == "step":
         step.weigh = deadly(step.weigh, at)
@@ -59,7 +58,7 @@ def arm(kind: str, at: int) -> None:
     elif kind == "metrics":
         RunFolder.write_metrics = deadly(RunFolder.write_metrics, 1 + at % 2)
     elif kind == "end":
-        training.draw = deadly(training.draw, 1)
+        fit.draw = deadly(fit.draw, 1)
         RunFolder.write_model = deadly(RunFolder.write_model, 1 + at % 2)
 
 
@@ -68,13 +67,13 @@ def main() -> None:
     import torch
 
     import uhkd
-    from uhkd.commands import training
     from uhkd.runs import RunFolder
+    from uhkd.training import fit
 
     order = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     RunFolder.drop_checkpoints = lambda self: None  # the last is looked at afterwards
-    training.draw = lambda folder: []  # takes longer than these trainings
+    fit.draw = lambda folder: []  # takes longer than these trainings
     chance, killed, life, tale = random.Random(order["seed"]), 0, 0, []
     while True:
         out = Path(order["out"], f"life-{life}")

@@ -76,14 +76,14 @@ def main() -> None:
     import torch
 
     import uhkd
-    from uhkd.commands import training
     from uhkd.runs import RunFolder
     from uhkd.stored import shards
+    from uhkd.training import fit
 
     order = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     RunFolder.drop_checkpoints = lambda self: None
-    training.draw = lambda folder: []
+    fit.draw = lambda folder: []
     shards._SHARD = 32  # several a view
     chance, tale = random.Random(order["seed"]), []
 

@@ -13,54 +13,53 @@ from filelock import Timeout
 from torch import Tensor, nn
 
 from uhkd.commands.children import end_with_parent, start_child
+from uhkd.commands.objects import merged, take_objects
 from uhkd.commands.recording import hold, write_shards
 from uhkd.commands.storing import layout_of, room
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
+from uhkd.evaluation import EVAL_BATCH
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, check_own, check_place, environment
 from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.taps import TappedModel
-from uhkd.telling import put
+from uhkd.telling import put, say
 from uhkd.text import count
-from uhkd.training import EVAL_BATCH, Teacher
+from uhkd.training import Teacher
 from uhkd.training.cache_checks import check_views
+from uhkd.training.inputs import Inputs, choose_augmentation, open_recipe_data, tell_augmentation
 from uhkd.training.load_teacher import prepare_teacher, save_probe, settle_ftm
-from uhkd.training.setup import (
-    choose_augmentation,
-    choose_device,
-    choose_workers,
-    make_fabric,
-    open_recipe_data,
-    say,
-    tell_augmentation,
-    tell_machine,
-)
+from uhkd.training.machine import choose_device, choose_workers, make_fabric, tell_machine
 
 
 def cache(
-    asked: CacheRecipe,
-    *,
-    teacher: nn.Module | None = None,
-    data: Any = None,
-    admit: Callable[[Stored], None] | None = None,
+    recipe: CacheRecipe | None = None, *, admit: Callable[[Stored], None] | None = None, **options: Any
 ) -> Stored:
-    """Store what a teacher says; `teacher` and `data` replace the recipe's words by objects of the user's own.
+    """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
 
-    admit: called with the cache when its sizes are known and before its records are written; may refuse by a ValueError.
+    Interrupted and started again it resumes, shard by shard; the same command beside it adds a process; only shards that are
+    missing or damaged are written anew; more `views` are added to those that are there.
+
+    Args:
+        recipe: a whole recipe; options given beside it take precedence.
+        admit: called with the cache when its sizes are known and before its records are written; may raise a ValueError.
+        options: fields of the recipe by name (see `uhkd.recipe.CacheRecipe`). `teacher` may also be a `torch.nn.Module`, `data`
+            a map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
     Raises:
         ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
             (differing fields named), folders in it that are links, or too little room on the disk.
     """
+    objects = take_objects(options, ("teacher", "data"))
+    asked = build(CacheRecipe, merged(recipe, options))
     folder = Path(asked.out)
-    if asked.jobs > 1 and (teacher is not None or data is not None):
+    if asked.jobs > 1 and objects:
         raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
-    work = Work(asked, teacher, data)
+    work = Work(asked, objects.get("teacher"), objects.get("data"))
     if admit is not None:
         admit(work.stored)
     work.announce()
@@ -127,9 +126,8 @@ class Work:
             # what an earlier try may have left when it was killed, perhaps by other words
             for leftover in (*self.folder.glob(".*.tmp"), *(() if begun else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
-            network, evaluation = prepare_teacher(
-                asked, self.data, self.fabric, self.run, self.workers, module, judged=begun
-            )
+            self.inputs = Inputs(data=self.data, fabric=self.fabric, folder=self.run, workers=self.workers)
+            network, evaluation = prepare_teacher(asked, self.inputs, module, judged=begun)
             save_probe(network, self.run)
             if begun:
                 self.stored = Stored(self.folder)
@@ -171,7 +169,7 @@ class Work:
         room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
-            settle_ftm(teacher, data, self.augmentation, asked.seed, self.fabric, self.workers)
+            settle_ftm(teacher, self.inputs, self.augmentation, asked.seed)
         images = first_images(
             eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
             DIAGNOSTIC_IMAGES,

@@ -15,8 +15,9 @@ from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
+from uhkd.telling import say
 from uhkd.text import count
-from uhkd.training.setup import open_recipe_data, say
+from uhkd.training.inputs import open_recipe_data
 
 
 def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]:

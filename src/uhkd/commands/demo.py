@@ -10,7 +10,7 @@ from uhkd.data import usable_cores
 from uhkd.pictures import draw_curves, draw_spectra
 from uhkd.recipe import build
 from uhkd.runs import RunFolder
-from uhkd.training.setup import say
+from uhkd.telling import say
 
 STUDENTS = ("vit", "mlp")
 METHODS = ("scratch", "kd", "twin_a", "uhkd")

@@ -22,9 +22,8 @@ from uhkd.export.snippets import here, opened
 from uhkd.recipe import build
 from uhkd.runs import check_place, write_atomically
 from uhkd.taps import TappedModel
-from uhkd.telling import show
+from uhkd.telling import say, show
 from uhkd.text import shown
-from uhkd.training.setup import say
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
 _TOLERANCE = 1e-3

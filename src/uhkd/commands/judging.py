@@ -23,7 +23,7 @@ from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.telling import put, say, show
 from uhkd.text import shown
-from uhkd.training.setup import image_size
+from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 
 

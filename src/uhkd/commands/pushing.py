@@ -18,9 +18,8 @@ from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.runs import write_atomically
 from uhkd.taps import TappedModel
-from uhkd.telling import put, show
+from uhkd.telling import put, say, show
 from uhkd.text import shown, shown_lines
-from uhkd.training.setup import say
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 

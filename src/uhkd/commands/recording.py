@@ -14,8 +14,8 @@ from torch import Tensor
 from uhkd.data import Data, Span, span_loader
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.stored import Shard, Stored, picture_sums
+from uhkd.telling import say
 from uhkd.training import Teacher
-from uhkd.training.setup import say
 
 _TELL = 15.0  # seconds between two lines on how far it is
 

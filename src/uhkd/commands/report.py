@@ -10,7 +10,7 @@ from uhkd.arguments import ReportArguments
 from uhkd.recipe import build
 from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
 from uhkd.runs import check_own, check_place, read_mapping, write_atomically
-from uhkd.training.setup import say
+from uhkd.telling import say
 
 _NAME = "report.html"
 

@@ -12,11 +12,12 @@ from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
 from uhkd.runs import RunFolder
 from uhkd.stored import DamagedShard, Stored, picture_sums
-from uhkd.telling import put
+from uhkd.telling import put, say
 from uhkd.training import Teacher
 from uhkd.training.cache_checks import other_data
+from uhkd.training.inputs import Inputs, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
-from uhkd.training.setup import choose_device, make_fabric, open_recipe_data, say
+from uhkd.training.machine import choose_device, make_fabric
 
 # how far a signal made anew may lie from the first one beyond the rounding of its storage, as a share of the field's root mean
 # square: a network's own rounding depends on the batch and the machine
@@ -67,7 +68,8 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> dict[str, float]:
     if stored.differences({"data": data.fingerprint}):
         differing = [other_data(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
-    network, _ = prepare_teacher(recipe, data, fabric, RunFolder(stored.folder), 0, judged=True)
+    inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
+    network, _ = prepare_teacher(recipe, inputs, judged=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
         raise ValueError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
     teacher = Teacher(network, manifest.target, fabric.autocast)

@@ -9,19 +9,15 @@ from uhkd.training.loggers import check_loggers
 from uhkd.training.optimizer import FUSED
 from uhkd.training.schedule import lr_factor
 from uhkd.training.teacher import Teacher, Teachers, at_chance, calibrate
-from uhkd.training.trainer import EVAL_BATCH, Job, Trainer
 
 __all__ = [
-    "EVAL_BATCH",
     "FUSED",
     "Balance",
-    "Job",
     "Lead",
     "Learner",
     "StoredTeacher",
     "Teacher",
     "Teachers",
-    "Trainer",
     "at_chance",
     "calibrate",
     "check_loggers",

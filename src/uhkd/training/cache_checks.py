@@ -13,7 +13,8 @@ from uhkd.recipe import DataWords, DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.stored import DamagedShard, Stored, picture_sums
 from uhkd.taps import TappedModel
-from uhkd.training.setup import choose_augmentation, say
+from uhkd.telling import say
+from uhkd.training.inputs import choose_augmentation
 
 _LOOKED_AT = 64  # views made anew and compared with those that the teacher saw before a cache is used
 _OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice to others, here to the cache

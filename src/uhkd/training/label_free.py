@@ -8,14 +8,14 @@ import torch
 from lightning_fabric import Fabric
 
 from uhkd.data import Data, Source, eval_loader, open_data
-from uhkd.evaluation import Evaluation, predict_logits
+from uhkd.evaluation import EVAL_BATCH, Evaluation, predict_logits
 from uhkd.methods import without_labels
 from uhkd.probing import Probe, embed, probe
 from uhkd.recipe import DistillRecipe
 from uhkd.stored import Stored
 from uhkd.taps import TappedModel
-from uhkd.training import EVAL_BATCH
-from uhkd.training.setup import image_size, say
+from uhkd.telling import say
+from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 
 

@@ -4,29 +4,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.evaluation import Evaluation, evaluate
+from uhkd.evaluation import EVAL_BATCH, Evaluation, evaluate
 from uhkd.methods import Distiller, matching_of, place_of
 from uhkd.models import brings_weights, create, own_size, wrap
 from uhkd.probing import embed, fit_linear_probe
-from uhkd.recipe import CacheRecipe, DistillRecipe, TrainRecipe
+from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.taps import TappedModel
-from uhkd.training import EVAL_BATCH, Learner, Teacher, Teachers, at_chance, calibrate, check_tensors
+from uhkd.telling import say
+from uhkd.training.checkpoint_checks import check_tensors
+from uhkd.training.inputs import Inputs, image_size
 from uhkd.training.label_free import Judge
-from uhkd.training.setup import image_size, say
+from uhkd.training.learner import Learner
 from uhkd.training.summary import KINDS
-from uhkd.training.teacher import Autocast
+from uhkd.training.teacher import Autocast, Teacher, Teachers, at_chance, calibrate
 
 _CALIBRATION_IMAGES = 1024
 
 
-def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, data: Data) -> TappedModel:
+def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, inputs: Inputs) -> TappedModel:
     """The recipe's teacher with its own head, or the user's own module.
 
     Without a word on its weights a run folder brings its own and a named network its pretrained ones.
@@ -36,7 +37,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     if isinstance(module, TappedModel):
         return module
     if module is not None:
-        size = own_size(module) or data.native_size
+        size = own_size(module) or inputs.data.native_size
         return wrap(module, num_classes=None, image_size=size, levels=levels)
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
@@ -47,6 +48,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
                 "have seen validation images, and its accuracy below may be too good"
             )
     start = recipe.teacher_start or ("random" if brings_weights(recipe.teacher) else "pretrained")
+    start = inputs.start_of(recipe.teacher, start)
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
     except ValueError as error:
@@ -58,30 +60,28 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
 
 def prepare_teacher(
     recipe: DistillRecipe | CacheRecipe,
-    data: Data,
-    fabric: Fabric,
-    folder: RunFolder,
-    workers: int,
+    inputs: Inputs,
     module: nn.Module | None = None,
     *,
     judged: bool = False,
     judge: Judge | None = None,
     number: int | None = None,
 ) -> tuple[TappedModel, Evaluation | None]:
-    """A teacher that fits the data's classes and beats chance, sealed, and what it says of the validation images.
+    """Return a teacher that fits the data's classes and beats chance, and its evaluation on the validation images.
 
-    judged: its accuracy was seen before; it is then not evaluated. judge: what its embedding is measured by where the data has
-    no labels, on images of its own; without it nothing is known of its worth. number: of one among several teachers.
+    judged: its accuracy was measured before; it is then not evaluated. judge: what its embedding is measured by where the data
+    has no labels, on images of its own; without it its accuracy is unknown. number: of one among several teachers.
 
     Raises:
         ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
     """
-    teacher = load_teacher(recipe, module, data).to(fabric.device).eval()
+    data, fabric = inputs.data, inputs.fabric
+    teacher = load_teacher(recipe, module, inputs).to(fabric.device).eval()
     for note in teacher.notes:
         say(f"  teacher: {note}")
     classes = len(data.classes)
     if not classes:
-        return teacher, _unlabelled(teacher, recipe, judge)
+        return teacher, _unlabelled(teacher, recipe, None if inputs.dry_run else judge)
     fits, why = _head_fits(teacher, data)
     if recipe.teacher_head == "keep" and not fits:
         raise ValueError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
@@ -91,11 +91,11 @@ def prepare_teacher(
             raise ValueError(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
-        _probe(teacher, data, fabric, folder.probe_of(number), workers, why or "teacher_head=probe")
-    if judged:
+        _probe(teacher, inputs, inputs.folder.probe_of(number), why or "teacher_head=probe")
+    if judged or inputs.dry_run:
         return teacher, None
     size = image_size(data, [teacher])
-    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
+    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
@@ -154,10 +154,13 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
     return True, ""
 
 
-def _probe(teacher: TappedModel, data: Data, fabric: Fabric, file: Path, workers: int, why: str) -> None:
+def _probe(teacher: TappedModel, inputs: Inputs, file: Path, why: str) -> None:
     assert teacher.shapes.embedding is not None
-    if file.is_file():
-        probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
+    data, fabric = inputs.data, inputs.fabric
+    probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
+    if inputs.dry_run:
+        say(f"  a linear probe would be trained on the teacher's embedding of {len(data.train):,} images")
+    elif file.is_file():
         try:
             state = load_file(file)
             check_tensors(state, probe.state_dict(), state)
@@ -168,7 +171,7 @@ def _probe(teacher: TappedModel, data: Data, fabric: Fabric, file: Path, workers
     else:
         say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
         size = image_size(data, [teacher])
-        loader = eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=workers, device=fabric.device)
+        loader = eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
         probe = fit_linear_probe(*embed(teacher, loader, fabric.device, fabric.autocast), len(data.classes))
     teacher.set_probe(probe.to(fabric.device))
 
@@ -196,35 +199,26 @@ def seal(networks: Sequence[TappedModel], learner: Learner, autocast: Autocast) 
     return Teachers(each, place_of(next(matching, "")))
 
 
-def restore_ftm(
-    teacher: Teacher,
-    recipe: TrainRecipe,
-    data: Data,
-    augmentation: Augmentation,
-    fabric: Fabric,
-    folder: RunFolder,
-    workers: int,
-) -> None:
-    """Statistics of the FTM from the checkpoint, or from one pass over training images."""
+def restore_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
+    """Load the statistics of the FTM from the checkpoint, or measure them in one pass over training images."""
     assert teacher.ftm is not None
     own = teacher.kept()
 
     def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
         return {k: v for k, v in checkpoint.tensors.items() if k.startswith(teacher.prefix)}
 
-    found = folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
+    found = inputs.folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
     if found is not None:
         teacher.ftm.load_state_dict({k.removeprefix(teacher.prefix): v for k, v in saved(found).items()})
         return
-    settle_ftm(teacher, data, augmentation, recipe.seed, fabric, workers)
+    settle_ftm(teacher, inputs, augmentation, seed)
     # two devices may order or sign principal channels otherwise
-    teacher.ftm.load_state_dict(fabric.broadcast(teacher.ftm.state_dict()))
+    teacher.ftm.load_state_dict(inputs.fabric.broadcast(teacher.ftm.state_dict()))
 
 
-def settle_ftm(
-    teacher: Teacher, data: Data, augmentation: Augmentation, seed: int, fabric: Fabric, workers: int
-) -> None:
-    """Fix the FTM's statistics by one pass over un-mixed training images of view 0."""
+def settle_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
+    """Measure the statistics of the FTM in one pass over un-mixed training images of view 0."""
+    data, device = inputs.data, inputs.fabric.device
     loader = train_loader(
         data.train,
         replace(augmentation, mixup=0.0, cutmix=0.0),
@@ -232,9 +226,9 @@ def settle_ftm(
         batch_size=min(EVAL_BATCH, len(data.train)),
         epochs=1,
         num_classes=len(data.classes),
-        workers=workers,
-        device=fabric.device,
+        workers=inputs.workers,
+        device=device,
     )
     assert teacher.ftm is not None
-    used = calibrate(teacher, loader, fabric.device, min(_CALIBRATION_IMAGES, len(data.train)))
+    used = calibrate(teacher, loader, device, min(_CALIBRATION_IMAGES, len(data.train)))
     say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")

@@ -1,170 +1,233 @@
-"""What every training settles before its first step: device, precision, sizes, augmentation, folder; each with its reason."""
+"""Assemble a training once: from a recipe to data, networks, teachers and losses, for a real run as for a dry run."""
 
-import logging
-import os
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import MixedPrecision
+from torch import nn
 
-from uhkd.data import Augmentation, Data, Sharding, in_memory, open_data, usable_cores
-from uhkd.launching import end_with_launcher
-from uhkd.recipe import DataWords, MachineWords, TrainRecipe, ViewWords
+from uhkd.data import Augmentation
+from uhkd.methods import Distiller, check
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
 from uhkd.runs import RunFolder
+from uhkd.stored import Stored
 from uhkd.taps import TappedModel
-from uhkd.telling import say, verbose
-from uhkd.training import FUSED, make_deterministic
+from uhkd.telling import say
+from uhkd.training.cache_checks import follow, tell_other_views
+from uhkd.training.cached_teacher import StoredTeacher, check_needs
+from uhkd.training.inputs import (
+    Inputs,
+    choose_augmentation,
+    fit_batch,
+    image_size,
+    open_recipe_data,
+    run_folder,
+    tell_augmentation,
+)
+from uhkd.training.label_free import agreement, described, open_judge, tell_unreached
+from uhkd.training.learner import Learner
+from uhkd.training.load_teacher import seal
+from uhkd.training.loggers import check_loggers
+from uhkd.training.machine import choose_device, choose_workers, make_fabric, tell_machine
+from uhkd.training.students import check_labels, first_network, freeze_unreached
+from uhkd.training.teacher import Teacher, Teachers
+from uhkd.training.teachers import (
+    PreparedTeacher,
+    balance_of,
+    distillers_of,
+    facts_of_teachers,
+    prepare_teachers,
+    settle_balance,
+    student_classes,
+)
 
-RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
-_SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
+@dataclass(kw_only=True)
+class Setup(Inputs):
+    """All that one training needs.
+
+    Args:
+        recipe: with every default chosen.
+        finished: whether the run to be resumed is finished; there are no networks then.
+        teachers: as loaded, with their share of the loss and facts for result.json.
+        learner: student and losses.
+        teacher: what gives the targets of a batch; None without a teacher.
+        augmentation: of the training images.
+        val_size: height and width of validation images in pixels.
+        judge: measures the student in place of the accuracy, where there are no labels.
+        facts: for result.json.
+    """
+
+    recipe: TrainRecipe
+    finished: bool = False
+    teachers: list[PreparedTeacher] = field(default_factory=list)
+    learner: Learner = field(init=False)
+    teacher: Teacher | Teachers | StoredTeacher | None = None
+    augmentation: Augmentation = field(init=False)
+    val_size: tuple[int, int] = field(init=False)
+    judge: Callable[[TappedModel], dict[str, float]] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> list[TappedModel]:
+        """The teachers that run beside the student."""
+        return [one.source for one in self.teachers if isinstance(one.source, TappedModel)]
+
+    @property
+    def live_teachers(self) -> tuple[Teacher, ...]:
+        """The same, as sources of targets."""
+        return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | Teachers) else ()
+
+    @property
+    def ce_weight(self) -> float:
+        """Weight of the cross-entropy."""
+        return float(getattr(self.recipe, "weights", {}).get("ce", 1.0))
 
 
-def fast_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 natively."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(word in flags.read_text(encoding="utf-8") for word in ("avx512_bf16", "amx_bf16"))
+def prepare(
+    recipe: FinetuneRecipe | DistillRecipe,
+    *,
+    model: nn.Module | None = None,
+    teacher: nn.Module | Sequence[nn.Module | None] | None = None,
+    data: Any = None,
+    dry_run: bool = False,
+) -> Setup:
+    """Assemble a training; nothing is written.
 
-
-def choose_device(recipe: MachineWords) -> tuple[str, str]:
-    """(device, precision), both settled.
+    Args:
+        recipe: what to train on what, and how.
+        model: network to train, in place of the recipe's name.
+        teacher: likewise; of several teachers a list, with None where the recipe's name counts.
+        data: a Dataset or a pair of them, in place of the recipe's.
+        dry_run: see `Setup`.
 
     Raises:
-        ValueError: when a GPU is asked for and there is none.
+        ValueError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
     """
-    device = recipe.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch"
-        )
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bf16" if fast_bf16(device) else "fp32"
-    return device, precision
-
-
-def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
-    """Say what a training runs on, and why in this way."""
-    if recipe.precision != "auto":
-        why = "as asked"
-    elif precision == "bf16":
-        why = f"the {'GPU' if device == 'cuda' else 'processor'} multiplies bfloat16 natively"
+    for one, _ in recipe.taught() if isinstance(recipe, DistillRecipe) else ():
+        check(one.method, one.settings, one.weights)
+    setup = _open(recipe, data, dry_run)
+    if setup.finished:
+        return setup
+    if isinstance(setup.recipe, DistillRecipe):
+        assert isinstance(recipe, DistillRecipe)
+        _add_networks(setup, setup.recipe, recipe, model, teacher)
     else:
-        why = f"the {'GPU' if device == 'cuda' else 'processor'} has no fast bfloat16"
-    chosen = ["channels last"]
-    if getattr(recipe, "optimizer", None) in FUSED:
-        chosen.append("fused optimizer")
-    if (compiled := getattr(recipe, "compile", None)) is not None:
-        hardly = " (it hardly pays on a CPU: docs/performance.md)" if device == "cpu" else ""
-        chosen.append(f"{'compiled' if compiled else 'not compiled'}{hardly}")
-    if recipe.deterministic and device == "cuda":
-        chosen.append("deterministic")
-    threads = torch.get_num_threads()
-    chosen.append(f"{threads} CPU thread{'s' * (threads > 1)}")
-    say(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
+        assert isinstance(setup.recipe, FinetuneRecipe)
+        _add_network(setup, setup.recipe, model)
+    setup.learner.to(memory_format=torch.channels_last)
+    _add_views(setup)
+    return setup
 
 
-class _Bf16(MixedPrecision):
-    """bf16 autocast that leaves a module's inputs alone: Fabric's own would round images, targets and spectra too."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__("bf16-mixed", device)
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started, on this machine and on others.
-
-    deterministic: see `make_deterministic`; a CPU repeats to the bit by itself.
-    """
-    if deterministic and device == "cuda":
-        make_deterministic()
-    here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    end_with_launcher()
-    # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-    if not verbose():  # each process would say that it joins
-        logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
-    fabric = Fabric(
-        accelerator=device,
-        devices=here,
-        num_nodes=everywhere // here,
-        strategy="ddp" if everywhere > 1 else "auto",
-        plugins=_Bf16(device) if precision == "bf16" else None,
+def _open(asked: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Setup:
+    """Choose machine, processes, data and batch size, and check that the folder can be written, before anything slow."""
+    recipe = asked
+    check_loggers(recipe.log)
+    device, precision = choose_device(recipe)
+    fabric = make_fabric(device, precision, recipe.deterministic)
+    # a name with the time in it is one for all processes
+    label = recipe.method if isinstance(recipe, DistillRecipe) else "finetune"
+    folder = RunFolder(fabric.broadcast(str(run_folder(recipe, label).path)))
+    resumed = recipe.resume and folder.started()
+    if not resumed:
+        folder.check({}, resume=recipe.resume)
+    tell_machine(recipe, device, precision)
+    opened = open_recipe_data(recipe, data)
+    if isinstance(recipe, DistillRecipe):
+        if recipe.teacher_cache is not None:
+            recipe = follow(recipe, folder)
+        recipe = settle_balance(recipe, folder if resumed else None)
+    recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
+    if recipe.batch_size % fabric.world_size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} must be a multiple of the number of processes, {fabric.world_size}; for example "
+            f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
+        )
+    if recipe.resume:
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults(), translate=as_recorded)
+    fabric.barrier()  # nobody writes before all have looked
+    workers = choose_workers(recipe, opened, fabric.device.type)
+    return Setup(
+        recipe=recipe,
+        fabric=fabric,
+        folder=folder,
+        data=opened,
+        workers=workers,
+        dry_run=dry_run,
+        finished=recipe.resume and folder.result.is_file() and not dry_run,
     )
-    fabric.launch()
-    return fabric
 
 
-def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
-    """The recipe's data, announced. `data` replaces the recipe's word when a user gives a Dataset object."""
-    opened = open_data(
-        recipe.data if data is None else data,
-        val_fraction=recipe.val_fraction,
-        train_limit=recipe.train_limit,
-        skip_bad_images=recipe.skip_bad_images,
-        class_names=class_names,
-        shards=Sharding(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
-        labels=not recipe.unlabelled,
-    )
-    test = "" if opened.test is None else f", {len(opened.test)} test"
-    say(
-        f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
-        f"{len(opened.classes) or 'no'} classes"
-    )
-    for note in opened.notes:
-        say(f"  {note}")
-    return opened
+def _add_network(setup: Setup, recipe: FinetuneRecipe, model: nn.Module | None) -> None:
+    """Add the network of a training on labels alone."""
+    check_labels(setup.data)
+    network = first_network(recipe, setup, model, len(setup.data.classes))
+    setup.learner = Learner(network.to(setup.fabric.device), nn.ModuleDict(), recipe.label_smoothing)
+    setup.facts = {"verb": "finetune", "model": recipe.model}
 
 
-def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
-    """As large as the largest of the networks wants images, but never larger than they all are on disk.
+def _add_networks(
+    setup: Setup,
+    recipe: DistillRecipe,
+    asked: DistillRecipe,
+    model: nn.Module | None,
+    modules: nn.Module | Sequence[nn.Module | None] | None,
+) -> None:
+    """Add student, teachers, losses and balance. `asked`: the recipe before its cache filled in what it left open."""
+    data, fabric = setup.data, setup.fabric
+    judge = open_judge(recipe, data, fabric, setup.workers)
+    # without labels the student's classes are the teacher's; with them a student that cannot be built is refused sooner
+    teachers = [] if data.classes else prepare_teachers(recipe, modules, setup, judge)
+    classes, names = student_classes(data, teachers)
+    network = first_network(recipe, setup, model, classes).to(fabric.device)
+    setup.teachers = teachers = teachers or prepare_teachers(recipe, modules, setup, judge)
+    for one in teachers:
+        if isinstance(one.source, Stored):
+            tell_other_views(asked, data, network, one.source)
+    torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
+    distillers = distillers_of(teachers, network, classes, data).to(fabric.device)
+    balance = balance_of(recipe, teachers, distillers, classes, labels=bool(data.classes))
+    setup.learner = Learner(network, distillers, recipe.label_smoothing, balance)
+    setup.facts = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
+    setup.facts |= facts_of_teachers(teachers)
+    setup.facts |= {"balance": recipe.balance, "balance_settings": recipe.balance_settings}
+    if data.classes:
+        return
+    network.card = replace(network.card, classes=names)
+    tell_unreached(freeze_unreached(network, setup.learner.student_needs), setup.learner.student_needs)
+    if setup.dry_run:
+        return
+    if judge is not None:
+        setup.facts["probe"] = described(judge, network)
+    source = next(one.source for one in teachers if one.source is not None)
+    setup.judge = judge or agreement(source, classes, data, fabric, setup.workers)
 
-    Each network resizes for itself, and upsampling twice would only blur.
-    """
-    height, width = (max(n.input_size[axis] for n in networks) for axis in (0, 1))
-    if data.native_size is None:
-        return height, width
-    return min(height, data.native_size[0]), min(width, data.native_size[1])
 
-
-def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
-    """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
-    size = image_size(data, networks)
-    crop = recipe.crop
-    if crop == "auto":
-        # by the trained network alone, so that a scratch baseline sees what a distilled student sees
-        crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
-    flip = data.flip if recipe.flip is None else recipe.flip
-    names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
-    return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
-
-
-def tell_augmentation(own: Augmentation) -> None:
-    """Say how large images are and how they are varied."""
-    said = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
-    said.append(f"flip {'on' if own.flip else 'off'}")
-    if own.randaugment is not None:
-        said.append(f"randaugment {own.randaugment}")
-    if own.color_jitter:
-        left_out = "" if own.jitters else " left out beside randaugment"
-        said.append(f"color_jitter {own.color_jitter:g}{left_out}")
-    said += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
-    say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
+def _add_views(setup: Setup) -> None:
+    """Add image sizes and augmentation, and the teachers as sources of targets."""
+    learner, networks = setup.learner, setup.networks
+    stored = next((one.source for one in setup.teachers if isinstance(one.source, Stored)), None)  # then it is alone
+    if stored is None:
+        setup.augmentation = choose_augmentation(setup.recipe, setup.data, [learner.student, *networks])
+    else:
+        setup.augmentation = stored.manifest.augmentation
+    tell_augmentation(setup.augmentation)
+    setup.val_size = image_size(setup.data, [learner.student])  # as in `uhkd eval`, whatever size the teacher takes
+    if stored is not None:
+        losses = {name: loss for name, loss in learner.distillers.items() if isinstance(loss, Distiller)}
+        for name, loss in losses.items():
+            check_needs(name, loss.needs, stored)
+        assert isinstance(setup.recipe, DistillRecipe)
+        target = next((loss.needs.target for loss in losses.values() if loss.needs.target), None)
+        setup.teacher = StoredTeacher(stored, target, setup.recipe.teacher_views)
+    elif networks:
+        setup.teacher = seal(networks, learner, setup.fabric.autocast)
 
 
 def tell_loss(weights: Mapping[str, float], *, labels: bool) -> None:
-    """Say what a loss of more than the cross-entropy is made of: its first values surprise beside finetune's.
+    """Print the terms of a loss of more than the cross-entropy, whose values are larger than those of finetune.
 
     labels: without them there is no cross-entropy.
     """
@@ -172,44 +235,3 @@ def tell_loss(weights: Mapping[str, float], *, labels: bool) -> None:
     if len(parts) > 1:
         end = ": not to be compared with that of finetune, which is ce alone" if labels else ""
         say(f"  loss = {' + '.join(parts)}{end}")
-
-
-def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:
-    """Loader processes: for small images in memory none, or up to 4 to feed a GPU; otherwise one a core, at most 8."""
-    if recipe.workers is not None:
-        return recipe.workers
-    cores = usable_cores()
-    if in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
-        # A GPU would wait while this process makes a batch; a few others have the next ready. A CPU is busy either way.
-        return min(4, cores) if device == "cuda" else 0
-    return min(8, cores)
-
-
-def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:
-    """The folder named by the recipe, or a new one under runs/."""
-    name = recipe.out or f"runs/{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return RunFolder(name)
-
-
-def fit_batch(recipe: RecipeT, data: Data) -> RecipeT:
-    """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
-
-    Raises:
-        ValueError: for a batch larger than the training part, or pieces too small to standardise features over.
-    """
-    images = len(data.train)
-    if "batch_size" not in recipe.model_fields_set and recipe.accumulate == 1 and recipe.batch_size > images // 4:
-        fitting = max(1, images // 4 // recipe.lanes) * recipe.lanes
-        recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
-        say(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
-    if recipe.batch_size > images:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
-            f"use --batch-size {max(2, images // 4)} or less"
-        )
-    if recipe.batch_size // recipe.accumulate < 2:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} in {recipe.accumulate} parts leaves {recipe.batch_size // recipe.accumulate} "
-            "image a part; batch statistics need at least 2"
-        )
-    return recipe

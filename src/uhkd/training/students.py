@@ -1,35 +1,32 @@
 """The network to train: its first weights, what its method reaches of it, and its state when a finished run is opened again."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import nn
 
 from uhkd.data import Data
 from uhkd.models import ModelCard, create, load_run, own_size, read_safetensors, wrap
-from uhkd.recipe import TrainRecipe
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.taps import TappedModel
 from uhkd.taps.quiet import probe_images
-from uhkd.training.setup import say
+from uhkd.telling import say
+from uhkd.training.inputs import Inputs
 
 
-def first_network(
-    module: nn.Module | None,
-    name: str,
-    start: str,
-    options: dict[str, Any],
-    levels: Sequence[str] | None,
-    recipe: TrainRecipe,
-    data: Data,
-    classes: int,
-) -> TappedModel:
-    """The network to train, with a head for `classes` (0: none): the same first weights for the same seed, whatever the method.
+def first_network(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None, classes: int) -> TappedModel:
+    """Return the network to train, with a head for `classes` (0: none); the first weights depend on the seed, not on the method.
+
+    module: in place of the recipe's name.
 
     Raises:
         ValueError: for a name, option or module that cannot be used, or a module with another head.
     """
+    if isinstance(recipe, DistillRecipe):
+        name, start = recipe.student, recipe.student_start
+        options, levels = recipe.student_options, recipe.student_levels
+    else:
+        assert isinstance(recipe, FinetuneRecipe)
+        name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
     if isinstance(module, TappedModel):
         if (module.shapes.logits or 0) != classes:
@@ -39,11 +36,16 @@ def first_network(
             raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
-        size = recipe.image_size or own_size(module) or data.native_size
+        size = recipe.image_size or own_size(module) or inputs.data.native_size
         network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
     else:
         network = create(
-            name, num_classes=classes, start=start, image_size=recipe.image_size, options=options, levels=levels or 4
+            name,
+            num_classes=classes,
+            start=inputs.start_of(name, start),
+            image_size=recipe.image_size,
+            options=options,
+            levels=levels or 4,
         )
     for note in network.notes:
         say(f"  {note}")

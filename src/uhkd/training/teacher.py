@@ -55,6 +55,10 @@ class Teacher:
         maps = said.maps if "maps" in needs else None
         return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
 
+    def each_teacher(self) -> tuple["Teacher", ...]:
+        """Return the teachers: itself alone."""
+        return (self,)
+
     def reference(self, images: Tensor) -> Reference:
         """What diagnostics show of it on images (N, 3, H, W) in [0, 1]."""
         return reference(self.network, images, self.autocast, self.ftm)
@@ -76,6 +80,10 @@ class Teachers:
 
     def __init__(self, each: Sequence[tuple[Teacher, frozenset[str]]], shown: int = 0) -> None:
         self.each, self.shown = tuple(each), shown
+
+    def each_teacher(self) -> tuple[Teacher, ...]:
+        """Return the teachers, in order."""
+        return tuple(teacher for teacher, _ in self.each)
 
     def drop(self, place: int) -> None:
         """Leave a teacher out of every further step."""

@@ -1,10 +1,9 @@
-"""Whom a student hears: one teacher or several, live or stored, each with its method, its words and its share of the loss."""
+"""The teachers of a student: one or several, live or stored, each with its method, its settings and its share of the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_fabric import Fabric
 from torch import nn
 
 from uhkd.data import Data
@@ -15,30 +14,20 @@ from uhkd.recipe import DistillRecipe, as_recorded, balance_settings
 from uhkd.runs import RunFolder
 from uhkd.stored import Stored
 from uhkd.taps import Shapes, SideShapes, TappedModel
+from uhkd.telling import say
 from uhkd.text import shown
-from uhkd.training import Balance, Lead, make_balance
+from uhkd.training.balance import Balance, Lead, make_balance
 from uhkd.training.cache_checks import facts_of, open_stored
+from uhkd.training.inputs import Inputs
 from uhkd.training.label_free import Judge, weights_without_labels
 from uhkd.training.load_teacher import prepare_teacher
-from uhkd.training.setup import say
 
 
 @dataclass(frozen=True)
-class Call:
-    """What is needed to get teachers ready."""
+class PreparedTeacher:
+    """A teacher of one student: its recipe, network or cache, the weights of its terms, its share of the loss, and facts.
 
-    data: Data
-    fabric: Fabric
-    folder: RunFolder
-    workers: int
-    judge: Judge | None
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A teacher as one student hears it: the recipe with its words, itself, the weights of its terms, its share, and facts.
-
-    said: what it says of the validation images, where they have labels and it is live. Of scratch there is one without teacher.
+    evaluation: on the validation images, where they have labels and it is live. The method scratch has one without source.
     """
 
     recipe: DistillRecipe
@@ -46,7 +35,7 @@ class Voice:
     weights: dict[str, float]
     share: float
     facts: dict[str, Any]
-    said: Evaluation | None = None
+    evaluation: Evaluation | None = None
 
     @property
     def shapes(self) -> SideShapes | None:
@@ -59,47 +48,42 @@ class Voice:
         return () if card is None else tuple(card.classes)
 
 
-def hear(recipe: DistillRecipe, modules: nn.Module | Sequence[nn.Module | None] | None, call: Call) -> list[Voice]:
-    """The recipe's teachers, ready to speak; `modules` replace its words by objects of the user's own.
+def prepare_teachers(
+    recipe: DistillRecipe, modules: nn.Module | Sequence[nn.Module | None] | None, inputs: Inputs, judge: Judge | None
+) -> list[PreparedTeacher]:
+    """Return the recipe's teachers, ready for use; `modules` replace its names.
 
     Raises:
-        ValueError: for a teacher that cannot be used, or knows no more than chance.
+        ValueError: for a teacher that cannot be used, or is at chance level.
     """
     taught = recipe.taught()
     if modules is None or isinstance(modules, nn.Module):
         modules = [modules] * len(taught)
-    voices = []
+    teachers = []
     for number, ((one, share), module) in enumerate(zip(taught, modules, strict=True), 1):
         if len(taught) > 1:
             say(f"teacher {number} of {len(taught)}: {one.teacher}, by {one.method}, share {share:.0%}")
-        source, facts, said = None, {}, None
+        source, facts, evaluation = None, {}, None
         if one.method == "scratch":
             pass
         elif one.teacher_cache is not None:
-            source = open_stored(one, call.data, module)
+            source = open_stored(one, inputs.data, module)
             facts = facts_of(source, one)
         else:
-            source, said = prepare_teacher(
-                one,
-                call.data,
-                call.fabric,
-                call.folder,
-                call.workers,
-                module,
-                judge=call.judge,
-                number=number if len(taught) > 1 else None,
+            source, evaluation = prepare_teacher(
+                one, inputs, module, judge=judge, number=number if len(taught) > 1 else None
             )
             facts = {
                 "teacher": one.teacher,
-                "teacher_metrics": said.metrics if said else {},
+                "teacher_metrics": evaluation.metrics if evaluation else {},
                 "teacher_fingerprint": fingerprint(source),
             }
-        weights = one.weights if call.data.classes else weights_without_labels(one, source)
-        voices.append(Voice(one, source, weights, share, facts, said))
-    return voices
+        weights = one.weights if inputs.data.classes else weights_without_labels(one, source)
+        teachers.append(PreparedTeacher(one, source, weights, share, facts, evaluation))
+    return teachers
 
 
-def student_classes(data: Data, voices: Sequence[Voice]) -> tuple[int, tuple[str, ...]]:
+def student_classes(data: Data, teachers: Sequence[PreparedTeacher]) -> tuple[int, tuple[str, ...]]:
     """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count.
 
     Raises:
@@ -108,15 +92,15 @@ def student_classes(data: Data, voices: Sequence[Voice]) -> tuple[int, tuple[str
     if data.classes:
         return len(data.classes), data.classes
     heard = []
-    for voice in voices:
-        logits = voice.shapes and voice.shapes.logits
-        if logits and compares_logits(voice.recipe.method, voice.recipe.settings, voice.weights):
-            heard.append((voice, logits, voice.names if len(voice.names) == logits else ()))
-    named = [(voice, names) for voice, _, names in heard if names]
-    for voice, names in named[1:]:
+    for one in teachers:
+        logits = one.shapes and one.shapes.logits
+        if logits and compares_logits(one.recipe.method, one.recipe.settings, one.weights):
+            heard.append((one, logits, one.names if len(one.names) == logits else ()))
+    named = [(one, names) for one, _, names in heard if names]
+    for one, names in named[1:]:
         if names != named[0][1]:
             raise ValueError(
-                f"the teachers {named[0][0].recipe.teacher} and {voice.recipe.teacher} know other classes, or the same in "
+                f"the teachers {named[0][0].recipe.teacher} and {one.recipe.teacher} know other classes, or the same in "
                 f"another order ({', '.join(map(shown, named[0][1][:3]))}, ... and {', '.join(map(shown, names[:3]))}, ...), and "
                 "without labels one head learns both: leave one out, or give it a method without logits, as rsd"
             )
@@ -128,26 +112,25 @@ def student_classes(data: Data, voices: Sequence[Voice]) -> tuple[int, tuple[str
     return 0, ()
 
 
-def distillers_of(voices: Sequence[Voice], student: TappedModel, classes: int, data: Data) -> nn.ModuleDict:
+def distillers_of(teachers: Sequence[PreparedTeacher], student: TappedModel, classes: int, data: Data) -> nn.ModuleDict:
     """The methods of all teachers, their weights in shares; of several teachers under numbered names.
 
     Raises:
         ValueError: as `uhkd.methods.build`, naming the teacher among several.
     """
     distillers = nn.ModuleDict()
-    for number, voice in enumerate(voices, 1):
-        one = voice.recipe
+    for number, one in enumerate(teachers, 1):
+        recipe, shapes = one.recipe, Shapes(student.shapes, one.shapes, classes, len(data.train))
         try:
-            own = build(
-                one.method, Shapes(student.shapes, voice.shapes, classes, len(data.train)), one.settings, voice.weights
-            )
+            own = build(recipe.method, shapes, recipe.settings, one.weights)
         except ValueError as error:
-            raise ValueError(f"teacher {number} ({one.teacher}): {error}" if len(voices) > 1 else str(error)) from error
-        if len(voices) > 1:
+            which = f"teacher {number} ({recipe.teacher}): " if len(teachers) > 1 else ""
+            raise ValueError(f"{which}{error}") from error
+        if len(teachers) > 1:
             for distiller in own.values():
                 assert isinstance(distiller, Distiller)
-                distiller.weights = {term: weight * voice.share for term, weight in distiller.weights.items()}
-        distillers.update(numbered(number if len(voices) > 1 else None, own))
+                distiller.weights = {term: weight * one.share for term, weight in distiller.weights.items()}
+        distillers.update(numbered(number if len(teachers) > 1 else None, own))
     return distillers
 
 
@@ -169,7 +152,7 @@ def settle_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillRecip
 
 
 def balance_of(
-    recipe: DistillRecipe, voices: Sequence[Voice], distillers: nn.ModuleDict, classes: int, *, labels: bool
+    recipe: DistillRecipe, teachers: Sequence[PreparedTeacher], distillers: nn.ModuleDict, classes: int, *, labels: bool
 ) -> Balance | None:
     """Return how much the terms of all teachers count over the training, and say so where it is not constant.
 
@@ -180,13 +163,13 @@ def balance_of(
         ValueError: as `make_balance`.
     """
     led, bounds = [], []
-    for place, voice in enumerate(voices):
+    for place, one in enumerate(teachers):
         own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
-        stored = voice.source.manifest.layout.logits if isinstance(voice.source, Stored) else None
-        logits = stored if isinstance(voice.source, Stored) else voice.shapes and voice.shapes.logits
+        stored = one.source.manifest.layout.logits if isinstance(one.source, Stored) else None
+        logits = stored if isinstance(one.source, Stored) else one.shapes and one.shapes.logits
         reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
         led.append(bool(classes) and logits == classes and (labels or reads))
-        bounds.append(float(voice.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
+        bounds.append(float(one.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
     assert recipe.balance is not None
     balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, bounds=bounds, labels=labels)
     if isinstance(balance, Lead):
@@ -197,18 +180,18 @@ def balance_of(
     return balance
 
 
-def facts_of_voices(voices: Sequence[Voice]) -> dict[str, Any]:
+def facts_of_teachers(teachers: Sequence[PreparedTeacher]) -> dict[str, Any]:
     """What a run notes of its teachers."""
-    told = [effective(voice.recipe.method, voice.recipe.settings, voice.weights) for voice in voices]
-    if len(voices) == 1:
-        return {"methods": told[0]} | {k: v for k, v in voices[0].facts.items() if v is not None}
-    names = [str(voice.recipe.teacher) for voice in voices]
+    told = [effective(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
+    if len(teachers) == 1:
+        return {"methods": told[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
+    names = [str(one.recipe.teacher) for one in teachers]
     each = [
-        {"method": voice.recipe.method, "methods": own, "share": voice.share} | voice.facts
-        for voice, own in zip(voices, told, strict=True)
+        {"method": one.recipe.method, "methods": own, "share": one.share} | one.facts
+        for one, own in zip(teachers, told, strict=True)
     ]
-    methods = list(dict.fromkeys(voice.recipe.method for voice in voices))
-    prints = "+".join(str(voice.facts["teacher_fingerprint"]) for voice in voices)
+    methods = list(dict.fromkeys(one.recipe.method for one in teachers))
+    prints = "+".join(str(one.facts["teacher_fingerprint"]) for one in teachers)
     return {
         "teacher": " and ".join(names),
         "method": " and ".join(methods),

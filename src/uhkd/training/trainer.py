@@ -4,62 +4,36 @@ import contextlib
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from uhkd.data import Augmentation, Batch, Data, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
+from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
-from uhkd.evaluation import evaluate
+from uhkd.evaluation import EVAL_BATCH, evaluate
 from uhkd.methods import matching_of
-from uhkd.recipe import TrainRecipe
-from uhkd.runs import Checkpoint, RunFolder
-from uhkd.taps import TappedModel
-from uhkd.telling import verbose
+from uhkd.runs import Checkpoint
+from uhkd.telling import say, verbose
 from uhkd.training.cached_teacher import StoredTeacher
 from uhkd.training.checkpoint_checks import check_facts, check_sources, check_tensors, fitting_optimizer
 from uhkd.training.deterministic import deterministic_advice
 from uhkd.training.ema import Average
 from uhkd.training.gradient_norms import GradientProbe
-from uhkd.training.learner import Learner
 from uhkd.training.metrics_writer import Reporter
 from uhkd.training.oom import memory_advice
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import Progress
 from uhkd.training.running_metrics import Totals
 from uhkd.training.schedule import lr_factor
+from uhkd.training.setup import Setup
 from uhkd.training.signals import Agreement, Request, Stopped
 from uhkd.training.step import Stepper
-from uhkd.training.teacher import Teacher, Teachers
+from uhkd.training.teacher import Teachers
 
-EVAL_BATCH = 256
-"""Images at a time in validation."""
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that one training needs; the learner's student, with averaged weights where asked for, is left at the end."""
-
-    learner: Learner
-    teacher: Teacher | Teachers | StoredTeacher | None
-    data: Data
-    augmentation: Augmentation
-    val_size: tuple[int, int]
-    recipe: TrainRecipe
-    folder: RunFolder
-    fabric: Fabric
-    workers: int = 0
-    ce_weight: float = 1.0
-    judge: Callable[[TappedModel], dict[str, float]] | None = (
-        None  # in place of the accuracy, where there are no labels
-    )
-    say: Callable[[str], None] = print
 
 
 class DataLoadingError(Exception):
@@ -85,13 +59,13 @@ class Trainer:
         ValueError: if the batch is larger than the training split.
     """
 
-    def __init__(self, job: Job) -> None:
-        recipe, learner, teacher, fabric = job.recipe, job.learner, job.teacher, job.fabric
-        self.job, self.recipe, self.learner, self.teacher = job, recipe, learner, teacher
-        self.fabric, self.folder, self.say = fabric, job.folder, job.say
-        self.per_epoch = steps_per_epoch(len(job.data.train), recipe.batch_size)
+    def __init__(self, setup: Setup) -> None:
+        recipe, learner, teacher, fabric = setup.recipe, setup.learner, setup.teacher, setup.fabric
+        self.setup, self.recipe, self.learner, self.teacher = setup, recipe, learner, teacher
+        self.fabric, self.folder = fabric, setup.folder
+        self.per_epoch = steps_per_epoch(len(setup.data.train), recipe.batch_size)
         self.total = self.per_epoch * recipe.epochs
-        self.weights, self.balance = learner.weights(job.ce_weight), learner.balance
+        self.weights, self.balance = learner.weights(setup.ce_weight), learner.balance
         optimizer = make_optimizer(learner, recipe)
         if recipe.compile:
             learner.compile()
@@ -105,7 +79,7 @@ class Trainer:
         self.model, self.optimizer = fabric.setup(learner, optimizer)
         self.average = Average(learner.student, recipe.ema_decay)
         self.val = eval_loader(
-            job.data.val, job.val_size, batch_size=EVAL_BATCH, workers=job.workers, device=fabric.device
+            setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
         shown = first_images(self.val, DIAGNOSTIC_IMAGES).to(fabric.device)
         reference = teacher and teacher.reference(shown)
@@ -113,7 +87,7 @@ class Trainer:
             learner.student, shown, fabric.autocast, reference, matching_of(learner.distillers)
         )
         self.stored = teacher.stored if isinstance(teacher, StoredTeacher) else None
-        self.sources = {"data": job.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
+        self.sources = {"data": setup.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
         self.totals, self.processes = Totals(fabric.device), Agreement()
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
@@ -130,21 +104,21 @@ class Trainer:
         recipe = self.recipe
         self._restore()
         loader = self._loader()
-        self.progress = Progress(self.total, recipe.batch_size, start=self.step, say=self.say)
+        self.progress = Progress(self.total, recipe.batch_size, start=self.step, say=say)
         self.report = Reporter(
             recipe,
             self.folder,
             self.progress,
             self.rows,
             self.weights,
-            self.say,
+            say,
             first=self.fabric.is_global_zero,
             begun=self.step,
             total=self.total,
             per_epoch=self.per_epoch,
         )
         self.report.restored(self.totals)
-        self.probe = GradientProbe(self.learner, self.teacher, self.fabric, recipe.seed, recipe.accumulate, self.say)
+        self.probe = GradientProbe(self.learner, self.teacher, self.fabric, recipe.seed, recipe.accumulate, say)
         self.saved = self.began = time.monotonic()
         self._make_step()
         self.model.train()
@@ -193,7 +167,7 @@ class Trainer:
                 with self.folder.writing(self.folder.diagnostics.name, self.kept):
                     self.folder.write_arrays(self.diagnostics.arrays())
             return
-        check_sources(checkpoint, self.sources, self.job.data.name, self.folder.path)
+        check_sources(checkpoint, self.sources, self.setup.data.name, self.folder.path)
         self.step, self.rows, self.seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
         others = ("ftm.", "average.")
         self.learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
@@ -201,7 +175,7 @@ class Trainer:
         self.optimizer.load_state_dict(fitting_optimizer(checkpoint.optimizer, fresh, sizes, recipe, self.total))
         each = checkpoint.facts["totals"]
         if len(each) != self.fabric.world_size:
-            self.say(
+            say(
                 f"warning: it began with {len(each)} processes and goes on with {self.fabric.world_size}: not to the bit"
             )
             each = [{name: fmean(one[name] for one in each) for name in each[0]}] * self.fabric.world_size
@@ -209,22 +183,22 @@ class Trainer:
         self.diagnostics.restore(self.folder.read_arrays(), self.step)
         self.kept = f"the checkpoint of step {self.step} is kept"
         for why in checkpoint.passed_over:
-            self.say(f"warning: a newer checkpoint is damaged and was passed over: {why}")
+            say(f"warning: a newer checkpoint is damaged and was passed over: {why}")
         epoch = min(self.step // self.per_epoch + 1, recipe.epochs)
-        self.say(f"going on at step {self.step} of {self.total} (epoch {epoch})")
+        say(f"going on at step {self.step} of {self.total} (epoch {epoch})")
 
     def _loader(self) -> Loader:
         """Return the loader of all steps that are left."""
-        job, stored = self.job, self.stored
+        setup, stored = self.setup, self.stored
         return train_loader(
-            job.data.train,
-            job.augmentation,
+            setup.data.train,
+            setup.augmentation,
             seed=self.recipe.seed,
             batch_size=self.recipe.batch_size,
             epochs=self.recipe.epochs,
-            num_classes=len(job.data.classes),
+            num_classes=len(setup.data.classes),
             start_step=self.step,
-            workers=job.workers,
+            workers=setup.workers,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
             views=self.teacher.views if isinstance(self.teacher, StoredTeacher) else None,
@@ -287,7 +261,7 @@ class Trainer:
             if validating:
                 self._validate(batch)
                 # without the cross-entropy nothing would be left to learn from
-                learns = self.job.data.classes and self.weights["ce"]
+                learns = self.setup.data.classes and self.weights["ce"]
                 if self.balance is not None and learns and (rows := self.balance.outgrown()):
                     self._switch_off(rows)
             if saving:
@@ -299,17 +273,17 @@ class Trainer:
 
     def _validate(self, batch: Batch) -> None:
         """Evaluate the student and write a row of metrics; `batch` is the last one, on which gradient norms are measured."""
-        job, step, balance = self.job, self.step, self.balance
+        setup, step, balance = self.setup, self.step, self.balance
         self.report.beat(step, self.seconds, "validating")
         balanced = {} if balance is None else balance.columns(step - 1, self.total)
         norms = self.probe(batch, step, self.step_weights if balance is None else balance.gated(self.step_weights))
         with self.average.shown():
             student, metrics, evaluation = self.learner.student, {}, None
-            if job.judge is None:
+            if setup.judge is None:
                 evaluation = evaluate(student, self.val, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
             else:
-                metrics = job.judge(student)
+                metrics = setup.judge(student)
             own = self.totals.means()
             means = [fmean(values) for values in zip(*self.processes.all_of(list(own.values())), strict=True)]
             row = {
@@ -324,7 +298,7 @@ class Trainer:
             row |= balanced
             self.totals.reset()
             self.diagnostics.note(step)
-            if job.judge:
+            if setup.judge:
                 row |= {f"val_{name}": value for name, value in self.diagnostics.likeness().items()}
             if step == self.total:
                 self.diagnostics.end(evaluation)
@@ -346,7 +320,7 @@ class Trainer:
             self.model = self.fabric.setup_module(self.learner, move_to_device=False)
         self._make_step()
         names = " and ".join(self.balance.label(row) for row in rows)
-        self.say(
+        say(
             f"the teacher no longer leads: its terms ({names}) are switched off"
             f"{', and the teacher with them' if gone else ''}"
         )
@@ -385,7 +359,7 @@ class Trainer:
         """Write which images the steps without finite loss or gradient were made of."""
         if steps and self.fabric.is_global_zero:
             where = {"seed": self.recipe.seed, "batch_size": self.recipe.batch_size}
-            train = self.job.data.train
+            train = self.setup.data.train
             found = [{"step": s + 1, "images": batch_images(train, **where, step=s).tolist()} for s in steps]
             self.folder.write_json(NONFINITE, found)
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import uhkd
-from uhkd.commands import training
 from uhkd.runs import RunFolder
+from uhkd.training import fit
 
 CLASSES = ("ant", "bee", "cat")
 # one tiny network of ours and one short training, as flags and as words
@@ -31,7 +31,7 @@ WORDS = MACHINE | {"image_size": 16, "epochs": 1, "batch_size": 8, "options": {"
 def build(shelf: Path) -> None:
     """Make everything once; cases get copies."""
     with contextlib.chdir(shelf), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "draw", lambda folder: [])
+        patched.setattr(fit, "draw", lambda folder: [])
         digits = MACHINE | {"data": "digits", "train_limit": 40}
         pictures("images")
         uhkd.finetune(model="uhkd/resnet10", data="images", out="run", **WORDS)

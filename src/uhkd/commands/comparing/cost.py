@@ -21,12 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from uhkd.commands.comparing.costs import document, show
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.step import Step, Workshop
+from uhkd.commands.comparing.step import Step, StepFactory
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
-from uhkd.training import StoredTeacher, Teacher
+from uhkd.telling import say
+from uhkd.training import StoredTeacher
 from uhkd.training.oom import memory_advice
-from uhkd.training.setup import say
+from uhkd.training.setup import Setup
 
 BASELINES = ("scratch", "kd")
 WARMUP = 2
@@ -130,7 +131,7 @@ def _measure_pair(
     methods: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     steps: dict[str, Step] = {}
-    shop = Workshop(untrained, BATCHES)
+    factory = StepFactory(untrained, BATCHES)
     say(f"{pair}: building a step of each of {', '.join(words)}")
     # all learners of a pair are in memory together: only so can their steps be interleaved
     with memory_advice(
@@ -142,7 +143,7 @@ def _measure_pair(
         with _each_line_once():
             for label, own in words.items():
                 try:
-                    steps[label] = step = shop.step(own)
+                    steps[label] = step = factory.step(own)
                     for number in range(WARMUP):
                         step(number)
                     methods[label] = _facts(step)
@@ -153,7 +154,7 @@ def _measure_pair(
                     missing[label] = str(error)
         say(f"{pair}: {rounds} rounds, a step of each in every one")
         seconds = time_steps(steps, rounds)
-    del shop, step
+    del factory, step
     steps.clear()  # the processes below shall find the memory free
     gc.collect()
     if torch.cuda.is_available():
@@ -171,28 +172,31 @@ def _measure_pair(
 
 
 def _facts(step: Step) -> dict[str, Any]:
-    recipe = step.recipe
+    setup = step.setup
+    recipe = setup.recipe
     return {
         "recipe": recipe.model_dump(
             mode="json", exclude={"out", "resume", "data", "teacher", "teacher_cache"}
         ),  # no places on this machine
-        "data": step.data.name,
-        "data_fingerprint": step.data.fingerprint,
-        "device": recipe.device,
+        "data": setup.data.name,
+        "data_fingerprint": setup.data.fingerprint,
+        "device": setup.fabric.device.type,
         "precision": recipe.precision,
         "threads": torch.get_num_threads(),
         "batch_size": recipe.batch_size,
         "accumulate": recipe.accumulate,
         "image_size": list(step.size),
-        "student_parameters": sum(p.numel() for p in step.learner.student.module.parameters()),
-        "teacher": None if step.teacher is None else _named(step.teacher),
+        "student_parameters": sum(p.numel() for p in setup.learner.student.module.parameters()),
+        "teacher": _named(setup),
         "extra_parameters": step.extra_parameters,
         "gflop_per_image": count_flops(step) / recipe.batch_size / 1e9,
     }
 
 
-def _named(teacher: Teacher | StoredTeacher) -> str:
-    return "stored signals" if isinstance(teacher, StoredTeacher) else teacher.network.card.name
+def _named(setup: Setup) -> str | None:
+    if isinstance(setup.teacher, StoredTeacher):
+        return "stored signals"
+    return next((network.card.name for network in setup.networks), None)
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from uhkd import telling
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import Board, workers_of
 from uhkd.commands.comparing.serving import whole
+from uhkd.telling import say
 from uhkd.text import shown
-from uhkd.training.setup import say
 
 _LOOK = 0.5  # seconds between two looks at the folder
 _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}

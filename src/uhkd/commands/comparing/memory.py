@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from uhkd.commands.comparing.step import Workshop
+from uhkd.commands.comparing.step import StepFactory
 
 STEPS = 2  # the first makes the optimizer's state, the second meets it
 _STATUS = Path("/proc/self/status")
@@ -21,7 +21,7 @@ _STEADY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1", "PYTHONH
 
 
 def peak_memory(words: Mapping[str, Any], untrained: Mapping[str, Mapping[str, Any]]) -> tuple[int | None, str]:
-    """(bytes, "") or (None, why not): the peak over two steps by a recipe of distill, as `Workshop` builds them.
+    """(bytes, "") or (None, why not): the peak over two steps by a recipe of distill, as `StepFactory` builds them.
 
     On a CPU the resident memory of the whole process, with Python, libraries and images, as the kernel notes it (VmHWM); on a
     GPU what its tensors took there. Where the system notes no peak (outside of Linux) only a GPU's is measured.
@@ -46,8 +46,8 @@ def main() -> None:
     """The fresh process: a question from standard input, its answer as the last line of standard output."""
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
-    step = Workshop(asked["untrained"], batches=1).step(asked["words"])
-    on_gpu = step.fabric.device.type == "cuda"
+    step = StepFactory(asked["untrained"], batches=1).step(asked["words"])
+    on_gpu = step.setup.fabric.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -20,9 +20,10 @@ from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
 from uhkd.stored import Stored
 from uhkd.taps import Shapes
+from uhkd.telling import say
 from uhkd.text import count
 from uhkd.training.cached_teacher import check_needs, target_differences
-from uhkd.training.setup import choose_augmentation, open_recipe_data, say
+from uhkd.training.inputs import choose_augmentation, open_recipe_data
 
 _WHOLE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
 

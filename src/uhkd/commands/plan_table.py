@@ -1,4 +1,4 @@
-"""A plan as plain data and as a table: networks, images, disk."""
+"""What a dry run prints: networks, images and disk, as plain data and as a table."""
 
 import shutil
 import textwrap

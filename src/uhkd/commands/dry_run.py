@@ -1,0 +1,196 @@
+"""`--dry-run`: assemble and check all that a command needs and print it; nothing is written, trained or fetched."""
+
+from pathlib import Path
+from typing import Any
+
+from uhkd import export as forms
+from uhkd.arguments import DemoArguments, ExportArguments
+from uhkd.commands.caching import check_folder
+from uhkd.commands.comparing.live import states
+from uhkd.commands.comparing.plan import Plan, make_plan
+from uhkd.commands.comparing.queue import Board
+from uhkd.commands.demo import comparison, new_folder
+from uhkd.commands.exporting import check_judged, place_of
+from uhkd.commands.judging import images_of, open_run
+from uhkd.commands.plan_table import described, described_data, disk, existing, parameters_of, shown_plan
+from uhkd.commands.storing import layout_of, room
+from uhkd.data import Data, steps_per_epoch
+from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
+from uhkd.runs import RunFolder, check_place
+from uhkd.stored import Shards, Stored
+from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, open_recipe_data, tell_augmentation
+from uhkd.training.load_teacher import prepare_teacher
+from uhkd.training.machine import choose_device, make_fabric, tell_machine
+from uhkd.training.setup import Setup, prepare
+from uhkd.training.students import first_network
+
+_COPIES = {"adamw": 2, "lamb": 2, "sgd": 1}  # numbers that an optimizer keeps beside each weight
+_BESIDE = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run
+
+
+def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
+    """Return what `finetune` or `distill` would do: resolved recipe, machine, networks, steps, disk.
+
+    Raises:
+        ValueError: for what the command itself refuses before its first step, except a teacher at chance level, which is known
+            only after an evaluation.
+    """
+    setup = prepare(recipe, dry_run=True)
+    recipe, learner, folder = setup.recipe, setup.learner, setup.folder  # pyright: ignore[reportAssignmentType]
+    extra = sum(p.numel() for p in learner.distillers.parameters())
+    steps = steps_per_epoch(len(setup.data.train), recipe.batch_size)
+    settled = {"student" if isinstance(recipe, DistillRecipe) else "model": described(learner.student)}
+    settled |= _teachers(setup, extra)
+    settled |= {
+        "out": str(folder.path),
+        "device": setup.fabric.device.type,
+        "precision": recipe.precision,
+        "workers": setup.workers,
+        "data": described_data(setup.data),
+        "image_size": list(setup.augmentation.size),
+        "batch_size": recipe.batch_size,
+        "steps_per_epoch": steps,
+        "steps": steps * recipe.epochs,
+        "images_seen": steps * recipe.epochs * recipe.batch_size,
+        "disk": disk(folder.path, training_bytes(parameters_of(learner.student), extra, recipe)),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    return shown_plan("resume" if recipe.resume and folder.started() else "train", settled)
+
+
+def plan_cache(asked: CacheRecipe) -> dict[str, Any]:
+    """Return what `cache` would store: teacher, fields, records, shards to write, disk.
+
+    Raises:
+        ValueError: as `plan_training`, and where the records do not fit on the disk.
+    """
+    folder = Path(asked.out)
+    check_folder(folder)
+    device, precision = choose_device(asked)
+    tell_machine(asked, device, precision)
+    data = open_recipe_data(asked)
+    inputs = Inputs(data=data, fabric=make_fabric(device, precision), folder=RunFolder(folder), workers=0, dry_run=True)
+    teacher, _ = prepare_teacher(asked, inputs)
+    layout, _ = layout_of(asked, teacher)
+    augmentation = choose_augmentation(asked, data, [teacher])
+    tell_augmentation(augmentation)
+    begun = Stored.exists(folder)
+    shards = Stored(folder).shards if begun else Shards(folder, len(data.train), layout.size, "")
+    told = room(existing(folder), shards, layout, asked.views)
+    missing = shards.missing(asked.views)
+    settled = {
+        "teacher": described(teacher),
+        "out": str(folder),
+        "device": device,
+        "precision": precision,
+        "data": described_data(data),
+        "views": asked.views,
+        "fields": list(layout.holds),
+        "bytes_a_record": layout.size,
+        "records": asked.views * len(data.train),
+        "shards_to_write": len(missing),
+        "room": told,
+        "disk": disk(folder, sum(map(shards.bytes_of, missing))),
+        "recipe": asked.model_dump(mode="json"),
+    }
+    return shown_plan("go on with a cache" if begun else "store", settled)
+
+
+def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:
+    """Return what `compare` would train: tasks, what is done already, steps, disk.
+
+    Raises:
+        ValueError: for recipes that cannot work, or data that cannot be opened.
+    """
+    out = Path(recipe.out).resolve()
+    check_place(out)
+    plan = make_plan(recipe, out)
+    done = states(plan, Board(out))["done"]
+    settled: dict[str, Any] = {
+        "out": str(out),
+        "pairs": dict(plan.teachers),
+        "methods": list(recipe.methods),
+        "trainings": len(plan.tasks),
+        "done": done,
+        "teachers_to_train": sum("model" in task.words for task in plan.tasks),
+        "cells": len(plan.cells),
+        "settings_tried": len(plan.trials),
+        "caches": [cache.name for cache in plan.caches],
+        "jobs": recipe.jobs,
+    }
+    if recipe.cost:
+        return shown_plan("measure a step of each method", settled)
+    return shown_plan("compare", settled | _trainings(plan, out))
+
+
+def plan_demo(asked: DemoArguments) -> dict[str, Any]:
+    """Return what `demo` would train.
+
+    Raises:
+        ValueError: as `plan_compare`.
+    """
+    return plan_compare(build(CompareRecipe, comparison(asked, new_folder(Path(asked.out)))))
+
+
+def plan_export(asked: ExportArguments) -> dict[str, Any]:
+    """Return what `export` would write, and on which images it would be checked.
+
+    Raises:
+        ValueError: for what `export` refuses before it writes.
+    """
+    network, _ = open_run(asked.run, "cpu")
+    data, part, source = images_of(asked.run, network, asked.data)
+    check_judged(asked.to, data, part, source)
+    out = place_of(asked)
+    for form in asked.to:
+        forms.check(form, network)
+    settled = {
+        "network": described(network),
+        "forms": {form: str(out / form) for form in asked.to},
+        "checked_on": f"{min(asked.images, len(source))} {part} images of {data.name}",
+        "disk": disk(out, 4 * parameters_of(network) * len(asked.to)),
+    }
+    return shown_plan("export", settled)
+
+
+def training_bytes(parameters: int, extra: int, recipe: TrainRecipe) -> int:
+    """Return about how many bytes a run takes on the disk at most: two checkpoints while one replaces the other, and the rest.
+
+    parameters: of the student; extra: of the method's own layers. Weights are kept in float32.
+    """
+    averaged = parameters if recipe.ema_decay else 0
+    checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged)
+    return int(2 * checkpoint + 4 * parameters + _BESIDE)
+
+
+def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
+    """Describe the teachers and the method; empty without a teacher."""
+    used = [one.source for one in setup.teachers if one.source is not None]
+    if not used:
+        return {}
+    sources = [source.as_json() if isinstance(source, Stored) else described(source) for source in used]
+    methods = dict.fromkeys(one.recipe.method for one in setup.teachers)
+    own = {"teacher": sources[0]} if len(sources) == 1 else {"teachers": sources}
+    return own | {"method": {"name": " and ".join(methods), "extra_parameters": extra}}
+
+
+def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
+    """Steps and disk of all trainings of a plan; each data set is opened once, each student built once."""
+    opened: dict[str, Data] = {}
+    built: dict[str, int] = {}
+    steps, most = 0, 0
+    fabric = make_fabric("cpu", "fp32")
+    for task in plan.tasks:
+        recipe = build(FinetuneRecipe if "model" in task.words else DistillRecipe, task.words)
+        key = str([recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
+        data = opened[key] = opened.get(key) or open_recipe_data(recipe)
+        recipe = fit_batch(recipe, data)
+        steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)
+        named = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+        options = recipe.student_options if isinstance(recipe, DistillRecipe) else recipe.options
+        network = str([named, options, recipe.image_size, len(data.classes)])
+        if network not in built:
+            inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(out), workers=0, dry_run=True)
+            built[network] = parameters_of(first_network(recipe, inputs, None, len(data.classes)))
+        most += 4 * built[network] + _BESIDE  # a finished run keeps no checkpoint
+    return {"steps": steps, "data": [described_data(data) for data in opened.values()], "disk": disk(out, most)}

@@ -1,0 +1,133 @@
+"""What a training reads: its data, the size and augmentation of its images, a batch size that fits, and its run folder."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lightning_fabric import Fabric
+
+from uhkd.data import Augmentation, Data, Sharding, open_data
+from uhkd.recipe import DataWords, TrainRecipe, ViewWords
+from uhkd.runs import RunFolder
+from uhkd.taps import TappedModel
+from uhkd.telling import say
+
+RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
+
+_SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """What networks are prepared with.
+
+    Args:
+        data: images and classes.
+        fabric: device, precision and processes.
+        folder: the run folder.
+        workers: loader processes.
+        dry_run: networks get random weights in place of pretrained ones; no teacher is evaluated, and none gets a trained head.
+    """
+
+    data: Data
+    fabric: Fabric
+    folder: RunFolder
+    workers: int
+    dry_run: bool = False
+
+    def start_of(self, name: str, start: str) -> str:
+        """Return the first weights of a network: `start`, but "random" in place of "pretrained" in a dry run."""
+        if not self.dry_run or start != "pretrained":
+            return start
+        say(f"  {name}: pretrained weights would be fetched, or taken from the weights cache (uhkd doctor names it)")
+        return "random"
+
+
+def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
+    """Return the recipe's data and print what it holds; `data`, a Dataset or data that is open already, replaces its name."""
+    if isinstance(data, Data):
+        return data
+    opened = open_data(
+        recipe.data if data is None else data,
+        val_fraction=recipe.val_fraction,
+        train_limit=recipe.train_limit,
+        skip_bad_images=recipe.skip_bad_images,
+        class_names=class_names,
+        shards=Sharding(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
+        labels=not recipe.unlabelled,
+    )
+    test = "" if opened.test is None else f", {len(opened.test)} test"
+    say(
+        f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
+        f"{len(opened.classes) or 'no'} classes"
+    )
+    for note in opened.notes:
+        say(f"  {note}")
+    return opened
+
+
+def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
+    """As large as the largest of the networks wants images, but never larger than they all are on disk.
+
+    Each network resizes for itself, and upsampling twice would only blur.
+    """
+    height, width = (max(n.input_size[axis] for n in networks) for axis in (0, 1))
+    if data.native_size is None:
+        return height, width
+    return min(height, data.native_size[0]), min(width, data.native_size[1])
+
+
+def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
+    """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
+    size = image_size(data, networks)
+    crop = recipe.crop
+    if crop == "auto":
+        # by the trained network alone, so that a scratch baseline sees what a distilled student sees
+        crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
+    flip = data.flip if recipe.flip is None else recipe.flip
+    names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
+    return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
+
+
+def tell_augmentation(own: Augmentation) -> None:
+    """Say how large images are and how they are varied."""
+    said = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
+    said.append(f"flip {'on' if own.flip else 'off'}")
+    if own.randaugment is not None:
+        said.append(f"randaugment {own.randaugment}")
+    if own.color_jitter:
+        left_out = "" if own.jitters else " left out beside randaugment"
+        said.append(f"color_jitter {own.color_jitter:g}{left_out}")
+    said += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
+    say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
+
+
+def fit_batch(recipe: RecipeT, data: Data) -> RecipeT:
+    """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
+
+    Raises:
+        ValueError: for a batch larger than the training part, or pieces too small to standardise features over.
+    """
+    images = len(data.train)
+    if "batch_size" not in recipe.model_fields_set and recipe.accumulate == 1 and recipe.batch_size > images // 4:
+        fitting = max(1, images // 4 // recipe.lanes) * recipe.lanes
+        recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
+        say(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
+    if recipe.batch_size > images:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
+            f"use --batch-size {max(2, images // 4)} or less"
+        )
+    if recipe.batch_size // recipe.accumulate < 2:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} in {recipe.accumulate} parts leaves {recipe.batch_size // recipe.accumulate} "
+            "image a part; batch statistics need at least 2"
+        )
+    return recipe
+
+
+def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:
+    """The folder named by the recipe, or a new one under runs/."""
+    name = recipe.out or f"runs/{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RunFolder(name)
