@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
-from uhkd.setup.recipe import RecipeError
+from uhkd.recipe import RecipeError
 
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import cost
