@@ -187,7 +187,7 @@ class PredictArguments(Schema):
 
 
 class DoctorArguments(Schema):
-    """Report versions, device, precision and disk of this machine."""
+    """Report the versions of this machine; check packages, device, threads and disk, and advise what to do."""
 
 
 class CompletionArguments(Schema):
