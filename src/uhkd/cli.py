@@ -52,6 +52,7 @@ SCHEMAS: dict[str, type[Schema]] = {
 }
 
 CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # may begin with a recipe's words (-c)
+_OPTION = re.compile(r"--?[a-zA-Z]")  # and no negative number
 
 
 class _NotGiven(str):
@@ -245,7 +246,7 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     problems: list[str] = []
     after_flag = False
     for token in tokens:
-        if re.match(r"--?[a-zA-Z]", token):
+        if _OPTION.match(token):
             word = token.split("=", 1)[0].replace("_", "-")
             problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(word, flags)}")
             after_flag = True
@@ -257,7 +258,7 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
 def _without_value(schema: type[Schema], argv: Sequence[str]) -> str:
     """The option without its value: the only mistake at which tyro itself stops, as all fields are optional text."""
     taking = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
-    for word, after in pairwise([*argv, "--"]):
-        if word.replace("_", "-") in taking and after.startswith("-"):
+    for word, after in pairwise([*argv, "--end"]):
+        if word.replace("_", "-") in taking and _OPTION.match(after):
             return f"{word}: needs a value, found none"
     return "the options cannot be read; `uhkd VERB --help` lists them"
