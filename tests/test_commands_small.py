@@ -3,16 +3,18 @@
 import importlib
 import importlib.metadata
 import json
-import os
-import tomllib
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from uhkd.__main__ import main
 from uhkd.arguments import ModelsArguments
-from uhkd.commands.diagnosing import Diagnosis, Finding, machine, places, software
+from uhkd.commands.doctor import Diagnosis, Finding
 
 # the package exports functions of the same names as these modules
 doctor = importlib.import_module("uhkd.commands.doctor")
@@ -67,17 +69,19 @@ def diagnosis() -> Diagnosis:
     return doctor.doctor()
 
 
-def test_doctor_looks_at_everything_and_says_what_it_found(
+def test_doctor_runs_every_check_and_shows_what_it_found(
     diagnosis: Diagnosis, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     found = {finding.topic: finding for finding in diagnosis.findings}
-    assert list(found) == list(doctor._QUESTIONS)
-    assert f"torch {importlib.metadata.version('torch')}" in found["packages"].found
-    assert found["torch and torchvision"].found == "fit together"
-    assert "in fp32" in found["bf16"].found
+    assert list(found) == list(doctor.CHECKS)
+    assert f"timm {importlib.metadata.version('timm')}" in found["packages"].found
+    assert found["torch and torchvision"].found.endswith("fit together")
     assert not [finding for finding in diagnosis.findings if "cannot tell" in finding.found]
     assert all(bool(finding.advice) == (finding.state != "ok") for finding in diagnosis.findings)
-    monkeypatch.setattr(doctor, "_QUESTIONS", {topic: lambda own=own: own for topic, own in found.items()})
+    assert diagnosis.environment["torch_version"] == torch.__version__
+    assert sys.executable in diagnosis.environment["uhkd"]
+    monkeypatch.setattr(doctor, "CHECKS", {topic: lambda own=own: own for topic, own in found.items()})
+    monkeypatch.setattr(doctor, "environment", lambda: diagnosis.environment)
     code = main(["doctor"])
     text = capsys.readouterr().out
     assert all(topic in text for topic in found) and code == diagnosis.exit_code
@@ -90,8 +94,12 @@ def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: p
     def broken() -> Finding:
         raise RuntimeError("driver too old\nand more lines")
 
+    def broken_environment() -> None:
+        raise OSError("no nvidia-smi")
+
     fault = Finding("disk", "none", "fault", "make room")
-    monkeypatch.setattr(doctor, "_QUESTIONS", {"device": broken, "disk": lambda: fault})
+    monkeypatch.setattr(doctor, "CHECKS", {"device": broken, "disk": lambda: fault})
+    monkeypatch.setattr("torch.utils.collect_env.get_env_info", broken_environment)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "cannot tell: RuntimeError: driver too old" in said and "more lines" not in said
@@ -101,81 +109,92 @@ def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("finding", "state", "words"),
     [
-        (machine.without_gpu(None, False, ""), "ok", "built without CUDA"),
-        (machine.without_gpu(None, True, ""), "warning", "built for CUDA"),
+        (doctor.without_gpu(None, False, ""), "ok", "built without CUDA"),
+        (doctor.without_gpu(None, True, ""), "warning", "built for CUDA"),
         (
-            machine.without_gpu("13.2", True, "The NVIDIA driver on your system is too old"),
+            doctor.without_gpu("13.2", True, "The NVIDIA driver on your system is too old"),
             "fault",
             "update the NVIDIA driver",
         ),
-        (machine.without_gpu("13.2", True, ""), "fault", "CUDA_VISIBLE_DEVICES"),
-        (machine.judge_threads(8, 2, {"OMP_NUM_THREADS": "8"}), "warning", "export OMP_NUM_THREADS=2"),
-        (machine.judge_threads(2, 2, {}), "ok", ""),
-        (machine.judge_memory(2**34, 2**30), "warning", "--batch-size"),
-        (machine.judge_memory(2**34, None), "ok", ""),
-        (machine.judge_encoding({"terminal": "ascii", "files": "UTF-8"}), "warning", "PYTHONUTF8=1"),
-        (machine.judge_encoding({"terminal": "utf-8", "files": "UTF-8"}), "ok", ""),
-        (machine.judge_clock(0.0, 1.7e9), "warning", "set it"),
-        (machine.judge_clock(1.7e9, 1.7e9), "ok", ""),
-        (places.judge_place("disk", Path("x"), "Permission denied", 10**12), "fault", "--out"),
-        (places.judge_place("disk", Path("x"), None, 10**8), "fault", "make room"),
-        (places.judge_place("disk", Path("x"), None, 10**9), "warning", "cache"),
-        (places.judge_place("disk", Path("x"), None, 10**12), "ok", ""),
-        (places.judge_shared(64 * 2**20), "warning", "--shm-size"),
-        (places.judge_shared(2**33), "ok", ""),
+        (doctor.without_gpu("13.2", True, ""), "fault", "CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_usual_faults_of_a_set_up(finding: Finding, state: str, words: str):
+def test_doctor_tells_why_no_gpu_is_seen(finding: Finding, state: str, words: str):
     assert finding.state == state and words in (finding.advice or finding.found)
 
 
-def test_doctor_finds_packages_that_are_missing_or_too_old():
-    wanted = [Requirement(line) for line in ("pillow>=1000", "numpy>=1", "no-such-package>=1")]
-    found = {need.name: version for need, version in software.unmet(wanted)}
-    assert found == {"pillow": importlib.metadata.version("pillow"), "no-such-package": None}
+def test_doctor_finds_a_gpu_on_which_no_kernel_runs(monkeypatch: pytest.MonkeyPatch):
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available\nmore")
+
+    gpu = SimpleNamespace(name="G", total_memory=2**34)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_90"])
+    monkeypatch.setattr("torch.ones", failing)
+    found = doctor.device()
+    assert found.state == "fault" and found.found == "G (16 GiB), but it cannot compute: no kernel image is available"
+    assert "built for sm_90" in found.advice
 
 
-def test_doctor_finds_extras_by_their_packages(monkeypatch: pytest.MonkeyPatch):
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    assert set(software.EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs"}
-    # packages that were installed beside an older version of uhkd, whose metadata knows none of these extras
-    monkeypatch.setattr(software.metadata, "requires", lambda name: ["numpy>=1"])
-    monkeypatch.setattr(software.importlib.util, "find_spec", lambda name: None if name == "wandb" else "there")
-    others = ", ".join(sorted(set(software.EXTRAS) - {"wandb"}))
-    assert software.extras().found == f'{others} installed; not installed: wandb (pip install "uhkd[NAME]")'
-    monkeypatch.setattr(software.metadata, "requires", lambda name: ['torchao>=1000; extra == "int8"'])
-    monkeypatch.setattr(software, "installed", lambda name: "0.1")
-    assert software.extras().state == "warning" and 'pip install -U "uhkd[int8]"' in software.extras().advice
+@pytest.mark.parametrize(("used", "state"), [(3, "warning"), (2, "ok")])
+def test_doctor_compares_threads_with_cores(used: int, state: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: used)
+    monkeypatch.setattr("uhkd.data.loader.usable_cores", lambda: 2)
+    found = doctor.threads()
+    assert found.state == state and ("export OMP_NUM_THREADS=2" in found.advice) == (used > 2)
+
+
+@pytest.mark.parametrize(
+    ("check", "free", "state", "words"),
+    [
+        (doctor.disk, 1e8, "fault", "--out"),
+        (doctor.disk, 1e9, "warning", "--out"),
+        (doctor.disk, 1e12, "ok", ""),
+        (doctor.shared_memory, 64 * 2**20, "warning", "--shm-size"),
+        (doctor.temporary, 1e7, "warning", "TMPDIR"),
+        (doctor.weights, 1e7, "warning", "HF_HOME"),
+        (doctor.weights, 1e12, "ok", ""),
+    ],
+)
+def test_doctor_finds_a_full_disk(
+    check: Callable[[], Finding], free: float, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+):
+    if check is doctor.shared_memory and not Path("/dev/shm").is_dir():
+        pytest.skip("no /dev/shm here")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = check()
+    assert found.state == state and words in found.advice
+
+
+def test_doctor_finds_a_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert doctor.folder("x", tmp_path / "not" / "there", 0, "advice").state == "ok"
+    assert doctor.folder("x", tmp_path / "file", 0, "advice").state == "warning"
+    assert doctor.folder("x", tmp_path / "file", 0, "advice", fault_below=0).state == "fault"
+
+
+def test_doctor_finds_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch):
+    lines = ["pillow>=1000", "numpy>=1", "no-such-package>=1", 'torchao>=1000; extra == "int8"']
+    lines += ['pytest>=1000; extra == "dev"', 'no-such-extra>=1; extra == "hf"']
+    pillow, torchao = map(importlib.metadata.version, ("pillow", "torchao"))
+    found = {need.name: version for need, version in doctor.unmet([Requirement(line) for line in lines])}
+    assert found == {"pillow": pillow, "no-such-package": None, "torchao": torchao}
+    requires = importlib.metadata.requires
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines if name == "uhkd" else requires(name))
+    finding = doctor.packages()
+    assert finding.state == "fault" and finding.found.startswith(f"pillow {pillow}, needed is >=1000; no-such-package ")
+    assert finding.advice == 'pip install "pillow>=1000" "no-such-package>=1" "torchao>=1000"'
+    lines[2] = "numpy>=1"
+    assert doctor.packages().state == "warning"
 
 
 def test_doctor_names_the_torch_of_a_torchvision(monkeypatch: pytest.MonkeyPatch):
-    vision, torch = map(Requirement, software.fitting().split())
+    vision, needed = map(Requirement, doctor.fitting().split())
     assert str(vision) == f"torchvision=={importlib.metadata.version('torchvision')}"
-    assert torch.name == "torch" and torch.specifier.contains(importlib.metadata.version("torch"))
-    monkeypatch.setattr(software, "installed", lambda _: None)
-    assert software.fitting() == "torch torchvision"
+    assert needed.name == "torch" and needed.specifier.contains(importlib.metadata.version("torch"))
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    assert doctor.fitting() == "torch torchvision"
     monkeypatch.setattr("torchvision.ops.nms", lambda *_: 1 / 0)
-    assert software.pair().state == "fault" and "--force-reinstall" in software.pair().advice
-
-
-def test_doctor_finds_several_programs_of_the_name(tmp_path: Path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "uhkd").write_text("")
-        (tmp_path / folder / "uhkd").chmod(0o755)
-    (tmp_path / "c").symlink_to(tmp_path / "a")
-    path = os.pathsep.join(str(tmp_path / folder) for folder in ("a", "b", "c", "missing"))
-    assert len(software.programs(path)) == 2
-
-
-def test_doctor_hides_the_password_of_a_proxy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:8080")
-    monkeypatch.delenv("https_proxy", raising=False)
-    said = machine.network().found
-    assert "proxy:8080" in said and "secret" not in said
-
-
-def test_doctor_sees_that_a_folder_cannot_be_written(tmp_path: Path):
-    assert places.why_not(tmp_path / "not" / "there") is None
-    (tmp_path / "file").touch()
-    assert places.why_not(tmp_path / "file") is not None
+    assert doctor.torchvision().state == "fault" and "--force-reinstall" in doctor.torchvision().advice

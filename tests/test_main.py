@@ -83,6 +83,9 @@ def test_help_imports_no_heavy_module():
         (["predict", "runs/x"], "images: required but not given"),
         (["models", "--max-params", "small"], "max_params: expected a number, found 'small'"),
         (["doctor", "--now"], "unknown option --now"),
+        (["finetune", "--lr", "-1", "--epochs"], "--epochs: needs a value, found none"),
+        (["distill", "--batch_size", "--lr", "1"], "--batch_size: needs a value, found none"),
+        (["distill", "-c", "--lr", "1"], "-c: needs a value, found none"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys: pytest.CaptureFixture[str], asked: dict, argv: list[str], message: str):

@@ -99,7 +99,7 @@ class WatchArguments(Schema):
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: str = Field(description="run folder, or a folder of runs, such as a comparison")
-    once: bool = Field(default=False, description="show it once and end; plain text in a pipe")
+    once: bool = Field(default=False, description="show it once and end")
     every: float = Field(default=1.0, ge=0.1, description="seconds between two looks at the folder")
 
 
@@ -187,7 +187,7 @@ class PredictArguments(Schema):
 
 
 class DoctorArguments(Schema):
-    """Report versions, device, precision and disk of this machine."""
+    """Report the versions of this machine; check packages, device, threads and disk, and advise what to do."""
 
 
 class CompletionArguments(Schema):

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -51,8 +52,14 @@ SCHEMAS: dict[str, type[Schema]] = {
 }
 
 CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # may begin with a recipe's words (-c)
+_OPTION = re.compile(r"--?[a-zA-Z]")  # and no negative number
 
-_NOT_GIVEN = object()
+
+class _NotGiven(str):
+    """The default of all that is text on the command line: it must be a string too."""
+
+
+_NOT_GIVEN = _NotGiven()
 
 
 def parse(verb: str, argv: Sequence[str]) -> Schema:
@@ -80,12 +87,11 @@ def parse(verb: str, argv: Sequence[str]) -> Schema:
 
 def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Only what the command line says, as raw values by field name, and its problems (unknown flags, bad pairs)."""
-    form = _form(schema)
-    errors = io.StringIO()
+    typed = form(schema)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(io.StringIO()):
             parsed, unknown = tyro.cli(
-                form,
+                typed,
                 prog=f"uhkd {verb}",
                 description=f"{schema.__doc__}\n\nOptions of every verb: {', '.join(OPTIONS)}; uhkd --help explains them.",
                 args=list(argv),
@@ -94,7 +100,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise RecipeError([_unboxed(errors.getvalue())]) from None
+        raise RecipeError([_without_value(schema, argv)]) from None
     flags = {_flag(name): name for name in shown_fields(schema)}
     problems = _unknown(
         unknown,
@@ -102,7 +108,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
     )
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(form):
+    for field in dataclasses.fields(typed):
         value = getattr(parsed, field.name)
         info = schema.model_fields.get(field.name)
         if value is _NOT_GIVEN or value == []:
@@ -124,8 +130,11 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
     return given, problems
 
 
-def _form(schema: type[Schema]) -> type:
-    """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first."""
+def form(schema: type[Schema], choices: Callable[[str], Sequence[str]] = lambda name: ()) -> type:
+    """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first.
+
+    choices: the only words that tyro lets a field have; none: any, as pydantic judges them with better messages.
+    """
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     fields: list[tuple[str, Any, Any]] = []
     if issubclass(schema, CONFIGURED):
@@ -134,8 +143,8 @@ def _form(schema: type[Schema]) -> type:
             help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",
             help_behavior_hint="(optional)",
         )
-        text = PrimitiveConstructorSpec(1, "RECIPE", lambda words: words[0], lambda _: True, lambda _: [])
-        fields.append(("config", Annotated[Any, text, config], dataclasses.field(default=_NOT_GIVEN)))
+        text = _text(1, "RECIPE", choices("config"))
+        fields.append(("config", Annotated[str, text, config], dataclasses.field(default=_NOT_GIVEN)))
     for name in shown_fields(schema):
         info = schema.model_fields[name]
         hint = "(required)" if info.is_required() else f"(default: {_shown_default(info.default)})"
@@ -143,12 +152,13 @@ def _form(schema: type[Schema]) -> type:
         if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
             continue
-        spec = _spec(info, name.upper() if name in positional else None)
+        spec = _spec(info, name.upper() if name in positional else None, choices(name))
         if get_origin(info.annotation) is dict:
             kind: Any = tyro.conf.UseAppendAction[Annotated[list[Annotated[Any, spec]], config]]
             fields.append((name, kind, dataclasses.field(default_factory=list)))
         else:
-            kind = Annotated[Any, spec, config]
+            text = str in (info.annotation, *get_args(info.annotation))
+            kind = Annotated[str if text else Any, spec, config]  # shells offer files for what is a string
             kind = tyro.conf.Positional[kind] if name in positional else kind
             fields.append((name, kind, dataclasses.field(default=_NOT_GIVEN)))
     return dataclasses.make_dataclass(schema.__name__, fields)
@@ -166,7 +176,7 @@ def shown_fields(schema: type[Schema]) -> list[str]:
     return sorted(fields, key=rank)
 
 
-def _spec(info: FieldInfo, called: str | None) -> PrimitiveConstructorSpec[Any]:
+def _spec(info: FieldInfo, called: str | None, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
     """How many words a field takes and what the help calls them (by type, unless `called`); they stay text."""
     annotation = info.annotation
     parts = [part for part in (get_args(annotation) or (annotation,)) if part is not NoneType]
@@ -178,12 +188,18 @@ def _spec(info: FieldInfo, called: str | None) -> PrimitiveConstructorSpec[Any]:
     else:
         inner = get_args(annotation)[0] if get_origin(annotation) is tuple else parts[0]
         metavar = (called or {int: "INT", float: "NUMBER"}.get(inner, "TEXT")) + (" ..." if many else "")
+    return _text("*" if many else 1, metavar, choices)
+
+
+def _text(nargs: Literal["*", 1], metavar: str, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
+    """One word, or a list of any number, taken as it is."""
     return PrimitiveConstructorSpec(
-        nargs="*" if many else 1,
+        nargs=nargs,
         metavar=metavar,
-        instance_from_str=(lambda words: list(words)) if many else (lambda words: words[0]),
+        instance_from_str=lambda words: words[0] if nargs == 1 else list(words),
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
+        choices=tuple(choices) or None,
     )
 
 
@@ -230,7 +246,7 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     problems: list[str] = []
     after_flag = False
     for token in tokens:
-        if re.match(r"--?[a-zA-Z]", token):
+        if _OPTION.match(token):
             word = token.split("=", 1)[0].replace("_", "-")
             problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(word, flags)}")
             after_flag = True
@@ -239,9 +255,10 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     return problems
 
 
-def _unboxed(text: str) -> str:
-    """tyro's framed error (drawn in Unicode or ASCII) as one line."""
-    words = re.sub(r"[│╭╮╰╯─━┃|+]|-{3,}", " ", text.split("For full helptext")[0])
-    line = " ".join(words.split()).rstrip(".")
-    without_value = re.search(r"Missing value for argument '[^']*(--[\w-]+)'", line)
-    return f"{without_value[1]}: needs a value, found none" if without_value else line
+def _without_value(schema: type[Schema], argv: Sequence[str]) -> str:
+    """The option without its value: the only mistake at which tyro itself stops, as all fields are optional text."""
+    taking = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
+    for word, after in pairwise([*argv, "--end"]):
+        if word.replace("_", "-") in taking and _OPTION.match(after):
+            return f"{word}: needs a value, found none"
+    return "the options cannot be read; `uhkd VERB --help` lists them"

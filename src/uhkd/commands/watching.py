@@ -1,36 +1,37 @@
-"""`watch`: where trainings stand, from another terminal, read from their folders alone."""
+"""`watch`: the state of trainings, from another terminal, read from their run folders alone."""
 
 import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich import box
+from rich.console import Console, Group
 from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from uhkd.arguments import WatchArguments
-from uhkd.commands.standing import LONGEST, State, look, moved, over, span
 from uhkd.health import shares
 from uhkd.recipe import build
+from uhkd.runs.status import LONGEST, STATES, State, look, moved, over, span
+from uhkd.telling import show
 from uhkd.text import shown
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDE, _NARROW = 30, 12  # letters of a curve: of one run, and in a table of many
+_WIDE, _NARROW = 30, 8  # characters of a curve: of one run, and of many
+_COLOURS = {"running": "green", "finished": "cyan", "lost": "yellow", "stopped": "yellow", "failed": "red"}
 
 
 def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
-    """Show where the trainings in a folder stand until they are over, and return their last states.
+    """Show the state of the trainings in a folder until they are over, and return their last states.
 
-    One run: its progress, loss terms, gradient shares, accuracy and health. A folder of runs, such as a comparison: a line
-    each, those that it has yet to begin among them. Over are runs that are finished or have failed, and those on which nobody
-    works.
-    On a terminal the picture is renewed in place; elsewhere a line comes whenever a run has moved. Nothing is locked or written.
+    A row each; of one run also its loss terms. Over are runs that are finished or have failed, and those on which no process
+    works. On a terminal the table is renewed in place; elsewhere a line comes whenever a run has moved. Nothing is locked or
+    written.
 
     Returns:
         One mapping a run, by path: see `state_of`.
@@ -48,30 +49,73 @@ def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
             "of such"
         )
     if asked.once:
-        if console.is_terminal:
-            console.print(_picture(states))
-        else:
-            print("\n".join(map(_block, states)), flush=True)
-        return states
-    if console.is_terminal:
-        with Live(_picture(states), console=console, auto_refresh=False, screen=False) as live:
-            before: list[State] = []
-            while not over(place, states, before):
-                time.sleep(asked.every)
-                before, states = states, look(place, states)
-                live.update(_picture(states), refresh=True)
+        show(*table(states))
         return states
     told: dict[str, tuple[Any, ...]] = {}
-    before = []
-    while True:
-        for state in states:
-            if told.get(state["run"]) != moved(state):
-                told[state["run"]] = moved(state)
-                print(_line(state), flush=True)
-        if over(place, states, before):
-            return states
-        time.sleep(asked.every)
-        before, states = states, look(place, states)
+    before: list[State] = []
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            if live is not None:
+                live.update(Group(*table(states)), refresh=True)
+            for state in states if live is None else ():
+                if told.get(state["run"]) != moved(state):
+                    told[state["run"]] = moved(state)
+                    print(line(state), flush=True)
+            if over(place, states, before):
+                return states
+            time.sleep(asked.every)
+            before, states = states, look(place, states)
+
+
+def table(states: Sequence[State]) -> tuple[Table, Text]:
+    """A row a run, those at work first; of a single run a row for each loss term too. And below it: why, what to do, health."""
+    several = len(states) > 1
+    drawn = Table(box=box.SIMPLE, header_style="dim", pad_edge=False)
+    for name in ("run", "state", "epoch", "loss", "", *(("val accuracy", "ETA") if several else ())):
+        drawn.add_column(name, no_wrap=name != "run", overflow="fold", min_width=8 if name == "run" else None)
+    root = os.path.commonpath([state["run"] for state in states]) if several else Path(states[0]["run"]).parent
+    notes = []
+    for state in sorted(states, key=lambda one: STATES.index(one["state"])):
+        name, (status, why) = os.path.relpath(state["run"], root), _status(state)
+        notes += [f"{name}: {note}" for note in (why, *state.get("health", [])) if note]
+        accuracy, terms, recent = _accuracy(state), state.get("terms", {}), state.get("recent", {})
+        done = (
+            f"{state['epoch']}/{state['epochs']} {min(1, state['step'] / state['total']):.0%}"
+            if "step" in state
+            else ""
+        )
+        loss = _number(terms["loss"]) if "loss" in terms else ""
+        row = [Text(shown(name)), Text(shown(status), _COLOURS.get(state["state"], "")), done, loss]
+        if several:
+            score = f"{accuracy[-1]:.2%} {sparkline(accuracy, _NARROW)}" if accuracy else ""
+            drawn.add_row(*row, sparkline(recent.get("loss", []), _NARROW), score, _eta(state))
+            continue
+        drawn.add_row(*row, sparkline(recent.get("loss", []), _WIDE))
+        parts = shares(state["rows"][-1]) if state["rows"] else {}
+        for term in (term for term in terms if term != "loss"):
+            share = f"{parts[term]:.0%} of gradient" if term in parts else ""
+            drawn.add_row(
+                Text(f"  {shown(term)}"), share, "", _number(terms[term]), sparkline(recent.get(term, []), _WIDE)
+            )
+        if accuracy:
+            best = f"best {max(accuracy):.2%}"
+            drawn.add_row("  val accuracy", best, "", f"{accuracy[-1]:.2%}", sparkline(accuracy, _WIDE))
+        notes = [state["what"], "  ".join(_progress(state)), *notes]
+    if several:
+        counts = {kind: sum(state["state"] == kind for state in states) for kind in STATES}
+        notes.append(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
+    return drawn, Text("\n".join(shown(note) for note in notes if note))
+
+
+def line(state: State) -> str:
+    """One run in one plain line."""
+    parts = [f"{state['run']}: {': '.join(filter(None, _status(state)))}", *_progress(state)]
+    parts += [f"{name} {_number(value)}" for name, value in state.get("terms", {}).items()]
+    if accuracy := _accuracy(state):
+        parts.append(f"val accuracy {accuracy[-1]:.2%}")
+    if state.get("health"):
+        parts.append(f"health: {'; '.join(state['health'])}")
+    return shown("  ".join(parts))
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -83,123 +127,39 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BARS[min(7, int(8 * ((value - low) / (high - low))))] for value in recent)
 
 
+def _progress(state: State) -> list[str]:
+    """Step, learning rate, speed and time left, as far as they are known."""
+    found = (
+        [f"step {state['step']}/{state['total']}, epoch {state['epoch']}/{state['epochs']}"] if "step" in state else []
+    )
+    if state.get("lr") is not None:
+        found.append(f"lr {state['lr']:.2g}")
+    if state.get("images_per_second") is not None:
+        wait = state.get("data_wait")
+        waiting = f", waiting for data {wait:.0%}" if wait is not None and 0 <= wait <= 1 else ""
+        found.append(f"{_number(state['images_per_second'])} img/s{waiting}")
+    return [*found, f"ETA {_eta(state)}"] if _eta(state) else found
+
+
+def _eta(state: State) -> str:
+    if state["state"] != "running" or state.get("eta_seconds") is None:
+        return ""
+    return span(max(0.0, state["eta_seconds"] - state["age"]))
+
+
 def _accuracy(state: State) -> list[float]:
     return [row["val_accuracy"] for row in state["rows"] if 0 <= row.get("val_accuracy", -1) <= 1]
 
 
-def _number(value: float, form: str) -> str:
-    """In its form, or short where that would fill lines with digits."""
-    return format(value, form) if abs(value) < LONGEST else f"{value:.3g}"
+def _number(value: float) -> str:
+    """Four digits, or more where they are whole; short where that would fill lines with them."""
+    return f"{value:.4g}" if abs(value) < 1e3 or abs(value) >= LONGEST else f"{value:.0f}"
 
 
-def _status(state: State) -> str:
-    """The state in words, and why."""
-    said = state["state"]
-    if said == "running" and state.get("doing") != "training":
-        said = (
-            "running, its result is being written" if state.get("doing") == "nothing" else f"running, {state['doing']}"
-        )
-    why = f": {state['why']}" if state.get("why") and said in ("stopped", "failed") else ""
-    return f"{said}{why}" + (f" ({state['advice']})" if state["advice"] else "")
-
-
-def _speed(state: State) -> list[str]:
-    found = [f"lr {state['lr']:.2g}"] if state.get("lr") is not None else []
-    if state.get("images_per_second") is not None:
-        wait = state.get("data_wait")
-        waiting = f", waiting for data {wait:.0%}" if wait is not None and 0 <= wait <= 1 else ""
-        found.append(f"{_number(state['images_per_second'], '.0f')} img/s{waiting}")
-    if state["state"] == "running" and state.get("eta_seconds") is not None:
-        found.append(f"ETA {span(max(0.0, state['eta_seconds'] - state['age']))}")
-    return found
-
-
-def _where(state: State) -> str:
-    return f"step {state['step']}/{state['total']}, epoch {state['epoch']}/{state['epochs']}"
-
-
-def _line(state: State) -> str:
-    """One run in one plain line."""
-    parts = [f"{shown(state['run'])}: {shown(_status(state))}"]
-    if "step" in state:
-        parts.append(_where(state))
-        parts += [f"{shown(name)} {_number(value, '.3f')}" for name, value in state["terms"].items()]
-    if accuracy := _accuracy(state):
-        parts.append(f"val accuracy {accuracy[-1]:.2%}")
-    parts += _speed(state)
-    if state.get("health"):
-        parts.append(f"health: {shown('; '.join(state['health']))}")
-    return "  ".join(parts)
-
-
-def _block(state: State) -> str:
-    """One run in a few plain lines, for pipes."""
-    lines = [f"{shown(state['run'])}: {shown(_status(state))}", f"  {shown(state['what'])}"]
-    if "step" in state:
-        lines.append(f"  {_where(state)}  {'  '.join(_speed(state))}")
-        lines += [f"  {shown(name)} {value:.4g}" for name, value in state["terms"].items()]
-    if accuracy := _accuracy(state):
-        lines.append(f"  val accuracy {accuracy[-1]:.2%}, best {max(accuracy):.2%}")
-    lines += [f"  health: {shown(sentence)}" for sentence in state.get("health", [])]
-    return "\n".join(lines)
-
-
-def _picture(states: Sequence[State]) -> RenderableType:
-    return _panel(states[0]) if len(states) == 1 else _table(states)
-
-
-_COLOURS = {"running": "green", "finished": "cyan", "lost": "yellow", "stopped": "yellow", "failed": "red"}
-
-
-def _coloured(state: State) -> Text:
-    return Text(shown(_status(state)), _COLOURS.get(state["state"], ""))
-
-
-def _panel(state: State) -> RenderableType:
-    """One run: bar, terms with curves and gradient shares, accuracy, health."""
-    parts: list[RenderableType] = [Text(shown(state["what"]), "dim"), _coloured(state)]
-    if "step" in state:
-        bar = Table.grid(padding=(0, 1))
-        done = min(state["step"], state["total"]) / state["total"]
-        share = Text(f"{done:.0%}")
-        bar.add_row(ProgressBar(1.0, done, width=_WIDE), share, Text(_where(state)))
-        parts += [bar, Text("  ".join(_speed(state)))]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "now", "curve", "gradient"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "now" else "left")
-    asked = shares(state["rows"][-1]) if state["rows"] else {}
-    for name, value in state.get("terms", {}).items():
-        part = Text(f"{'█' * round(10 * asked[name]):<10} {asked[name]:.0%}" if name in asked else "")
-        table.add_row(Text(shown(name)), f"{value:.4g}", Text(sparkline(state["recent"].get(name, []), _WIDE)), part)
-    if accuracy := _accuracy(state):
-        best = Text(f"best {max(accuracy):.2%}", "dim")
-        table.add_row("val accuracy", f"{accuracy[-1]:.2%}", Text(sparkline(accuracy, _WIDE)), best)
-    if table.row_count:
-        parts.append(table)
-    parts += [Text(f"• {shown(sentence)}", "yellow") for sentence in state.get("health", [])]
-    return Panel(Group(*parts), title=Text(shown(state["run"])), title_align="left", border_style="dim")
-
-
-def _table(states: Sequence[State]) -> RenderableType:
-    """Many runs, a line each, those at work first."""
-    table = Table(header_style="dim")
-    for name in ("run", "state", "epoch", "loss", "", "val accuracy", "ETA", "health"):
-        table.add_column(name, overflow="fold" if name in ("run", "health") else "ellipsis")
-    root = os.path.commonpath([state["run"] for state in states])
-    order = ("running", "lost", "failed", "stopped", "beginning", "waiting", "finished")
-    for state in sorted(states, key=lambda one: order.index(one["state"])):
-        accuracy = _accuracy(state)
-        left = state.get("eta_seconds") if state["state"] == "running" else None
-        table.add_row(
-            Text(shown(os.path.relpath(state["run"], root))),
-            _coloured(state),
-            f"{state['epoch']}/{state['epochs']}" if "epoch" in state else "",
-            _number(state["terms"]["loss"], ".3f") if "loss" in state.get("terms", {}) else "",
-            Text(sparkline(state.get("recent", {}).get("loss", []), _NARROW)),
-            Text(f"{accuracy[-1]:.2%} {sparkline(accuracy, _NARROW)}" if accuracy else ""),
-            span(left) if left is not None else "",
-            Text(shown("; ".join(state.get("health", [])))),
-        )
-    count = {kind: sum(state["state"] == kind for state in states) for kind in order}
-    told = ", ".join(f"{number} {kind}" for kind, number in count.items() if number)
-    return Group(table, Text(told, "dim"))
+def _status(state: State) -> tuple[str, str]:
+    """The state in words; and why, and what to do."""
+    status = state["state"]
+    if status == "running" and state.get("doing") != "training":
+        status += ", writing its result" if state.get("doing") == "nothing" else f", {state['doing']}"
+    why = state.get("why", "") if state["state"] in ("stopped", "failed") else ""
+    return status, "; ".join(filter(None, [why, state["advice"]]))

@@ -35,7 +35,7 @@ def held(folder: Path) -> Iterator[None]:
             yield
             return
         except Timeout as error:
-            if may_live(_noted(folder)) or time.monotonic() > patient_until:
+            if may_live(owner_of(folder)) or time.monotonic() > patient_until:
                 raise ValueError(
                     f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
                 ) from error
@@ -50,8 +50,8 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _noted(folder: Path) -> dict[str, object]:
-    """Who took the lock last; empty in the moment before it is written."""
+def owner_of(folder: Path) -> dict[str, object]:
+    """The process, machine and time of the one that holds the folder; empty where none is noted."""
     try:
         noted = json.loads((folder / OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -60,7 +60,7 @@ def _noted(folder: Path) -> dict[str, object]:
 
 
 def _owner(folder: Path) -> str:
-    noted = _noted(folder)
+    noted = owner_of(folder)
     if not noted:
         return "another process"
     return f"process {noted.get('process')} on {noted.get('machine')} since {noted.get('since')}"

@@ -1,4 +1,4 @@
-"""Where trainings stand, read from their folders alone: nothing is locked or written."""
+"""The state of trainings, read from their run folders alone: nothing is locked or written."""
 
 import contextlib
 import math
@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uhkd.runs import Pulse, RunFolder, may_live, read_mapping
-from uhkd.runs.lock import OWNER
+from uhkd.runs.files import read_mapping
+from uhkd.runs.folder import RunFolder
+from uhkd.runs.lock import may_live, owner_of
+from uhkd.runs.pulse import Pulse
 
 SILENT = (
-    600.0  # seconds without a sign of life from which a training counts as gone, if its process cannot be looked for
+    600.0  # seconds without a sign of life after which a training counts as lost, if its process cannot be looked for
 )
 LONGEST = 1e9  # seconds, and the number from which digits are left out: longer ones are mistakes
+STATES = ("running", "lost", "failed", "stopped", "beginning", "waiting", "finished")
 _DEEPEST = 4  # folders between a folder of runs and a run
 
 State = dict[str, Any]
@@ -142,28 +145,15 @@ def over(place: Path, states: Sequence[State], before: Sequence[State]) -> bool:
 
 def _at_work(state: State) -> bool:
     """Whether a process may be at work on a run, which notes itself in the folder it holds."""
-    if state["state"] in ("finished", "failed", "waiting"):
-        return False
-    folder = Path(state["run"])
+    if state["state"] in ("running", "finished", "failed", "waiting"):
+        return state["state"] == "running"
+    owner, folder = owner_of(Path(state["run"])), Path(state["run"])
+    if os.name == "posix" and owner.get("machine") == platform.node():
+        return may_live(owner)
+    # of another machine, or on a disk without locks: every write replaces a file, which changes the folder
     try:
-        owner = read_mapping(folder / OWNER)
-    except (OSError, ValueError):
-        owner = {}
-    if state["state"] == "running" or (_here(owner) and may_live(owner)):
-        return True
-    # by a process of another machine, or on a disk without locks: what was written lately says so
-    return not _here(owner) and (bool(owner) or state["state"] == "beginning") and _lately(folder)
-
-
-def _here(noted: Mapping[str, Any]) -> bool:
-    """Whether a process can be looked for by its number."""
-    return os.name == "posix" and noted.get("machine") == platform.node()
-
-
-def _lately(folder: Path) -> bool:
-    try:
-        return time.time() - max(file.stat().st_mtime for file in folder.iterdir()) < SILENT
-    except (OSError, ValueError):
+        return (bool(owner) or state["state"] == "beginning") and time.time() - folder.stat().st_mtime < SILENT
+    except OSError:
         return False
 
 
