@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 HEAT = ("#ecf2fa", "#08306b")  # of the lowest and of the highest cell
 _WIDTH, _HEIGHT, _ROW = 340, 230, 21  # of a panel and of one of its rows: points, which are the page's pixels
 _CELLS = 14  # columns of a heat map whose numbers do not lie over each other
-_LONGEST = 60  # letters of a label in a file
-_INKS = {
-    colour: f"var(--{name})" for name, colour in LIGHT.items() if name[0] == "s" or name in ("ink", "muted", "grid")
-}
+_LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside or below a panel in a file
+_INKS = {colour: f"var(--{name})" for name, colour in LIGHT.items() if name != "paper"}  # white text in cells stays so
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # names from elsewhere are text, also between dollars
     "svg.fonttype": "none",  # text stays text
@@ -106,7 +104,8 @@ def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legen
     rows = math.ceil(len(panels) / columns)
     names = [_name(label) for label, *_ in legend]
     beside = max(1, _WIDTH * columns // (6 * max(map(len, names), default=0) + 50))
-    height = rows * max(_room(panel)[-1] for panel in panels) + 30 * bool(title) + 18 * math.ceil(len(names) / beside)
+    tallest = max(130, *(_room(panel)[-1] for panel in panels))
+    height = rows * tallest + 30 * bool(title) + 18 * math.ceil(len(names) / beside)
     with _drawing({"svg.hashsalt": title}):
         figure = _figure(_WIDTH * columns, height, layout="constrained")
         places = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -156,7 +155,8 @@ def _room(panel: Panel) -> tuple[float, float, float, float, float]:
         return 128, 4, top, 36, top + 36 + sum(max(_ROW, 13 * len(row.values) + 8) for row in panel.rows)
     left = 7 * min(max(map(len, panel.rows)), 16) + 10 + 16 * bool(panel.y_label)
     bottom = 22 + 16 * bool(panel.x_label) + (40 if _slanted(panel) else 0)
-    return left, 8, top, bottom, top + bottom + (26 if len(panel.rows) > 6 else 34) * len(panel.rows)
+    tall = 34 if len(panel.rows) <= 6 else 26 if len(panel.rows) <= _CELLS else 16
+    return left, 8, top, bottom, top + bottom + tall * len(panel.rows)
 
 
 def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
@@ -167,7 +167,7 @@ def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
     if isinstance(panel, Curves):
         yield from _curves(axes, panel)
     elif isinstance(panel, Bars):
-        yield from _bars(axes, panel, 20 if short else _LONGEST)
+        yield from _bars(axes, panel, 20 if short else _BESIDE)
     else:
         _heat(axes, panel, short)
 
@@ -244,7 +244,9 @@ def _heat(axes: "Axes", panel: Heat, short: bool) -> None:
             words = f"{value:.{panel.digits}f}" if math.isfinite(value) else "-"
             axes.text(c, r, words, ha="center", va="center", color=heat_ink(float(share[r, c])))
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _slanted(panel) else {}
-    columns, rows = (11, 16) if short else (_LONGEST, _LONGEST)
+    if len(panel.columns) > _CELLS:
+        turned |= {"rotation": 90, "fontsize": 7}
+    columns, rows = (11, 16) if short else (16, _BESIDE)
     axes.set_xticks(range(len(panel.columns)), [_name(name, columns) for name in panel.columns], **turned)
     axes.set_yticks(range(len(panel.rows)), [_name(name, rows) for name in panel.rows])
     axes.set_ylabel(panel.y_label)
