@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
-from uhkd.recipe import RecipeError
 
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import cost
@@ -21,6 +20,7 @@ from uhkd.commands.comparing.costs import cost_rows, document
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.step import StepFactory
 from uhkd.commands.train import distill, finetune
+from uhkd.recipe import RecipeError
 
 SHORT: dict[str, Any] = {
     "data": "digits",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uhkd.drawing import LIGHT
 from uhkd.pictures import draw, draw_curves, draw_spectra
 from uhkd.runs import RunFolder
 
@@ -65,15 +66,17 @@ def test_curves_show_every_group_and_the_spread_of_seeds(tmp_path: Path):
     other = [run(tmp_path / "low", [0.1, 0.3, 0.4]), run(tmp_path / "high", [0.3, 0.7, 0.8])]
     narrow = assert_a_picture(draw_curves({"kd": same}, tmp_path / "narrow.png"))
     wide = assert_a_picture(draw_curves({"kd": other}, tmp_path / "wide.png"))
-    band = np.array([210, 227, 240])  # matplotlib's first colour at an alpha of 0.2 on white
+    # the colours of the report: kd's at the alpha of a band on white, and uhkd's
+    blue, orange = (np.array([int(LIGHT[hue][i : i + 2], 16) for i in (1, 3, 5)]) for hue in ("s1", "s0"))
+    band = 255 - 0.16 * (255 - blue)
 
     def share(picture: np.ndarray) -> float:
         return float((np.abs(picture.astype(int) - band).max(-1) <= 3).mean())
 
     assert share(narrow) < 0.005 and share(wide) > 0.02  # the mean is the same, the band is not
     both = assert_a_picture(draw_curves({"kd": same, "uhkd": other}, tmp_path / "both.png"))
-    orange = (np.abs(both.astype(int) - [255, 127, 14]).max(-1) <= 3).sum()
-    assert orange > 100 > (np.abs(narrow.astype(int) - [255, 127, 14]).max(-1) <= 3).sum()
+    lines = [(np.abs(picture.astype(int) - orange).max(-1) <= 3).sum() for picture in (both, narrow)]
+    assert lines[0] > 100 > lines[1]
 
 
 @pytest.mark.parametrize(("students", "teachers"), [(1, 4), (4, 1), (3, 3)])

@@ -15,12 +15,12 @@ from PIL import Image
 import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli import parse
+from uhkd.drawing import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
+from uhkd.plotting import HEAT, heat_ink, images, inline
 from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
-from uhkd.reporting.drawing import DARK, LIGHT, Curves, Line, contrast, heat_colour
 from uhkd.reporting.figures import of_family
 from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
-from uhkd.reporting.svg import draw
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.reporting.verdict import verdict
 from uhkd.runs import RunFolder
@@ -384,9 +384,23 @@ def test_colours_have_the_contrast_that_wcag_asks_for(colours: dict[str, str]):
             assert contrast(colours[name], ground) >= 4.5, name
     for name in (*(f"s{i}" for i in range(8)), "ink"):
         assert contrast(colours[name], colours["paper"]) >= 3, name
-    for value in np.linspace(0, 1, 101):
-        fill, ink = heat_colour(float(value))
-        assert contrast(fill, ink) >= 4.5
+    low, high = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in HEAT)
+    for share in np.linspace(0, 1, 101):
+        fill = "#" + "".join(f"{round(part):02x}" for part in low + (high - low) * share)
+        assert contrast(fill, heat_ink(share)) >= 4.5
+
+
+def contrast(one: str, two: str) -> float:
+    """WCAG 2's contrast ratio of two colours written #rrggbb, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return float(
+            np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    light, dark = sorted((luminance(one), luminance(two)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they_are(tmp_path: Path):
@@ -530,13 +544,49 @@ def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pyte
 
 
 def test_ticks_are_told_apart_and_epochs_are_whole():
-    def ticks(xs: list[float], ys: list[float]) -> tuple[list[str], list[str]]:
-        drawn = draw(Curves("", "", "", (Line("a", xs, ys, "s0"),)), "")
-        found = re.findall(r'<text class="tick"[^>]*text-anchor="(end|middle)">([^<]+)<', drawn)
+    def ticks(xs: list[float], ys: list[float], log: bool = False) -> tuple[list[str], list[str]]:
+        drawn = inline(Curves("", "", "", (Line("a", xs, ys, "s0"),), log=log), "", "key")
+        found = re.findall(r"<text [^>]*text-anchor: (end|middle)[^>]*>([^<]+)<", drawn)
         return [words for side, words in found if side == "middle"], [words for side, words in found if side == "end"]
 
     epochs, values = ticks([1, 2], [2.281, 2.289])
     assert epochs == ["1", "2"] and len({*values}) == len(values) >= 3
     epochs, values = ticks([1], [0.002])
-    assert epochs == ["1"] and "0.002" in values and all(0.001 < float(v) < 0.003 for v in values)
+    assert epochs == ["1"] and 0.002 in map(float, values) and all(0.001 < float(v) < 0.003 for v in values)
     assert "." in ticks([0.0, 1.0, 1.4], [1, 2, 3])[0][1]
+    assert ticks([0, 1], [1e-6, 1], log=True)[1] == ["1e-6", "0.0001", "0.01", "1"]
+    assert len(ticks([0, 1], [0.12, 0.6], log=True)[1]) >= 2, "less than a decade has ticks too"
+
+
+def test_a_panel_has_colours_as_variables_series_as_groups_and_ids_of_its_own():
+    lines = (
+        Line("a & b", [1, 2], [1, 2], "s3", band=([0, 1], [2, 3]), group="g0"),
+        Line("#1d4ed8", [1, 2], [2, 1], "s1", group="g1"),
+        Line("now", [1, 2], [2, 1], "s0", frame=4),
+    )
+    one, two = (inline(Curves("#1d4ed8", "", "", lines), "words", key, {"g1"}) for key in ("one", "two"))
+    assert one == inline(Curves("#1d4ed8", "", "", lines), "words", "one", {"g1"}), "the same every time"
+    ids = [re.findall(r' id="([^"]+)"', text) for text in (one, two)]
+    assert ids[0] and not {*ids[0]} & {*ids[1]}
+    assert {*re.findall(r"#([^\s\")]+)\)", one)} <= {*ids[0]}, "references within the panel"
+    assert re.findall(r"#[0-9a-f]{6}", one) == ["#1d4ed8"] * 2, "the panel's title and the line's: text is no colour"
+    assert len(re.findall('<g data-group="g0"><title>a &amp; b</title>', one)) == 2, "line and band"
+    assert '<g data-group="g1" hidden><title>' in one and '<g data-frame="4"><title>now</title>' in one
+    assert "stroke: var(--s3)" in one and "fill: var(--s3)" in one and "<style" not in one
+
+
+def test_rows_are_hidden_with_their_names_and_cells_are_text():
+    rows = (Bar("uhkd", ((0.5, "s0", "half"),), (0.4, 0.6), group="g0"), Bar("teacher", ((float("nan"), "ink", ""),)))
+    drawn = inline(Bars("", "", rows, as_dots=True), "", "key")
+    parts = re.findall(r'<g data-group="g0"><title>uhkd</title>(.*?)</g>', drawn)
+    assert len(parts) >= 4 and "uhkd</text>" in parts[0] + parts[-1] and "half</text>" in "".join(parts)
+    drawn = inline(Heat("", "", "", ("r",), ("b", "c"), [[float("nan"), 7.0]], 0.0, 1.0), "", "key")
+    assert ">-</text>" in drawn and ">7.00</text>" in drawn and "data:image/png;base64," in drawn
+
+
+def test_files_leave_out_what_a_slider_shows_and_come_in_every_kind():
+    line = Line("last", [1, 2], [1, 2], "s0")
+    panel = Curves("", "epoch", "", (line, Line("now", [1, 2], [2, 1], "s1", frame=0)))
+    png, svg, pdf = images(["png", "svg", "pdf"], [panel], "Title", (("last", "s0", 0, None),))
+    assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF") and b"<?xml" in svg[:10]
+    assert LIGHT["s0"] in svg.decode() and LIGHT["s1"] not in svg.decode() and ">Title<" in svg.decode()

@@ -160,7 +160,7 @@ def test_the_dark_is_dark_and_paper_is_white_and_has_everything(opened: tuple[An
         with Image.open(tmp_path / name) as image:
             return float(np.asarray(image.convert("L"))[:5, :5].mean())
 
-    line = "getComputedStyle(document.querySelector('svg .line.s0')).stroke"
+    line = "getComputedStyle(document.querySelector('svg.panel path[style*=s0]')).stroke"
     assert ground("dark.png") < 40 and page.evaluate(line) == "rgb(255, 155, 94)"
     page.emulate_media(media="print", color_scheme="dark")
     assert ground("print.png") > 250 and page.evaluate(line) == "rgb(185, 58, 11)", "dark colours are for screens"

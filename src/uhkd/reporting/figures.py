@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from uhkd.drawing import Bar, Bars, Curves, Drawing, Legend, Line
 from uhkd.health import factors, leads, shares
-from uhkd.reporting.drawing import Bar, Bars, Curves, Drawing, Line
 from uhkd.reporting.folders import ABSURD
 from uhkd.reporting.groups import Family, Group, Spread
 from uhkd.reporting.mistakes import agreements, by_class, confusions
@@ -39,7 +39,7 @@ def percent(spread: Spread | None) -> str:
     return f"{100 * spread.mean:.1f}" + ("" if spread.sd is None else f" ± {100 * spread.sd:.1f}")
 
 
-def legend_of(groups: Sequence[Group]) -> tuple[tuple[str, str, int, str | None], ...]:
+def legend_of(groups: Sequence[Group]) -> Legend:
     """Label, colour, dash and key of each group."""
     return tuple((group.label, f"s{group.hue}", group.dash, group.key) for group in groups)
 
@@ -54,7 +54,7 @@ def _accuracy(family: Family) -> Drawing | None:
             g.label,
             ((100 * s.mean, f"s{g.hue}", percent(s)),),
             tuple(100 * a for run in g.runs if (a := run.metric("val_accuracy")) is not None) if s.count > 1 else (),
-            g.key,
+            group=g.key,
         )
         for g, s in known[:_MOST_ROWS]
     ]
@@ -93,7 +93,7 @@ def _line(group: Group, rows: Sequence[Mapping[str, float]], column: str, scale:
     spread = [float(np.std(by_epoch[e], ddof=1)) if len(by_epoch[e]) > 1 else 0.0 for e in epochs]
     edges = ([m - s for m, s in zip(means, spread, strict=True)], [m + s for m, s in zip(means, spread, strict=True)])
     band = edges if any(spread) else None
-    return Line(group.label, epochs, means, f"s{group.hue}", group.dash, band, group.key)
+    return Line(group.label, epochs, means, f"s{group.hue}", group.dash, band, group=group.key)
 
 
 def _learning(family: Family) -> Drawing | None:
@@ -235,9 +235,9 @@ def _speed(family: Family) -> Drawing | None:
     speeds = [(g, s) for g in family.groups if (s := last["images_per_second"](g)) is not None][:_MOST_ROWS]
     if not speeds:
         return None
-    rows = tuple(Bar(g.label, ((s.mean, f"s{g.hue}", f"{s.mean:.0f}"),), (), g.key) for g, s in speeds)
+    rows = tuple(Bar(g.label, ((s.mean, f"s{g.hue}", f"{s.mean:.0f}"),), group=g.key) for g, s in speeds)
     waits = [(g, s) for g in family.groups if (s := last["data_wait"](g)) is not None][:_MOST_ROWS]
-    waiting = tuple(Bar(g.label, ((100 * s.mean, f"s{g.hue}", f"{100 * s.mean:.0f}"),), (), g.key) for g, s in waits)
+    waiting = tuple(Bar(g.label, ((100 * s.mean, f"s{g.hue}", f"{100 * s.mean:.0f}"),), group=g.key) for g, s in waits)
     panels = [Bars("throughput", "training images a second", rows)]
     panels += [Bars("data wait", "time waiting for images (%)", waiting)] if waiting else []
     said = ", ".join(f"{g.label} {s.mean:.0f}" for g, s in speeds)

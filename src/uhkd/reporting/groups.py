@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from uhkd.drawing import hue_of
 from uhkd.reporting.folders import Run, number, text
 from uhkd.reporting.teachers import Teacher, folder_of, several_of, teacher_of
 from uhkd.runs import ELSEWHERE
@@ -16,7 +17,6 @@ from uhkd.runs import ELSEWHERE
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
 PLACES = ELSEWHERE | {"seed", "workers", "device", "log_every", "checkpoint_minutes", "data", "eval_every", "compile"}
 BASELINES = ("scratch", "kd", "uhkd")  # a reader looks for these, run or not
-HUES = 8
 _LEVELS = 16  # that are drawn: a page has an end
 
 
@@ -212,7 +212,7 @@ def _family(key: str, runs: Sequence[Run], taught: dict[str, Run], hues: dict[st
     named = _in_order(list(zip(_labels(list(alike.values())), alike.values(), strict=True)))
     groups = []
     for place, (label, own) in enumerate(named):
-        hue, dash = hues.setdefault(label, _hue(label, len({*hues} - {*BASELINES})))
+        hue, dash = hues.setdefault(label, hue_of(label, len({*hues} - {*BASELINES})))
         alone = teacher_of(own, taught)
         each = several_of(own) if alone is None else (alone,)
         groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, alone, each))
@@ -234,12 +234,6 @@ def _in_order(named: Sequence[tuple[str, list[Run]]]) -> list[tuple[str, list[Ru
     firsts = [next((pair for pair in best if pair[1][0].method == name), None) for name in BASELINES]
     leading = [pair for pair in firsts if pair is not None]
     return [*leading, *(pair for pair in best if not any(pair is one for one in leading))]
-
-
-def _hue(label: str, count: int) -> tuple[int, int]:
-    """A colour and a kind of line: the same for the same method everywhere; after eight the lines change."""
-    fixed = {"uhkd": (0, 0), "kd": (1, 0), "scratch": (2, 0)}
-    return fixed.get(label) or (3 + count % (HUES - 3), count // (HUES - 3) % 4)
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from uhkd.reporting.drawing import Curves, Drawing, Heat, Line
+from uhkd.drawing import Curves, Drawing, Line, Panel
+from uhkd.pictures import cka, spectrum
 from uhkd.reporting.groups import Group
-from uhkd.reporting.numbers import by_frequency, share
+from uhkd.reporting.numbers import by_frequency
 
 _MOST_LEVELS = 32  # cells of a row that can be told apart
 _MOST_FRAMES = 24  # places of the slider: evaluations between are left out
@@ -45,12 +46,12 @@ def _spectra(group: Group) -> Drawing | None:
         lines = []
         near = -(-(level + 1) * len(students) // levels) - 1  # matched by relative depth
         if teachers:
-            lines.append(_spectrum("teacher", teachers[level], "ink", 1))
+            lines.append(spectrum("teacher", teachers[level], "ink", 1))
         if len(starts) == len(students):
-            lines.append(_spectrum("student before", starts[near], "s2", 2))
+            lines.append(spectrum("student before", starts[near], "s2", 2))
         elif len(students[near]) > 1:
-            lines.append(_spectrum("student, first evaluation", students[near][0], "s2", 2))
-        lines.append(_spectrum("student after", students[near][-1], "s0", 0))
+            lines.append(spectrum("student, first evaluation", students[near][0], "s2", 2))
+        lines.append(spectrum("student after", students[near][-1], "s0", 0))
         title = (
             f"level {level + 1}"
             if near == level or not teachers
@@ -68,10 +69,6 @@ def _spectra(group: Group) -> Drawing | None:
         tuple(panels),
         legend=tuple(drawn),
     )
-
-
-def _spectrum(label: str, energy: np.ndarray, hue: str, dash: int) -> Line:
-    return Line(label, [float(r) for r in range(len(energy))], share(energy).tolist(), hue, dash)
 
 
 def _high(line: Line) -> float:
@@ -110,14 +107,13 @@ def _errors(group: Group) -> Drawing | None:
 
 
 def _cka(group: Group) -> Drawing | None:
-    panels, said = [], []
+    panels: list[Panel] = []
+    said = []
     for name, title in (("cka_start", "before training"), ("cka_end", "after training")):
         values = group.mean_array(name, 2)
         if values is None or max(values.shape) > _MOST_LEVELS:
             continue
-        rows, columns = (tuple(str(i + 1) for i in range(n)) for n in values.shape)
-        shown = [[float(v) for v in row] for row in values]
-        panels.append(Heat(title, "teacher level", "student level", rows, columns, shown, 0.0, 1.0))
+        panels.append(cka(title, values))
         said.append(f"{title}: mean {values.mean():.2f}, last level with last level {values[-1, -1]:.2f}")
     if not panels:
         return None

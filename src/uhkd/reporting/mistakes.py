@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from uhkd.reporting.drawing import Bar, Bars, Drawing, Heat
+from uhkd.drawing import Bar, Bars, Drawing, Heat
 from uhkd.reporting.groups import Family
 from uhkd.reporting.numbers import agreement, classes_of, confusion_changes, gains, labels_of, predicted, told
 

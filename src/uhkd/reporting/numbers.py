@@ -144,11 +144,6 @@ def by_frequency(
     return values, np.stack([error[:, rounded == value].mean(1) for value in values], axis=1)
 
 
-def share(energy: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
-    """A spectrum as shares of its energy, at least 1e-8 for a logarithmic axis."""
-    return np.maximum(energy / max(float(energy.sum()), 1e-30), 1e-8)
-
-
 KINDS = {
     "won": "{focus} is right, {base} is wrong",
     "lost": "{focus} is wrong, {base} is right",

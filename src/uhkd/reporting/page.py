@@ -14,8 +14,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from uhkd import thumbnails
-from uhkd.reporting import figures, inside, mistakes, svg, tables
-from uhkd.reporting.drawing import DARK, DASHES, LIGHT, Drawing
+from uhkd.drawing import DARK, DASHES, LIGHT, Drawing
+from uhkd.plotting import inline
+from uhkd.reporting import figures, inside, mistakes, tables
 from uhkd.reporting.folders import Run
 from uhkd.reporting.groups import Family, Group, Report
 from uhkd.reporting.numbers import KINDS, classes_of, examples, gains, labels_of, predicted
@@ -80,7 +81,7 @@ def _colours() -> str:
 
 def _swatch(hue: str, dash: int) -> Markup:
     dashes = Markup(' stroke-dasharray="{}"').format(DASHES[dash % 4]) if dash % 4 else ""
-    line = Markup('<path class="line {}" d="M1 5L29 5"{}/>').format(hue, dashes)
+    line = Markup('<path fill="none" stroke="var(--{})" stroke-width="2" d="M1 5L29 5"{}/>').format(hue, dashes)
     return Markup('<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">{}</svg>').format(
         line
     )
@@ -110,9 +111,9 @@ def _family(family: Family) -> dict[str, Any]:
 def _figure(drawing: Drawing, first: set[str] | None = None) -> dict[str, Any]:
     hidden = [key for *_, key in drawing.legend if key and first is not None and key not in first]
     panels = []
-    for panel in drawing.panels:
+    for place, panel in enumerate(drawing.panels):
         name = f"{drawing.title}, {panel.title}" if panel.title else drawing.title
-        panels.append(svg.draw(panel, f"{name}. {drawing.alt}", frozenset(hidden)))
+        panels.append(inline(panel, f"{name}. {drawing.alt}", f"{drawing.key}-{place}", hidden))
     comparing = any(key for *_, key in drawing.legend)
     return {
         "key": drawing.key,

@@ -1,9 +1,9 @@
-"""What a figure shows, as plain data; `svg` draws it for the page, `files` for papers."""
+"""What a figure shows, as plain data; `uhkd.plotting` draws it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-# one word a colour: s0 ... s7 are series, ink is the teacher's and the axes', muted what stands behind
+# s0 ... s7 are series, ink is text and the teacher, muted the axes' labels; the page has them as CSS variables
 LIGHT = {
     "s0": "#b93a0b",
     "s1": "#1d4ed8",
@@ -43,21 +43,33 @@ DARK = {
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
-@dataclass(frozen=True)
-class Line:
-    """Points joined by a line, those that are not finite left out. hue: a colour's word. dash: 0 ... 3.
+def hue_of(label: str, count: int) -> tuple[int, int]:
+    """Return the colour (0 ... 7) and dash of a method, the same in all figures; count: other methods before it."""
+    fixed = {"uhkd": (0, 0), "kd": (1, 0), "scratch": (2, 0)}
+    return fixed.get(label) or (3 + count % 5, count // 5 % 4)
 
-    band: low and high around it. group: key of the group whose line the reader may hide. frame: shown at one place of a slider.
-    """
+
+@dataclass(frozen=True)
+class Series:
+    """What belongs together in a panel. group: key of a group that the page can hide. frame: shown at one place of a slider."""
 
     label: str
+    group: str | None = field(default=None, kw_only=True)
+    frame: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Line(Series):
+    """Points joined by a line, those that are not finite left out. hue: a name in `LIGHT`. dash: index into `DASHES`.
+
+    band: low and high around it.
+    """
+
     x: Sequence[float]
     y: Sequence[float]
     hue: str
     dash: int = 0
     band: tuple[Sequence[float], Sequence[float]] | None = None
-    group: str | None = None
-    frame: int | None = None
     faint: bool = False
 
 
@@ -73,13 +85,11 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A row: values side by side, each with its colour and its words; dots: single runs behind a value."""
+class Bar(Series):
+    """A row: values side by side, each with its colour and its text; dots: single runs behind a value."""
 
-    label: str
     values: tuple[tuple[float, str, str], ...]
     dots: tuple[float, ...] = ()
-    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +118,14 @@ class Heat:
 
 
 Panel = Curves | Bars | Heat
+Legend = tuple[tuple[str, str, int, str | None], ...]  # label, colour, dash and group of what is in all panels
 
 
 @dataclass(frozen=True)
 class Drawing:
     """A figure. key: unique, fit for a file's name. alt: what it shows, in words with its numbers. how: how to read it.
 
-    frames: words for the places of a slider, empty without one. legend: label, colour and dash of what is in all panels.
+    frames: words for the places of a slider, empty without one.
     """
 
     key: str
@@ -123,26 +134,4 @@ class Drawing:
     alt: str
     panels: tuple[Panel, ...]
     frames: tuple[str, ...] = ()
-    legend: tuple[tuple[str, str, int, str | None], ...] = ()
-
-
-def heat_colour(value: float) -> tuple[str, str]:
-    """Background and text colour of a cell for a value from 0 to 1: pale to deep blue; at least 4.5 to 1 against each other."""
-    low, high = (236, 242, 250), (8, 48, 107)
-    share = min(max(value, 0.0), 1.0)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
-    background = f"#{red:02x}{green:02x}{blue:02x}"
-    dark, white = "#000000", "#ffffff"  # one of them has 4.5 to 1 on any colour
-    return background, dark if contrast(background, dark) >= contrast(background, white) else white
-
-
-def contrast(one: str, two: str) -> float:
-    """WCAG 2's contrast ratio of two colours written #rrggbb, 1 to 21."""
-    light, dark = sorted((_luminance(one), _luminance(two)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    legend: Legend = ()
