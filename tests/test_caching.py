@@ -24,7 +24,7 @@ from uhkd.stored import Stored, shards
 from uhkd.training import StoredTeacher, fit
 from uhkd.training import step as stepping
 from uhkd.training import teachers as voices
-from uhkd.training.trainer import Teacher as LiveTeacher
+from uhkd.training.teacher import Teacher as LiveTeacher
 
 TINY: dict[str, Any] = {"data": "digits", "train_limit": 100, "device": "cpu", "precision": "fp32", "workers": 0}
 VIEWS: dict[str, Any] = {"mixup": 0.4, "cutmix": 0.5, "erasing": 0.3, "crop": "pad"}

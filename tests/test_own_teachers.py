@@ -19,7 +19,7 @@ from uhkd.models import create, wrap
 from uhkd.pictures import draw
 from uhkd.probing import fit_linear_probe, neighbour_logits, probe
 from uhkd.recipe import DistillRecipe, RecipeError, build
-from uhkd.training import fit, trainer
+from uhkd.training import fit, learner, trainer
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS = MACHINE | {"image_size": 16, "batch_size": 20, "crop": "none", "flip": False}
@@ -291,8 +291,8 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
         {"teacher": other, "method": "uhkd+rkd", "weights": {"features": 10.0}, "head": "probe"},
     ]
     passes: list[int] = []
-    forward = trainer.Learner.forward
-    monkeypatch.setattr(trainer.Learner, "forward", lambda self, *given: passes.append(1) or forward(self, *given))
+    forward = learner.Learner.forward
+    monkeypatch.setattr(learner.Learner, "forward", lambda self, *given: passes.append(1) or forward(self, *given))
     whole = uhkd.distill(teachers=mix, out=images / "two", **words)
     assert len(passes) == 6 + 2  # steps, of both teachers together, and a look at the gradients after each epoch
     terms = {"1:kd.kl", "2:uhkd.features", "2:uhkd.inter", "2:rkd.angle", "ce"}
