@@ -7,10 +7,10 @@ from typing import Any
 
 from uhkd import __version__
 from uhkd.arguments import ReportArguments
-from uhkd.commands.setup import say
 from uhkd.recipe import build
 from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
 from uhkd.runs import check_own, check_place, read_mapping, write_atomically
+from uhkd.telling import say
 
 _NAME = "report.html"
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from uhkd.methods.base import Distiller, Needs
 from uhkd.methods.matching import LevelMatching
-from uhkd.methods.registry import method_class, method_names, settings_of, suggest
+from uhkd.methods.registry import method_class, settings_of
+from uhkd.recipe.method_table import method_names, split_names, suggest
 from uhkd.taps import Shapes
 
 __all__ = [
@@ -32,7 +33,7 @@ _FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydan
 
 
 def _names(method: str) -> list[str]:
-    names = [part.strip() for part in method.split("+")]
+    names = split_names(method)
     problems = []
     for name in names:
         try:
