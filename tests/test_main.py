@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     verbs = {name: (lambda arguments, name=name: notes.__setitem__(name, arguments)) for name in names}
     monkeypatch.setitem(sys.modules, "uhkd.commands", SimpleNamespace(**verbs))
     monkeypatch.setattr(uhkd, "commands", sys.modules["uhkd.commands"], raising=False)
-    monkeypatch.setattr("uhkd.names.check_names", lambda _: None)  # their teachers and data are not there
+    monkeypatch.setattr(names, "check_names", lambda _: None)  # their teachers and data are not there
     return notes
 
 
