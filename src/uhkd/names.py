@@ -1,57 +1,76 @@
 """Names on a command line, looked up before the command imports torch: a slip is answered at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from uhkd.arguments import EvalArguments, ExportArguments, InspectArguments, PredictArguments, PushArguments
 from uhkd.commands.comparing.naming import finetune_words, look_up, pair_names
 from uhkd.data.words import check_word
 from uhkd.models.naming import check_name, check_run
-from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, RecipeError, Schema, find_recipe, load_yaml
-from uhkd.recipe.method_table import entry_of, split_names
+from uhkd.recipe import (
+    CacheRecipe,
+    CompareRecipe,
+    DistillRecipe,
+    RecipeError,
+    Schema,
+    TrainRecipe,
+    find_recipe,
+    load_yaml,
+)
+from uhkd.recipe.method_table import names_of
+from uhkd.runs import RunFolder, check_place
 
 
 def check_names(asked: Schema) -> None:
     """See that the methods, data, networks and runs that a command is given may be there; it then looks for itself.
 
     Raises:
-        RecipeError: with every name that cannot be meant, in the words of the command.
+        ValueError: in the words of the command, for a method, for a folder that cannot be written, or with all other names that
+            cannot be meant.
     """
     if getattr(asked, "resume", False):  # a finished run has no more need of what it was made from
         return
-    if problems := [*dict.fromkeys(_of_comparison(asked) if isinstance(asked, CompareRecipe) else _of_one(asked))]:
+    if isinstance(asked, CompareRecipe):
+        check_place(Path(asked.out).resolve())
+        problems = _of_comparison(asked)
+    else:
+        students = [one for one, _ in asked.taught()] if isinstance(asked, DistillRecipe) else [asked]
+        for one in students:
+            if isinstance(one, DistillRecipe | InspectArguments):
+                _check_method(one)
+        if isinstance(asked, TrainRecipe) and asked.out is not None:
+            RunFolder(asked.out).check({}, resume=False)
+        problems = _of_one(asked, students)
+    if problems := [*dict.fromkeys(problems)]:
         raise RecipeError(problems)
 
 
-def _of_one(asked: Schema) -> Iterator[str]:
+def _check_method(asked: DistillRecipe | InspectArguments) -> None:
+    names_of(asked.method)
+    if asked.settings or asked.weights:
+        from uhkd.methods import check  # the signature of a method says its settings: that takes torch, and no more
+
+        check(asked.method, asked.settings, asked.weights)
+
+
+def _of_one(asked: Schema, students: Sequence[Schema]) -> Iterator[str]:
     if isinstance(asked, EvalArguments | PredictArguments | ExportArguments | PushArguments):
         yield from _refused(check_run, asked.run)
-    if isinstance(asked, DistillRecipe):
-        students = [one for one, _ in asked.taught()]
-    else:
-        students = [asked] if isinstance(asked, InspectArguments | CacheRecipe) else []
-    for one in students:
-        if not isinstance(one, CacheRecipe):
-            yield from _of_method(one)
     for field in ("data", "probe_data"):
         if (word := getattr(asked, field, None)) is not None:
             yield from _refused(check_word, word)
     for one in students:
         # scratch has no teacher, and stored signals stand for theirs
         alone = isinstance(one, DistillRecipe) and (one.method == "scratch" or one.teacher_cache is not None)
-        if not alone and isinstance(one.teacher, str):
+        if (
+            isinstance(one, DistillRecipe | InspectArguments | CacheRecipe)
+            and isinstance(one.teacher, str)
+            and not alone
+        ):
             yield from (f"teacher: {problem}" for problem in _refused(check_name, one.teacher))
     for field in ("student", "model"):
         if (word := getattr(asked, field, None)) is not None:
             yield from _refused(check_name, word)
-
-
-def _of_method(asked: DistillRecipe | InspectArguments) -> list[str]:
-    problems = [problem for name in split_names(asked.method) for problem in _refused(entry_of, name)]
-    if problems or not (asked.settings or asked.weights):
-        return problems
-    from uhkd.methods import check  # the signature of the method says its settings: that takes torch, and no more
-
-    return _refused(lambda method: check(method, asked.settings, asked.weights), asked.method)
 
 
 def _of_comparison(asked: CompareRecipe) -> Iterator[str]:
@@ -61,8 +80,8 @@ def _of_comparison(asked: CompareRecipe) -> Iterator[str]:
     for i, (pair, place) in enumerate(zip(pair_names(asked.pairs), asked.pairs, strict=True)):
         own = load_yaml(find_recipe(place))
         for label, method in methods.items():
-            for name in split_names(str(method)):
-                yield from (f"{pair} by {label}: {problem}" for problem in _refused(entry_of, name))
+            for problem in _refused(names_of, str(method)):
+                yield from (f"{pair} by {label}: {line}" for line in problem.split("\n"))
         teacher = said[i] if said else own.get("teacher")
         if isinstance(teacher, str) and set(methods.values()) != {"scratch"} and finetune_words(teacher) is None:
             yield from _refused(lambda word, pair=pair: look_up(check_name, word, pair), teacher)

@@ -52,9 +52,24 @@ def entry_of(name: str) -> EntryPoint:
     return entries()[name]
 
 
-def split_names(method: str) -> list[str]:
-    """The names in a list of methods such as "uhkd+dkd", not looked up."""
-    return [part.strip() for part in method.split("+")]
+def names_of(method: str) -> list[str]:
+    """The names in a list of methods such as "uhkd+dkd".
+
+    Raises:
+        ValueError: with every name that is unknown, or when one comes twice.
+    """
+    names = [part.strip() for part in method.split("+")]
+    problems = []
+    for name in names:
+        try:
+            entry_of(name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    if len(set(names)) < len(names):
+        raise ValueError(f"method {method!r} names one method twice")
+    return names
 
 
 def suggest(word: str, known: list[str]) -> str:
