@@ -59,6 +59,15 @@ def test_writing_is_set_against_the_teacher_alone(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_the_start_of_commands_is_timed_by_the_processor(tmp_path: Path):
+    found = run("start.py", tmp_path / "x.json", "--rounds", "2")["commands"]
+    assert {"--help", "recipes", "models uhkd/*", "watch --once run", "distil"} <= set(found)
+    for own in found.values():
+        assert len(own["processor_seconds"]) == len(own["wall_seconds"]) == 2
+        assert min(own["processor_seconds"]) > 0 and own["target"] > 0
+
+
+@pytest.mark.slow
 def test_epochs_are_timed_live_and_stored(tmp_path: Path):
     words = ["--rounds", "2", "--images", "150", "--epochs", "2", "--batch", "32"]
     found = run("epochs.py", tmp_path / "x.json", *words, "--candidates", "scratch", "uhkd", "uhkd-stored")

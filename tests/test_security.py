@@ -33,7 +33,7 @@ from PIL import EpsImagePlugin, Image
 from torchvision.datasets import CIFAR100
 
 from uhkd.__main__ import main
-from uhkd.commands.comparing.plan import _names
+from uhkd.commands.comparing.naming import pair_names
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.tables import csv_text, inline, latex, markdown, run_rows
 from uhkd.data import arrays, open_data
@@ -579,7 +579,7 @@ def test_a_pair_that_is_called_by_dots_gets_the_name_of_its_folder(tmp_path: Pat
     """Its name is that of a folder of the comparison: "." and ".." would lie outside."""
     (tmp_path / "above" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "above" / "here")
-    assert _names((".", "..", "digits/vit")) == ["here", "above", "vit"]
+    assert pair_names((".", "..", "digits/vit")) == ["here", "above", "vit"]
 
 
 # ---------------------------------------------------------------- links, temporary files, permissions

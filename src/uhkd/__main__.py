@@ -152,6 +152,10 @@ def _run(manner: Manner, verb: str, rest: list[str]) -> tuple[int, dict[str, Any
         if manner.dry_run and hasattr(asked, "dry_run"):  # push has the word in Python too
             asked = asked.model_copy(update={"dry_run": True})
         say_more(f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {verb}: {asked}")
+        if verb not in _HOMES:
+            from uhkd.names import check_names
+
+            check_names(asked)
         home = import_module(_HOMES.get(verb, "uhkd.commands"))
         function = PLANS[verb] if manner.dry_run else _FUNCTIONS.get(verb, verb)
         result = getattr(home, function)(asked)

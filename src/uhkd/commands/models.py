@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torchvision
-
 from uhkd.arguments import ModelsArguments
-from uhkd.models import create, model_names
-from uhkd.models.libraries import build
-from uhkd.models.naming import parse
+from uhkd.models.naming import model_names, parse
+from uhkd.models.variants import PARAMETERS
 from uhkd.telling import put, say
 
 
@@ -60,8 +56,18 @@ def _matching(names: list[str], max_params: float | None) -> Iterator[Listed]:
 
 
 def count_parameters(name: str) -> int | None:
-    """Parameters of a network, built on the meta device (no memory, no random numbers); None if it cannot be built."""
+    """Parameters of a network with its own head; None if it cannot be built.
+
+    Those of uhkd are noted; another is built on the meta device (no memory, no random numbers).
+    """
     reference = parse(name)
+    if reference.library == "uhkd":
+        return PARAMETERS[reference.name]
+    import torch
+    import torchvision
+
+    from uhkd.models.libraries import build
+
     try:
         with torch.device("meta"):
             module = build(reference, size=None, num_classes=None, options={}, pretrained=False).module
@@ -75,6 +81,10 @@ def count_parameters(name: str) -> int | None:
 
 def _milliseconds(name: str) -> float | None:
     """Median time of one image through the network on the CPU; None if it cannot run here."""
+    import torch
+
+    from uhkd.models import create
+
     try:
         network: Any = create(name, num_classes=None).eval()
     except (ValueError, RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ from uhkd.data.sharded import Sharding, ShardSource, is_sharded, read_shards
 from uhkd.data.sources import Part, Source, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tars import refuse_packed
-from uhkd.data.timm_readers import is_reader, read_timm
+from uhkd.data.timm_readers import read_timm
+from uhkd.data.words import check_word, is_reader
 
-_BUILT_IN = ("digits", "cifar100")
 _MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
 
 
@@ -125,9 +124,8 @@ def _read(
         return read_shards(word, shards, class_names=names, skip_bad_images=skip_bad_images)
     if is_reader(word):
         return word, read_timm(word)
+    check_word(word)
     path = Path(data).expanduser()
-    if not path.exists():
-        raise ValueError(_missing(path))
     refuse_packed(path)
     if path.is_dir():
         found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
@@ -139,21 +137,6 @@ def _read(
     raise ValueError(
         f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100"
     )
-
-
-def _missing(path: Path) -> str:
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    wanted = path.relative_to(parent).parts[0]
-    try:
-        present = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    except OSError:  # an unreadable or non-folder parent has no names to offer
-        present = []
-    near = [str(parent / name) for name in difflib.get_close_matches(wanted, present, 3)]
-    near += difflib.get_close_matches(str(path), _BUILT_IN, 1)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; give a path, or one of: {', '.join(_BUILT_IN)}"
-    return f"data {path} does not exist{hint}"
 
 
 def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:

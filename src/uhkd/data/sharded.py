@@ -17,9 +17,10 @@ from uhkd.data.decode import decodable, decode_bytes, header_size
 from uhkd.data.descriptors import Descriptors
 from uhkd.data.index import HEADER, INDEX, PARTS, Index, parts_of, read_index
 from uhkd.data.order import Shuffle
-from uhkd.data.shelf import Shelf, check_address, fetch, is_remote
+from uhkd.data.shelf import Shelf, check_address, fetch
 from uhkd.data.sources import Part, Source, content_hash
 from uhkd.data.tars import make_index
+from uhkd.data.words import is_remote, names_shards
 from uhkd.text import count, shown
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -98,7 +99,7 @@ class ShardSource:
 
 def is_sharded(word: str) -> bool:
     """Whether a word for data names tar shards: wds/..., a .tar, a {0..9} pattern of them, a folder with them, or elsewhere."""
-    if word.startswith("wds/") or is_remote(word) or word.endswith(".tar"):
+    if names_shards(word):
         return True
     folder = Path(word).expanduser()
     if not folder.is_dir():

@@ -20,11 +20,6 @@ _STALE = 3600.0  # seconds after which nobody writes to a temporary file any mor
 _LARGEST = 2**32  # bytes of a file that is read whole: an index of a hundred million samples
 
 
-def is_remote(word: str) -> bool:
-    """Whether a word for data is an address."""
-    return "://" in word
-
-
 def check_address(address: str) -> None:
     """Refuse an address that is not fetched.
 

@@ -8,15 +8,10 @@ import numpy as np
 
 from uhkd.data.arrays import Parts, user_dataset
 from uhkd.data.sources import DatasetSource
+from uhkd.data.words import READERS
 
-_KINDS = ("hfds/", "torch/")
 # torchvision has a training part and one more, whatever it is called: as the test part it is not used for choices
 _PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
-
-
-def is_reader(word: str) -> bool:
-    """Whether a word for data is one of timm's that are read here."""
-    return word.startswith((*_KINDS, "tfds/", "hfids/"))
 
 
 def read_timm(word: str) -> Parts:
@@ -27,7 +22,7 @@ def read_timm(word: str) -> Parts:
     Raises:
         ValueError: an iterable reader, a package that is not installed, a data set that cannot be opened or has no labels.
     """
-    if not word.startswith(_KINDS):
+    if not word.startswith(READERS):
         kind = word.partition("/")[0]
         raise ValueError(
             f"data {word}: timm's reader {kind}/ gives images in its own order alone, which can be neither shuffled nor resumed "

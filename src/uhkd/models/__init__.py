@@ -1,10 +1,15 @@
 """Models: from a name, a file or a module of one's own to a TappedModel that can be rebuilt."""
 
-from uhkd.models.build import brings_weights, create, load_run, save, wrap
-from uhkd.models.card import ModelCard
-from uhkd.models.described import own_input, own_size
-from uhkd.models.naming import model_names
-from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
+from typing import TYPE_CHECKING
+
+from uhkd.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from uhkd.models.build import brings_weights, create, load_run, save, wrap
+    from uhkd.models.card import ModelCard
+    from uhkd.models.described import own_input, own_size
+    from uhkd.models.naming import model_names
+    from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
 
 __all__ = [
     "ModelCard",
@@ -21,3 +26,14 @@ __all__ = [
     "save",
     "wrap",
 ]
+
+import_on_use(
+    __name__,
+    {
+        "uhkd.models.build": ("brings_weights", "create", "load_run", "save", "wrap"),
+        "uhkd.models.card": ("ModelCard",),
+        "uhkd.models.described": ("own_input", "own_size"),
+        "uhkd.models.naming": ("model_names",),
+        "uhkd.models.weights": ("fingerprint", "fingerprint_of", "load_state", "read_safetensors"),
+    },
+)

@@ -11,7 +11,7 @@ from uhkd.models.card import ModelCard
 from uhkd.models.described import own_input, own_size
 from uhkd.models.families import PREFIX, families
 from uhkd.models.libraries import Input, build, input_of, read_folder
-from uhkd.models.naming import Reference, near_folders, parse
+from uhkd.models.naming import Reference, check_run, parse
 from uhkd.models.transformers import card_words, find, has_weights, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
@@ -253,18 +253,7 @@ def _with_card(tapped: TappedModel, name: str, options: Mapping[str, Any]) -> Ta
 
 
 def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    run = RunFolder(Path(folder).expanduser())
-    if not run.exists():
-        if run.started():
-            raise ValueError(f"the run '{folder}' is not finished; go on with it by its own command and --resume")
-        if not run.path.exists():
-            near = near_folders(str(folder))
-            hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
-            raise ValueError(f"no such folder: {folder}; {hint}")
-        raise ValueError(
-            f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}; "
-            "give a folder that finetune or distill wrote"
-        )
+    run = check_run(folder)
     try:
         card = ModelCard.from_json(run.read_card())
     except ValueError as error:

@@ -3,11 +3,11 @@
 import difflib
 import fnmatch
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from uhkd.models.families import PREFIX, check_available, families, is_hub_name
+from uhkd.models.listing import exists, listing, may_exist
 from uhkd.models.variants import VARIANTS
 from uhkd.runs import RunFolder
 
@@ -26,18 +26,6 @@ class Reference:
     name: str
 
 
-@cache
-def _listing() -> dict[str, tuple[str, ...]]:
-    import timm  # costs seconds, so it waits until a name is really asked for
-    import torchvision
-
-    return {
-        "uhkd": tuple(VARIANTS),
-        "torchvision": tuple(torchvision.models.list_models(module=torchvision.models)),
-        "timm": tuple(timm.list_models()),
-    }
-
-
 def model_names(pattern: str = "*") -> list[str]:
     """Names that `create` knows and that match a shell pattern, with or without the library in front."""
     names = _listed()
@@ -48,7 +36,7 @@ def model_names(pattern: str = "*") -> list[str]:
 
 
 def _listed() -> list[str]:
-    return [f"{library}/{name}" for library, known in _listing().items() for name in known]
+    return [f"{library}/{name}" for library, known in listing().items() for name in known]
 
 
 def parse(name: str) -> Reference:
@@ -63,7 +51,7 @@ def parse(name: str) -> Reference:
         return _model_folder(bare.removeprefix(LOCAL_DIR))
     if library == "transformers" and rest and not RunFolder(Path(name)).exists():
         return _in_transformers(rest)
-    if library in _listing() and rest:
+    if library in ("uhkd", "torchvision", "timm") and rest:
         return _in_library(library, rest, name)
     if _is_timm(name):
         return Reference("timm", name)
@@ -72,10 +60,23 @@ def parse(name: str) -> Reference:
     raise ValueError(_unknown(name))
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that `parse` would refuse, as far as is known without importing a library.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    library, _, rest = name.partition("/")
+    package = "torchvision" if library == "torchvision" else "timm"
+    architecture = (rest if library == package else name).partition(".")[0]
+    if library != "transformers" and not may_exist(package, architecture):
+        parse(name)
+
+
 def _in_library(library: str, rest: str, name: str) -> Reference:
     if library == "timm" and _is_timm(rest):
         return Reference("timm", rest)
-    if library == "torchvision" and rest in _listing()["torchvision"]:
+    if library == "torchvision" and exists("torchvision", rest):
         return Reference("torchvision", rest)
     if library == "uhkd" and rest in VARIANTS:
         return Reference("uhkd", rest)
@@ -104,11 +105,11 @@ def _in_transformers(name: str) -> Reference:
 
 def _is_timm(name: str) -> bool:
     """Whether timm knows an architecture and, if one is given after a dot, its set of weights."""
+    architecture, _, tag = name.partition(".")
+    if not exists("timm", architecture):
+        return False
     import timm
 
-    architecture, _, tag = name.partition(".")
-    if architecture not in _listing()["timm"]:
-        return False
     return not tag or name in timm.list_pretrained(f"{architecture}.*")
 
 
@@ -119,13 +120,34 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(wanted, everything, n=3, cutoff=0.6)
     near += [bare[short] for short in difflib.get_close_matches(wanted.split("/")[-1], list(bare), n=4, cutoff=0.6)]
     architecture, _, tag = name.removeprefix("timm/").partition(".")
-    if tag and architecture in _listing()["timm"]:
+    if tag and architecture in listing()["timm"]:
         import timm
 
         near = [f"timm/{full}" for full in timm.list_pretrained(f"{architecture}.*")][:4] or [f"timm/{architecture}"]
     near = near_folders(name) + near
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no name is near it"
     return f"unknown model '{name}': {hint} (`uhkd models` lists all; a folder of a run or {LOCAL_DIR}PATH also work)"
+
+
+def check_run(folder: str | Path) -> RunFolder:
+    """The run folder at a path, with a finished network in it.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    run = RunFolder(Path(folder).expanduser())
+    if run.exists():
+        return run
+    if run.started():
+        raise ValueError(f"the run '{folder}' is not finished; go on with it by its own command and --resume")
+    if not run.path.exists():
+        near = near_folders(str(folder))
+        hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
+        raise ValueError(f"no such folder: {folder}; {hint}")
+    raise ValueError(
+        f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}; "
+        "give a folder that finetune or distill wrote"
+    )
 
 
 def near_folders(name: str) -> list[str]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    import torch.nn
 
 Size = tuple[int, int]
 
@@ -23,14 +24,14 @@ def patch_for(size: Size, largest: int, fewest: int) -> int:
     return patch
 
 
-def _vit(size: Size, num_classes: int, dim: int, depth: int, heads: int, **options: Any) -> nn.Module:
+def _vit(size: Size, num_classes: int, dim: int, depth: int, heads: int, **options: Any) -> "torch.nn.Module":
     from timm.models.vision_transformer import VisionTransformer
 
     settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "depth": depth, "num_heads": heads, **options}
     return VisionTransformer(img_size=size, num_classes=num_classes, **settings)
 
 
-def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, **options: Any) -> nn.Module:
+def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, **options: Any) -> "torch.nn.Module":
     from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock
 
     settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "num_blocks": depth}
@@ -41,7 +42,7 @@ def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, *
     return MlpMixer(num_classes=num_classes, img_size=size, **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
-def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> nn.Module:
+def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> "torch.nn.Module":
     from timm.models.swin_transformer import SwinTransformer
 
     settings: dict[str, Any] = {
@@ -55,9 +56,12 @@ def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> nn.Module:
     return SwinTransformer(img_size=size, num_classes=num_classes, **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
-def _resnet(size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any) -> nn.Module:
+def _resnet(
+    size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any
+) -> "torch.nn.Module":
     """`stem_stride`: 1 keeps all cells of a 32-px image; 2 suits 64 to 96 px at a quarter of the cost."""
     from timm.models.resnet import BasicBlock, ResNet
+    from torch import nn
 
     settings: dict[str, Any] = {"layers": (depth,) * 4, "channels": tuple(width * 2**i for i in range(4))}
     block: Any = BasicBlock  # timm annotates the class as if it were an instance
@@ -71,7 +75,7 @@ def _resnet(size: Size, num_classes: int, width: int, depth: int, stem_stride: i
     return model
 
 
-VARIANTS: dict[str, Callable[..., nn.Module]] = {
+VARIANTS: "dict[str, Callable[..., torch.nn.Module]]" = {
     "vit_micro": partial(_vit, dim=96, depth=4, heads=3),
     "vit_tiny": partial(_vit, dim=192, depth=12, heads=3),
     "mixer_micro": partial(_mixer, dim=128, depth=4, residual=False),
@@ -83,8 +87,21 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "resnet10": partial(_resnet, width=32, depth=1),
     "resnet18": partial(_resnet, width=64, depth=2),
 }
+# so that listing them imports neither torch nor timm: parameters at 32 px with a head of 1000 classes
+PARAMETERS = {
+    "vit_micro": 555_592,
+    "vit_tiny": 5_553_832,
+    "mixer_micro": 697_704,
+    "mixer_small": 4_615_400,
+    "resmlp_micro": 682_088,
+    "resmlp_small": 4_520_168,
+    "swin_pico": 5_496_788,
+    "swin_nano": 9_589_156,
+    "resnet10": 1_495_656,
+    "resnet18": 11_681_832,
+}
 
 
-def build_variant(name: str, *, size: Size, num_classes: int, options: dict[str, Any]) -> nn.Module:
+def build_variant(name: str, *, size: Size, num_classes: int, options: dict[str, Any]) -> "torch.nn.Module":
     """One of VARIANTS for images of a size, with `options` overriding the settings of its timm class."""
     return VARIANTS[name](size, num_classes, **options)

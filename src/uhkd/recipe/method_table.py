@@ -1,6 +1,14 @@
-"""The methods that come with the package, by name, in the order of tables; where each class stands below `uhkd.methods`."""
+"""The names of methods: ours, in the order of tables, and those that other packages bring as entry points "uhkd.methods".
 
-METHODS = {
+No method is imported here, so that a slip in a name is answered without torch.
+"""
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+GROUP = "uhkd.methods"
+METHODS = {  # where each class stands below `uhkd.methods`
     "scratch": "scratch:Scratch",
     "kd": "kd:KD",
     "dkd": "dkd:DKD",
@@ -17,3 +25,54 @@ METHODS = {
     "twin_b": "spatial:TwinB",
     "uhkd": "uhkd:UHKD",
 }
+
+
+@cache
+def entries() -> dict[str, EntryPoint]:
+    """Where each method is, by name."""
+    ours = {name: EntryPoint(name, f"uhkd.methods.{where}", GROUP) for name, where in METHODS.items()}
+    # a plug-in cannot replace a method of ours: a name in a table must mean one thing
+    return {point.name: point for point in entry_points(group=GROUP)} | ours
+
+
+def method_names() -> list[str]:
+    """All known methods: ours in the order of the tables, then those of plug-ins."""
+    return [*METHODS, *sorted(set(entries()) - set(METHODS))]
+
+
+def entry_of(name: str) -> EntryPoint:
+    """Where a method is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in entries():
+        near = suggest(name, method_names())
+        raise ValueError(f"unknown method {name!r}{near} (known: {', '.join(method_names())})")
+    return entries()[name]
+
+
+def names_of(method: str) -> list[str]:
+    """The names in a list of methods such as "uhkd+dkd".
+
+    Raises:
+        ValueError: with every name that is unknown, or when one comes twice.
+    """
+    names = [part.strip() for part in method.split("+")]
+    problems = []
+    for name in names:
+        try:
+            entry_of(name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    if len(set(names)) < len(names):
+        raise ValueError(f"method {method!r} names one method twice")
+    return names
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """'; did you mean ...?' with the nearest of `known`, or nothing."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

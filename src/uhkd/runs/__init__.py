@@ -1,4 +1,7 @@
-"""The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code."""
+"""The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code.
+
+torch is imported where tensors are written or read, so that a run can be looked at without it.
+"""
 
 from uhkd.runs.checkpoints import Checkpoint
 from uhkd.runs.files import (

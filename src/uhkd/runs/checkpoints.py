@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from uhkd.runs.files import flush_folder, tensor_bytes, write_atomically
+
+if TYPE_CHECKING:
+    import torch
 
 TENSORS, OPTIMIZER, FACTS = "tensors.safetensors", "optimizer.pt", "facts.json"
 SUMS = "SHA256SUMS"  # as `sha256sum` writes it: `sha256sum -c SHA256SUMS` checks a checkpoint without us
@@ -29,7 +28,7 @@ class Checkpoint:
     """
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: "dict[str, torch.Tensor]"
     optimizer: dict[str, Any]
     facts: dict[str, Any]
     passed_over: tuple[str, ...] = field(default=(), compare=False)
@@ -47,6 +46,8 @@ class Checkpoints:
         Raises:
             OSError: when it could not be written; what was there before is untouched and nothing half-written is left.
         """
+        import torch
+
         self.path.mkdir(exist_ok=True)
         for leftover in self.path.glob(".step-*"):  # of a process that was killed: the folder is ours alone
             _remove(leftover)
@@ -127,12 +128,15 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]":
     """Tensors, optimizer's state and facts.
 
     Raises:
         ValueError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
     """
+    import torch
+    from safetensors.torch import load
+
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}

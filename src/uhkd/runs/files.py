@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors.torch import save
-from torch import Tensor
 
 from uhkd import plain
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
@@ -58,13 +59,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
     """A safetensors file, atomically; tensors by name may have any shape, be on any device and share storage."""
     write_atomically(path, tensor_bytes(tensors))
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: "Mapping[str, torch.Tensor]") -> bytes:
     """What a safetensors file of them holds."""
+    from safetensors.torch import save
+
     # not by save_file: that makes a file which other users of the machine may not read
     return save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()})
 

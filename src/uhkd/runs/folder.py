@@ -7,16 +7,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from torch import Tensor
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import held
 from uhkd.runs.machine import environment
+
+if TYPE_CHECKING:
+    import torch
 
 _LARGEST = 2**30  # bytes of diagnostics: spectra and predictions of ten thousand evaluations
 _ENVIRONMENT = "environment.json"
@@ -172,7 +174,7 @@ class RunFolder:
         """The model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
         return _own_mapping(self.card)
 
-    def write_model(self, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    def write_model(self, card: Mapping[str, Any], state: "Mapping[str, torch.Tensor]") -> None:
         """The trained network, its tensors of any shape by name: weights first, so that a card always has them."""
         write_tensors(self.weights, state)
         self.write_json(self.card.name, dict(card))

@@ -9,13 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _PACKAGES = ("uhkd", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
 
 
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware and thread settings of this process: what a number must travel with."""
+    import torch
+
     versions = {}
     for name in _PACKAGES:
         try:

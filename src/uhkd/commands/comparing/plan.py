@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from uhkd.commands.comparing.caches import shared_caches
+from uhkd.commands.comparing.naming import finetune_words, look_up, pair_names
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import check, method_names
 from uhkd.models.naming import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
-from uhkd.runs import RunFolder
 
 TUNING_SEED = 1000  # settings are chosen by a seed that no table shows
 _OWN = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs', see `Board`
@@ -73,7 +73,9 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
         RecipeError: listing what is wrong with any recipe, method, setting or teacher.
     """
     problems = _misnamed(recipe)
-    pairs = {name: load_yaml(find_recipe(said)) for name, said in zip(_names(recipe.pairs), recipe.pairs, strict=True)}
+    pairs = {
+        name: load_yaml(find_recipe(said)) for name, said in zip(pair_names(recipe.pairs), recipe.pairs, strict=True)
+    }
     problems += [
         f"pairs: {name} is no recipe of distill (it has no student)" for name in pairs if "student" not in pairs[name]
     ]
@@ -150,18 +152,6 @@ def merged(words: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def _names(pairs: tuple[str, ...]) -> list[str]:
-    """Short names, with as much of the path as tells them apart."""
-    paths = [Path(pair).with_suffix("") if pair.endswith((".yaml", ".yml")) else Path(pair) for pair in pairs]
-    # "." and ".." have no name of their own, and would lead out of the comparison's folder
-    paths = [path.resolve() if path.name in ("", "..") else path for path in paths]
-    for parts in range(1, 20):
-        names = ["-".join(path.parts[-parts:]).replace("/", "") for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise RecipeError([f"pairs: expected each once, found {', '.join(pairs)}"])
-
-
 def _misnamed(recipe: CompareRecipe) -> list[str]:
     """Variants become names of folders and rows, so they must be plain and not mean a method already."""
     known = method_names()
@@ -211,9 +201,11 @@ def _teachers(
         word = said[i] if said else own.get("teacher")
         if word is None:
             raise RecipeError([f"{pair}: its recipe names no teacher; give one with --teachers"])
-        words = _finetune_words(str(word))
+        words = finetune_words(str(word))
         if words is None:
-            where[pair] = _network(str(word), pair) if needed else str(word)
+            where[pair] = str(word)
+            if needed and (found := look_up(parse, where[pair], pair)).library == "run":
+                where[pair] = str(Path(found.name).resolve())
             continue
         words = words | recipe.teacher_changes
         data = recipe.data or words.get("data")
@@ -224,37 +216,6 @@ def _teachers(
             raise RecipeError([f"teachers: two different recipes are both called {Path(str(word)).stem!r}; rename one"])
         taught[pair], where[pair] = task, str(out / task.name)
     return where, taught
-
-
-def _finetune_words(word: str) -> dict[str, Any] | None:
-    """The words of a recipe that trains a teacher, or None where `word` is a network that is there already."""
-    if RunFolder(word).started():
-        if RunFolder(word).exists():
-            return None
-        raise RecipeError([f"teachers: the run {word} is not finished; resume it, or give another teacher"])
-    try:
-        words = load_yaml(find_recipe(word))
-    except RecipeError:
-        if Path(word).suffix in (".yaml", ".yml"):
-            raise
-        return None  # timm/NAME and the like
-    if "model" not in words:
-        raise RecipeError([f"teachers: {word} is no recipe of finetune (it has no model)"])
-    return {k: v for k, v in words.items() if k not in ("out", "resume")}
-
-
-def _network(word: str, pair: str) -> str:
-    """A network's name, or a run folder's whole path."""
-    try:
-        found = parse(word)
-    except ValueError as error:
-        raise RecipeError(
-            [
-                f"{pair}: teacher: {error}; give one with --teachers: a run folder, a network, or a recipe of finetune by which "
-                "it is trained first"
-            ]
-        ) from None
-    return str(Path(found.name).resolve()) if found.library == "run" else word
 
 
 def _teacher_first(words: Mapping[str, Any], teacher: Task | None) -> tuple[str, ...]:

@@ -154,8 +154,8 @@ class Board:
 
     def execute(self, task: Task, served: Sequence[Task] = ()) -> None:
         """Do one task (from its last checkpoint, if it was begun); failures are noted, not raised. served: by a cache."""
-        from uhkd.commands.api import distill, finetune
         from uhkd.commands.judging import measure
+        from uhkd.commands.train import distill, finetune
 
         log = self._file("logs", task.name)
         log.parent.mkdir(parents=True, exist_ok=True)
