@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+
 from golden import trainings as golden  # noqa: E402
 
 PACKAGES = ("torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-lightning")
@@ -29,7 +30,9 @@ PACKAGES = ("torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-l
 def text(content: dict[str, Any]) -> str:
     """JSON with one line a case and kind, so that a change shows which numbers are others."""
     cases = {
-        name: "{\n" + ",\n".join(f"   {json.dumps(kind)}: {json.dumps(own)}" for kind, own in measured.items()) + "\n  }"
+        name: "{\n"
+        + ",\n".join(f"   {json.dumps(kind)}: {json.dumps(own)}" for kind, own in measured.items())
+        + "\n  }"
         for name, measured in content["cases"].items()
     }
     head = {name: own for name, own in content.items() if name != "cases"}

@@ -1,6 +1,6 @@
 """Short trainings by the public interface, and what is compared of them with `digests.json`.
 
-Files of run folders and caches are read by their formats alone (safetensors, CSV, JSON, NumPy), so that no name inside the package
+Files of run folders and caches are read by their formats (safetensors, CSV, JSON, NumPy), so that no name inside the package
 matters here.
 """
 
@@ -44,12 +44,13 @@ MIXED: dict[str, Any] = {"mixup": 0.4, "cutmix": 0.5, "erasing": 0.3, "crop": "p
 BATCHES = 4
 
 # as registered; half of them from a CNN to a ViT or a Mixer, half from a Mixer to a CNN
-METHODS = ("scratch", "kd", "dkd", "dist", "fitnet", "at", "cc", "rkd", "crd", "ofa", "rsd", "spectralkd", "twin_a", "twin_b")
-METHODS += ("uhkd",)
+METHODS = ("scratch", "kd", "dkd", "dist", "fitnet", "at", "cc", "rkd", "crd", "ofa", "rsd", "spectralkd")
+METHODS += ("twin_a", "twin_b", "uhkd")
 DEFAULTS_DIFFER = ("twin_a", "twin_b", "uhkd")  # methods whose own balance is not constant
 
 Measured = dict[str, Any]
 """names, weights (and where there are, data, arrays, records): digests; rows, result, projections: numbers by name."""
+SLOW = ("comparison",)
 CASES: dict[str, Callable[["Trainings"], Measured]] = {}
 
 
@@ -225,7 +226,9 @@ def differences(wanted: Measured, found: Measured, *, exact: bool) -> list[str]:
 
 def _compared(measured: Measured, exact: bool) -> dict[str, float]:
     """Numbers by name; without `exact` those alone that change little where rounding does."""
-    rows = {f"row {i}: {k}": v for i, row in enumerate(measured["rows"]) for k, v in row.items() if exact or _is_loss(k)}
+    rows = {
+        f"row {i}: {k}": v for i, row in enumerate(measured["rows"]) for k, v in row.items() if exact or _is_loss(k)
+    }
     return measured["projections"] | rows | (measured.get("result", {}) if exact else {})
 
 
@@ -275,7 +278,7 @@ def interrupted(train: Callable[..., uhkd.Result], steps: int, words: Mapping[st
     return train(**words, out=out, resume=True).run.path
 
 
-def batches(trainings: Trainings) -> list[tuple[Tensor, Tensor, Tensor]]:
+def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     """(images, labels, positions) of a few batches of the first digits."""
     pixels, labels = map(torch.as_tensor, _digits())
     images = pixels.float().view(-1, 1, 8, 8).expand(-1, 3, -1, -1) / 16
@@ -304,7 +307,13 @@ def _(trainings: Trainings) -> Measured:
 
 @case("finetune: sgd in steps, warm-up, no smoothing")
 def _(trainings: Trainings) -> Measured:
-    words = {"optimizer": "sgd", "schedule": "step", "step_epochs": (1,), "warmup_epochs": 0.5, "label_smoothing": 0.0}
+    words: dict[str, Any] = {
+        "optimizer": "sgd",
+        "schedule": "step",
+        "step_epochs": (1,),
+        "warmup_epochs": 0.5,
+        "label_smoothing": 0.0,
+    }
     words |= SHORT | {"model": "uhkd/vit_micro", "options": VIT, "epochs": 2, "clip_grad": None}
     return of_run(uhkd.finetune(**words, out=trainings.folder / "steps").run.path)
 
@@ -330,8 +339,7 @@ for _number, _method in enumerate(METHODS):
         case(f"method: {_method}, its own balance")(functools.partial(_by_method, words=_words, name=f"own-{_method}"))
 
 distilled("joined methods", method="uhkd+dkd", settings={"radius": 2, "dkd.temperature": 2.0}, weights={"ce": 0.5})
-distilled("relations and logits", method="rsd+kd", **TO_MIXER)
-for _balance in ("linear", "cosine", "cap", "famo"):
+for _balance in ("linear", "cap", "famo"):
     distilled(f"balance: {_balance}", balance=_balance, epochs=2)
 distilled("balance: lead, logits falling", balance="lead", balance_settings={"logits_fall": "cosine", "window": 100})
 
@@ -372,7 +380,9 @@ def _(trainings: Trainings) -> Measured:
 
 @case("two teachers")
 def _(trainings: Trainings) -> Measured:
-    return of_run(trainings.distill("two", teacher=(str(trainings.teacher), str(trainings.mixer)), method="kd", **TO_MIXER))
+    return of_run(
+        trainings.distill("two", teacher=(str(trainings.teacher), str(trainings.mixer)), method="kd", **TO_MIXER)
+    )
 
 
 @case("two teachers, a method each")
@@ -410,10 +420,15 @@ def _(trainings: Trainings) -> Measured:
 
 @case("own loop")
 def _(trainings: Trainings) -> Measured:
-    words = {"num_classes": 10, "image_size": 16, "num_samples": 20 * BATCHES, "total_steps": 2 * BATCHES}
+    words: dict[str, Any] = {
+        "num_classes": 10,
+        "image_size": 16,
+        "num_samples": 20 * BATCHES,
+        "total_steps": 2 * BATCHES,
+    }
     words |= {"method": "uhkd+crd", "balance": "lead", "balance_settings": {"features_fall": "linear"}, "seed": 4}
     loss_of = uhkd.Distillation(trainings.teacher, "uhkd/vit_micro", student_options=VIT, **words).train()
-    given = batches(trainings)
+    given = batches()
     loss_of.calibrate(given)
     optimizer = torch.optim.AdamW(loss_of.parameters(), lr=2e-3)
     rows = []
@@ -434,10 +449,10 @@ def _(trainings: Trainings) -> Measured:
 
     words: dict[str, Any] = {"method": "uhkd", "num_classes": 10, "image_size": 16, "student_options": VIT, "lr": 2e-3}
     module = UHKDLightningModule(trainings.teacher, "uhkd/vit_micro", **words)
-    images, labels, _ = map(torch.cat, zip(*batches(trainings), strict=True))
+    images, labels, _ = map(torch.cat, zip(*batches(), strict=True))
     loader = DataLoader(TensorDataset(images, labels), batch_size=20)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=2, accelerator="cpu", **quiet)
+    words = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=2, accelerator="cpu", **words)
     trainer.fit(module, loader, loader)
     row = {name: value.item() for name, value in trainer.callback_metrics.items()}
     saved = module.distillation.save(trainings.folder / "lightning")
@@ -453,8 +468,8 @@ def _(trainings: Trainings) -> Measured:
 
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10)
-    given = [(images, labels) for images, labels, _ in batches(trainings)]
-    norms = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    given = [(images, labels) for images, labels, _ in batches()]
+    norms: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     task = UHKDTask(model, str(trainings.teacher), given, image_size=32, verbose=False, **norms)
     task.setup_ema(decay=0.5)
     trained = task.get_trainable_module()

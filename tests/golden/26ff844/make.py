@@ -18,9 +18,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from golden import trainings as golden  # noqa: E402
-
 import uhkd  # noqa: E402
+from golden import trainings as golden  # noqa: E402
 
 TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, "data": "digits", "image_size": 16}
 TINY |= {"train_limit": 40, "batch_size": 10, "epochs": 2}
@@ -52,9 +51,8 @@ def main(folder: Path) -> None:
     Path("digests.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
-        if path.is_file() and (path.suffix in LEFT_OUT or path.name in LEFT_OUT or set(inside) & ASIDE):
-            path.unlink()
-        elif path.name == "thumbnails.jpg" and inside[0] != "student":
+        no_picture = path.name == "thumbnails.jpg" and inside[0] != "student"
+        if path.is_file() and (no_picture or path.suffix in LEFT_OUT or path.name in LEFT_OUT or set(inside) & ASIDE):
             path.unlink()
         elif path.suffix in (".json", ".yaml", ".csv", ".md", ".txt"):
             text = path.read_text(encoding="utf-8")
