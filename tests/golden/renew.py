@@ -40,6 +40,17 @@ def text(content: dict[str, Any]) -> str:
     return json.dumps(head, indent=1).removesuffix("\n}") + ',\n "cases": {\n' + listed + "\n }\n}\n"
 
 
+def commit() -> str:
+    """Return the last commit that changed the package, with "+changes" where files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words, "--", "src"], capture_output=True, text=True
+        ).stdout.strip()
+
+    return git("log", "-1", "--format=%h") + ("+changes" if git("status", "--porcelain") else "")
+
+
 def main() -> int:
     """Train all cases; return 1 with --check where something differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,9 +60,8 @@ def main() -> int:
     warnings.simplefilter("ignore")  # advice of Lightning
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     before: dict[str, Any] = golden.read() if golden.FILE.is_file() else {"cases": {}}
-    commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     now: dict[str, Any] = {"conditions": golden.conditions(), "packages": {name: version(name) for name in PACKAGES}}
-    now |= {"commit": commit.stdout.strip(), "cases": {}}
+    now |= {"commit": commit(), "cases": {}}
     exact, differing = before.get("conditions") == now["conditions"], 0
     with tempfile.TemporaryDirectory() as folder:
         trainings = golden.Trainings(Path(folder))
