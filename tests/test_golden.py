@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 import uhkd
 from golden import trainings as golden
@@ -77,7 +76,6 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of its files somewhere else, as the working folder: their recipes name each other by relative paths."""
     folder = shutil.copytree(OLDER, tmp_path / "elsewhere" / "older")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     return folder
 
 
