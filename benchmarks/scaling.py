@@ -26,9 +26,9 @@ from measuring import parser, save
 from PIL import Image
 
 from uhkd.data import Augmentation, Sharding, make_index, open_data, train_loader
-from uhkd.data.index import Index, read_index
-from uhkd.data.order import Shuffle
-from uhkd.data.randomness import stream
+from uhkd.data.rng import stream
+from uhkd.data.sampler import Shuffle
+from uhkd.data.tar_index import Index, read_index
 
 SAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
 A_SHARD = 1000  # samples

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from measuring import DEVICE, Step, copy_bandwidth, parser, save
 from torch import Tensor, nn
 
-from uhkd.alignment import FAM
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
-from uhkd.methods.matching import level_error
+from uhkd.methods.spectral_matching import level_error
 from uhkd.spectral import FTM, Level, SpectralTarget, ftm_shapes
+from uhkd.spectral.fam import FAM
 
 # grid -> channels of ResNet18's and Swin-T's stage
 LEVELS = {56: (64, 96), 28: (128, 192), 14: (256, 384), 7: (512, 768)}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from measuring import DEVICE, batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
 
+from uhkd.cache import Stored
+from uhkd.cache.shards import HEAD
 from uhkd.data import usable_cores
-from uhkd.stored import Stored
-from uhkd.stored.shards import HEAD
 
 METHODS = ("scratch", "kd", "uhkd", "ofa", "fitnet", "crd")
 STORED = ("kd", "uhkd")

@@ -109,7 +109,7 @@ def judge(folder: Path, word: str, part: str) -> None:
 
     from uhkd import load_run, open_data
     from uhkd.data import eval_loader
-    from uhkd.evaluation import predict_logits, score
+    from uhkd.evaluation.metrics import predict_logits, score
     from uhkd.training.inputs import image_size
 
     network, opened = load_run(folder), open_data(word)

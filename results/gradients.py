@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from uhkd.commands.comparing.step import Step, StepFactory
+from uhkd.console import say
 from uhkd.data import Batch
 from uhkd.recipe import find_recipe, load_yaml
 from uhkd.runs import environment, write_atomically
-from uhkd.telling import say
 from uhkd.training.schedule import lr_factor
 
 HERE = Path(__file__).resolve().parent

@@ -3,9 +3,9 @@
 from statistics import median
 from typing import Any
 
+from uhkd.cache import Layout
+from uhkd.cache.shards import HEAD
 from uhkd.commands.comparing.tables import markdown
-from uhkd.stored import Layout
-from uhkd.stored.shards import HEAD
 
 # samples, classes, bytes of an image: ImageNet-1K's training part has 1,281,167 images in 138 GB, ImageNet-21K's 14,197,122 in
 # 1.3 TB; the third is a round number

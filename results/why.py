@@ -24,13 +24,13 @@ from why_figures import draw
 from why_probes import CHANGES, SEED, STRENGTHS, WIDEST, bands, probe
 
 from uhkd import load_run, open_data
+from uhkd.console import say
 from uhkd.data import Data, Part, Source, eval_loader, stratified_subset
-from uhkd.evaluation import predict_logits
+from uhkd.evaluation.metrics import predict_logits
+from uhkd.features import TappedModel
 from uhkd.models import fingerprint
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.spectral import match_by_depth, max_radius, radial_frequencies, spectrum
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 from uhkd.training.inputs import image_size
 
 ROOT = Path(__file__).resolve().parents[1]

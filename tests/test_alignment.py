@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uhkd.alignment import FAM
 from uhkd.spectral import Representation
+from uhkd.spectral.fam import FAM
 
 SHAPE, SIZE, OUT = (6, 8, 5), (5, 3), 4
 NUMBERS = {"pairs": 15, "area": 15, "amplitude": 8, "log-amplitude": 8}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from uhkd.recipe.balancing import FamoSettings, LeadSettings
+from uhkd.recipe.balance import FamoSettings, LeadSettings
 from uhkd.training.balance import Balance, Famo, Lead
 
 ONE = {"uhkd.features": 1, "uhkd.kl": 2}

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
+from uhkd.cache import Stored, shards
 from uhkd.data import train_loader
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
-from uhkd.stored import Stored, shards
 from uhkd.training import StoredTeacher, fit
 from uhkd.training import step as stepping
 from uhkd.training import teachers as voices
@@ -323,8 +323,8 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
         sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
         rows[:, :20] = torch.full((len(rows), 10), 3.0).half().view(torch.uint8).numpy()
         (copy / shard.name).write_bytes(stored.shards.seal(0, shard.start, sums, rows))
-    from uhkd.arguments import VerifyArguments
     from uhkd.commands import verify_cache
+    from uhkd.recipe.arguments import VerifyArguments
 
     with pytest.raises(ValueError, match="logits of 64 records differ from what the teacher says now"):
         verify_cache(VerifyArguments(cache=str(copy), device="cpu"))

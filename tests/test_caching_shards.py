@@ -9,9 +9,9 @@ import pytest
 
 import uhkd
 from references.tars import sample, write_shards, write_tar
+from uhkd.cache import Stored, shards
 from uhkd.data import open_data
 from uhkd.runs import RunFolder
-from uhkd.stored import Stored, shards
 from uhkd.training import fit
 
 TINY: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, "batch_size": 8}

@@ -6,9 +6,9 @@ import pytest
 
 from references.pages import commands
 from uhkd.__main__ import VERBS
-from uhkd.cli import SCHEMAS, parse, read_flags
+from uhkd.cli.parser import SCHEMAS, parse, read_flags
+from uhkd.console import manner_of
 from uhkd.recipe import RecipeError
-from uhkd.telling import manner_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

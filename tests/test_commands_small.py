@@ -13,8 +13,8 @@ import torch
 from packaging.requirements import Requirement
 
 from uhkd.__main__ import main
-from uhkd.arguments import ModelsArguments
 from uhkd.commands.doctor import Diagnosis, Finding
+from uhkd.recipe.arguments import ModelsArguments
 
 # the package exports functions of the same names as these modules
 doctor = importlib.import_module("uhkd.commands.doctor")

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import uhkd
+from uhkd.cache import Stored
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import serving
 from uhkd.commands.comparing.plan import TUNING_SEED, Plan, Task, make_plan
@@ -25,7 +26,6 @@ from uhkd.commands.comparing.queue import Board, work, workers_of
 from uhkd.commands.comparing.report import document
 from uhkd.commands.comparing.summary import gather
 from uhkd.recipe import CompareRecipe, build
-from uhkd.stored import Stored
 
 SHORT = {"data": "digits", "epochs": 2, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {

@@ -18,12 +18,12 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
 import uhkd
-from uhkd.data import ArraySource, Augmentation, Part, augment, colour, train_loader, view
+from uhkd.data import ArraySource, Augmentation, Part, augment, color_transforms, train_loader, view
 from uhkd.data.augment import plain_view
-from uhkd.data.colour import erase_, jitter
-from uhkd.data.randomness import stream
+from uhkd.data.color_transforms import erase_, jitter
+from uhkd.data.rng import stream
 from uhkd.data.sources import Source
-from uhkd.recipe import fields
+from uhkd.recipe import base
 
 NOISE = ArraySource(np.random.default_rng(0).integers(0, 256, (60, 16, 24, 3), dtype=np.uint8), np.arange(60) % 5)
 PLAIN = Augmentation((16, 24))
@@ -234,7 +234,7 @@ def test_other_configurations_are_refused(config):
 
 def test_recipes_and_views_know_the_same_sections():
     """Recipes are read without NumPy, so the grammar is written down twice."""
-    assert fields._RANDAUGMENT.pattern == colour._RANDAUGMENT.pattern
+    assert base._RANDAUGMENT.pattern == color_transforms._RANDAUGMENT.pattern
 
 
 # colour jitter

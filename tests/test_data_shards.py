@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from references.tars import number_of, picture, sample, write_shards, write_tar
 from uhkd.commands import index as index_verb
 from uhkd.data import INDEX, Augmentation, Part, Sharding, ShardSource, make_index, open_data, train_loader, views
-from uhkd.data.index import read_index
-from uhkd.data.order import Shuffle, epoch_order
-from uhkd.data.randomness import stream
-from uhkd.data.sharded import expand
-from uhkd.data.shelf import Shelf
+from uhkd.data.remote import Shelf
+from uhkd.data.rng import stream
+from uhkd.data.sampler import Shuffle, epoch_order
+from uhkd.data.tar_index import read_index
+from uhkd.data.tar_source import expand
 
 NEAR = Sharding(at_a_time=2, lanes=2)
 

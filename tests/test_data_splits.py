@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uhkd.data import stratified_split, stratified_subset
-from uhkd.data.randomness import stream
+from uhkd.data.rng import stream
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [100, 40, 7, 2]))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uhkd.methods.levels import pooled
+from uhkd.methods.feature_pairs import pooled
 from uhkd.training.deterministic import deterministic_advice, make_deterministic
 
 

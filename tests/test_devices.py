@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uhkd.data import Batch
-from uhkd.evaluation import predict_logits
+from uhkd.evaluation.metrics import predict_logits
 from uhkd.methods import Distiller, Shapes, build, method_names
 from uhkd.models import create
 from uhkd.training.learner import Learner, weigh

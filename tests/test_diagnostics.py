@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import uhkd
 from uhkd.data import Batch, eval_loader, open_data
-from uhkd.diagnostics import Diagnostics, first_images
-from uhkd.evaluation import Evaluation, cka_matrix, radial_spectrum
+from uhkd.evaluation.diagnostics import Diagnostics, first_images
+from uhkd.evaluation.metrics import Evaluation, cka_matrix, radial_spectrum
+from uhkd.features import Shapes, TappedModel
 from uhkd.methods import build, matching_of
 from uhkd.models import load_run, wrap
 from uhkd.runs import RunFolder
 from uhkd.spectral import radial_frequencies
-from uhkd.taps import Shapes, TappedModel
 from uhkd.training import Teacher, calibrate, fit
 
 CPU = torch.device("cpu")

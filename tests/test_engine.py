@@ -22,13 +22,13 @@ import uhkd
 from references.runs import TIMES, assert_equal_runs
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
+from uhkd.evaluation.probe import fit_linear_probe
+from uhkd.features import Signals, TappedModel
 from uhkd.methods import Distiller, Needs
 from uhkd.models import load_run, load_state, wrap
-from uhkd.probing import fit_linear_probe
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
-from uhkd.taps import Signals, TappedModel
 from uhkd.training import Learner, Teacher, at_chance, calibrate, fit, lr_factor, trainer, weigh
 from uhkd.training import load_teacher as teaching
 from uhkd.training import step as stepping

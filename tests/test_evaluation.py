@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.evaluation import (
+from uhkd.evaluation.metrics import (
     Evaluation,
     cka_matrix,
     evaluate,
@@ -18,8 +18,8 @@ from uhkd.evaluation import (
     radial_spectrum,
     score,
 )
+from uhkd.features import TappedModel
 from uhkd.models import wrap
-from uhkd.taps import TappedModel
 
 CPU = torch.device("cpu")
 

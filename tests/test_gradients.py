@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import uhkd
 from references.steps import SETTINGS, assemble
 from uhkd.data import Batch
+from uhkd.features import Signals
 from uhkd.methods import method_names
 from uhkd.models import create
-from uhkd.taps import Signals
 from uhkd.training import fit
 from uhkd.training.gradient_norms import GradientProbe
 from uhkd.training.learner import Learner

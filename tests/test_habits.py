@@ -20,16 +20,12 @@ import torch
 from rich.table import Table
 
 import uhkd
-from uhkd import answers, telling
+from uhkd import console
 from uhkd.__main__ import VERBS, main
-from uhkd.cli import CONFIGURED, SCHEMAS
-from uhkd.recipe import (
-    build,
-    find_recipe,
-    load_yaml,
-    recipe_names,
-)
-from uhkd.recipe.editors import RECIPES, editor_schema
+from uhkd.cli import json_output
+from uhkd.cli.parser import CONFIGURED, SCHEMAS
+from uhkd.recipe import build, find_recipe, load_yaml, recipe_names
+from uhkd.recipe.json_schema import RECIPES, editor_schema
 
 TEACHER = ["--model", "uhkd/resnet10", "--data", "digits", "--train-limit", "64", "--epochs", "1", "--device", "cpu"]
 STUDENT = ["--student", "uhkd/resnet10", "--data", "digits", "--train-limit", "64", "--epochs", "2"]
@@ -142,15 +138,15 @@ def test_results_become_plain_data():
             return {"path": Path("a") / "b"}
 
     given = {1: (Own(), math.nan, [math.inf, 0.1 + 0.2]), "t": torch.ones(2, dtype=torch.int64), "n": np.float32(0.5)}
-    assert answers.plain(given) == {
+    assert json_output.plain(given) == {
         "1": [{"path": str(Path("a") / "b")}, None, [None, 0.1 + 0.2]],
         "t": [1, 1],
         "n": 0.5,
     }
-    text = answers.text({"name": "caf\u00e9 \x1b[31m\udce9"})
+    text = json_output.text({"name": "caf\u00e9 \x1b[31m\udce9"})
     assert text.isascii() and "\x1b" not in text and json.loads(text)["name"].startswith("caf\u00e9")
     with pytest.raises(TypeError, match="holds a object"):
-        answers.plain(object())
+        json_output.plain(object())
 
 
 def test_quiet_says_the_result_alone_and_verbose_more(run: tuple[Path, dict[str, Any], str]):
@@ -159,7 +155,7 @@ def test_quiet_says_the_result_alone_and_verbose_more(run: tuple[Path, dict[str,
     assert out.startswith("would train") and err == ""
     _, out, err = ask("finetune", *copy, "--verbose")
     assert out.startswith("would train") and "uhkd 0" in err and " s] running on cpu" in err and "took" in err
-    assert telling.VERBOSITY not in os.environ
+    assert console.VERBOSITY not in os.environ
     code, _, err = ask("eval", "nowhere", "-v")
     assert code == 2 and "Traceback" in err and "uhkd eval: error:" in err
 
@@ -254,7 +250,7 @@ def test_completion_offers_every_option_and_needs_no_torch():
         positional = getattr(schema, "positional", ())
         wanted = {"--" + name.rstrip("_").replace("_", "-") for name in schema.model_fields if name not in positional}
         wanted |= {"--config", "-c"} if issubclass(schema, CONFIGURED) else set()
-        wanted |= {"--dry-run"} if verb in telling.PLANS else set()
+        wanted |= {"--dry-run"} if verb in console.PLANS else set()
         assert wanted | {"--json", "--quiet", "-q", "--verbose", "-v"} <= offered, verb
 
 
@@ -378,7 +374,7 @@ def test_tables_are_folded_on_terminals_and_never_cut(width: int, monkeypatch: p
     out = io.StringIO()
     out.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", out)
-    telling.show(table)
+    console.show(table)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
     assert "\u2026" not in out.getvalue() and max(map(len, lines)) <= width
     cells = "".join(line.split("\u2502")[1].strip() for line in lines if "\u2502" in line)
@@ -397,12 +393,12 @@ def test_tables_that_are_piped_are_whole_and_colourless(monkeypatch: pytest.Monk
                 patch.setenv(name, "1")
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
-                telling.show(table)
+                console.show(table)
         assert "x" * 300 in out.getvalue() and ("\x1b[" in out.getvalue()) == coloured
 
 
 def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
-    code = "from uhkd.telling import put; from uhkd.__main__ import main; main(['--version']); put('0.5 ± caf\u00e9')"
+    code = "from uhkd.console import put; from uhkd.__main__ import main; main(['--version']); put('0.5 ± caf\u00e9')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == r"0.5 \xb1 caf\xe9"
@@ -410,6 +406,6 @@ def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
 
 def test_verbs_and_schemas_and_the_page_agree():
     page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
-    assert set(telling.PLANS) <= set(VERBS)
-    for word in (*telling.OPTIONS, telling.DRY_RUN, telling.VERBOSITY, "NO_COLOR", "UHKD_TRACEBACK", "uhkd completion"):
+    assert set(console.PLANS) <= set(VERBS)
+    for word in (*console.OPTIONS, console.DRY_RUN, console.VERBOSITY, "NO_COLOR", "UHKD_TRACEBACK", "uhkd completion"):
         assert word in page

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd import health as module
-from uhkd.health import factors, health, leads, shares, terms_of, trend
+from uhkd.reporting import health as module
+from uhkd.reporting.health import factors, health, leads, shares, terms_of, trend
 
 
 def errors(*levels: list[float]) -> dict[str, np.ndarray]:
@@ -203,10 +203,9 @@ def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, 
 
     from rich.console import Console
 
-    from uhkd import telling
     from uhkd.training.progress import Progress
 
-    monkeypatch.setattr(telling, "live", lambda: True)
+    monkeypatch.setattr(output, "is_interactive", lambda: True)
     progress = Progress(12000, 128, start=0, say=print)
     assert progress.bar is not None
     means = {"loss": 12.345, "ce": 2.0} | {f"uhkd.a-long-name-{i}": 1.0 for i in range(9)}

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import uhkd
-from uhkd.arguments import VerifyArguments
+from uhkd.cache import Stored, shards
 from uhkd.commands.verifying import verify_cache
 from uhkd.data import Data, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
+from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
-from uhkd.stored import Stored, shards
 from uhkd.training.cache_checks import facts_of, follow, open_stored
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import uhkd
-from uhkd import cli, names
 from uhkd.__main__ import VERBS, main
+from uhkd.cli import names, parser
 from uhkd.recipe import RecipeError
 
 
@@ -44,8 +44,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]):
-    assert set(VERBS) == {verb for verb in cli.SCHEMAS if " " not in verb}
-    for verb, schema in cli.SCHEMAS.items():
+    assert set(VERBS) == {verb for verb in parser.SCHEMAS if " " not in verb}
+    for verb, schema in parser.SCHEMAS.items():
         assert main([*verb.split(), "--help"]) == 0
         text = capsys.readouterr().out
         assert f"usage: uhkd {verb} " in text

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from references import rivals
 from references.methods import fam, ftm, relations, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from references.rivals import dist
-from uhkd.alignment import FAM
 from uhkd.data import Batch
+from uhkd.features import Shapes, SideShapes, Signals, TappedModel
 from uhkd.methods import build, check, matching_of, method_class
 from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.matching import LevelMatching, level_error, relation_error
+from uhkd.methods.spectral_matching import LevelMatching, level_error, relation_error
 from uhkd.models import create
 from uhkd.spectral import (
     FTM,
@@ -30,7 +30,7 @@ from uhkd.spectral import (
     ftm_shapes,
     match_levels,
 )
-from uhkd.taps import Shapes, SideShapes, Signals, TappedModel
+from uhkd.spectral.fam import FAM
 from uhkd.training.learner import Learner, weigh
 from uhkd.training.teacher import Teacher, calibrate
 

@@ -15,10 +15,10 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import export
 from uhkd.data import open_data
+from uhkd.evaluation.probe import fit_linear_probe, neighbour_logits, probe
 from uhkd.models import create, wrap
-from uhkd.pictures import draw
-from uhkd.probing import fit_linear_probe, neighbour_logits, probe
 from uhkd.recipe import DistillRecipe, RecipeError, build
+from uhkd.reporting.plots import draw
 from uhkd.training import fit, learner, trainer
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}

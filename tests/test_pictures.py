@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uhkd.drawing import LIGHT
-from uhkd.pictures import draw, draw_curves, draw_spectra
+from uhkd.reporting.figure_data import LIGHT
+from uhkd.reporting.plots import draw, draw_curves, draw_spectra
 from uhkd.runs import RunFolder
 
 

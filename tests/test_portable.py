@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from uhkd.data.descriptors import Descriptors
+from uhkd.cache.shards import Shard
+from uhkd.data.file_cache import Descriptors
 from uhkd.recipe import recipe_names
-from uhkd.stored.shards import Shard
 
 SOURCE = Path(__file__).parents[1] / "src" / "uhkd"
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from uhkd.__main__ import main
-from uhkd.arguments import RecipesArguments
 from uhkd.commands.recipes import header, kind_of, recipes
 from uhkd.commands.train import distill, finetune
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
+from uhkd.recipe.arguments import RecipesArguments
 from uhkd.runs import RunFolder
 
 # recipes of comparisons are tested with the verb that runs them

@@ -14,15 +14,15 @@ from PIL import Image
 
 import uhkd
 from references.reported import NASTY, write_run
-from uhkd.cli import parse
-from uhkd.drawing import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
-from uhkd.plotting import HEAT, heat_ink, images, inline
+from uhkd.cli.parser import parse
 from uhkd.recipe import DistillRecipe
 from uhkd.reporting import arrange, read_runs
+from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains
+from uhkd.reporting.draw import HEAT, heat_ink, images, inline
+from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
 from uhkd.reporting.figures import of_family
-from uhkd.reporting.numbers import agreement, by_frequency, confusion_changes, gains
+from uhkd.reporting.summary import verdict
 from uhkd.reporting.tables import HEAD, differing, summary_rows
-from uhkd.reporting.verdict import verdict
 from uhkd.runs import RunFolder
 
 VOID = {"meta", "link", "input", "img", "br"}

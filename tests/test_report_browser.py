@@ -13,8 +13,8 @@ import uhkd
 from references.reported import browser
 from references.runs import assert_equal_runs
 from uhkd.models import load_run
+from uhkd.reporting.thumbnails import LARGEST, MOST, choose, read_sheet, write_sheet
 from uhkd.runs import RunFolder
-from uhkd.thumbnails import LARGEST, MOST, choose, read_sheet, write_sheet
 from uhkd.training import fit
 from uhkd.training.progress import Progress
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from references import rivals
 from references.methods import soft_targets
 from uhkd.data import Batch
+from uhkd.features import Shapes, SideShapes, Signals
 from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.base import z_scores
@@ -22,12 +23,11 @@ from uhkd.methods.cc import neighbour_correlation
 from uhkd.methods.correlation import correlation_distance, redundancy
 from uhkd.methods.crd import exponents
 from uhkd.methods.dkd import decoupled_losses
+from uhkd.methods.feature_pairs import on_smaller_grid
 from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.levels import on_smaller_grid
 from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
 from uhkd.methods.spectralkd import spectral_error
-from uhkd.taps import Shapes, SideShapes, Signals
 from uhkd.training.learner import weigh
 
 F64 = torch.float64

@@ -36,14 +36,14 @@ from uhkd.__main__ import main
 from uhkd.commands.comparing.naming import pair_names
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.tables import csv_text, inline, latex, markdown, run_rows
-from uhkd.data import arrays, open_data
+from uhkd.console import shown, shown_lines
+from uhkd.data import datasets, open_data
 from uhkd.data.decode import LARGEST, decode_file, header_size
 from uhkd.models import create, load_run
 from uhkd.models.weights import load_state
-from uhkd.pictures import draw_comparison, draw_curves
 from uhkd.recipe import RecipeError, load_yaml
+from uhkd.reporting.plots import draw_comparison, draw_curves
 from uhkd.runs import Checkpoint, RunFolder, write_atomically
-from uhkd.text import shown, shown_lines
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -420,7 +420,7 @@ def test_an_npz_that_unpacks_to_more_than_memory_is_refused_before_it_is_read(
     file = tmp_path / "bomb.npz"
     npz_that_promises(file, 2**26)
     assert file.stat().st_size < 100_000
-    monkeypatch.setattr(arrays, "memory_of_machine", lambda: 10**8)
+    monkeypatch.setattr(datasets, "memory_of_machine", lambda: 10**8)
     with pytest.raises(
         ValueError, match=r"bomb\.npz unpacks to 0\.1 GB, more than half of the 0\.1 GB of memory here: write"
     ):
@@ -431,7 +431,7 @@ def test_an_npz_that_unpacks_to_more_than_memory_is_refused_before_it_is_read(
 
 
 def test_the_memory_of_a_machine_is_known_where_the_system_says_it():
-    there = arrays.memory_of_machine()
+    there = datasets.memory_of_machine()
     assert there is None or 2**28 < there < 2**50
 
 

@@ -11,7 +11,7 @@ import griffe
 import pytest
 
 from uhkd.__main__ import VERBS
-from uhkd.cli import SCHEMAS
+from uhkd.cli.parser import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "website"))

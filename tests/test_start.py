@@ -14,10 +14,10 @@ import timm
 import torchvision
 
 from uhkd.__main__ import main
-from uhkd.models.libraries import build
+from uhkd.models.cifar_variants import PARAMETERS, VARIANTS
+from uhkd.models.factories import build
 from uhkd.models.listing import _registered, may_exist
-from uhkd.models.naming import Reference
-from uhkd.models.variants import PARAMETERS, VARIANTS
+from uhkd.models.names import Reference
 
 HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "torchmetrics", "sklearn", "scipy", "matplotlib")
 SCRIPT = f"""\
@@ -149,7 +149,7 @@ def test_a_lazy_package_has_the_names_that_type_checkers_see(package: str):
 
 def test_a_submodule_does_not_hide_the_function_of_its_name():
     import_module("uhkd.commands.compare")
-    import_module("uhkd.data.tars")
+    import_module("uhkd.data.tar_headers")
     from uhkd.commands import compare
     from uhkd.data import tars
 

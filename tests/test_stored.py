@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd.data import Augmentation, descriptors
+from uhkd.cache import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, picture_sums, shards
+from uhkd.data import Augmentation, file_cache
+from uhkd.features import SideShapes, Signals
 from uhkd.spectral import FTM, SpectralTarget, teacher_levels
-from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, picture_sums, shards
-from uhkd.taps import SideShapes, Signals
 
 SPECTRA = ((6, 9), (4, 1))
 
@@ -131,7 +131,7 @@ def test_records_are_read_in_any_order(tmp_path: Path):
 
 @pytest.mark.usefixtures("small_shards")
 def test_readers_may_be_pickled_forked_and_have_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(descriptors, "_OPEN", 2)
+    monkeypatch.setattr(file_cache, "_OPEN", 2)
     found, bodies = written(tmp_path, images=30)
     index = np.arange(30)[::-1]
     assert np.array_equal(found.read(0, index), bodies[0, index])

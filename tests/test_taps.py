@@ -10,12 +10,12 @@ import torchvision
 from torch import Tensor, nn
 
 from references.contracts import ALL, check_contract
+from uhkd.features import TappedModel
+from uhkd.features.selection import choose, evenly
+from uhkd.features.tensor_layout import Layout, infer
+from uhkd.features.timm_extractor import TimmReader
 from uhkd.models import create
-from uhkd.models.variants import VARIANTS
-from uhkd.taps import TappedModel
-from uhkd.taps.layout import Layout, infer
-from uhkd.taps.levels import choose, evenly
-from uhkd.taps.timm_reader import TimmReader
+from uhkd.models.cifar_variants import VARIANTS
 
 SMALL: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 # name, image size, options; small images and shallow networks, so that the whole table costs seconds

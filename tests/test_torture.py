@@ -12,8 +12,8 @@ import pytest
 import uhkd
 from references import torture, torture_cache
 from references.runs import assert_equal_runs
+from uhkd.cache import shards
 from uhkd.runs import RunFolder
-from uhkd.stored import shards
 from uhkd.training import fit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")

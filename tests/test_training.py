@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import uhkd
+from uhkd.features import TappedModel
 from uhkd.models import load_run, load_state, wrap
-from uhkd.pictures import draw
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, load_yaml
+from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
 from uhkd.training import fit, setup
 from uhkd.training import load_teacher as teaching
 from uhkd.training import teachers as voices

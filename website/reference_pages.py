@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from uhkd.__main__ import VERBS
-from uhkd.cli import SCHEMAS
+from uhkd.cli.parser import SCHEMAS
+from uhkd.console import DRY_RUN, OPTIONS, PLANS
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, Schema, recipe_names
-from uhkd.telling import DRY_RUN, OPTIONS, PLANS
 
 _HEAD = "<!-- made from the code by website/reference_pages.py -->\n\n"
 _RECIPES = (FinetuneRecipe, DistillRecipe, CompareRecipe, CacheRecipe)

@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from uhkd.commands import Result, cache, compare, distill, evaluate, finetune, predict, report, watch
     from uhkd.data import open_data
-    from uhkd.distillation import Distillation
     from uhkd.models import create, load_run
+    from uhkd.training.distillation import Distillation
 
 __all__ = [
     "Distillation",
@@ -36,7 +36,7 @@ import_on_use(
             *("Result", "cache", "compare", "distill", "evaluate", "finetune", "predict", "report", "watch"),
         ),
         "uhkd.data": ("open_data",),
-        "uhkd.distillation": ("Distillation",),
+        "uhkd.training.distillation": ("Distillation",),
         "uhkd.models": ("create", "load_run"),
     },
 )

@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from uhkd import __version__, answers
-from uhkd.launching import end_with_launcher, says_it_first
-from uhkd.telling import DRY_RUN, OPTIONS, PLANS, Manner, first_process, manner_of, say_more, speaking
-from uhkd.text import shown_lines
+from uhkd import __version__
+from uhkd.cli import json_output
+from uhkd.console import DRY_RUN, OPTIONS, PLANS, Manner, first_process, manner_of, say_more, shown_lines, speaking
+from uhkd.distributed import end_with_launcher, says_it_first
 
 VERBS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
@@ -40,7 +40,7 @@ VERBS = {
 # a verb whose name is taken in Python has another name there
 _FUNCTIONS = {"eval": "evaluate", "cache verify": "verify_cache"}
 # verbs that need no torch live outside of uhkd.commands
-_HOMES = {"completion": "uhkd.completion"}
+_HOMES = {"completion": "uhkd.cli.completion"}
 
 _EXAMPLES = """\
   uhkd demo
@@ -96,10 +96,12 @@ def _answer(manner: Manner, words: list[str]) -> int:
         with contextlib.redirect_stdout(io.StringIO()):  # tables for people
             code, answer = _run(manner, verb, rest)
     except Exception as error:  # a fault of ours: Python shows the trace
-        print(answers.text(answers.refusal(verb, "internal", f"{type(error).__name__}: {error}", 1)), flush=True)
+        print(
+            json_output.text(json_output.refusal(verb, "internal", f"{type(error).__name__}: {error}", 1)), flush=True
+        )
         raise
     if answer is not None and first_process():
-        print(answers.text(answer), flush=True)
+        print(json_output.text(answer), flush=True)
     return code
 
 
@@ -128,7 +130,7 @@ def _refuse(manner: Manner, verb: str, kind: str, message: str) -> int:
     """Tell a mistake that is found before anything runs."""
     print(f"uhkd{verb and f' {verb}'}: error: {message}", file=sys.stderr)
     if manner.json:
-        print(answers.text(answers.refusal(verb, kind, message, 2)))
+        print(json_output.text(json_output.refusal(verb, kind, message, 2)))
     return 2
 
 
@@ -143,24 +145,24 @@ def _run(manner: Manner, verb: str, rest: list[str]) -> tuple[int, dict[str, Any
     def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
         if says_it_first(line):
             print(shown_lines(line), file=sys.stderr)
-        return code, answers.refusal(verb, kind, message, code)
+        return code, json_output.refusal(verb, kind, message, code)
 
     try:
-        from uhkd.cli import parse
+        from uhkd.cli.parser import parse
 
         asked = parse(verb, rest)
         if manner.dry_run and hasattr(asked, "dry_run"):  # push has the word in Python too
             asked = asked.model_copy(update={"dry_run": True})
         say_more(f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {verb}: {asked}")
         if verb not in _HOMES:
-            from uhkd.names import check_names
+            from uhkd.cli.names import check_names
 
             check_names(asked)
         home = import_module(_HOMES.get(verb, "uhkd.commands"))
         function = PLANS[verb] if manner.dry_run else _FUNCTIONS.get(verb, verb)
         result = getattr(home, function)(asked)
         say_more(f"{verb} took {time.monotonic() - began:.1f} s")
-        return getattr(result, "exit_code", 0), answers.document(verb, result, asked) if manner.json else None
+        return getattr(result, "exit_code", 0), json_output.document(verb, result, asked) if manner.json else None
     except SystemExit as stop:  # after a verb's --help
         return stop.code if isinstance(stop.code, int) else 0, None
     except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands

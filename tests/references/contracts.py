@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from uhkd.taps import TappedModel
-from uhkd.taps.timm_reader import TimmReader
+from uhkd.features import TappedModel
+from uhkd.features.timm_extractor import TimmReader
 
 ALL = frozenset({"logits", "maps", "embedding"})
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import uhkd
+from uhkd.features import TappedModel
 from uhkd.models import create
-from uhkd.taps import TappedModel
 
 CLASSES, IMAGES = 5, 12
 

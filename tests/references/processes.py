@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from references.steps import CLASSES, SETTINGS, assemble
 from uhkd.data import Batch
+from uhkd.features import Signals
 from uhkd.recipe import DistillRecipe
-from uhkd.taps import Signals
 from uhkd.training import weigh
 from uhkd.training.ema import Average
 from uhkd.training.running_metrics import Totals

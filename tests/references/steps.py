@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods import build, method_names
 from uhkd.models import create
-from uhkd.taps import Shapes, Signals
 from uhkd.training.learner import Learner
 from uhkd.training.teacher import Teacher, calibrate
 

@@ -44,10 +44,10 @@ def torn(at: int, part: str = "") -> Callable[[Path, Any], None]:
 
 def arm(kind: str, at: int) -> None:
     """Let this process die at the call number `at` of something."""
+    from uhkd.cache import Shards
+    from uhkd.cache import folder as stored
     from uhkd.commands import caching, recording
     from uhkd.runs import checkpoints, files, folder
-    from uhkd.stored import Shards
-    from uhkd.stored import folder as stored
     from uhkd.training import step
 
     if kind == "shard":
@@ -76,8 +76,8 @@ def main() -> None:
     import torch
 
     import uhkd
+    from uhkd.cache import shards
     from uhkd.runs import RunFolder
-    from uhkd.stored import shards
     from uhkd.training import fit
 
     order = json.loads(Path(sys.argv[1]).read_text())

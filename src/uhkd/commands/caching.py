@@ -12,20 +12,19 @@ import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
+from uhkd.cache import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.objects import merged, take_objects
 from uhkd.commands.recording import hold, write_shards
 from uhkd.commands.storing import layout_of, room
+from uhkd.console import count, put, say
 from uhkd.data import Augmentation, eval_loader, usable_cores
-from uhkd.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
-from uhkd.evaluation import EVAL_BATCH
+from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
+from uhkd.evaluation.metrics import EVAL_BATCH
+from uhkd.features import TappedModel
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, check_own, check_place, environment
-from uhkd.stored import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
-from uhkd.taps import TappedModel
-from uhkd.telling import put, say
-from uhkd.text import count
 from uhkd.training import Teacher
 from uhkd.training.cache_checks import check_views
 from uhkd.training.inputs import Inputs, choose_augmentation, open_recipe_data, tell_augmentation

@@ -13,10 +13,9 @@ from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
+from uhkd.console import count, say
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
-from uhkd.telling import say
-from uhkd.text import count
 from uhkd.training.inputs import open_recipe_data
 
 

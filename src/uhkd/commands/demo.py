@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from uhkd.arguments import DemoArguments
 from uhkd.commands.compare import compare
+from uhkd.console import say
 from uhkd.data import usable_cores
-from uhkd.pictures import draw_curves, draw_spectra
 from uhkd.recipe import build
+from uhkd.recipe.arguments import DemoArguments
+from uhkd.reporting.plots import draw_curves, draw_spectra
 from uhkd.runs import RunFolder
-from uhkd.telling import say
 
 STUDENTS = ("vit", "mlp")
 METHODS = ("scratch", "kd", "twin_a", "uhkd")

@@ -15,9 +15,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 import uhkd
-from uhkd.arguments import DoctorArguments
-from uhkd.telling import put, say_more, show
-from uhkd.text import count, file_size, shown
+from uhkd.console import count, file_size, put, say_more, show, shown
+from uhkd.recipe.arguments import DoctorArguments
 
 State = Literal["ok", "warning", "fault"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import export as forms
-from uhkd.arguments import DemoArguments, ExportArguments
+from uhkd.cache import Shards, Stored
 from uhkd.commands.caching import check_folder
 from uhkd.commands.comparing.live import states
 from uhkd.commands.comparing.plan import Plan, make_plan
@@ -16,8 +16,8 @@ from uhkd.commands.plan_table import described, described_data, disk, existing, 
 from uhkd.commands.storing import layout_of, room
 from uhkd.data import Data, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
+from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
-from uhkd.stored import Shards, Stored
 from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, open_recipe_data, tell_augmentation
 from uhkd.training.load_teacher import prepare_teacher
 from uhkd.training.machine import choose_device, make_fabric, tell_machine

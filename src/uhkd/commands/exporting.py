@@ -14,16 +14,15 @@ from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
-from uhkd.arguments import CheckWords, ExportArguments, Form
 from uhkd.commands.judging import images_of, open_run
+from uhkd.console import say, show, shown
 from uhkd.data import Data, Part, Source, eval_loader
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
+from uhkd.features import TappedModel
 from uhkd.recipe import build
+from uhkd.recipe.arguments import CheckWords, ExportArguments, Form
 from uhkd.runs import check_place, write_atomically
-from uhkd.taps import TappedModel
-from uhkd.telling import say, show
-from uhkd.text import shown
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
 _TOLERANCE = 1e-3

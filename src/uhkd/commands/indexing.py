@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd.arguments import IndexArguments
+from uhkd.console import count, put
 from uhkd.data import INDEX, make_index, refuse_packed, tars
 from uhkd.recipe import build
+from uhkd.recipe.arguments import IndexArguments
 from uhkd.runs import write_atomically
-from uhkd.telling import put
-from uhkd.text import count
 
 
 def index(arguments: IndexArguments | None = None, **words: Any) -> Path:

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from uhkd.arguments import InspectArguments
+from uhkd.console import put, show, shown
 from uhkd.data import ArraySource, Batch, Data, eval_loader
+from uhkd.features import Signals, TappedModel
 from uhkd.recipe import DistillRecipe, build
+from uhkd.recipe.arguments import InspectArguments
 from uhkd.spectral import ftm_shapes
-from uhkd.taps import Signals, TappedModel
-from uhkd.telling import put, show
-from uhkd.text import shown
 from uhkd.training import weigh
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.teacher import Teacher, calibrate

@@ -9,20 +9,19 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from uhkd.arguments import EvalArguments, PredictArguments
+from uhkd.console import put, say, show, shown
 from uhkd.data import Data, Sharding, Source, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
-from uhkd.evaluation import Evaluation, latency
-from uhkd.evaluation import evaluate as score
+from uhkd.evaluation.metrics import Evaluation, latency
+from uhkd.evaluation.metrics import evaluate as score
+from uhkd.evaluation.probe import embed
+from uhkd.evaluation.probe import probe as fit_probe
+from uhkd.features import TappedModel
 from uhkd.models import load_run
-from uhkd.probing import embed
-from uhkd.probing import probe as fit_probe
 from uhkd.recipe import build
+from uhkd.recipe.arguments import EvalArguments, PredictArguments
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
-from uhkd.telling import put, say, show
-from uhkd.text import shown
 from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 

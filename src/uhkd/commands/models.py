@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from uhkd.arguments import ModelsArguments
-from uhkd.models.naming import model_names, parse
-from uhkd.models.variants import PARAMETERS
-from uhkd.telling import put, say
+from uhkd.console import put, say
+from uhkd.models.cifar_variants import PARAMETERS
+from uhkd.models.names import model_names, parse
+from uhkd.recipe.arguments import ModelsArguments
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def count_parameters(name: str) -> int | None:
     import torch
     import torchvision
 
-    from uhkd.models.libraries import build
+    from uhkd.models.factories import build
 
     try:
         with torch.device("meta"):

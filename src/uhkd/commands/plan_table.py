@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from uhkd.console import file_size, put, show, shown
 from uhkd.data import Data
-from uhkd.taps import TappedModel
-from uhkd.telling import put, show
-from uhkd.text import file_size, shown
+from uhkd.features import TappedModel
 
 
 def described(network: TappedModel) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.arguments import Form, PushArguments
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
+from uhkd.console import put, say, show, shown, shown_lines
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
+from uhkd.features import TappedModel
 from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
+from uhkd.recipe.arguments import Form, PushArguments
 from uhkd.runs import write_atomically
-from uhkd.taps import TappedModel
-from uhkd.telling import put, say, show
-from uhkd.text import shown, shown_lines
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -8,19 +8,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from uhkd.arguments import RecipesArguments
-from uhkd.recipe import (
-    DistillRecipe,
-    RecipeError,
-    TrainRecipe,
-    build,
-    find_recipe,
-    load_yaml,
-    recipe_names,
-)
-from uhkd.recipe.editors import RECIPES, editor_schema
-from uhkd.telling import put, show
-from uhkd.text import shown
+from uhkd.console import put, show, shown
+from uhkd.recipe import DistillRecipe, RecipeError, TrainRecipe, build, find_recipe, load_yaml, recipe_names
+from uhkd.recipe.arguments import RecipesArguments
+from uhkd.recipe.json_schema import RECIPES, editor_schema
 
 _ABSENT = "-"
 _WIDE = 1000  # columns of a value in a table

@@ -11,10 +11,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from uhkd.cache import Shard, Stored, picture_sums
+from uhkd.console import say
 from uhkd.data import Data, Span, span_loader
 from uhkd.runs import drop_leftovers, write_atomically
-from uhkd.stored import Shard, Stored, picture_sums
-from uhkd.telling import say
 from uhkd.training import Teacher
 
 _TELL = 15.0  # seconds between two lines on how far it is

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import __version__
-from uhkd.arguments import ReportArguments
+from uhkd.console import say
 from uhkd.recipe import build
+from uhkd.recipe.arguments import ReportArguments
 from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
 from uhkd.runs import check_own, check_place, read_mapping, write_atomically
-from uhkd.telling import say
 
 _NAME = "report.html"
 
@@ -18,7 +18,7 @@ _NAME = "report.html"
 def report(arguments: ReportArguments | None = None, **words: Any) -> dict[str, Any]:
     """Write one self-contained HTML page on some runs, made from their folders alone, and return what was written.
 
-    As words: runs (a folder or several), out and figures, see `uhkd.arguments.ReportArguments`.
+    As words: runs (a folder or several), out and figures, see `uhkd.recipe.arguments.ReportArguments`.
 
     Returns:
         page: its path. runs: names of the runs in it. figures: paths of the figures, with `figures`. notes: what was left out

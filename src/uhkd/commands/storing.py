@@ -3,12 +3,11 @@
 import shutil
 from pathlib import Path
 
+from uhkd.cache import Layout, Shards
+from uhkd.console import file_size, say
+from uhkd.features import TappedModel
 from uhkd.recipe import CacheRecipe
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
-from uhkd.stored import Layout, Shards
-from uhkd.taps import TappedModel
-from uhkd.telling import say
-from uhkd.text import file_size
 from uhkd.training import Teacher
 
 

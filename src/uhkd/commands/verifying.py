@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhkd.arguments import VerifyArguments
+from uhkd.cache import DamagedShard, Stored, picture_sums
+from uhkd.console import put, say
 from uhkd.data import Span, span_loader
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
+from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
-from uhkd.stored import DamagedShard, Stored, picture_sums
-from uhkd.telling import put, say
 from uhkd.training import Teacher
 from uhkd.training.cache_checks import other_data
 from uhkd.training.inputs import Inputs, open_recipe_data

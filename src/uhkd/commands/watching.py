@@ -14,12 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from uhkd.arguments import WatchArguments
-from uhkd.health import shares
+from uhkd.console import show, shown
 from uhkd.recipe import build
+from uhkd.recipe.arguments import WatchArguments
+from uhkd.reporting.health import shares
 from uhkd.runs.status import LONGEST, STATES, State, look, moved, over, span
-from uhkd.telling import show
-from uhkd.text import shown
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE, _NARROW = 30, 8  # characters of a curve: of one run, and of many

@@ -7,17 +7,17 @@ from uhkd.lazy import import_on_use
 if TYPE_CHECKING:
     from uhkd.data.augment import Augmentation, view
     from uhkd.data.batch import Batch
-    from uhkd.data.batched import views
-    from uhkd.data.descriptors import Descriptors
-    from uhkd.data.index import INDEX
+    from uhkd.data.batch_transforms import views
+    from uhkd.data.file_cache import Descriptors
+    from uhkd.data.in_memory import in_memory
     from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
-    from uhkd.data.memory import in_memory
-    from uhkd.data.opening import Data, open_data
-    from uhkd.data.sharded import Sharding, ShardSource, tars
+    from uhkd.data.open import Data, open_data
+    from uhkd.data.range_loader import Span, span_loader
     from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
-    from uhkd.data.spans import Span, span_loader
     from uhkd.data.splits import stratified_split, stratified_subset
-    from uhkd.data.tars import make_index, refuse_packed
+    from uhkd.data.tar_headers import make_index, refuse_packed
+    from uhkd.data.tar_index import INDEX
+    from uhkd.data.tar_source import Sharding, ShardSource, tars
 
 __all__ = [
     "INDEX",
@@ -56,9 +56,9 @@ import_on_use(
     {
         "uhkd.data.augment": ("Augmentation", "view"),
         "uhkd.data.batch": ("Batch",),
-        "uhkd.data.batched": ("views",),
-        "uhkd.data.descriptors": ("Descriptors",),
-        "uhkd.data.index": ("INDEX",),
+        "uhkd.data.batch_transforms": ("views",),
+        "uhkd.data.file_cache": ("Descriptors",),
+        "uhkd.data.tar_index": ("INDEX",),
         "uhkd.data.loader": (
             "Loader",
             "batch_images",
@@ -67,12 +67,12 @@ import_on_use(
             "train_loader",
             "usable_cores",
         ),
-        "uhkd.data.memory": ("in_memory",),
-        "uhkd.data.opening": ("Data", "open_data"),
-        "uhkd.data.sharded": ("Sharding", "ShardSource", "tars"),
+        "uhkd.data.in_memory": ("in_memory",),
+        "uhkd.data.open": ("Data", "open_data"),
+        "uhkd.data.tar_source": ("Sharding", "ShardSource", "tars"),
         "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Part", "Source"),
-        "uhkd.data.spans": ("Span", "span_loader"),
+        "uhkd.data.range_loader": ("Span", "span_loader"),
         "uhkd.data.splits": ("stratified_split", "stratified_subset"),
-        "uhkd.data.tars": ("make_index", "refuse_packed"),
+        "uhkd.data.tar_headers": ("make_index", "refuse_packed"),
     },
 )

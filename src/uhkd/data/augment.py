@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from uhkd.data.colour import check_randaugment, erase_, jitter, rand_augment
-from uhkd.data.order import partners
-from uhkd.data.randomness import stream
+from uhkd.data.color_transforms import check_randaugment, erase_, jitter, rand_augment
+from uhkd.data.rng import stream
+from uhkd.data.sampler import partners
 from uhkd.data.sources import Source, addresses
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's

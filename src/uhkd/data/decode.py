@@ -26,7 +26,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from uhkd.text import shown
+from uhkd.console import shown
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
 LARGEST = 178_956_970  # pixels, where Pillow refuses by default: 13,377 x 13,377, half a GB as bytes

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uhkd.console import shown
 from uhkd.data.decode import EXTENSIONS, decodable, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
-from uhkd.text import shown
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to learn whether all images share one size

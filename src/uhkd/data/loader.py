@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from uhkd.data.augment import Augmentation
 from uhkd.data.batch import Batch
-from uhkd.data.batched import plain_views
-from uhkd.data.batched import views as views_of
-from uhkd.data.memory import fill
-from uhkd.data.order import epoch_order, shuffle_of
+from uhkd.data.batch_transforms import plain_views
+from uhkd.data.batch_transforms import views as views_of
+from uhkd.data.in_memory import fill
+from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import Source
 
 Beside = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uhkd.data.randomness import stream
+from uhkd.data.rng import stream
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.data.arrays import Parts, user_dataset
+from uhkd.data.datasets import Parts, user_dataset
+from uhkd.data.names import READERS
 from uhkd.data.sources import DatasetSource
-from uhkd.data.words import READERS
 
 # torchvision has a training part and one more, whatever it is called: as the test part it is not used for choices
 _PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}

@@ -8,10 +8,10 @@ from typing import Any, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from uhkd.arguments import Form
-from uhkd.export import programs, quantized, weights
-from uhkd.export.deployed import Deployed
-from uhkd.taps import TappedModel
+from uhkd.export import onnx_pt2, quantized, weights
+from uhkd.export.module import Deployed
+from uhkd.features import TappedModel
+from uhkd.recipe.arguments import Form
 
 __all__ = ["FORMS", "QUANTIZED", "Answer", "Deployed", "Form", "check", "reopen", "write"]
 
@@ -44,7 +44,7 @@ def write(form: Form, network: TappedModel, folder: Path, calibration: Iterable[
         make: Any = quantized.write_int8 if form == "int8" else quantized.write_onnx_int8
         return make(network, folder, calibration)
     makers: dict[str, Any] = {"safetensors": weights.write_safetensors, "timm": weights.write_timm}
-    makers |= {"pt2": programs.write_pt2, "onnx": programs.write_onnx}
+    makers |= {"pt2": onnx_pt2.write_pt2, "onnx": onnx_pt2.write_onnx}
     return makers[form](network, folder)
 
 
@@ -70,6 +70,6 @@ def check(form: Form, network: TappedModel) -> None:
 def reopen(form: Form, path: Path) -> Answer:
     """What answers images by the file alone, through the library that others would use."""
     openers: dict[str, Any] = {"safetensors": weights.open_safetensors, "timm": weights.open_timm}
-    openers |= {"pt2": programs.open_pt2, "onnx": programs.open_onnx}
-    openers |= {"int8": quantized.open_int8, "onnx-int8": programs.open_onnx}
+    openers |= {"pt2": onnx_pt2.open_pt2, "onnx": onnx_pt2.open_onnx}
+    openers |= {"int8": quantized.open_int8, "onnx-int8": onnx_pt2.open_onnx}
     return openers[form](path)

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from uhkd.arguments import Form
+from uhkd.console import shown
 from uhkd.export.snippets import example, takes
+from uhkd.features import TappedModel
+from uhkd.recipe.arguments import Form
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
-from uhkd.text import shown
 
 # words of a recipe that name places on the machine that trained
 _PLACES = ("data", "teacher", "teachers", "probe_data", "teacher_cache", "shard_cache", "model", "student", "out")

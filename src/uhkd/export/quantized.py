@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uhkd.export.deployed import followed, program_of
-from uhkd.export.programs import save_onnx, save_program, write_onnx
+from uhkd.export.module import followed, program_of
+from uhkd.export.onnx_pt2 import save_onnx, save_program, write_onnx
+from uhkd.features import TappedModel
 from uhkd.models.families import quiet_torchao
-from uhkd.taps import TappedModel
 
 
 def write_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]) -> Path:

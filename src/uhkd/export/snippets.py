@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from uhkd.arguments import Form
-from uhkd.export.deployed import output_name
-from uhkd.taps import TappedModel
+from uhkd.export.module import output_name
+from uhkd.features import TappedModel
+from uhkd.recipe.arguments import Form
 
 _OPENED: dict[Form, str] = {
     "safetensors": "uhkd.load_run({where})",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uhkd.features import TappedModel
 from uhkd.models import ModelCard
 from uhkd.runs import RunFolder, write_atomically, write_tensors
-from uhkd.taps import TappedModel
 
 
 def write_safetensors(network: TappedModel, folder: Path) -> Path:

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from uhkd.distillation import Distillation, Network
-from uhkd.taps import TappedModel
+from uhkd.features import TappedModel
+from uhkd.training.distillation import Distillation, Network
 
 _BATCH = 64  # images at a time whose statistics are taken
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from uhkd.distillation import Distillation, Network
 from uhkd.training import Learner
+from uhkd.training.distillation import Distillation, Network
 
 try:
     from timm.task import TrainingTask

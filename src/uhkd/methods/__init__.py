@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
+from uhkd.features import Shapes
 from uhkd.methods.base import Distiller, Needs
-from uhkd.methods.matching import LevelMatching
 from uhkd.methods.registry import method_class, settings_of
+from uhkd.methods.spectral_matching import LevelMatching
 from uhkd.recipe.method_table import method_names, names_of, suggest
-from uhkd.taps import Shapes
 
 __all__ = [
     "Distiller",

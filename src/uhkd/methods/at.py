@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, wide
-from uhkd.methods.levels import on_smaller_grid, paired_taps
-from uhkd.taps import Shapes, Signals
+from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
 
 
 def attention(x: Float[Tensor, "b c h w"], power: int = 2) -> Float[Tensor, "b n"]:

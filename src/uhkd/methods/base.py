@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, SideShapes, Signals
 from uhkd.spectral import SpectralTarget
-from uhkd.taps import Shapes, SideShapes, Signals
 
 NOTHING: frozenset[str] = frozenset()
 

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.gathering import gathered
+from uhkd.distributed import gathered
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single, wide
-from uhkd.taps import Shapes, Signals
 
 
 def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, ""]:

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.gathering import gathered
+from uhkd.distributed import gathered
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, wide
-from uhkd.taps import Shapes, Signals
 
 _EPS = 1e-7  # the authors'
 _WHOLE = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows

@@ -6,10 +6,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.gathering import gathered
+from uhkd.distributed import gathered
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes
 from uhkd.methods.correlation import class_distances
-from uhkd.taps import Shapes, Signals
 
 
 class DIST(Distiller):

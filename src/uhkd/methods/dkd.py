@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, classes_of, teacher_shapes, wide, z_scores
-from uhkd.taps import Shapes, Signals
 
 
 def decoupled_losses(

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, wide
-from uhkd.methods.levels import on_smaller_grid, paired_taps
-from uhkd.taps import Shapes, Signals
+from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
 
 
 class FitNet(Distiller):

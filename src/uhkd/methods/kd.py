@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, teacher_shapes, wide, z_scores
-from uhkd.taps import Shapes, Signals
 
 
 def soft_target_loss(

@@ -10,8 +10,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, classes_of, refuse_single, teacher_shapes, wide
-from uhkd.taps import Shapes, Signals
 
 Head = Literal["auto", "conv", "tokens"]
 _GRID = 7  # tokens are merged while twice this grid is left

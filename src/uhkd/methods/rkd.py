@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.gathering import gathered
+from uhkd.distributed import gathered
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, embedding_widths, refuse_single, wide
-from uhkd.taps import Shapes, Signals
 
 
 def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:

@@ -6,10 +6,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.gathering import gathered
+from uhkd.distributed import gathered
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single
 from uhkd.methods.correlation import redundancy
-from uhkd.taps import Shapes, Signals
 
 
 class RSD(Distiller):

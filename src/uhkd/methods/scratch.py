@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Distiller
-from uhkd.taps import Shapes, Signals
 
 
 class Scratch(Distiller):

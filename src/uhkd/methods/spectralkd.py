@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.features import Shapes, Signals
 from uhkd.methods.base import Needs, wide
+from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
 from uhkd.methods.kd import SoftTargets
-from uhkd.methods.levels import on_smaller_grid, paired_taps
-from uhkd.taps import Shapes, Signals
 
 
 def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:

@@ -6,18 +6,18 @@
 The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which suited the students of the search
 (docs/ablations.md). R compares the similarities between the images of a batch; it is ours. The paper's form is the weights
 kl=1 inter=0 intra=0 relations=0 features=10 (it gives no weights). The cross-entropy is the engine's; b is the weight
-"features", c "relations". FTM is `uhkd.spectral.FTM`, FAM is `uhkd.alignment.FAM`, multi-level matching is
+"features", c "relations". FTM is `uhkd.spectral.FTM`, FAM is `uhkd.spectral.fam.FAM`, multi-level matching is
 `uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option here; docs/method.md says what each default
 rests on.
 """
 
 from collections.abc import Mapping
 
-from uhkd.alignment import FAMForm
+from uhkd.features import Shapes
 from uhkd.methods.base import teacher_shapes
-from uhkd.methods.matching import MatchingDistiller, Norm
+from uhkd.methods.spectral_matching import MatchingDistiller, Norm
 from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, settle_channels
-from uhkd.taps import Shapes
+from uhkd.spectral.fam import FAMForm
 
 
 class UHKD(MatchingDistiller):

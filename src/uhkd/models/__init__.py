@@ -7,8 +7,8 @@ from uhkd.lazy import import_on_use
 if TYPE_CHECKING:
     from uhkd.models.build import brings_weights, create, load_run, save, wrap
     from uhkd.models.card import ModelCard
-    from uhkd.models.described import own_input, own_size
-    from uhkd.models.naming import model_names
+    from uhkd.models.names import model_names
+    from uhkd.models.preprocessing import own_input, own_size
     from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
 
 __all__ = [
@@ -32,8 +32,8 @@ import_on_use(
     {
         "uhkd.models.build": ("brings_weights", "create", "load_run", "save", "wrap"),
         "uhkd.models.card": ("ModelCard",),
-        "uhkd.models.described": ("own_input", "own_size"),
-        "uhkd.models.naming": ("model_names",),
+        "uhkd.models.preprocessing": ("own_input", "own_size"),
+        "uhkd.models.names": ("model_names",),
         "uhkd.models.weights": ("fingerprint", "fingerprint_of", "load_state", "read_safetensors"),
     },
 )

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.features import ImpossibleSize, TappedModel
 from uhkd.models.card import ModelCard
-from uhkd.models.described import own_input, own_size
+from uhkd.models.factories import Input, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
-from uhkd.models.libraries import Input, build, input_of, read_folder
-from uhkd.models.naming import Reference, check_run, parse
+from uhkd.models.names import Reference, check_run, parse
+from uhkd.models.preprocessing import own_input, own_size
 from uhkd.models.transformers import card_words, find, has_weights, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
-from uhkd.taps import ImpossibleSize, TappedModel
 
 Levels = int | Sequence[int | str]
 

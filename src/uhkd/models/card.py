@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from uhkd.taps import IMAGENET_MEAN, IMAGENET_STD
+from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 
 LARGEST_SIDE = 16384  # px: a card from elsewhere must not ask for all memory
 

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from uhkd.models.variants import VARIANTS
+from uhkd.models.cifar_variants import VARIANTS
 
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?\n(?:(?!def ).*\n)*?def (\w+)\(", re.MULTILINE)
 

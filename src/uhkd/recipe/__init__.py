@@ -1,13 +1,13 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
-from uhkd.recipe.balancing import balance_settings
-from uhkd.recipe.caching import MOST_VIEWS, CacheRecipe
-from uhkd.recipe.comparison import CompareRecipe
-from uhkd.recipe.fields import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
+from uhkd.recipe.balance import balance_settings
+from uhkd.recipe.base import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
+from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
+from uhkd.recipe.compare import CompareRecipe
+from uhkd.recipe.errors import RecipeError, build, did_you_mean
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
-from uhkd.recipe.older import as_recorded, modern_words
-from uhkd.recipe.problems import RecipeError, build, did_you_mean
-from uhkd.recipe.schema import DistillRecipe, FinetuneRecipe, TrainRecipe
+from uhkd.recipe.old_names import as_recorded, modern_words
+from uhkd.recipe.train import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
     "MOST_VIEWS",

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from uhkd import plain
-from uhkd.recipe.problems import RecipeError, did_you_mean, shown
-from uhkd.recipe.schema import TrainRecipe
+from uhkd.recipe import safe_yaml
+from uhkd.recipe.errors import RecipeError, did_you_mean, shown
+from uhkd.recipe.train import TrainRecipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +51,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 def scalar(text: str) -> Any:
     """The plain value that `text` stands for in YAML: number, true or false, null, list or the text itself."""
     try:
-        return plain.load_yaml(text, _Loader)
+        return safe_yaml.load_yaml(text, _Loader)
     except (yaml.YAMLError, ValueError):
         return text
 
@@ -64,7 +64,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = plain.load_yaml(plain.read_text(path, plain.LARGEST), _Loader)
+        content = safe_yaml.load_yaml(safe_yaml.read_text(path, safe_yaml.LARGEST), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError([f"cannot read recipe {path}: {reason}"]) from None

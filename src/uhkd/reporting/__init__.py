@@ -1,8 +1,23 @@
 """Run folders -> one self-contained HTML page, and its figures as files."""
 
-from uhkd.reporting.files import write_figures
-from uhkd.reporting.folders import Run, read_runs
-from uhkd.reporting.groups import Report, arrange
-from uhkd.reporting.page import MARK, render
+from typing import TYPE_CHECKING
+
+from uhkd.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from uhkd.reporting.grouping import Report, arrange
+    from uhkd.reporting.page import MARK, render
+    from uhkd.reporting.read_runs import Run, read_runs
+    from uhkd.reporting.save_figures import write_figures
 
 __all__ = ["MARK", "Report", "Run", "arrange", "read_runs", "render", "write_figures"]
+
+import_on_use(
+    __name__,
+    {
+        "uhkd.reporting.grouping": ("Report", "arrange"),
+        "uhkd.reporting.page": ("MARK", "render"),
+        "uhkd.reporting.read_runs": ("Run", "read_runs"),
+        "uhkd.reporting.save_figures": ("write_figures",),
+    },
+)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from uhkd.drawing import Bar, Bars, Curves, Drawing, Legend, Line
-from uhkd.health import factors, leads, shares
-from uhkd.reporting.folders import ABSURD
-from uhkd.reporting.groups import Family, Group, Spread
-from uhkd.reporting.mistakes import agreements, by_class, confusions
+from uhkd.reporting.error_figures import agreements, by_class, confusions
+from uhkd.reporting.figure_data import Bar, Bars, Curves, Drawing, Legend, Line
+from uhkd.reporting.grouping import Family, Group, Spread
+from uhkd.reporting.health import factors, leads, shares
+from uhkd.reporting.read_runs import ABSURD
 
 _NOT_TERMS = {"step", "epoch", "lr", "seconds", "images_per_second", "data_wait", "skipped"}
 _MOST_ROWS = 60

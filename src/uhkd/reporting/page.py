@@ -13,16 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from uhkd import thumbnails
-from uhkd.drawing import DARK, DASHES, LIGHT, Drawing
-from uhkd.plotting import inline
-from uhkd.reporting import figures, inside, mistakes, tables
-from uhkd.reporting.folders import Run
-from uhkd.reporting.groups import Family, Group, Report
-from uhkd.reporting.numbers import KINDS, classes_of, examples, gains, labels_of, predicted
-from uhkd.reporting.verdict import verdict
+from uhkd.console import shown_lines
+from uhkd.reporting import error_figures, feature_figures, figures, tables, thumbnails
+from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, labels_of, predicted
+from uhkd.reporting.draw import inline
+from uhkd.reporting.figure_data import DARK, DASHES, LIGHT, Drawing
+from uhkd.reporting.grouping import Family, Group, Report
+from uhkd.reporting.read_runs import Run
+from uhkd.reporting.summary import verdict
 from uhkd.runs import RunFolder, leads_out
-from uhkd.text import shown_lines
 
 MARK = '<meta name="generator" content="uhkd report">'  # by this a page of ours is known
 LINES = 8  # drawn from the start in a figure that compares groups; the reader adds others
@@ -129,14 +128,14 @@ def _figure(drawing: Drawing, first: set[str] | None = None) -> dict[str, Any]:
 
 
 def _inside(group: Group) -> dict[str, Any]:
-    drawings = inside.of_group(group)
+    drawings = feature_figures.of_group(group)
     return {
         "key": group.key,
         "label": group.label,
         "runs": len(group.runs),
         "swatch": _swatch(f"s{group.hue}", group.dash),
         "figures": [_figure(drawing) for drawing in drawings],
-        "missing": inside.missing_of(group),
+        "missing": feature_figures.missing_of(group),
     }
 
 
@@ -153,7 +152,7 @@ def _recipe(group: Group) -> dict[str, Any]:
 
 def _class_table(family: Family) -> dict[str, Any] | None:
     """Gain of up to `_NAMES` groups on what the focus is compared with, class by class."""
-    known, labels = mistakes.compared(family), labels_of(family)
+    known, labels = error_figures.compared(family), labels_of(family)
     if known is None or labels is None:
         return None
     name, before, _, _ = known

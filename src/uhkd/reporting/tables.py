@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uhkd.reporting.folders import Run, number
-from uhkd.reporting.groups import PLACES, Family, Group, Spread, Teacher
-from uhkd.reporting.numbers import labels_of, same_images, told
-from uhkd.reporting.verdict import cut, judge_of
+from uhkd.reporting.aggregates import labels_of, same_images, told
+from uhkd.reporting.grouping import PLACES, Family, Group, Spread, Teacher
+from uhkd.reporting.read_runs import Run, number
+from uhkd.reporting.summary import cut, judge_of
 
 NOT_RECORDED = "not recorded"
 NOT_RUN = "not run"

@@ -4,6 +4,7 @@ torch is imported where tensors are written or read, so that a run can be looked
 """
 
 from uhkd.runs.checkpoints import Checkpoint
+from uhkd.runs.environment import environment
 from uhkd.runs.files import (
     check_own,
     check_place,
@@ -15,8 +16,7 @@ from uhkd.runs.files import (
 )
 from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import may_live
-from uhkd.runs.machine import environment
-from uhkd.runs.pulse import Pulse
+from uhkd.runs.progress_file import Pulse
 
 __all__ = [
     "ELSEWHERE",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from uhkd import plain
+from uhkd.recipe import safe_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     kind = "YAML" if path.suffix == ".yaml" else "JSON"
     try:
-        text = plain.read_text(path)
-        content = plain.load_yaml(text) if kind == "YAML" else json.loads(text)
+        text = safe_yaml.read_text(path)
+        content = safe_yaml.load_yaml(text) if kind == "YAML" else json.loads(text)
     except (ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:  # YAML's tags raise many
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error

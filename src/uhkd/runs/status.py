@@ -12,7 +12,7 @@ from typing import Any
 from uhkd.runs.files import read_mapping
 from uhkd.runs.folder import RunFolder
 from uhkd.runs.lock import may_live, owner_of
-from uhkd.runs.pulse import Pulse
+from uhkd.runs.progress_file import Pulse
 
 SILENT = (
     600.0  # seconds without a sign of life after which a training counts as lost, if its process cannot be looked for

@@ -17,7 +17,7 @@ from uhkd.spectral.fourier import (
     spectrum,
 )
 from uhkd.spectral.ftm import FTM
-from uhkd.spectral.levels import (
+from uhkd.spectral.matching import (
     Channels,
     Level,
     Maps,
@@ -30,7 +30,7 @@ from uhkd.spectral.levels import (
     settle_channels,
     teacher_levels,
 )
-from uhkd.spectral.representation import Form, Representation, radial_frequencies
+from uhkd.spectral.transform import Form, Representation, radial_frequencies
 
 __all__ = [
     "FTM",

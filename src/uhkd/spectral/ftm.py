@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.spectral.levels import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
-from uhkd.spectral.representation import Representation
+from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
+from uhkd.spectral.transform import Representation
 
 # No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
 # images and wakes up later would otherwise give targets of thousands and drown the loss.

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.gathering import processes
+from uhkd.distributed import processes
 from uhkd.methods import Distiller, place_of
-from uhkd.recipe.balancing import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
+from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.schedule import weights_factor
 
 GROUPS = ("features", "logits")
@@ -361,7 +361,7 @@ def make_balance(
     """Return the balance of the terms of `distillers`; None where all weights are constant.
 
     Args:
-        name: of `uhkd.recipe.balancing.BalanceName`.
+        name: of `uhkd.recipe.balance.BalanceName`.
         settings: see there.
         distillers: by full name, as of `Learner`.
         led: of each teacher, whether its logits tell its accuracy on these classes.

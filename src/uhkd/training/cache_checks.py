@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from uhkd.cache import DamagedShard, Stored, picture_sums
+from uhkd.console import say
 from uhkd.data import Data, Span, span_loader
+from uhkd.features import TappedModel
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DataWords, DistillRecipe
 from uhkd.runs import RunFolder, environment
-from uhkd.stored import DamagedShard, Stored, picture_sums
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 from uhkd.training.inputs import choose_augmentation
 
 _LOOKED_AT = 64  # views made anew and compared with those that the teacher saw before a cache is used

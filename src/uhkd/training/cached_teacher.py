@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
+from uhkd.cache import Stored
 from uhkd.data import Batch
-from uhkd.diagnostics import Reference
+from uhkd.evaluation.diagnostics import Reference
+from uhkd.features import Signals
 from uhkd.methods import Needs
 from uhkd.spectral import SpectralTarget, crop_index
-from uhkd.stored import Stored
-from uhkd.taps import Signals
 
 
 class StoredTeacher:

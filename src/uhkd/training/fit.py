@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd import thumbnails
+from uhkd.console import count, put, say
 from uhkd.data import Data
-from uhkd.evaluation import Evaluation, forward_flops, latency
-from uhkd.pictures import draw
+from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
+from uhkd.features import TappedModel
+from uhkd.reporting import thumbnails
+from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
-from uhkd.telling import put, say
-from uhkd.text import count
 from uhkd.training.load_teacher import restore_ftm, save_probe
 from uhkd.training.setup import Setup, tell_loss
 from uhkd.training.students import finished_network

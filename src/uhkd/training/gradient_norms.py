@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.taps import Signals
+from uhkd.features import Signals
 from uhkd.training.cached_teacher import StoredTeacher
 from uhkd.training.learner import Learner
 from uhkd.training.step import step_seed

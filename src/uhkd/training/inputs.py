@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
+from uhkd.console import say
 from uhkd.data import Augmentation, Data, Sharding, open_data
+from uhkd.features import TappedModel
 from uhkd.recipe import DataWords, TrainRecipe, ViewWords
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 

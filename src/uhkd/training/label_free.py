@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from uhkd.cache import Stored
+from uhkd.console import say
 from uhkd.data import Data, Source, eval_loader, open_data
-from uhkd.evaluation import EVAL_BATCH, Evaluation, predict_logits
+from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, predict_logits
+from uhkd.evaluation.probe import Probe, embed, probe
+from uhkd.features import TappedModel
 from uhkd.methods import without_labels
-from uhkd.probing import Probe, embed, probe
 from uhkd.recipe import DistillRecipe
-from uhkd.stored import Stored
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 

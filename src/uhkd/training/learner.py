@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.features import Signals, TappedModel
 from uhkd.methods import Distiller, place_of
-from uhkd.taps import Signals, TappedModel
 from uhkd.training.balance import Balance
 
 

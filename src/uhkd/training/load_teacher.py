@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from uhkd.console import say
 from uhkd.data import Augmentation, Data, eval_loader, train_loader
-from uhkd.evaluation import EVAL_BATCH, Evaluation, evaluate
+from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
+from uhkd.evaluation.probe import embed, fit_linear_probe
+from uhkd.features import TappedModel
 from uhkd.methods import Distiller, matching_of, place_of
 from uhkd.models import brings_weights, create, own_size, wrap
-from uhkd.probing import embed, fit_linear_probe
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 from uhkd.training.checkpoint_checks import check_tensors
 from uhkd.training.inputs import Inputs, image_size
 from uhkd.training.label_free import Judge

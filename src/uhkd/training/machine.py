@@ -9,10 +9,10 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
+from uhkd.console import say, verbose
 from uhkd.data import Data, in_memory, usable_cores
-from uhkd.launching import end_with_launcher
+from uhkd.distributed import end_with_launcher
 from uhkd.recipe import MachineWords
-from uhkd.telling import say, verbose
 from uhkd.training.deterministic import make_deterministic
 from uhkd.training.optimizer import FUSED
 

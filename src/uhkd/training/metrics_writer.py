@@ -11,8 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from uhkd.health import factors, health, leads, shares, terms_of
 from uhkd.recipe import TrainRecipe
+from uhkd.reporting.health import factors, health, leads, shares, terms_of
 from uhkd.runs import Pulse, RunFolder
 from uhkd.training.loggers import Loggers
 from uhkd.training.progress import Progress

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from uhkd import telling
+from uhkd import console
 
 Item = TypeVar("Item")
 _BAR = 20  # letters: with the counts and times beside it, it leaves room for a loss on 80 columns
@@ -34,7 +34,7 @@ class Progress:
         self.total, self.step, self.waited, self.away = total, start, 0.0, 0.0
         self.began, self.first = time.monotonic(), start
         self.bar = None
-        if telling.live():
+        if console.is_interactive():
             columns = (BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the terminal
             self.bar = Bar(*columns, TextColumn("{task.description}", table_column=rest), transient=True, expand=True)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from uhkd.cache import Stored
+from uhkd.console import say
 from uhkd.data import Augmentation
+from uhkd.features import TappedModel
 from uhkd.methods import Distiller, check
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
 from uhkd.runs import RunFolder
-from uhkd.stored import Stored
-from uhkd.taps import TappedModel
-from uhkd.telling import say
 from uhkd.training.cache_checks import follow, tell_other_views
 from uhkd.training.cached_teacher import StoredTeacher, check_needs
 from uhkd.training.inputs import (

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from uhkd.data import Batch
+from uhkd.features import Signals
 from uhkd.recipe import TrainRecipe
-from uhkd.taps import Signals
 from uhkd.training.cached_teacher import StoredTeacher
 from uhkd.training.ema import Average
 from uhkd.training.learner import Learner, weigh

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
+from uhkd.console import say
 from uhkd.data import Data
+from uhkd.features import TappedModel
+from uhkd.features.introspection import probe_images
 from uhkd.models import ModelCard, create, load_run, own_size, read_safetensors, wrap
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
-from uhkd.taps.quiet import probe_images
-from uhkd.telling import say
 from uhkd.training.inputs import Inputs
 
 

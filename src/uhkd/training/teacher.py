@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.diagnostics import Reference, reference
+from uhkd.evaluation.diagnostics import Reference, reference
+from uhkd.features import Signals, TappedModel
 from uhkd.spectral import FTM, SpectralTarget
-from uhkd.taps import Signals, TappedModel
 
 Autocast = Callable[[], AbstractContextManager]
 

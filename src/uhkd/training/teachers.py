@@ -6,16 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from uhkd.cache import Stored
+from uhkd.console import say, shown
 from uhkd.data import Data
-from uhkd.evaluation import Evaluation
+from uhkd.evaluation.metrics import Evaluation
+from uhkd.features import Shapes, SideShapes, TappedModel
 from uhkd.methods import Distiller, build, compares_logits, default_balance, effective, numbered, place_of
 from uhkd.models import fingerprint
 from uhkd.recipe import DistillRecipe, as_recorded, balance_settings
 from uhkd.runs import RunFolder
-from uhkd.stored import Stored
-from uhkd.taps import Shapes, SideShapes, TappedModel
-from uhkd.telling import say
-from uhkd.text import shown
 from uhkd.training.balance import Balance, Lead, make_balance
 from uhkd.training.cache_checks import facts_of, open_stored
 from uhkd.training.inputs import Inputs

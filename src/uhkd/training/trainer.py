@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from uhkd.console import say, verbose
 from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
-from uhkd.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
-from uhkd.evaluation import EVAL_BATCH, evaluate
+from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
+from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import matching_of
 from uhkd.runs import Checkpoint
-from uhkd.telling import say, verbose
 from uhkd.training.cached_teacher import StoredTeacher
 from uhkd.training.checkpoint_checks import check_facts, check_sources, check_tensors, fitting_optimizer
 from uhkd.training.deterministic import deterministic_advice

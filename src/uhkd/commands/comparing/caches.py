@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from uhkd.features import Shapes, SideShapes
 from uhkd.methods import Distiller
 from uhkd.methods import build as build_method
 from uhkd.recipe import CacheRecipe, DistillRecipe, RecipeError, build
-from uhkd.recipe.caching import KEPT
+from uhkd.recipe.cache import KEPT
 from uhkd.spectral import SpectralTarget, teacher_levels
-from uhkd.taps import Shapes, SideShapes
 from uhkd.training.cached_teacher import target_differences
 
 _BATCH = 128  # images per forward pass of the teacher, fewer where the trainings take fewer

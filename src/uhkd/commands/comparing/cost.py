@@ -22,9 +22,9 @@ from uhkd.commands.comparing.costs import document, show
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, StepFactory
+from uhkd.console import say
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
-from uhkd.telling import say
 from uhkd.training import StoredTeacher
 from uhkd.training.oom import memory_advice
 from uhkd.training.setup import Setup

@@ -8,9 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from uhkd.commands.comparing.tables import Rows, inline, markdown
-from uhkd.telling import put
-from uhkd.telling import show as show_parts
-from uhkd.text import shown
+from uhkd.console import put, shown
+from uhkd.console import show as show_parts
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
 _HEAD += ["GFLOP an image", "GFLOP x kd", "extra parameters"]

@@ -10,12 +10,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from uhkd import telling
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import Board, workers_of
 from uhkd.commands.comparing.serving import whole
-from uhkd.telling import say
-from uhkd.text import shown
+from uhkd.console import is_interactive, say, shown
 
 _LOOK = 0.5  # seconds between two looks at the folder
 _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}
@@ -35,7 +33,7 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
     if _finished(states(plan, board)):
         return
     console = Console(stderr=True, markup=False, emoji=False)
-    live = Live(console=console, auto_refresh=False, transient=True) if telling.live() else None
+    live = Live(console=console, auto_refresh=False, transient=True) if is_interactive() else None
     told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
     caches = {task.name for task in plan.caches if board.state(task) in ("done", "failed")}
     began, already = time.monotonic(), len(told)

@@ -10,7 +10,7 @@ from uhkd.commands.comparing.caches import shared_caches
 from uhkd.commands.comparing.naming import finetune_words, look_up, pair_names
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import check, method_names
-from uhkd.models.naming import parse
+from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 
 TUNING_SEED = 1000  # settings are chosen by a seed that no table shows

@@ -18,11 +18,10 @@ from uhkd.commands.comparing.tables import (
     pair_rows,
     run_rows,
 )
-from uhkd.pictures import draw_comparison
+from uhkd.console import say, shown
+from uhkd.console import show as show_parts
+from uhkd.reporting.plots import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
-from uhkd.telling import say
-from uhkd.telling import show as show_parts
-from uhkd.text import shown
 
 _ON_TERMINAL = (0, 1, 2, 3, 4)  # what fits 80 columns; compare.md holds the rest
 PARTS = {"val": "held-out part of the training images", "test": "test part"}

@@ -12,16 +12,15 @@ from typing import Any
 
 from filelock import FileLock
 
+from uhkd.cache import Stored
 from uhkd.commands.caching import cache
+from uhkd.console import count, say
+from uhkd.features import Shapes
 from uhkd.methods import Distiller
 from uhkd.methods import build as build_method
 from uhkd.models import create
 from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
-from uhkd.stored import Stored
-from uhkd.taps import Shapes
-from uhkd.telling import say
-from uhkd.text import count
 from uhkd.training.cached_teacher import check_needs, target_differences
 from uhkd.training.inputs import choose_augmentation, open_recipe_data
 

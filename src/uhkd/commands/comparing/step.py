@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 
 from uhkd.data import Batch, train_loader
+from uhkd.features import TappedModel
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
-from uhkd.taps import TappedModel
 from uhkd.training import StoredTeacher, calibrate
 from uhkd.training.ema import Average
 from uhkd.training.inputs import open_recipe_data

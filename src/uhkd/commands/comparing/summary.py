@@ -9,7 +9,7 @@ from typing import Any
 from uhkd.commands.comparing.plan import Cell, Plan, Task
 from uhkd.commands.comparing.queue import Board
 from uhkd.commands.comparing.serving import stored_in
-from uhkd.paired import Gap, gap
+from uhkd.reporting.stats import Gap, gap
 from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine

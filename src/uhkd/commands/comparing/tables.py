@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uhkd.commands.comparing.summary import Gap, Line, lines
-from uhkd.text import shown
+from uhkd.console import shown
 
 Rows = list[list[str]]
 _LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from uhkd.models.factories import Built, Input, Size, construct
 from uhkd.models.families import PREFIX, quiet_torchao
-from uhkd.models.libraries import Built, Input, Size, construct
 
 # no architecture: what a configuration from elsewhere must not choose, or what we choose
 _FOREIGN = {"attn_implementation", "auto_map", "backbone", "backbone_config", "quantization_config"}

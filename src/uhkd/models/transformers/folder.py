@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uhkd.models.factories import Input, construct
 from uhkd.models.families import PREFIX, families
-from uhkd.models.libraries import Input, construct
 from uhkd.models.pretrained import hub_within_reach
 from uhkd.models.transformers.configuration import make_config, network_class, plain_words, words_of
 from uhkd.models.transformers.processor import described_by

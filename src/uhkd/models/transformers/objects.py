@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from uhkd.models.factories import Input
 from uhkd.models.families import PREFIX, families, is_hub_name
-from uhkd.models.libraries import Input
 from uhkd.models.transformers.configuration import network_class, words_of
 from uhkd.models.transformers.folder import PROCESSOR
 from uhkd.models.transformers.processor import described_by

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhkd.models.card import LARGEST_SIDE
-from uhkd.models.libraries import Input, Size
+from uhkd.models.factories import Input, Size
 from uhkd.models.transformers.configuration import pair, size_of_config
 
 _PIXELS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of its filters

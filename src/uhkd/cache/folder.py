@@ -1,0 +1,271 @@
+"""A cache's folder: what it holds, of whom, and whether that is what a training asks for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load
+from torch import Tensor
+
+from uhkd.cache.checksums import picture_sums
+from uhkd.cache.record import Layout
+from uhkd.cache.shards import Shards
+from uhkd.data import Augmentation
+from uhkd.features import SideShapes
+from uhkd.recipe import MOST_VIEWS
+from uhkd.runs import write_atomically, write_tensors
+from uhkd.spectral import FTM, SpectralTarget
+
+_FORM = 2  # of the folder; raised when its files change their meaning
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """cache.json: all that a reader must know, without the teacher.
+
+    identity: what the records depend on, by name; two caches of equal identity hold the same. shapes: the teacher's. target:
+    of the FTM, every tap by itself. teacher_metrics: on the validation part, whose fingerprint is `validation`. environment:
+    versions and machine of the writer. words: how the teacher was asked for, beside its name. tensors: checksum of
+    teacher.safetensors, set when that is written.
+    """
+
+    identity: dict[str, Any]
+    images: int
+    views: int
+    layout: Layout
+    augmentation: Augmentation
+    seed: int
+    shapes: SideShapes
+    levels: tuple[str, ...]
+    target: SpectralTarget | None
+    teacher: str
+    teacher_metrics: dict[str, float]
+    environment: dict[str, Any]
+    words: dict[str, Any] = field(default_factory=dict)
+    tensors: str = ""
+    validation: str = ""
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits that change with anything the records depend on."""
+        return _digest(_canonical(self.identity))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the stored views."""
+        return self.augmentation.size
+
+
+class Stored:
+    """A cache on disk.
+
+    cache.json; teacher.safetensors (FTM statistics, probe, and what diagnostics show of the teacher); recipe.yaml,
+    environment.json; view-V/shard-S.bin; locks/.
+
+    Raises:
+        ValueError: when nothing readable lies there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read(self.folder)
+        self.shards = Shards(self.folder, self.manifest.images, self.manifest.layout.size, self.manifest.key)
+        self._rows: np.ndarray | None = None
+        self.same_validation = True
+
+    def as_json(self) -> dict[str, Any]:
+        """Where it lies and what it holds, as plain data."""
+        manifest, layout = self.manifest, self.manifest.layout
+        return {
+            "folder": str(self.folder),
+            "teacher": manifest.teacher,
+            "teacher_metrics": dict(manifest.teacher_metrics),
+            "images": manifest.images,
+            "views": manifest.views,
+            "fields": list(layout.holds),
+            "storage": layout.storage,
+            "bytes_a_record": layout.size,
+            "shards_missing": len(self.shards.missing(manifest.views)),
+        }
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Whether a cache was begun there."""
+        return (Path(folder) / "cache.json").is_file()
+
+    @staticmethod
+    def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
+        """Write all but the shards; the manifest last, it says that the rest is there.
+
+        Args:
+            tensors: of any shape, by name.
+            keys: (N,) uint64 of named samples.
+        """
+        file = folder / "teacher.safetensors"
+        if keys is not None:
+            tensors = {**tensors, "keys": torch.from_numpy(keys.view(np.int64))}
+        write_tensors(file, tensors)
+        write_manifest(folder, replace(manifest, tensors=_digest(file.read_bytes())))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors, of any shape, of teacher.safetensors whose names begin with `prefix`, without it."""
+        file = self.folder / "teacher.safetensors"
+        try:
+            content = file.read_bytes()
+            if _digest(content) != self.manifest.tensors:
+                raise ValueError("it is not what was written")
+            found = load(content)
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
+        return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+
+    def keys(self) -> np.ndarray | None:
+        """(N,) uint64 keys of the samples; None where images are known by their position alone.
+
+        Raises:
+            ValueError: as `tensors`.
+        """
+        found = self.tensors("keys").get("")
+        return None if found is None else found.numpy().view(np.uint64)
+
+    def serve(self, keys: np.ndarray | None) -> int:
+        """Let positions of a training part with these keys mean the records of the same samples; how many of them have none."""
+        own = None if keys is None else self.keys()
+        if keys is None or own is None:
+            return 0
+        order = np.argsort(own)
+        places = np.minimum(np.searchsorted(own, keys, sorter=order), len(own) - 1)
+        self._rows = order[places]
+        return int((own[self._rows] != keys).sum())
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """(B,) where the records of images by their position in the training part lie."""
+        return index if self._rows is None else self._rows[index]
+
+    def beside(
+        self, view: int, index: np.ndarray, image: UInt8[Tensor, "b 3 h w"], target: Float[Tensor, "b k"] | None
+    ) -> UInt8[np.ndarray, "b n"]:
+        """Records for a training loader (`uhkd.data.train_loader`), each view compared with the one that the teacher saw.
+
+        Raises:
+            ValueError: for a damaged record, or a view that is another one.
+        """
+        return self.shards.read_for(view, self.rows(index), picture_sums(image, target))
+
+    def differences(self, identity: Mapping[str, Any]) -> list[str]:
+        """Which of the given facts are others here, a line each."""
+        own = self.manifest.identity
+        return [
+            f"{name}: the cache has {own.get(name)!r}, asked for is {value!r}"
+            for name, value in json.loads(json.dumps(identity)).items()
+            if own.get(name) != value
+        ]
+
+
+def identity_of(
+    *,
+    teacher: str,
+    weights: str,
+    reading: Mapping[str, Any],
+    precision: str,
+    data: str,
+    augmentation: Augmentation,
+    seed: int,
+    classes: int,
+    layout: Layout,
+    levels: tuple[str, ...],
+    target: SpectralTarget | None,
+    ftm: FTM | None,
+) -> dict[str, Any]:
+    """What a cache's records depend on, as plain data.
+
+    teacher (with its probe), weights (without), data: fingerprints. reading: how the teacher reads an image, and other words
+    of its own that its weights do not show.
+    """
+    return json.loads(
+        json.dumps(
+            {
+                "teacher": teacher,
+                "teacher weights": weights,
+                **{f"teacher {name}": value for name, value in reading.items()},
+                "precision": precision,
+                "data": data,
+                **{f"view {name}": value for name, value in asdict(augmentation).items()},
+                "view seed": seed,
+                "classes": classes,
+                "holds": layout.holds,
+                "storage": layout.storage,
+                "teacher levels": levels,
+                "spectra": None if target is None else asdict(target),
+                "standardisation": None if ftm is None else _hash_state(ftm),
+            }
+        )
+    )
+
+
+def _hash_state(ftm: FTM) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in ftm.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write cache.json, atomically."""
+    content = {"format": _FORM, "key": manifest.key, **asdict(manifest)}
+    content["sum"] = _digest(_canonical(content))
+    write_atomically(folder / "cache.json", json.dumps(content, indent=1) + "\n")
+
+
+def _read(folder: Path) -> Manifest:
+    file = folder / "cache.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        form = said["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
+    if form != _FORM:
+        raise ValueError(
+            f"{file} is of format {form}, this version reads {_FORM}: make the cache anew, or use its version"
+        )
+    try:
+        if said.pop("sum") != _digest(_canonical(said)):
+            raise ValueError("it is not what was written")
+        return _manifest(said)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
+
+
+def _manifest(said: Mapping[str, Any]) -> Manifest:
+    """Of plain data, every type checked: checksums keep chance away, not a forger.
+
+    Raises:
+        ValueError: in a few words.
+    """
+    try:
+        manifest = TypeAdapter(Manifest).validate_python(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    if manifest.images < 1 or not 1 <= manifest.views <= MOST_VIEWS:
+        raise ValueError(
+            f"{manifest.images} images, {manifest.views} views: expected 1 or more, and at most {MOST_VIEWS:,} views"
+        )
+    return manifest
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

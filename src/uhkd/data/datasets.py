@@ -1,0 +1,228 @@
+"""Data that comes as arrays or objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uhkd.console import shown
+from uhkd.data.sources import ArraySource, DatasetSource, Part, Source, cannot_read
+from uhkd.data.splits import stratified_split
+
+_CIFAR_FOLDER = "cifar-100-python"
+_PROBES = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Sources as found, before a validation part is cut; classes is empty where the data does not name them."""
+
+    classes: tuple[str, ...]
+    train: Source
+    val: Source | None
+    test: Source | None
+    native_size: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
+
+
+def digits() -> Parts:
+    """Return scikit-learn's 1,797 handwritten digits, 8x8; a fifth of each class, always the same, is the test part."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    everything = ArraySource(images, np.asarray(bunch.target))
+    assert everything.labels is not None
+    train, test = stratified_split(everything.labels, 0.2, seed=0)
+    return Parts(tuple("0123456789"), Part(everything, train), None, Part(everything, test), (8, 8))
+
+
+def cifar100(root: Path | None) -> Parts:
+    """Return CIFAR-100 as torchvision stores it below `root` (None: ./data or the current folder); never downloads.
+
+    Raises:
+        ValueError: not there, or damaged.
+    """
+    from torchvision.datasets import CIFAR100
+
+    roots = [Path("data"), Path()] if root is None else [root.parent if root.name == _CIFAR_FOLDER else root]
+    found = next((place for place in roots if (place / _CIFAR_FOLDER).is_dir()), None)
+    if found is None:
+        looked = " or ".join(str(place / _CIFAR_FOLDER) for place in roots)
+        raise ValueError(
+            f"CIFAR-100 not found: expected the folder {looked}; unpack the data set's python version and say "
+            "cifar100:ROOT, where ROOT is the folder that holds cifar-100-python"
+        )
+    try:
+        with warnings.catch_warnings():
+            # the files were pickled by an ancient numpy, which newer ones remark on while reading
+            warnings.filterwarnings("ignore", message=".*align", category=Warning)
+            train, test = (CIFAR100(str(found), train=part, download=False) for part in (True, False))
+    except RuntimeError as error:
+        raise ValueError(
+            f"CIFAR-100 in {found / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
+        ) from error
+    sources = [ArraySource(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
+    return Parts(tuple(train.classes), sources[0], None, sources[1], (32, 32))
+
+
+def npz(path: Path) -> Parts:
+    """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` optional.
+
+    Raises:
+        ValueError: not an archive of arrays, missing or unsuitable arrays, or more than memory holds.
+    """
+    wanted = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
+    try:
+        _check_promised(path, wanted)
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            arrays = {key: archive[key] for key in wanted if key in names}
+    except _TooLarge as error:
+        raise ValueError(str(error)) from None
+    except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy's own words on these two advise to load pickled objects
+        pickled = "it holds pickled objects" if "pickle" in str(error) else error
+        why = pickled if zipfile.is_zipfile(path) else "it is no archive"
+        raise ValueError(
+            f"{path} is not a readable .npz file of plain arrays ({why}); write it with "
+            "numpy.savez(file, train_images=..., train_labels=...)"
+        ) from error
+    missing = [key for key in ("train_images", "train_labels") if key not in arrays]
+    if missing:
+        found = ", ".join(map(shown, sorted(names))) or "none"
+        raise ValueError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
+    parts = {part: _npz_part(path, arrays, part) for part in ("train", "val", "test")}
+    train = parts["train"]
+    assert train is not None
+    classes = tuple(str(name) for name in arrays.get("classes", ()))
+    height, width = train.images.shape[-2:]
+    return Parts(classes, train, parts["val"], parts["test"], (height, width))
+
+
+class _TooLarge(Exception):
+    """What is said of an archive that no memory of this machine could hold."""
+
+
+def _check_promised(path: Path, wanted: Sequence[str]) -> None:
+    """See that arrays, unpacked and copied once, fit into memory, before any is read: a few kilobytes can promise terabytes."""
+    with zipfile.ZipFile(path) as archive:
+        # what is read of an entry ends where its promise ends
+        promised = sum(entry.file_size for entry in archive.infolist() if entry.filename.removesuffix(".npy") in wanted)
+    there = memory_of_machine()
+    if there is not None and 2 * promised > there:
+        raise _TooLarge(
+            f"{path} unpacks to {promised / 1e9:,.1f} GB, more than half of the {there / 1e9:,.1f} GB of memory here: "
+            "write the images as a folder of class folders"
+        )
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of memory that this process may have: the machine's, or its container's; None where the system does not say."""
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # "max" where there is no bound
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return there
+
+
+def user_dataset(dataset: Any, title: str) -> Parts:
+    """Return a map-style data set of (image, label) pairs, or of images alone, as a training part.
+
+    Raises:
+        ValueError: not map-style, empty, or with items or labels of another kind.
+    """
+    if isinstance(dataset, str | Path) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(f"{title} must have __len__ and __getitem__ (map-style), found {type(dataset).__name__}")
+    if len(dataset) == 0:
+        raise ValueError(f"{title} is empty: expected (image, label) pairs")
+    notes = []
+    first = _item(dataset, 0, title)
+    if isinstance(first, dict):
+        keys = ", ".join(map(str, first))
+        raise ValueError(f"items of {title} must be (image, label) pairs, found a dict of {keys}: wrap the data set")
+    labels = _labels(dataset, first[1], title) if isinstance(first, tuple | list) and len(first) > 1 else None
+    source = DatasetSource(dataset, labels, title)
+    probes = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, _PROBES)})
+    images = [source.image(i) for i in probes]
+    if any(not np.array_equal(image, source.image(i)) for i, image in zip(probes, images, strict=True)):
+        source.steady = False
+        notes.append(
+            f"{title} gives another image each time it is read: remove its random transforms "
+            "(uhkd augments by itself), else a run can be neither resumed nor repeated exactly"
+        )
+    sizes = {(image.shape[-2], image.shape[-1]) for image in images}
+    classes = tuple(str(name) for name in getattr(dataset, "classes", ()) or ())
+    return Parts(classes, source, None, None, sizes.pop() if len(sizes) == 1 else None, tuple(notes))
+
+
+def _npz_part(path: Path, arrays: dict[str, np.ndarray], part: str) -> ArraySource | None:
+    images, labels = arrays.get(f"{part}_images"), arrays.get(f"{part}_labels")
+    if images is None or labels is None:
+        if images is not None or labels is not None:
+            raise ValueError(f"{path} holds only one of {part}_images and {part}_labels: expected both or none")
+        return None
+    channels = images.shape[-1] if images.ndim == 4 else 1
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"{path}: {part}_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), "
+            f"found {images.dtype} of shape {images.shape}"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{path}: {part}_labels must be integers of shape ({len(images)},), one for each image, "
+            f"found {labels.dtype} of shape {labels.shape}"
+        )
+    return ArraySource(images, labels)
+
+
+def _labels(dataset: Any, first: Any, title: str) -> np.ndarray:
+    listed = _listed_labels(dataset)
+    # a target_transform makes items differ from the list: then the items are right
+    if listed is None or len(listed) != len(dataset) or int(listed[0]) != _as_label(first, title):
+        listed = np.array([_as_label(_item(dataset, i, title)[1], title) for i in range(len(dataset))], dtype=np.int64)
+    return listed
+
+
+def _item(dataset: Any, index: int, title: str) -> Any:
+    try:
+        return dataset[index]
+    except Exception as error:  # the user's own code may raise anything
+        raise ValueError(cannot_read(index, title, error)) from error
+
+
+def _listed_labels(dataset: Any) -> np.ndarray | None:
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
+        whole = _listed_labels(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices)]
+    for name in ("targets", "labels"):
+        values = getattr(dataset, name, None)
+        if values is None or callable(values):
+            continue
+        array = np.asarray(values)
+        if array.ndim == 1 and len(array) and np.issubdtype(array.dtype, np.integer):
+            return array.astype(np.int64)
+    return None
+
+
+def _as_label(value: Any, title: str) -> int:
+    array = np.asarray(value)
+    if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"labels of {title} must be integers, found {type(value).__name__} of shape {array.shape}: "
+            "number the classes from 0"
+        )
+    return int(array.reshape(()))

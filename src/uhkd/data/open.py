@@ -1,0 +1,213 @@
+"""`open_data`: one word, path or data set -> named classes and a training, validation and test part."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uhkd.data.datasets import Parts, cifar100, digits, npz, user_dataset
+from uhkd.data.folders import read_folder
+from uhkd.data.in_memory import keep
+from uhkd.data.names import check_word, is_reader
+from uhkd.data.sources import Part, Source, fingerprint, unlabelled
+from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+from uhkd.data.tar_headers import refuse_packed
+from uhkd.data.tar_source import Sharding, ShardSource, is_sharded, read_shards
+from uhkd.data.timm_readers import read_timm
+
+_MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready to train on.
+
+    native_size: (H,W) where all images looked at share one, else None. flip: whether mirroring keeps the meaning.
+    notes: what was decided or skipped, to be shown. fingerprint: changes with the images, the labels and the split.
+    Label-free data has no classes and sources without labels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Source
+    val: Source
+    test: Source | None
+    native_size: tuple[int, int] | None
+    flip: bool
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def validation(self) -> str:
+        """The fingerprint of the validation part alone."""
+        return fingerprint(self.val)
+
+
+def open_data(
+    data: Any,
+    *,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    train_limit: int | None = None,
+    skip_bad_images: bool = False,
+    class_names: Sequence[str] | None = None,
+    shards: Sharding | None = None,
+    labels: bool = True,
+) -> Data:
+    """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
+
+    A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
+    stratified subset of what is left. skip_bad_images decodes every file once and drops those that fail.
+    class_names fixes the names and order of the classes (of a trained model, say). shards: how tar shards are read.
+    labels: False leaves them aside once the parts are cut, so that these are what they are with labels; in an image folder
+    images may then lie in any folders.
+
+    Raises:
+        ValueError: anything that cannot be used as asked; the message says what was expected and found.
+    """
+    check_fraction(val_fraction)
+    names = None if class_names is None else tuple(class_names)
+    name, parts = _read(data, skip_bad_images, names, shards or Sharding(), labels)
+    classes, notes = _settle_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
+    if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
+        notes.append("shards_at_a_time is for tar shards, and these are none: not used")
+    parts = keep(parts)
+    train, val = parts.train, parts.val
+    if val is None:
+        train, val = _cut(name, train, classes, val_fraction, split_seed, labels)
+        notes.append(f"validation part: {len(val)} images cut from the training images (seed {split_seed})")
+    if train_limit is not None:
+        train, note = _limit(train, train_limit, split_seed, labels)
+        notes.append(note)
+    test = parts.test
+    if not labels:
+        train, val, test = unlabelled(train), unlabelled(val), test and unlabelled(test)
+    listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
+    return Data(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        native_size=parts.native_size,
+        flip=name != "digits",
+        notes=(*parts.notes, *notes),
+        fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
+    )
+
+
+def _read(
+    data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: Sharding, labels: bool
+) -> tuple[str, Parts]:
+    if isinstance(data, tuple | list):
+        if len(data) != 2:
+            raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
+        train = user_dataset(data[0], "the training data set")
+        val = user_dataset(data[1], "the validation data set")
+        notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
+        return type(data[0]).__name__, Parts(train.classes, train.train, val.train, None, train.native_size, notes)
+    if not isinstance(data, str | Path):
+        return type(data).__name__, user_dataset(data, "the data set")
+    word = str(data)
+    if word == "digits":
+        return word, digits()
+    if word == "cifar100" or word.startswith("cifar100:"):
+        root = word.partition(":")[2]
+        return "cifar100", cifar100(Path(root).expanduser() if root else None)
+    if is_sharded(word):
+        return read_shards(word, shards, class_names=names, skip_bad_images=skip_bad_images)
+    if is_reader(word):
+        return word, read_timm(word)
+    check_word(word)
+    path = Path(data).expanduser()
+    refuse_packed(path)
+    if path.is_dir():
+        found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
+        return path.resolve().name, Parts(
+            found.classes, found.train, found.val, found.test, found.native_size, found.notes
+        )
+    if path.suffix.lower() == ".npz":
+        return path.stem, npz(path)
+    raise ValueError(
+        f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100"
+    )
+
+
+def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+    labelled = {"training": parts.train, "validation": parts.val, "test": parts.test}
+    labels = {part: source.labels for part, source in labelled.items() if source is not None}
+    train = labels["training"]
+    if any((other is None) != (train is None) for other in labels.values()):
+        raise ValueError(f"{name}: one part has labels and another has none: expected all or none")
+    if train is None:
+        return (), ["no labels found: only label-free training is possible"]
+    lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
+    if lowest < 0:
+        raise ValueError(f"{name}: labels must count from 0, found {lowest}")
+    if names and parts.classes and names != parts.classes:
+        pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
+        wanted, found = next((a, b) for a, b in pairs if a != b)
+        raise ValueError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
+    if not (names or parts.classes) and (highest := int(train.max())) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{name}: labels count the classes from 0, found {highest}: expected less than {_MOST_CLASSES:,}; number them anew"
+        )
+    classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
+    for part, values in labels.items():
+        if values is not None and len(values) and int(values.max()) >= len(classes):
+            raise ValueError(
+                f"{name}: {part} labels go up to {int(values.max())}, but there are {len(classes)} classes "
+                f"(labels 0 to {len(classes) - 1})"
+            )
+    present = np.unique(train)
+    if len(present) < 2:
+        raise ValueError(
+            f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more "
+            "(images without classes: --unlabelled)"
+        )
+    absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
+    notes = [f"classes without training images ({len(absent)}): {', '.join(absent[:8])}"] if absent else []
+    return tuple(classes), notes
+
+
+def _strata(source: Source, labelled: bool) -> np.ndarray:
+    """What cuts are stratified by: the labels, or 0 for all images without. Labels that do not count may be of any kind."""
+    labels = source.labels
+    if labels is None or not (labelled or (labels.min() >= 0 and 1 not in np.unique(labels, return_counts=True)[1])):
+        return np.zeros(len(source), dtype=np.int64)
+    return labels
+
+
+def _cut(
+    name: str, train: Source, classes: tuple[str, ...], val_fraction: float, split_seed: int, labelled: bool
+) -> tuple[Source, Source]:
+    labels = _strata(train, labelled)
+    single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
+    if single:
+        raise ValueError(
+            f"{name}: too few images to cut a validation part, only 1 in {', '.join(single[:8])}: "
+            "expected at least 2 in each class; add images or bring a validation part (val/ folder)"
+        )
+    train_part, val_part = stratified_split(labels, val_fraction, split_seed)
+    return Part(train, train_part), Part(train, val_part)
+
+
+def _limit(train: Source, limit: int, split_seed: int, labelled: bool) -> tuple[Source, str]:
+    if limit >= len(train):
+        return train, f"train_limit {limit}: all {len(train)} training images are used"
+    labels = _strata(train, labelled)
+    classes = len(np.unique(labels))
+    if limit < classes and not labelled:
+        labels, classes = np.zeros_like(labels), 1
+    if limit < classes:
+        raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
+    kept = stratified_subset(labels, limit, split_seed)
+    return Part(train, kept), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"

@@ -1,0 +1,57 @@
+"""Views in the order of their images, stretch by stretch: how a teacher is shown what is to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from uhkd.data.augment import Augmentation
+from uhkd.data.batch_transforms import views
+from uhkd.data.loader import Batches, Loader, Raw
+from uhkd.data.sources import Source
+
+
+class Span(NamedTuple):
+    """Images `start` up to `stop` (by index) of one view."""
+
+    view: int
+    start: int
+    stop: int
+
+
+def span_loader(
+    source: Source,
+    augmentation: Augmentation,
+    spans: Iterable[Span],
+    *,
+    seed: int,
+    num_classes: int,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+) -> Loader:
+    """A batch for every span, in their order; `spans` is read little more than what the workers need ahead.
+
+    Raises:
+        ValueError: while iterating: an image that cannot be read, named.
+    """
+    return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
+
+
+class _SpanBatches(Batches):
+    def __init__(self, source: Source, augmentation: Augmentation, seed: int, num_classes: int) -> None:
+        self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
+
+    def make(self, span: Span) -> Raw:
+        index = np.arange(span.start, span.stop)
+        image, target = views(
+            self.source,
+            index,
+            seed=self.seed,
+            view=span.view,
+            augmentation=self.augmentation,
+            num_classes=self.num_classes,
+        )
+        return self.raw(image, target, index)

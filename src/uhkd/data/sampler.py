@@ -1,0 +1,73 @@
+"""In which order an epoch visits images: a pure function of (seed, epoch), also where images lie in shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from uhkd.data.rng import stream
+from uhkd.data.sources import Source
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How images that lie in shards are shuffled so that few shards are read at a time.
+
+    bounds: (S+1,) rising positions; shard s holds images bounds[s] up to bounds[s+1]. at_a_time: shards whose images are
+    shuffled together. lanes: stretches of an epoch that are read side by side, image p of each batch from lane p mod lanes: with
+    as many lanes as processes (or a multiple) each process reads shards of its own, while the order does not depend on how many
+    there are.
+    """
+
+    bounds: Int[np.ndarray, " s"]
+    at_a_time: int
+    lanes: int = 1
+
+    def part(self, indices: np.ndarray) -> Shuffle:
+        """The same of some images, by rising positions."""
+        return Shuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.lanes)
+
+    def beside(self, index: int) -> tuple[int, int]:
+        """First and last + 1 of the images in the shard of image `index`."""
+        shard = int(np.searchsorted(self.bounds, index, side="right")) - 1
+        return int(self.bounds[shard]), int(self.bounds[shard + 1])
+
+    def order(self, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+        """A permutation: shuffled shards, cut into equal stretches for the lanes, each of which is shuffled by blocks of shards.
+
+        What the lanes leave over, fewer images than there are lanes, comes last.
+        """
+        shards = generator.permutation(len(self.bounds) - 1)
+        sizes = np.diff(self.bounds)[shards]
+        images = int(self.bounds[-1])
+        # position of the k-th image when shards stand in their new order
+        positions = np.arange(images) + np.repeat(self.bounds[:-1][shards] - (np.cumsum(sizes) - sizes), sizes)
+        places = np.repeat(np.arange(len(shards)), sizes)
+        each = images // self.lanes
+        whole = each * self.lanes
+        place = places[:whole].reshape(self.lanes, each)
+        block = (place - place[:, :1]) // self.at_a_time
+        chance = generator.random((self.lanes, each))
+        shuffled = np.take_along_axis(
+            positions[:whole].reshape(self.lanes, each), np.lexsort((chance, block), axis=1), 1
+        )
+        return np.concatenate([shuffled.T.ravel(), positions[whole:]])
+
+
+def shuffle_of(source: Source) -> Shuffle | None:
+    """How a source wants to be shuffled, by its own `shuffle`; None: all of it at once."""
+    return getattr(source, "shuffle", None)
+
+
+def epoch_order(source: Source, *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """Return the order in which epoch `epoch` visits the images: a permutation."""
+    generator, own = stream("order", seed, epoch), shuffle_of(source)
+    return generator.permutation(len(source)) if own is None else own.order(generator)
+
+
+def partners(source: Source, index: int) -> tuple[int, int]:
+    """First and last + 1 of the images that may be mixed into image `index`: all, or those of its shard."""
+    own = shuffle_of(source)
+    return (0, len(source)) if own is None else own.beside(index)

@@ -1,0 +1,172 @@
+"""What every run notes about its features from the first day: spectra, per-frequency error, CKA, predictions, latency."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uhkd.data import Batch
+from uhkd.evaluation.metrics import Evaluation, cka_matrix, latency, radial_spectrum
+from uhkd.features import TappedModel
+from uhkd.methods.spectral_matching import LevelMatching
+from uhkd.spectral import FTM
+
+DIAGNOSTIC_IMAGES = 128
+"""Validation images that spectra, maps and CKA are taken of."""
+Autocast = Callable[[], AbstractContextManager]
+"""Makes the context in which networks run, with the precision of the training."""
+
+
+class Reference(NamedTuple):
+    """What is shown of a teacher on the fixed images, level by level; small enough to be stored.
+
+    spectra: (R,) energy by integer frequency radius. pooled: (N, C, 1, 1) means of the maps. targets: FTM outputs (N, C, K).
+    """
+
+    spectra: tuple[Tensor, ...]
+    pooled: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name, of any shape."""
+        return {f"{name}.{i}": x for name, found in self._asdict().items() for i, x in enumerate(found)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Reference":
+        """Take over what `tensors` gave, tensors of any shape by name."""
+
+        def field(name: str) -> tuple[Tensor, ...]:
+            return tuple(tensors[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in tensors)))
+
+        return cls(*map(field, cls._fields))
+
+
+def reference(network: TappedModel, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
+    """What is shown of a live teacher on images (N, 3, H, W) in [0, 1]."""
+    maps = _maps(network, images, autocast)
+    # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
+    pooled = tuple(m.mean((2, 3), keepdim=True) for m in maps)
+    return Reference(tuple(map(radial_spectrum, maps)), pooled, () if ftm is None else ftm(maps))
+
+
+@torch.no_grad()
+def _maps(network: TappedModel, images: Tensor, autocast: Autocast) -> tuple[Tensor, ...]:
+    if not network.shapes.maps:
+        return ()
+    training = network.training
+    network.eval()
+    with autocast():
+        maps = network(images, frozenset({"maps"})).maps
+    network.train(training)
+    return tuple(m.float() for m in maps)
+
+
+class Diagnostics:
+    """Collects the arrays of diagnostics.npz on one fixed batch of validation images.
+
+    Arrays, with T evaluations, levels l = 0 (shallow), 1, ...:
+        steps (T,); student_spectrum_l (T, R), start_spectrum_l (R,), teacher_spectrum_l (R,): energy by integer frequency radius;
+        error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
+        frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
+        val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C); latency_ms (1,): one image.
+    Beside them, noted by `uhkd.training.finish`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
+    """
+
+    def __init__(
+        self,
+        student: TappedModel,
+        images: Tensor,
+        autocast: Autocast,
+        teacher: Reference | None = None,
+        match: LevelMatching | None = None,
+    ) -> None:
+        self.student, self.images, self.autocast, self.match = student, images, autocast, match
+        self.fixed: dict[str, np.ndarray] = {}
+        self.noted: dict[str, list[np.ndarray]] = {"steps": []}
+        self.teacher_maps = () if teacher is None else teacher.pooled
+        self.targets = () if teacher is None or match is None else teacher.targets
+        if teacher is not None:
+            self.fixed |= {f"teacher_spectrum_{i}": _array(x) for i, x in enumerate(teacher.spectra)}
+        if self.targets:
+            assert match is not None
+            self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
+
+    def _maps(self, network: TappedModel) -> tuple[Tensor, ...]:
+        return _maps(network, self.images, self.autocast)
+
+    def begin(self) -> None:
+        """Before the first step: spectra, and CKA with the teacher."""
+        self.fixed |= {
+            f"start_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self._maps(self.student))
+        }
+        if self.teacher_maps and self.student.shapes.maps:
+            self.fixed["cka_start"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
+
+    @torch.no_grad()
+    def note(self, step: int) -> None:
+        """After a validation: spectra, and the error of each coefficient."""
+        maps = self._maps(self.student)
+        row = {"steps": np.int64(step)} | {
+            f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)
+        }
+        if self.targets:
+            assert self.match is not None
+            training = self.match.training
+            self.match.eval()
+            for i, (predicted, target) in enumerate(zip(self.match.predict(maps), self.targets, strict=True)):
+                row[f"error_{i}"] = _array((predicted - target).square().mean((0, 1)))
+            self.match.train(training)
+        for name, value in row.items():
+            self.noted.setdefault(name, []).append(np.asarray(value))
+
+    def likeness(self) -> dict[str, float]:
+        """How like the teacher the student is by now: the share of its target that is not met, and CKA of the deepest maps.
+
+        feature_error: mean over levels and coefficients of the error last noted, for methods that match features.
+        """
+        errors = [float(rows[-1].mean()) for name, rows in self.noted.items() if name.startswith("error_")]
+        found = {"feature_error": sum(errors) / len(errors)} if errors else {}
+        if self.teacher_maps and self.student.shapes.maps:
+            found["cka"] = float(cka_matrix(self._maps(self.student)[-1:], self.teacher_maps[-1:]))
+        return found
+
+    def end(self, evaluation: Evaluation | None) -> None:
+        """After the last step; without an evaluation there are no predictions to note."""
+        if self.teacher_maps and self.student.shapes.maps:
+            self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
+        if evaluation is not None:
+            self.fixed["val_prediction"] = _array(evaluation.logits.argmax(1))
+            self.fixed["val_confidence"] = _array(evaluation.logits.softmax(1).amax(1).half())
+            self.fixed["val_label"] = _array(evaluation.labels)
+            self.fixed["confusion"] = _array(evaluation.confusion())
+        self.fixed["latency_ms"] = np.array([latency(self.student)])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays so far."""
+        return self.fixed | {name: np.stack(rows) for name, rows in self.noted.items() if rows}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Take over an interrupted run's arrays up to a step."""
+        kept = int((arrays["steps"] <= step).sum()) if "steps" in arrays else 0
+        for name, value in arrays.items():
+            if name == "steps" or name.startswith(("student_spectrum_", "error_")):
+                self.noted[name] = list(value[:kept])
+            else:
+                self.fixed[name] = value
+
+
+def first_images(batches: Iterable[Batch], count: int) -> Tensor:
+    """The first `count` images of a loader, (count, 3, H, W), fewer where it has fewer."""
+    images: list[Tensor] = []
+    for batch in batches:
+        images.append(batch.image)
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)[:count]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()

@@ -1,0 +1,57 @@
+"""The spatial twins A and B of UHKD: the same matching without a Fourier transform. Ablations, not rivals.
+
+A pools both maps by area to as many cells as UHKD keeps coefficients in its form "pairs"; B to the smaller of the two
+grids. Standardisation, channel reduction, projector, levels and soft targets are UHKD's, so a difference in accuracy is the
+representation's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from uhkd.features import Shapes
+from uhkd.methods.base import teacher_shapes
+from uhkd.methods.spectral_matching import MatchingDistiller, Norm
+from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, settle_channels
+from uhkd.spectral.fam import FAMForm
+
+
+class TwinA(MatchingDistiller):
+    """Spatial twin A: both maps area-pooled to (2*radius+1) cells an axis, then matched as UHKD matches coefficients.
+
+    Args: as `UHKD`, without the options that only a spectrum has.
+    """
+
+    full_grid = False
+    knob = ("radius", (2, 3))
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        weights: Mapping[str, float] | None = None,
+        *,
+        radius: int = 1,
+        standardise: Standardise = "coefficient",
+        channels: Channels = "auto",
+        fam: FAMForm = "linear",
+        hidden: int | None = None,
+        level_weights: tuple[float, ...] | None = None,
+        whiten: float = 0.0,
+        norm: Norm = "mse",
+        temperature: float = 4.0,
+    ) -> None:
+        student, teacher = shapes.student.maps, teacher_shapes(shapes, "twin_b" if self.full_grid else "twin_a").maps
+        super().__init__(weights, temperature)
+        if self.matches:
+            levels = match_levels(student, teacher, radius, "area")
+            if self.full_grid:
+                smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]
+                levels = tuple(replace(v, size=(h, w)) for v, (h, w) in zip(levels, smaller, strict=True))
+            target = SpectralTarget(levels, standardise, settle_channels(channels, "area"), whiten)
+            self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights, norm=norm)
+
+
+class TwinB(TwinA):
+    """Spatial twin B: as twin A, on the smaller of the two full grids of each level (`radius` is not used)."""
+
+    full_grid = True
+    knob = ("standardise", ("channel", "none"))

@@ -1,0 +1,27 @@
+"""What a network that was built elsewhere says of the images it wants."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from uhkd.models.factories import Input, Size, input_of
+from uhkd.models.transformers import described as described_by_transformers
+
+
+def own_size(module: nn.Module) -> Size | None:
+    """(height, width) that a network of timm or transformers was built for; None: it does not say, or takes any."""
+    if (said := described_by_transformers(module)) is not None:
+        return said.size
+    if isinstance(getattr(module, "pretrained_cfg", None), Mapping):
+        sizes = (getattr(part, "img_size", None) for part in module.modules())
+        found = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
+        return found and (int(found[0]), int(found[1]))
+    return None
+
+
+def own_input(module: nn.Module, size: Size = (224, 224)) -> Input | None:
+    """Images of a size as a network of timm or transformers wants them, by its own configuration; None: it does not say."""
+    if (said := described_by_transformers(module)) is not None:
+        return Input(size, said.mean, said.std, said.interpolation)
+    cfg = getattr(module, "pretrained_cfg", None)
+    return input_of(cfg, size) if isinstance(cfg, Mapping) else None

@@ -1,0 +1,273 @@
+"""Figures by matplotlib: panels as inline SVG for the page, whole figures as files.
+
+matplotlib is imported where something is drawn, as it takes longer to import than most commands run.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from uhkd.console import shown
+from uhkd.reporting.figure_data import DASHES, LIGHT, Bars, Curves, Heat, Legend, Panel, Series
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Marks = Iterator[tuple[Series, Sequence[Artist]]]
+
+HEAT = ("#ecf2fa", "#08306b")  # of the lowest and of the highest cell
+_WIDTH, _HEIGHT, _ROW = 340, 230, 21  # of a panel and of one of its rows: points, which are the page's pixels
+_CELLS = 14  # columns of a heat map whose numbers do not lie over each other
+_LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside or below a panel in a file
+_INKS = {colour: f"var(--{name})" for name, colour in LIGHT.items() if name != "paper"}  # white text in cells stays so
+_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # names from elsewhere are text, also between dollars
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titley": 1.0,  # matplotlib looks for a place otherwise, in a third of the time
+    "axes.titleweight": "bold",
+    "text.color": LIGHT["ink"],
+    "axes.labelcolor": LIGHT["muted"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["muted"],
+    "grid.color": LIGHT["grid"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 5),
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+    "lines.scale_dashes": False,
+}
+
+
+def inline(panel: Panel, alt: str, key: str, hidden: Container[str] = ()) -> Markup:
+    """Return a panel as an <svg> element for a page that has the colours as CSS variables.
+
+    alt: what a screen reader says in its place. key: unique in the page, so that ids within the element are. hidden: keys of
+    groups that are not shown at first. Elements of a series have data-group, data-frame and a title.
+    """
+    series: list[Series] = []
+    with _drawing({"font.family": "DejaVu Sans", "svg.hashsalt": key}):
+        left, right, top, bottom, height = _room(panel)
+        figure = _figure(_WIDTH, height)
+        figure.patch.set_visible(False)
+        axes = figure.add_axes(
+            (left / _WIDTH, bottom / height, 1 - (left + right) / _WIDTH, 1 - (top + bottom) / height)
+        )
+        for one, artists in _plot(axes, panel, short=True):
+            for artist in artists:
+                artist.set_gid(f"series-{len(series)}")
+            series.append(one)
+        text = _save(figure, "svg").decode()
+
+    def tag(found: re.Match[str]) -> str:
+        """Shorten a tag that matplotlib wrote, with colours as variables; its text is escaped, so a tag is nothing else."""
+        words = re.sub(r"#[0-9a-f]{6}(?![0-9a-f])", lambda colour: _INKS.get(colour[0], colour[0]), found[0])
+        words = re.sub(r"(\.\d\d)\d+|\s+(?=[\s\"])| transform=\"rotate\(-0 [^\"]*\"", r"\1", words.replace("\n", " "))
+        if not (name := re.match(r'<g id="(series-(\d+))?', words)):
+            return words
+        if words.endswith("/>"):  # nothing was drawn
+            return ""
+        if name[1] is None:
+            return "<g>"
+        one = series[int(name[2])]
+        data = "" if one.frame is None else f' data-frame="{one.frame}"'
+        data += f' data-group="{one.group}"{" hidden" * (one.group in hidden)}' if one.group else ""
+        return f"<g{data}><title>{escape(shown(one.label))}</title>"
+
+    body = text[text.index("</defs>") + 7 :]  # the first ones hold a style for all elements of the page
+    frame = '<svg class="panel" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}">'
+    body = re.sub(r"<[^>]*>", tag, re.sub(r">\s+<", "><", body)).strip()
+    return Markup(frame).format(shown(alt), _WIDTH, height, _WIDTH, height) + Markup(body)
+
+
+def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legend: Legend = ()) -> list[bytes]:
+    """Return a file of all panels for each kind ("png", "svg", "pdf"); lines that belong to a slider are left out."""
+    from matplotlib.lines import Line2D
+
+    columns = len(panels) if len(panels) <= 4 else 3
+    rows = math.ceil(len(panels) / columns)
+    names = [_name(label) for label, *_ in legend]
+    beside = max(1, _WIDTH * columns // (6 * max(map(len, names), default=0) + 50))
+    tallest = max(130, *(_room(panel)[-1] for panel in panels))
+    height = rows * tallest + 30 * bool(title) + 18 * math.ceil(len(names) / beside)
+    with _drawing({"svg.hashsalt": title}):
+        figure = _figure(_WIDTH * columns, height, layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, panel in zip(places, panels, strict=False):
+            for one, artists in _plot(axes, panel, short=False):
+                for artist in artists if one.frame is not None else ():
+                    artist.remove()
+        for axes in places[len(panels) :]:
+            axes.remove()
+        if title:
+            figure.suptitle(_name(title), fontsize=12)
+        if legend:
+            handles = [Line2D([], [], color=LIGHT[hue], linestyle=_dashes(dash)) for _, hue, dash, _ in legend]
+            figure.legend(handles, names, loc="outside lower center", ncols=beside, frameon=False)
+        return [_save(figure, kind) for kind in kinds]
+
+
+@contextmanager
+def _drawing(style: Any) -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE | style), warnings.catch_warnings():
+        # a letter that the font does not have is drawn as a box, without a warning for each
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def _figure(width: float, height: float, **words: Any) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure((width / 72, height / 72), **words)
+
+
+def _save(figure: "Figure", kind: str) -> bytes:
+    content = io.BytesIO()
+    dated = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else None
+    figure.savefig(content, format=kind, dpi=160, metadata=dated)
+    return content.getvalue()
+
+
+def _room(panel: Panel) -> tuple[float, float, float, float, float]:
+    """Left, right, upper and lower margin of a panel on the page, and its height, in points."""
+    top = 24 if panel.title else 8
+    if isinstance(panel, Curves):
+        return 62 if panel.y_label else 48, 10, top, 38, _HEIGHT
+    if isinstance(panel, Bars):
+        return 128, 4, top, 36, top + 36 + sum(max(_ROW, 13 * len(row.values) + 8) for row in panel.rows)
+    left = 7 * min(max(map(len, panel.rows)), 16) + 10 + 16 * bool(panel.y_label)
+    bottom = 22 + 16 * bool(panel.x_label) + (40 if _slanted(panel) else 0)
+    tall = 34 if len(panel.rows) <= 6 else 26 if len(panel.rows) <= _CELLS else 16
+    return left, 8, top, bottom, top + bottom + tall * len(panel.rows)
+
+
+def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
+    """Draw a panel; yields each series with its artists. short: labels have the room that the page gives them."""
+    axes.patch.set_visible(False)
+    axes.set_title(_name(panel.title, 40 if short else _LONGEST))
+    axes.set_xlabel(panel.x_label)
+    if isinstance(panel, Curves):
+        yield from _curves(axes, panel)
+    elif isinstance(panel, Bars):
+        yield from _bars(axes, panel, 20 if short else _BESIDE)
+    else:
+        _heat(axes, panel, short)
+
+
+def _curves(axes: "Axes", panel: Curves) -> "Marks":
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    whole = True
+    for line in panel.lines:
+        x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+        known = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not panel.log))
+        whole &= bool((x[known] % 1 == 0).all())
+        style: dict[str, Any] = {"color": LIGHT[line.hue], "linestyle": _dashes(line.dash)}
+        style |= {"linewidth": 1.2, "alpha": 0.75} if line.faint else {"linewidth": 3} if line.frame is not None else {}
+        artists: list[Artist] = [*axes.plot(x[known], y[known], marker="o" if known.sum() == 1 else None, **style)]
+        if line.band:
+            low, high = (np.asarray(edge, float)[known] for edge in line.band)
+            artists.append(axes.fill_between(x[known], low, high, color=LIGHT[line.hue], alpha=0.16, linewidth=0))
+        yield line, artists
+    axes.set_ylabel(panel.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1 if whole else 2))
+    axes.margins(x=0.02)
+    if panel.log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e-0", "e-")))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _bars(axes: "Axes", panel: Bars, longest: int) -> "Marks":
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_yticks(range(len(panel.rows)), [_name(row.label, longest) for row in panel.rows])
+    names = axes.get_yticklabels()
+    ends = [0.0] * (not panel.as_dots)
+    for r, row in enumerate(panel.rows):
+        artists: list[Artist] = [names[r]]
+        dots = [dot for dot in row.dots if math.isfinite(dot)]
+        for k, (value, hue, words) in enumerate(row.values):
+            if not math.isfinite(value):
+                continue
+            y, colour = r + (k - (len(row.values) - 1) / 2) * 0.8 / len(row.values), LIGHT[hue]
+            if panel.as_dots:
+                artists += axes.plot(dots, [y] * len(dots), "o", color=colour, alpha=0.6, markeredgewidth=0)
+                artists += axes.plot([value], [y], "|", color=colour, markersize=14, markeredgewidth=3)
+                ends += [value, *dots]
+            else:
+                artists += axes.barh(y, value, 0.64 / len(row.values), color=colour)
+                ends.append(value)
+            end = (max(value, *dots, value) if panel.as_dots else max(value, 0.0), y)
+            style: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            artists.append(axes.annotate(_name(words), end, **style))
+        yield row, artists
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    room = high - low or abs(high) or 1.0
+    axes.set_xlim(low - (0.06 * room if panel.as_dots or low < 0 else 0), high + 0.3 * room)
+    axes.set_ylim(len(panel.rows) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(visible=False, axis="y")
+
+
+def _heat(axes: "Axes", panel: Heat, short: bool) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values = np.asarray(panel.values, float)
+    share = np.clip(np.nan_to_num((values - panel.low) / (panel.high - panel.low)), 0, 1)
+    colours = LinearSegmentedColormap.from_list("heat", HEAT)
+    axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
+    if len(panel.columns) <= _CELLS:
+        for (r, c), value in np.ndenumerate(values):
+            words = f"{value:.{panel.digits}f}" if math.isfinite(value) else "-"
+            axes.text(c, r, words, ha="center", va="center", color=heat_ink(float(share[r, c])))
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _slanted(panel) else {}
+    if len(panel.columns) > _CELLS:
+        turned |= {"rotation": 90, "fontsize": 7}
+    columns, rows = (11, 16) if short else (16, _BESIDE)
+    axes.set_xticks(range(len(panel.columns)), [_name(name, columns) for name in panel.columns], **turned)
+    axes.set_yticks(range(len(panel.rows)), [_name(name, rows) for name in panel.rows])
+    axes.set_ylabel(panel.y_label)
+    axes.grid(visible=False)
+
+
+def heat_ink(share: float) -> str:
+    """Colour of the text in a cell whose colour is `share` of the way through `HEAT`: at least 4.5 to 1 against it."""
+    return "#000000" if share < 0.64 else "#ffffff"
+
+
+def _slanted(panel: Heat) -> bool:
+    return max(map(len, panel.columns)) * 7 > (_WIDTH - 80) / len(panel.columns)
+
+
+def _dashes(dash: int) -> Any:
+    return (0, [float(part) for part in DASHES[dash % 4].split()]) if dash % 4 else "-"
+
+
+def _name(words: str, longest: int = _LONGEST) -> str:
+    """Words from elsewhere as a label: one short line, never hidden from a legend, as those that begin with "_" are."""
+    line = shown(str(words))
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return f"{' ' * line.startswith('_')}{line}"

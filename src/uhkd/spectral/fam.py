@@ -1,0 +1,107 @@
+"""The Feature Alignment Module (FAM): a learnable projection of a student map onto a spectral target."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from uhkd.distributed import gathered, processes
+from uhkd.spectral import Form, Representation, radial_frequencies, rotate
+
+FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
+"""How a student's coefficients are mixed onto a target; `FAM` says what each does."""
+
+
+class FAM(nn.Module):
+    """Feature Alignment Module of one level: student map (B, C_s, H, W) -> (B, C_t, K), comparable with the FTM's target.
+
+    The map is transformed first (H*W cells -> a few coefficients) and its channels are mixed after: both are linear and
+    commute, so this is a 1x1 convolution before the transform at a small fraction of the cost. The prediction is then
+    standardised over the batch and given a learnable gain and bias per channel and coefficient, which frees the student
+    from the scale and decay of its own spectrum. All of it is trained, and thrown away with the teacher.
+
+    Forms (`form`): "linear" channel mix; "bands" a mix of its own for each radial frequency (a global convolution without
+    phase); "mlp" two layers with normalisation, applied at each coefficient; "offset" linear
+    after a learnable sampling offset (one phase per axis, for strided CNNs whose taps sit off-centre); "rotation" the same
+    with a free angle per frequency; "conv" a 3x3 depthwise convolution before the transform.
+    Source: FAM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        target: tuple[int, int],
+        *,
+        size: tuple[int, int],
+        represent: Form,
+        form: FAMForm = "linear",
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        if form not in get_args(FAMForm):
+            raise ValueError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
+        if form == "bands" and represent == "area":
+            raise ValueError(
+                "FAM form 'bands' mixes each frequency by itself, and a spatial twin has none; use 'linear'"
+            )
+        if form in ("offset", "rotation") and represent != "pairs":
+            raise ValueError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
+        if hidden is not None and hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}")
+        (channels, height, width), (out, k) = shape, target
+        self.form = form
+        self.represent = Representation((height, width), size, represent)
+        self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if form == "conv" else nn.Identity()
+        if form == "mlp":
+            hidden = 2 * max(channels, out) if hidden is None else hidden
+            self.mix = nn.Sequential(
+                nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out)
+            )
+        elif form == "bands":
+            _, bands = radial_frequencies(size, "pairs").unique(return_inverse=True)
+            self.register_buffer("bands", bands, persistent=False)
+            self.mix = nn.ModuleList(nn.Linear(channels, out, bias=False) for _ in range(int(bands.max()) + 1))
+        else:
+            self.mix = nn.Linear(channels, out, bias=False)
+        if form in ("offset", "rotation"):
+            angles = [1 if form == "offset" else n // 2 for n in size]
+            self.row_angles, self.col_angles = (nn.Parameter(torch.zeros(n)) for n in angles)
+            for name, n in zip(("row_orders", "col_orders"), size, strict=True):
+                orders = torch.arange(1.0, n // 2 + 1) * 2 * math.pi if form == "offset" else torch.ones(n // 2)
+                self.register_buffer(name, orders, persistent=False)
+        self.norm = nn.BatchNorm1d(out * k)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n t k"]:
+        """Student map -> predicted target, computed in float32 also inside autocast.
+
+        In training, of the images of all processes (`gathered`): they are standardised over the whole batch.
+
+        Raises:
+            ValueError: for a batch of one image in training mode.
+        """
+        if self.training and len(x) * processes() < 2:
+            raise ValueError(
+                f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
+                "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
+            )
+        x = self.before(x)
+        with torch.autocast(x.device.type, enabled=False):
+            coefficients = self.represent.coefficients(x)
+            if self.form in ("offset", "rotation"):
+                rows, cols = self.get_buffer("row_orders"), self.get_buffer("col_orders")
+                coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
+            mixed = self._mixed(coefficients)
+            predicted = self.represent.finish(mixed)
+            if self.training:
+                predicted = gathered(predicted)
+            return self.norm(predicted.flatten(1)).view_as(predicted)
+
+    def _mixed(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:
+        rows = coefficients.permute(0, 2, 3, 1)
+        if not isinstance(self.mix, nn.ModuleList):
+            return self.mix(rows).permute(0, 3, 1, 2)
+        bands = self.get_buffer("bands").unflatten(0, rows.shape[1:3])
+        mixes = torch.stack([mix.get_parameter("weight") for mix in self.mix])
+        return torch.einsum("buvc,uvtc->btuv", rows, mixes[bands])
