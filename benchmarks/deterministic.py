@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 from uhkd import distill
 from uhkd.methods import method_names
 from uhkd.runs import RunFolder
-from uhkd.training.signals import Stopped
-from uhkd.training.step import Stepper
+from uhkd.training.signals import TrainingInterrupted
+from uhkd.training.step import TrainStep
 
 PAIRS = (("resnet10", "vit_micro"), ("vit_micro", "resnet10"))
 WORDS = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "mixup": 0.8, "ema_decay": 0.9, "workers": 0}
@@ -49,7 +49,7 @@ def look(place: Path, pair: tuple[str, str], method: str, word: bool) -> dict[st
             "deterministic": word,
         } | WORDS
         if stop:
-            with contextlib.suppress(Stopped), signalled():
+            with contextlib.suppress(TrainingInterrupted), signalled():
                 distill(**asked)
         distill(**asked, resume=stop)
         return load_file(RunFolder(out).weights)
@@ -68,18 +68,18 @@ def look(place: Path, pair: tuple[str, str], method: str, word: bool) -> dict[st
 @contextlib.contextmanager
 def signalled() -> Iterator[None]:
     """This process gets SIGUSR1 in the middle of its training."""
-    real = Stepper.__call__
+    real = TrainStep.__call__
 
-    def step(self: Stepper, batch: Any, number: int, weights: Any) -> None:
+    def step(self: TrainStep, batch: Any, number: int, weights: Any) -> None:
         real(self, batch, number, weights)
         if number == MIDDLE:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    Stepper.__call__ = step
+    TrainStep.__call__ = step
     try:
         yield
     finally:
-        Stepper.__call__ = real
+        TrainStep.__call__ = real
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

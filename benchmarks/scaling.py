@@ -25,7 +25,7 @@ import numpy as np
 from measuring import parser, save
 from PIL import Image
 
-from uhkd.data import Augmentation, Sharding, make_index, open_data, train_loader
+from uhkd.data import Augmentation, ShardOptions, make_index, open_data, train_loader
 from uhkd.data.rng import stream
 from uhkd.data.sampler import Shuffle
 from uhkd.data.tar_index import Index, read_index
@@ -108,7 +108,7 @@ def reading(place: Path, rounds: int) -> dict[str, list[float]]:
     ways = {
         "folder": ("folder", None),
         "shards, shuffled at once": ("tars", None),
-        "shards, two at a time": ("tars", Sharding(2)),
+        "shards, two at a time": ("tars", ShardOptions(2)),
     }
     augmentation = Augmentation((224, 224), crop="resized", flip=True)
     found: dict[str, list[float]] = {name: [] for name in ways}

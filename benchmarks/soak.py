@@ -122,7 +122,7 @@ class Soak:
             self.lives += 1
             with self.around(fault, child):
                 code = ended(child)
-            story.append(f"{fault or 'undisturbed'}: {code}")
+            story.append(f"{fault or 'side_effect_free'}: {code}")
             if left := left_of(child):
                 self.failures.append(f"{name}: processes {left} outlived theirs after {story}")
             return code

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.methods.spectral_matching import level_error
-from uhkd.spectral import FTM, Level, SpectralTarget, ftm_shapes
+from uhkd.spectral import FTM, LevelPair, SpectralTarget, ftm_shapes
 from uhkd.spectral.fam import FAM
 
 # grid -> channels of ResNet18's and Swin-T's stage
@@ -46,7 +46,7 @@ def maps_of(grid: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def ours(grid: int, student: Tensor, teacher: Tensor, radius: int, channels: int | None) -> Step:
     """FTM, FAM and the level's error."""
     (few, many), k = LEVELS[grid], 2 * radius + 1
-    target, shapes = SpectralTarget((Level(0, 0, (k, k), "pairs"),), "coefficient", channels), ((many, grid, grid),)
+    target, shapes = SpectralTarget((LevelPair(0, 0, (k, k), "pairs"),), "coefficient", channels), ((many, grid, grid),)
     ftm, goal = FTM(target, shapes).to(DEVICE), ftm_shapes(target, shapes)[0]
     ftm.calibrate(ftm.raw([teacher]))
     fam = FAM((few, grid, grid), goal, size=(k, k), represent="pairs").to(DEVICE)

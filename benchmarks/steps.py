@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measuring import DEVICE, batch_of, make_cache, make_images, parser, save, size_of, uhkd, write_recipe
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.cache.shards import HEAD
 from uhkd.data import usable_cores
 
@@ -43,7 +43,7 @@ def main() -> None:
         for facts in found["methods"].values():
             facts["recipe"].pop("teacher_cache", None)
             facts["images_per_second"] = facts["batch_size"] / facts["median_seconds"]
-        layout = Stored(cache).manifest.layout
+        layout = TeacherCache(cache).manifest.layout
         sizes = {storage: HEAD + replace(layout, storage=storage).size for storage in ("fp16", "int8")}
     settings = {"pair": asked.pair, "batch": batch, "rounds": asked.rounds}
     save(asked.out, "Cost of one training step", settings, record_bytes=sizes, **found)

@@ -25,9 +25,9 @@ from why_probes import CHANGES, SEED, STRENGTHS, WIDEST, bands, probe
 
 from uhkd import load_run, open_data
 from uhkd.console import say
-from uhkd.data import Data, Part, Source, eval_loader, stratified_subset
+from uhkd.data import DataSplits, ImageSource, Split, eval_loader, stratified_subset
 from uhkd.evaluation.metrics import predict_logits
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import fingerprint
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.spectral import match_by_depth, max_radius, radial_frequencies, spectrum
@@ -81,7 +81,7 @@ def facts(run: RunFolder) -> dict[str, Any]:
     return told | {"commit": result["environment"]["commit"]}
 
 
-def settled(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], data: Data) -> None:
+def settled(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], data: DataSplits) -> None:
     """Raises ValueError unless runs of a side differ by their seeds alone, and all had this teacher and held-out part."""
     own = fingerprint(load_run(teacher.path))
     for side, runs in students.items():
@@ -98,7 +98,7 @@ def settled(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], dat
 
 
 @torch.no_grad()
-def coefficients(network: TappedModel, source: Source, size: tuple[int, int]) -> list[Tensor]:
+def coefficients(network: FeatureExtractor, source: ImageSource, size: tuple[int, int]) -> list[Tensor]:
     """Low-frequency coefficients of all images' maps, (N, C, K) a level, on the CPU."""
     device, found = next(network.parameters()).device, []
     for batch in eval_loader(source, size, batch_size=100):
@@ -108,7 +108,9 @@ def coefficients(network: TappedModel, source: Source, size: tuple[int, int]) ->
     return [torch.cat(level) for level in zip(*found, strict=True)]
 
 
-def probes(network: TappedModel, fit: Source, held: Source, size: Any, classes: int) -> list[dict[str, float]]:
+def probes(
+    network: FeatureExtractor, fit: ImageSource, held: ImageSource, size: Any, classes: int
+) -> list[dict[str, float]]:
     """Accuracy of a probe of each band, and of all of them, a level."""
     labels = [torch.from_numpy(source.labels) for source in (fit, held) if source.labels is not None]
     told: list[dict[str, float]] = []
@@ -121,7 +123,7 @@ def probes(network: TappedModel, fit: Source, held: Source, size: Any, classes: 
     return told
 
 
-def robustness(network: TappedModel, held: Source, size: tuple[int, int]) -> dict[str, float]:
+def robustness(network: FeatureExtractor, held: ImageSource, size: tuple[int, int]) -> dict[str, float]:
     """Accuracy on the held-out images under each change."""
     told, device = {}, next(network.parameters()).device
     for name, change in CHANGES.items():
@@ -131,7 +133,7 @@ def robustness(network: TappedModel, held: Source, size: tuple[int, int]) -> dic
     return told
 
 
-def probed(runs: Sequence[RunFolder], data: Data, fit: Source) -> dict[str, Any]:
+def probed(runs: Sequence[RunFolder], data: DataSplits, fit: ImageSource) -> dict[str, Any]:
     """A side's levels, and the accuracy of their probes over runs."""
     found = []
     for run in runs:
@@ -145,7 +147,7 @@ def probed(runs: Sequence[RunFolder], data: Data, fit: Source) -> dict[str, Any]
     }
 
 
-def changed(runs: Sequence[RunFolder], data: Data) -> dict[str, Any]:
+def changed(runs: Sequence[RunFolder], data: DataSplits) -> dict[str, Any]:
     """A side's accuracy on changed images over runs, and the share of the accuracy on clean ones that is kept."""
     found = []
     for run in runs:
@@ -164,7 +166,7 @@ def calibration(runs: Sequence[RunFolder]) -> dict[str, Any]:
     return {name: over([own[f"val_{name}"] for own in metrics]) for name in names}
 
 
-def load(run: RunFolder) -> TappedModel:
+def load(run: RunFolder) -> FeatureExtractor:
     """A run's network on the fastest device at hand."""
     return load_run(run.path).to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -179,7 +181,7 @@ def measure(pair: str, word: Any, runs: Mapping[str, Sequence[RunFolder]], image
     # of all training images, not of the few that a student may have seen, and with a seed of its own
     chosen = stratified_subset(data.train.labels, min(images, len(data.train)), SEED)
     counts = {"classes": len(data.classes), "fitting_images": len(chosen), "held_out_images": len(data.val)}
-    told = {name: probed(own, data, Part(data.train, chosen)) for name, own in runs.items()}
+    told = {name: probed(own, data, Split(data.train, chosen)) for name, own in runs.items()}
     levels = {name: own["levels"] for name, own in told.items()}
     arrays = {name: [run.read_arrays() for run in own] for name, own in students.items()}
     return {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uhkd.spectral import Representation
+from uhkd.spectral import SpectralTransform
 from uhkd.spectral.fam import FAM
 
 SHAPE, SIZE, OUT = (6, 8, 5), (5, 3), 4
@@ -41,14 +41,14 @@ def test_linear_is_a_1x1_convolution_before_the_transform(represent):
     fam.norm = nn.Identity()
     x = images()
     assert isinstance(fam.mix, nn.Linear)
-    before = Representation(SHAPE[1:], SIZE, represent)(F.conv2d(x, fam.mix.weight[..., None, None]))
+    before = SpectralTransform(SHAPE[1:], SIZE, represent)(F.conv2d(x, fam.mix.weight[..., None, None]))
     torch.testing.assert_close(fam(x), before, rtol=1e-4, atol=1e-5)
 
 
 def test_bands_mix_the_channels_of_each_radial_frequency_by_themselves():
     fam, x = make("bands"), images()
     fam.norm = nn.Identity()
-    coefficients = Representation(SHAPE[1:], SIZE, "pairs")(x)
+    coefficients = SpectralTransform(SHAPE[1:], SIZE, "pairs")(x)
     found, lengths = fam(x), sorted({math.hypot(u, v) for u in range(3) for v in range(2)})
     assert len(fam.mix) == len(lengths)
     for row in range(5):
@@ -102,7 +102,7 @@ def toy(form: str) -> tuple[FAM, float]:
     scenes, mix = torch.randn(48, 3, 5, 5, generator=generator), torch.randn(4, 3, generator=generator)
     student = sampled(scenes, (8, 6), 0.0)
     teacher = torch.einsum("dc,nchw->ndhw", mix, sampled(scenes, (14, 14), 0.5))
-    target = Representation((14, 14), (5, 5), "pairs")(teacher)
+    target = SpectralTransform((14, 14), (5, 5), "pairs")(teacher)
     target = (target - target.mean(0)) / target.std(0, correction=0)
     torch.manual_seed(0)
     fam = FAM((3, 8, 6), (4, 25), size=(5, 5), represent="pairs", form=form)

@@ -18,14 +18,14 @@ import uhkd
 from references import balance as literal
 from references.runs import assert_equal_runs
 from references.steps import CLASSES, assemble
-from uhkd.methods import Distiller, default_balance, method_class, method_names
+from uhkd.methods import DistillationLoss, default_balance, method_class, method_names
 from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
 from uhkd.runs import RunFolder
-from uhkd.training import Balance, Lead, Learner, Teacher, Teachers, fit, make_balance, weigh
+from uhkd.training import Balance, Lead, StudentWithLosses, Teacher, TeacherEnsemble, fit, make_balance, weighted_sum
 from uhkd.training import step as stepping
 from uhkd.training.balance import Cap, Famo, group_of
 from uhkd.training.setup import Setup
-from uhkd.training.signals import Stopped
+from uhkd.training.signals import TrainingInterrupted
 
 TINY: dict[str, Any] = {
     "data": "digits",
@@ -221,8 +221,8 @@ def test_the_loss_is_the_sum_of_factor_times_weight_times_term():
     made.factor[1], made.factor[2] = 0.5, 0.25
     terms = {"ce": torch.tensor(1.0), "uhkd.features": torch.tensor(2.0), "uhkd.inter": torch.tensor(4.0)}
     weights = {"ce": 1.0, "uhkd.features": 10.0, "uhkd.inter": 1.0}
-    assert weigh(terms, weights, made) == 1 + 0.5 * 20 + 0.25 * 4
-    assert weigh(terms, weights) == 25
+    assert weighted_sum(terms, weights, made) == 1 + 0.5 * 20 + 0.25 * 4
+    assert weighted_sum(terms, weights) == 25
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -261,17 +261,17 @@ BALANCES: dict[str, dict[str, Any]] = {
 
 def interrupted(out: Path, train: Any, step: int = 7) -> None:
     """Stop a training in a step by a signal."""
-    real, count = stepping.weigh, [0]
+    real, count = stepping.weighted_sum, [0]
 
-    def weigh(*args: Any) -> Tensor:
+    def weighted_sum(*args: Any) -> Tensor:
         count[0] += 1
         if count[0] == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stepping, "weigh", weigh)
-        with pytest.raises(Stopped):
+        patched.setattr(stepping, "weighted_sum", weighted_sum)
+        with pytest.raises(TrainingInterrupted):
             train()
 
 
@@ -468,7 +468,7 @@ def test_a_loop_of_ones_own_falls_over_its_steps_and_goes_on_from_a_state():
 
 def test_two_teachers_each_do_without_the_other():
     _, teacher, batch = assemble("kd", {})
-    both = Teachers([(teacher, frozenset({"logits"})), (teacher, frozenset({"logits"}))])
+    both = TeacherEnsemble([(teacher, frozenset({"logits"})), (teacher, frozenset({"logits"}))])
     both.drop(0)
     said = both.signals(batch, frozenset({"logits"}))
     assert said.logits is None and said.others[0].logits is not None
@@ -477,7 +477,7 @@ def test_two_teachers_each_do_without_the_other():
 def test_closing_skips_the_work_and_freezes_the_layers():
     learner, teacher, batch = assemble("uhkd", {})
     balance = make_balance("lead", {}, learner.distillers, led=[True])
-    learner = Learner(learner.student, learner.distillers, balance=balance).train()
+    learner = StudentWithLosses(learner.student, learner.distillers, balance=balance).train()
     assert learner.close([1]) == set()
     terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
     assert set(terms) == {"ce", "uhkd.inter", "uhkd.intra"}
@@ -485,4 +485,4 @@ def test_closing_skips_the_work_and_freezes_the_layers():
     assert not learner.teacher_needs and teacher.signals(batch, learner.teacher_needs).logits is None
     assert set(learner(batch, teacher.signals(batch, learner.teacher_needs))) == {"ce"}
     assert not [p for p in learner.distillers.parameters() if p.requires_grad]
-    assert all(isinstance(d, Distiller) for d in learner.distillers.values())
+    assert all(isinstance(d, DistillationLoss) for d in learner.distillers.values())

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.cache import Stored, shards
+from uhkd.cache import TeacherCache, shards
 from uhkd.data import train_loader
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
-from uhkd.training import StoredTeacher, fit
+from uhkd.training import CachedTeacher, fit
 from uhkd.training import step as stepping
 from uhkd.training import teachers as voices
 from uhkd.training.teacher import Teacher as LiveTeacher
@@ -70,12 +70,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_stored_signals_are_the_live_ones_record_by_record(teacher: Path, cached: Path):
     """Over epochs, batches and targets as training meets them, mixed images included."""
-    stored = Stored(cached)
+    stored = TeacherCache(cached)
     data = uhkd.open_data("digits", train_limit=100)
     live = LiveTeacher(load_run(teacher), stored.manifest.target)
     assert live.ftm is not None
     live.ftm.load_state_dict(stored.tensors("ftm."))
-    kept = StoredTeacher(stored, stored.manifest.target)
+    kept = CachedTeacher(stored, stored.manifest.target)
     loader = train_loader(
         data.train, stored.manifest.augmentation, seed=9, batch_size=30, epochs=4, num_classes=10, views=3, view_seed=5,
         beside=stored.beside,
@@ -104,7 +104,12 @@ def test_a_run_by_stored_views_is_the_live_run(teacher: Path, cached: Path, tmp_
         for name in ("loss", "ce", "uhkd.inter", "uhkd.features"):
             assert b[name] == pytest.approx(a[name], rel=2e-3), name
     facts = RunFolder(stored.run.path).read_result()
-    assert facts["teacher_cache"] == {"key": Stored(cached).manifest.key, "views": 3, "seed": 5, "storage": "fp16"}
+    assert facts["teacher_cache"] == {
+        "key": TeacherCache(cached).manifest.key,
+        "views": 3,
+        "seed": 5,
+        "storage": "fp16",
+    }
     assert facts["teacher"] == str(teacher) and 0 < facts["teacher_metrics"]["accuracy"] < 1
     shown = [RunFolder(r.run.path).read_arrays() for r in (live, stored)]
     of_a_live_teacher = {"teacher_prediction", "teacher_confidence", "teacher_latency_ms"}
@@ -130,7 +135,7 @@ def test_no_teacher_is_needed_whatever_the_batch_and_workers(cached: Path, tmp_p
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The `step`-th step of this process is its last, as if by Ctrl-C."""
-    real, count = stepping.weigh, [0]
+    real, count = stepping.weighted_sum, [0]
 
     def stop(*args: Any) -> Any:
         count[0] += 1
@@ -138,7 +143,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(stepping, "weigh", stop)
+    monkeypatch.setattr(stepping, "weighted_sum", stop)
 
 
 def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(
@@ -317,7 +322,7 @@ def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: 
 def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Path, cached: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(cached, copy)
-    stored = Stored(copy)
+    stored = TeacherCache(copy)
     for shard in stored.shards.of_view(0):  # whole by their checksums, and wrong
         rows = stored.shards.read(0, np.arange(shard.start, shard.stop)).copy()
         sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
@@ -349,7 +354,7 @@ def test_views_are_added_and_what_is_there_stays(teacher: Path, cached: Path, tm
     shutil.copytree(cached, copy)
     before = content(copy)
     stored = uhkd.cache(**cache_words(teacher, copy, views=4, allow_weak_teacher=True))
-    assert stored.manifest.views == 4 and Stored(copy).manifest.key == Stored(cached).manifest.key
+    assert stored.manifest.views == 4 and TeacherCache(copy).manifest.key == TeacherCache(cached).manifest.key
     after = content(copy)
     assert {k: after[k] for k in before} == before and len(after) == len(before) * 4 // 3
     (
@@ -468,4 +473,4 @@ def test_a_killed_cache_goes_on_shard_by_shard(teacher: Path, tmp_path: Path):
         uhkd.cache(**cache_words(teacher, whole, **words))
     assert content(out) == content(whole) and len(content(whole)) == 60
     assert not list(out.rglob("*.tmp")) and not list((out / "locks").glob("view*"))
-    assert (out / "view-0000/shard-00000.bin").stat().st_size == 100 * (8 + Stored(out).manifest.layout.size)
+    assert (out / "view-0000/shard-00000.bin").stat().st_size == 100 * (8 + TeacherCache(out).manifest.layout.size)

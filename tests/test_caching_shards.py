@@ -9,7 +9,7 @@ import pytest
 
 import uhkd
 from references.tars import sample, write_shards, write_tar
-from uhkd.cache import Stored, shards
+from uhkd.cache import TeacherCache, shards
 from uhkd.data import open_data
 from uhkd.runs import RunFolder
 from uhkd.training import fit
@@ -63,7 +63,7 @@ def test_a_cache_serves_the_same_samples_in_other_shards(place: Path, tmp_path: 
     write_shards(tmp_path / "other", (8,), "val", first=100)
     # every view that is shown is compared with the one its teacher saw: the records found are those of the samples
     distil(place, tmp_path / "other", tmp_path / "second", shards_at_a_time=1)
-    stored, source = Stored(place / "plain"), open_data(tmp_path / "other").train
+    stored, source = TeacherCache(place / "plain"), open_data(tmp_path / "other").train
     keys = source.keys  # pyright: ignore[reportAttributeAccessIssue]
     assert stored.serve(keys) == 0
     found = stored.keys()

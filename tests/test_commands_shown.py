@@ -7,7 +7,7 @@ import pytest
 from references.pages import commands
 from uhkd.__main__ import VERBS
 from uhkd.cli.parser import SCHEMAS, parse, read_flags
-from uhkd.console import manner_of
+from uhkd.console import parse_output_options
 from uhkd.recipe import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ READERS_OWN = ("required but not given", "no recipe ")  # complaints about what 
 
 def complaints(words, whole):
     """What uhkd would say about a command line, but for files that only the reader has."""
-    _, words = manner_of(list(words))
+    _, words = parse_output_options(list(words))
     verb, *rest = words or ("VERB",)
     if verb in ("-h", "--help", "--version", "VERB", "help"):
         return []

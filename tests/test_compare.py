@@ -24,7 +24,7 @@ from PIL import Image
 from uhkd.__main__ import main
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
-from uhkd.commands.comparing.queue import Board, work
+from uhkd.commands.comparing.queue import TaskStore, work
 from uhkd.commands.comparing.report import write
 from uhkd.commands.comparing.summary import gap, gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
@@ -69,10 +69,10 @@ def asked(recipes: Path, **words: Any) -> CompareRecipe:
     return build(CompareRecipe, given | words)
 
 
-def done(recipe: CompareRecipe) -> tuple[Any, Board]:
+def done(recipe: CompareRecipe) -> tuple[Any, TaskStore]:
     """The plan and board of a comparison, worked through in this process."""
     out = Path(recipe.out)
-    plan, board = make_plan(recipe, out), Board(out)
+    plan, board = make_plan(recipe, out), TaskStore(out)
     board.begin(plan)
     work(plan.tasks, out)
     return plan, board
@@ -254,7 +254,7 @@ def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
 def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
     recipe = asked(recipes, methods=["uhkd"], tune=2, changes={"settings": {"radius": 1}})
     out = Path(recipe.out)
-    plan, board = make_plan(recipe, out), Board(out)
+    plan, board = make_plan(recipe, out), TaskStore(out)
     board.begin(plan)
     board.fail("tune/vit/uhkd/setting-0", "the loss stopped being finite")
     work(plan.tasks, out)
@@ -272,7 +272,7 @@ def test_a_choice_once_made_stays(recipes: Path):
     """A setting that failed and is tried again with success must not give later seeds another setting than earlier ones."""
     recipe = asked(recipes, methods=["kd"], tune=2)
     out = Path(recipe.out)
-    plan, board = make_plan(recipe, out), Board(out)
+    plan, board = make_plan(recipe, out), TaskStore(out)
     board.begin(plan)
     board.fail("tune/vit/kd/setting-0", "out of memory")
     work(plan.tasks, out)
@@ -357,7 +357,7 @@ def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
 def test_two_workers_share_the_work(recipes: Path):
     recipe = asked(recipes, methods=["scratch"], seeds=3, teachers=["timm/resnet18"])
     out = Path(recipe.out)
-    plan, board = make_plan(recipe, out), Board(out)
+    plan, board = make_plan(recipe, out), TaskStore(out)
     board.begin(plan)
     with board.claim(plan.tasks[0].name) as mine:  # another worker has the first cell
         assert mine
@@ -420,7 +420,7 @@ def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: P
         "kd.KD.__init__ = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     recipe = asked(recipes, methods=["kd", "scratch"], seeds=2)
-    plan, board = make_plan(recipe, Path(recipe.out)), Board(Path(recipe.out))
+    plan, board = make_plan(recipe, Path(recipe.out)), TaskStore(Path(recipe.out))
     monkeypatch.setenv("PYTHONPATH", str(site))
     with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed: often for want of memory"):
         compare(recipe)

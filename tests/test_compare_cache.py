@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import uhkd
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import serving
 from uhkd.commands.comparing.plan import TUNING_SEED, Plan, Task, make_plan
-from uhkd.commands.comparing.queue import Board, work, workers_of
+from uhkd.commands.comparing.queue import TaskStore, work, workers_of
 from uhkd.commands.comparing.report import document
 from uhkd.commands.comparing.summary import gather
 from uhkd.recipe import CompareRecipe, build
@@ -65,20 +65,20 @@ def asked(recipes: Path, **words: Any) -> CompareRecipe:
     return build(CompareRecipe, given | words)
 
 
-def planned(recipe: CompareRecipe) -> tuple[Plan, Board]:
-    plan, board = make_plan(recipe, Path(recipe.out)), Board(Path(recipe.out))
+def planned(recipe: CompareRecipe) -> tuple[Plan, TaskStore]:
+    plan, board = make_plan(recipe, Path(recipe.out)), TaskStore(Path(recipe.out))
     board.begin(plan)
     return plan, board
 
 
-def done(recipe: CompareRecipe) -> tuple[Plan, Board]:
+def done(recipe: CompareRecipe) -> tuple[Plan, TaskStore]:
     """The plan and board of a comparison, worked through in this process."""
     plan, board = planned(recipe)
     work(plan.work, board.out)
     return plan, board
 
 
-def with_cache(recipes: Path) -> tuple[Board, dict[str, Task], Task]:
+def with_cache(recipes: Path) -> tuple[TaskStore, dict[str, Task], Task]:
     """A comparison of which nothing is done but the teacher and its cache: board, tasks by name, the cache."""
     plan, board = planned(asked(recipes))
     (cache,) = plan.caches
@@ -88,12 +88,12 @@ def with_cache(recipes: Path) -> tuple[Board, dict[str, Task], Task]:
     return board, by_name, cache
 
 
-def by_cache(plan: Plan, board: Board) -> dict[str, bool]:
+def by_cache(plan: Plan, board: TaskStore) -> dict[str, bool]:
     """Of every finished student: whether it learned from stored signals."""
     return {name: "teacher_cache" in board.run(name).read_result() for name in (*plan.trials, *plan.cells)}
 
 
-def log(board: Board, name: str) -> str:
+def log(board: TaskStore, name: str) -> str:
     return (board.out / "logs" / f"{name}.txt").read_text()
 
 
@@ -389,7 +389,7 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     time.sleep(0.01)
     plan, board = done(asked(recipes))
     assert shards[0].stat().st_mtime_ns == before and all(by_cache(plan, board).values())
-    assert Stored(board.out / cache.name).shards.missing(2) == []
+    assert TeacherCache(board.out / cache.name).shards.missing(2) == []
 
 
 def test_orders_of_processes_that_were_killed_are_cleared_away(tmp_path: Path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Part, view
+from uhkd.data import ArraySource, Augmentation, Split, view
 from uhkd.data.augment import fit, plain_view
 
 GENERATOR = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_equal_addresses_give_equal_views_and_global_generators_play_no_part(cro
 
 def test_seed_view_and_index_each_change_the_view():
     base = look(NOISE, 3, EVERYTHING)[0]
-    same_pixels = Part(NOISE, np.full(40, 3))
+    same_pixels = Split(NOISE, np.full(40, 3))
     assert not torch.equal(base, look(NOISE, 3, EVERYTHING, seed=1)[0])
     assert not torch.equal(base, look(NOISE, 3, EVERYTHING, number=1)[0])
     plain = Augmentation((16, 16), crop="pad", flip=True)
@@ -169,7 +169,7 @@ def test_unlabelled_images_have_no_target_and_still_mix():
 
 
 def test_a_single_image_mixes_with_itself():
-    image, target = look(Part(NOISE, np.array([4])), 0, Augmentation((16, 16), mixup=1.0), classes=5)
+    image, target = look(Split(NOISE, np.array([4])), 0, Augmentation((16, 16), mixup=1.0), classes=5)
     assert torch.equal(image, NOISE.image(4))
     assert target.tolist() == [0, 0, 0, 0, 1]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Part, view, views
+from uhkd.data import ArraySource, Augmentation, Split, view, views
 from uhkd.data.batch_transforms import plain_views
 from uhkd.data.in_memory import Kept
 from uhkd.data.rng import stream, streams, uniforms
@@ -32,8 +32,8 @@ class Own:
 
 SOURCES = {
     "array": ARRAY,
-    "part": Part(ARRAY, np.random.default_rng(1).permutation(30)[:21]),
-    "part of a part": Part(Part(ARRAY, np.arange(29, 3, -1)), np.array([0, 25, 3, 3, 17])),
+    "part": Split(ARRAY, np.random.default_rng(1).permutation(30)[:21]),
+    "part of a part": Split(Split(ARRAY, np.arange(29, 3, -1)), np.array([0, 25, 3, 3, 17])),
     "kept": Kept(Own(), SIZE),
     "own": Own(),
     "without labels": ArraySource(PIXELS, None),
@@ -144,7 +144,7 @@ def test_a_source_that_reads_in_its_own_way_is_asked():
             return 255 - super().image(index)
 
     inverted = Inverted(PIXELS, ARRAY.labels)
-    for source, original in ((inverted, ARRAY), (Part(inverted, np.arange(9)), Part(ARRAY, np.arange(9)))):
+    for source, original in ((inverted, ARRAY), (Split(inverted, np.arange(9)), Split(ARRAY, np.arange(9)))):
         address = {"seed": 3, "view": 1, "augmentation": Augmentation(SIZE, crop="pad", flip=True)}
         assert np.array_equal(
             plain_views(source, np.arange(9), **address), 255 - plain_views(original, np.arange(9), **address)

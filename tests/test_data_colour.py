@@ -18,11 +18,11 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
 import uhkd
-from uhkd.data import ArraySource, Augmentation, Part, augment, color_transforms, train_loader, view
+from uhkd.data import ArraySource, Augmentation, Split, augment, color_transforms, train_loader, view
 from uhkd.data.augment import plain_view
 from uhkd.data.color_transforms import erase_, jitter
 from uhkd.data.rng import stream
-from uhkd.data.sources import Source
+from uhkd.data.sources import ImageSource
 from uhkd.recipe import base
 
 NOISE = ArraySource(np.random.default_rng(0).integers(0, 256, (60, 16, 24, 3), dtype=np.uint8), np.arange(60) % 5)
@@ -34,7 +34,9 @@ JITTERING = Augmentation((16, 16), "pad", True, color_jitter=0.4, erasing=0.5)
 ALL_AT_ONCE = replace(EVERYTHING, crop="pad", randaugment="rand-m9-mstd0.5-inc1-t3a", color_jitter=0.4)
 
 
-def look(index: int, augmentation: Augmentation, source: Source = NOISE, seed: int = 0, number: int = 0) -> np.ndarray:
+def look(
+    index: int, augmentation: Augmentation, source: ImageSource = NOISE, seed: int = 0, number: int = 0
+) -> np.ndarray:
     return plain_view(source, index, seed=seed, view=number, augmentation=augmentation)
 
 
@@ -83,7 +85,7 @@ def test_every_operation_has_its_part_in_a_view_with_all_at_once():
     "augmentation", [replace(PLAIN, randaugment=OFA), replace(PLAIN, color_jitter=0.4), replace(PLAIN, erasing=1.0)]
 )
 def test_seed_view_and_index_each_change_what_is_drawn(augmentation):
-    same_pixels = Part(NOISE, np.full(60, 3))
+    same_pixels = Split(NOISE, np.full(60, 3))
     for views in (
         [look(i, augmentation, same_pixels) for i in range(20)],
         [look(0, augmentation, number=n) for n in range(20)],

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets import CIFAR100
 
-from uhkd.data import Source, open_data
+from uhkd.data import ImageSource, open_data
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (30, 8, 10, 3), dtype=np.uint8)
@@ -31,7 +31,7 @@ def test_digits_are_the_real_ones_with_a_fixed_test_part():
     assert max(int(data.train.image(i).max()) for i in range(20)) == 255
     assert data.test.fingerprint() == other.test.fingerprint()
     assert data.val.fingerprint() != other.val.fingerprint()
-    assert isinstance(data.train, Source)
+    assert isinstance(data.train, ImageSource)
 
 
 def write_cifar(root, monkeypatch):

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from references.tars import number_of, picture, sample, write_shards, write_tar
 from uhkd.commands import index as index_verb
-from uhkd.data import INDEX, Augmentation, Part, Sharding, ShardSource, make_index, open_data, train_loader, views
-from uhkd.data.remote import Shelf
+from uhkd.data import INDEX, Augmentation, ShardOptions, ShardSource, Split, make_index, open_data, train_loader, views
+from uhkd.data.remote import ShardStore
 from uhkd.data.rng import stream
 from uhkd.data.sampler import Shuffle, epoch_order
 from uhkd.data.tar_index import read_index
 from uhkd.data.tar_source import expand
 
-NEAR = Sharding(at_a_time=2, lanes=2)
+NEAR = ShardOptions(at_a_time=2, lanes=2)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_an_order_shows_each_image_once_and_few_shards_at_a_time(
 
 
 def test_lanes_read_shards_of_their_own_whatever_the_number_of_processes(folder: Path):
-    source = train_part(folder, shards=Sharding(at_a_time=1, lanes=4))
+    source = train_part(folder, shards=ShardOptions(at_a_time=1, lanes=4))
     order = epoch_order(source, seed=3, epoch=1)
     shards = np.searchsorted(source.index.bounds, order, side="right") - 1
     in_lanes = [set(shards[lane::4]) for lane in range(4)]
@@ -149,13 +149,13 @@ def test_a_view_is_that_of_the_sample_wherever_it_lies(folder: Path, tmp_path: P
     mine, theirs = by_key(train_part(folder), augmentation), by_key(other, augmentation)
     assert len(mine) == 48 and len(theirs) == 56 and mine.keys() < theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    part = Part(other, np.arange(20, 40))
+    part = Split(other, np.arange(20, 40))
     images, _ = views(part, np.arange(20), seed=1, view=3, augmentation=augmentation, num_classes=4)
     assert all(torch.equal(image, theirs[int(key)]) for image, key in zip(images, part.keys, strict=True))
 
 
 @pytest.mark.parametrize("shards", [None, NEAR])
-def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: Sharding | None):
+def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: ShardOptions | None):
     from uhkd.data import view
 
     augmentation = Augmentation((12, 12), crop="pad", flip=True, mixup=0.5, cutmix=0.5, erasing=0.3)
@@ -376,7 +376,7 @@ def test_skipping_bad_images_does_not_hide_a_shard_that_is_gone(folder: Path, tm
     index_verb(folder=str(folder))
     (folder / "train-0004.tar").unlink()
     with pytest.raises(ValueError, match=r"train-0004\.tar cannot be fetched"):
-        open_data(f"file://{folder}", skip_bad_images=True, shards=Sharding(keep=str(tmp_path / "there")))
+        open_data(f"file://{folder}", skip_bad_images=True, shards=ShardOptions(keep=str(tmp_path / "there")))
 
 
 def test_many_threads_read_few_descriptors(tmp_path: Path):
@@ -607,17 +607,17 @@ def test_shards_are_fetched_when_they_are_first_asked_for(folder: Path, server: 
         open_data(server)
     index_verb(folder=str(folder))
     there = tmp_path / "there"
-    data = open_data(server, shards=Sharding(keep=str(there)))
+    data = open_data(server, shards=ShardOptions(keep=str(there)))
     assert (len(data.train), len(data.val)) == (48, 8)
     assert "shards from elsewhere are shuffled 8 at a time (--shards-at-a-time)" in data.notes
     assert len(list(there.rglob("*.tar"))) == 1  # of the first, whose headers say the size of images
     here = train_part(folder)
-    source = train_part(server, shards=Sharding(keep=str(there)))
+    source = train_part(server, shards=ShardOptions(keep=str(there)))
     assert torch.equal(source.image(30), here.image(30)) and np.array_equal(source.keys, here.keys)
     assert {path.name for path in there.rglob("*.tar")} == {"train-0000.tar", "train-0003.tar"}
     # and is not fetched again
     (folder / "train-0003.tar").unlink()
-    assert torch.equal(train_part(server, shards=Sharding(keep=str(there))).image(31), source.image(31))
+    assert torch.equal(train_part(server, shards=ShardOptions(keep=str(there))).image(31), source.image(31))
     (folder / "train-0004.tar").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"train-0004.tar has 5 bytes, its index says .* make the index anew"):
         source.image(40)
@@ -628,7 +628,9 @@ def test_only_so_much_is_kept(folder: Path, tmp_path: Path):
     index_verb(folder=str(folder))
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     there = tmp_path / "there"
-    source = train_part(f"file://{folder}", shards=Sharding(at_a_time=2, keep=str(there), keep_gb=2.5 * largest / 1e9))
+    source = train_part(
+        f"file://{folder}", shards=ShardOptions(at_a_time=2, keep=str(there), keep_gb=2.5 * largest / 1e9)
+    )
     for i in range(48):
         assert number_of(source.image(i).numpy()) == i
         assert sum(path.stat().st_size for path in there.rglob("*.tar")) <= 2.5 * largest
@@ -636,7 +638,7 @@ def test_only_so_much_is_kept(folder: Path, tmp_path: Path):
 
 
 def fetch(address: str, keep: Path, size: int) -> None:
-    Shelf.remote(address, b"", str(keep), 1.0).path("train-0002.tar", size)
+    ShardStore.remote(address, b"", str(keep), 1.0).path("train-0002.tar", size)
 
 
 def together(work: Callable[..., None], *orders: tuple[Any, ...]) -> list[int | None]:
@@ -660,7 +662,7 @@ def test_several_processes_fetch_a_shard_once(folder: Path, server: str, asked: 
 
 def wander(address: str, keep: Path, seed: int, gb: float) -> None:
     """Read samples at random, out of a cache that has no room for all."""
-    source = train_part(address, shards=Sharding(at_a_time=2, keep=str(keep), keep_gb=gb))
+    source = train_part(address, shards=ShardOptions(at_a_time=2, keep=str(keep), keep_gb=gb))
     for i in np.random.default_rng(seed).integers(0, 48, 150).tolist():
         assert number_of(source.image(i).numpy()) == i
 
@@ -680,7 +682,7 @@ def test_processes_that_make_room_do_not_disturb_each_other(folder: Path, tmp_pa
 
 def test_what_is_open_is_not_fetched_again(folder: Path, server: str, asked: list[str], tmp_path: Path):
     index_verb(folder=str(folder))
-    source = train_part(server, shards=Sharding(keep=str(tmp_path / "there")))
+    source = train_part(server, shards=ShardOptions(keep=str(tmp_path / "there")))
     source.image(30)
     for kept in (tmp_path / "there").rglob("*.tar"):
         kept.unlink()
@@ -691,10 +693,10 @@ def test_what_is_open_is_not_fetched_again(folder: Path, server: str, asked: lis
 
 def test_another_set_at_the_same_address_is_another_set(folder: Path, server: str, tmp_path: Path):
     index_verb(folder=str(folder))
-    train_part(server, shards=Sharding(keep=str(tmp_path / "there"))).image(0)
+    train_part(server, shards=ShardOptions(keep=str(tmp_path / "there"))).image(0)
     write_shards(folder, (10, 6, 12, 8, 7, 5), first=60)
     index_verb(folder=str(folder))
-    assert number_of(train_part(server, shards=Sharding(keep=str(tmp_path / "there"))).image(0).numpy()) == 60
+    assert number_of(train_part(server, shards=ShardOptions(keep=str(tmp_path / "there"))).image(0).numpy()) == 60
 
 
 def test_a_cache_must_hold_what_is_read_at_a_time(folder: Path):
@@ -702,4 +704,4 @@ def test_a_cache_must_hold_what_is_read_at_a_time(folder: Path):
     with pytest.raises(
         ValueError, match=r"shard_cache_gb: expected at least 0\.000.*, for the 2 shards in each of 3 lanes"
     ):
-        open_data(f"file://{folder}", shards=Sharding(at_a_time=2, lanes=3, keep_gb=1e-6))
+        open_data(f"file://{folder}", shards=ShardOptions(at_a_time=2, lanes=3, keep_gb=1e-6))

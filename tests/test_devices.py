@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from uhkd.data import Batch
 from uhkd.evaluation.metrics import predict_logits
-from uhkd.methods import Distiller, Shapes, build, method_names
+from uhkd.methods import DistillationLoss, PairShapes, build, method_names
 from uhkd.models import create
-from uhkd.training.learner import Learner, weigh
+from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.teacher import Teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast without a GPU
@@ -49,15 +49,15 @@ def batch(device: str) -> Batch:
 @pytest.mark.parametrize("method", [*method_names(), "rsd+dist"])
 def test_a_step_stays_on_its_device_and_does_not_wait_for_it(method: str, student: str, teacher: str):
     network, taught = create(student, num_classes=CLASSES), create(teacher, num_classes=CLASSES)
-    distillers = build(method, Shapes(network.shapes, taught.shapes, CLASSES, 100), {}, {})
-    learner = Learner(network, distillers)
-    targets = [d.needs.target for d in distillers.values() if isinstance(d, Distiller) and d.needs.target]
+    distillers = build(method, PairShapes(network.shapes, taught.shapes, CLASSES, 100), {}, {})
+    learner = StudentWithLosses(network, distillers)
+    targets = [d.needs.target for d in distillers.values() if isinstance(d, DistillationLoss) and d.needs.target]
     sealed = Teacher(taught, next(iter(targets), None))
     sealed._ready = True  # else it asks once, and there is no value that could answer
     with pretend_gpu(learner, taught, sealed.ftm):
         seen = batch("cuda")
         terms = learner(seen, sealed.signals(seen, learner.teacher_needs))
-        loss = weigh(terms, learner.weights())
+        loss = weighted_sum(terms, learner.weights())
     assert {value.device.type for value in (loss, *terms.values())} == {"cuda"}
 
 

@@ -13,8 +13,8 @@ import uhkd
 from uhkd.data import Batch, eval_loader, open_data
 from uhkd.evaluation.diagnostics import Diagnostics, first_images
 from uhkd.evaluation.metrics import Evaluation, cka_matrix, radial_spectrum
-from uhkd.features import Shapes, TappedModel
-from uhkd.methods import build, matching_of
+from uhkd.features import FeatureExtractor, PairShapes
+from uhkd.methods import build, find_matching_loss
 from uhkd.models import load_run, wrap
 from uhkd.runs import RunFolder
 from uhkd.spectral import radial_frequencies
@@ -107,18 +107,18 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-def tapped(width: int) -> TappedModel:
+def tapped(width: int) -> FeatureExtractor:
     torch.manual_seed(width)
     return wrap(Net(width), num_classes=4, image_size=8, levels=["first", "second"])
 
 
-def diagnostics(student: TappedModel, images: Tensor) -> Diagnostics:
+def diagnostics(student: FeatureExtractor, images: Tensor) -> Diagnostics:
     teacher = tapped(7)
-    distillers = build("uhkd", Shapes(student.shapes, teacher.shapes, 4, 20), {"form": "pairs"})
+    distillers = build("uhkd", PairShapes(student.shapes, teacher.shapes, 4, 20), {"form": "pairs"})
     (method,) = distillers.values()
     sealed = Teacher(teacher, method.needs.target)
     calibrate(sealed, [Batch(images, None, None, torch.arange(len(images)))], CPU)
-    return Diagnostics(student, images, nullcontext, sealed.reference(images), matching_of(distillers))
+    return Diagnostics(student, images, nullcontext, sealed.reference(images), find_matching_loss(distillers))
 
 
 def evaluation() -> Evaluation:

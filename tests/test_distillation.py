@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import uhkd
 from uhkd.data import Batch, train_loader
 from uhkd.models import create
-from uhkd.training import fit, weigh
+from uhkd.training import fit, weighted_sum
 from uhkd.training.setup import Setup
 
 CLASSES = 10
@@ -79,7 +79,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
     batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
     torch.manual_seed(7)
     terms = job.learner(batch, job.teacher.signals(batch, job.learner.teacher_needs))
-    loss = weigh(terms, job.learner.weights(job.ce_weight), job.learner.balance)
+    loss = weighted_sum(terms, job.learner.weights(job.ce_weight), job.learner.balance)
     loss.backward()
     torch.manual_seed(7)
     again, named = own(batch.image, batch.label, batch.index)

@@ -23,18 +23,18 @@ from references.runs import TIMES, assert_equal_runs
 from uhkd.data import Augmentation, Batch, open_data, train_loader
 from uhkd.data.augment import plain_view
 from uhkd.evaluation.probe import fit_linear_probe
-from uhkd.features import Signals, TappedModel
-from uhkd.methods import Distiller, Needs
+from uhkd.features import FeatureExtractor, NetworkOutput
+from uhkd.methods import DistillationLoss, Requirements
 from uhkd.models import load_run, load_state, wrap
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
-from uhkd.training import Learner, Teacher, at_chance, calibrate, fit, lr_factor, trainer, weigh
+from uhkd.training import StudentWithLosses, Teacher, at_chance, calibrate, fit, lr_factor, trainer, weighted_sum
 from uhkd.training import load_teacher as teaching
 from uhkd.training import step as stepping
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import Progress
-from uhkd.training.running_metrics import Totals
+from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import weights_factor
 from uhkd.training.step import split, step_seed
 
@@ -189,7 +189,7 @@ def test_the_loop_sets_the_learning_rate_of_each_step(
 def watching(before: Any, after: Any = None) -> Any:
     """`make_optimizer` whose optimizer calls `before(learner, optimizer)` before each step, and `after` after it."""
 
-    def make(learner: Learner, recipe: TrainRecipe) -> Any:
+    def make(learner: StudentWithLosses, recipe: TrainRecipe) -> Any:
         optimizer = make_optimizer(learner, recipe)
         optimizer.register_step_pre_hook(lambda *_: before(learner, optimizer))
         optimizer.register_step_post_hook(lambda *_: after and after(learner, optimizer))
@@ -251,13 +251,13 @@ def test_a_fused_optimizer_takes_the_literal_step(
     """Also where weights lie channels last, as a pass over raw memory must meet weights and gradients in one order."""
     reference, wanted, compared = literal(), {}, 0
 
-    def before(_: Learner, made: torch.optim.Optimizer) -> None:
+    def before(_: StudentWithLosses, made: torch.optim.Optimizer) -> None:
         assert made.defaults["fused"]
         for group in made.param_groups:
             for p in group["params"]:
                 wanted[id(p)] = reference.step(p.detach(), p.grad, id(p), group["lr"], group["weight_decay"])
 
-    def after(_: Learner, made: torch.optim.Optimizer) -> None:
+    def after(_: StudentWithLosses, made: torch.optim.Optimizer) -> None:
         nonlocal compared
         for group in made.param_groups:
             for p in group["params"]:
@@ -299,7 +299,7 @@ def test_lamb_is_the_literal_one_and_shortens_no_gradient(
 ):
     reference, wanted, norms, compared = LiteralLamb(), {}, [], 0
 
-    def before(_: Learner, optimizer: Lamb) -> None:
+    def before(_: StudentWithLosses, optimizer: Lamb) -> None:
         reference.count += 1
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -307,7 +307,7 @@ def test_lamb_is_the_literal_one_and_shortens_no_gradient(
         gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
         norms.append(float(torch.cat(gradients).norm()))
 
-    def after(_: Learner, optimizer: Lamb) -> None:
+    def after(_: StudentWithLosses, optimizer: Lamb) -> None:
         nonlocal compared
         assert isinstance(optimizer, Lamb)
         assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.02}
@@ -329,14 +329,14 @@ def test_lamb_is_the_literal_one_and_shortens_no_gradient(
 # learner
 
 
-class Stub(Distiller):
+class Stub(DistillationLoss):
     default_weights: ClassVar = {"near": 2.0, "idle": 0.0}
 
     def __init__(self, weights: dict[str, float] | None = None) -> None:
         super().__init__(weights)
-        self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+        self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         assert student.embedding is not None and teacher.embedding is not None
         return {"near": (student.embedding - teacher.embedding).square().mean(), "idle": torch.tensor(5.0)}
 
@@ -352,7 +352,7 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-def tapped(**sizes: int) -> TappedModel:
+def tapped(**sizes: int) -> FeatureExtractor:
     torch.manual_seed(0)
     return wrap(Net(**sizes), num_classes=sizes.get("classes", 4), image_size=8, levels=["first", "second"])
 
@@ -367,7 +367,7 @@ def batch(n: int = 6, labelled: bool = True) -> Batch:
 
 def test_terms_are_raw_named_and_weighed_in_one_place():
     student, other = tapped(), tapped()
-    learner = Learner(student, nn.ModuleDict({"stub": Stub()}), label_smoothing=0.2)
+    learner = StudentWithLosses(student, nn.ModuleDict({"stub": Stub()}), label_smoothing=0.2)
     assert learner.teacher_needs == {"embedding"} and learner.student_needs == {"embedding"}
     data = batch()
     said = Teacher(other).signals(data._replace(image=data.image * 0.5), learner.teacher_needs)
@@ -383,11 +383,11 @@ def test_terms_are_raw_named_and_weighed_in_one_place():
     torch.testing.assert_close(terms["stub.near"], F.mse_loss(embedding, said.embedding))
 
     assert learner.weights(0.5) == {"ce": 0.5, "stub.near": 2.0, "stub.idle": 0.0}
-    torch.testing.assert_close(weigh(terms, learner.weights(0.5)), 0.5 * terms["ce"] + 2 * terms["stub.near"])
+    torch.testing.assert_close(weighted_sum(terms, learner.weights(0.5)), 0.5 * terms["ce"] + 2 * terms["stub.near"])
 
 
 def test_without_labels_only_the_method_speaks():
-    learner = Learner(tapped(), nn.ModuleDict({"stub": Stub({"near": 3.0})}))
+    learner = StudentWithLosses(tapped(), nn.ModuleDict({"stub": Stub({"near": 3.0})}))
     data = batch(labelled=False)
     said = Teacher(tapped()).signals(data, learner.teacher_needs)
     assert list(learner(data, said)) == ["stub.near", "stub.idle"]
@@ -397,7 +397,7 @@ def test_without_labels_only_the_method_speaks():
 @pytest.mark.parametrize("terms", [{}, {"ce": torch.tensor(1.0)}])
 def test_nothing_to_learn_from_is_said(terms: dict[str, Tensor]):
     with pytest.raises(ValueError, match="nothing to learn from"):
-        weigh(terms, {"ce": 0.0})
+        weighted_sum(terms, {"ce": 0.0})
 
 
 def test_split_keeps_every_image_once_and_in_order():
@@ -452,7 +452,7 @@ def test_a_teacher_says_exactly_what_is_asked():
     network = tapped()
     target = SpectralTarget(match_levels(network.shapes.maps, network.shapes.maps, 1, "pairs"))
     sealed = Teacher(network, target)
-    assert sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset()) == Signals()
+    assert sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset()) == NetworkOutput()
     with pytest.raises(AssertionError, match="calibrated"):
         sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset({"spectra"}))
     calibrate(sealed, [batch(6)], CPU)
@@ -554,10 +554,10 @@ def test_at_chance(counts: tuple[int, ...], correct: int, wanted: bool):
 
 
 def test_totals_mean_and_survive_json():
-    totals = Totals(CPU)
+    totals = RunningMetrics(CPU)
     for x in (0.1, 0.7, 1 / 3):
         totals.add(torch.tensor(x), {"ce": torch.tensor(2 * x)})
-    copy = Totals(CPU)
+    copy = RunningMetrics(CPU)
     copy.restore(json.loads(json.dumps(totals.as_dict())))
     for t in (totals, copy):
         t.add(torch.tensor(0.3), {"ce": torch.tensor(0.9)})
@@ -568,7 +568,7 @@ def test_totals_mean_and_survive_json():
 
 
 def test_totals_name_the_terms_that_are_not_finite_and_do_not_forget():
-    totals = Totals(CPU)
+    totals = RunningMetrics(CPU)
     totals.add(torch.tensor(1.0), {"ce": torch.tensor(1.0)})
     totals.check_finite(1, "kept")
     totals.add(torch.tensor(float("nan")), {"ce": torch.tensor(1.0), "uhkd.kl": torch.tensor(float("inf"))})
@@ -581,7 +581,7 @@ def test_totals_name_the_terms_that_are_not_finite_and_do_not_forget():
 
 
 def test_totals_look_at_weights():
-    totals = Totals(CPU)
+    totals = RunningMetrics(CPU)
     totals.look_at([torch.ones(3), torch.zeros(())])
     totals.check_finite(1, "kept")
     totals.look_at([torch.ones(3), torch.tensor([1.0, float("inf")])])
@@ -606,14 +606,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     calls = iter(range(100))
 
     def poisoned(*given: Any) -> Tensor:
-        loss = weigh(*given)
+        loss = weighted_sum(*given)
         if next(calls) != 7:
             return loss
         return loss * float("nan") if kind == "loss" else Overflow.apply(loss)
 
     asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, log_every=1)
     with monkeypatch.context() as patched:
-        patched.setattr(stepping, "weigh", poisoned)
+        patched.setattr(stepping, "weighted_sum", poisoned)
         with pytest.raises(ValueError, match=r"finite by step 8 .*checkpoint of step 7 is kept.*lower lr"):
             uhkd.distill(**asked)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
@@ -671,7 +671,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def side_effect_free(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = {}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
@@ -696,7 +696,7 @@ def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_bit(
-    undisturbed: dict[str, Path],
+    side_effect_free: dict[str, Path],
     teacher: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -720,7 +720,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     np.random.seed(999)
     result = uhkd.distill(**asked, resume=True)
     assert result.metrics["step"] == 15
-    assert_equal_runs(RunFolder(undisturbed[kind]), run, [5, 10, 15])
+    assert_equal_runs(RunFolder(side_effect_free[kind]), run, [5, 10, 15])
 
 
 def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -770,7 +770,9 @@ uhkd.distill(**words)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 @pytest.mark.usefixtures("keep_checkpoints")
 @pytest.mark.parametrize("kind", ["fp32", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bf16", "averaged"))])
-def test_a_killed_process_goes_on_to_the_bit(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path, kind: str):
+def test_a_killed_process_goes_on_to_the_bit(
+    side_effect_free: dict[str, Path], teacher: Path, tmp_path: Path, kind: str
+):
     """A process of its own is killed while it writes the checkpoint of step 9, the half of which is left behind."""
     asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, **KINDS[kind])
     source = str(Path(uhkd.__file__).parents[1])
@@ -789,13 +791,13 @@ def test_a_killed_process_goes_on_to_the_bit(undisturbed: dict[str, Path], teach
     assert checkpoint is not None and checkpoint.step == 8
     assert len(run.read_metrics()) == 1
     uhkd.distill(**asked, resume=True)
-    assert_equal_runs(RunFolder(undisturbed[kind]), run, [5, 10, 15])
+    assert_equal_runs(RunFolder(side_effect_free[kind]), run, [5, 10, 15])
 
 
-def test_another_seed_is_another_run(undisturbed: dict[str, Path], teacher: Path, tmp_path: Path):
+def test_another_seed_is_another_run(side_effect_free: dict[str, Path], teacher: Path, tmp_path: Path):
     """What the tests above compare does depend on what is drawn at random."""
     uhkd.distill(**words(teacher, tmp_path / "run", seed=1))
-    assert RunFolder(tmp_path / "run").weights.read_bytes() != RunFolder(undisturbed["fp32"]).weights.read_bytes()
+    assert RunFolder(tmp_path / "run").weights.read_bytes() != RunFolder(side_effect_free["fp32"]).weights.read_bytes()
 
 
 def test_the_loader_of_the_loop_is_the_counted_one(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -826,18 +828,18 @@ def test_averages_are_validated_and_saved_while_training_goes_on_without_them(
     average: dict[str, Tensor] = {}
     wanted, shown, real = [], [], trainer.evaluate
 
-    def before(learner: Learner, _: Any) -> None:
+    def before(learner: StudentWithLosses, _: Any) -> None:
         # the first weights: nothing but statistics has changed, and those began at 0 and 1
         if not average:
             average.update({k: v.double() for k, v in state(learner.student).items()})
             average.update({k: torch.zeros_like(v) for k, v in average.items() if k.endswith("running_mean")})
             average.update({k: torch.ones_like(v) for k, v in average.items() if k.endswith("running_var")})
 
-    def after(learner: Learner, _: Any) -> None:
+    def after(learner: StudentWithLosses, _: Any) -> None:
         average.update({k: 0.8 * average[k] + 0.2 * v.double() for k, v in state(learner.student).items()})
         wanted.append(dict(average))
 
-    def evaluated(network: TappedModel, *others: Any) -> Any:
+    def evaluated(network: FeatureExtractor, *others: Any) -> Any:
         shown.append(state(network))
         return real(network, *others)
 

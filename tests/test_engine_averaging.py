@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from uhkd.training.ema import Average
+from uhkd.training.ema import ModelEMA
 
 
 def network() -> nn.Module:
@@ -36,7 +36,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @given(decay=st.floats(0.01, 0.9999), steps=st.integers(0, 6))
 def test_every_floating_tensor_follows_the_recurrence(decay: float, steps: int):
     net = network()
-    average = Average(net, decay)
+    average = ModelEMA(net, decay)
     wanted = {name: value.double() for name, value in copied(net).items() if value.is_floating_point()}
     assert {"1.running_mean", "1.running_var", "1.weight", "3.bias"} < wanted.keys()
     for number in range(1, steps + 1):
@@ -51,16 +51,16 @@ def test_every_floating_tensor_follows_the_recurrence(decay: float, steps: int):
         torch.testing.assert_close(average.tensors[name].double(), value, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def after_steps() -> tuple[nn.Module, Average]:
+def after_steps() -> tuple[nn.Module, ModelEMA]:
     net = network()
-    average = Average(net, 0.7)
+    average = ModelEMA(net, 0.7)
     for number in (1, 2, 3):
         step(net, number)
         average.update()
     return net, average
 
 
-def with_averages(net: nn.Module, average: Average) -> dict[str, Tensor]:
+def with_averages(net: nn.Module, average: ModelEMA) -> dict[str, Tensor]:
     """The network's state where averages stand in: what is no floating number stays the network's own."""
     return copied(net) | {name: value.clone() for name, value in average.tensors.items()}
 
@@ -103,7 +103,7 @@ def test_saved_averages_go_on_as_if_never_left():
     state = copied(net)
     saved = {name: value.clone() for name, value in average.tensors.items()} | {"of.another": torch.zeros(2)}
     again = network()
-    resumed = Average(again, 0.7)
+    resumed = ModelEMA(again, 0.7)
     again.load_state_dict(state)
     resumed.load(saved)
     for each, kept in ((net, average), (again, resumed)):
@@ -115,7 +115,7 @@ def test_saved_averages_go_on_as_if_never_left():
 
 def test_without_a_decay_nothing_is_kept_or_changed():
     net = network()
-    average = Average(net, None)
+    average = ModelEMA(net, None)
     step(net, 1)
     own = copied(net)
     average.update()

@@ -18,7 +18,7 @@ from uhkd.__main__ import main
 from uhkd.runs import RunFolder
 from uhkd.training import fit
 from uhkd.training import step as stepping
-from uhkd.training.signals import Stopped
+from uhkd.training.signals import TrainingInterrupted
 
 TINY: dict[str, Any] = {
     "model": "uhkd/resnet10",
@@ -52,17 +52,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def cut(out: Path, train: Callable[[], object]) -> Path:
     """A training that was stopped in its step 7: checkpoints of steps 6 and 7 lie there."""
-    real, count = stepping.weigh, [0]
+    real, count = stepping.weighted_sum, [0]
 
-    def weigh(*args: Any) -> torch.Tensor:
+    def weighted_sum(*args: Any) -> torch.Tensor:
         count[0] += 1
         if count[0] == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stepping, "weigh", weigh)
-        with pytest.raises(Stopped):
+        patched.setattr(stepping, "weighted_sum", weighted_sum)
+        with pytest.raises(TrainingInterrupted):
             train()
     assert {p.name for p in (out / "checkpoints").iterdir()} == {"step-6", "step-7"}
     return out

@@ -18,7 +18,7 @@ from uhkd.evaluation.metrics import (
     radial_spectrum,
     score,
 )
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import wrap
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class Net(nn.Module):
         return self.head(self.drop(self.norm(self.conv(x)).relu().mean((2, 3))))
 
 
-def network(classes: int = 4) -> TappedModel:
+def network(classes: int = 4) -> FeatureExtractor:
     torch.manual_seed(0)
     return wrap(Net(classes), num_classes=classes, image_size=8, levels=["conv"])
 

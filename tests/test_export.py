@@ -320,16 +320,16 @@ def test_int8_that_loses_too_much_is_refused(
 
 
 def test_an_answer_that_differs_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(forms.Deployed, "forward", lambda self, image: self.module(image))  # forgets to normalise
+    monkeypatch.setattr(forms.ExportModule, "forward", lambda self, image: self.module(image))  # forgets to normalise
     with pytest.raises(ValueError, match=r"model\.pt2 answers otherwise than PyTorch: its logits differ by up to"):
         export(run=str(runs / "timm_test_resnet"), to=["pt2"], out=str(tmp_path / "out"))
 
 
 def test_a_network_that_mixes_its_batch_is_noticed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def forward(self: forms.Deployed, image: Tensor) -> Tensor:
+    def forward(self: forms.ExportModule, image: Tensor) -> Tensor:
         return self.module((image - self.mean) / self.std) + image.mean()
 
-    monkeypatch.setattr(forms.Deployed, "forward", forward)
+    monkeypatch.setattr(forms.ExportModule, "forward", forward)
     with pytest.raises(ValueError, match=r"^pt2 answers otherwise when an image is in a batch than alone"):
         export(run=str(runs / "timm_test_resnet"), to=["pt2"], out=str(tmp_path / "out"))
     assert not (tmp_path / "out" / "pt2").exists()

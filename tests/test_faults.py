@@ -23,7 +23,7 @@ from references.runs import assert_equal_runs
 from uhkd.runs import RunFolder
 from uhkd.training import fit
 from uhkd.training import step as stepping
-from uhkd.training.signals import Stopped
+from uhkd.training.signals import TrainingInterrupted
 
 TINY: dict[str, Any] = {
     "model": "uhkd/resnet10",
@@ -65,15 +65,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], object]) -> None:
     """Do something in the middle of the `at`-th step of this process."""
-    real, count = stepping.weigh, [0]
+    real, count = stepping.weighted_sum, [0]
 
-    def weigh(*args: Any) -> Tensor:
+    def weighted_sum(*args: Any) -> Tensor:
         count[0] += 1
         if count[0] == at:
             act()
         return real(*args)
 
-    monkeypatch.setattr(stepping, "weigh", weigh)
+    monkeypatch.setattr(stepping, "weighted_sum", weighted_sum)
 
 
 def goes_on_as(whole: RunFolder, out: Path, words: dict[str, Any] = TINY) -> None:
@@ -91,7 +91,7 @@ def test_a_signal_lets_the_step_end_and_saves_it(
     with monkeypatch.context() as patched:
         meanwhile(patched, at, lambda: os.kill(os.getpid(), number))
         with pytest.raises(
-            Stopped, match=rf"stopped by {name} after step {at} of 15; the checkpoint of step {at} is kept"
+            TrainingInterrupted, match=rf"stopped by {name} after step {at} of 15; the checkpoint of step {at} is kept"
         ) as stop:
             uhkd.finetune(**words, out=tmp_path / "run")
     assert stop.value.code == code and signal.getsignal(number) is before
@@ -103,7 +103,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     meanwhile(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt) as stop:
         uhkd.finetune(**TINY, out=tmp_path / "run")
-    assert not isinstance(stop.value, Stopped)
+    assert not isinstance(stop.value, TrainingInterrupted)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
     assert checkpoint is not None and checkpoint.step == 2
 
@@ -212,13 +212,13 @@ def test_an_image_that_vanishes_or_breaks_is_named_and_costs_nothing(tmp_path: P
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
     """Some forward passes of this process give NaN."""
-    real, count = stepping.weigh, [0]
+    real, count = stepping.weighted_sum, [0]
 
-    def weigh(*args: Any) -> Tensor:
+    def weighted_sum(*args: Any) -> Tensor:
         count[0] += 1
         return real(*args) * (float("nan") if count[0] in at else 1.0)
 
-    monkeypatch.setattr(stepping, "weigh", weigh)
+    monkeypatch.setattr(stepping, "weighted_sum", weighted_sum)
 
 
 def test_a_loss_of_nan_names_its_step_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -242,15 +242,15 @@ def visited(step: int) -> list[int]:
 def test_steps_of_nan_can_be_skipped_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Weights and statistics are those of a training in which the steps did not happen; a resumed run counts on."""
     seen: list[dict[str, Tensor]] = []
-    real = stepping.Stepper.__call__
+    real = stepping.TrainStep.__call__
 
-    def watched(self: stepping.Stepper, *args: Any) -> None:
+    def watched(self: stepping.TrainStep, *args: Any) -> None:
         real(self, *args)
         seen.append({k: v.clone() for k, v in self.learner.state_dict().items()})
 
     words = TINY | {"nonfinite": "skip"}
     with monkeypatch.context() as patched:
-        patched.setattr(stepping.Stepper, "__call__", watched)
+        patched.setattr(stepping.TrainStep, "__call__", watched)
         poison(patched, {3, 7})
         run = uhkd.finetune(**words, out=tmp_path / "whole").run
     assert all(torch.equal(seen[2][k], seen[1][k]) for k in seen[1]) and all(
@@ -263,7 +263,7 @@ def test_steps_of_nan_can_be_skipped_and_are_counted(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         poison(patched, {3})
         meanwhile(patched, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             uhkd.finetune(**words, out=tmp_path / "run")
     with monkeypatch.context() as patched:
         poison(patched, {1})  # step 7
@@ -435,7 +435,7 @@ def test_images_that_change_in_size_are_noticed_when_a_run_goes_on(tmp_path: Pat
     whole = uhkd.finetune(**words, out=tmp_path / "whole").run
     with monkeypatch.context() as patched:
         meanwhile(patched, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             uhkd.finetune(**words, out=tmp_path / "run")
     changed = tmp_path / "images" / "class0" / "0.bmp"
     before = changed.read_bytes()
@@ -462,7 +462,7 @@ def test_a_damaged_probe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         meanwhile(patched, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             uhkd.distill(**words, out=out)
     probe = RunFolder(out).probe
     kept, state = probe.read_bytes(), load_file(probe)
@@ -626,7 +626,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
 ):
     with monkeypatch.context() as patched:
         meanwhile(patched, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             uhkd.finetune(**TINY, out=tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "step-8" / "tensors.safetensors"
     content = bytearray(file.read_bytes())

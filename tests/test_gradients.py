@@ -14,24 +14,26 @@ from torch import Tensor, nn
 import uhkd
 from references.steps import SETTINGS, assemble
 from uhkd.data import Batch
-from uhkd.features import Signals
+from uhkd.features import NetworkOutput
 from uhkd.methods import method_names
 from uhkd.models import create
 from uhkd.training import fit
-from uhkd.training.gradient_norms import GradientProbe
-from uhkd.training.learner import Learner
+from uhkd.training.gradient_norms import GradientNorms
+from uhkd.training.learner import StudentWithLosses
 from uhkd.training.step import step_seed
 from uhkd.training.teacher import Teacher
 
 COMPARED = [name for name in method_names() if name != "scratch"]
 
 
-def probe_of(learner: Learner, teacher: Teacher | None, accumulate: int = 1) -> tuple[GradientProbe, list[str]]:
+def probe_of(
+    learner: StudentWithLosses, teacher: Teacher | None, accumulate: int = 1
+) -> tuple[GradientNorms, list[str]]:
     told: list[str] = []
-    return GradientProbe(learner, teacher, Fabric(accelerator="cpu", devices=1), 0, accumulate, told.append), told
+    return GradientNorms(learner, teacher, Fabric(accelerator="cpu", devices=1), 0, accumulate, told.append), told
 
 
-def literal(learner: Learner, teacher: Teacher, batch: Batch, weights: dict[str, float]) -> dict[str, float]:
+def literal(learner: StudentWithLosses, teacher: Teacher, batch: Batch, weights: dict[str, float]) -> dict[str, float]:
     """Each term by a whole pass of its own, on a copy."""
     norms = {}
     for name, weight in weights.items():
@@ -46,7 +48,7 @@ def literal(learner: Learner, teacher: Teacher, batch: Batch, weights: dict[str,
     return norms
 
 
-def everything(learner: Learner) -> dict[str, Tensor]:
+def everything(learner: StudentWithLosses) -> dict[str, Tensor]:
     state = {f"{name} (state)": value.clone() for name, value in learner.state_dict().items()}
     return state | {f"{name} (buffer)": value.clone() for name, value in learner.named_buffers()}
 
@@ -69,14 +71,14 @@ def test_norms_are_those_of_one_backward_pass_a_term_and_nothing_moves(method: s
 def test_batch_statistics_of_the_student_are_put_back():
     """And a batch norm alone does move them, so that the test can fail."""
     student = create("uhkd/resnet10", num_classes=5, image_size=16, options={"channels": [8, 8, 8, 8]})
-    learner = Learner(student, nn.ModuleDict()).train()
+    learner = StudentWithLosses(student, nn.ModuleDict()).train()
     batch = Batch(torch.rand(4, 3, 16, 16), torch.eye(5)[:4], torch.arange(4), torch.arange(4))
     before = everything(learner)
     probe, _ = probe_of(learner, None)
     assert probe(batch, 0, {"ce": 1.0}) == {}  # nothing to compare
     assert probe(batch, 0, {"ce": 1.0, "kd.kl": 1.0}) == {}  # measured, and alone
     assert [k for k, v in everything(learner).items() if not torch.equal(v, before[k])] == []
-    learner(batch, Signals())
+    learner(batch, NetworkOutput())
     assert [k for k, v in everything(learner).items() if not torch.equal(v, before[k])] != []
 
 
@@ -157,7 +159,7 @@ def test_a_training_that_is_measured_is_the_training_that_is_not(
     torch.manual_seed(0)
     teacher = create("uhkd/resnet10", num_classes=10, image_size=16, options={"channels": [8, 8, 8, 8]})
     measured = uhkd.distill(teacher=teacher, **words, out=str(tmp_path / "measured")).run
-    monkeypatch.setattr(GradientProbe, "__call__", lambda *_: {})
+    monkeypatch.setattr(GradientNorms, "__call__", lambda *_: {})
     plain = uhkd.distill(teacher=teacher, **words, out=str(tmp_path / "plain")).run
     ours, theirs = load_file(measured.weights), load_file(plain.weights)
     assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []

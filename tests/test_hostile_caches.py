@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import uhkd
-from uhkd.cache import Stored, shards
+from uhkd.cache import TeacherCache, shards
 from uhkd.commands.verifying import verify_cache
-from uhkd.data import Data, open_data
+from uhkd.data import DataSplits, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
-from uhkd.training.cache_checks import facts_of, follow, open_stored
+from uhkd.training.cache_checks import facts_of, follow, open_cache
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS: dict[str, Any] = MACHINE | {"data": "digits", "train_limit": 40, "epochs": 2}
@@ -41,7 +41,7 @@ def _quick():
 
 
 @pytest.fixture(scope="module")
-def data() -> Data:
+def data() -> DataSplits:
     return open_data("digits", train_limit=40)
 
 
@@ -63,11 +63,11 @@ def copied(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "cache")
 
 
-def opened(folder: Path, data: Data) -> Stored:
+def opened(folder: Path, data: DataSplits) -> TeacherCache:
     """The cache as a training opens it, every record read."""
     asked = build(DistillRecipe, WORDS | {"student": "uhkd/vit_micro", "teacher_cache": str(folder)})
     recipe = follow(asked, RunFolder(folder / "run"))
-    stored = open_stored(recipe, data)
+    stored = open_cache(recipe, data)
     facts_of(stored, recipe)
     for view in range(2):
         for shard in stored.shards.of_view(view):
@@ -75,21 +75,21 @@ def opened(folder: Path, data: Data) -> Stored:
     return stored
 
 
-def read_or_refused(folder: Path, data: Data) -> bool:
+def read_or_refused(folder: Path, data: DataSplits) -> bool:
     with contextlib.suppress(ValueError, OSError):
         opened(folder, data)
         return True
     return False
 
 
-def test_a_whole_cache_is_read(whole: Path, data: Data):
+def test_a_whole_cache_is_read(whole: Path, data: DataSplits):
     assert opened(whole, data).manifest.views == 2
 
 
 @pytest.mark.parametrize("name", FILES)
 @often
 @given(content=st.binary(max_size=300))
-def test_any_bytes(copied: Path, data: Data, name: str, content: bytes):
+def test_any_bytes(copied: Path, data: DataSplits, name: str, content: bytes):
     (copied / name).write_bytes(content)
     assert read_or_refused(copied, data) == (name == "recipe.yaml")  # that is for people, and for another `uhkd cache`
 
@@ -97,7 +97,7 @@ def test_any_bytes(copied: Path, data: Data, name: str, content: bytes):
 @pytest.mark.parametrize("name", FILES[:2] + FILES[3:])
 @often
 @given(draw=st.data())
-def test_a_changed_piece_is_noticed(whole: Path, copied: Path, data: Data, name: str, draw: st.DataObject):
+def test_a_changed_piece_is_noticed(whole: Path, copied: Path, data: DataSplits, name: str, draw: st.DataObject):
     before = (whole / name).read_bytes()
     content = bytearray(before)
     start = draw.draw(st.integers(0, len(content)))
@@ -124,7 +124,7 @@ plain = st.recursive(
 
 @settings(often, max_examples=80)
 @given(draw=st.data())
-def test_a_forged_manifest(whole: Path, copied: Path, data: Data, draw: st.DataObject):
+def test_a_forged_manifest(whole: Path, copied: Path, data: DataSplits, draw: st.DataObject):
     """Any plain data in place of a field, or of something within it, under a checksum that fits."""
     content = json.loads((whole / "cache.json").read_text())
     place, key = content, draw.draw(st.sampled_from(sorted(content.keys() - {"sum"})))
@@ -152,7 +152,7 @@ def test_a_forged_manifest(whole: Path, copied: Path, data: Data, draw: st.DataO
         ({"target": {"levels": [[1, 2]]}}, "target.levels.0"),
     ],
 )
-def test_a_forged_manifest_is_refused_at_once(copied: Path, data: Data, change: dict[str, Any], said: str):
+def test_a_forged_manifest_is_refused_at_once(copied: Path, data: DataSplits, change: dict[str, Any], said: str):
     (copied / "cache.json").write_text(sealed(json.loads((copied / "cache.json").read_text()) | change))
     with pytest.raises(ValueError, match=said):
         opened(copied, data)
@@ -161,16 +161,16 @@ def test_a_forged_manifest_is_refused_at_once(copied: Path, data: Data, change: 
 def test_brackets_in_brackets(copied: Path):
     (copied / "cache.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"cache\.json is damaged"):
-        Stored(copied)
+        TeacherCache(copied)
 
 
-def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: Data):
+def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: DataSplits):
     """Facts that another version notes otherwise: the cache is read, and checked too."""
     content = json.loads((copied / "cache.json").read_text())
     identity = {name: value for name, value in content["identity"].items() if name != "teacher"}
     change = {"identity": identity, "environment": {"versions": {}}, "words": {"teacher_mood": "good"}, "mood": "good"}
     (copied / "cache.json").write_text(sealed(content | change))
-    stored = Stored(copied)
+    stored = TeacherCache(copied)
     assert (
         facts_of(stored, build(DistillRecipe, WORDS | {"student": "s", "teacher": "t"}))["teacher_fingerprint"] is None
     )
@@ -192,7 +192,7 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nothing_is_executed(copied: Path, data: Data, tmp_path: Path, name: str):
+def test_nothing_is_executed(copied: Path, data: DataSplits, tmp_path: Path, name: str):
     trap = tmp_path / "executed"
     bomb = pickle.dumps(_Bomb(trap))
     (copied / name).write_bytes(

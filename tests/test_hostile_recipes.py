@@ -15,7 +15,7 @@ from uhkd.recipe import (
     DistillRecipe,
     FinetuneRecipe,
     RecipeError,
-    Schema,
+    StrictModel,
     TrainRecipe,
     build,
     find_recipe,
@@ -25,7 +25,7 @@ from uhkd.recipe import (
     to_yaml,
 )
 
-WHOLE: dict[type[Schema], dict[str, Any]] = {
+WHOLE: dict[type[StrictModel], dict[str, Any]] = {
     FinetuneRecipe: {"model": "uhkd/resnet10", "data": "digits", "options": {"channels": [4, 8]}, "lr": 1e-3},
     DistillRecipe: {"teacher": "t", "student": "s", "data": "d", "settings": {"radius": 2}, "student_levels": [1, 2]},
     CacheRecipe: {"teacher": "t", "data": "d", "out": "o", "keep": ["logits"], "flip": None},
@@ -41,7 +41,7 @@ often = settings(
 every = pytest.mark.parametrize("schema", WHOLE, ids=lambda schema: schema.__name__)
 
 
-def read(schema: type[Schema], file: Path) -> Schema | None:
+def read(schema: type[StrictModel], file: Path) -> StrictModel | None:
     """A recipe that comes back the same from what a run folder notes of it, or None where it is refused, shortly."""
     problems, size = list[str](), file.stat().st_size
     try:
@@ -61,7 +61,7 @@ def read(schema: type[Schema], file: Path) -> Schema | None:
 
 
 @every
-def test_a_whole_recipe_is_read(schema: type[Schema], tmp_path: Path):
+def test_a_whole_recipe_is_read(schema: type[StrictModel], tmp_path: Path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(WHOLE[schema]))
     assert read(schema, file) is not None
@@ -70,7 +70,7 @@ def test_a_whole_recipe_is_read(schema: type[Schema], tmp_path: Path):
 @every
 @often
 @given(content=st.binary(max_size=200))
-def test_any_bytes(tmp_path: Path, schema: type[Schema], content: bytes):
+def test_any_bytes(tmp_path: Path, schema: type[StrictModel], content: bytes):
     (tmp_path / "recipe.yaml").write_bytes(content)
     read(schema, tmp_path / "recipe.yaml")
 
@@ -78,7 +78,7 @@ def test_any_bytes(tmp_path: Path, schema: type[Schema], content: bytes):
 @every
 @often
 @given(data=st.data())
-def test_a_changed_piece(tmp_path: Path, schema: type[Schema], data: st.DataObject):
+def test_a_changed_piece(tmp_path: Path, schema: type[StrictModel], data: st.DataObject):
     content = bytearray(yaml.safe_dump(WHOLE[schema]).encode())
     start = data.draw(st.integers(0, len(content)))
     piece = data.draw(
@@ -103,7 +103,7 @@ plain = st.recursive(
 @every
 @often
 @given(data=st.data())
-def test_plain_data_of_any_shape(tmp_path: Path, schema: type[Schema], data: st.DataObject):
+def test_plain_data_of_any_shape(tmp_path: Path, schema: type[StrictModel], data: st.DataObject):
     file, words = tmp_path / "recipe.yaml", data.draw(plain)
     if data.draw(st.integers(0, 9)):
         mappings = sorted(name for name, info in schema.model_fields.items() if get_origin(info.annotation) is dict)
@@ -172,7 +172,7 @@ TOKENS += [
 @every
 @often
 @given(tokens=st.lists(st.sampled_from(TOKENS), max_size=12), before=st.booleans())
-def test_any_yaml(tmp_path: Path, schema: type[Schema], tokens: list[str], before: bool):
+def test_any_yaml(tmp_path: Path, schema: type[StrictModel], tokens: list[str], before: bool):
     text = "".join(tokens)
     with contextlib.chdir(tmp_path):
         Path("recipe.yaml").write_text(yaml.safe_dump(WHOLE[schema]) + text if before else text, encoding="utf-8")
@@ -191,7 +191,7 @@ def test_brackets_in_brackets(tmp_path: Path, levels: int):
 
 
 @every
-def test_a_few_bytes_that_stand_for_all_memory(schema: type[Schema], tmp_path: Path):
+def test_a_few_bytes_that_stand_for_all_memory(schema: type[StrictModel], tmp_path: Path):
     """Ten lists of ten times the one before: ten thousand million values where anything follows the aliases."""
     file = tmp_path / "recipe.yaml"
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]

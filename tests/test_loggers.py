@@ -17,10 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import uhkd
 from references.runs import assert_equal_runs
 from uhkd.models import create
-from uhkd.runs import Pulse, RunFolder
+from uhkd.runs import ProgressFile, RunFolder
 from uhkd.training import check_loggers, fit, loggers, trainer
 from uhkd.training.loggers import Loggers
-from uhkd.training.step import Stepper
+from uhkd.training.step import TrainStep
 
 WORDS: dict[str, Any] = {
     "data": "digits",
@@ -66,18 +66,18 @@ def silent(distil: Distil, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 @pytest.fixture(scope="module")
 def told(distil: Distil, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The same, told to TensorBoard, broken in step 7, and resumed from step 5 as if killed before the checkpoint of step 6."""
-    out, take = tmp_path_factory.mktemp("told") / "run", Stepper.__call__
+    out, take = tmp_path_factory.mktemp("told") / "run", TrainStep.__call__
 
-    def breaks(self: Stepper, batch: Any, number: int, weights: Any) -> None:
+    def breaks(self: TrainStep, batch: Any, number: int, weights: Any) -> None:
         if number == 6:
             raise RuntimeError("out of luck\nfor good")
         take(self, batch, number, weights)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Stepper, "__call__", breaks)
+        patched.setattr(TrainStep, "__call__", breaks)
         with pytest.raises(RuntimeError, match="out of luck"):
             distil(out, log=("tensorboard",))
-    pulse = Pulse.read(out)
+    pulse = ProgressFile.read(out)
     assert pulse is not None and (pulse.state, pulse.why, pulse.step) == ("failed", "out of luck", 6)
     for file in (out / "checkpoints" / "step-6").iterdir():
         file.unlink()
@@ -154,7 +154,7 @@ def test_tensorboard_has_the_recipe_and_the_health_line(told: RunFolder):
 
 
 def test_progress_says_how_it_ended_and_is_small(told: RunFolder):
-    pulse = Pulse.read(told.path)
+    pulse = ProgressFile.read(told.path)
     assert pulse is not None
     assert (pulse.state, pulse.step, pulse.total, pulse.epoch, pulse.epochs) == ("finished", 8, 8, 2, 2)
     assert pulse.process == os.getpid() and pulse.age() < 600 and pulse.why == "" and pulse.eta_seconds == 0
@@ -169,11 +169,11 @@ def test_progress_is_written_once_a_second_at_most(distil: Distil, tmp_path: Pat
     times: list[float] = []
     lines: list[str] = []
 
-    def refused(self: Pulse, folder: Path) -> None:
+    def refused(self: ProgressFile, folder: Path) -> None:
         times.append(time.monotonic())
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Pulse, "write", refused)
+    monkeypatch.setattr(ProgressFile, "write", refused)
     monkeypatch.setattr(trainer, "say", lines.append)
     run = distil(tmp_path / "run")
     assert run.result.is_file() and len(times) >= 2

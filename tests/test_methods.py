@@ -15,23 +15,23 @@ from references import rivals
 from references.methods import fam, ftm, relations, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from references.rivals import dist
 from uhkd.data import Batch
-from uhkd.features import Shapes, SideShapes, Signals, TappedModel
-from uhkd.methods import build, check, matching_of, method_class
+from uhkd.features import FeatureExtractor, NetworkOutput, OutputShapes, PairShapes
+from uhkd.methods import build, check, find_matching_loss, method_class
 from uhkd.methods.kd import soft_target_loss
-from uhkd.methods.spectral_matching import LevelMatching, level_error, relation_error
+from uhkd.methods.spectral_matching import SpectralMatchingLoss, level_error, relation_error
 from uhkd.models import create
 from uhkd.spectral import (
     FTM,
-    Level,
-    Representation,
+    LevelPair,
     SpectralTarget,
+    SpectralTransform,
     area_basis,
     fourier_basis,
     ftm_shapes,
     match_levels,
 )
 from uhkd.spectral.fam import FAM
-from uhkd.training.learner import Learner, weigh
+from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.teacher import Teacher, calibrate
 
 F64 = torch.float64
@@ -91,13 +91,13 @@ def test_soft_targets_of_half_precision_are_computed_in_float32():
 # Feature terms: from maps to loss.
 
 STUDENT, TEACHER = ((3, 5, 4), (4, 3, 3)), ((2, 6, 7), (3, 3, 5))
-SMALL = Shapes(SideShapes(STUDENT, 4, CLASSES), SideShapes(TEACHER, 3, CLASSES), CLASSES, 100)
+SMALL = PairShapes(OutputShapes(STUDENT, 4, CLASSES), OutputShapes(TEACHER, 3, CLASSES), CLASSES, 100)
 
 
 def exact(module: nn.Module) -> nn.Module:
     """In float64, with bases that never were float32."""
     for part in module.double().modules():
-        if isinstance(part, Representation):
+        if isinstance(part, SpectralTransform):
             make: Callable[..., Tensor] = area_basis if part.form == "area" else fourier_basis
             for name, k in zip(("rows", "cols"), part.size, strict=True):
                 n = getattr(part, name).shape[1]
@@ -144,8 +144,8 @@ def test_the_objective_equals_the_reference_in_value_and_gradient(method, settin
     maps = tuple(x.requires_grad_() for x in maps_of(STUDENT, 4, 30))
     logits, teacher_logits = random(4, CLASSES, seed=1).requires_grad_(), random(4, CLASSES, seed=2)
 
-    terms = distiller(Signals(logits, maps), Signals(teacher_logits, spectra=transform(taught)), batch_of())
-    weigh(
+    terms = distiller(NetworkOutput(logits, maps), NetworkOutput(teacher_logits, spectra=transform(taught)), batch_of())
+    weighted_sum(
         {f"{method}.{k}": v for k, v in terms.items()}, {f"{method}.{k}": w for k, w in distiller.weights.items()}
     ).backward()
 
@@ -236,7 +236,7 @@ def test_redundancy_of_spectra_is_that_of_every_number_of_a_level():
         maps_of(STUDENT, 4, 30),
         tuple(random(4, *shape, seed=9) for shape in ftm_shapes(distiller.needs.target, TEACHER)),
     )
-    terms = distiller(Signals(maps=maps), Signals(spectra=spectra), batch_of())
+    terms = distiller(NetworkOutput(maps=maps), NetworkOutput(spectra=spectra), batch_of())
     assert set(terms) == {"redundancy", "relations"}
     expected = 0.0
     for predicted, target in zip(distiller.match.predict(maps), spectra, strict=True):
@@ -258,15 +258,15 @@ def test_features_are_zero_when_the_student_predicts_the_target(method):
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     predicted = distiller.match.predict(maps)
     logits = torch.randn(4, CLASSES)
-    terms = distiller(Signals(logits, maps), Signals(logits, spectra=predicted), batch_of())
+    terms = distiller(NetworkOutput(logits, maps), NetworkOutput(logits, spectra=predicted), batch_of())
     assert terms["features"] == 0
     assert all(terms[name].abs() < 1e-5 for name in ("kl", "inter", "intra"))
 
 
 def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin():
     """Parseval: on odd grids the full spectrum holds the same squared error as the map."""
-    sides = [SideShapes(((c, 5, 7), (c, 3, 3)), None, None) for c in (4, 2)]
-    shapes, weights = Shapes(*sides, CLASSES, 10), NO_LOGITS
+    sides = [OutputShapes(((c, 5, 7), (c, 3, 3)), None, None) for c in (4, 2)]
+    shapes, weights = PairShapes(*sides, CLASSES, 10), NO_LOGITS
     maps, taught = maps_of(sides[0].maps, 4, 0), maps_of(sides[1].maps, 4, 9)
     errors = []
     for method, settings in (("uhkd", {"form": "pairs", "radius": 3}), ("twin_b", {})):
@@ -276,7 +276,9 @@ def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin(
             part.norm = nn.Identity()
         exact(distiller)
         transform = exact(FTM(distiller.needs.target, sides[1].maps))
-        errors.append(distiller(Signals(maps=maps), Signals(spectra=transform(taught)), batch_of())["features"].item())
+        errors.append(
+            distiller(NetworkOutput(maps=maps), NetworkOutput(spectra=transform(taught)), batch_of())["features"].item()
+        )
     mixed = [part.mix(x.movedim(1, -1)).movedim(-1, 1) for part, x in zip(distiller.match.fams, maps, strict=True)]
     spatial = sum(F.mse_loss(x, y).item() for x, y in zip(mixed, taught, strict=True)) / 2
     assert errors == pytest.approx([spatial, spatial], rel=1e-6)
@@ -338,7 +340,7 @@ every_method = pytest.mark.parametrize("case", METHODS_TABLE)
 
 
 @functools.cache
-def original(name: str, size: int, seed: int, classes: int = CLASSES) -> TappedModel:
+def original(name: str, size: int, seed: int, classes: int = CLASSES) -> FeatureExtractor:
     torch.manual_seed(seed)
     built = create(name, num_classes=classes, image_size=size)
     with torch.no_grad():  # layers that start at zero let no gradient through: networks in the middle of training do
@@ -347,7 +349,7 @@ def original(name: str, size: int, seed: int, classes: int = CLASSES) -> TappedM
     return built
 
 
-def network(name: str, size: int, seed: int, classes: int = CLASSES) -> TappedModel:
+def network(name: str, size: int, seed: int, classes: int = CLASSES) -> FeatureExtractor:
     return copy.deepcopy(original(name, size, seed, classes))
 
 
@@ -359,16 +361,16 @@ def assemble(
     *,
     teacher_classes: int = CLASSES,
     seed: int = 2,
-) -> tuple[Learner, Teacher]:
+) -> tuple[StudentWithLosses, Teacher]:
     """A learner and its calibrated teacher, as `uhkd distill` puts them together."""
     student, network_ = network(*PAIRS[pair][0], 0), network(*PAIRS[pair][1], 1, teacher_classes)
     torch.manual_seed(seed)
-    distillers = build(method, Shapes(student.shapes, network_.shapes, CLASSES, 100), settings, weights)
+    distillers = build(method, PairShapes(student.shapes, network_.shapes, CLASSES, 100), settings, weights)
     target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
     teacher = Teacher(network_, target)
     if target is not None:
         assert calibrate(teacher, [batch_of(8, seed=7)], torch.device("cpu")) == 8
-    return Learner(student, distillers).train(), teacher
+    return StudentWithLosses(student, distillers).train(), teacher
 
 
 def names_of(method: str) -> set[str]:
@@ -407,7 +409,7 @@ def test_contract(case, pair):
     torch.testing.assert_close(
         terms["ce"], -(batch.target * logits.log_softmax(-1)).sum(1).mean(), rtol=1e-4, atol=1e-5
     )
-    weigh({k: v for k, v in terms.items() if k != "ce" or method == "scratch"}, learner.weights()).backward()
+    weighted_sum({k: v for k, v in terms.items() if k != "ce" or method == "scratch"}, learner.weights()).backward()
     assert len(learning(learner.student)) > 0.9 * len(list(learner.student.parameters()))
     parameters = {n: p for n, p in learner.distillers.named_parameters() if p.numel()}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters.values())
@@ -434,7 +436,7 @@ def test_bf16_autocast_gives_finite_float32_terms_close_to_float32(case):
         teacher.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         torch.manual_seed(3)
         terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
-        loss = weigh(terms, learner.weights())
+        loss = weighted_sum(terms, learner.weights())
     loss.backward()
     for name, term in terms.items():
         assert term.dtype == torch.float32, name
@@ -480,7 +482,7 @@ def test_without_labels_only_the_methods_own_terms_remain(case):
     assert set(terms) == names_of(method)
     if not terms:
         with pytest.raises(ValueError, match="nothing to learn from: no labels"):
-            weigh(terms, learner.weights())
+            weighted_sum(terms, learner.weights())
 
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
@@ -490,7 +492,7 @@ def test_a_teacher_without_a_head_teaches_by_features_alone(method):
     batch = batch_of(labelled=False)
     terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
     assert set(terms) == {f"{method}.features", f"{method}.relations"}
-    weigh(terms, learner.weights()).backward()
+    weighted_sum(terms, learner.weights()).backward()
     assert learning(learner.student)
 
 
@@ -514,8 +516,8 @@ def test_soft_targets_over_other_classes_are_refused():
 @pytest.mark.parametrize("method", ["kd", "uhkd", "twin_a", "twin_b"])
 def test_methods_with_a_teacher_need_one(method):
     with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
-        build(method, Shapes(SMALL.student, None, CLASSES, 100))
-    build("scratch", Shapes(SMALL.student, None, CLASSES, 100))
+        build(method, PairShapes(SMALL.student, None, CLASSES, 100))
+    build("scratch", PairShapes(SMALL.student, None, CLASSES, 100))
 
 
 # Weight 0.
@@ -526,33 +528,36 @@ def test_weight_0_skips_a_terms_work(method):
     logits, spectra = random(4, CLASSES).float(), tuple(x.flatten(2).float() for x in maps_of(TEACHER, 4, 0))
     no_features = build(method, SMALL, weights=NO_FEATURES)[method]
     assert no_features.needs.student == no_features.needs.teacher == {"logits"} and no_features.needs.target is None
-    assert not list(no_features.parameters()) and matching_of(nn.ModuleDict({"m": no_features})) is None
-    assert set(no_features(Signals(logits), Signals(logits), batch_of())) == {"inter", "intra"}
+    assert not list(no_features.parameters()) and find_matching_loss(nn.ModuleDict({"m": no_features})) is None
+    assert set(no_features(NetworkOutput(logits), NetworkOutput(logits), batch_of())) == {"inter", "intra"}
     no_logits = build(method, SMALL, weights=NO_LOGITS)[method]
     assert no_logits.needs.student == {"maps"} and no_logits.needs.teacher == {"spectra"}
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     spectra = tuple(no_logits.match.predict(maps))
-    assert set(no_logits(Signals(maps=maps), Signals(spectra=spectra), batch_of())) == {"features", "relations"}
+    assert set(no_logits(NetworkOutput(maps=maps), NetworkOutput(spectra=spectra), batch_of())) == {
+        "features",
+        "relations",
+    }
     neither = build(method, SMALL, weights=NO_LOGITS | NO_FEATURES)[method]
     assert not neither.needs.student and not neither.needs.teacher
-    assert neither(Signals(), Signals(), batch_of()) == {}
+    assert neither(NetworkOutput(), NetworkOutput(), batch_of()) == {}
 
 
 def test_kd_of_weight_0_never_runs_the_teacher():
     learner, teacher = assemble("ViT<-CNN", "kd", weights={"kl": 0.0})
-    assert not learner.teacher_needs and teacher.signals(batch_of(), learner.teacher_needs) == Signals()
-    assert set(learner(batch_of(), Signals())) == {"ce"}
+    assert not learner.teacher_needs and teacher.signals(batch_of(), learner.teacher_needs) == NetworkOutput()
+    assert set(learner(batch_of(), NetworkOutput())) == {"ce"}
 
 
 def test_features_of_weight_0_ask_nothing_of_small_maps():
-    tiny = SideShapes(((4, 1, 1), (4, 1, 1)), 4, CLASSES)
-    build("uhkd", Shapes(tiny, tiny, CLASSES, 10), weights=NO_FEATURES)
+    tiny = OutputShapes(((4, 1, 1), (4, 1, 1)), 4, CLASSES)
+    build("uhkd", PairShapes(tiny, tiny, CLASSES, 10), weights=NO_FEATURES)
 
 
 def test_weights_are_applied_once_and_by_full_name():
     terms = {"ce": torch.tensor(2.0), "uhkd.kl": torch.tensor(3.0), "uhkd.features": torch.tensor(5.0)}
-    assert weigh(terms, {"ce": 1.0, "uhkd.kl": 10.0, "uhkd.features": 0.0}) == 32
-    assert weigh({"ce": terms["ce"], "kd.kl": torch.tensor(float("nan"))}, {"ce": 1.0, "kd.kl": 0.0}) == 2
+    assert weighted_sum(terms, {"ce": 1.0, "uhkd.kl": 10.0, "uhkd.features": 0.0}) == 32
+    assert weighted_sum({"ce": terms["ce"], "kd.kl": torch.tensor(float("nan"))}, {"ce": 1.0, "kd.kl": 0.0}) == 2
     learner, _ = assemble("ViT<-CNN", "uhkd+kd", weights={"kl": 2.0, "uhkd.features": 7.0})
     counted = {name: weight for name, weight in learner.weights(ce=0.5).items() if weight}
     assert counted == {"ce": 0.5, "uhkd.kl": 2.0, "uhkd.features": 7.0, "uhkd.relations": 300.0, "kd.kl": 2.0}
@@ -675,8 +680,8 @@ def test_levels_of_real_pairs_are_matched_by_depth_and_grid():
     vit, resnet = original(*VIT, 1), original(*RESNET, 0)
     found = match_levels(resnet.shapes.maps, vit.shapes.maps, 3, "pairs")
     sizes = [(3, 3), (3, 3), (3, 3), (1, 1)]  # of the coarser grid; the teacher's own is 4 x 4 at every level
-    assert found == tuple(Level(i, i, size, "pairs", (3, 3)) for i, size in enumerate(sizes))
-    matching = LevelMatching(resnet.shapes.maps, vit.shapes.maps, SpectralTarget(found))
+    assert found == tuple(LevelPair(i, i, size, "pairs", (3, 3)) for i, size in enumerate(sizes))
+    matching = SpectralMatchingLoss(resnet.shapes.maps, vit.shapes.maps, SpectralTarget(found))
     maps = tuple(torch.randn(3, *shape) for shape in resnet.shapes.maps)
     assert [tuple(x.shape) for x in matching.predict(maps)] == [(3, 96, 9)] * 3 + [(3, 96, 1)]
 
@@ -689,7 +694,7 @@ def test_twin_a_holds_as_many_numbers_as_uhkd_and_twin_b_the_smaller_grid():
 def test_pairs_too_small_for_spectra_are_refused_with_the_reason():
     torch.manual_seed(0)
     coarse = create("uhkd/vit_micro", num_classes=CLASSES, image_size=16, options={"patch_size": 8})
-    shapes = Shapes(coarse.shapes, original(*RESNET, 0).shapes, CLASSES, 10)
+    shapes = PairShapes(coarse.shapes, original(*RESNET, 0).shapes, CLASSES, 10)
     for method in ("uhkd", "twin_a"):
         with pytest.raises(ValueError, match=r"too small for spectra.*\(2, 2\) with \(16, 16\).*smaller patch size"):
             build(method, shapes)
@@ -697,12 +702,12 @@ def test_pairs_too_small_for_spectra_are_refused_with_the_reason():
 
 
 def test_networks_without_taps_are_refused():
-    bare = SideShapes((), 4, CLASSES)
+    bare = OutputShapes((), 4, CLASSES)
     with pytest.raises(ValueError, match="found no taps"):
-        build("uhkd", Shapes(bare, SMALL.teacher, CLASSES, 10))
+        build("uhkd", PairShapes(bare, SMALL.teacher, CLASSES, 10))
 
 
 def test_matching_of_finds_the_level_matching():
     distillers = build("kd+uhkd", SMALL)
-    assert matching_of(distillers) is distillers["uhkd"].match
+    assert find_matching_loss(distillers) is distillers["uhkd"].match
     assert all(isinstance(part, FAM) for part in distillers["uhkd"].match.fams)

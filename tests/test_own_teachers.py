@@ -188,7 +188,7 @@ def test_going_on_without_labels_is_exact(images: Path, teacher: Path, monkeypat
     words = pupil(images, teacher, "whole", epochs=2, train_limit=60, data=images / "flat", unlabelled=False)
     whole = uhkd.distill(**words)
     assert "val_cka" in whole.metrics and "val_accuracy" not in whole.metrics
-    take, steps = trainer.Stepper.__call__, []
+    take, steps = trainer.TrainStep.__call__, []
 
     def stopping(self: Any, *given: Any) -> None:
         steps.append(given[1])
@@ -196,7 +196,7 @@ def test_going_on_without_labels_is_exact(images: Path, teacher: Path, monkeypat
             raise KeyboardInterrupt
         take(self, *given)
 
-    monkeypatch.setattr(trainer.Stepper, "__call__", stopping)
+    monkeypatch.setattr(trainer.TrainStep, "__call__", stopping)
     words |= {"out": images / "halved", "checkpoint_minutes": 1e-6}
     with pytest.raises(KeyboardInterrupt):
         uhkd.distill(**words)
@@ -291,8 +291,10 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
         {"teacher": other, "method": "uhkd+rkd", "weights": {"features": 10.0}, "head": "probe"},
     ]
     passes: list[int] = []
-    forward = learner.Learner.forward
-    monkeypatch.setattr(learner.Learner, "forward", lambda self, *given: passes.append(1) or forward(self, *given))
+    forward = learner.StudentWithLosses.forward
+    monkeypatch.setattr(
+        learner.StudentWithLosses, "forward", lambda self, *given: passes.append(1) or forward(self, *given)
+    )
     whole = uhkd.distill(teachers=mix, out=images / "two", **words)
     assert len(passes) == 6 + 2  # steps, of both teachers together, and a look at the gradients after each epoch
     terms = {"1:kd.kl", "2:uhkd.features", "2:uhkd.inter", "2:rkd.angle", "ce"}
@@ -308,7 +310,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
     weights |= {"2:uhkd.inter": 0.25, "2:uhkd.intra": 0.25, "2:rkd.distance": 6.25, "2:rkd.angle": 12.5}
     assert row["loss"] == pytest.approx(sum(weights[name] * row[name] for name in weights), rel=1e-4)
     # and it goes on exactly
-    take, steps = trainer.Stepper.__call__, []
+    take, steps = trainer.TrainStep.__call__, []
 
     def stopping(self: Any, *given: Any) -> None:
         steps.append(given[1])
@@ -317,7 +319,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
         take(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Stepper, "__call__", stopping)
+        patched.setattr(trainer.TrainStep, "__call__", stopping)
         with pytest.raises(KeyboardInterrupt):
             uhkd.distill(teachers=mix, out=images / "two-halves", **words)
     again = uhkd.distill(teachers=mix, out=images / "two-halves", resume=True, **words)
@@ -397,18 +399,18 @@ def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
 
 
 def test_what_is_said_of_loss_and_next_steps_is_true_without_labels(capsys: pytest.CaptureFixture[str]):
-    from uhkd.training.setup import tell_loss
-    from uhkd.training.summary import next_steps
+    from uhkd.training.setup import log_loss
+    from uhkd.training.summary import usage_hints
 
-    tell_loss({"ce": 1.0, "uhkd.features": 2.0, "rkd.angle": 3.0}, labels=False)
-    tell_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=False)
+    log_loss({"ce": 1.0, "uhkd.features": 2.0, "rkd.angle": 3.0}, labels=False)
+    log_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=False)
     assert capsys.readouterr().err == "  loss = 2 uhkd.features + 3 rkd.angle\n"
-    tell_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=True)
+    log_loss({"ce": 1.0, "rkd.angle": 3.0}, labels=True)
     assert "loss = 1 ce + 3 rkd.angle: not to be compared" in capsys.readouterr().err
     usual: dict[str, Any] = {"verb": "distill", "metrics": {"val_accuracy": 0.5}}
-    assert "compare --pairs" in " ".join(next_steps(Path("runs/a"), usual, headless=False))
+    assert "compare --pairs" in " ".join(usage_hints(Path("runs/a"), usual, headless=False))
     for more in ({"teachers": [{}, {}]}, {"probe": {}}, {"metrics": {}}, {"verb": "finetune"}):
-        assert "compare" not in " ".join(next_steps(Path("runs/a"), usual | more, headless=False))
+        assert "compare" not in " ".join(usage_hints(Path("runs/a"), usual | more, headless=False))
 
 
 def test_a_dry_run_refuses_what_cannot_judge_or_be_told(

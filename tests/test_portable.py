@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uhkd.cache.shards import Shard
-from uhkd.data.file_cache import Descriptors
+from uhkd.data.file_cache import OpenFiles
 from uhkd.recipe import recipe_names
 
 SOURCE = Path(__file__).parents[1] / "src" / "uhkd"
@@ -164,7 +164,7 @@ def test_files_are_read_by_position_where_the_system_has_no_call_for_that(
     (tmp_path / "a").write_bytes(bytes(range(100)))
     (tmp_path / "b").write_bytes(bytes(range(100, 200)))
     monkeypatch.delattr(os, "preadv")
-    read = Descriptors(most=1)
+    read = OpenFiles(most=1)
     for name, offset, wanted in (
         ("a", 10, range(10, 14)),
         ("b", 98, range(198, 200)),

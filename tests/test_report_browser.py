@@ -237,16 +237,16 @@ def test_a_resumed_run_notes_what_an_undisturbed_one_does(runs: Path, tmp_path: 
     own = TINY | {"student": "uhkd/vit_micro", "student_options": VIT, "epochs": 2, "teacher": str(runs / "teacher")}
     uhkd.distill(out=tmp_path / "whole", **own)
 
-    class Stopped(Exception):
+    class TrainingInterrupted(Exception):
         pass
 
     def epoch(self: Progress, row: Any, epochs: int) -> None:
         if row["epoch"] == 2:
-            raise Stopped
+            raise TrainingInterrupted
 
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "epoch", epoch)
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             uhkd.distill(out=tmp_path / "stopped", checkpoint_minutes=1e-9, **own)
     resumed = uhkd.distill(out=tmp_path / "stopped", resume=True, checkpoint_minutes=1e-9, thumbnails=True, **own)
     assert_equal_runs(RunFolder(tmp_path / "whole"), resumed.run, [5, 10])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from references import rivals
 from references.methods import soft_targets
 from uhkd.data import Batch
-from uhkd.features import Shapes, SideShapes, Signals
-from uhkd.methods import Distiller, build, check, method_class, method_names, settings_of
+from uhkd.features import NetworkOutput, OutputShapes, PairShapes
+from uhkd.methods import DistillationLoss, build, check, method_class, method_names, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.base import z_scores
 from uhkd.methods.cc import neighbour_correlation
@@ -28,12 +28,12 @@ from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
 from uhkd.methods.spectralkd import spectral_error
-from uhkd.training.learner import weigh
+from uhkd.training.learner import weighted_sum
 
 F64 = torch.float64
 CLASSES, IMAGES = 5, 12
 STUDENT, TEACHER = ((3, 5, 4), (4, 3, 3)), ((4, 3, 6), (3, 2, 3))
-SHAPES = Shapes(SideShapes(STUDENT, 4, CLASSES), SideShapes(TEACHER, 6, CLASSES), CLASSES, IMAGES)
+SHAPES = PairShapes(OutputShapes(STUDENT, 4, CLASSES), OutputShapes(TEACHER, 6, CLASSES), CLASSES, IMAGES)
 BATCH = 4
 
 
@@ -41,7 +41,7 @@ def random(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def make(method: str, settings: dict[str, Any] | None = None, shapes: Shapes = SHAPES, seed: int = 0) -> Any:
+def make(method: str, settings: dict[str, Any] | None = None, shapes: PairShapes = SHAPES, seed: int = 0) -> Any:
     """One distiller in float64, its parameters away from their first values."""
     torch.manual_seed(seed)
     distiller = build(method, shapes, settings)[method].double()
@@ -51,7 +51,7 @@ def make(method: str, settings: dict[str, Any] | None = None, shapes: Shapes = S
     return distiller
 
 
-def said(seed: int = 0, batch: int = BATCH, learns: bool = True) -> tuple[Signals, Signals, Batch]:
+def said(seed: int = 0, batch: int = BATCH, learns: bool = True) -> tuple[NetworkOutput, NetworkOutput, Batch]:
     """Random signals of both sides; the student's take gradients."""
     sides = []
     for i, (maps, width) in enumerate(((STUDENT, 4), (TEACHER, 6))):
@@ -60,7 +60,7 @@ def said(seed: int = 0, batch: int = BATCH, learns: bool = True) -> tuple[Signal
         found = tuple(random(batch, *shape, seed=s + 2 + k) + 0.4 for k, shape in enumerate(maps))
         if i == 0 and learns:
             logits, embedding, *found = (x.requires_grad_() for x in (logits, embedding, *found))
-        sides.append(Signals(logits, tuple(found), None, embedding))
+        sides.append(NetworkOutput(logits, tuple(found), None, embedding))
     target = random(batch, CLASSES, seed=seed + 30).mul(3).softmax(1)
     index = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(seed))[:batch]
     return sides[0], sides[1], Batch(torch.rand(batch, 3, 8, 8), target, target.argmax(1), index)
@@ -122,7 +122,7 @@ def test_dkd_without_tckd_adds_half_the_kl_among_the_other_classes():
     terms = {f"dkd.{name}": term for name, term in distiller(student, teacher, batch).items()}
     assert set(terms) == {"dkd.nckd"}
     ce = F.cross_entropy(student.logits, batch.target)
-    loss = weigh({"ce": ce, **terms}, {"ce": 1.0, "dkd.nckd": distiller.weights["nckd"]})
+    loss = weighted_sum({"ce": ce, **terms}, {"ce": 1.0, "dkd.nckd": distiller.weights["nckd"]})
     check_gradient(
         loss - ce,
         lambda: 0.5 * rivals.others_kl(student.logits, teacher.logits, batch.label.tolist()),
@@ -133,7 +133,9 @@ def test_dkd_without_tckd_adds_half_the_kl_among_the_other_classes():
 # Standardised logits, of kd and dkd.
 
 
-def standardised(method: str, student: Signals, teacher: Signals, batch: Batch, **settings: Any) -> dict[str, Tensor]:
+def standardised(
+    method: str, student: NetworkOutput, teacher: NetworkOutput, batch: Batch, **settings: Any
+) -> dict[str, Tensor]:
     """The terms of kd or dkd on standardised logits."""
     return make(method, {"standardise_logits": True, **settings})(student, teacher, batch)
 
@@ -203,7 +205,7 @@ def test_equal_logits_become_zeros_also_of_a_single_class():
 def test_without_standardised_logits_nothing_changes_by_a_bit(dtype: torch.dtype):
     student, teacher, batch = said()
     ours, theirs = student.logits.detach().to(dtype), teacher.logits.to(dtype)
-    sides = Signals(ours), Signals(theirs)
+    sides = NetworkOutput(ours), NetworkOutput(theirs)
     for settings in ({}, {"standardise_logits": False}):
         assert torch.equal(make("kd", settings)(*sides, batch)["kl"], soft_target_loss(ours, theirs, 4.0))
         found = make("dkd", settings)(*sides, batch)
@@ -294,8 +296,8 @@ def test_patch_merging_equals_the_reference_also_on_odd_grids(grid: tuple[int, i
 def exits_of(
     maps: tuple[tuple[int, int, int], ...], embedding: int | None, head: str = "auto", *, tokens: bool = False
 ) -> Any:
-    sides = SideShapes(maps, embedding, CLASSES, tokens), SideShapes(TEACHER, 6, CLASSES)
-    return build("ofa", Shapes(*sides, CLASSES, IMAGES), {"head": head})["ofa"]
+    sides = OutputShapes(maps, embedding, CLASSES, tokens), OutputShapes(TEACHER, 6, CLASSES)
+    return build("ofa", PairShapes(*sides, CLASSES, IMAGES), {"head": head})["ofa"]
 
 
 def test_ofas_exits_of_a_pyramid_halve_the_grid_once_a_following_stage():
@@ -348,9 +350,9 @@ def test_at_is_zero_for_maps_that_differ_by_scale_and_refuses_single_cells_alone
     x = random(3, 4, 5, 5)
     torch.testing.assert_close(attention(7 * x), attention(x))
     torch.testing.assert_close(attention(x).square().sum(1), torch.ones(3, dtype=F64))
-    single = SideShapes(((4, 1, 1), (8, 1, 1)), 8, CLASSES)
+    single = OutputShapes(((4, 1, 1), (8, 1, 1)), 8, CLASSES)
     with pytest.raises(ValueError, match="every matched level has one cell; use larger images"):
-        build("at", Shapes(single, single, CLASSES, IMAGES))
+        build("at", PairShapes(single, single, CLASSES, IMAGES))
 
 
 def test_fitnet_equals_the_reference():
@@ -367,7 +369,7 @@ def test_fitnet_equals_the_reference():
 
 def test_fitnet_is_zero_when_the_mix_gives_the_teachers_maps():
     maps = ((4, 3, 3), (3, 2, 3))
-    same = Shapes(SideShapes(maps, 6, CLASSES), SideShapes(maps, 6, CLASSES), CLASSES, IMAGES)
+    same = PairShapes(OutputShapes(maps, 6, CLASSES), OutputShapes(maps, 6, CLASSES), CLASSES, IMAGES)
     distiller = make("fitnet", shapes=same)
     for mix in distiller.mixes:
         mix.weight.data = torch.eye(len(mix.weight), dtype=F64)[:, :, None, None]
@@ -442,7 +444,9 @@ def test_rkd_is_zero_for_a_moved_turned_and_scaled_embedding():
 
 def test_rkd_is_finite_where_embeddings_coincide():
     same = torch.ones(3, 4, requires_grad=True)
-    terms = build("rkd", SHAPES)["rkd"](Signals(embedding=same), Signals(embedding=torch.ones(3, 6)), said(batch=3)[2])
+    terms = build("rkd", SHAPES)["rkd"](
+        NetworkOutput(embedding=same), NetworkOutput(embedding=torch.ones(3, 6)), said(batch=3)[2]
+    )
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values()) and same.grad.isfinite().all()
 
@@ -461,7 +465,7 @@ def test_crd_equals_the_reference_over_two_steps(negatives: int):
         drawn = torch.randint(IMAGES, (BATCH, negatives), generator=generator)
         assert (len(distiller.student_bank) <= 4 * (negatives + 1)) == (negatives == 9)
 
-        def anchors(student: Signals = student, teacher: Signals = teacher) -> list[list[list[float]]]:
+        def anchors(student: NetworkOutput = student, teacher: NetworkOutput = teacher) -> list[list[list[float]]]:
             return [
                 [rivals.unit(rivals.linear(row, m.weight.detach(), m.bias.detach())) for row in x.tolist()]
                 for x, m in zip((student.embedding, teacher.embedding), own, strict=True)
@@ -530,7 +534,7 @@ def test_crd_takes_given_constants_and_stays_finite_at_any_temperature():
         expected, rel=1e-12
     )
     cold = build("crd", SHAPES, {"dim": 3, "temperature": 0.001})["crd"]
-    sides = [Signals(embedding=x.embedding.detach().float()) for x in (student, teacher)]
+    sides = [NetworkOutput(embedding=x.embedding.detach().float()) for x in (student, teacher)]
     for _ in range(3):
         assert cold(*sides, batch)["contrast"].isfinite()
 
@@ -623,9 +627,9 @@ def test_every_method_names_what_is_tuned_and_its_source(method: str):
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_weight_of_0_skips_the_work_and_the_layers(method: str):
     distiller = build(method, SHAPES, weights=dict.fromkeys(PAPER[method], 0.0))[method]
-    assert isinstance(distiller, Distiller)
+    assert isinstance(distiller, DistillationLoss)
     assert not distiller.needs.student and not distiller.needs.teacher and not list(distiller.parameters())
-    assert distiller(Signals(), Signals(), said()[2]) == {}
+    assert distiller(NetworkOutput(), NetworkOutput(), said()[2]) == {}
 
 
 @pytest.mark.parametrize(("method", "term"), [(m, t) for m in RIVALS for t in PAPER[m] if len(PAPER[m]) > 1])
@@ -633,7 +637,7 @@ def test_each_term_can_be_had_alone_with_what_it_needs(method: str, term: str):
     weights = {name: float(name == term) for name in PAPER[method]}
     distiller = build(method, SHAPES, weights=weights)[method].double()
     sides = [
-        Signals(**{k: v for k, v in side._asdict().items() if k in needs})
+        NetworkOutput(**{k: v for k, v in side._asdict().items() if k in needs})
         for side, needs in zip(said()[:2], (distiller.needs.student, distiller.needs.teacher), strict=True)
     ]
     assert set(distiller(*sides, said()[2])) == {term}
@@ -642,21 +646,21 @@ def test_each_term_can_be_had_alone_with_what_it_needs(method: str, term: str):
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_teacher_is_needed(method: str):
     with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
-        build(method, Shapes(SHAPES.student, None, CLASSES, IMAGES))
+        build(method, PairShapes(SHAPES.student, None, CLASSES, IMAGES))
 
 
 @pytest.mark.parametrize("method", ["cc", "rkd", "crd", "rsd"])
 def test_embeddings_are_needed_on_both_sides(method: str):
-    bare = SideShapes(STUDENT, None, CLASSES)
+    bare = OutputShapes(STUDENT, None, CLASSES)
     for sides, which in (((bare, SHAPES.teacher), "student"), ((SHAPES.student, bare), "teacher")):
         with pytest.raises(ValueError, match=f"{method} needs {which} embedding, and the {which} has none"):
-            build(method, Shapes(*sides, CLASSES, IMAGES))
+            build(method, PairShapes(*sides, CLASSES, IMAGES))
 
 
 @pytest.mark.parametrize("method", ["fitnet", "at", "spectralkd", "ofa"])
 def test_taps_are_needed(method: str):
     with pytest.raises(ValueError, match=f"{method} .*found no taps in the student"):
-        build(method, Shapes(SideShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
+        build(method, PairShapes(OutputShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
 
 
 SINGLE = {

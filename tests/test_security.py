@@ -34,9 +34,9 @@ from torchvision.datasets import CIFAR100
 
 from uhkd.__main__ import main
 from uhkd.commands.comparing.naming import pair_names
-from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.tables import csv_text, inline, latex, markdown, run_rows
-from uhkd.console import shown, shown_lines
+from uhkd.console import escape_lines, shown
 from uhkd.data import datasets, open_data
 from uhkd.data.decode import LARGEST, decode_file, header_size
 from uhkd.models import create, load_run
@@ -517,7 +517,7 @@ def harmless(text: str) -> bool:
 def test_a_name_is_shown_on_one_line_that_a_terminal_does_not_obey(name: str):
     assert harmless(shown(name)) and "\n" not in shown(name)
     assert shown(shown(name)) == shown(name)
-    assert harmless(shown_lines(f"ours:\n  {name}"))
+    assert harmless(escape_lines(f"ours:\n  {name}"))
 
 
 def test_names_in_any_script_are_shown_as_they_are():
@@ -709,7 +709,7 @@ def test_a_comparison_does_not_work_through_links_in_its_folder(tmp_path: Path, 
     place.parent.mkdir(parents=True)
     place.symlink_to(outside, target_is_directory=True)
     with pytest.raises(ValueError, match=f"{place} is a link to another place"):
-        Board(out).begin(Plan((Task("pair/kd/seed-0", {}),), {}, {}, {}))
+        TaskStore(out).begin(Plan((Task("pair/kd/seed-0", {}),), {}, {}, {}))
     assert content(outside) == before
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from references.spectral import band_limited, coefficient, real_spectrum
 from uhkd.spectral import (
     FTM,
-    Level,
-    Representation,
+    LevelPair,
     SpectralTarget,
+    SpectralTransform,
     area_basis,
     complex_halfplane,
     crop_index,
@@ -79,7 +79,7 @@ def test_constant_map_has_only_dc():
 @pytest.mark.parametrize("shift", [(1, 0), (0, 2), (3, -1)])
 def test_circular_shift_by_whole_cells_changes_phase_only(shift):
     x = maps(1, 4, 9, 10)
-    form = Representation((9, 10), (9, 9), "amplitude").double()
+    form = SpectralTransform((9, 10), (9, 9), "amplitude").double()
     torch.testing.assert_close(form(x.roll(shift, (2, 3))), form(x), rtol=1e-6, atol=1e-7)  # float32 bases
     assert not torch.allclose(spectrum(x.roll(shift, (2, 3)), 4), spectrum(x, 4))
 
@@ -129,7 +129,7 @@ def test_transform_commutes_with_channel_mixing_up_to_the_bias_in_dc():
 
 @pytest.mark.parametrize("form", ["pairs", "amplitude", "log-amplitude", "area"])
 def test_gradcheck(form):
-    represent = Representation((5, 6), (3, 5), form).double()
+    represent = SpectralTransform((5, 6), (3, 5), form).double()
     x = maps(2, 2, 5, 6).requires_grad_()
     assert torch.autograd.gradcheck(represent, (x,))
 
@@ -137,13 +137,13 @@ def test_gradcheck(form):
 @pytest.mark.parametrize("form", ["amplitude", "log-amplitude"])
 def test_gradient_is_finite_where_the_spectrum_is_zero(form):
     x = torch.zeros(1, 1, 5, 5, requires_grad=True)
-    Representation((5, 5), (3, 3), form)(x).sum().backward()
+    SpectralTransform((5, 5), (3, 3), form)(x).sum().backward()
     assert x.grad.isfinite().all()
 
 
 def test_amplitudes_are_those_of_the_definition():
     x = maps(1, 1, 6, 7)
-    found = Representation((6, 7), (5, 7), "amplitude").double()(x)[0, 0]
+    found = SpectralTransform((6, 7), (5, 7), "amplitude").double()(x)[0, 0]
     for k, (u, v) in enumerate(halfplane_frequencies((5, 7))):
         expected = coefficient(x[0, 0], u, v)
         assert found[k].item() == pytest.approx(expected.real if k == 0 else abs(expected), abs=1e-4)
@@ -316,7 +316,7 @@ def test_ftm_survives_a_state_round_trip():
 
 
 def test_calibration_refuses_what_it_cannot_use():
-    ftm = FTM(SpectralTarget((Level(0, 0, (3, 3), "pairs"),)), MAPS)
+    ftm = FTM(SpectralTarget((LevelPair(0, 0, (3, 3), "pairs"),)), MAPS)
     with pytest.raises(ValueError, match="at least 2 images"):
         ftm.calibrate(ftm.raw([maps(1, *MAPS[0], dtype=torch.float32)]))
     with pytest.raises(ValueError, match="NaN or infinite"):

@@ -16,8 +16,8 @@ import uhkd
 from references import steps
 from references.steps import CASES, assemble
 from uhkd.spectral import project
-from uhkd.training.learner import weigh
-from uhkd.training.running_metrics import Totals
+from uhkd.training.learner import weighted_sum
+from uhkd.training.running_metrics import RunningMetrics
 
 every_method = pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else str(x))
 
@@ -60,12 +60,12 @@ def test_the_guard_sees_what_makes_the_host_wait():
 @every_method
 def test_a_step_never_waits_for_the_device(method, settings):
     learner, teacher, batch = assemble(method, settings)
-    totals, weights = Totals(torch.device("cpu")), learner.weights()
+    totals, weights = RunningMetrics(torch.device("cpu")), learner.weights()
 
     def step() -> None:
         said = teacher.signals(batch, learner.teacher_needs)
         terms = learner(batch, said)
-        loss = weigh(terms, weights)
+        loss = weighted_sum(terms, weights)
         loss.backward()
         totals.add(loss.detach(), terms)
         for side in (learner.student, learner.distillers):

@@ -13,21 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd.cache import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, picture_sums, shards
+from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, picture_sums, shards
 from uhkd.data import Augmentation, file_cache
-from uhkd.features import SideShapes, Signals
+from uhkd.features import NetworkOutput, OutputShapes
 from uhkd.spectral import FTM, SpectralTarget, teacher_levels
 
 SPECTRA = ((6, 9), (4, 1))
 
 
-def said(images: int = 5, seed: int = 0, scale: float = 1.0) -> Signals:
+def said(images: int = 5, seed: int = 0, scale: float = 1.0) -> NetworkOutput:
     g = torch.Generator().manual_seed(seed)
     spectra = tuple(scale * torch.randn(images, *shape, generator=g) for shape in SPECTRA)
-    return Signals(torch.randn(images, 3, generator=g) * 10, None, spectra, torch.randn(images, 7, generator=g))
+    return NetworkOutput(torch.randn(images, 3, generator=g) * 10, None, spectra, torch.randn(images, 7, generator=g))
 
 
-def fields(signals: Signals) -> list[torch.Tensor]:
+def fields(signals: NetworkOutput) -> list[torch.Tensor]:
     assert signals.logits is not None and signals.embedding is not None and signals.spectra is not None
     return [signals.logits, signals.embedding, *signals.spectra]
 
@@ -64,7 +64,7 @@ def test_swin_ts_four_levels_take_less_than_13_kilobytes_by_default():
 
 
 def test_zero_blocks_and_odd_selections_survive():
-    zeros = Signals(None, None, None, torch.zeros(2, 7))
+    zeros = NetworkOutput(None, None, None, torch.zeros(2, 7))
     layout = Layout(None, 7, (), "int8")
     assert layout.holds == ("embedding",)
     assert torch.equal(layout.decode(layout.encode(zeros)).embedding, torch.zeros(2, 7))
@@ -155,12 +155,12 @@ def test_any_flipped_bit_is_noticed_and_named(tmp_path_factory: pytest.TempPathF
     file.write_bytes(content)
     image = 4 + place // 14
     with pytest.raises(
-        DamagedShard, match=rf"shard-00001.bin is damaged: record {image - 4} \(image {image} of view 1\)"
+        CorruptShard, match=rf"shard-00001.bin is damaged: record {image - 4} \(image {image} of view 1\)"
     ):
         found.read(1, np.arange(10))
     others = np.array([i for i in range(10) if i != image])
     assert np.array_equal(found.read(1, others), bodies[1, others])
-    with pytest.raises(DamagedShard, match=f"make it anew, and it alone, with: uhkd cache -c {folder} --out {folder}"):
+    with pytest.raises(CorruptShard, match=f"make it anew, and it alone, with: uhkd cache -c {folder} --out {folder}"):
         found.check(next(s for s in found.of_view(1) if s.number == 1))
 
 
@@ -171,13 +171,13 @@ def test_shards_in_a_wrong_place_or_of_another_cache_are_noticed(tmp_path: Path)
     one, two = tmp_path / "a/view-0000/shard-00000.bin", tmp_path / "a/view-0001/shard-00000.bin"
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
-    with pytest.raises(DamagedShard, match="image 0 of view 0"):
+    with pytest.raises(CorruptShard, match="image 0 of view 0"):
         found.read(0, np.array([0]))
     one.write_bytes((tmp_path / "a/view-0000/shard-00001.bin").read_bytes())
-    with pytest.raises(DamagedShard, match="image 0 of view 0"):
+    with pytest.raises(CorruptShard, match="image 0 of view 0"):
         Shards(tmp_path / "a", 10, 6, "k").read(0, np.array([0]))
     one.write_bytes((tmp_path / "b/view-0000/shard-00000.bin").read_bytes())
-    with pytest.raises(DamagedShard, match="image 0 of view 0"):
+    with pytest.raises(CorruptShard, match="image 0 of view 0"):
         Shards(tmp_path / "a", 10, 6, "k").read(0, np.array([0]))
     one.write_bytes(content)
     Shards(tmp_path / "a", 10, 6, "k").read(0, np.array([0]))
@@ -187,14 +187,14 @@ def test_shards_in_a_wrong_place_or_of_another_cache_are_noticed(tmp_path: Path)
 def test_missing_and_short_shards_are_named_with_what_was_found(tmp_path: Path):
     found, _ = written(tmp_path)
     (tmp_path / "view-0000/shard-00001.bin").unlink()
-    with pytest.raises(DamagedShard, match=r"view-0000/shard-00001\.bin is missing; make it anew"):
+    with pytest.raises(CorruptShard, match=r"view-0000/shard-00001\.bin is missing; make it anew"):
         found.read(0, np.array([0, 5]))
     file = tmp_path / "view-0001/shard-00002.bin"
     file.write_bytes(file.read_bytes()[:-1])
     assert [s.name for s in found.missing(2)] == ["view-0000/shard-00001.bin", "view-0001/shard-00002.bin"]
-    with pytest.raises(DamagedShard, match="expected 28 bytes, found 27"):
+    with pytest.raises(CorruptShard, match="expected 28 bytes, found 27"):
         found.check(found.missing(2)[1])
-    with pytest.raises(DamagedShard, match="image 9 of view 1"):
+    with pytest.raises(CorruptShard, match="image 9 of view 1"):
         found.read(1, np.array([9]))
 
 
@@ -215,7 +215,7 @@ def manifest(**changes: object) -> tuple[Manifest, FTM]:
         teacher="t", weights="w", reading={"mean": (0.5,)}, precision="fp32", data="d", augmentation=augmentation, seed=4,
         classes=3, layout=layout, levels=names, target=target, ftm=ftm,
     )  # fmt: skip
-    shapes = SideShapes(MAPS, 7, 3, tokens=True)
+    shapes = OutputShapes(MAPS, 7, 3, tokens=True)
     made = Manifest(
         identity, 10, 2, layout, augmentation, 4, shapes, names, target, "runs/t", {"accuracy": 0.5}, {"v": 1}
     )
@@ -224,8 +224,8 @@ def manifest(**changes: object) -> tuple[Manifest, FTM]:
 
 def test_a_cache_is_read_as_it_was_written(tmp_path: Path):
     made, ftm = manifest()
-    Stored.begin(tmp_path, made, {f"ftm.{k}": v for k, v in ftm.state_dict().items()})
-    stored = Stored(tmp_path)
+    TeacherCache.begin(tmp_path, made, {f"ftm.{k}": v for k, v in ftm.state_dict().items()})
+    stored = TeacherCache(tmp_path)
     assert replace(stored.manifest, tensors="") == made
     again = FTM(made.target, MAPS)
     again.load_state_dict(stored.tensors("ftm."))
@@ -250,7 +250,7 @@ def test_the_key_changes_with_everything_but_the_number_of_views():
 def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     folder = tmp_path_factory.mktemp("manifest")
     made, _ = manifest()
-    Stored.begin(folder, made, {"x": torch.zeros(1)})
+    TeacherCache.begin(folder, made, {"x": torch.zeros(1)})
     file = folder / "cache.json"
     content = bytearray(file.read_bytes())
     kind = data.draw(st.sampled_from(["cut", "flip", "field"]))
@@ -264,7 +264,7 @@ def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPat
         content = bytearray(json.dumps(said).encode())
     file.write_bytes(content)
     try:
-        found = Stored(folder)
+        found = TeacherCache(folder)
     except ValueError as error:
         told = str(error)
     else:  # a flip may make another spelling of the same number
@@ -274,25 +274,25 @@ def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPat
 
 def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no stored signals \(no cache.json\)"):
-        Stored(tmp_path)
-    Stored.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
+        TeacherCache(tmp_path)
+    TeacherCache.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
     file = tmp_path / "cache.json"
     file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
     with pytest.raises(ValueError, match="is of format 1, this version reads 2"):
-        Stored(tmp_path)
+        TeacherCache(tmp_path)
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
     content = bytearray((tmp_path / "teacher.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "teacher.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"teacher\.safetensors is missing or damaged.*not what was written"):
-        Stored(tmp_path).tensors("ftm.")
+        TeacherCache(tmp_path).tensors("ftm.")
     file.write_text("[]")
     with pytest.raises(ValueError, match=r"cache\.json is damaged"):
-        Stored(tmp_path)
-    Stored.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
+        TeacherCache(tmp_path)
+    TeacherCache.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
     (tmp_path / "teacher.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"teacher\.safetensors is missing or damaged"):
-        Stored(tmp_path).tensors("ftm.")
+        TeacherCache(tmp_path).tensors("ftm.")
 
 
 def test_picture_sums_change_with_any_pixel_and_share():
@@ -311,8 +311,8 @@ def test_picture_sums_change_with_any_pixel_and_share():
 
 def test_a_record_is_only_given_for_the_view_that_the_teacher_saw(tmp_path: Path):
     made, _ = manifest()
-    Stored.begin(tmp_path, made, {})
-    stored, rng = Stored(tmp_path), np.random.default_rng(0)
+    TeacherCache.begin(tmp_path, made, {})
+    stored, rng = TeacherCache(tmp_path), np.random.default_rng(0)
     image = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
     bodies = rng.integers(0, 256, (10, made.layout.size), np.uint8)
     (tmp_path / "view-0001").mkdir()
@@ -335,4 +335,4 @@ def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monk
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ValueError, match=r"shard-00000\.bin cannot be read: .*Too many open files") as told:
         found.read(0, np.array([1]))
-    assert not isinstance(told.value, DamagedShard)
+    assert not isinstance(told.value, CorruptShard)

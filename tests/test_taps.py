@@ -10,10 +10,10 @@ import torchvision
 from torch import Tensor, nn
 
 from references.contracts import ALL, check_contract
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.features.selection import choose, evenly
 from uhkd.features.tensor_layout import Layout, infer
-from uhkd.features.timm_extractor import TimmReader
+from uhkd.features.timm_extractor import TimmExtractor
 from uhkd.models import create
 from uhkd.models.cifar_variants import VARIANTS
 
@@ -66,7 +66,7 @@ def test_torchvision_vision_transformer() -> None:
         image_size=32, patch_size=8, num_layers=4, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5
     )
     nn.init.normal_(module.heads.head.weight)  # pyright: ignore (torchvision starts it at zero)
-    tapped = TappedModel(module, input_size=(32, 32))
+    tapped = FeatureExtractor(module, input_size=(32, 32))
     assert tapped.levels == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(4))
     assert tapped.shapes.maps == ((32, 4, 4),) * 4
     check_contract(tapped)
@@ -75,7 +75,7 @@ def test_torchvision_vision_transformer() -> None:
 def test_families_give_embeddings_that_the_classifier_turns_into_logits() -> None:
     for name, linear in (("timm/test_resnet", True), ("uhkd/vit_micro", True), ("uhkd/swin_pico", True)):
         reader = create(name, num_classes=5)._reader
-        assert isinstance(reader, TimmReader)
+        assert isinstance(reader, TimmExtractor)
         assert reader.linear_head is linear
 
 
@@ -163,7 +163,7 @@ class Block(nn.Module):
 
 
 def test_hand_written_pyramid() -> None:
-    tapped = TappedModel(Pyramid(), input_size=(32, 48))
+    tapped = FeatureExtractor(Pyramid(), input_size=(32, 48))
     assert tapped.levels == ("one", "two", "three")
     assert tapped.shapes.maps == ((8, 32, 48), (16, 16, 24), (24, 8, 12))
     assert tapped.shapes.embedding == 24
@@ -172,7 +172,7 @@ def test_hand_written_pyramid() -> None:
 
 def test_hand_written_channels_last() -> None:
     module = ChannelsLast()
-    tapped = TappedModel(module, input_size=(32, 32))
+    tapped = FeatureExtractor(module, input_size=(32, 32))
     assert tapped.levels == ("first", "second")
     assert tapped.shapes.maps == ((20, 8, 8), (4, 4, 4))
     image = torch.rand(2, 3, 32, 32)
@@ -188,7 +188,7 @@ def test_hand_written_channels_last() -> None:
 @pytest.mark.parametrize("sequence_first", [False, True])
 def test_hand_written_tokens(prefix: int, size: tuple[int, int], sequence_first: bool) -> None:
     module = Tokens(prefix, sequence_first=sequence_first)
-    tapped = TappedModel(module, input_size=size)
+    tapped = FeatureExtractor(module, input_size=size)
     grid = (size[0] // 8, size[1] // 8)
     assert tapped.levels == tuple(f"blocks.{i}" for i in range(4))
     assert tapped.shapes.maps == ((12, *grid),) * 4
@@ -213,7 +213,7 @@ def test_prefix_tokens_can_be_told() -> None:
             x = torch.nn.functional.adaptive_avg_pool2d(x, (5, 5)).flatten(2).transpose(1, 2).repeat(1, 1, 2)
             return self.head(self.layer(x).mean(1))
 
-    assert TappedModel(Bare(), input_size=(32, 32), levels=["layer"], prefix_tokens=9).shapes.maps == ((6, 4, 4),)
+    assert FeatureExtractor(Bare(), input_size=(32, 32), levels=["layer"], prefix_tokens=9).shapes.maps == ((6, 4, 4),)
 
 
 def test_layers_overwritten_in_place_are_read_before() -> None:
@@ -225,7 +225,7 @@ def test_layers_overwritten_in_place_are_read_before() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.conv(x).relu_().mean((2, 3)))
 
-    tapped = TappedModel(InPlace(), input_size=(16, 16), levels=["conv"])
+    tapped = FeatureExtractor(InPlace(), input_size=(16, 16), levels=["conv"])
     assert tapped(torch.rand(2, 3, 16, 16), frozenset({"maps"})).maps[0].min() < 0
 
 
@@ -235,7 +235,7 @@ def test_layers_overwritten_in_place_are_read_before() -> None:
 def test_images_are_resized_and_normalised_inside() -> None:
     seen: list[Tensor] = []
     module = Pyramid()
-    tapped = TappedModel(module, input_size=(16, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    tapped = FeatureExtractor(module, input_size=(16, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     module.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     tapped(torch.full((1, 3, 40, 20), 0.6))
     assert seen[0].shape == (1, 3, 16, 24)
@@ -248,7 +248,7 @@ def test_images_are_resized_and_normalised_inside() -> None:
 def test_one_pass_serves_all_signals() -> None:
     module = Pyramid()
     calls: list[int] = []
-    tapped = TappedModel(module, input_size=(16, 16))
+    tapped = FeatureExtractor(module, input_size=(16, 16))
     module.one.register_forward_hook(lambda *_: calls.append(1))
     tapped(torch.rand(2, 3, 16, 16), ALL)
     assert len(calls) == 1
@@ -272,7 +272,7 @@ def test_measuring_leaves_no_trace() -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    TappedModel(module, input_size=(16, 16))
+    FeatureExtractor(module, input_size=(16, 16))
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     assert not module.two.training
@@ -293,12 +293,12 @@ def test_works_inside_autocast_and_in_half_precision() -> None:
     image = torch.rand(2, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert tapped(image, ALL).logits.dtype == torch.bfloat16
-    half = TappedModel(create("uhkd/resnet10", num_classes=5).module.to(torch.bfloat16), input_size=(32, 32))
+    half = FeatureExtractor(create("uhkd/resnet10", num_classes=5).module.to(torch.bfloat16), input_size=(32, 32))
     assert half(image, ALL).maps[0].dtype == torch.bfloat16
 
 
 def test_state_holds_the_module_alone() -> None:
-    tapped = TappedModel(Pyramid(), input_size=(16, 16))
+    tapped = FeatureExtractor(Pyramid(), input_size=(16, 16))
     assert {name.split(".")[0] for name in tapped.state_dict()} == {"module"}
 
 
@@ -379,14 +379,14 @@ def test_unknown_tap_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no tap 'layr3'; nearest taps: layer3"):
         create("timm/test_resnet", num_classes=5, image_size=64, levels=["layr3"])
     with pytest.raises(ValueError, match=r"no tap 'ones'; nearest taps: one"):
-        TappedModel(Pyramid(), input_size=(16, 16), levels=["ones"])
+        FeatureExtractor(Pyramid(), input_size=(16, 16), levels=["ones"])
 
 
 def test_no_usable_tap() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 30), nn.ReLU(), nn.Linear(30, 5))
     with pytest.raises(ValueError, match=r"no usable tap.*levels=0 to use logits alone"):
-        TappedModel(module, input_size=(8, 8))
-    tapped = TappedModel(module, input_size=(8, 8), levels=0)
+        FeatureExtractor(module, input_size=(8, 8))
+    tapped = FeatureExtractor(module, input_size=(8, 8), levels=0)
     assert tapped.shapes.embedding == 30
     assert tapped(torch.rand(2, 3, 8, 8), frozenset({"logits", "embedding"})).logits.shape == (2, 5)
     with pytest.raises(ValueError, match="without taps"):
@@ -410,7 +410,7 @@ def test_signals_that_do_not_exist() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.score(self.body(x)).mean((2, 3))
 
-    tapped = TappedModel(AllConvolution(), input_size=(16, 16))
+    tapped = FeatureExtractor(AllConvolution(), input_size=(16, 16))
     image = torch.rand(2, 3, 16, 16)
     assert tapped.shapes.embedding is None
     assert tapped(image).logits.shape == (2, 5)
@@ -433,5 +433,5 @@ def test_impossible_size() -> None:
 def test_probing_is_quick() -> None:
     module = create("uhkd/resnet10", num_classes=5).module
     begin = time.perf_counter()
-    TappedModel(module, input_size=(32, 32))
+    FeatureExtractor(module, input_size=(32, 32))
     assert time.perf_counter() - begin < 5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import uhkd
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import load_run, load_state, wrap
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, load_yaml
 from uhkd.reporting.plots import draw
@@ -247,7 +247,7 @@ def test_modules_and_data_of_ones_own(tmp_path: Path):
 
 
 def test_a_tapped_model_of_ones_own(teacher: uhkd.Result, tmp_path: Path):
-    bare = TappedModel(Net(10), input_size=(16, 16), levels=["first", "second"])
+    bare = FeatureExtractor(Net(10), input_size=(16, 16), levels=["first", "second"])
     result = uhkd.distill(**pupil(teacher, tmp_path / "run", method="kd") | {"student": bare})
     assert result.student is bare
     assert result.run.read_card()["levels"] == ["first", "second"]

@@ -17,7 +17,7 @@ import uhkd
 from uhkd.__main__ import main
 from uhkd.commands import watching
 from uhkd.commands.watching import sparkline
-from uhkd.runs import Pulse, RunFolder
+from uhkd.runs import ProgressFile, RunFolder
 from uhkd.runs.status import SILENT, look, state_of
 
 GONE = 2**22 + 1  # above the largest process number of Linux
@@ -45,7 +45,7 @@ def begun(folder: Path, rows: int = 0, **recipe: Any) -> RunFolder:
     return run
 
 
-def pulse(run: RunFolder, **changes: Any) -> Pulse:
+def pulse(run: RunFolder, **changes: Any) -> ProgressFile:
     words = {
         "state": "running",
         "step": 25,
@@ -64,20 +64,20 @@ def pulse(run: RunFolder, **changes: Any) -> Pulse:
         "machine": platform.node(),
         "time": time.time(),
     }
-    made = Pulse(**words | changes)
+    made = ProgressFile(**words | changes)
     made.write(run.path)
     return made
 
 
 def test_a_pulse_is_read_as_it_was_written_and_other_files_are_none(tmp_path: Path):
     run = begun(tmp_path / "run")
-    assert Pulse.read(run.path) is None
+    assert ProgressFile.read(run.path) is None
     made = pulse(run, time=1.7e9 + 0.25)
-    found = Pulse.read(run.path)
+    found = ProgressFile.read(run.path)
     assert found == made
     for text in ("", "[1]", "{", '{"state": "running"}', json.dumps(made.model_dump() | {"step": -1}), '{"a": NaN}'):
         (run.path / "progress.json").write_text(text)
-        assert Pulse.read(run.path) is None, text
+        assert ProgressFile.read(run.path) is None, text
 
 
 @pytest.mark.parametrize(

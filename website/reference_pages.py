@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from uhkd.__main__ import VERBS
 from uhkd.cli.parser import SCHEMAS
 from uhkd.console import DRY_RUN, OPTIONS, PLANS
-from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, Schema, recipe_names
+from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, StrictModel, recipe_names
 
 _HEAD = "<!-- made from the code by website/reference_pages.py -->\n\n"
 _RECIPES = (FinetuneRecipe, DistillRecipe, CompareRecipe, CacheRecipe)
@@ -91,7 +91,7 @@ def recipe_words() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sorted(schema: type[Schema], positional: Sequence[str]) -> list[str]:
+def _sorted(schema: type[StrictModel], positional: Sequence[str]) -> list[str]:
     """Names in the order of --help: positional, required, the schema's own, those it shares with others."""
     fields, own = schema.model_fields, schema.__annotations__
     rank = {n: 0 if n in positional else 1 if f.is_required() else 2 if n in own else 3 for n, f in fields.items()}

@@ -14,8 +14,18 @@ from typing import Any
 
 from uhkd import __version__
 from uhkd.cli import json_output
-from uhkd.console import DRY_RUN, OPTIONS, PLANS, Manner, first_process, manner_of, say_more, shown_lines, speaking
-from uhkd.distributed import end_with_launcher, says_it_first
+from uhkd.console import (
+    DRY_RUN,
+    OPTIONS,
+    PLANS,
+    OutputOptions,
+    escape_lines,
+    is_rank_zero,
+    output_options,
+    parse_output_options,
+    say_more,
+)
+from uhkd.distributed import exit_with_parent, first_to_report
 
 VERBS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
@@ -58,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a result is written whole where its letters are not known
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        manner, words = manner_of(argv)
+        manner, words = parse_output_options(argv)
     except ValueError as error:
         print(f"uhkd: error: {error}", file=sys.stderr)
         return 2
     try:
-        with speaking(manner):
+        with output_options(manner):
             return _answer(manner, words)
     except KeyboardInterrupt:
         print("\nuhkd: stopped", file=sys.stderr)
@@ -74,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _answer(manner: Manner, words: list[str]) -> int:
+def _answer(manner: OutputOptions, words: list[str]) -> int:
     """Answer by help, version or a verb."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help(), end="")
@@ -89,7 +99,7 @@ def _answer(manner: Manner, words: list[str]) -> int:
         verb, rest = "cache verify", rest[1:]
     if manner.dry_run and verb not in PLANS:
         return _refuse(manner, verb, "usage", f"unknown option {DRY_RUN}; these verbs have it: {', '.join(PLANS)}")
-    end_with_launcher()
+    exit_with_parent()
     if not manner.json or {"-h", "--help"} & {*rest}:
         return _run(manner, verb, rest)[0]
     try:
@@ -100,7 +110,7 @@ def _answer(manner: Manner, words: list[str]) -> int:
             json_output.text(json_output.refusal(verb, "internal", f"{type(error).__name__}: {error}", 1)), flush=True
         )
         raise
-    if answer is not None and first_process():
+    if answer is not None and is_rank_zero():
         print(json_output.text(answer), flush=True)
     return code
 
@@ -126,7 +136,7 @@ def _unknown_verb(verb: str) -> str:
     return f"unknown {kind} {verb!r}; {hint}"
 
 
-def _refuse(manner: Manner, verb: str, kind: str, message: str) -> int:
+def _refuse(manner: OutputOptions, verb: str, kind: str, message: str) -> int:
     """Tell a mistake that is found before anything runs."""
     print(f"uhkd{verb and f' {verb}'}: error: {message}", file=sys.stderr)
     if manner.json:
@@ -134,7 +144,7 @@ def _refuse(manner: Manner, verb: str, kind: str, message: str) -> int:
     return 2
 
 
-def _run(manner: Manner, verb: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
+def _run(manner: OutputOptions, verb: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
     """Parse, import the heavy code, run; (exit code, the answer as a JSON document; none after --help).
 
     The user's mistakes become one message and exit code 2.
@@ -143,8 +153,8 @@ def _run(manner: Manner, verb: str, rest: list[str]) -> tuple[int, dict[str, Any
     began = time.monotonic()
 
     def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
-        if says_it_first(line):
-            print(shown_lines(line), file=sys.stderr)
+        if first_to_report(line):
+            print(escape_lines(line), file=sys.stderr)
         return code, json_output.refusal(verb, kind, message, code)
 
     try:

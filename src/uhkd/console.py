@@ -35,7 +35,7 @@ _WORDS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] 
 
 
 @dataclass(frozen=True)
-class Manner:
+class OutputOptions:
     """How a command line wants to be answered."""
 
     json: bool = False
@@ -44,7 +44,7 @@ class Manner:
     dry_run: bool = False
 
 
-def manner_of(argv: Sequence[str]) -> tuple[Manner, list[str]]:
+def parse_output_options(argv: Sequence[str]) -> tuple[OutputOptions, list[str]]:
     """The options that every verb understands, wherever they stand, and the other words.
 
     Raises:
@@ -53,12 +53,12 @@ def manner_of(argv: Sequence[str]) -> tuple[Manner, list[str]]:
     found = {_WORDS[word] for word in argv if word in _WORDS}
     if {"quiet", "verbose"} <= found:
         raise ValueError("--quiet and --verbose ask for opposite things; leave one of them out")
-    manner = Manner(**{field.name: field.name in found for field in fields(Manner)})
+    manner = OutputOptions(**{field.name: field.name in found for field in fields(OutputOptions)})
     return manner, [word for word in argv if word not in _WORDS]
 
 
 @contextlib.contextmanager
-def speaking(manner: Manner) -> Iterator[None]:
+def output_options(manner: OutputOptions) -> Iterator[None]:
     """What is said inside is said in this manner, also by processes that are started there."""
     before = os.environ.get(VERBOSITY)
     asked = "quiet" if manner.quiet else "verbose" if manner.verbose else before
@@ -83,21 +83,21 @@ def verbose() -> bool:
     return os.environ.get(VERBOSITY) == "verbose"
 
 
-def first_process() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the one of several processes that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_interactive() -> bool:
     """Whether a bar or a table that moves can be shown on standard error."""
-    return not quiet() and first_process() and sys.stderr.isatty()
+    return not quiet() and is_rank_zero() and sys.stderr.isatty()
 
 
 def say(line: str) -> None:
     """One line for the person at the terminal, on standard error so that results can be piped; from the first process alone."""
-    if first_process() and not quiet():
+    if is_rank_zero() and not quiet():
         when = f"[{time.monotonic() - _BEGAN:7.1f} s] " if verbose() else ""
-        print(shown_lines(f"{when}{line}"), file=sys.stderr, flush=True)
+        print(escape_lines(f"{when}{line}"), file=sys.stderr, flush=True)
 
 
 def say_more(line: str) -> None:
@@ -108,8 +108,8 @@ def say_more(line: str) -> None:
 
 def put(line: str) -> None:
     """One line of the result, on standard output; from the first process alone."""
-    if first_process():
-        print(shown_lines(line), flush=True)
+    if is_rank_zero():
+        print(escape_lines(line), flush=True)
 
 
 def show(*parts: object) -> None:
@@ -120,7 +120,7 @@ def show(*parts: object) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if not first_process():
+    if not is_rank_zero():
         return
     console = Console(width=None if sys.stdout.isatty() else _PIPED, markup=False, highlight=False, emoji=False)
     for part in parts:
@@ -144,7 +144,7 @@ def shown(words: str) -> str:
     return "".join(letter if _plain(letter) else letter.encode("unicode_escape").decode() for letter in words)
 
 
-def shown_lines(words: str) -> str:
+def escape_lines(words: str) -> str:
     """As `shown`, with line ends and tabs left as they are: for messages of ours that have more than one line."""
     return "\n".join("\t".join(map(shown, line.split("\t"))) for line in words.split("\n"))
 

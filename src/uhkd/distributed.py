@@ -18,7 +18,7 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gathered(x: "Tensor") -> "Tensor":
+def all_gather_batch(x: "Tensor") -> "Tensor":
     """(b, ...) of this process -> (b * processes, ...) of all, in the order that one process would have them; alone, x itself.
 
     For losses that relate the images of a batch. Every process then computes the loss of the whole batch, and its gradient goes
@@ -50,7 +50,7 @@ def _gather_function() -> Any:
 
 
 @cache
-def end_with_launcher() -> None:
+def exit_with_parent() -> None:
     """Ask this process to end, as a scheduler would, when torchrun, which started it, is gone; others are left alone.
 
     Killed, torchrun leaves its processes behind: they would train on unseen, or wait for half an hour for each other to begin.
@@ -68,7 +68,7 @@ def end_with_launcher() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def says_it_first(line: str) -> bool:
+def first_to_report(line: str) -> bool:
     """Whether no other process of this torchrun has said the same: a mistake that all of them meet is told once.
 
     The launcher's own store decides, so that a fault of one process alone is told by that one. Without it every process speaks.

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from uhkd.features import TappedModel
-from uhkd.features.timm_extractor import TimmReader
+from uhkd.features import FeatureExtractor
+from uhkd.features.timm_extractor import TimmExtractor
 
 ALL = frozenset({"logits", "maps", "embedding"})
 
 
-def check_contract(tapped: TappedModel, batch: int = 2) -> None:
+def check_contract(tapped: FeatureExtractor, batch: int = 2) -> None:
     """What every network owes: see the lines."""
     torch.manual_seed(0)
     image = torch.rand(batch, 3, *tapped.input_size)
@@ -47,10 +47,10 @@ def check_contract(tapped: TappedModel, batch: int = 2) -> None:
     tapped.eval()
 
 
-def check_head(tapped: TappedModel, embedding: Tensor, logits: Tensor) -> None:
+def check_head(tapped: FeatureExtractor, embedding: Tensor, logits: Tensor) -> None:
     """Where the classifier is one linear layer, it turns the embedding into the logits."""
     reader = tapped._reader
-    if isinstance(reader, TimmReader):
+    if isinstance(reader, TimmExtractor):
         classifier = tapped.module.get_classifier() if reader.linear_head else None  # pyright: ignore
     else:
         classifier = dict(tapped.module.named_modules())[reader.classifier]  # pyright: ignore

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import uhkd
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import create
 
 CLASSES, IMAGES = 5, 12
@@ -27,7 +27,7 @@ def whole() -> tuple[Tensor, Tensor]:
     return torch.rand(IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(3)), torch.arange(IMAGES) % CLASSES
 
 
-def teacher() -> TappedModel:
+def teacher() -> FeatureExtractor:
     """A tiny CNN, equal in every process."""
     torch.manual_seed(0)
     return create("uhkd/resnet10", num_classes=CLASSES, image_size=16, options={"channels": [8, 8, 16, 16]})

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from references.steps import CLASSES, SETTINGS, assemble
 from uhkd.data import Batch
-from uhkd.features import Signals
+from uhkd.features import NetworkOutput
 from uhkd.recipe import DistillRecipe
-from uhkd.training import weigh
-from uhkd.training.ema import Average
-from uhkd.training.running_metrics import Totals
-from uhkd.training.step import Stepper
+from uhkd.training import weighted_sum
+from uhkd.training.ema import ModelEMA
+from uhkd.training.running_metrics import RunningMetrics
+from uhkd.training.step import TrainStep
 
 IMAGES = 8
 
@@ -42,7 +42,7 @@ def whole_batch() -> Batch:
 def draw_by_image(crd: Any) -> None:
     """Negatives that depend on the image alone, in place of random ones."""
 
-    def forward(student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         drawn = (7 * batch.index[:, None] + 3 * torch.arange(16)) % len(crd.student_bank)
         return {"contrast": crd.loss(student, teacher, batch.index, drawn)}
 
@@ -57,7 +57,7 @@ def gradients(method: str, rank: int, world: int) -> dict[str, Tensor]:
     own = Batch(*(None if field is None else field[rank::world] for field in whole_batch()))
     model = torch.nn.parallel.DistributedDataParallel(learner) if world > 1 else learner
     terms = model(own, teacher.signals(own, learner.teacher_needs))
-    weigh(terms, learner.weights()).backward()
+    weighted_sum(terms, learner.weights()).backward()
     found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     found |= dict(learner.distillers.named_buffers())
     return {f"{method}/{name}": value.clone().contiguous() for name, value in found.items()}
@@ -91,8 +91,8 @@ def accumulated(method: str, parts: int, *, always: bool = False) -> tuple[dict[
     optimizer.optimizer.register_step_pre_hook(note)
     if always:
         fabric.no_backward_sync = lambda *_, **__: contextlib.nullcontext()
-    average, totals = Average(learner.student, None), Totals(torch.device("cpu"))
-    step = Stepper(recipe, learner, teacher, fabric, model, optimizer, average, totals)
+    average, totals = ModelEMA(learner.student, None), RunningMetrics(torch.device("cpu"))
+    step = TrainStep(recipe, learner, teacher, fabric, model, optimizer, average, totals)
     batch = whole_batch()
     own = Batch(*(None if x is None else x[dist.get_rank() :: dist.get_world_size()] for x in batch))
     step(own, 0, learner.weights())

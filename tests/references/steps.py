@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
+from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods import build, method_names
 from uhkd.models import create
-from uhkd.training.learner import Learner
+from uhkd.training.learner import StudentWithLosses
 from uhkd.training.teacher import Teacher, calibrate
 
 CLASSES, IMAGES = 5, 100
@@ -27,13 +27,13 @@ OTHER_FORMS: list[tuple[str, dict[str, Any]]] = [
 CASES = [(name, SETTINGS.get(name, {})) for name in method_names()] + OTHER_FORMS
 
 
-def assemble(method: str, settings: dict[str, Any]) -> tuple[Learner, Teacher, Batch]:
+def assemble(method: str, settings: dict[str, Any]) -> tuple[StudentWithLosses, Teacher, Batch]:
     """A student of tokens, a CNN that teaches it, and a batch, as the engine puts them together."""
     torch.manual_seed(0)
     student, network = (
         create(f"uhkd/{name}", num_classes=CLASSES, image_size=16) for name in ("vit_micro", "resnet10")
     )
-    distillers = build(method, Shapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
+    distillers = build(method, PairShapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
     target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
     teacher = Teacher(network, target)
     image = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -41,17 +41,17 @@ def assemble(method: str, settings: dict[str, Any]) -> tuple[Learner, Teacher, B
     batch = Batch(image, torch.eye(CLASSES)[label], label, torch.arange(4))
     if target is not None:
         calibrate(teacher, [batch], torch.device("cpu"))
-    return Learner(student, distillers).train().to(memory_format=torch.channels_last), teacher, batch
+    return StudentWithLosses(student, distillers).train().to(memory_format=torch.channels_last), teacher, batch
 
 
-def apart(said: Signals) -> Signals:
+def apart(said: NetworkOutput) -> NetworkOutput:
     """The same numbers as leaves, as a graph of its own takes them."""
 
     def leaf(x: Tensor) -> Tensor:
         return x.detach().requires_grad_()
 
     fields = (tuple(map(leaf, x)) if isinstance(x, tuple) else x if x is None else leaf(x) for x in said)
-    return Signals(*fields)
+    return NetworkOutput(*fields)
 
 
 def check_compiled(method: str, settings: dict[str, Any]) -> None:

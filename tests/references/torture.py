@@ -47,7 +47,7 @@ def arm(kind: str, at: int) -> None:
     from uhkd.training import fit, step, trainer
 
     if kind == "step":
-        step.weigh = deadly(step.weigh, at)
+        step.weighted_sum = deadly(step.weighted_sum, at)
     elif kind == "checkpoint":
         checkpoints.write_atomically = deadly(checkpoints.write_atomically, at, half=True)
     elif kind == "rotation":

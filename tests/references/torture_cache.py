@@ -66,7 +66,7 @@ def arm(kind: str, at: int) -> None:
     elif kind == "record":
         Shards.read_for = deadly(Shards.read_for, 56 + 5 * at)  # an early look takes 64
     elif kind == "step":
-        step.weigh = deadly(step.weigh, at)
+        step.weighted_sum = deadly(step.weighted_sum, at)
     elif kind == "checkpoint":
         checkpoints.write_atomically = torn(at)
 

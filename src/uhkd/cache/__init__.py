@@ -1,17 +1,17 @@
 """Stored teacher signals: what a teacher said about replayable views, in shards, for many students, methods and seeds."""
 
 from uhkd.cache.checksums import picture_sums
-from uhkd.cache.folder import Manifest, Stored, identity_of, write_manifest
+from uhkd.cache.folder import Manifest, TeacherCache, identity_of, write_manifest
 from uhkd.cache.record import Layout
-from uhkd.cache.shards import DamagedShard, Shard, Shards
+from uhkd.cache.shards import CorruptShard, Shard, Shards
 
 __all__ = [
-    "DamagedShard",
+    "CorruptShard",
     "Layout",
     "Manifest",
     "Shard",
     "Shards",
-    "Stored",
+    "TeacherCache",
     "identity_of",
     "picture_sums",
     "write_manifest",

@@ -18,7 +18,7 @@ from uhkd.cache.checksums import picture_sums
 from uhkd.cache.record import Layout
 from uhkd.cache.shards import Shards
 from uhkd.data import Augmentation
-from uhkd.features import SideShapes
+from uhkd.features import OutputShapes
 from uhkd.recipe import MOST_VIEWS
 from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, SpectralTarget
@@ -42,7 +42,7 @@ class Manifest:
     layout: Layout
     augmentation: Augmentation
     seed: int
-    shapes: SideShapes
+    shapes: OutputShapes
     levels: tuple[str, ...]
     target: SpectralTarget | None
     teacher: str
@@ -63,7 +63,7 @@ class Manifest:
         return self.augmentation.size
 
 
-class Stored:
+class TeacherCache:
     """A cache on disk.
 
     cache.json; teacher.safetensors (FTM statistics, probe, and what diagnostics show of the teacher); recipe.yaml,

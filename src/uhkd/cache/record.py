@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from uhkd.features import Signals
+from uhkd.features import NetworkOutput
 
 Storage = Literal["fp16", "int8"]
 _STEPS = 127  # an int8 number is one of -127..127 times its block's scale
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """The fields of `Signals` that a record fills."""
+        """The fields of `NetworkOutput` that a record fills."""
         found = {"logits": self.logits, "embedding": self.embedding, "spectra": self.spectra}
         return tuple(name for name, there in found.items() if there)
 
@@ -46,7 +46,7 @@ class Layout:
         scales = 0 if self.storage == "fp16" else 4 * len(self._blocks)
         return scales + 2 * (self.logits or 0) + wide * sum(self._blocks)
 
-    def encode(self, signals: Signals) -> UInt8[Tensor, "b n"]:
+    def encode(self, signals: NetworkOutput) -> UInt8[Tensor, "b n"]:
         """Signals of a batch as records, on the CPU.
 
         Raises:
@@ -69,7 +69,7 @@ class Layout:
         assert records.shape[1] == self.size
         return records
 
-    def decode(self, records: UInt8[Tensor, "b n"]) -> Signals:
+    def decode(self, records: UInt8[Tensor, "b n"]) -> NetworkOutput:
         """Records of a batch as signals, float32, on the records' device; spectra at the size they were stored in."""
         start = 0
 
@@ -90,9 +90,9 @@ class Layout:
             blocks = [x * scales[:, i : i + 1] for i, x in enumerate(blocks)]
         embedding = blocks.pop(0) if self.embedding else None
         spectra = tuple(x.unflatten(1, shape) for x, shape in zip(blocks, self.spectra, strict=True))
-        return Signals(logits=logits, spectra=spectra or None, embedding=embedding)
+        return NetworkOutput(logits=logits, spectra=spectra or None, embedding=embedding)
 
-    def _named_blocks(self, signals: Signals) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
+    def _named_blocks(self, signals: NetworkOutput) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
         """Embedding and spectra of live signals, as far as they are stored."""
         blocks = {"embedding": signals.embedding} if self.embedding else {}
         blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
@@ -100,7 +100,7 @@ class Layout:
             assert block is not None
             yield name, block.detach().float().flatten(1)
 
-    def tolerance(self, signals: Signals) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
+    def tolerance(self, signals: NetworkOutput) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
         """For each stored field of live signals: name, its numbers (B, n), and how far a stored number may lie from each."""
         found = []
         if self.logits and signals.logits is not None:

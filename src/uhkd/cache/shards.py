@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from uhkd.data import Descriptors
+from uhkd.data import OpenFiles
 
 HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
 _SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
@@ -30,7 +30,7 @@ class Shard:
         return f"view-{self.view:04d}/shard-{self.number:05d}.bin"
 
 
-class DamagedShard(ValueError):
+class CorruptShard(ValueError):
     """A shard that is missing, cut short or holds other bytes than were written."""
 
     def __init__(self, shard: Shard, folder: Path, why: str) -> None:
@@ -56,7 +56,7 @@ class Shards:
     def __init__(self, folder: Path, images: int, size: int, key: str) -> None:
         self.folder, self.images, self.size, self.key = folder, images, size, key
         self._salt = zlib.crc32(key.encode())
-        self._files = Descriptors()
+        self._files = OpenFiles()
 
     def of_view(self, view: int) -> Iterator[Shard]:
         """The shards of one view, in order."""
@@ -126,7 +126,7 @@ class Shards:
             DamagedShard: naming the first record that is not what was written.
         """
         if not self.whole(shard):
-            raise DamagedShard(shard, self.folder, self.state(shard))
+            raise CorruptShard(shard, self.folder, self.state(shard))
         for start in range(shard.start, shard.stop, 256):
             self._rows(shard.view, np.arange(start, min(start + 256, shard.stop)))
 
@@ -139,12 +139,12 @@ class Shards:
             try:
                 read = self._files.read_into(row.data, self.folder / shard.name, place * wide)
             except FileNotFoundError as error:
-                raise DamagedShard(shard, self.folder, self.state(shard)) from error
+                raise CorruptShard(shard, self.folder, self.state(shard)) from error
             except OSError as error:  # too many open files, no permission: nothing is wrong with the shard
                 raise ValueError(f"{self.folder / shard.name} cannot be read: {error}") from error
             if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
                 why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
-                raise DamagedShard(shard, self.folder, why)
+                raise CorruptShard(shard, self.folder, why)
         return rows
 
     def _shard(self, view: int, number: int) -> Shard:

@@ -11,7 +11,7 @@ from uhkd.recipe import (
     CompareRecipe,
     DistillRecipe,
     RecipeError,
-    Schema,
+    StrictModel,
     TrainRecipe,
     find_recipe,
     load_yaml,
@@ -21,7 +21,7 @@ from uhkd.recipe.method_table import names_of
 from uhkd.runs import RunFolder, check_place
 
 
-def check_names(asked: Schema) -> None:
+def check_names(asked: StrictModel) -> None:
     """See that the methods, data, networks and runs that a command is given may be there; it then looks for itself.
 
     Raises:
@@ -53,7 +53,7 @@ def _check_method(asked: DistillRecipe | InspectArguments) -> None:
         check(asked.method, asked.settings, asked.weights)
 
 
-def _of_one(asked: Schema, students: Sequence[Schema]) -> Iterator[str]:
+def _of_one(asked: StrictModel, students: Sequence[StrictModel]) -> Iterator[str]:
     if isinstance(asked, EvalArguments | PredictArguments | ExportArguments | PushArguments):
         yield from _refused(check_run, asked.run)
     for field in ("data", "probe_data"):

@@ -20,7 +20,7 @@ from uhkd.recipe import (
     DistillRecipe,
     FinetuneRecipe,
     RecipeError,
-    Schema,
+    StrictModel,
     TrainRecipe,
     arguments,
     build,
@@ -30,7 +30,7 @@ from uhkd.recipe import (
     scalar,
 )
 
-SCHEMAS: dict[str, type[Schema]] = {
+SCHEMAS: dict[str, type[StrictModel]] = {
     "demo": arguments.DemoArguments,
     "models": arguments.ModelsArguments,
     "recipes": arguments.RecipesArguments,
@@ -62,7 +62,7 @@ class _NotGiven(str):
 _NOT_GIVEN = _NotGiven()
 
 
-def parse(verb: str, argv: Sequence[str]) -> Schema:
+def parse(verb: str, argv: Sequence[str]) -> StrictModel:
     """The validated object of one verb's command line; flags go before the values of `-c`'s YAML file.
 
     Raises `RecipeError` with all unknown flags, missing and unfit values at once; `SystemExit(0)` after --help.
@@ -85,7 +85,7 @@ def parse(verb: str, argv: Sequence[str]) -> Schema:
     return built
 
 
-def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def read_flags(verb: str, schema: type[StrictModel], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Only what the command line says, as raw values by field name, and its problems (unknown flags, bad pairs)."""
     typed = form(schema)
     try:
@@ -130,7 +130,7 @@ def read_flags(verb: str, schema: type[Schema], argv: Sequence[str]) -> tuple[di
     return given, problems
 
 
-def form(schema: type[Schema], choices: Callable[[str], Sequence[str]] = lambda name: ()) -> type:
+def form(schema: type[StrictModel], choices: Callable[[str], Sequence[str]] = lambda name: ()) -> type:
     """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first.
 
     choices: the only words that tyro lets a field have; none: any, as pydantic judges them with better messages.
@@ -164,7 +164,7 @@ def form(schema: type[Schema], choices: Callable[[str], Sequence[str]] = lambda 
     return dataclasses.make_dataclass(schema.__name__, fields)
 
 
-def shown_fields(schema: type[Schema]) -> list[str]:
+def shown_fields(schema: type[StrictModel]) -> list[str]:
     """Field names in the order of the help: positional, required, the schema's own, the shared ones."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     own = schema.__annotations__
@@ -205,7 +205,7 @@ def _text(nargs: Literal["*", 1], metavar: str, choices: Sequence[str]) -> Primi
 
 def _are_mappings(info: FieldInfo) -> bool:
     inner = get_args(info.annotation)[:1] if get_origin(info.annotation) is tuple else ()
-    return bool(inner) and isinstance(inner[0], type) and issubclass(inner[0], Schema)
+    return bool(inner) and isinstance(inner[0], type) and issubclass(inner[0], StrictModel)
 
 
 def is_flag(info: FieldInfo) -> bool:
@@ -255,7 +255,7 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     return problems
 
 
-def _without_value(schema: type[Schema], argv: Sequence[str]) -> str:
+def _without_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
     """The option without its value: the only mistake at which tyro itself stops, as all fields are optional text."""
     taking = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
     for word, after in pairwise([*argv, "--end"]):

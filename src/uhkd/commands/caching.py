@@ -12,7 +12,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
-from uhkd.cache import DamagedShard, Layout, Manifest, Shards, Stored, identity_of, write_manifest
+from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, write_manifest
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.objects import merged, take_objects
 from uhkd.commands.recording import hold, write_shards
@@ -21,20 +21,20 @@ from uhkd.console import count, put, say
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.evaluation.metrics import EVAL_BATCH
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, check_own, check_place, environment
 from uhkd.training import Teacher
 from uhkd.training.cache_checks import check_views
-from uhkd.training.inputs import Inputs, choose_augmentation, open_recipe_data, tell_augmentation
-from uhkd.training.load_teacher import prepare_teacher, save_probe, settle_ftm
-from uhkd.training.machine import choose_device, choose_workers, make_fabric, tell_machine
+from uhkd.training.inputs import Inputs, choose_augmentation, log_augmentation, open_recipe_data
+from uhkd.training.load_teacher import calibrate_ftm, prepare_teacher, save_probe
+from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
 
 
 def cache(
-    recipe: CacheRecipe | None = None, *, admit: Callable[[Stored], None] | None = None, **options: Any
-) -> Stored:
+    recipe: CacheRecipe | None = None, *, admit: Callable[[TeacherCache], None] | None = None, **options: Any
+) -> TeacherCache:
     """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
 
     Interrupted and started again it resumes, shard by shard; the same command beside it adds a process; only shards that are
@@ -85,7 +85,7 @@ def cache(
         put(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
-    return Stored(folder)  # opened anew: files that were mended have others behind their names
+    return TeacherCache(folder)  # opened anew: files that were mended have others behind their names
 
 
 def check_folder(folder: Path) -> None:
@@ -95,7 +95,7 @@ def check_folder(folder: Path) -> None:
         ValueError: when it cannot be a folder, or holds something else.
     """
     check_place(folder)
-    if folder.exists() and not Stored.exists(folder) and _foreign(folder):
+    if folder.exists() and not TeacherCache.exists(folder) and _foreign(folder):
         raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
 
 
@@ -116,12 +116,12 @@ class Work:
         self.run = RunFolder(self.folder)
         device, self.precision = choose_device(asked)
         self.fabric = make_fabric(device, self.precision, asked.deterministic)
-        tell_machine(asked, device, self.precision)
+        log_device(asked, device, self.precision)
         self.data = open_recipe_data(asked, data)
         self.workers = choose_workers(asked, self.data, device)
-        begun = Stored.exists(self.folder)
+        begun = TeacherCache.exists(self.folder)
         with hold(self.folder, "begin", timeout=-1):
-            begun = begun or Stored.exists(self.folder)
+            begun = begun or TeacherCache.exists(self.folder)
             # what an earlier try may have left when it was killed, perhaps by other words
             for leftover in (*self.folder.glob(".*.tmp"), *(() if begun else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
@@ -129,17 +129,17 @@ class Work:
             network, evaluation = prepare_teacher(asked, self.inputs, module, judged=begun)
             save_probe(network, self.run)
             if begun:
-                self.stored = Stored(self.folder)
+                self.stored = TeacherCache(self.folder)
                 self.augmentation = self.stored.manifest.augmentation
                 self.teacher = self._go_on(network)
             else:
                 self.augmentation = choose_augmentation(asked, self.data, [network])
-                tell_augmentation(self.augmentation)
+                log_augmentation(self.augmentation)
                 self.teacher = self._begin(network, evaluation.metrics if evaluation else {})
-                self.stored = Stored(self.folder)
+                self.stored = TeacherCache(self.folder)
 
     def _identity(
-        self, network: TappedModel, layout: Layout, teacher: Teacher, augmentation: Augmentation
+        self, network: FeatureExtractor, layout: Layout, teacher: Teacher, augmentation: Augmentation
     ) -> dict[str, Any]:
         return identity_of(
             teacher=fingerprint(network),
@@ -162,13 +162,13 @@ class Work:
             ftm=teacher.ftm,
         )
 
-    def _begin(self, network: TappedModel, metrics: dict[str, float]) -> Teacher:
+    def _begin(self, network: FeatureExtractor, metrics: dict[str, float]) -> Teacher:
         asked, data = self.asked, self.data
         layout, target = layout_of(self.asked, network)
         room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
-            settle_ftm(teacher, self.inputs, self.augmentation, asked.seed)
+            calibrate_ftm(teacher, self.inputs, self.augmentation, asked.seed)
         images = first_images(
             eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
             DIAGNOSTIC_IMAGES,
@@ -194,10 +194,10 @@ class Work:
             words={"teacher_start": asked.teacher_start, "teacher_head": asked.teacher_head},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
-        Stored.begin(self.folder, manifest, tensors, getattr(data.train, "keys", None))
+        TeacherCache.begin(self.folder, manifest, tensors, getattr(data.train, "keys", None))
         return teacher
 
-    def _go_on(self, network: TappedModel) -> Teacher:
+    def _go_on(self, network: FeatureExtractor) -> Teacher:
         """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
         manifest = self.stored.manifest
         layout, target = layout_of(self.asked, network)
@@ -217,7 +217,7 @@ class Work:
             room(self.folder, self.stored.shards, layout, self.asked.views)
             say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.asked.views))
-            self.stored = Stored(self.folder)
+            self.stored = TeacherCache(self.folder)
         else:  # views that were added later are not in the folder's recipe, and are to be mended as well
             self.asked = self.asked.model_copy(update={"views": manifest.views})
         return teacher
@@ -234,7 +234,7 @@ class Work:
                 continue
             try:
                 shards.check(shard)
-            except DamagedShard as error:
+            except CorruptShard as error:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
                     say(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import yaml
 from uhkd.commands.comparing.cost import measure_costs
 from uhkd.commands.comparing.live import run, states
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
@@ -39,7 +39,7 @@ def compare(recipe: CompareRecipe | None = None, **words: Any) -> dict[str, Any]
     plan = make_plan(asked, out)
     if asked.cost:
         return measure_costs(asked, plan, out)
-    board = Board(out)
+    board = TaskStore(out)
     if asked.part == "test" and states(plan, board)["done"] < len(plan.tasks):
         _refuse_without_test(plan)
     board.begin(plan)

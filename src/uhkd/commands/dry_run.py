@@ -4,25 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import export as forms
-from uhkd.cache import Shards, Stored
+from uhkd.cache import Shards, TeacherCache
 from uhkd.commands.caching import check_folder
 from uhkd.commands.comparing.live import states
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.demo import comparison, new_folder
 from uhkd.commands.exporting import check_judged, place_of
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.plan_table import described, described_data, disk, existing, parameters_of, shown_plan
 from uhkd.commands.storing import layout_of, room
-from uhkd.data import Data, steps_per_epoch
+from uhkd.data import DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
-from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, open_recipe_data, tell_augmentation
+from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, log_augmentation, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
-from uhkd.training.machine import choose_device, make_fabric, tell_machine
+from uhkd.training.machine import choose_device, log_device, make_fabric
 from uhkd.training.setup import Setup, prepare
-from uhkd.training.students import first_network
+from uhkd.training.students import build_student
 
 _COPIES = {"adamw": 2, "lamb": 2, "sgd": 1}  # numbers that an optimizer keeps beside each weight
 _BESIDE = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run
@@ -67,15 +67,15 @@ def plan_cache(asked: CacheRecipe) -> dict[str, Any]:
     folder = Path(asked.out)
     check_folder(folder)
     device, precision = choose_device(asked)
-    tell_machine(asked, device, precision)
+    log_device(asked, device, precision)
     data = open_recipe_data(asked)
     inputs = Inputs(data=data, fabric=make_fabric(device, precision), folder=RunFolder(folder), workers=0, dry_run=True)
     teacher, _ = prepare_teacher(asked, inputs)
     layout, _ = layout_of(asked, teacher)
     augmentation = choose_augmentation(asked, data, [teacher])
-    tell_augmentation(augmentation)
-    begun = Stored.exists(folder)
-    shards = Stored(folder).shards if begun else Shards(folder, len(data.train), layout.size, "")
+    log_augmentation(augmentation)
+    begun = TeacherCache.exists(folder)
+    shards = TeacherCache(folder).shards if begun else Shards(folder, len(data.train), layout.size, "")
     told = room(existing(folder), shards, layout, asked.views)
     missing = shards.missing(asked.views)
     settled = {
@@ -105,7 +105,7 @@ def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:
     out = Path(recipe.out).resolve()
     check_place(out)
     plan = make_plan(recipe, out)
-    done = states(plan, Board(out))["done"]
+    done = states(plan, TaskStore(out))["done"]
     settled: dict[str, Any] = {
         "out": str(out),
         "pairs": dict(plan.teachers),
@@ -168,7 +168,7 @@ def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
     used = [one.source for one in setup.teachers if one.source is not None]
     if not used:
         return {}
-    sources = [source.as_json() if isinstance(source, Stored) else described(source) for source in used]
+    sources = [source.as_json() if isinstance(source, TeacherCache) else described(source) for source in used]
     methods = dict.fromkeys(one.recipe.method for one in setup.teachers)
     own = {"teacher": sources[0]} if len(sources) == 1 else {"teachers": sources}
     return own | {"method": {"name": " and ".join(methods), "extra_parameters": extra}}
@@ -176,7 +176,7 @@ def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
 
 def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
     """Steps and disk of all trainings of a plan; each data set is opened once, each student built once."""
-    opened: dict[str, Data] = {}
+    opened: dict[str, DataSplits] = {}
     built: dict[str, int] = {}
     steps, most = 0, 0
     fabric = make_fabric("cpu", "fp32")
@@ -191,6 +191,6 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         network = str([named, options, recipe.image_size, len(data.classes)])
         if network not in built:
             inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(out), workers=0, dry_run=True)
-            built[network] = parameters_of(first_network(recipe, inputs, None, len(data.classes)))
+            built[network] = parameters_of(build_student(recipe, inputs, None, len(data.classes)))
         most += 4 * built[network] + _BESIDE  # a finished run keeps no checkpoint
     return {"steps": steps, "data": [described_data(data) for data in opened.values()], "disk": disk(out, most)}

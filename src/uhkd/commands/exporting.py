@@ -16,12 +16,12 @@ from torch import Tensor
 from uhkd import export as forms
 from uhkd.commands.judging import images_of, open_run
 from uhkd.console import say, show, shown
-from uhkd.data import Data, Part, Source, eval_loader
+from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
-from uhkd.recipe.arguments import CheckWords, ExportArguments, Form
+from uhkd.recipe.arguments import ExportArguments, ExportCheckOptions, Form
 from uhkd.runs import check_place, write_atomically
 
 # of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
@@ -77,8 +77,8 @@ class _Images:
     """What forms are asked: some images at once, and all evaluation and the calibrating ones in batches."""
 
     few: Tensor
-    evaluation: Source
-    calibration: Source
+    evaluation: ImageSource
+    calibration: ImageSource
     size: tuple[int, int]
 
     def all(self) -> Iterator[Any]:
@@ -88,7 +88,7 @@ class _Images:
         yield from (batch.image for batch in eval_loader(self.calibration, self.size, batch_size=_BATCH))
 
 
-def check_judged(to: Iterable[Form], data: Data, part: str, evaluation: Source) -> None:
+def check_judged(to: Iterable[Form], data: DataSplits, part: str, evaluation: ImageSource) -> None:
     """See that forms of 8-bit integers can be judged.
 
     Raises:
@@ -101,7 +101,7 @@ def check_judged(to: Iterable[Form], data: Data, part: str, evaluation: Source) 
 
 
 def export_forms(
-    run: str, network: TappedModel, to: Iterable[Form], words: CheckWords, out: Path
+    run: str, network: FeatureExtractor, to: Iterable[Form], words: ExportCheckOptions, out: Path
 ) -> dict[Form, dict[str, Any]]:
     """Write forms below `out`, check and measure each, and show the table; see `export`."""
     to = tuple(dict.fromkeys(to))
@@ -162,7 +162,7 @@ def sentence(row: dict[str, Any]) -> str:
 
 
 def _exact(
-    form: str, network: TappedModel, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor
+    form: str, network: FeatureExtractor, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor
 ) -> dict[str, Any]:
     got = _answers(form, answer, images, _TOLERANCE)
     difference = _difference(got, expected)
@@ -176,7 +176,9 @@ def _exact(
 
 
 @torch.no_grad()
-def _judged(form: str, network: TappedModel, answer: forms.Answer, images: _Images, max_drop: float) -> dict[str, Any]:
+def _judged(
+    form: str, network: FeatureExtractor, answer: forms.Answer, images: _Images, max_drop: float
+) -> dict[str, Any]:
     """Accuracy before and after, and how far the answers are the same."""
     _answers(form, answer, images.few, _ROUNDING)
     before, after, labels = [], [], []
@@ -232,10 +234,10 @@ def _milliseconds(answer: forms.Answer, images: Tensor) -> float:
     return 1000 * statistics.median(times[3:])
 
 
-def _spread(source: Source, count: int) -> Source:
+def _spread(source: ImageSource, count: int) -> ImageSource:
     """Images at equal distances: folders have one class after the other."""
-    return Part(source, np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)))
+    return Split(source, np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)))
 
 
-def _bytes_of(network: TappedModel) -> int:
+def _bytes_of(network: FeatureExtractor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in network.module.state_dict().values())

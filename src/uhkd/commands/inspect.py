@@ -9,12 +9,12 @@ import torch
 from rich.table import Table
 
 from uhkd.console import put, show, shown
-from uhkd.data import ArraySource, Batch, Data, eval_loader
-from uhkd.features import Signals, TappedModel
+from uhkd.data import ArraySource, Batch, DataSplits, eval_loader
+from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.recipe import DistillRecipe, build
 from uhkd.recipe.arguments import InspectArguments
 from uhkd.spectral import ftm_shapes
-from uhkd.training import weigh
+from uhkd.training import weighted_sum
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.teacher import Teacher, calibrate
 
@@ -42,9 +42,9 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
             show(_levels(teacher, learner.student, asked.method))
             calibrate(teacher, [batch], setup.fabric.device)
     began = time.perf_counter()
-    signals = Signals() if setup.teacher is None else setup.teacher.signals(batch, learner.teacher_needs)
+    signals = NetworkOutput() if setup.teacher is None else setup.teacher.signals(batch, learner.teacher_needs)
     terms = learner(batch, signals)
-    weigh(terms, learner.weights(setup.ce_weight)).backward()
+    weighted_sum(terms, learner.weights(setup.ce_weight)).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in learner.distillers.parameters())
     put(f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items()))
@@ -55,13 +55,15 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     return {name: value.item() for name, value in terms.items()}
 
 
-def _random(asked: InspectArguments) -> Data:
+def _random(asked: InspectArguments) -> DataSplits:
     """Return random images as data, for a pair without images of its own."""
     side, classes = asked.image_size or 224, asked.num_classes
     pixels = np.random.default_rng(0).integers(256, size=(_BATCH, side, side, 3), dtype=np.uint8)
     source = ArraySource(pixels, np.arange(_BATCH) % classes)
     names = tuple(str(number) for number in range(classes))
-    return Data("random images", names, source, source, None, (side, side), flip=True, notes=(), fingerprint="random")
+    return DataSplits(
+        "random images", names, source, source, None, (side, side), flip=True, notes=(), fingerprint="random"
+    )
 
 
 def _batch(setup: Setup) -> Batch:
@@ -72,7 +74,7 @@ def _batch(setup: Setup) -> Batch:
     return batch._replace(target=target, index=torch.arange(len(batch.image)))
 
 
-def _layers(role: str, network: TappedModel) -> Table:
+def _layers(role: str, network: FeatureExtractor) -> Table:
     height, width = network.input_size
     parameters = sum(p.numel() for p in network.module.parameters())
     title = f"{role} {shown(network.card.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
@@ -82,7 +84,7 @@ def _layers(role: str, network: TappedModel) -> Table:
     return table
 
 
-def _levels(teacher: Teacher, student: TappedModel, method: str) -> Table:
+def _levels(teacher: Teacher, student: FeatureExtractor, method: str) -> Table:
     columns = ("student layer", "teacher layer", "coefficients", "numbers an image")
     table = Table(*columns, title=f"matched levels of {method}")
     assert teacher.ftm is not None

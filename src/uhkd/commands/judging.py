@@ -10,14 +10,14 @@ import torch
 from rich.table import Table
 
 from uhkd.console import put, say, show, shown
-from uhkd.data import Data, Sharding, Source, eval_loader, open_data
+from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.evaluation.metrics import Evaluation, latency
 from uhkd.evaluation.metrics import evaluate as score
 from uhkd.evaluation.probe import embed
 from uhkd.evaluation.probe import probe as fit_probe
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import load_run
 from uhkd.recipe import build
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
@@ -54,7 +54,7 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
-) -> tuple[Evaluation, str, TappedModel]:
+) -> tuple[Evaluation, str, FeatureExtractor]:
     """A run's network on a part of some data (None: what it was trained on): the evaluation, a title, the network.
 
     probe: instead of its head, a probe on its embeddings, fitted on the data's training part.
@@ -84,8 +84,8 @@ def measure(
 
 
 def images_of(
-    run: str, network: TappedModel, data: Any = None, split: str = "auto", *, probed: bool = False
-) -> tuple[Data, str, Source]:
+    run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
+) -> tuple[DataSplits, str, ImageSource]:
     """Some data (None: what a run was trained on), with the network's classes, and which part of it was asked for.
 
     probed: for a probe, which has classes of its own: those of the data, and None means what judged the run.
@@ -105,7 +105,7 @@ def images_of(
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=recipe.get("skip_bad_images", False),
         class_names=None if probed else network.card.classes or None,
-        shards=Sharding(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
+        shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=labels,
     )
     if probed and not opened.classes:
@@ -147,7 +147,7 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
     return answers
 
 
-def open_run(run: str, device: str) -> tuple[TappedModel, torch.device]:
+def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     """A run's network on a device (auto: a GPU where there is one), and that device.
 
     Raises:

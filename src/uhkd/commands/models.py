@@ -13,7 +13,7 @@ from uhkd.recipe.arguments import ModelsArguments
 
 
 @dataclass(frozen=True)
-class Listed:
+class ModelInfo:
     """One network: parameters (with its own head) and, if measured, milliseconds for one image; None: cannot be had."""
 
     name: str
@@ -21,7 +21,7 @@ class Listed:
     milliseconds: float | None = None
 
 
-def models(arguments: ModelsArguments | None = None) -> list[Listed]:
+def models(arguments: ModelsArguments | None = None) -> list[ModelInfo]:
     """Print the networks that match, a line each as they are found, and return them.
 
     Raises:
@@ -33,12 +33,12 @@ def models(arguments: ModelsArguments | None = None) -> list[Listed]:
         raise ValueError(f"no network matches {asked.pattern!r}; names look like timm/resnet18, * stands for anything")
     width = max(map(len, names))
     put(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if asked.measured else ""))
-    rows: list[Listed] = []
+    rows: list[ModelInfo] = []
     for row in _matching(names, asked.max_params):
         if len(rows) == asked.limit:
             say(f"... and more; narrow the pattern or raise --limit ({asked.limit})")
             break
-        row = Listed(row.name, row.parameters, _milliseconds(row.name) if asked.measured else None)
+        row = ModelInfo(row.name, row.parameters, _milliseconds(row.name) if asked.measured else None)
         size = "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
         put(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if asked.measured else ""))
         rows.append(row)
@@ -47,12 +47,12 @@ def models(arguments: ModelsArguments | None = None) -> list[Listed]:
     return rows
 
 
-def _matching(names: list[str], max_params: float | None) -> Iterator[Listed]:
+def _matching(names: list[str], max_params: float | None) -> Iterator[ModelInfo]:
     """Rows one by one, so that no network is built that is not listed (or weighed against `max_params`)."""
     for name in names:
         parameters = count_parameters(name)
         if max_params is None or (parameters is not None and parameters <= max_params * 1e6):
-            yield Listed(name, parameters)
+            yield ModelInfo(name, parameters)
 
 
 def count_parameters(name: str) -> int | None:
@@ -99,5 +99,5 @@ def _milliseconds(name: str) -> float | None:
     return 1e3 * statistics.median(times[2:])
 
 
-def _time_cell(row: Listed) -> str:
+def _time_cell(row: ModelInfo) -> str:
     return f"  {'-' if row.milliseconds is None else f'{row.milliseconds:.1f}':>12}"

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from uhkd.recipe import Schema
+from uhkd.recipe import StrictModel
 
 
-def merged(recipe: Schema | None, words: dict[str, Any]) -> dict[str, Any]:
+def merged(recipe: StrictModel | None, words: dict[str, Any]) -> dict[str, Any]:
     """Return the words of a recipe and, over them, those given beside it."""
     return words if recipe is None else recipe.model_dump(exclude_unset=True) | words
 

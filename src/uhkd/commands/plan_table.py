@@ -10,11 +10,11 @@ import yaml
 from rich.table import Table
 
 from uhkd.console import file_size, put, show, shown
-from uhkd.data import Data
-from uhkd.features import TappedModel
+from uhkd.data import DataSplits
+from uhkd.features import FeatureExtractor
 
 
-def described(network: TappedModel) -> dict[str, Any]:
+def described(network: FeatureExtractor) -> dict[str, Any]:
     return {
         "name": network.card.name,
         "parameters": parameters_of(network),
@@ -23,11 +23,11 @@ def described(network: TappedModel) -> dict[str, Any]:
     }
 
 
-def parameters_of(network: TappedModel) -> int:
+def parameters_of(network: FeatureExtractor) -> int:
     return sum(p.numel() for p in network.module.parameters())
 
 
-def described_data(data: Data) -> dict[str, Any]:
+def described_data(data: DataSplits) -> dict[str, Any]:
     return {
         "name": data.name,
         "train": len(data.train),

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
-from uhkd.console import put, say, show, shown, shown_lines
+from uhkd.console import escape_lines, put, say, show, shown
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.recipe.arguments import Form, PushArguments
@@ -44,7 +44,7 @@ def push(arguments: PushArguments | None = None, **words: Any) -> dict[str, Any]
         _show(asked, sizes, api.endpoint)
         said = {"repo": asked.repo, "private": not asked.public, "files": sizes, "card": card, "measured": found}
         if asked.dry_run:
-            put(shown_lines(card).rstrip())
+            put(escape_lines(card).rstrip())
             say("a dry run: nothing was contacted")
             return said | {"url": None, "commit": None}
         commit = _upload(api, asked, folder)
@@ -76,7 +76,7 @@ def _hub(asked: PushArguments) -> Any:
 
 
 def _collect(
-    asked: PushArguments, network: TappedModel, found: dict[Form, dict[str, Any]], folder: Path
+    asked: PushArguments, network: FeatureExtractor, found: dict[Form, dict[str, Any]], folder: Path
 ) -> tuple[Path, str]:
     """All forms side by side in one folder with one card; timm and safetensors share their file of weights."""
     folder.mkdir()

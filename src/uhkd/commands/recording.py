@@ -11,9 +11,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from uhkd.cache import Shard, Stored, picture_sums
+from uhkd.cache import Shard, TeacherCache, picture_sums
 from uhkd.console import say
-from uhkd.data import Data, Span, span_loader
+from uhkd.data import DataSplits, IndexRange, span_loader
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.training import Teacher
 
@@ -21,9 +21,9 @@ _TELL = 15.0  # seconds between two lines on how far it is
 
 
 def write_shards(
-    stored: Stored,
+    stored: TeacherCache,
     teacher: Teacher,
-    data: Data,
+    data: DataSplits,
     views: int,
     *,
     batch_size: int,
@@ -86,8 +86,8 @@ def write_shards(
 
 
 def _claims(
-    stored: Stored, missing: Sequence[Shard], claimed: deque[tuple[Shard, contextlib.ExitStack]], batch_size: int
-) -> Iterator[Span]:
+    stored: TeacherCache, missing: Sequence[Shard], claimed: deque[tuple[Shard, contextlib.ExitStack]], batch_size: int
+) -> Iterator[IndexRange]:
     """Batches of one shard after the other, each held while it is made; taken little ahead of its making."""
     for shard in missing:
         held = contextlib.ExitStack()
@@ -104,7 +104,7 @@ def _claims(
         drop_leftovers(place)
         claimed.append((shard, held))
         for start in range(shard.start, shard.stop, batch_size):
-            yield Span(shard.view, start, min(start + batch_size, shard.stop))
+            yield IndexRange(shard.view, start, min(start + batch_size, shard.stop))
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from uhkd.cache import Layout, Shards
 from uhkd.console import file_size, say
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.recipe import CacheRecipe
 from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
 from uhkd.training import Teacher
 
 
-def layout_of(asked: CacheRecipe, network: TappedModel) -> tuple[Layout, SpectralTarget | None]:
+def layout_of(asked: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, SpectralTarget | None]:
     """How the records of a teacher are stored, and the target of the spectra in them.
 
     Raises:

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhkd.cache import DamagedShard, Stored, picture_sums
+from uhkd.cache import CorruptShard, TeacherCache, picture_sums
 from uhkd.console import put, say
-from uhkd.data import Span, span_loader
+from uhkd.data import IndexRange, span_loader
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
 from uhkd.training import Teacher
-from uhkd.training.cache_checks import other_data
+from uhkd.training.cache_checks import data_mismatch
 from uhkd.training.inputs import Inputs, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
 from uhkd.training.machine import choose_device, make_fabric
@@ -32,15 +32,15 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
     Raises:
         ValueError: naming all shards and records that are not what they should be.
     """
-    stored = Stored(asked.cache)
-    bad: list[DamagedShard] = []
+    stored = TeacherCache(asked.cache)
+    bad: list[CorruptShard] = []
     checked = 0
     for view in range(stored.manifest.views):
         for shard in stored.shards.of_view(view):
             try:
                 stored.shards.check(shard)
                 checked += shard.stop - shard.start
-            except DamagedShard as error:
+            except CorruptShard as error:
                 bad.append(error)
                 say(f"  {str(error).split('; make')[0]}")
     (say if bad or asked.sample else put)(
@@ -57,7 +57,7 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
     return {"records": checked, "sample": asked.sample, "beyond_rounding": beyond}
 
 
-def _compare_sample(stored: Stored, asked: VerifyArguments) -> dict[str, float]:
+def _compare_sample(stored: TeacherCache, asked: VerifyArguments) -> dict[str, float]:
     manifest = stored.manifest
     words = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": asked.device}
     words |= {k: v for k, v in (("data", asked.data), ("teacher", asked.teacher)) if v is not None}
@@ -66,7 +66,7 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> dict[str, float]:
     fabric = make_fabric(device, precision)
     data = open_recipe_data(recipe)
     if stored.differences({"data": data.fingerprint}):
-        differing = [other_data(recipe, stored), *stored.differences({"classes": len(data.classes)})]
+        differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
     inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
     network, _ = prepare_teacher(recipe, inputs, judged=True)
@@ -79,7 +79,7 @@ def _compare_sample(stored: Stored, asked: VerifyArguments) -> dict[str, float]:
     loader = span_loader(
         data.train,
         manifest.augmentation,
-        [Span(view, index, index + 1) for view, index in places],
+        [IndexRange(view, index, index + 1) for view, index in places],
         seed=manifest.seed,
         num_classes=len(data.classes),
     )

@@ -8,32 +8,32 @@ if TYPE_CHECKING:
     from uhkd.data.augment import Augmentation, view
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import views
-    from uhkd.data.file_cache import Descriptors
+    from uhkd.data.file_cache import OpenFiles
     from uhkd.data.in_memory import in_memory
     from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
-    from uhkd.data.open import Data, open_data
-    from uhkd.data.range_loader import Span, span_loader
-    from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Part, Source
+    from uhkd.data.open import DataSplits, open_data
+    from uhkd.data.range_loader import IndexRange, span_loader
+    from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, Split
     from uhkd.data.splits import stratified_split, stratified_subset
     from uhkd.data.tar_headers import make_index, refuse_packed
     from uhkd.data.tar_index import INDEX
-    from uhkd.data.tar_source import Sharding, ShardSource, tars
+    from uhkd.data.tar_source import ShardOptions, ShardSource, tars
 
 __all__ = [
     "INDEX",
     "ArraySource",
     "Augmentation",
     "Batch",
-    "Data",
+    "DataSplits",
     "DatasetSource",
-    "Descriptors",
     "FileSource",
+    "ImageSource",
+    "IndexRange",
     "Loader",
-    "Part",
+    "OpenFiles",
+    "ShardOptions",
     "ShardSource",
-    "Sharding",
-    "Source",
-    "Span",
+    "Split",
     "batch_images",
     "eval_loader",
     "in_memory",
@@ -57,7 +57,7 @@ import_on_use(
         "uhkd.data.augment": ("Augmentation", "view"),
         "uhkd.data.batch": ("Batch",),
         "uhkd.data.batch_transforms": ("views",),
-        "uhkd.data.file_cache": ("Descriptors",),
+        "uhkd.data.file_cache": ("OpenFiles",),
         "uhkd.data.tar_index": ("INDEX",),
         "uhkd.data.loader": (
             "Loader",
@@ -68,10 +68,10 @@ import_on_use(
             "usable_cores",
         ),
         "uhkd.data.in_memory": ("in_memory",),
-        "uhkd.data.open": ("Data", "open_data"),
-        "uhkd.data.tar_source": ("Sharding", "ShardSource", "tars"),
-        "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Part", "Source"),
-        "uhkd.data.range_loader": ("Span", "span_loader"),
+        "uhkd.data.open": ("DataSplits", "open_data"),
+        "uhkd.data.tar_source": ("ShardOptions", "ShardSource", "tars"),
+        "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Split", "ImageSource"),
+        "uhkd.data.range_loader": ("IndexRange", "span_loader"),
         "uhkd.data.splits": ("stratified_split", "stratified_subset"),
         "uhkd.data.tar_headers": ("make_index", "refuse_packed"),
     },

@@ -14,7 +14,7 @@ from torch import Tensor
 from uhkd.data.color_transforms import check_randaugment, erase_, jitter, rand_augment
 from uhkd.data.rng import stream
 from uhkd.data.sampler import partners
-from uhkd.data.sources import Source, addresses
+from uhkd.data.sources import ImageSource, addresses
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
 _TRIES = 6
@@ -76,7 +76,7 @@ class Augmentation:
 
 
 def view(
-    source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation, num_classes: int
+    source: ImageSource, index: int, *, seed: int, view: int, augmentation: Augmentation, num_classes: int
 ) -> tuple[UInt8[Tensor, "3 h w"], Float[Tensor, " k"] | None]:
     """Return view number `view` of image `index`, the same wherever and whenever it is asked for.
 
@@ -101,7 +101,7 @@ def view(
     return torch.from_numpy(image), torch.from_numpy(target)
 
 
-def plain_view(source: Source, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def plain_view(source: ImageSource, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
     address = int(addresses(source, np.array([index]))[0])
     image = geometry(source.image(index), address, seed=seed, view=view, augmentation=augmentation)

@@ -11,11 +11,11 @@ from uhkd.data.augment import Augmentation, Mix, blend, draw_mix, geometry, mirr
 from uhkd.data.color_transforms import erase_, jitter, rand_augment_all_
 from uhkd.data.rng import streams, uniforms
 from uhkd.data.sampler import partners
-from uhkd.data.sources import Held, Source, addresses, held
+from uhkd.data.sources import Held, ImageSource, addresses, held
 
 
 def views(
-    source: Source,
+    source: ImageSource,
     indices: Int[np.ndarray, " b"],
     *,
     seed: int,
@@ -45,7 +45,7 @@ def views(
 
 
 def plain_views(
-    source: Source, indices: Int[np.ndarray, " b"], *, seed: int, view: int, augmentation: Augmentation
+    source: ImageSource, indices: Int[np.ndarray, " b"], *, seed: int, view: int, augmentation: Augmentation
 ) -> UInt8[np.ndarray, "b 3 h w"]:
     """Return the views before any mixing, freshly allocated.
 
@@ -65,7 +65,7 @@ def plain_views(
     return images
 
 
-def _cut(source: Source, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def _cut(source: ImageSource, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     if augmentation.crop != "resized":
         found = held(source, indices)
         if found is not None and tuple(found.images.shape[-2:]) == tuple(augmentation.size):

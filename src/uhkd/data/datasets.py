@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from uhkd.console import shown
-from uhkd.data.sources import ArraySource, DatasetSource, Part, Source, cannot_read
+from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
 from uhkd.data.splits import stratified_split
 
 _CIFAR_FOLDER = "cifar-100-python"
@@ -23,18 +23,18 @@ _PROBES = 4
 
 
 @dataclass(frozen=True)
-class Parts:
+class RawSplits:
     """Sources as found, before a validation part is cut; classes is empty where the data does not name them."""
 
     classes: tuple[str, ...]
-    train: Source
-    val: Source | None
-    test: Source | None
+    train: ImageSource
+    val: ImageSource | None
+    test: ImageSource | None
     native_size: tuple[int, int] | None
     notes: tuple[str, ...] = ()
 
 
-def digits() -> Parts:
+def digits() -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8x8; a fifth of each class, always the same, is the test part."""
     from sklearn.datasets import load_digits
 
@@ -43,10 +43,10 @@ def digits() -> Parts:
     everything = ArraySource(images, np.asarray(bunch.target))
     assert everything.labels is not None
     train, test = stratified_split(everything.labels, 0.2, seed=0)
-    return Parts(tuple("0123456789"), Part(everything, train), None, Part(everything, test), (8, 8))
+    return RawSplits(tuple("0123456789"), Split(everything, train), None, Split(everything, test), (8, 8))
 
 
-def cifar100(root: Path | None) -> Parts:
+def cifar100(root: Path | None) -> RawSplits:
     """Return CIFAR-100 as torchvision stores it below `root` (None: ./data or the current folder); never downloads.
 
     Raises:
@@ -72,10 +72,10 @@ def cifar100(root: Path | None) -> Parts:
             f"CIFAR-100 in {found / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
         ) from error
     sources = [ArraySource(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
-    return Parts(tuple(train.classes), sources[0], None, sources[1], (32, 32))
+    return RawSplits(tuple(train.classes), sources[0], None, sources[1], (32, 32))
 
 
-def npz(path: Path) -> Parts:
+def npz(path: Path) -> RawSplits:
     """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` optional.
 
     Raises:
@@ -106,7 +106,7 @@ def npz(path: Path) -> Parts:
     assert train is not None
     classes = tuple(str(name) for name in arrays.get("classes", ()))
     height, width = train.images.shape[-2:]
-    return Parts(classes, train, parts["val"], parts["test"], (height, width))
+    return RawSplits(classes, train, parts["val"], parts["test"], (height, width))
 
 
 class _TooLarge(Exception):
@@ -137,7 +137,7 @@ def memory_of_machine() -> int | None:
     return there
 
 
-def user_dataset(dataset: Any, title: str) -> Parts:
+def user_dataset(dataset: Any, title: str) -> RawSplits:
     """Return a map-style data set of (image, label) pairs, or of images alone, as a training part.
 
     Raises:
@@ -164,7 +164,7 @@ def user_dataset(dataset: Any, title: str) -> Parts:
         )
     sizes = {(image.shape[-2], image.shape[-1]) for image in images}
     classes = tuple(str(name) for name in getattr(dataset, "classes", ()) or ())
-    return Parts(classes, source, None, None, sizes.pop() if len(sizes) == 1 else None, tuple(notes))
+    return RawSplits(classes, source, None, None, sizes.pop() if len(sizes) == 1 else None, tuple(notes))
 
 
 def _npz_part(path: Path, arrays: dict[str, np.ndarray], part: str) -> ArraySource | None:

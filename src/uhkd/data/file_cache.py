@@ -11,7 +11,7 @@ from typing import Any
 _OPEN = 64  # files kept open at a time: some systems allow a process 256
 
 
-class Descriptors:
+class OpenFiles:
     """Reads from the files asked for last, which stay open; by any thread, and in other processes, where they are opened anew.
 
     most: files kept open (None: 64). One that is deleted meanwhile takes its room on the disk until it is closed.

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from uhkd.data.datasets import Parts
-from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Held, Part, Source, fingerprint
+from uhkd.data.datasets import RawSplits
+from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Held, ImageSource, Split, fingerprint
 from uhkd.data.tar_source import ShardSource
 
 BUDGET = 2**30  # bytes: 350,000 images of 32x32, 87,000 of 64x64
@@ -27,7 +27,7 @@ class Kept:
     user's data set that gives another image when read again, noticed while its first images are read: nothing is kept of it.
     """
 
-    def __init__(self, source: Source, size: tuple[int, int]) -> None:
+    def __init__(self, source: ImageSource, size: tuple[int, int]) -> None:
         self.source, self.labels = source, source.labels
         self.keys, self.shuffle = getattr(source, "keys", None), getattr(source, "shuffle", None)
         # not touched before it is written: the system gives memory page by page
@@ -80,7 +80,7 @@ class Kept:
         return image
 
 
-def keep(parts: Parts) -> Parts:
+def keep(parts: RawSplits) -> RawSplits:
     """Return `parts` with small images of one size, where they are read anew each time, in `Kept`; a note tells of it.
 
     Training images come first, then those of val and test, each if all of them fit into what is left of `BUDGET`.
@@ -89,7 +89,7 @@ def keep(parts: Parts) -> Parts:
     if size is None or max(size) > _SMALL:
         return parts
     per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
-    kept: dict[str, Source] = {}
+    kept: dict[str, ImageSource] = {}
     for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
         if not _read_anew(source):
             continue
@@ -108,24 +108,24 @@ def keep(parts: Parts) -> Parts:
     return replace(parts, **kept, notes=tuple(notes))
 
 
-def _read_anew(source: Source | None) -> TypeGuard[Source]:
+def _read_anew(source: ImageSource | None) -> TypeGuard[ImageSource]:
     """Whether images are read from where they lie each time, and are then the same; those from afar are not fetched for this."""
     if isinstance(source, ShardSource):
         return source.shelf.address is None
     return isinstance(source, FileSource) or (isinstance(source, DatasetSource) and source.steady)
 
 
-def in_memory(source: Source) -> bool:
+def in_memory(source: ImageSource) -> bool:
     """Whether images come from memory, at the latest when asked for again."""
-    if isinstance(source, Part):
+    if isinstance(source, Split):
         return in_memory(source.source)
     return isinstance(source, ArraySource | Kept)
 
 
-def fill(source: Source) -> None:
+def fill(source: ImageSource) -> None:
     """Decode what the source is to keep: before processes are started, which would each decode it for themselves."""
     indices = np.arange(len(source))
-    while isinstance(source, Part):
+    while isinstance(source, Split):
         source, indices = source.source, source.indices[indices]
     if isinstance(source, Kept):
         source.fill(indices)

@@ -19,7 +19,7 @@ from uhkd.data.batch_transforms import plain_views
 from uhkd.data.batch_transforms import views as views_of
 from uhkd.data.in_memory import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
-from uhkd.data.sources import Source
+from uhkd.data.sources import ImageSource
 
 Beside = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
@@ -41,14 +41,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def batch_images(source: Source, *, seed: int, batch_size: int, step: int) -> np.ndarray:
+def batch_images(source: ImageSource, *, seed: int, batch_size: int, step: int) -> np.ndarray:
     """Return which images step `step` of a training visits: (batch_size,), over all its processes."""
     epoch, position = divmod(step, steps_per_epoch(len(source), batch_size))
     return epoch_order(source, seed=seed, epoch=epoch)[position * batch_size :][:batch_size]
 
 
 def train_loader(
-    source: Source,
+    source: ImageSource,
     augmentation: Augmentation,
     *,
     seed: int,
@@ -100,7 +100,7 @@ def train_loader(
 
 
 def eval_loader(
-    source: Source,
+    source: ImageSource,
     size: tuple[int, int],
     *,
     batch_size: int,
@@ -196,7 +196,7 @@ class Failure(NamedTuple):
 class Batches(Dataset[Raw | Failure], ABC):
     """Batches of a source by their number; what a user can mend is returned as a `Failure`."""
 
-    source: Source
+    source: ImageSource
 
     def __getitem__(self, step: Any) -> Raw | Failure:
         try:
@@ -217,7 +217,7 @@ class Batches(Dataset[Raw | Failure], ABC):
 class _TrainBatches(Batches):
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         augmentation: Augmentation,
         seed: int,
         batch_size: int,
@@ -260,7 +260,7 @@ class _TrainBatches(Batches):
 
 class _EvalBatches(Batches):
     def __init__(
-        self, source: Source, size: tuple[int, int], batch_size: int, augmentation: Augmentation | None
+        self, source: ImageSource, size: tuple[int, int], batch_size: int, augmentation: Augmentation | None
     ) -> None:
         self.source, self.size, self.batch_size, self.augmentation = source, size, batch_size, augmentation
 

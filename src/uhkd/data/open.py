@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.data.datasets import Parts, cifar100, digits, npz, user_dataset
+from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.in_memory import keep
 from uhkd.data.names import check_word, is_reader
-from uhkd.data.sources import Part, Source, fingerprint, unlabelled
+from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tar_headers import refuse_packed
-from uhkd.data.tar_source import Sharding, ShardSource, is_sharded, read_shards
+from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
 from uhkd.data.timm_readers import read_timm
 
 _MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSplits:
     """A data set, ready to train on.
 
     native_size: (H,W) where all images looked at share one, else None. flip: whether mirroring keeps the meaning.
@@ -35,9 +35,9 @@ class Data:
 
     name: str
     classes: tuple[str, ...]
-    train: Source
-    val: Source
-    test: Source | None
+    train: ImageSource
+    val: ImageSource
+    test: ImageSource | None
     native_size: tuple[int, int] | None
     flip: bool
     notes: tuple[str, ...]
@@ -57,9 +57,9 @@ def open_data(
     train_limit: int | None = None,
     skip_bad_images: bool = False,
     class_names: Sequence[str] | None = None,
-    shards: Sharding | None = None,
+    shards: ShardOptions | None = None,
     labels: bool = True,
-) -> Data:
+) -> DataSplits:
     """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
 
     A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
@@ -73,7 +73,7 @@ def open_data(
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
-    name, parts = _read(data, skip_bad_images, names, shards or Sharding(), labels)
+    name, parts = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
     classes, notes = _settle_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
     if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
         notes.append("shards_at_a_time is for tar shards, and these are none: not used")
@@ -89,7 +89,7 @@ def open_data(
     if not labels:
         train, val, test = unlabelled(train), unlabelled(val), test and unlabelled(test)
     listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
-    return Data(
+    return DataSplits(
         name=name,
         classes=classes,
         train=train,
@@ -103,15 +103,15 @@ def open_data(
 
 
 def _read(
-    data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: Sharding, labels: bool
-) -> tuple[str, Parts]:
+    data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: ShardOptions, labels: bool
+) -> tuple[str, RawSplits]:
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
         train = user_dataset(data[0], "the training data set")
         val = user_dataset(data[1], "the validation data set")
         notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
-        return type(data[0]).__name__, Parts(train.classes, train.train, val.train, None, train.native_size, notes)
+        return type(data[0]).__name__, RawSplits(train.classes, train.train, val.train, None, train.native_size, notes)
     if not isinstance(data, str | Path):
         return type(data).__name__, user_dataset(data, "the data set")
     word = str(data)
@@ -129,7 +129,7 @@ def _read(
     refuse_packed(path)
     if path.is_dir():
         found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
-        return path.resolve().name, Parts(
+        return path.resolve().name, RawSplits(
             found.classes, found.train, found.val, found.test, found.native_size, found.notes
         )
     if path.suffix.lower() == ".npz":
@@ -139,7 +139,7 @@ def _read(
     )
 
 
-def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+def _settle_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
     labelled = {"training": parts.train, "validation": parts.val, "test": parts.test}
     labels = {part: source.labels for part, source in labelled.items() if source is not None}
     train = labels["training"]
@@ -178,7 +178,7 @@ def _settle_classes(name: str, parts: Parts, names: tuple[str, ...] | None) -> t
     return tuple(classes), notes
 
 
-def _strata(source: Source, labelled: bool) -> np.ndarray:
+def _strata(source: ImageSource, labelled: bool) -> np.ndarray:
     """What cuts are stratified by: the labels, or 0 for all images without. Labels that do not count may be of any kind."""
     labels = source.labels
     if labels is None or not (labelled or (labels.min() >= 0 and 1 not in np.unique(labels, return_counts=True)[1])):
@@ -187,8 +187,8 @@ def _strata(source: Source, labelled: bool) -> np.ndarray:
 
 
 def _cut(
-    name: str, train: Source, classes: tuple[str, ...], val_fraction: float, split_seed: int, labelled: bool
-) -> tuple[Source, Source]:
+    name: str, train: ImageSource, classes: tuple[str, ...], val_fraction: float, split_seed: int, labelled: bool
+) -> tuple[ImageSource, ImageSource]:
     labels = _strata(train, labelled)
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
@@ -197,10 +197,10 @@ def _cut(
             "expected at least 2 in each class; add images or bring a validation part (val/ folder)"
         )
     train_part, val_part = stratified_split(labels, val_fraction, split_seed)
-    return Part(train, train_part), Part(train, val_part)
+    return Split(train, train_part), Split(train, val_part)
 
 
-def _limit(train: Source, limit: int, split_seed: int, labelled: bool) -> tuple[Source, str]:
+def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> tuple[ImageSource, str]:
     if limit >= len(train):
         return train, f"train_limit {limit}: all {len(train)} training images are used"
     labels = _strata(train, labelled)
@@ -210,4 +210,4 @@ def _limit(train: Source, limit: int, split_seed: int, labelled: bool) -> tuple[
     if limit < classes:
         raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
     kept = stratified_subset(labels, limit, split_seed)
-    return Part(train, kept), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"
+    return Split(train, kept), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"

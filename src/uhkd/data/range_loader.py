@@ -11,10 +11,10 @@ import torch
 from uhkd.data.augment import Augmentation
 from uhkd.data.batch_transforms import views
 from uhkd.data.loader import Batches, Loader, Raw
-from uhkd.data.sources import Source
+from uhkd.data.sources import ImageSource
 
 
-class Span(NamedTuple):
+class IndexRange(NamedTuple):
     """Images `start` up to `stop` (by index) of one view."""
 
     view: int
@@ -23,9 +23,9 @@ class Span(NamedTuple):
 
 
 def span_loader(
-    source: Source,
+    source: ImageSource,
     augmentation: Augmentation,
-    spans: Iterable[Span],
+    spans: Iterable[IndexRange],
     *,
     seed: int,
     num_classes: int,
@@ -41,10 +41,10 @@ def span_loader(
 
 
 class _SpanBatches(Batches):
-    def __init__(self, source: Source, augmentation: Augmentation, seed: int, num_classes: int) -> None:
+    def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, num_classes: int) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def make(self, span: Span) -> Raw:
+    def make(self, span: IndexRange) -> Raw:
         index = np.arange(span.start, span.stop)
         image, target = views(
             self.source,

@@ -46,14 +46,14 @@ def fetch(address: str) -> bytes:
     return content
 
 
-class Shelf:
+class ShardStore:
     """Shards by name in a folder of this machine; see `remote` for those from elsewhere."""
 
     def __init__(self, folder: Path, address: str | None = None, most: float = float("inf")) -> None:
         self.folder, self.address, self.most = folder, address, most
 
     @staticmethod
-    def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> Shelf:
+    def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> ShardStore:
         """Shards at an address, by fsspec (https, s3, gs, hf, file), fetched whole when one is first asked for.
 
         They are kept in `keep` (None: the user's cache folder), shared by all processes of the machine, and at most `keep_gb`
@@ -66,7 +66,7 @@ class Shelf:
             else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "uhkd"
         )
         name = hashlib.blake2b(address.encode() + b"\n" + edition, digest_size=12).hexdigest()
-        return Shelf(base / "shards" / name, address, keep_gb * 1e9)
+        return ShardStore(base / "shards" / name, address, keep_gb * 1e9)
 
     def path(self, name: str, size: int) -> Path:
         """The file of a shard of `size` bytes, fetched if it is not here.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from uhkd.data.rng import stream
-from uhkd.data.sources import Source
+from uhkd.data.sources import ImageSource
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,18 @@ class Shuffle:
         return np.concatenate([shuffled.T.ravel(), positions[whole:]])
 
 
-def shuffle_of(source: Source) -> Shuffle | None:
+def shuffle_of(source: ImageSource) -> Shuffle | None:
     """How a source wants to be shuffled, by its own `shuffle`; None: all of it at once."""
     return getattr(source, "shuffle", None)
 
 
-def epoch_order(source: Source, *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+def epoch_order(source: ImageSource, *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     """Return the order in which epoch `epoch` visits the images: a permutation."""
     generator, own = stream("order", seed, epoch), shuffle_of(source)
     return generator.permutation(len(source)) if own is None else own.order(generator)
 
 
-def partners(source: Source, index: int) -> tuple[int, int]:
+def partners(source: ImageSource, index: int) -> tuple[int, int]:
     """First and last + 1 of the images that may be mixed into image `index`: all, or those of its shard."""
     own = shuffle_of(source)
     return (0, len(source)) if own is None else own.beside(index)

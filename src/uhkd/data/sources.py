@@ -18,7 +18,7 @@ _KEPT_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none 
 
 
 @runtime_checkable
-class Source(Protocol):
+class ImageSource(Protocol):
     """A list of images of any size, each always the same, with integer labels (N,) or None."""
 
     @property
@@ -40,7 +40,7 @@ class Held(NamedTuple):
     positions: Int[np.ndarray, " b"]
 
 
-def held(source: Source, indices: np.ndarray) -> Held | None:
+def held(source: ImageSource, indices: np.ndarray) -> Held | None:
     """Return where the images `indices`, (B,) integers, lie in memory; None when they have to be read one by one.
 
     A source offers this by a method `held(indices)`, and need not.
@@ -52,7 +52,7 @@ def held(source: Source, indices: np.ndarray) -> Held | None:
     return None if own is None else own(indices)
 
 
-def addresses(source: Source, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
+def addresses(source: ImageSource, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
     """Return the numbers by which the views of images are drawn: (B,) their keys, or else `indices`, where they stand.
 
     A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.
@@ -162,10 +162,10 @@ class DatasetSource:
         )
 
 
-class Part:
+class Split:
     """Some positions of another source, in the given order."""
 
-    def __init__(self, source: Source, indices: np.ndarray) -> None:
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
         self.source = source
         self.indices = indices.astype(np.int64)
         self.labels = None if source.labels is None else source.labels[self.indices]
@@ -183,21 +183,21 @@ class Part:
 
     def held(self, indices: np.ndarray) -> Held | None:
         """Return where the images lie in the whole source's memory."""
-        return held(self.source, self.indices[indices]) if type(self).image is Part.image else None
+        return held(self.source, self.indices[indices]) if type(self).image is Split.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of the whole source and of the positions."""
         return content_hash(fingerprint(self.source).encode(), self.indices)
 
 
-def unlabelled(source: Source) -> Part:
+def unlabelled(source: ImageSource) -> Split:
     """Return the same images, in the same order, without their labels."""
-    part = Part(source, np.arange(len(source)))
+    part = Split(source, np.arange(len(source)))
     part.labels = None
     return part
 
 
-def fingerprint(source: Source | None) -> str:
+def fingerprint(source: ImageSource | None) -> str:
     """Return the hash of what a source lists; a foreign source counts by its type, length and labels."""
     if source is None:
         return "none"

@@ -13,13 +13,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.console import count, shown
-from uhkd.data.datasets import Parts
+from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import decodable, decode_bytes, header_size
-from uhkd.data.file_cache import Descriptors
+from uhkd.data.file_cache import OpenFiles
 from uhkd.data.names import is_remote, names_shards
-from uhkd.data.remote import Shelf, check_address, fetch
+from uhkd.data.remote import ShardStore, check_address, fetch
 from uhkd.data.sampler import Shuffle
-from uhkd.data.sources import Part, Source, content_hash
+from uhkd.data.sources import ImageSource, Split, content_hash
 from uhkd.data.tar_headers import make_index
 from uhkd.data.tar_index import HEADER, INDEX, PARTS, Index, parts_of, read_index
 
@@ -30,11 +30,11 @@ _HEADERS = 16  # images whose header is read to learn whether all share one size
 
 
 @dataclass(frozen=True)
-class Sharding:
+class ShardOptions:
     """How tar shards are read.
 
     at_a_time, lanes: see `Shuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
-    elsewhere are kept, and how much of them; see `Shelf`.
+    elsewhere are kept, and how much of them; see `ShardStore`.
     """
 
     at_a_time: int | None = None
@@ -46,11 +46,11 @@ class Sharding:
 class ShardSource:
     """Samples of tar shards by position; they have keys, so a view does not depend on the shard its image lies in."""
 
-    def __init__(self, shelf: Shelf, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
+    def __init__(self, shelf: ShardStore, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
         self.shelf, self.index, self.labels, self.shuffle = shelf, index, labels, shuffle
         self.keys = index.keys
         # shards from elsewhere are deleted to make room, which those that are open do not give back
-        self._files = Descriptors() if shelf.address is None else Descriptors(_OPEN_FROM_ELSEWHERE)
+        self._files = OpenFiles() if shelf.address is None else OpenFiles(_OPEN_FROM_ELSEWHERE)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -116,14 +116,14 @@ def _only_tars(folder: Path) -> bool:
 
 
 def read_shards(
-    word: str, asked: Sharding, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
-) -> tuple[str, Parts]:
+    word: str, asked: ShardOptions, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
+) -> tuple[str, RawSplits]:
     """Open tar shards: a name for them, and their parts; `train`, `val` and `test` in the shards' names tell which is which.
 
     class_names: of a trained network. skip_bad_images decodes every image once and drops those that fail.
 
     Raises:
-        ValueError: no shards, none of training, or what `make_index` and `Shelf` refuse.
+        ValueError: no shards, none of training, or what `make_index` and `ShardStore` refuse.
     """
     if not Path(word).expanduser().exists():
         word = word.removeprefix("wds/")
@@ -137,7 +137,7 @@ def read_shards(
         word = word.rstrip("/")
         edition = fetch(f"{word}/{INDEX}")
         index = read_index(edition, f"{word}/{INDEX}")
-        shelf = Shelf.remote(word, edition, asked.keep, asked.keep_gb)
+        shelf = ShardStore.remote(word, edition, asked.keep, asked.keep_gb)
         if at_a_time is None:
             at_a_time = _AT_A_TIME
             notes.append(f"shards from elsewhere are shuffled {at_a_time} at a time (--shards-at-a-time)")
@@ -150,7 +150,7 @@ def read_shards(
             )
     else:
         folder, names = _find(Path(word).expanduser())
-        shelf = Shelf(folder)
+        shelf = ShardStore(folder)
         index, note = _index(folder, names)
         notes += [note] if note else []
     members = parts_of(index.names)
@@ -163,7 +163,7 @@ def read_shards(
         part: _source(shelf, index.of(shards), index.classes, classes, part, at_a_time, asked.lanes)
         for part, shards in members.items()
     }
-    train, sources = found["train"], dict[str, Source](found)
+    train, sources = found["train"], dict[str, ImageSource](found)
     notes += [
         f"{len(found[part]):,} {part} images in {count(len(shards), 'shard')}" for part, shards in members.items()
     ]
@@ -175,7 +175,7 @@ def read_shards(
     if skip_bad_images:
         sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
     title = Path(word.rstrip("/")).name.removesuffix(".tar")
-    return title, Parts(
+    return title, RawSplits(
         tuple(classes), sources["train"], sources.get("val"), sources.get("test"), _common_size(train), tuple(notes)
     )
 
@@ -187,12 +187,12 @@ def tars(folder: Path) -> Sequence[Path]:
     )
 
 
-def _drop_bad(source: ShardSource, part: str, notes: list[str]) -> Source:
+def _drop_bad(source: ShardSource, part: str, notes: list[str]) -> ImageSource:
     good = decodable(len(source), source.image)
     if good.all():
         return source
     notes.append(f"{(~good).sum():,} of {len(source):,} {part} images cannot be decoded: skipped")
-    return Part(source, np.flatnonzero(good))
+    return Split(source, np.flatnonzero(good))
 
 
 def _find(path: Path) -> tuple[Path, list[str]]:
@@ -242,7 +242,7 @@ def _index(folder: Path, names: list[str]) -> tuple[Index, str | None]:
 
 def _is_of(index: Index, folder: Path) -> bool:
     """Whether the shards in a folder are no newer than its index, with the sizes and the first and last images that it says."""
-    source = ShardSource(Shelf(folder), index, None, None)
+    source = ShardSource(ShardStore(folder), index, None, None)
     counts = np.diff(index.bounds)
     ends = np.concatenate([index.bounds[:-1][counts > 0], index.bounds[1:][counts > 0] - 1]).tolist()
     try:
@@ -263,7 +263,7 @@ def _present(index: Index, shards: list[int]) -> list[str]:
 
 
 def _source(
-    shelf: Shelf,
+    shelf: ShardStore,
     index: Index,
     named: tuple[str, ...],
     classes: tuple[str, ...],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.data.datasets import Parts, user_dataset
+from uhkd.data.datasets import RawSplits, user_dataset
 from uhkd.data.names import READERS
 from uhkd.data.sources import DatasetSource
 
@@ -14,7 +14,7 @@ from uhkd.data.sources import DatasetSource
 _PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
-def read_timm(word: str) -> Parts:
+def read_timm(word: str) -> RawSplits:
     """Open a data set by timm's word for it; nothing is downloaded by `torch/`, and by `hfds/` what is not in its cache yet.
 
     FOLDER is where the data lies (torch/) or its cache (hfds/).
@@ -41,10 +41,10 @@ def read_timm(word: str) -> Parts:
         if source is not None and source.labels is not None and source.labels.max(initial=-1) < 0:
             others[part] = None
             notes.append(f"part {part} has no labels (they are kept secret, as of some test parts): left out")
-    return Parts(train.classes, train.train, others["val"], others["test"], train.native_size, tuple(notes))
+    return RawSplits(train.classes, train.train, others["val"], others["test"], train.native_size, tuple(notes))
 
 
-def _open(word: str, name: str, root: str, split: str) -> Parts | None:
+def _open(word: str, name: str, root: str, split: str) -> RawSplits | None:
     """One part; None where the data set has none of that name."""
     from timm.data import create_dataset
 
@@ -64,4 +64,6 @@ def _open(word: str, name: str, root: str, split: str) -> Parts | None:
     column = reader.dataset.features.get(reader.label_key)
     source = DatasetSource(dataset, np.asarray(reader.dataset[reader.label_key][:], np.int64), word)
     first = source.image(0)
-    return Parts(tuple(getattr(column, "names", ()) or ()), source, None, None, (first.shape[1], first.shape[2]), ())
+    return RawSplits(
+        tuple(getattr(column, "names", ()) or ()), source, None, None, (first.shape[1], first.shape[2]), ()
+    )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.evaluation.metrics import Evaluation, cka_matrix, latency, radial_spectrum
-from uhkd.features import TappedModel
-from uhkd.methods.spectral_matching import LevelMatching
+from uhkd.features import FeatureExtractor
+from uhkd.methods.spectral_matching import SpectralMatchingLoss
 from uhkd.spectral import FTM
 
 DIAGNOSTIC_IMAGES = 128
@@ -44,7 +44,7 @@ class Reference(NamedTuple):
         return cls(*map(field, cls._fields))
 
 
-def reference(network: TappedModel, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
+def reference(network: FeatureExtractor, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
     """What is shown of a live teacher on images (N, 3, H, W) in [0, 1]."""
     maps = _maps(network, images, autocast)
     # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
@@ -53,7 +53,7 @@ def reference(network: TappedModel, images: Tensor, autocast: Autocast, ftm: FTM
 
 
 @torch.no_grad()
-def _maps(network: TappedModel, images: Tensor, autocast: Autocast) -> tuple[Tensor, ...]:
+def _maps(network: FeatureExtractor, images: Tensor, autocast: Autocast) -> tuple[Tensor, ...]:
     if not network.shapes.maps:
         return ()
     training = network.training
@@ -77,11 +77,11 @@ class Diagnostics:
 
     def __init__(
         self,
-        student: TappedModel,
+        student: FeatureExtractor,
         images: Tensor,
         autocast: Autocast,
         teacher: Reference | None = None,
-        match: LevelMatching | None = None,
+        match: SpectralMatchingLoss | None = None,
     ) -> None:
         self.student, self.images, self.autocast, self.match = student, images, autocast, match
         self.fixed: dict[str, np.ndarray] = {}
@@ -94,7 +94,7 @@ class Diagnostics:
             assert match is not None
             self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
 
-    def _maps(self, network: TappedModel) -> tuple[Tensor, ...]:
+    def _maps(self, network: FeatureExtractor) -> tuple[Tensor, ...]:
         return _maps(network, self.images, self.autocast)
 
     def begin(self) -> None:

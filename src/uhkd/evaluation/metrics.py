@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 from uhkd.data import Batch
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.spectral import max_radius, radial_frequencies, spectrum
 
 EVAL_BATCH = 256
@@ -44,7 +44,7 @@ class Evaluation:
 
 @torch.no_grad()
 def predict_logits(
-    model: TappedModel,
+    model: FeatureExtractor,
     batches: Iterable[Batch],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -76,7 +76,7 @@ def score(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> dict[str, 
 
 
 def evaluate(
-    model: TappedModel,
+    model: FeatureExtractor,
     batches: Iterable[Batch],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -130,7 +130,7 @@ def cka_matrix(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Float[
 
 
 @torch.no_grad()
-def latency(model: TappedModel, batch: int = 1, repeats: int = 20) -> float:
+def latency(model: FeatureExtractor, batch: int = 1, repeats: int = 20) -> float:
     """Median milliseconds of one forward pass in eval mode at the model's own input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
@@ -150,7 +150,7 @@ def latency(model: TappedModel, batch: int = 1, repeats: int = 20) -> float:
 
 
 @torch.no_grad()
-def forward_flops(model: TappedModel) -> int:
+def forward_flops(model: FeatureExtractor) -> int:
     """FLOPs of one image in eval mode: matrix products, convolutions and attention, two for each multiply-add."""
     parameter, training = next(model.parameters()), model.training
     model.eval()
@@ -162,6 +162,6 @@ def forward_flops(model: TappedModel) -> int:
     return counter.get_total_flops()
 
 
-def _answer(model: TappedModel) -> frozenset[str]:
+def _answer(model: FeatureExtractor) -> frozenset[str]:
     """What a network is used for: its logits, or its embedding where it has no head."""
     return frozenset({"logits" if model.shapes.logits else "embedding"})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.evaluation.metrics import Evaluation, score
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 
 Probe = Literal["linear", "knn"]
 """How frozen embeddings are judged."""
@@ -26,7 +26,7 @@ _CHUNK = 1024  # images whose similarities to all others lie in memory at a time
 
 @torch.no_grad()
 def embed(
-    model: TappedModel, batches: Iterable[Batch], device: torch.device, autocast: Autocast = nullcontext
+    model: FeatureExtractor, batches: Iterable[Batch], device: torch.device, autocast: Autocast = nullcontext
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
     """Embeddings in eval mode and labels of labelled batches, on the CPU, embeddings as float32; the model's mode is put back.
 

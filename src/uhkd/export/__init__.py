@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.export import onnx_pt2, quantized, weights
-from uhkd.export.module import Deployed
-from uhkd.features import TappedModel
+from uhkd.export.module import ExportModule
+from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
-__all__ = ["FORMS", "QUANTIZED", "Answer", "Deployed", "Form", "check", "reopen", "write"]
+__all__ = ["FORMS", "QUANTIZED", "Answer", "ExportModule", "Form", "check", "reopen", "write"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 """The forms that a network can be written in."""
@@ -29,7 +29,7 @@ _NEEDS = {
 _EXTRAS = {"onnx": "onnx", "onnx-int8": "onnx", "int8": "int8"}
 
 
-def write(form: Form, network: TappedModel, folder: Path, calibration: Iterable[Tensor] = ()) -> Path:
+def write(form: Form, network: FeatureExtractor, folder: Path, calibration: Iterable[Tensor] = ()) -> Path:
     """Write the network into `folder` and return what is to be opened: a file, or the folder itself.
 
     calibration: batches of images (B, 3, H, W) in [0,1] of the network's size, which the quantised forms need.
@@ -48,7 +48,7 @@ def write(form: Form, network: TappedModel, folder: Path, calibration: Iterable[
     return makers[form](network, folder)
 
 
-def check(form: Form, network: TappedModel) -> None:
+def check(form: Form, network: FeatureExtractor) -> None:
     """See, before anything is written, whether a form can hold a network.
 
     Raises:

@@ -9,7 +9,7 @@ import yaml
 
 from uhkd.console import shown
 from uhkd.export.snippets import example, takes
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 from uhkd.runs import RunFolder
 
@@ -20,7 +20,11 @@ _PUBLIC = re.compile(r"(timm|torchvision|uhkd|torch)/\w[\w.+-]*|(transformers|hf
 
 
 def card_text(
-    run: str, network: TappedModel, places: Mapping[Form, str], measured: Mapping[Form, str], license: str = "other"
+    run: str,
+    network: FeatureExtractor,
+    places: Mapping[Form, str],
+    measured: Mapping[Form, str],
+    license: str = "other",
 ) -> str:
     """What it is, how it is opened and fed, where it comes from, what it is not for; Markdown under metadata in YAML.
 
@@ -58,7 +62,7 @@ def card_text(
 
 
 def _metadata(
-    result: Mapping[str, Any], network: TappedModel, places: Mapping[Form, str], license: str
+    result: Mapping[str, Any], network: FeatureExtractor, places: Mapping[Form, str], license: str
 ) -> dict[str, Any]:
     """The fields that hubs know; what a run does not say is left out."""
     card, task = network.card, "image-classification" if network.card.num_classes else "image-feature-extraction"
@@ -124,7 +128,7 @@ def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: TappedModel) -> list[str]:
+def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: FeatureExtractor) -> list[str]:
     """Rows of a table; what the run does not say is left out."""
     metrics, taught = result.get("metrics") or {}, result.get("teacher_metrics") or {}
     environment = result.get("environment") or {}

@@ -6,19 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import first_tensor
 
 _LARGEST_BATCH = 1024
 
 
-class Deployed(nn.Module):
+class ExportModule(nn.Module):
     """Images in [0,1] of the network's own size -> logits, or the embedding of a network without a head: (B,3,H,W) -> (B,K)."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: TappedModel) -> None:
+    def __init__(self, network: FeatureExtractor) -> None:
         super().__init__()
         self.module = network.module
         for name, values in (("mean", network.mean), ("std", network.std)):
@@ -55,20 +55,20 @@ def followed(module: nn.Module, size: tuple[int, int], name: str) -> torch.expor
     return program
 
 
-def program_of(network: TappedModel) -> torch.export.ExportedProgram:
+def program_of(network: FeatureExtractor) -> torch.export.ExportedProgram:
     """The program of a network with its normalisation.
 
     Raises:
         ValueError: as `followed`.
     """
-    return followed(Deployed(network).eval(), network.input_size, type(network.module).__name__)
+    return followed(ExportModule(network).eval(), network.input_size, type(network.module).__name__)
 
 
-def output_name(network: TappedModel) -> str:
+def output_name(network: FeatureExtractor) -> str:
     """What the network answers: logits or embedding."""
     return "embedding" if network.shapes.logits is None else "logits"
 
 
-def card_json(network: TappedModel) -> str:
+def card_json(network: FeatureExtractor) -> str:
     """The network's card as text: name, classes, size, normalisation."""
     return json.dumps(network.card.to_json(), ensure_ascii=False)

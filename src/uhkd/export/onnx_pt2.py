@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from uhkd.export.module import card_json, output_name, program_of
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.runs import write_atomically
 
 
-def write_pt2(network: TappedModel, folder: Path) -> Path:
+def write_pt2(network: FeatureExtractor, folder: Path) -> Path:
     """model.pt2: `torch.export.load(FILE).module()`; the card lies in it as card.json."""
     return save_program(program_of(network), network, folder / "model.pt2")
 
 
-def save_program(program: torch.export.ExportedProgram, network: TappedModel, file: Path) -> Path:
+def save_program(program: torch.export.ExportedProgram, network: FeatureExtractor, file: Path) -> Path:
     """A program and the network's card in one file, whole or not there."""
     temporary = file.with_name(f".{file.name}")
     torch.export.save(program, temporary, extra_files={"card.json": card_json(network)})
@@ -31,7 +31,7 @@ def open_pt2(path: Path) -> Any:
     return torch.export.load(path).module()
 
 
-def write_onnx(network: TappedModel, folder: Path) -> Path:
+def write_onnx(network: FeatureExtractor, folder: Path) -> Path:
     """model.onnx: input "image", output "logits" (or "embedding"), any batch; the card is its metadata's "uhkd.card"."""
     program = program_of(network)
     with warnings.catch_warnings():
@@ -43,7 +43,7 @@ def write_onnx(network: TappedModel, folder: Path) -> Path:
     return save_onnx(made.model_proto, network, folder / "model.onnx")
 
 
-def save_onnx(model: Any, network: TappedModel, file: Path) -> Path:
+def save_onnx(model: Any, network: FeatureExtractor, file: Path) -> Path:
     """An ONNX model with the network's card and class names as metadata."""
     import onnx
 

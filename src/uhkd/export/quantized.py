@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from uhkd.export.module import followed, program_of
 from uhkd.export.onnx_pt2 import save_onnx, save_program, write_onnx
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models.families import quiet_torchao
 
 
-def write_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]) -> Path:
+def write_int8(network: FeatureExtractor, folder: Path, calibration: Iterable[Tensor]) -> Path:
     """model.int8.pt2, by torchao's PT2E quantisation: convolutions and linear layers in int8, biases and the rest in float32.
 
     calibration: batches of images in [0,1] of the network's size.
@@ -46,7 +46,7 @@ def open_int8(path: Path) -> Any:
     return torch.export.load(path).module()
 
 
-def write_onnx_int8(network: TappedModel, folder: Path, calibration: Iterable[Tensor]) -> Path:
+def write_onnx_int8(network: FeatureExtractor, folder: Path, calibration: Iterable[Tensor]) -> Path:
     """model.int8.onnx, by onnxruntime's static quantisation: convolutions and products of matrices in int8.
 
     Activations are unsigned, which onnxruntime multiplies fastest on x86. calibration: as `write_int8`.

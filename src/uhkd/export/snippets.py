@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from uhkd.export.module import output_name
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
 _OPENED: dict[Form, str] = {
@@ -98,13 +98,13 @@ def opened(form: Form, where: str) -> str:
     return _OPENED[form].format(where=where)
 
 
-def takes(form: Form, network: TappedModel) -> str:
+def takes(form: Form, network: FeatureExtractor) -> str:
     """What a form is fed, in words."""
     height, width = network.card.image_size
     return _TAKES[form].format(size=f"{height} x {width} pixels", output=output_name(network))
 
 
-def example(form: Form, network: TappedModel, where: str) -> str:
+def example(form: Form, network: FeatureExtractor, where: str) -> str:
     """Python that names the class of `some.jpg` (of a network without classes' names: the shape of what it answers)."""
     height, width = network.card.image_size
     words = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "where": where}

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import ModelCard
 from uhkd.runs import RunFolder, write_atomically, write_tensors
 
 
-def write_safetensors(network: TappedModel, folder: Path) -> Path:
+def write_safetensors(network: FeatureExtractor, folder: Path) -> Path:
     """card.json and model.safetensors, the module's own names: what `uhkd.load_run` reads."""
     RunFolder(folder).write_model(network.card.to_json(), network.module.state_dict())
     return folder
@@ -25,7 +25,7 @@ def open_safetensors(path: Path) -> Any:
     return load_run(path).plain
 
 
-def write_timm(network: TappedModel, folder: Path) -> Path:
+def write_timm(network: FeatureExtractor, folder: Path) -> Path:
     """config.json and model.safetensors: `timm.create_model("local-dir:FOLDER")`."""
     card: ModelCard = network.card
     name = card.name.removeprefix("timm/")

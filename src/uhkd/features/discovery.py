@@ -14,7 +14,7 @@ from uhkd.features.tensor_layout import Layout, infer, is_ambiguous
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerOutput:
     """One submodule's output at the probe."""
 
     name: str
@@ -29,9 +29,9 @@ class Seen:
         return self.name.rpartition(".")[0]
 
 
-def trace(module: nn.Module, image: Tensor) -> tuple[list[Seen], Tensor | None, str | None]:
+def trace(module: nn.Module, image: Tensor) -> tuple[list[LayerOutput], Tensor | None, str | None]:
     """Every submodule's output shape in order of completion, the output, and the linear layer that made it."""
-    seen: dict[str, Seen] = {}
+    seen: dict[str, LayerOutput] = {}
     vectors: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -41,7 +41,7 @@ def trace(module: nn.Module, image: Tensor) -> tuple[list[Seen], Tensor | None, 
                 return
             seen.pop(name, None)  # called again: its place in the order is that of the last call
             leaf = next(part.children(), None) is None
-            seen[name] = Seen(name, type(part), leaf, tuple(tensor.shape))
+            seen[name] = LayerOutput(name, type(part), leaf, tuple(tensor.shape))
             source = first_tensor(inputs)
             if isinstance(part, nn.Linear) and tensor.ndim == 2 and source is not None and source.ndim == 2:
                 vectors[name] = tensor
@@ -60,7 +60,7 @@ def trace(module: nn.Module, image: Tensor) -> tuple[list[Seen], Tensor | None, 
     return list(seen.values()), output, classifier
 
 
-def with_layouts(seen: list[Seen], image: Tensor, prefix_tokens: int | None) -> list[Seen]:
+def with_layouts(seen: list[LayerOutput], image: Tensor, prefix_tokens: int | None) -> list[LayerOutput]:
     """The same outputs with their layouts; ambiguous ones follow the unambiguous ones of the same network."""
     batch, size = image.shape[0], (int(image.shape[2]), int(image.shape[3]))
     clear = [item for item in seen if len(item.shape) == 4 and not is_ambiguous(item.shape, size)]
@@ -68,7 +68,7 @@ def with_layouts(seen: list[Seen], image: Tensor, prefix_tokens: int | None) -> 
     known = {layout.grid: 0 for layout in first if layout.grid != (1, 1)}
     channels_last = sum(layout.kind == "nhwc" for layout in first) * 2 > len(first)
     return [
-        Seen(
+        LayerOutput(
             item.name,
             item.kind,
             item.leaf,
@@ -79,11 +79,11 @@ def with_layouts(seen: list[Seen], image: Tensor, prefix_tokens: int | None) -> 
     ]
 
 
-def pick(usable: list[Seen], wanted: int) -> list[Seen]:
+def pick(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:
     """Default levels: the last map of each grid of a pyramid, evenly spaced blocks of an isotropic network."""
     plain = (nn.Dropout, nn.Dropout2d, nn.Softmax, nn.Identity)
     items = [item for item in usable if not issubclass(item.kind, plain) and _grid(item) != (1, 1)] or usable
-    groups: dict[tuple[Any, ...], list[Seen]] = {}
+    groups: dict[tuple[Any, ...], list[LayerOutput]] = {}
     for item in items:
         if not item.leaf:
             groups.setdefault((item.parent, item.kind, item.shape), []).append(item)
@@ -103,7 +103,7 @@ def pick(usable: list[Seen], wanted: int) -> list[Seen]:
     return [items[i] for i in choose([_grid(item) for item in items], wanted)]
 
 
-def _outside_downsampling(items: list[Seen]) -> list[Seen]:
+def _outside_downsampling(items: list[LayerOutput]) -> list[LayerOutput]:
     """The items without the inner layers of a stage that leads to the next smaller grid: they open it."""
     grid_of = {item.name: _grid(item) for item in items}
     order = sorted(set(grid_of.values()), key=lambda grid: -grid[0] * grid[1])
@@ -113,7 +113,7 @@ def _outside_downsampling(items: list[Seen]) -> list[Seen]:
         for name in _above(item.name):
             largest[name] = max(largest.get(name, 0), _grid(item)[0] * _grid(item)[1])
 
-    def opens(item: Seen) -> bool:
+    def opens(item: LayerOutput) -> bool:
         grid = _grid(item)
         # A module with larger maps inside holds several stages: its output says nothing about this one.
         holders = [name for name in _above(item.name) if largest[name] == grid[0] * grid[1]]
@@ -129,10 +129,10 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def _grid(item: Seen) -> tuple[int, int]:
+def _grid(item: LayerOutput) -> tuple[int, int]:
     assert item.layout is not None
     return item.layout.grid
 
 
-def _grids(items: list[Seen]) -> set[tuple[int, int]]:
+def _grids(items: list[LayerOutput]) -> set[tuple[int, int]]:
     return {_grid(item) for item in items}

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.features.hook_extractor import HookReader, hook_reader
-from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, undisturbed
-from uhkd.features.outputs import FIELDS, SideShapes, Signals
+from uhkd.features.hook_extractor import HookExtractor, hook_reader
+from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, side_effect_free
+from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes
 from uhkd.features.selection import Levels
-from uhkd.features.timm_extractor import TimmReader, timm_reader
+from uhkd.features.timm_extractor import TimmExtractor, timm_reader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of red, green and blue over ImageNet, for images in [0, 1]."""
@@ -24,11 +24,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_GRID = 3
 
 
-class ImpossibleSize(ValueError):
+class UnsupportedImageSize(ValueError):
     """A network cannot process images of the size asked for."""
 
 
-class TappedModel(nn.Module):
+class FeatureExtractor(nn.Module):
     """Any network as a source of Signals, fed with images in [0,1] that it resizes and normalises for itself.
 
     `levels` is how many taps to choose (fewer if the network has fewer; 0: none) or which: names, or numbers among the
@@ -41,7 +41,7 @@ class TappedModel(nn.Module):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    shapes: SideShapes
+    shapes: OutputShapes
     probe: nn.Linear | None
 
     def __init__(
@@ -74,7 +74,7 @@ class TappedModel(nn.Module):
         device = device_of(module)
         self.register_buffer("_mean", torch.tensor(self.mean, device=device).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std, device=device).view(1, -1, 1, 1), persistent=False)
-        with undisturbed(module):
+        with side_effect_free(module):
             self._reader, self.shapes = self._measure(levels, prefix_tokens, head)
         small = [n for n, s in zip(self.levels, self.shapes.maps, strict=True) if min(s[1:]) < SMALLEST_GRID]
         if small:
@@ -89,7 +89,7 @@ class TappedModel(nn.Module):
         """Names of the taps, shallow to deep."""
         return self._reader.levels
 
-    def forward(self, image: Float[Tensor, "b 3 h w"], want: frozenset[str] = frozenset({"logits"})) -> Signals:
+    def forward(self, image: Float[Tensor, "b 3 h w"], want: frozenset[str] = frozenset({"logits"})) -> NetworkOutput:
         """The wanted signals of images in [0,1] of any size, all from one pass of the module.
 
         Raises:
@@ -102,7 +102,7 @@ class TappedModel(nn.Module):
             return signals
         assert signals.embedding is not None
         embedding = signals.embedding if "embedding" in want else None
-        return Signals(logits=self.probe(signals.embedding), maps=signals.maps, embedding=embedding)
+        return NetworkOutput(logits=self.probe(signals.embedding), maps=signals.maps, embedding=embedding)
 
     def plain(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
         """What the untouched module says of the prepared images: its own logits (B,K)."""
@@ -170,7 +170,7 @@ class TappedModel(nn.Module):
 
     def _measure(
         self, levels: Levels, prefix_tokens: int | None, head: bool
-    ) -> tuple[TimmReader | HookReader, SideShapes]:
+    ) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
         """The first reader that agrees with the plain forward, and the shapes it gives."""
         image = self._prepare(probe_images(self.input_size, device_of(self.module)))
         owner, (height, width) = type(self.module).__name__, self.input_size
@@ -178,10 +178,10 @@ class TappedModel(nn.Module):
             plain = first_tensor(self.module(image))
         except Exception as error:  # whatever a foreign forward raises, the user's question is the same
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ImpossibleSize(
+            raise UnsupportedImageSize(
                 f"{owner} cannot process images of {height}x{width} px: {reason.rstrip('.')}"
             ) from error
-        reader: TimmReader | HookReader | None = None
+        reader: TimmExtractor | HookExtractor | None = None
         if prefix_tokens is None:
             try:
                 reader = timm_reader(self.module, image, plain, levels, head=head)
@@ -194,4 +194,4 @@ class TappedModel(nn.Module):
         maps = tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in signals.maps or ())
         embedding = None if signals.embedding is None else int(signals.embedding.shape[1])
         classes = None if signals.logits is None else int(signals.logits.shape[1])
-        return reader, SideShapes(maps, embedding, classes, reader.tokens)
+        return reader, OutputShapes(maps, embedding, classes, reader.tokens)

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uhkd.features.discovery import Seen, pick, trace, with_layouts
+from uhkd.features.discovery import LayerOutput, pick, trace, with_layouts
 from uhkd.features.introspection import first_tensor
-from uhkd.features.outputs import Signals
+from uhkd.features.outputs import NetworkOutput
 from uhkd.features.selection import Levels, find
 from uhkd.features.tensor_layout import Layout
 
 
 @dataclass(frozen=True)
-class HookReader:
+class HookExtractor:
     """Reads the output of the named `levels` and the input of the last linear layer, `classifier`.
 
     `copied` are levels whose output the network overwrites in place later on; without `classifier` the embedding is
@@ -39,7 +39,7 @@ class HookReader:
         """Whether the network holds its maps as tokens or channels last."""
         return any(layout.kind != "nchw" for layout in self.layouts)
 
-    def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> Signals:
+    def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> NetworkOutput:
         """Signals of a prepared image in one pass of the module."""
         caught: dict[str, Tensor] = {}
         parts = dict(module.named_modules())
@@ -53,7 +53,7 @@ class HookReader:
         if "maps" in want:
             maps = tuple(layout.to_map(caught[name]) for name, layout in zip(self.levels, self.layouts, strict=True))
         embedding = caught.get("", output) if "embedding" in want else None
-        return Signals(logits=output if "logits" in want else None, maps=maps, embedding=embedding)
+        return NetworkOutput(logits=output if "logits" in want else None, maps=maps, embedding=embedding)
 
     def _keep_output(self, caught: dict[str, Tensor], name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -75,7 +75,7 @@ def _keep_input(caught: dict[str, Tensor]) -> Callable[..., None]:
 
 def hook_reader(
     module: nn.Module, image: Tensor, levels: Levels, *, prefix_tokens: int | None, head: bool = True
-) -> HookReader:
+) -> HookExtractor:
     """A reader for any module, its layouts decided from the shapes seen in one pass over the probe image.
 
     Raises:
@@ -85,7 +85,7 @@ def hook_reader(
     seen = with_layouts(seen, image, prefix_tokens)
     usable = [item for item in seen if item.layout is not None]
     if levels == 0:
-        picked: list[Seen] = []
+        picked: list[LayerOutput] = []
     elif not usable:
         listing = ", ".join(f"{item.name} {item.shape[1:]}" for item in seen[-6:]) or "none"
         raise ValueError(
@@ -99,7 +99,7 @@ def hook_reader(
         asked = [defaults[i].name if isinstance(i, int) and -len(defaults) <= i < len(defaults) else i for i in levels]
         picked = [usable[i] for i in find(asked, [(item.name,) for item in usable], type(module).__name__)]
     vector = output is not None and output.ndim == 2
-    reader = HookReader(
+    reader = HookExtractor(
         levels=tuple(item.name for item in picked),
         layouts=tuple(item.layout for item in picked if item.layout is not None),
         classifier=classifier if head else None,
@@ -109,7 +109,7 @@ def hook_reader(
     return _protect(reader, module, image)
 
 
-def _protect(reader: HookReader, module: nn.Module, image: Tensor) -> HookReader:
+def _protect(reader: HookExtractor, module: nn.Module, image: Tensor) -> HookExtractor:
     """The same reader, copying the levels that the rest of the network overwrites in place."""
     caught: dict[str, tuple[Tensor, int]] = {}
     parts = dict(module.named_modules())
@@ -127,6 +127,6 @@ def _protect(reader: HookReader, module: nn.Module, image: Tensor) -> HookReader
             stack.callback(parts[name].register_forward_hook(watch(name)).remove)
         module(image)
     copied = frozenset(name for name, (tensor, version) in caught.items() if tensor._version != version)
-    return HookReader(
+    return HookExtractor(
         reader.levels, reader.layouts, reader.classifier, reader.has_logits, reader.output_is_embedding, copied
     )

@@ -10,7 +10,7 @@ PROBE_BATCH = 2  # two images, so that the batch axis can be told from an axis o
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def side_effect_free(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; mode of every submodule, buffers and random state are as before afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]

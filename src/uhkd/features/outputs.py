@@ -6,10 +6,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 FIELDS = ("logits", "maps", "spectra", "embedding")
-"""What `Signals` can hold, by name."""
+"""What `NetworkOutput` can hold, by name."""
 
 
-class Signals(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What one network says about one batch; a field is None unless it was asked for.
 
     A named tuple, because Fabric and DDP look inside those.
@@ -37,7 +37,7 @@ class Signals(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SideShapes:
+class OutputShapes:
     """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None for a signal it lacks.
 
     tokens: whether the network itself holds its maps as tokens (or channels last), as transformers and MLPs do.
@@ -50,10 +50,10 @@ class SideShapes:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class PairShapes:
     """Everything a method needs to know before it is built: both sides' shapes, classes and training images."""
 
-    student: SideShapes
-    teacher: SideShapes | None
+    student: OutputShapes
+    teacher: OutputShapes | None
     num_classes: int
     num_samples: int

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from uhkd.features.introspection import first_tensor, same
-from uhkd.features.outputs import Signals
+from uhkd.features.outputs import NetworkOutput
 from uhkd.features.selection import Levels, choose, find
 
 
 @dataclass(frozen=True)
-class TimmReader:
+class TimmExtractor:
     """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding).
 
     tokens: the network holds its maps as tokens or channels last. grids: what to lay tokens out on, for families that give
@@ -27,10 +27,10 @@ class TimmReader:
     tokens: bool
     grids: tuple[tuple[int, int], ...] = ()
 
-    def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> Signals:
+    def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> NetworkOutput:
         """Signals of a prepared image in one pass of the module."""
         if want == {"logits"}:
-            return Signals(logits=first_tensor(module(image)))
+            return NetworkOutput(logits=first_tensor(module(image)))
         timm: Any = module
         form = {"output_fmt": "NLC"} if self.grids else {}
         feature, maps = timm.forward_intermediates(image, indices=list(self.indices) or [0], **form)
@@ -41,12 +41,12 @@ class TimmReader:
         if "logits" in want:
             reuse = self.linear_head and embedding is not None
             logits = timm.get_classifier()(embedding) if reuse else first_tensor(timm.forward_head(feature))
-        return Signals(logits=logits, maps=tuple(maps) if "maps" in want else None, embedding=embedding)
+        return NetworkOutput(logits=logits, maps=tuple(maps) if "maps" in want else None, embedding=embedding)
 
 
 def timm_reader(
     module: nn.Module, image: Tensor, plain: Tensor | None, levels: Levels, *, head: bool = True
-) -> TimmReader | None:
+) -> TimmExtractor | None:
     """A reader for a module that speaks timm's interface and agrees with its plain forward; None if it does not.
 
     Raises:
@@ -78,7 +78,7 @@ def timm_reader(
     linear = False
     if has_logits and pooled is not None and isinstance(classifier, nn.Linear):
         linear = classifier.in_features == pooled.shape[1] and same(classifier(pooled), plain)
-    return TimmReader(
+    return TimmExtractor(
         levels=tuple(str(i) if isotropic else names[i] for i in indices),
         indices=indices,
         has_logits=has_logits,

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.training.distillation import Distillation, Network
 
 _BATCH = 64  # images at a time whose statistics are taken
@@ -58,7 +58,7 @@ class UHKDLightningModule(LightningModule):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
 
     @property
-    def student(self) -> TappedModel:
+    def student(self) -> FeatureExtractor:
         """The student alone: images in [0,1] -> Signals with .logits."""
         return self.distillation.student
 

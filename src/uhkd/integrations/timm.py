@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from uhkd.training import Learner
+from uhkd.training import StudentWithLosses
 from uhkd.training.distillation import Distillation, Network
 
 try:
@@ -129,9 +129,9 @@ class UHKDTask(TrainingTask):
         if "steps" in state and self.distillation.total_steps is not None:
             self.distillation.go_on_from(int(state["steps"]))
 
-    def _learner(self, module: nn.Module | None, ema: bool) -> Learner | None:
+    def _learner(self, module: nn.Module | None, ema: bool) -> StudentWithLosses | None:
         """What is trained, or its average, without the wrappers of DDP, EMA and compile."""
         found: Any = self.get_trainable_module(ema=ema) if module is None else module
-        while found is not None and not isinstance(found, Learner):
+        while found is not None and not isinstance(found, StudentWithLosses):
             found = getattr(found, "module", None) or getattr(found, "_orig_mod", None)
         return found

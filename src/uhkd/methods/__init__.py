@@ -6,27 +6,27 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
-from uhkd.features import Shapes
-from uhkd.methods.base import Distiller, Needs
+from uhkd.features import PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements
 from uhkd.methods.registry import method_class, settings_of
-from uhkd.methods.spectral_matching import LevelMatching
+from uhkd.methods.spectral_matching import SpectralMatchingLoss
 from uhkd.recipe.method_table import method_names, names_of, suggest
 
 __all__ = [
-    "Distiller",
-    "Needs",
+    "DistillationLoss",
+    "Requirements",
     "build",
     "check",
-    "compares_logits",
     "default_balance",
     "effective",
-    "matching_of",
+    "find_matching_loss",
+    "label_free_weights",
     "method_class",
     "method_names",
     "numbered",
     "place_of",
     "settings_of",
-    "without_labels",
+    "uses_logits",
 ]
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # "nan" and "inf" are floats to pydantic, and to a loss they are poison
@@ -44,7 +44,7 @@ def _yielding(names: list[str], plan: Mapping[str, tuple[dict[str, Any], dict[st
 
     A weight that was asked for stays.
     """
-    spoken = any(method_class(name).imitates_logits for name in names)
+    spoken = any(method_class(name).is_logit_method for name in names)
     for name in names:
         companions = method_class(name).companions
         if spoken:
@@ -127,18 +127,18 @@ def default_balance(method: str) -> str:
     return next((own for name in _names(method) if (own := method_class(name).balance) != "constant"), "constant")
 
 
-def compares_logits(
+def uses_logits(
     method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
 ) -> bool:
     """Whether any term that counts is about the logits of both sides."""
     return any(
-        weight and (method_class(name).imitates_logits or term in method_class(name).companions)
+        weight and (method_class(name).is_logit_method or term in method_class(name).companions)
         for name, told in effective(method, settings, weights).items()
         for term, weight in told["weights"].items()
     )
 
 
-def without_labels(
+def label_free_weights(
     method: str, settings: Mapping[str, Any] | None, weights: Mapping[str, float], *, logits: bool
 ) -> dict[str, float]:
     """The weights by which a method learns from images without labels, of a teacher with `logits` or none.
@@ -158,7 +158,7 @@ def without_labels(
             raise ValueError(
                 f"{name} treats the labelled class apart, and these images have no labels; choose kd, {others}"
             )
-        if own.imitates_logits and not logits:
+        if own.is_logit_method and not logits:
             raise ValueError(f"{name} imitates class scores, and this teacher has none; choose {others}")
     silent = {} if logits else {f"{n}.{t}": 0.0 for n in names for t in method_class(n).companions}
     return {key: w for key, w in silent.items() if key.partition(".")[2] not in weights} | dict(weights)
@@ -166,7 +166,7 @@ def without_labels(
 
 def build(
     method: str,
-    shapes: Shapes,
+    shapes: PairShapes,
     settings: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> nn.ModuleDict:
@@ -181,7 +181,7 @@ def build(
         distillers[name] = make(shapes, term_weights, **chosen)
     targets = set()
     for name, distiller in distillers.items():
-        assert isinstance(distiller, Distiller)
+        assert isinstance(distiller, DistillationLoss)
         for side, measured in (("student", shapes.student), ("teacher", shapes.teacher)):
             for field in sorted(getattr(distiller.needs, side)):
                 if field in ("logits", "embedding") and getattr(measured, field, None) is None:
@@ -218,12 +218,12 @@ def place_of(name: str) -> int:
     return int(number) - 1 if colon else 0
 
 
-def _on_logits(distiller: Distiller) -> str:
+def _on_logits(distiller: DistillationLoss) -> str:
     """The weights that would have to go for a method to need no logits."""
     terms = sorted(filter(distiller.wants, distiller.companions or distiller.weights))
     return f"the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)}"
 
 
-def matching_of(distillers: nn.ModuleDict) -> LevelMatching | None:
+def find_matching_loss(distillers: nn.ModuleDict) -> SpectralMatchingLoss | None:
     """The level matching of the first method that has one, for diagnostics."""
-    return next((m for m in distillers.modules() if isinstance(m, LevelMatching)), None)
+    return next((m for m in distillers.modules() if isinstance(m, SpectralMatchingLoss)), None)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, wide
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, wide
 from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
 
 
@@ -18,7 +18,7 @@ def attention(x: Float[Tensor, "b c h w"], power: int = 2) -> Float[Tensor, "b n
     return F.normalize(wide(x).abs().pow(power).mean(1).flatten(1))
 
 
-class AT(Distiller):
+class AT(DistillationLoss):
     """The student looks where the teacher looks: sum over levels of the mean squared difference of attention vectors.
 
     The field's code (mean over images and cells, where Eq. 2 has a norm), weight 1000 as there; the larger grid is pooled
@@ -35,7 +35,7 @@ class AT(Distiller):
     main_term = "attention"
     knob = ("power", (1, 4))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, power: int = 2) -> None:
+    def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, power: int = 2) -> None:
         super().__init__(weights)
         check_positive(power, "power")
         self.power = power
@@ -46,9 +46,9 @@ class AT(Distiller):
                 "taps (student_levels, teacher_levels)"
             )
         if self.wants("attention"):
-            self.needs = Needs(frozenset({"maps"}), frozenset({"maps"}))
+            self.needs = Requirements(frozenset({"maps"}), frozenset({"maps"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"attention": sum over levels of mean (a(student) - a(teacher))^2}."""
         if not self.wants("attention"):
             return {}

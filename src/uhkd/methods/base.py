@@ -9,15 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, SideShapes, Signals
+from uhkd.features import NetworkOutput, OutputShapes, PairShapes
 from uhkd.spectral import SpectralTarget
 
 NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Fields of `Signals` a method reads on each side, and how the teacher's spectra are to be made if it reads them.
+class Requirements:
+    """Fields of `NetworkOutput` a method reads on each side, and how the teacher's spectra are to be made if it reads them.
 
     index: whether it reads `Batch.index`, which image is which.
     """
@@ -28,10 +28,10 @@ class Needs:
     index: bool = False
 
 
-class Distiller(nn.Module, ABC):
+class DistillationLoss(nn.Module, ABC):
     """A distillation method: its trainable parts and its loss terms, blind to models, data and training loop.
 
-    Subclasses take the measured `Shapes`, `weights` by term name and their own keyword settings; they set `needs` and
+    Subclasses take the measured `PairShapes`, `weights` by term name and their own keyword settings; they set `needs` and
     compute, in `forward`, one raw scalar per term whose weight is not 0. Weights are applied by the engine alone.
 
     default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
@@ -43,27 +43,27 @@ class Distiller(nn.Module, ABC):
     default_weights: ClassVar[Mapping[str, float]] = {}
     main_term: ClassVar[str | None] = None
     companions: ClassVar[frozenset[str]] = NOTHING
-    imitates_logits: ClassVar[bool] = False
+    is_logit_method: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     knob: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     balance: ClassVar[str] = "constant"
-    needs: Needs
+    needs: Requirements
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.weights = {**self.default_weights, **(weights or {})}
-        self.needs = Needs()
+        self.needs = Requirements()
 
     def wants(self, term: str) -> bool:
         """Whether a term counts; the work of a term of weight 0 is skipped."""
         return self.weights[term] != 0
 
     @abstractmethod
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """Raw scalar terms by name, in float32, finite for finite signals."""
 
 
-def teacher_shapes(shapes: Shapes, method: str) -> SideShapes:
+def teacher_shapes(shapes: PairShapes, method: str) -> OutputShapes:
     """The teacher's measured shapes.
 
     Raises:
@@ -74,7 +74,7 @@ def teacher_shapes(shapes: Shapes, method: str) -> SideShapes:
     return shapes.teacher
 
 
-def embedding_widths(shapes: Shapes, method: str) -> tuple[int, int]:
+def embedding_widths(shapes: PairShapes, method: str) -> tuple[int, int]:
     """Width of the student's and the teacher's embedding.
 
     Raises:
@@ -123,7 +123,7 @@ def classes_of(batch: Batch, method: str) -> Int[Tensor, " b"]:
     return batch.target.argmax(1)
 
 
-def refuse_single(count: int, method: str, why: str) -> None:
+def require_batch(count: int, method: str, why: str) -> None:
     """Refuse a batch of one image.
 
     Raises:

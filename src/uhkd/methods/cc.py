@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single, wide
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, require_batch, wide
 
 
 def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
@@ -18,12 +18,12 @@ def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, 
     Raises:
         ValueError: for a single image.
     """
-    refuse_single(len(student), "cc", "relates neighbours in a batch")
+    require_batch(len(student), "cc", "relates neighbours in a batch")
     gap = (wide(student) - wide(teacher)).abs()
     return (gap[:-1] * gap[1:]).sum(1).mean()
 
 
-class CC(Distiller):
+class CC(DistillationLoss):
     """Both embeddings, each through a learned linear map, agree in the sense of `neighbour_correlation`.
 
     This is what RepDistiller and OFA-KD run under the name, with weight 0.02; the paper's Taylor expansion of a kernel between
@@ -40,19 +40,19 @@ class CC(Distiller):
     main_term = "correlation"
     knob = ("dim", (64, 256))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, dim: int = 128) -> None:
+    def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, dim: int = 128) -> None:
         super().__init__(weights)
         check_positive(dim, "dim")
         student, teacher = embedding_widths(shapes, "cc")
         if self.wants("correlation"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
-            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+            self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"correlation": see `neighbour_correlation`}."""
         if not self.wants("correlation"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = gathered(student.embedding), gathered(teacher.embedding)
+        ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
         ours, theirs = self.embed_student(ours), self.embed_teacher(theirs)
         return {"correlation": neighbour_correlation(ours, theirs)}

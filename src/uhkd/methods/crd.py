@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, wide
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, wide
 
 _EPS = 1e-7  # the authors'
 _WHOLE = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
@@ -42,7 +42,7 @@ def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samp
     return -(log_p[:, 0].sum() + math.log(noise) * log_p[:, 1:].numel() - whole.sum()) / len(log_p)
 
 
-class CRD(Distiller):
+class CRD(DistillationLoss):
     """An image's two embeddings recognise each other among many others, kept from earlier steps in two memory banks.
 
     Both embeddings go through a learned linear map and are divided by their length. The student's meets the teacher's bank and
@@ -72,7 +72,7 @@ class CRD(Distiller):
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         dim: int = 128,
@@ -93,9 +93,9 @@ class CRD(Distiller):
             for name in ("student_bank", "teacher_bank"):
                 self.register_buffer(name, torch.empty(shapes.num_samples, dim).uniform_(-spread, spread))
             self.register_buffer("log_normalisers", torch.full((2,), math.inf))  # log Z of both sides; inf: not set yet
-            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}), index=True)
+            self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}), index=True)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"contrast": student's and teacher's loss}; in training the banks take in this batch."""
         if not self.wants("contrast"):
             return {}
@@ -105,8 +105,8 @@ class CRD(Distiller):
 
     def loss(
         self,
-        student: Signals,
-        teacher: Signals,
+        student: NetworkOutput,
+        teacher: NetworkOutput,
         index: Int[Tensor, " b"],
         negatives: Int[Tensor, "b k"],
         z: tuple[float, float] | None = None,
@@ -123,7 +123,7 @@ class CRD(Distiller):
             ]
             if z is None:
                 # of N times the mean of all exponentials of the first batch, over all processes
-                whole = [gathered(x.detach().logsumexp(1)) for x in found]
+                whole = [all_gather_batch(x.detach().logsumexp(1)) for x in found]
                 first = torch.stack([x.logsumexp(0) + math.log(count / (len(x) * drawn.shape[1])) for x in whole])
                 log_z = torch.where(
                     self.log_normalisers.isinf(), first.to(self.log_normalisers.dtype), self.log_normalisers
@@ -133,9 +133,9 @@ class CRD(Distiller):
             if self.training:
                 self.log_normalisers.copy_(log_z)
                 # the same rows in all processes, which so keep the same banks
-                index = gathered(index)
-                self._remember(self.student_bank, index, gathered(ours.detach()))
-                self._remember(self.teacher_bank, index, gathered(theirs.detach()))
+                index = all_gather_batch(index)
+                self._remember(self.student_bank, index, all_gather_batch(ours.detach()))
+                self._remember(self.teacher_bank, index, all_gather_batch(theirs.detach()))
             return torch.stack([contrast(x, log_z[i], count) for i, x in enumerate(found)]).sum()
 
     @torch.no_grad()

@@ -6,13 +6,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, refuse_single, teacher_shapes
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, require_batch, teacher_shapes
 from uhkd.methods.correlation import class_distances
 
 
-class DIST(Distiller):
+class DIST(DistillationLoss):
     """Correlation of class probabilities instead of their equality.
 
     "inter": among the classes of each image (rows of the B x K probabilities, Eq. 8); "intra": among the images for each class
@@ -27,23 +27,25 @@ class DIST(Distiller):
 
     default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}
     main_term = "inter"
-    imitates_logits = True
+    is_logit_method = True
     knob = ("temperature", (2.0, 4.0))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0
+    ) -> None:
         super().__init__(weights)
         teacher_shapes(shapes, "dist")
         check_positive(temperature, "temperature")
         self.temperature = temperature
         if any(map(self.wants, self.weights)):
-            self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
+            self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"inter", "intra"}, those whose weight is not 0."""
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        ours, theirs = gathered(student.logits), gathered(teacher.logits)
+        ours, theirs = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
         if self.wants("intra"):
-            refuse_single(len(ours), "dist", "correlates images of a batch")
+            require_batch(len(ours), "dist", "correlates images of a batch")
         return class_distances(ours, theirs, self.wants, self.temperature)

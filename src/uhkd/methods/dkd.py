@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, classes_of, teacher_shapes, wide, z_scores
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, classes_of, teacher_shapes, wide, z_scores
 
 
 def decoupled_losses(
@@ -39,7 +39,7 @@ def decoupled_losses(
     return tckd, nckd
 
 
-class DKD(Distiller):
+class DKD(DistillationLoss):
     """Decoupled knowledge distillation: target class and the rest weighed separately ("tckd" is alpha, "nckd" beta).
 
     Weights 1 and 2 and T = 1 are the defaults of OFA-KD's code; the paper tunes beta by pair (up to 8) at T = 4 and warms the
@@ -56,13 +56,13 @@ class DKD(Distiller):
 
     default_weights: ClassVar = {"tckd": 1.0, "nckd": 2.0}
     main_term = "nckd"
-    imitates_logits = True
+    is_logit_method = True
     needs_labels = True
     knob = ("temperature", (2.0, 4.0))
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         temperature: float = 1.0,
@@ -74,9 +74,9 @@ class DKD(Distiller):
         self.temperature = temperature
         self.standardise_logits = standardise_logits
         if any(map(self.wants, self.weights)):
-            self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
+            self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"tckd", "nckd"}, those whose weight is not 0."""
         if not self.needs.student:
             return {}

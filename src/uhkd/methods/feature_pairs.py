@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from uhkd.features import Shapes
+from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
 from uhkd.spectral import Maps, match_by_depth
 
 
-def paired_taps(shapes: Shapes, method: str) -> tuple[list[tuple[int, int]], Maps, Maps]:
+def paired_taps(shapes: PairShapes, method: str) -> tuple[list[tuple[int, int]], Maps, Maps]:
     """Pairs (student tap, teacher tap) at equal relative depth, and both sides' (C, H, W).
 
     Raises:

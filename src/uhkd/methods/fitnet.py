@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, wide
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, wide
 from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
 
 
-class FitNet(Distiller):
+class FitNet(DistillationLoss):
     """The student's maps, mixed by a 1x1 convolution, regress the teacher's: sum over levels of the mean squared error.
 
     As in OFA-KD's code: all matched levels, trained jointly with the labels (the paper: one hint layer, trained first), weight
@@ -27,7 +27,7 @@ class FitNet(Distiller):
     default_weights: ClassVar = {"features": 1.0}
     main_term = "features"
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
         self.pairs, student, teacher = paired_taps(shapes, "fitnet")
         if self.wants("features"):
@@ -35,9 +35,9 @@ class FitNet(Distiller):
             for mix in mixes:
                 nn.init.kaiming_normal_(mix.weight, mode="fan_out", nonlinearity="relu")
             self.mixes = nn.ModuleList(mixes)
-            self.needs = Needs(frozenset({"maps"}), frozenset({"maps"}))
+            self.needs = Requirements(frozenset({"maps"}), frozenset({"maps"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"features": sum over levels of MSE(mix(student map), teacher map)}."""
         if not self.wants("features"):
             return {}

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, teacher_shapes, wide, z_scores
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import NOTHING, DistillationLoss, Requirements, check_positive, teacher_shapes, wide, z_scores
 
 
 def soft_target_loss(
@@ -26,7 +26,7 @@ def soft_target_loss(
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-class SoftTargets(Distiller):
+class SoftTargetLoss(DistillationLoss):
     """What KD and the methods that bring soft targets along have in common: one term "kl" at temperature T > 0.
 
     Raises:
@@ -38,9 +38,9 @@ class SoftTargets(Distiller):
         check_positive(temperature, "temperature")
         self.temperature = temperature
         self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
-        self.needs = Needs(self.logits, self.logits)
+        self.needs = Requirements(self.logits, self.logits)
 
-    def soft_targets(self, student: Signals, teacher: Signals) -> dict[str, Tensor]:
+    def soft_targets(self, student: NetworkOutput, teacher: NetworkOutput) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}, or nothing when its weight is 0."""
         if not self.wants("kl"):
             return {}
@@ -48,7 +48,7 @@ class SoftTargets(Distiller):
         return {"kl": soft_target_loss(student.logits, teacher.logits, self.temperature)}
 
 
-class KD(SoftTargets):
+class KD(SoftTargetLoss):
     """Knowledge distillation on logits.
 
     Args:
@@ -58,12 +58,12 @@ class KD(SoftTargets):
 
     default_weights: ClassVar = {"kl": 1.0}
     main_term = "kl"
-    imitates_logits = True
+    is_logit_method = True
     knob = ("temperature", (1.0, 2.0, 8.0))
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         temperature: float = 4.0,
@@ -73,7 +73,7 @@ class KD(SoftTargets):
         teacher_shapes(shapes, "kd")
         self.standardise_logits = standardise_logits
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}."""
         if self.standardise_logits and self.wants("kl"):
             assert student.logits is not None and teacher.logits is not None

@@ -10,8 +10,17 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import NOTHING, Distiller, Needs, check_positive, classes_of, refuse_single, teacher_shapes, wide
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import (
+    NOTHING,
+    DistillationLoss,
+    Requirements,
+    check_positive,
+    classes_of,
+    require_batch,
+    teacher_shapes,
+    wide,
+)
 
 Head = Literal["auto", "conv", "tokens"]
 _GRID = 7  # tokens are merged while twice this grid is left
@@ -36,7 +45,7 @@ def enhanced_loss(
     return -(shares * F.log_softmax(student / temperature, 1)).sum(1).mean()
 
 
-class OFA(Distiller):
+class OFA(DistillationLoss):
     """The student's stages each get an exit to logits, and every exit learns from the teacher's logits by `enhanced_loss`.
 
     Exits as in the authors' code: for maps of a CNN, separable convolutions that halve the grid once for each stage that
@@ -57,13 +66,13 @@ class OFA(Distiller):
 
     default_weights: ClassVar = {"stages": 1.0, "logits": 1.0}
     main_term = "stages"
-    imitates_logits = True
+    is_logit_method = True
     needs_labels = True
     knob = ("eps", (1.2, 1.5))
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         eps: float | tuple[float, ...] = 1.0,
@@ -94,9 +103,9 @@ class OFA(Distiller):
         wanted = any(map(self.wants, self.weights))
         logits = frozenset({"logits"}) if wanted else NOTHING
         needed = (logits if self.wants("logits") else NOTHING) | ({"maps"} if self.wants("stages") else NOTHING)
-        self.needs = Needs(needed, logits)
+        self.needs = Requirements(needed, logits)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"stages": sum of the exits' losses, "logits": that of the final logits}, those whose weight is not 0."""
         if not self.needs.student:
             return {}
@@ -110,7 +119,7 @@ class OFA(Distiller):
         if self.wants("stages"):
             assert student.maps is not None
             if self.training and self.head == "conv":
-                refuse_single(len(label), "ofa", "has batch norm in its exits")
+                require_batch(len(label), "ofa", "has batch norm in its exits")
             exits = [exit_(x) for exit_, x in zip(self.exits, student.maps, strict=True)]
             terms["stages"] = torch.stack([loss(x, eps) for x, eps in zip(exits, self.eps, strict=False)]).sum()
         if self.wants("logits"):

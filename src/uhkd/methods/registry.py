@@ -4,16 +4,16 @@ import inspect
 from functools import cache
 from typing import Any
 
-from uhkd.methods.base import Distiller
+from uhkd.methods.base import DistillationLoss
 from uhkd.recipe.method_table import entry_of
 
 
 @cache
-def method_class(name: str) -> type[Distiller]:
+def method_class(name: str) -> type[DistillationLoss]:
     """The class of a method.
 
     Raises:
-        ValueError: for an unknown name, or a plug-in that cannot be imported or is no `Distiller`.
+        ValueError: for an unknown name, or a plug-in that cannot be imported or is no `DistillationLoss`.
     """
     entry = entry_of(name)
     try:
@@ -22,7 +22,7 @@ def method_class(name: str) -> type[Distiller]:
         raise ValueError(
             f"method {name!r} of another package ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Distiller)):
+    if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
         raise ValueError(f"method {name!r} ({entry.value}) is not a subclass of uhkd.methods.Distiller")
     return found
 

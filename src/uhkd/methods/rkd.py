@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, embedding_widths, refuse_single, wide
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, embedding_widths, require_batch, wide
 
 
 def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
@@ -31,7 +31,7 @@ def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
     return directions @ directions.transpose(1, 2)
 
 
-class RKD(Distiller):
+class RKD(DistillationLoss):
     """The geometry of a batch: smooth L1 between relative distances ("distance") and between angles ("angle").
 
     Weights 25 and 50 are those of the authors' script for classification and of the field's tables (which, as here, neither
@@ -45,19 +45,19 @@ class RKD(Distiller):
     default_weights: ClassVar = {"distance": 25.0, "angle": 50.0}
     main_term = "angle"
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
         embedding_widths(shapes, "rkd")
         if any(map(self.wants, self.weights)):
-            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+            self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"distance", "angle"}, those whose weight is not 0."""
         if not self.needs.student:
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = gathered(wide(student.embedding)), gathered(wide(teacher.embedding))
-        refuse_single(len(ours), "rkd", "relates the images of a batch")
+        ours, theirs = all_gather_batch(wide(student.embedding)), all_gather_batch(wide(teacher.embedding))
+        require_batch(len(ours), "rkd", "relates the images of a batch")
         terms = {}
         with torch.autocast(ours.device.type, enabled=False):
             for term, relation in (("distance", relative_distances), ("angle", angles)):

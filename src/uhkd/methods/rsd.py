@@ -6,13 +6,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Distiller, Needs, check_positive, embedding_widths, refuse_single
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, require_batch
 from uhkd.methods.correlation import redundancy
 
 
-class RSD(Distiller):
+class RSD(DistillationLoss):
     """What both architectures' embeddings share is kept, what is redundant is suppressed.
 
     The student's embedding goes through Linear(D_s, 2 D_s), BatchNorm, GELU, Linear(2 D_s, D_t), no biases, and meets the
@@ -31,7 +31,7 @@ class RSD(Distiller):
     knob = ("kappa", (0.003, 0.03))
 
     def __init__(
-        self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, kappa: float = 0.01, expansion: int = 2
+        self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, kappa: float = 0.01, expansion: int = 2
     ) -> None:
         super().__init__(weights)
         if kappa < 0:
@@ -45,13 +45,13 @@ class RSD(Distiller):
             for layer in layers:
                 nn.init.trunc_normal_(layer.weight, std=0.02)
             self.project = nn.Sequential(layers[0], nn.BatchNorm1d(hidden), nn.GELU(), layers[1])
-            self.needs = Needs(frozenset({"embedding"}), frozenset({"embedding"}))
+            self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"redundancy": see `redundancy`}."""
         if not self.wants("redundancy"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = gathered(student.embedding), gathered(teacher.embedding)
-        refuse_single(len(ours), "rsd", "correlates over the images of a batch")
+        ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
+        require_batch(len(ours), "rsd", "correlates over the images of a batch")
         return {"redundancy": redundancy(self.project(ours), theirs, self.kappa)}

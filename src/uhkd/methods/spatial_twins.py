@@ -8,14 +8,14 @@ representation's.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from uhkd.features import Shapes
+from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
-from uhkd.methods.spectral_matching import MatchingDistiller, Norm
+from uhkd.methods.spectral_matching import MultiLevelLoss, Norm
 from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.spectral.fam import FAMForm
 
 
-class TwinA(MatchingDistiller):
+class PooledTwin(MultiLevelLoss):
     """Spatial twin A: both maps area-pooled to (2*radius+1) cells an axis, then matched as UHKD matches coefficients.
 
     Args: as `UHKD`, without the options that only a spectrum has.
@@ -26,7 +26,7 @@ class TwinA(MatchingDistiller):
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         radius: int = 1,
@@ -50,7 +50,7 @@ class TwinA(MatchingDistiller):
             self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights, norm=norm)
 
 
-class TwinB(TwinA):
+class FullGridTwin(PooledTwin):
     """Spatial twin B: as twin A, on the smaller of the two full grids of each level (`radius` is not used)."""
 
     full_grid = True

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.distributed import gathered
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Needs
+from uhkd.distributed import all_gather_batch
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import Requirements
 from uhkd.methods.correlation import class_distances, redundancy
-from uhkd.methods.kd import SoftTargets
+from uhkd.methods.kd import SoftTargetLoss
 from uhkd.spectral import Maps, SpectralTarget, ftm_shapes, radial_frequencies
 from uhkd.spectral.fam import FAM, FAMForm
 
@@ -49,7 +49,7 @@ def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c
     return (student - teacher).square().sum() / max(count * (count - 1), 1)
 
 
-class LevelMatching(nn.Module):
+class SpectralMatchingLoss(nn.Module):
     """Aligns the student's maps with the teacher's targets, level by level, and measures what is left.
 
     Args:
@@ -122,7 +122,7 @@ class LevelMatching(nn.Module):
         return torch.stack(errors).sum()
 
 
-class MatchingDistiller(SoftTargets):
+class MultiLevelLoss(SoftTargetLoss):
     """The objective that UHKD shares with its spatial twins: terms on logits, and matched features at several levels.
 
     On logits, at one temperature: "inter" and "intra", DIST's correlations of class probabilities; "kl", soft targets, weight 0
@@ -147,30 +147,30 @@ class MatchingDistiller(SoftTargets):
         super().__init__(weights, temperature)
         if any(map(self.wants, self.companions)):
             self.logits = frozenset({"logits"})
-            self.needs = Needs(self.logits, self.logits)
+            self.needs = Requirements(self.logits, self.logits)
 
     @property
     def matches(self) -> bool:
         """Whether any term on features counts."""
         return any(map(self.wants, _ON_FEATURES))
 
-    def match_features(self, shapes: Shapes, target: SpectralTarget, **settings: Any) -> None:
-        """Align the student's maps with `target`; settings as of `LevelMatching`."""
+    def match_features(self, shapes: PairShapes, target: SpectralTarget, **settings: Any) -> None:
+        """Align the student's maps with `target`; settings as of `SpectralMatchingLoss`."""
         assert shapes.teacher is not None, "subclasses refuse a run without teacher"
-        self.match = LevelMatching(shapes.student.maps, shapes.teacher.maps, target, **settings)
-        self.needs = Needs(self.logits | {"maps"}, self.logits | {"spectra"}, target)
+        self.match = SpectralMatchingLoss(shapes.student.maps, shapes.teacher.maps, target, **settings)
+        self.needs = Requirements(self.logits | {"maps"}, self.logits | {"spectra"}, target)
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """The terms whose weight is not 0; "features": sum over levels of w_l times the error of FAM_l(map) to FTM_l(map)."""
         terms = self.soft_targets(student, teacher)
         if self.wants("inter") or self.wants("intra"):
             assert student.logits is not None and teacher.logits is not None
-            logits = gathered(student.logits), gathered(teacher.logits)
+            logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
             terms |= class_distances(*logits, self.wants, self.temperature)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
-            spectra = tuple(map(gathered, teacher.spectra)) if self.training else teacher.spectra
+            spectra = tuple(map(all_gather_batch, teacher.spectra)) if self.training else teacher.spectra
             if self.wants("features"):
                 terms["features"] = self.match.error(predictions, spectra)
             for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):

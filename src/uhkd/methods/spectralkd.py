@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Shapes, Signals
-from uhkd.methods.base import Needs, wide
+from uhkd.features import NetworkOutput, PairShapes
+from uhkd.methods.base import Requirements, wide
 from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
-from uhkd.methods.kd import SoftTargets
+from uhkd.methods.kd import SoftTargetLoss
 
 
 def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
@@ -35,7 +35,7 @@ def _fewer_channels(x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b
     return F.adaptive_avg_pool3d(x, (count, None, None))
 
 
-class SpectralKD(SoftTargets):
+class SpectralKD(SoftTargetLoss):
     """The same spectrum at every matched level, nothing learned in between; soft targets come along.
 
     As in the authors' code, which pools the teacher's channels where they are more; where it has no answer (a wider student,
@@ -54,13 +54,15 @@ class SpectralKD(SoftTargets):
     companions = frozenset({"kl"})
     knob = ("temperature", (2.0, 4.0))
 
-    def __init__(self, shapes: Shapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0
+    ) -> None:
         super().__init__(weights, temperature)
         self.pairs, _, _ = paired_taps(shapes, "spectralkd")
         if self.wants("fft"):
-            self.needs = Needs(self.logits | {"maps"}, self.logits | {"maps"})
+            self.needs = Requirements(self.logits | {"maps"}, self.logits | {"maps"})
 
-    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student), "fft": mean over levels of the spectral error}."""
         terms = self.soft_targets(student, teacher)
         if self.wants("fft"):

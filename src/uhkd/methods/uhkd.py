@@ -13,14 +13,14 @@ rests on.
 
 from collections.abc import Mapping
 
-from uhkd.features import Shapes
+from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
-from uhkd.methods.spectral_matching import MatchingDistiller, Norm
+from uhkd.methods.spectral_matching import MultiLevelLoss, Norm
 from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, settle_channels
 from uhkd.spectral.fam import FAMForm
 
 
-class UHKD(MatchingDistiller):
+class UHKD(MultiLevelLoss):
     """Frequency-domain matching of intermediate features at several levels, beside a term on logits.
 
     Args:
@@ -30,7 +30,7 @@ class UHKD(MatchingDistiller):
         standardise: of the teacher's coefficients: "none", "channel", "coefficient".
         channels: keep so many principal channels of the teacher (None: all; "auto": 64, or all for amplitudes).
         fam, hidden: the alignment's form, see `FAM`.
-        level_weights, frequency_decay, norm: see `LevelMatching`.
+        level_weights, frequency_decay, norm: see `SpectralMatchingLoss`.
         whiten: 0..1, how far the spread of the teacher's principal channels is evened out.
         temperature: T of the terms on logits, above 0.
 
@@ -42,7 +42,7 @@ class UHKD(MatchingDistiller):
 
     def __init__(
         self,
-        shapes: Shapes,
+        shapes: PairShapes,
         weights: Mapping[str, float] | None = None,
         *,
         radius: int = 1,

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from uhkd.models.build import brings_weights, create, load_run, save, wrap
     from uhkd.models.card import ModelCard
     from uhkd.models.names import model_names
-    from uhkd.models.preprocessing import own_input, own_size
+    from uhkd.models.preprocessing import native_preprocessing, native_size_of
     from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "load_run",
     "load_state",
     "model_names",
-    "own_input",
-    "own_size",
+    "native_preprocessing",
+    "native_size_of",
     "read_safetensors",
     "save",
     "wrap",
@@ -32,7 +32,7 @@ import_on_use(
     {
         "uhkd.models.build": ("brings_weights", "create", "load_run", "save", "wrap"),
         "uhkd.models.card": ("ModelCard",),
-        "uhkd.models.preprocessing": ("own_input", "own_size"),
+        "uhkd.models.preprocessing": ("native_preprocessing", "native_size_of"),
         "uhkd.models.names": ("model_names",),
         "uhkd.models.weights": ("fingerprint", "fingerprint_of", "load_state", "read_safetensors"),
     },

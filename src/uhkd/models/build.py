@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uhkd.features import ImpossibleSize, TappedModel
+from uhkd.features import FeatureExtractor, UnsupportedImageSize
 from uhkd.models.card import ModelCard
 from uhkd.models.factories import Input, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
 from uhkd.models.names import Reference, check_run, parse
-from uhkd.models.preprocessing import own_input, own_size
+from uhkd.models.preprocessing import native_preprocessing, native_size_of
 from uhkd.models.transformers import card_words, find, has_weights, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
@@ -43,7 +43,7 @@ def create(
     image_size: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
     levels: Levels = 4,
-) -> TappedModel:
+) -> FeatureExtractor:
     """The model of a name as a TappedModel, with its `card` and with `notes` on what has to be announced.
 
     `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `transformers/NAME` (a family, a folder of
@@ -112,7 +112,7 @@ def wrap(
     std: Sequence[float] | None = None,
     levels: Levels = 4,
     name: str | None = None,
-) -> TappedModel:
+) -> FeatureExtractor:
     """A network of one's own as a TappedModel; `num_classes` 0 says that its output is an embedding, None: as it is.
 
     Size and normalisation are by default those that a network of timm or transformers knows of itself; others get 224 px and
@@ -121,9 +121,9 @@ def wrap(
     Raises:
         ValueError: it gives another number of classes, no usable taps, or cannot process images of this size.
     """
-    given = _size(image_size) or own_size(module) or (224, 224)
-    own = own_input(module, given) or Input(given)
-    tapped = TappedModel(
+    given = _size(image_size) or native_size_of(module) or (224, 224)
+    own = native_preprocessing(module, given) or Input(given)
+    tapped = FeatureExtractor(
         module,
         input_size=own.size,
         mean=mean or own.mean,
@@ -140,7 +140,7 @@ def wrap(
     return _with_card(tapped, name or known, options)
 
 
-def load_run(folder: str | Path) -> TappedModel:
+def load_run(folder: str | Path) -> FeatureExtractor:
     """The trained network of a run folder of ours, in eval mode, with its card (and its linear probe, if it has one).
 
     Raises:
@@ -167,7 +167,7 @@ def load_run(folder: str | Path) -> TappedModel:
     return tapped.eval()
 
 
-def save(network: TappedModel, folder: str | Path, classes: Sequence[str] = ()) -> Path:
+def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] = ()) -> Path:
     """Write card and weights of a network into a new folder, which `load_run` opens (modules of one's own: `load_state`).
 
     `classes`: names of its outputs, in order.
@@ -194,7 +194,7 @@ def brings_weights(name: str) -> bool:
     return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
 
 
-def _realise(request: _Request, levels: Levels) -> TappedModel:
+def _realise(request: _Request, levels: Levels) -> FeatureExtractor:
     """Build, load, tap, and write the card."""
     reference, classes = request.reference, request.num_classes
     settings: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
@@ -209,7 +209,7 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
         notes += apply_state(built.module, request.state, num_classes=own or classes or 0, source=request.source)
     given = request.input or built.input
     try:
-        tapped = TappedModel(
+        tapped = FeatureExtractor(
             built.module,
             input_size=given.size,
             mean=given.mean,
@@ -218,7 +218,7 @@ def _realise(request: _Request, levels: Levels) -> TappedModel:
             levels=_levels(built.module, levels),
             head=classes != 0,
         )
-    except ImpossibleSize as error:
+    except UnsupportedImageSize as error:
         height, width = built.made_for
         raise ValueError(f"{error}; {reference.library}/{reference.name} was made for {height}x{width}") from error
     tapped.notes[:0] = notes
@@ -238,7 +238,7 @@ def _own_classes(module: nn.Module) -> int | None:
     return next((item for item in reversed(outputs) if isinstance(item, int)), None)
 
 
-def _with_card(tapped: TappedModel, name: str, options: Mapping[str, Any]) -> TappedModel:
+def _with_card(tapped: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
     tapped.card = ModelCard(
         name=name,
         num_classes=tapped.shapes.logits or 0,

@@ -8,7 +8,7 @@ from uhkd.models.factories import Input, Size, input_of
 from uhkd.models.transformers import described as described_by_transformers
 
 
-def own_size(module: nn.Module) -> Size | None:
+def native_size_of(module: nn.Module) -> Size | None:
     """(height, width) that a network of timm or transformers was built for; None: it does not say, or takes any."""
     if (said := described_by_transformers(module)) is not None:
         return said.size
@@ -19,7 +19,7 @@ def own_size(module: nn.Module) -> Size | None:
     return None
 
 
-def own_input(module: nn.Module, size: Size = (224, 224)) -> Input | None:
+def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Input | None:
     """Images of a size as a network of timm or transformers wants them, by its own configuration; None: it does not say."""
     if (said := described_by_transformers(module)) is not None:
         return Input(size, said.mean, said.std, said.interpolation)

@@ -1,7 +1,7 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
 from uhkd.recipe.balance import balance_settings
-from uhkd.recipe.base import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
+from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
 from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
@@ -11,18 +11,18 @@ from uhkd.recipe.train import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
     "MOST_VIEWS",
+    "AugmentationOptions",
     "CacheRecipe",
     "CompareRecipe",
-    "DataWords",
+    "DataOptions",
+    "DeviceOptions",
     "DistillRecipe",
     "FinetuneRecipe",
     "Levels",
-    "MachineWords",
     "RecipeError",
-    "Schema",
-    "TeacherWords",
+    "StrictModel",
+    "TeacherOptions",
     "TrainRecipe",
-    "ViewWords",
     "as_recorded",
     "balance_settings",
     "build",

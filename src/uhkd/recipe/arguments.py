@@ -4,13 +4,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhkd.recipe import Levels, Schema
+from uhkd.recipe import Levels, StrictModel
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
 """A form that a trained network can be written in."""
 
 
-class DemoArguments(Schema):
+class DemoArguments(StrictModel):
     """Handwritten digits: a CNN teacher, then ViT and MLP students from scratch, by KD, by a spatial twin, by UHKD."""
 
     out: str = Field(default="runs/demo", description="folder for the runs, the table and the pictures")
@@ -18,7 +18,7 @@ class DemoArguments(Schema):
     quick: bool = Field(default=False, description="one short round to see it work; the numbers mean nothing")
 
 
-class ModelsArguments(Schema):
+class ModelsArguments(StrictModel):
     """List networks by name, with their parameters: which student fits?"""
 
     positional: ClassVar[tuple[str, ...]] = ("pattern",)
@@ -31,7 +31,7 @@ class ModelsArguments(Schema):
     measured: bool = Field(default=False, description="also time one image on this machine, in milliseconds")
 
 
-class RecipesArguments(Schema):
+class RecipesArguments(StrictModel):
     """List the packaged recipes; show one as it stands; or compare two, key by key, defaults filled in."""
 
     positional: ClassVar[tuple[str, ...]] = ("names",)
@@ -45,7 +45,7 @@ class RecipesArguments(Schema):
     )
 
 
-class IndexArguments(Schema):
+class IndexArguments(StrictModel):
     """Note where each sample of a folder of tar shards lies, in one file beside them: opened faster, also from afar."""
 
     positional: ClassVar[tuple[str, ...]] = ("folder",)
@@ -53,7 +53,7 @@ class IndexArguments(Schema):
     folder: str = Field(description="folder of .tar shards, train-*.tar, val-*.tar or train/*.tar, val/*.tar")
 
 
-class InspectArguments(Schema):
+class InspectArguments(StrictModel):
     """Try a pair of networks without training: taps, map sizes, spectra, memory and one step."""
 
     teacher: str = Field(
@@ -74,7 +74,7 @@ class InspectArguments(Schema):
     num_classes: int = Field(default=10, ge=2, description="classes of the student's head where no data is given")
 
 
-class EvalArguments(Schema):
+class EvalArguments(StrictModel):
     """Accuracy of a trained run on its own or other data, of its head or of a probe on its frozen embeddings."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -93,7 +93,7 @@ class EvalArguments(Schema):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
-class WatchArguments(Schema):
+class WatchArguments(StrictModel):
     """Where trainings stand, live, from another terminal: progress, loss terms, accuracy, health; Ctrl-C ends it, not them."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -103,7 +103,7 @@ class WatchArguments(Schema):
     every: float = Field(default=1.0, ge=0.1, description="seconds between two looks at the folder")
 
 
-class CheckWords(Schema):
+class ExportCheckOptions(StrictModel):
     """On which images a form is checked, and 8-bit ones calibrated and judged."""
 
     data: str | None = Field(default=None, description="data whose images it is checked on; none: the run's own")
@@ -119,7 +119,7 @@ class CheckWords(Schema):
     )
 
 
-class ExportArguments(CheckWords):
+class ExportArguments(ExportCheckOptions):
     """A trained network alone, in forms that other programs open; each is checked against PyTorch on real images."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -135,7 +135,7 @@ class ExportArguments(CheckWords):
     )
 
 
-class PushArguments(CheckWords):
+class PushArguments(ExportCheckOptions):
     """Put a trained network on a hub of models, with its card: checked as by export, private unless you say otherwise."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -157,7 +157,7 @@ class PushArguments(CheckWords):
     dry_run: bool = Field(default=False, description="show files, sizes, target and card; contact nothing")
 
 
-class ReportArguments(Schema):
+class ReportArguments(StrictModel):
     """One self-contained HTML page on some runs, made from their folders alone: tables, figures, images, recipes."""
 
     positional: ClassVar[tuple[str, ...]] = ("runs",)
@@ -174,7 +174,7 @@ class ReportArguments(Schema):
     )
 
 
-class PredictArguments(Schema):
+class PredictArguments(StrictModel):
     """The likeliest classes of some images."""
 
     positional: ClassVar[tuple[str, ...]] = ("run", "images")
@@ -186,11 +186,11 @@ class PredictArguments(Schema):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
 
 
-class DoctorArguments(Schema):
+class DoctorArguments(StrictModel):
     """Report the versions of this machine; check packages, device, threads and disk, and advise what to do."""
 
 
-class CompletionArguments(Schema):
+class CompletionArguments(StrictModel):
     """Print the script by which a shell completes uhkd's verbs, options and values; docs/scripting.md says where it goes."""
 
     positional: ClassVar[tuple[str, ...]] = ("shell",)
@@ -198,7 +198,7 @@ class CompletionArguments(Schema):
     shell: Literal["bash", "zsh", "fish"] = Field(description="the shell")
 
 
-class VerifyArguments(Schema):
+class VerifyArguments(StrictModel):
     """Check a cache: every record's checksum, then a sample against the teacher itself, views bit by bit."""
 
     positional: ClassVar[tuple[str, ...]] = ("cache",)

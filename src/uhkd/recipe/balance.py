@@ -5,18 +5,18 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from uhkd.recipe.base import Schema
+from uhkd.recipe.base import StrictModel
 from uhkd.recipe.errors import RecipeError, build
 
 BalanceName = Literal["constant", "linear", "cosine", "lead", "cap", "famo"]
 Fall = Literal["constant", "linear", "cosine"]
 
 
-class ScheduleSettings(Schema):
+class ScheduleSettings(StrictModel):
     """Settings of constant, linear and cosine: none."""
 
 
-class LeadSettings(Schema):
+class LeadSettings(StrictModel):
     """Settings of the balance "lead": factor = min(1, lead / gate)^power * fall, for feature terms and for logit terms.
 
     lead = max(0, 1 - a_s / a_t), of the running accuracies of student and teacher on the training views.
@@ -41,7 +41,7 @@ class LeadSettings(Schema):
     window: int = Field(default=3200, ge=1, description="training images over which the accuracies are averaged")
 
 
-class CapSettings(Schema):
+class CapSettings(StrictModel):
     """Settings of the balance "cap": the gradient of the feature terms is at most `ratio` times the cross-entropy's."""
 
     ratio: float = Field(
@@ -50,7 +50,7 @@ class CapSettings(Schema):
     every: int = Field(default=50, ge=1, description="optimiser steps between two measurements of the gradients")
 
 
-class FamoSettings(Schema):
+class FamoSettings(StrictModel):
     """Settings of the balance "famo" (Liu et al. 2023, arXiv 2306.03792)."""
 
     rate: float = Field(default=0.025, gt=0, description="step size of the task weights")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from uhkd.recipe.errors import shown
 
 
-class Schema(BaseModel):
+class StrictModel(BaseModel):
     """Plain-data options: unknown keys refused, values checked, immutable once built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
@@ -66,7 +66,7 @@ Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_texts)]
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
-class DataWords(Schema):
+class DataOptions(StrictModel):
     """Which images."""
 
     data: str = Field(
@@ -103,7 +103,7 @@ class DataWords(Schema):
     shard_cache_gb: float = Field(default=100.0, gt=0, description="how much of them is kept, in GB")
 
 
-class ViewWords(Schema):
+class AugmentationOptions(StrictModel):
     """How training images are varied."""
 
     crop: Literal["auto", "none", "pad", "resized"] = Field(
@@ -140,7 +140,7 @@ class ViewWords(Schema):
         return value
 
 
-class TeacherWords(Schema):
+class TeacherOptions(StrictModel):
     """The teacher beside its name."""
 
     teacher_start: str | None = Field(
@@ -158,7 +158,7 @@ class TeacherWords(Schema):
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
 
 
-class MachineWords(Schema):
+class DeviceOptions(StrictModel):
     """What the work runs on."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(

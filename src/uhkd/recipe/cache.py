@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from uhkd.recipe.base import DataWords, MachineWords, TeacherWords, ViewWords
+from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, TeacherOptions
 from uhkd.recipe.errors import shown
 
 KEPT = ("logits", "embedding", "spectra")
@@ -14,7 +14,7 @@ MOST_VIEWS = 100_000
 """Nobody trains for more epochs, and a slip of the pen is told before the disk is full."""
 
 
-class CacheRecipe(DataWords, ViewWords, TeacherWords, MachineWords):
+class CacheRecipe(DataOptions, AugmentationOptions, TeacherOptions, DeviceOptions):
     """Store what a teacher says about views of the training images, once, for many students, methods and seeds."""
 
     teacher: str = Field(

@@ -4,10 +4,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from uhkd.recipe.base import Schema
+from uhkd.recipe.base import StrictModel
 
 
-class CompareRecipe(Schema):
+class CompareRecipe(StrictModel):
     """Pairs x methods x seeds in one harness: run side by side, gone on with after a kill, told in one table."""
 
     pairs: tuple[str, ...] = Field(

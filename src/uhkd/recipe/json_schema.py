@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from uhkd.recipe.base import Schema
+from uhkd.recipe.base import StrictModel
 from uhkd.recipe.cache import CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.method_table import METHODS
 from uhkd.recipe.train import DistillRecipe, FinetuneRecipe
 
-RECIPES: dict[str, type[Schema]] = {
+RECIPES: dict[str, type[StrictModel]] = {
     "finetune": FinetuneRecipe,
     "distill": DistillRecipe,
     "cache": CacheRecipe,

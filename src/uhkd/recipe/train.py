@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from uhkd.recipe.balance import BalanceName, balance_settings
-from uhkd.recipe.base import DataWords, Levels, MachineWords, Schema, TeacherWords, ViewWords
+from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
 from uhkd.recipe.errors import RecipeError, shown
 from uhkd.recipe.old_names import modern_words
 
@@ -14,7 +14,7 @@ from uhkd.recipe.old_names import modern_words
 _USUAL = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
 
 
-class TrainRecipe(DataWords, ViewWords, MachineWords):
+class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     """What every training shares: data, length, optimiser, augmentation, machine, output."""
 
     image_size: int | None = Field(
@@ -147,7 +147,7 @@ class FinetuneRecipe(TrainRecipe):
     )
 
 
-class OneTeacher(Schema):
+class TeacherSpec(StrictModel):
     """One of several teachers; what it leaves out is the recipe's."""
 
     teacher: str = Field(min_length=1, description="a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
@@ -178,7 +178,7 @@ def _one_or_more(value: Any) -> Any:
     return names if len(names) > 1 else names[0] if names and names[0].lower() not in ("none", "null") else None
 
 
-class DistillRecipe(TrainRecipe, TeacherWords):
+class DistillRecipe(TrainRecipe, TeacherOptions):
     """Train a student network to imitate a teacher network of any other architecture."""
 
     teacher: Annotated[str | tuple[str, ...] | None, BeforeValidator(_one_or_more)] = Field(
@@ -186,7 +186,7 @@ class DistillRecipe(TrainRecipe, TeacherWords):
         description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME, or several, which all "
         "teach by the same words and count alike; scratch needs none",
     )
-    teachers: tuple[OneTeacher, ...] = Field(
+    teachers: tuple[TeacherSpec, ...] = Field(
         default=(),
         description="in place of teacher: several with words of their own, as in '{teacher: A, method: kd, weight: 2}'; also: "
         "settings, weights, start, head, levels, options",
@@ -238,13 +238,13 @@ class DistillRecipe(TrainRecipe, TeacherWords):
     def taught(self) -> tuple[tuple[Self, float], ...]:
         """The recipe as each teacher sees it, with one `teacher` and its own words, and its share; itself where none is named."""
         words = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
-        each = self.teachers or tuple(OneTeacher(teacher=word) for word in words if word is not None)
+        each = self.teachers or tuple(TeacherSpec(teacher=word) for word in words if word is not None)
         if not each:  # scratch, or stored signals
             return ((self, 1.0),)
         total = sum(one.weight for one in each)
         return tuple((self._seen_by(one), one.weight / total) for one in each)
 
-    def _seen_by(self, one: OneTeacher) -> Self:
+    def _seen_by(self, one: TeacherSpec) -> Self:
         own = one.method is not None
         update = {"teacher": one.teacher, "teachers": (), "method": one.method or self.method}
         update |= {"settings": one.settings if own else self.settings | one.settings}

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from uhkd.console import shown_lines
+from uhkd.console import escape_lines
 from uhkd.reporting import error_figures, feature_figures, figures, tables, thumbnails
 from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, labels_of, predicted
 from uhkd.reporting.draw import inline
@@ -40,7 +40,7 @@ def render(report: Report, version: str) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda x: x if isinstance(x, Markup) or not isinstance(x, str) else shown_lines(x),
+        finalize=lambda x: x if isinstance(x, Markup) or not isinstance(x, str) else escape_lines(x),
     )
     assert environment.loader is not None
     script, style = (Markup(environment.loader.get_source(environment, name)[0]) for name in ("page.js", "page.css"))

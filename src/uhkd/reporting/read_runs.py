@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, as_recorded
-from uhkd.runs import Pulse, RunFolder, leads_out, read_mapping
+from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
 _TEST = "test.json"  # a comparison's accuracy on the test part
@@ -218,7 +218,7 @@ def _read(path: Path, name: str) -> Run:
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }
-    pulse = attempt(lambda: Pulse.read(path), None, path / "progress.json") if not found["result"] else None
+    pulse = attempt(lambda: ProgressFile.read(path), None, path / "progress.json") if not found["result"] else None
     failure = (pulse.why or "for a reason not noted") if pulse is not None and pulse.state == "failed" else None
     return Run(name, path, **found, failure=failure, problems=tuple(problems))
 

@@ -8,7 +8,7 @@ from scipy.stats import t
 
 
 @dataclass(frozen=True)
-class Gap:
+class PairedDifference:
     """A paired difference in points: mean and half the width of its 95 % interval (Student's t over seeds; None: one seed)."""
 
     mean: float
@@ -25,12 +25,12 @@ class Gap:
         return "a difference" if abs(self.mean) > self.half else "no difference shown"
 
 
-def gap(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gap | None:
+def gap(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDifference | None:
     """The paired difference over the seeds that both have; None where they share none."""
     found = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not found:
         return None
     if len(found) == 1:
-        return Gap(found[0], None, 1)
+        return PairedDifference(found[0], None, 1)
     error = statistics.stdev(found) / len(found) ** 0.5
-    return Gap(statistics.fmean(found), error * float(t.ppf(0.975, len(found) - 1)), len(found))
+    return PairedDifference(statistics.fmean(found), error * float(t.ppf(0.975, len(found) - 1)), len(found))

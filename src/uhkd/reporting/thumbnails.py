@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from uhkd.data import Source
+from uhkd.data import ImageSource
 from uhkd.data.augment import fit
 from uhkd.data.splits import stratified_subset
 from uhkd.runs import write_atomically
@@ -26,7 +26,7 @@ def choose(labels: np.ndarray | None, count: int) -> Int[np.ndarray, " n"]:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-def write_sheet(source: Source, chosen: np.ndarray, size: tuple[int, int], path: Path) -> None:
+def write_sheet(source: ImageSource, chosen: np.ndarray, size: tuple[int, int], path: Path) -> None:
     """Write images of a source as one JPEG, 20 a row, each cut and resized as a network of input `size` sees it, then small.
 
     Raises:

@@ -16,12 +16,12 @@ from uhkd.runs.files import (
 )
 from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import may_live
-from uhkd.runs.progress_file import Pulse
+from uhkd.runs.progress_file import ProgressFile
 
 __all__ = [
     "ELSEWHERE",
     "Checkpoint",
-    "Pulse",
+    "ProgressFile",
     "RunFolder",
     "check_own",
     "check_place",

@@ -44,7 +44,7 @@ class RunFolder:
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
     network), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, checkpoints/step-N/,
-    *.png, report.html; progress.json (where it stands, see `Pulse`); what --log asked for: tensorboard/, wandb/, mlruns/, and
+    *.png, report.html; progress.json (see `ProgressFile`); what --log asked for: tensorboard/, wandb/, mlruns/, and
     logs.json, which names the runs
     """
 

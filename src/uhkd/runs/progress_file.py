@@ -14,7 +14,7 @@ _Count = Annotated[int, Field(ge=0)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Pulse(BaseModel):
+class ProgressFile(BaseModel):
     """progress.json: one state of a training.
 
     state: how it goes, or how it ended. doing: training, validating or saving. step, total, epoch, epochs: counted from 1.
@@ -51,7 +51,7 @@ class Pulse(BaseModel):
         write_atomically(folder / NAME, text + "\n", durable=False)
 
     @classmethod
-    def read(cls, folder: Path) -> "Pulse | None":
+    def read(cls, folder: Path) -> "ProgressFile | None":
         """The state of the run in `folder`; None when none was written, or not by us."""
         try:
             return cls.model_validate(read_mapping(folder / NAME))

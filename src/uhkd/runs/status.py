@@ -12,7 +12,7 @@ from typing import Any
 from uhkd.runs.files import read_mapping
 from uhkd.runs.folder import RunFolder
 from uhkd.runs.lock import may_live, owner_of
-from uhkd.runs.progress_file import Pulse
+from uhkd.runs.progress_file import ProgressFile
 
 SILENT = (
     600.0  # seconds without a sign of life after which a training counts as lost, if its process cannot be looked for
@@ -40,7 +40,7 @@ def look(place: Path, before: Sequence[State] = ()) -> list[State]:
 
 
 def _compared(place: Path) -> bool:
-    """Whether a folder is a comparison's; what lies in it is told by `uhkd.commands.comparing.queue.Board`."""
+    """Whether a folder is a comparison's; what lies in it is told by `uhkd.commands.comparing.queue.TaskStore`."""
     return (place / "plan").is_dir() and not RunFolder(place).started()
 
 
@@ -77,9 +77,9 @@ def state_of(folder: Path) -> State:
 
     state: beginning, running, lost (no sign of life for long, or its process is gone), stopped, failed or finished. what: words
     of its recipe. rows: of metrics.csv, what is not finite left out. advice: what to do, or "".
-    The rest is what `Pulse` holds, as far as it was written.
+    The rest is what `ProgressFile` holds, as far as it was written.
     """
-    run, pulse = RunFolder(folder), Pulse.read(folder)
+    run, pulse = RunFolder(folder), ProgressFile.read(folder)
     state: State = {"run": str(folder), "state": "beginning", "what": "", "rows": [], "advice": ""}
     try:
         state["what"] = _what(run.read_recipe())

@@ -19,7 +19,7 @@ from uhkd.spectral.fourier import (
 from uhkd.spectral.ftm import FTM
 from uhkd.spectral.matching import (
     Channels,
-    Level,
+    LevelPair,
     Maps,
     SpectralTarget,
     Standardise,
@@ -30,16 +30,16 @@ from uhkd.spectral.matching import (
     settle_channels,
     teacher_levels,
 )
-from uhkd.spectral.transform import Form, Representation, radial_frequencies
+from uhkd.spectral.transform import Form, SpectralTransform, radial_frequencies
 
 __all__ = [
     "FTM",
     "Channels",
     "Form",
-    "Level",
+    "LevelPair",
     "Maps",
-    "Representation",
     "SpectralTarget",
+    "SpectralTransform",
     "Standardise",
     "area_basis",
     "complex_halfplane",

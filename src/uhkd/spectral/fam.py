@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.distributed import gathered, processes
-from uhkd.spectral import Form, Representation, radial_frequencies, rotate
+from uhkd.distributed import all_gather_batch, processes
+from uhkd.spectral import Form, SpectralTransform, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
 """How a student's coefficients are mixed onto a target; `FAM` says what each does."""
@@ -52,7 +52,7 @@ class FAM(nn.Module):
             raise ValueError(f"hidden must be at least 1, got {hidden}")
         (channels, height, width), (out, k) = shape, target
         self.form = form
-        self.represent = Representation((height, width), size, represent)
+        self.represent = SpectralTransform((height, width), size, represent)
         self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if form == "conv" else nn.Identity()
         if form == "mlp":
             hidden = 2 * max(channels, out) if hidden is None else hidden
@@ -76,7 +76,7 @@ class FAM(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n t k"]:
         """Student map -> predicted target, computed in float32 also inside autocast.
 
-        In training, of the images of all processes (`gathered`): they are standardised over the whole batch.
+        In training, of the images of all processes (`all_gather_batch`): they are standardised over the whole batch.
 
         Raises:
             ValueError: for a batch of one image in training mode.
@@ -95,7 +95,7 @@ class FAM(nn.Module):
             mixed = self._mixed(coefficients)
             predicted = self.represent.finish(mixed)
             if self.training:
-                predicted = gathered(predicted)
+                predicted = all_gather_batch(predicted)
             return self.norm(predicted.flatten(1)).view_as(predicted)
 
     def _mixed(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
-from uhkd.spectral.transform import Representation
+from uhkd.spectral.transform import SpectralTransform
 
 # No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
 # images and wakes up later would otherwise give targets of thousands and drown the loss.
@@ -50,7 +50,7 @@ class FTM(nn.Module):
         for i, (level, (channels, _)) in enumerate(zip(target.levels, self.shapes, strict=True)):
             c, h, w = maps[level.teacher]
             k = count_of(level.made, level.form)
-            self.represent.append(Representation((h, w), level.made, level.form))
+            self.represent.append(SpectralTransform((h, w), level.made, level.form))
             self.register_buffer(f"mean{i}", torch.zeros(c, k))
             self.register_buffer(f"scale{i}", torch.ones(c, k))
             if self.reduced[i]:

@@ -16,7 +16,7 @@ _CHANNELS = 64  # results/screens/channels.json: not worse than all of them, and
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelPair:
     """One matched pair of taps (indices, shallow to deep) and the representation that both sides are brought to.
 
     own: coefficients per axis that the teacher's map alone would give at this radius; None: `size`. The FTM fixes its
@@ -37,12 +37,12 @@ class Level:
 
 @dataclass(frozen=True)
 class SpectralTarget:
-    """What a method asks of the teacher's side in `Signals.spectra`: hashable, so it can be compared and fingerprinted.
+    """What a method asks of the teacher's side in `NetworkOutput.spectra`: hashable, so it can be compared and fingerprinted.
 
     whiten: 0..1, how far the spread of the principal channels is evened out; 0 leaves it, 1 gives all the same.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[LevelPair, ...]
     standardise: Standardise = "coefficient"
     channels: int | None = None
     whiten: float = 0.0
@@ -58,7 +58,7 @@ Maps = Sequence[tuple[int, int, int]]
 """(C, H, W) of the taps of one network, shallow to deep."""
 
 
-def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
+def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple[LevelPair, ...]:
     """Match taps by relative depth and give each pair the largest radius <= `radius` that both grids determine, per axis.
 
     Args:
@@ -73,7 +73,9 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
     for s, t in match_by_depth(len(student), len(teacher)):
         axes = zip(student[s][1:], teacher[t][1:], strict=True)
         size = tuple(2 * min(radius, max_radius(a), max_radius(b)) + 1 for a, b in axes)
-        levels.append(Level(s, t, (size[0], size[1]), form, None if form == "area" else _own_size(teacher[t], radius)))
+        levels.append(
+            LevelPair(s, t, (size[0], size[1]), form, None if form == "area" else _own_size(teacher[t], radius))
+        )
     if sum(max(level.size) >= 3 for level in levels) < 2:
         grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no taps"
         raise ValueError(
@@ -90,7 +92,7 @@ def _check(radius: int, form: Form) -> None:
         raise ValueError(f"radius must be at least 1, got {radius}: radius 0 keeps nothing but the mean")
 
 
-def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
+def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[LevelPair, ...]:
     """Every tap of a teacher by itself, at its own size: what is stored for students that are not known yet.
 
     Raises:
@@ -98,7 +100,7 @@ def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[Level, ...]:
     """
     _check(radius, form)
     sizes = [_own_size(shape, radius) for shape in teacher]
-    return tuple(Level(i, i, size, form, size) for i, size in enumerate(sizes))
+    return tuple(LevelPair(i, i, size, form, size) for i, size in enumerate(sizes))
 
 
 def _own_size(shape: tuple[int, int, int], radius: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ Form = Literal["pairs", "amplitude", "log-amplitude", "area"]
 """What is kept of a frequency: its cosine and sine pairs, its amplitude or the logarithm of that; area: mean values of cells."""
 
 
-class Representation(nn.Module):
+class SpectralTransform(nn.Module):
     """A feature map as K numbers per channel; the same object serves teacher (FTM) and student (FAM). No state is saved.
 
     Args:

@@ -1,23 +1,23 @@
 """The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
 
 from uhkd.training.balance import Balance, Lead, make_balance
-from uhkd.training.cached_teacher import StoredTeacher, check_needs, target_differences
+from uhkd.training.cached_teacher import CachedTeacher, check_needs, target_differences
 from uhkd.training.checkpoint_checks import check_tensors
 from uhkd.training.deterministic import make_deterministic
-from uhkd.training.learner import Learner, weigh
+from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.loggers import check_loggers
 from uhkd.training.optimizer import FUSED
 from uhkd.training.schedule import lr_factor
-from uhkd.training.teacher import Teacher, Teachers, at_chance, calibrate
+from uhkd.training.teacher import Teacher, TeacherEnsemble, at_chance, calibrate
 
 __all__ = [
     "FUSED",
     "Balance",
+    "CachedTeacher",
     "Lead",
-    "Learner",
-    "StoredTeacher",
+    "StudentWithLosses",
     "Teacher",
-    "Teachers",
+    "TeacherEnsemble",
     "at_chance",
     "calibrate",
     "check_loggers",
@@ -27,5 +27,5 @@ __all__ = [
     "make_balance",
     "make_deterministic",
     "target_differences",
-    "weigh",
+    "weighted_sum",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.distributed import processes
-from uhkd.methods import Distiller, place_of
+from uhkd.methods import DistillationLoss, place_of
 from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.schedule import weights_factor
 
@@ -25,9 +25,9 @@ Norms = Callable[[Mapping[str, float]], Mapping[str, float]]
 """Weights of the terms -> norm of each weighted term's gradient."""
 
 
-def group_of(distiller: Distiller, term: str) -> str:
+def group_of(distiller: DistillationLoss, term: str) -> str:
     """Return "logits" for a term that compares logits, else "features"."""
-    return "logits" if distiller.imitates_logits or term in distiller.companions else "features"
+    return "logits" if distiller.is_logit_method or term in distiller.companions else "features"
 
 
 class Balance(nn.Module):
@@ -363,7 +363,7 @@ def make_balance(
     Args:
         name: of `uhkd.recipe.balance.BalanceName`.
         settings: see there.
-        distillers: by full name, as of `Learner`.
+        distillers: by full name, as of `StudentWithLosses`.
         led: of each teacher, whether its logits tell its accuracy on these classes.
         bounds: of each teacher, its accuracy on held-out images, 0..1; empty where it is not known.
         labels: whether the images have labels.
@@ -375,7 +375,7 @@ def make_balance(
     rows = {
         f"{key}.{term}": 1 + 2 * place_of(key) + GROUPS.index(group_of(distiller, term))
         for key, distiller in distillers.items()
-        if isinstance(distiller, Distiller)
+        if isinstance(distiller, DistillationLoss)
         for term in distiller.weights
     }
     if not rows or name == "constant":

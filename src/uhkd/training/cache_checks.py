@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd.cache import DamagedShard, Stored, picture_sums
+from uhkd.cache import CorruptShard, TeacherCache, picture_sums
 from uhkd.console import say
-from uhkd.data import Data, Span, span_loader
-from uhkd.features import TappedModel
+from uhkd.data import DataSplits, IndexRange, span_loader
+from uhkd.features import FeatureExtractor
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
-from uhkd.recipe import DataWords, DistillRecipe
+from uhkd.recipe import DataOptions, DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.training.inputs import choose_augmentation
 
@@ -27,7 +27,7 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
         ValueError: for a cache that cannot be read, or holds fewer views than asked for.
     """
     assert recipe.teacher_cache is not None
-    manifest = Stored(recipe.teacher_cache).manifest
+    manifest = TeacherCache(recipe.teacher_cache).manifest
     own = {k: v for k, v in asdict(manifest.augmentation).items() if k != "size"}  # each network resizes for itself
     before = run.read_recipe().get("teacher_views") if run.started() else None
     views = recipe.teacher_views or before or manifest.views
@@ -41,7 +41,7 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
     return recipe.model_copy(update=left_open | {"teacher_views": views})
 
 
-def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = None) -> Stored:
+def open_cache(recipe: DistillRecipe, data: DataSplits, teacher: nn.Module | None = None) -> TeacherCache:
     """The cache of a recipe (see `follow`), if it is whole and of these images, views and this teacher.
 
     teacher: an object of the user's own, in place of the recipe's word.
@@ -50,7 +50,7 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
         ValueError: naming every field that differs, the shards that are missing, or a view that is not the stored one.
     """
     assert recipe.teacher_cache is not None and recipe.teacher_views is not None
-    stored = Stored(recipe.teacher_cache)
+    stored = TeacherCache(recipe.teacher_cache)
     manifest = stored.manifest
     if differing := _differences(recipe, data, stored, teacher):
         raise ValueError(
@@ -59,7 +59,7 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
         )
     views = min(recipe.epochs, recipe.teacher_views)
     if missing := stored.shards.missing(views):
-        first = DamagedShard(missing[0], stored.folder, stored.shards.state(missing[0]))
+        first = CorruptShard(missing[0], stored.folder, stored.shards.state(missing[0]))
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(f"{first}{more}")
     stored.tensors("")  # damaged ones are refused before a run folder is made
@@ -91,7 +91,7 @@ def open_stored(recipe: DistillRecipe, data: Data, teacher: nn.Module | None = N
     return stored
 
 
-def tell_other_views(asked: DistillRecipe, data: Data, student: TappedModel, stored: Stored) -> None:
+def log_view_mismatch(asked: DistillRecipe, data: DataSplits, student: FeatureExtractor, stored: TeacherCache) -> None:
     """Say where a student by the recipe as asked would see other views beside its live teacher than the stored ones."""
     live, own = choose_augmentation(asked, data, [student]), stored.manifest.augmentation
     others = []
@@ -103,7 +103,7 @@ def tell_other_views(asked: DistillRecipe, data: Data, student: TappedModel, sto
         say(f"  beside its live teacher this student would see {' and '.join(others)}: this is another training")
 
 
-def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
+def facts_of(stored: TeacherCache, recipe: DistillRecipe) -> dict[str, Any]:
     """What a run notes about the cache that it learned from."""
     manifest = stored.manifest
     return {
@@ -119,7 +119,7 @@ def facts_of(stored: Stored, recipe: DistillRecipe) -> dict[str, Any]:
     }
 
 
-def check_views(stored: Stored, data: Data, views: int, *, damaged_too: bool = True) -> int:
+def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_too: bool = True) -> int:
     """Make some stored views anew and compare their pixels and targets, bit by bit, with those the teacher saw; how many.
 
     The listing of a folder does not show when a file's pixels change, nor does it know how a library augments. It is an early
@@ -142,25 +142,25 @@ def check_views(stored: Stored, data: Data, views: int, *, damaged_too: bool = T
         if row not in places:
             continue
         index, looked = places[row], looked + 1
-        span = [Span(shard.view, index, index + 1)]
+        span = [IndexRange(shard.view, index, index + 1)]
         loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
         batch = next(iter(loader))
         try:
             shards.read_for(shard.view, np.array([row]), picture_sums(batch.image, batch.target))
-        except DamagedShard:
+        except CorruptShard:
             if damaged_too:
                 raise
     return looked
 
 
-def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.Module | None) -> list[str]:
+def _differences(recipe: DistillRecipe, data: DataSplits, stored: TeacherCache, teacher: nn.Module | None) -> list[str]:
     manifest = stored.manifest
     wanted: dict[str, Any] = {"classes": len(data.classes)}
     found = []
     keys = getattr(data.train, "keys", None)
     if keys is None or stored.keys() is None or stored.manifest.augmentation.mixes:
         if data.fingerprint != manifest.identity.get("data"):
-            found.append(other_data(recipe, stored))
+            found.append(data_mismatch(recipe, stored))
         if manifest.images != len(data.train):
             found.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
     elif missing := stored.serve(keys):
@@ -180,7 +180,7 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
         if (asked := getattr(recipe, name)) not in (None, "auto", word):
             found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")
     if teacher is not None:
-        module = teacher.module if isinstance(teacher, TappedModel) else teacher
+        module = teacher.module if isinstance(teacher, FeatureExtractor) else teacher
         if fingerprint(module) != manifest.identity.get("teacher weights"):
             found.append("teacher: the weights of the one given are not those of the teacher that was stored")
     elif isinstance(recipe.teacher, str):
@@ -192,7 +192,7 @@ def _differences(recipe: DistillRecipe, data: Data, stored: Stored, teacher: nn.
     return found
 
 
-def other_data(recipe: DataWords, stored: Stored) -> str:
+def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
     """In which words the images differ from a cache's, as far as its recipe tells; else that files have changed."""
     run = RunFolder(stored.folder)
     before = run.read_recipe() if run.started() else {}
@@ -204,7 +204,7 @@ def other_data(recipe: DataWords, stored: Stored) -> str:
     return f"data: other images or labels than the cache's, {', '.join(said) or same}"
 
 
-def _other_teacher(run: RunFolder, stored: Stored) -> list[str]:
+def _other_teacher(run: RunFolder, stored: TeacherCache) -> list[str]:
     """What a run folder says of its network and the cache does not."""
     card, found = ModelCard.from_json(run.read_card()), []
     # a network is built in float32, also from a file of half precision

@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.data import Batch
 from uhkd.evaluation.diagnostics import Reference
-from uhkd.features import Signals
-from uhkd.methods import Needs
+from uhkd.features import NetworkOutput
+from uhkd.methods import Requirements
 from uhkd.spectral import SpectralTarget, crop_index
 
 
-class StoredTeacher:
+class CachedTeacher:
     """Says what the teacher said about the same views; no network is loaded.
 
     Args:
@@ -22,7 +22,7 @@ class StoredTeacher:
         ValueError: when the stored spectra are others than the method wants, the differing settings named.
     """
 
-    def __init__(self, stored: Stored, target: SpectralTarget | None = None, views: int | None = None) -> None:
+    def __init__(self, stored: TeacherCache, target: SpectralTarget | None = None, views: int | None = None) -> None:
         self.stored, self.layout, self.views = stored, stored.manifest.layout, views or stored.manifest.views
         self.crops: list[tuple[int, list[int] | None]] = []
         if target is not None:
@@ -34,13 +34,13 @@ class StoredTeacher:
                 )
             self.crops = [(v.teacher, crop_index(v.made, v.size, v.form)) for v in target.levels]
 
-    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
+    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Exactly the fields asked for, float32."""
         if not needs:
-            return Signals()
+            return NetworkOutput()
         assert batch.record is not None, "the loader must be given the cache's records"
         said = self.layout.decode(batch.record)
-        return Signals(
+        return NetworkOutput(
             logits=said.logits if "logits" in needs else None,
             spectra=self._cropped(said.spectra) if "spectra" in needs else None,
             embedding=said.embedding if "embedding" in needs else None,
@@ -82,7 +82,7 @@ def target_differences(wanted: SpectralTarget, own: SpectralTarget | None) -> li
     return list(dict.fromkeys(found))
 
 
-def check_needs(name: str, needs: Needs, stored: Stored) -> None:
+def check_needs(name: str, needs: Requirements, stored: TeacherCache) -> None:
     """Refuse a method that wants what no cache of these has.
 
     Raises:

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
 from uhkd.distributed import processes
-from uhkd.features import Shapes, Signals, TappedModel
-from uhkd.methods import Distiller, build, check, default_balance
-from uhkd.models import brings_weights, create, own_input, own_size, save, wrap
+from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
+from uhkd.methods import DistillationLoss, build, check, default_balance
+from uhkd.models import brings_weights, create, native_preprocessing, native_size_of, save, wrap
 from uhkd.spectral import FTM
-from uhkd.training import Learner, Teacher, calibrate, make_balance, weigh
+from uhkd.training import StudentWithLosses, Teacher, calibrate, make_balance, weighted_sum
 
 Network = str | Path | nn.Module
 """A network by name, by its run folder, or as a module."""
@@ -109,18 +109,18 @@ class Distillation(nn.Module):
             device = next(student.parameters()).device
             if isinstance(teacher, nn.Module):
                 # it was made for images of its own, where it says so
-                own = {} if own_input(teacher) else norms
-                teacher = _wrapped(teacher, None, own_size(teacher) or image_size, teacher_levels, own).to(device)
+                own = {} if native_preprocessing(teacher) else norms
+                teacher = _wrapped(teacher, None, native_size_of(teacher) or image_size, teacher_levels, own).to(device)
             elif teacher is not None:
                 start = teacher_start or ("random" if brings_weights(str(teacher)) else "pretrained")
                 words = {"start": start, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **words).to(device)
             if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
                 raise ValueError("teacher and student share weights, and a teacher's are frozen: give two modules")
-            shapes = Shapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
+            shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # a method's own layers never shift the student's first weights
             distillers = build(method, shapes, settings, weights).to(device)
-        own = [d for d in distillers.values() if isinstance(d, Distiller)]
+        own = [d for d in distillers.values() if isinstance(d, DistillationLoss)]
         self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
         self.needs_indices = any(d.needs.index for d in own)
         if self.needs_indices and num_samples is None:
@@ -131,7 +131,9 @@ class Distillation(nn.Module):
             raise ValueError(
                 f"balance {balance} falls over the training: give total_steps, the steps of the whole training"
             )
-        self.learner = Learner(student, distillers, label_smoothing, named if named is None else named.to(device))
+        self.learner = StudentWithLosses(
+            student, distillers, label_smoothing, named if named is None else named.to(device)
+        )
         self.total_steps, self._step = total_steps, 0
         if total_steps is not None:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -149,12 +151,12 @@ class Distillation(nn.Module):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.own_buffers())
 
     @property
-    def student(self) -> TappedModel:
+    def student(self) -> FeatureExtractor:
         """The student alone: images in [0,1] -> Signals; `student.module` is the bare network."""
         return self.learner.student
 
     @property
-    def teacher(self) -> TappedModel | None:
+    def teacher(self) -> FeatureExtractor | None:
         """The sealed teacher, or None."""
         return self._sealed[0].network if self._sealed else None
 
@@ -217,10 +219,10 @@ class Distillation(nn.Module):
         """Return the loss, a scalar, of raw terms (scalars) of `images` images; in training mode, step the balance."""
         balance, weights = self.learner.balance, self.weights
         if balance is None:
-            return weigh(terms, weights)
+            return weighted_sum(terms, weights)
         if self.total_steps is not None:
             weights = balance.scheduled(weights, min(self._step, self.total_steps), self.total_steps)
-        loss = weigh(terms, weights, balance)
+        loss = weighted_sum(terms, weights, balance)
         if self.training:
             balance.update(images * processes())
             if self.total_steps is not None:
@@ -236,7 +238,7 @@ class Distillation(nn.Module):
 
     def hear(
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
-    ) -> tuple[Batch, Signals]:
+    ) -> tuple[Batch, NetworkOutput]:
         """The batch as networks take it, and what the teacher says of it: the arguments of `learner`.
 
         images, labels, indices: as of `forward`, (B, 3, H, W), (B,) and (B,).
@@ -256,7 +258,7 @@ class Distillation(nn.Module):
             )
         batch = self._batch(images, labels, indices)
         self._ready = True  # asked until it is so and not at every step: the answer makes a GPU wait
-        return batch, self._sealed[0].signals(batch, self.learner.teacher_needs) if self._sealed else Signals()
+        return batch, self._sealed[0].signals(batch, self.learner.teacher_needs) if self._sealed else NetworkOutput()
 
     def _batch(self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None) -> Batch:
         images = self._plain(images)
@@ -301,8 +303,8 @@ def _wrapped(
     image_size: int | Sequence[int] | None,
     levels: Levels,
     norms: Mapping[str, Any],
-) -> TappedModel:
-    if not isinstance(module, TappedModel):
+) -> FeatureExtractor:
+    if not isinstance(module, FeatureExtractor):
         return wrap(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
     if num_classes is not None and module.shapes.logits != num_classes:
         raise ValueError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class ModelEMA:
     """a <- decay * a + (1 - decay) * w after every step, from the network's first weights on.
 
     Parameters and floating buffers alike, so that batch-norm statistics go with the weights; what counts steps stays the

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from uhkd.console import count, put, say
-from uhkd.data import Data
+from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
-from uhkd.training.load_teacher import restore_ftm, save_probe
-from uhkd.training.setup import Setup, tell_loss
-from uhkd.training.students import finished_network
-from uhkd.training.summary import ended, next_steps
+from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
+from uhkd.training.setup import Setup, log_loss
+from uhkd.training.students import load_finished_model
+from uhkd.training.summary import ended, usage_hints
 from uhkd.training.trainer import Trainer
 
 
@@ -26,7 +26,7 @@ from uhkd.training.trainer import Trainer
 class Result:
     """A finished training: the network in eval mode, its last metrics, and the run folder."""
 
-    student: TappedModel
+    student: FeatureExtractor
     metrics: dict[str, float]
     run: RunFolder
 
@@ -51,7 +51,7 @@ def fit(setup: Setup) -> Result:
             f"training {millions:.2f} M parameters for {count(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
-        tell_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes))
+        log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes))
         rows = Trainer(setup).train()
         student.eval()
         if not data.classes:
@@ -65,7 +65,7 @@ def finished(setup: Setup, module: nn.Module | None) -> Result:
     """Return the result of a run that needs no resuming; nothing is trained again. module: to load the weights into."""
     folder = setup.folder
     say(f"{folder.path} is finished: there is nothing to resume, and this is its result")
-    network = finished_network(folder, module)
+    network = load_finished_model(folder, module)
     return Result(network.to(setup.fabric.device).eval(), folder.read_result()["metrics"], folder)
 
 
@@ -80,7 +80,7 @@ def _begin(setup: Setup) -> None:
     setup.fabric.barrier()
     for teacher in setup.live_teachers:
         if teacher.ftm is not None:
-            restore_ftm(teacher, setup, setup.augmentation, setup.recipe.seed)
+            load_or_calibrate_ftm(teacher, setup, setup.augmentation, setup.recipe.seed)
 
 
 def _finish(setup: Setup, metrics: dict[str, float]) -> None:
@@ -113,11 +113,11 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
     if card["name"].startswith("module/"):
         say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:
-        for line in next_steps(folder.path, facts, headless=not student.shapes.logits):
+        for line in usage_hints(folder.path, facts, headless=not student.shapes.logits):
             say(line)
 
 
-def sizes(network: TappedModel) -> dict[str, int | None]:
+def sizes(network: FeatureExtractor) -> dict[str, int | None]:
     """Parameters and bytes of a network (with its probe, if it has one), and the FLOPs of one image."""
     state = network.module.state_dict() | ({} if network.probe is None else network.probe.state_dict())
     parameters = [*network.module.parameters(), *(() if network.probe is None else network.probe.parameters())]
@@ -141,9 +141,9 @@ def predictions(evaluation: Evaluation, of: str) -> dict[str, np.ndarray]:
 
 def _write_rest(
     folder: RunFolder,
-    data: Data,
+    data: DataSplits,
     size: tuple[int, int],
-    teacher: TappedModel | None,
+    teacher: FeatureExtractor | None,
     evaluation: Evaluation | None,
     *,
     thumbnails_too: bool,

@@ -8,17 +8,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.features import Signals
-from uhkd.training.cached_teacher import StoredTeacher
-from uhkd.training.learner import Learner
+from uhkd.features import NetworkOutput
+from uhkd.training.cached_teacher import CachedTeacher
+from uhkd.training.learner import StudentWithLosses
 from uhkd.training.step import step_seed
-from uhkd.training.teacher import Teacher, Teachers
+from uhkd.training.teacher import Teacher, TeacherEnsemble
 
 PROBE_IMAGES = 32
 _PART = -1  # among the passes of a step, which count from 0
 
 
-class GradientProbe:
+class GradientNorms:
     """Norms of each weighted term's gradient by the student's weights, on the first images of a batch.
 
     By the weights, because only there terms on logits and terms on maps are told in one unit: how far each would move the
@@ -31,8 +31,8 @@ class GradientProbe:
 
     def __init__(
         self,
-        learner: Learner,
-        teacher: Teacher | Teachers | StoredTeacher | None,
+        learner: StudentWithLosses,
+        teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
         fabric: Fabric,
         seed: int,
         accumulate: int,
@@ -76,7 +76,7 @@ class GradientProbe:
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         learner = self.learner
-        said = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else Signals()
+        said = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else NetworkOutput()
         with self.fabric.autocast():
             # not the call but forward: a compiled call would be compiled once more, for this number of images
             return learner.forward(batch._replace(record=None), said)

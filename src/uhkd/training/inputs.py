@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from lightning_fabric import Fabric
 
 from uhkd.console import say
-from uhkd.data import Augmentation, Data, Sharding, open_data
-from uhkd.features import TappedModel
-from uhkd.recipe import DataWords, TrainRecipe, ViewWords
+from uhkd.data import Augmentation, DataSplits, ShardOptions, open_data
+from uhkd.features import FeatureExtractor
+from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
@@ -30,7 +30,7 @@ class Inputs:
         dry_run: networks get random weights in place of pretrained ones; no teacher is evaluated, and none gets a trained head.
     """
 
-    data: Data
+    data: DataSplits
     fabric: Fabric
     folder: RunFolder
     workers: int
@@ -44,9 +44,9 @@ class Inputs:
         return "random"
 
 
-def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[str] | None = None) -> Data:
+def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequence[str] | None = None) -> DataSplits:
     """Return the recipe's data and print what it holds; `data`, a Dataset or data that is open already, replaces its name."""
-    if isinstance(data, Data):
+    if isinstance(data, DataSplits):
         return data
     opened = open_data(
         recipe.data if data is None else data,
@@ -54,7 +54,7 @@ def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[
         train_limit=recipe.train_limit,
         skip_bad_images=recipe.skip_bad_images,
         class_names=class_names,
-        shards=Sharding(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
+        shards=ShardOptions(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
         labels=not recipe.unlabelled,
     )
     test = "" if opened.test is None else f", {len(opened.test)} test"
@@ -67,7 +67,7 @@ def open_recipe_data(recipe: DataWords, data: Any = None, class_names: Sequence[
     return opened
 
 
-def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
+def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[int, int]:
     """As large as the largest of the networks wants images, but never larger than they all are on disk.
 
     Each network resizes for itself, and upsampling twice would only blur.
@@ -78,7 +78,9 @@ def image_size(data: Data, networks: Sequence[TappedModel]) -> tuple[int, int]:
     return min(height, data.native_size[0]), min(width, data.native_size[1])
 
 
-def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[TappedModel]) -> Augmentation:
+def choose_augmentation(
+    recipe: AugmentationOptions, data: DataSplits, networks: Sequence[FeatureExtractor]
+) -> Augmentation:
     """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
     size = image_size(data, networks)
     crop = recipe.crop
@@ -90,7 +92,7 @@ def choose_augmentation(recipe: ViewWords, data: Data, networks: Sequence[Tapped
     return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
 
 
-def tell_augmentation(own: Augmentation) -> None:
+def log_augmentation(own: Augmentation) -> None:
     """Say how large images are and how they are varied."""
     said = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
     said.append(f"flip {'on' if own.flip else 'off'}")
@@ -103,7 +105,7 @@ def tell_augmentation(own: Augmentation) -> None:
     say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
 
 
-def fit_batch(recipe: RecipeT, data: Data) -> RecipeT:
+def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
     """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
 
     Raises:

@@ -7,33 +7,33 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.console import say
-from uhkd.data import Data, Source, eval_loader, open_data
+from uhkd.data import DataSplits, ImageSource, eval_loader, open_data
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, predict_logits
 from uhkd.evaluation.probe import Probe, embed, probe
-from uhkd.features import TappedModel
-from uhkd.methods import without_labels
+from uhkd.features import FeatureExtractor
+from uhkd.methods import label_free_weights
 from uhkd.recipe import DistillRecipe
 from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 
 
-def weights_without_labels(recipe: DistillRecipe, teacher: TappedModel | Stored | None) -> dict[str, float]:
+def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | TeacherCache | None) -> dict[str, float]:
     """The recipe's weights; without logits to imitate, the terms on them are left out.
 
     Raises:
         ValueError: for a method that learns from labels, or from logits that are not there.
     """
-    logits = teacher.manifest.layout.logits if isinstance(teacher, Stored) else teacher and teacher.shapes.logits
-    weights = without_labels(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
+    logits = teacher.manifest.layout.logits if isinstance(teacher, TeacherCache) else teacher and teacher.shapes.logits
+    weights = label_free_weights(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
     if left := sorted(weights.keys() - recipe.weights.keys()):
         say(f"  the teacher has no class scores: left out are the terms {', '.join(left)}")
     return weights
 
 
-def tell_unreached(numbers: int, needs: frozenset[str]) -> None:
-    """Say what of the student no term reaches, as `freeze_unreached` counted it."""
+def log_frozen(numbers: int, needs: frozenset[str]) -> None:
+    """Say what of the student no term reaches, as `freeze_unused` counted it."""
     if numbers:
         end = (
             ""
@@ -44,16 +44,16 @@ def tell_unreached(numbers: int, needs: frozenset[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ProbeEvaluator:
     """Fits a probe on a network's frozen embeddings of the labelled training images, and measures it on another part."""
 
     kind: Probe
-    data: Data
-    asked: Source
+    data: DataSplits
+    asked: ImageSource
     fabric: Fabric
     workers: int = 0
 
-    def evaluation(self, network: TappedModel) -> Evaluation:
+    def evaluation(self, network: FeatureExtractor) -> Evaluation:
         """Of the part asked for; nothing of the probe is kept."""
         size, device = image_size(self.data, [network]), self.fabric.device
         loaded = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
@@ -63,21 +63,23 @@ class Judge:
         )
         return probe(self.kind, known, asked, len(self.data.classes))
 
-    def __call__(self, network: TappedModel) -> dict[str, float]:
+    def __call__(self, network: FeatureExtractor) -> dict[str, float]:
         return self.evaluation(network).metrics
 
 
-def open_judge(recipe: DistillRecipe, data: Data, fabric: Fabric, workers: int) -> Judge | None:
+def make_probe_evaluator(
+    recipe: DistillRecipe, data: DataSplits, fabric: Fabric, workers: int
+) -> ProbeEvaluator | None:
     """The judge of a training without labels, if the recipe brings labelled images.
 
     Raises:
         ValueError: as `open_probe_data`.
     """
     opened = open_probe_data(recipe, data)
-    return None if opened is None else Judge(recipe.probe, opened, opened.val, fabric, workers)
+    return None if opened is None else ProbeEvaluator(recipe.probe, opened, opened.val, fabric, workers)
 
 
-def open_probe_data(recipe: DistillRecipe, data: Data) -> Data | None:
+def open_probe_data(recipe: DistillRecipe, data: DataSplits) -> DataSplits | None:
     """The labelled images that judge a training without labels, if the recipe brings any.
 
     Raises:
@@ -102,7 +104,7 @@ def open_probe_data(recipe: DistillRecipe, data: Data) -> Data | None:
     return opened
 
 
-def described(judge: Judge, student: TappedModel) -> dict[str, Any]:
+def described(judge: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
     """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
     start = judge(student)["accuracy"]
     say(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[judge.kind]})")
@@ -115,16 +117,16 @@ class Agreement:
     """How often a network names the class that its teacher names, on the same images."""
 
     answers: torch.Tensor
-    data: Data
+    data: DataSplits
     fabric: Fabric
     workers: int
 
-    def __call__(self, network: TappedModel) -> dict[str, float]:
-        said = answers_of(network, self.data, self.fabric, self.workers)
+    def __call__(self, network: FeatureExtractor) -> dict[str, float]:
+        said = predict_classes(network, self.data, self.fabric, self.workers)
         return {"agreement": float((said == self.answers).float().mean())}
 
 
-def answers_of(network: TappedModel, data: Data, fabric: Fabric, workers: int) -> torch.Tensor:
+def predict_classes(network: FeatureExtractor, data: DataSplits, fabric: Fabric, workers: int) -> torch.Tensor:
     """The class that a network names for each validation image, (N,)."""
     size, device = image_size(data, [network]), fabric.device
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
@@ -132,9 +134,9 @@ def answers_of(network: TappedModel, data: Data, fabric: Fabric, workers: int) -
 
 
 def agreement(
-    teacher: TappedModel | Stored | None, classes: int, data: Data, fabric: Fabric, workers: int
-) -> Callable[[TappedModel], dict[str, float]]:
+    teacher: FeatureExtractor | TeacherCache | None, classes: int, data: DataSplits, fabric: Fabric, workers: int
+) -> Callable[[FeatureExtractor], dict[str, float]]:
     """What judges a student without labelled images: a live teacher's own answers, if there are any, or nothing."""
-    if classes and isinstance(teacher, TappedModel):
-        return Agreement(answers_of(teacher, data, fabric, workers), data, fabric, workers)
+    if classes and isinstance(teacher, FeatureExtractor):
+        return Agreement(predict_classes(teacher, data, fabric, workers), data, fabric, workers)
     return lambda network: {}

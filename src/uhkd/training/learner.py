@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
-from uhkd.features import Signals, TappedModel
-from uhkd.methods import Distiller, place_of
+from uhkd.features import FeatureExtractor, NetworkOutput
+from uhkd.methods import DistillationLoss, place_of
 from uhkd.training.balance import Balance
 
 
-class Learner(nn.Module):
+class StudentWithLosses(nn.Module):
     """Student and distillers as one module: what Fabric wraps (DDP sees every parameter) and compile compiles.
 
     Args:
@@ -24,7 +24,7 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        student: TappedModel,
+        student: FeatureExtractor,
         distillers: nn.ModuleDict,
         label_smoothing: float = 0.0,
         balance: Balance | None = None,
@@ -36,14 +36,14 @@ class Learner(nn.Module):
             label_smoothing,
             balance,
         )
-        needs = [d.needs for d in distillers.values() if isinstance(d, Distiller)]
+        needs = [d.needs for d in distillers.values() if isinstance(d, DistillationLoss)]
         self.student_needs = frozenset().union(*(n.student for n in needs))
         self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
         if balance is not None and any(balance.reads_logits_of(place_of(name)) for name in distillers):
             self.teacher_needs |= {"logits"}
         self._closed: set[str] = set()
 
-    def forward(self, batch: Batch, teacher: Signals) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, teacher: NetworkOutput) -> dict[str, Tensor]:
         """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller ("2:method.term": of a
         second teacher's)."""
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
@@ -67,7 +67,7 @@ class Learner(nn.Module):
         """
         assert self.balance is not None
         for name, distiller in self.distillers.items():
-            assert isinstance(distiller, Distiller)
+            assert isinstance(distiller, DistillationLoss)
             own = {
                 term: 0.0 if self.balance.rows[f"{name}.{term}"] in rows else w for term, w in distiller.weights.items()
             }
@@ -90,12 +90,12 @@ class Learner(nn.Module):
         """Weight of every term by full name."""
         weights = {"ce": ce}
         for name, distiller in self.distillers.items():
-            assert isinstance(distiller, Distiller)
+            assert isinstance(distiller, DistillationLoss)
             weights |= {f"{name}.{term}": w for term, w in distiller.weights.items()}
         return weights
 
 
-def weigh(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:
     """The loss, a scalar: sum of weight * term, each a scalar by name. The one place where weights are applied.
 
     balance: changes the summands, see `Balance.balanced`.

@@ -9,35 +9,35 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from uhkd.console import say
-from uhkd.data import Augmentation, Data, eval_loader, train_loader
+from uhkd.data import Augmentation, DataSplits, eval_loader, train_loader
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
-from uhkd.features import TappedModel
-from uhkd.methods import Distiller, matching_of, place_of
-from uhkd.models import brings_weights, create, own_size, wrap
+from uhkd.features import FeatureExtractor
+from uhkd.methods import DistillationLoss, find_matching_loss, place_of
+from uhkd.models import brings_weights, create, native_size_of, wrap
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.training.checkpoint_checks import check_tensors
 from uhkd.training.inputs import Inputs, image_size
-from uhkd.training.label_free import Judge
-from uhkd.training.learner import Learner
+from uhkd.training.label_free import ProbeEvaluator
+from uhkd.training.learner import StudentWithLosses
 from uhkd.training.summary import KINDS
-from uhkd.training.teacher import Autocast, Teacher, Teachers, at_chance, calibrate
+from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, at_chance, calibrate
 
 _CALIBRATION_IMAGES = 1024
 
 
-def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, inputs: Inputs) -> TappedModel:
+def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, inputs: Inputs) -> FeatureExtractor:
     """The recipe's teacher with its own head, or the user's own module.
 
     Without a word on its weights a run folder brings its own and a named network its pretrained ones.
     """
     assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels or 4
-    if isinstance(module, TappedModel):
+    if isinstance(module, FeatureExtractor):
         return module
     if module is not None:
-        size = own_size(module) or inputs.data.native_size
+        size = native_size_of(module) or inputs.data.native_size
         return wrap(module, num_classes=None, image_size=size, levels=levels)
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
@@ -64,9 +64,9 @@ def prepare_teacher(
     module: nn.Module | None = None,
     *,
     judged: bool = False,
-    judge: Judge | None = None,
+    judge: ProbeEvaluator | None = None,
     number: int | None = None,
-) -> tuple[TappedModel, Evaluation | None]:
+) -> tuple[FeatureExtractor, Evaluation | None]:
     """Return a teacher that fits the data's classes and beats chance, and its evaluation on the validation images.
 
     judged: its accuracy was measured before; it is then not evaluated. judge: what its embedding is measured by where the data
@@ -113,7 +113,9 @@ def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, 
         )
 
 
-def _unlabelled(teacher: TappedModel, recipe: DistillRecipe | CacheRecipe, judge: Judge | None) -> Evaluation | None:
+def _unlabelled(
+    teacher: FeatureExtractor, recipe: DistillRecipe | CacheRecipe, judge: ProbeEvaluator | None
+) -> Evaluation | None:
     """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
     if recipe.teacher_head == "probe":
         raise ValueError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
@@ -140,7 +142,7 @@ def _certain(evaluation: Evaluation) -> str:
     return f"95 % interval {known.low:.1%} to {known.high:.1%}, the commonest class alone {commonest:.1%}{few}"
 
 
-def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
+def _head_fits(teacher: FeatureExtractor, data: DataSplits) -> tuple[bool, str]:
     found, wanted = teacher.shapes.logits, len(data.classes)
     if found != wanted:
         return False, f"it has {'no classes' if found is None else f'{found} classes'}, the data {wanted}"
@@ -154,7 +156,7 @@ def _head_fits(teacher: TappedModel, data: Data) -> tuple[bool, str]:
     return True, ""
 
 
-def _probe(teacher: TappedModel, inputs: Inputs, file: Path, why: str) -> None:
+def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> None:
     assert teacher.shapes.embedding is not None
     data, fabric = inputs.data, inputs.fabric
     probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
@@ -176,17 +178,21 @@ def _probe(teacher: TappedModel, inputs: Inputs, file: Path, why: str) -> None:
     teacher.set_probe(probe.to(fabric.device))
 
 
-def save_probe(teacher: TappedModel, folder: RunFolder, number: int | None = None) -> None:
+def save_probe(teacher: FeatureExtractor, folder: RunFolder, number: int | None = None) -> None:
     """Keep the probe beside the run that used it; number: of one among several teachers."""
     if teacher.probe is not None and not folder.probe_of(number).exists():
         write_tensors(folder.probe_of(number), teacher.probe.state_dict())
 
 
-def seal(networks: Sequence[TappedModel], learner: Learner, autocast: Autocast) -> Teacher | Teachers:
+def seal(
+    networks: Sequence[FeatureExtractor], learner: StudentWithLosses, autocast: Autocast
+) -> Teacher | TeacherEnsemble:
     """The teachers of a training, each made to say what its own methods need."""
     each = []
     for place, network in enumerate(networks):
-        own = [d for name, d in learner.distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
+        own = [
+            d for name, d in learner.distillers.items() if place_of(name) == place and isinstance(d, DistillationLoss)
+        ]
         target = next((d.needs.target for d in own if d.needs.target), None)
         prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
         needs = frozenset().union(*(d.needs.teacher for d in own))
@@ -195,11 +201,13 @@ def seal(networks: Sequence[TappedModel], learner: Learner, autocast: Autocast) 
         each.append((Teacher(network, target, autocast, prefix), needs))
     if len(each) == 1:
         return each[0][0]
-    matching = (name for name, d in learner.distillers.items() if matching_of(nn.ModuleDict({"0": d})) is not None)
-    return Teachers(each, place_of(next(matching, "")))
+    matching = (
+        name for name, d in learner.distillers.items() if find_matching_loss(nn.ModuleDict({"0": d})) is not None
+    )
+    return TeacherEnsemble(each, place_of(next(matching, "")))
 
 
-def restore_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
+def load_or_calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
     """Load the statistics of the FTM from the checkpoint, or measure them in one pass over training images."""
     assert teacher.ftm is not None
     own = teacher.kept()
@@ -211,12 +219,12 @@ def restore_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, se
     if found is not None:
         teacher.ftm.load_state_dict({k.removeprefix(teacher.prefix): v for k, v in saved(found).items()})
         return
-    settle_ftm(teacher, inputs, augmentation, seed)
+    calibrate_ftm(teacher, inputs, augmentation, seed)
     # two devices may order or sign principal channels otherwise
     teacher.ftm.load_state_dict(inputs.fabric.broadcast(teacher.ftm.state_dict()))
 
 
-def settle_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
+def calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
     """Measure the statistics of the FTM in one pass over un-mixed training images of view 0."""
     data, device = inputs.data, inputs.fabric.device
     loader = train_loader(

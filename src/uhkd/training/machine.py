@@ -10,9 +10,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.console import say, verbose
-from uhkd.data import Data, in_memory, usable_cores
-from uhkd.distributed import end_with_launcher
-from uhkd.recipe import MachineWords
+from uhkd.data import DataSplits, in_memory, usable_cores
+from uhkd.distributed import exit_with_parent
+from uhkd.recipe import DeviceOptions
 from uhkd.training.deterministic import make_deterministic
 from uhkd.training.optimizer import FUSED
 
@@ -27,7 +27,7 @@ def fast_bf16(device: str) -> bool:
     return flags.is_file() and any(word in flags.read_text(encoding="utf-8") for word in ("avx512_bf16", "amx_bf16"))
 
 
-def choose_device(recipe: MachineWords) -> tuple[str, str]:
+def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
     """(device, precision), both settled.
 
     Raises:
@@ -46,7 +46,7 @@ def choose_device(recipe: MachineWords) -> tuple[str, str]:
     return device, precision
 
 
-def tell_machine(recipe: MachineWords, device: str, precision: str) -> None:
+def log_device(recipe: DeviceOptions, device: str, precision: str) -> None:
     """Say what a training runs on, and why in this way."""
     if recipe.precision != "auto":
         why = "as asked"
@@ -85,7 +85,7 @@ def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fab
     if deterministic and device == "cuda":
         make_deterministic()
     here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    end_with_launcher()
+    exit_with_parent()
     # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     if not verbose():  # each process would say that it joins
@@ -101,7 +101,7 @@ def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fab
     return fabric
 
 
-def choose_workers(recipe: MachineWords, data: Data, device: str) -> int:
+def choose_workers(recipe: DeviceOptions, data: DataSplits, device: str) -> int:
     """Loader processes: for small images in memory none, or up to 4 to feed a GPU; otherwise one a core, at most 8."""
     if recipe.workers is not None:
         return recipe.workers

@@ -13,17 +13,17 @@ import numpy as np
 
 from uhkd.recipe import TrainRecipe
 from uhkd.reporting.health import factors, health, leads, shares, terms_of
-from uhkd.runs import Pulse, RunFolder
+from uhkd.runs import ProgressFile, RunFolder
 from uhkd.training.loggers import Loggers
 from uhkd.training.progress import Progress
-from uhkd.training.running_metrics import Totals
+from uhkd.training.running_metrics import RunningMetrics
 
 _RARELY, _BEAT = 1.0, 10.0  # seconds: between two writings of progress.json, and when one is due without a log line
 _RECENT = 60  # points of a term that are shown at once
 _SPEED = ("images_per_second", "data_wait")
 
 
-class Reporter:
+class MetricsWriter:
     """Keeps the rows, and tells each step, epoch and end to those who want to know; in the first process alone.
 
     Args:
@@ -75,7 +75,7 @@ class Reporter:
         self._write("finished" if kind is None else ending, "nothing", why=why, soon=True)
         self.loggers.close(ending)
 
-    def restored(self, totals: Totals) -> None:
+    def restored(self, totals: RunningMetrics) -> None:
         """What a checkpoint had summed up was told already."""
         self._sums = totals.as_dict()
 
@@ -85,7 +85,7 @@ class Reporter:
         if time.monotonic() - self.written >= (_BEAT if doing == "training" else _RARELY):
             self._write("running", doing)
 
-    def log(self, step: int, seconds: float, totals: Totals, lr: float) -> None:
+    def log(self, step: int, seconds: float, totals: RunningMetrics, lr: float) -> None:
         """A log line, with means of the epoch so far; loggers and watchers get those of the steps since the line before."""
         self.step, self.seconds, self.lr = step, seconds, lr
         self.progress.log(totals.means(), lr)
@@ -153,7 +153,7 @@ class Reporter:
         done = self.step - self.begun
         if done and state == "running":
             self.speed = self.progress.rates()
-        pulse = Pulse(
+        pulse = ProgressFile(
             state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
             doing=doing,
             step=self.step,

@@ -9,7 +9,7 @@ PATIENCE = 10  # steps in a row that may be skipped
 ADVICE = "Try a lower lr, a smaller loss weight, precision=fp32"
 
 
-class Totals:
+class RunningMetrics:
     """Sums of loss and terms since the last reset, and whether all that was seen of loss, gradient, weights, teacher was finite.
 
     `skipped` lists the steps that were left out for what they were.

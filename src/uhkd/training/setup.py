@@ -7,38 +7,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.console import say
 from uhkd.data import Augmentation
-from uhkd.features import TappedModel
-from uhkd.methods import Distiller, check
+from uhkd.features import FeatureExtractor
+from uhkd.methods import DistillationLoss, check
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
 from uhkd.runs import RunFolder
-from uhkd.training.cache_checks import follow, tell_other_views
-from uhkd.training.cached_teacher import StoredTeacher, check_needs
+from uhkd.training.cache_checks import follow, log_view_mismatch
+from uhkd.training.cached_teacher import CachedTeacher, check_needs
 from uhkd.training.inputs import (
     Inputs,
     choose_augmentation,
     fit_batch,
     image_size,
+    log_augmentation,
     open_recipe_data,
     run_folder,
-    tell_augmentation,
 )
-from uhkd.training.label_free import agreement, described, open_judge, tell_unreached
-from uhkd.training.learner import Learner
+from uhkd.training.label_free import agreement, described, log_frozen, make_probe_evaluator
+from uhkd.training.learner import StudentWithLosses
 from uhkd.training.load_teacher import seal
 from uhkd.training.loggers import check_loggers
-from uhkd.training.machine import choose_device, choose_workers, make_fabric, tell_machine
-from uhkd.training.students import check_labels, first_network, freeze_unreached
-from uhkd.training.teacher import Teacher, Teachers
+from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
+from uhkd.training.students import build_student, check_labels, freeze_unused
+from uhkd.training.teacher import Teacher, TeacherEnsemble
 from uhkd.training.teachers import (
     PreparedTeacher,
     balance_of,
     distillers_of,
     facts_of_teachers,
     prepare_teachers,
-    settle_balance,
+    resolve_balance,
     student_classes,
 )
 
@@ -62,22 +62,22 @@ class Setup(Inputs):
     recipe: TrainRecipe
     finished: bool = False
     teachers: list[PreparedTeacher] = field(default_factory=list)
-    learner: Learner = field(init=False)
-    teacher: Teacher | Teachers | StoredTeacher | None = None
+    learner: StudentWithLosses = field(init=False)
+    teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
-    judge: Callable[[TappedModel], dict[str, float]] | None = None
+    judge: Callable[[FeatureExtractor], dict[str, float]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def networks(self) -> list[TappedModel]:
+    def networks(self) -> list[FeatureExtractor]:
         """The teachers that run beside the student."""
-        return [one.source for one in self.teachers if isinstance(one.source, TappedModel)]
+        return [one.source for one in self.teachers if isinstance(one.source, FeatureExtractor)]
 
     @property
     def live_teachers(self) -> tuple[Teacher, ...]:
         """The same, as sources of targets."""
-        return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | Teachers) else ()
+        return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | TeacherEnsemble) else ()
 
     @property
     def ce_weight(self) -> float:
@@ -133,12 +133,12 @@ def _open(asked: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
     resumed = recipe.resume and folder.started()
     if not resumed:
         folder.check({}, resume=recipe.resume)
-    tell_machine(recipe, device, precision)
+    log_device(recipe, device, precision)
     opened = open_recipe_data(recipe, data)
     if isinstance(recipe, DistillRecipe):
         if recipe.teacher_cache is not None:
             recipe = follow(recipe, folder)
-        recipe = settle_balance(recipe, folder if resumed else None)
+        recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.batch_size % fabric.world_size:
         raise ValueError(
@@ -163,8 +163,8 @@ def _open(asked: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
 def _add_network(setup: Setup, recipe: FinetuneRecipe, model: nn.Module | None) -> None:
     """Add the network of a training on labels alone."""
     check_labels(setup.data)
-    network = first_network(recipe, setup, model, len(setup.data.classes))
-    setup.learner = Learner(network.to(setup.fabric.device), nn.ModuleDict(), recipe.label_smoothing)
+    network = build_student(recipe, setup, model, len(setup.data.classes))
+    setup.learner = StudentWithLosses(network.to(setup.fabric.device), nn.ModuleDict(), recipe.label_smoothing)
     setup.facts = {"verb": "finetune", "model": recipe.model}
 
 
@@ -177,26 +177,26 @@ def _add_networks(
 ) -> None:
     """Add student, teachers, losses and balance. `asked`: the recipe before its cache filled in what it left open."""
     data, fabric = setup.data, setup.fabric
-    judge = open_judge(recipe, data, fabric, setup.workers)
+    judge = make_probe_evaluator(recipe, data, fabric, setup.workers)
     # without labels the student's classes are the teacher's; with them a student that cannot be built is refused sooner
     teachers = [] if data.classes else prepare_teachers(recipe, modules, setup, judge)
     classes, names = student_classes(data, teachers)
-    network = first_network(recipe, setup, model, classes).to(fabric.device)
+    network = build_student(recipe, setup, model, classes).to(fabric.device)
     setup.teachers = teachers = teachers or prepare_teachers(recipe, modules, setup, judge)
     for one in teachers:
-        if isinstance(one.source, Stored):
-            tell_other_views(asked, data, network, one.source)
+        if isinstance(one.source, TeacherCache):
+            log_view_mismatch(asked, data, network, one.source)
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = distillers_of(teachers, network, classes, data).to(fabric.device)
     balance = balance_of(recipe, teachers, distillers, classes, labels=bool(data.classes))
-    setup.learner = Learner(network, distillers, recipe.label_smoothing, balance)
+    setup.learner = StudentWithLosses(network, distillers, recipe.label_smoothing, balance)
     setup.facts = {"verb": "distill", "teacher": recipe.teacher, "student": recipe.student, "method": recipe.method}
     setup.facts |= facts_of_teachers(teachers)
     setup.facts |= {"balance": recipe.balance, "balance_settings": recipe.balance_settings}
     if data.classes:
         return
     network.card = replace(network.card, classes=names)
-    tell_unreached(freeze_unreached(network, setup.learner.student_needs), setup.learner.student_needs)
+    log_frozen(freeze_unused(network, setup.learner.student_needs), setup.learner.student_needs)
     if setup.dry_run:
         return
     if judge is not None:
@@ -208,25 +208,27 @@ def _add_networks(
 def _add_views(setup: Setup) -> None:
     """Add image sizes and augmentation, and the teachers as sources of targets."""
     learner, networks = setup.learner, setup.networks
-    stored = next((one.source for one in setup.teachers if isinstance(one.source, Stored)), None)  # then it is alone
+    stored = next(
+        (one.source for one in setup.teachers if isinstance(one.source, TeacherCache)), None
+    )  # then it is alone
     if stored is None:
         setup.augmentation = choose_augmentation(setup.recipe, setup.data, [learner.student, *networks])
     else:
         setup.augmentation = stored.manifest.augmentation
-    tell_augmentation(setup.augmentation)
+    log_augmentation(setup.augmentation)
     setup.val_size = image_size(setup.data, [learner.student])  # as in `uhkd eval`, whatever size the teacher takes
     if stored is not None:
-        losses = {name: loss for name, loss in learner.distillers.items() if isinstance(loss, Distiller)}
+        losses = {name: loss for name, loss in learner.distillers.items() if isinstance(loss, DistillationLoss)}
         for name, loss in losses.items():
             check_needs(name, loss.needs, stored)
         assert isinstance(setup.recipe, DistillRecipe)
         target = next((loss.needs.target for loss in losses.values() if loss.needs.target), None)
-        setup.teacher = StoredTeacher(stored, target, setup.recipe.teacher_views)
+        setup.teacher = CachedTeacher(stored, target, setup.recipe.teacher_views)
     elif networks:
         setup.teacher = seal(networks, learner, setup.fabric.autocast)
 
 
-def tell_loss(weights: Mapping[str, float], *, labels: bool) -> None:
+def log_loss(weights: Mapping[str, float], *, labels: bool) -> None:
     """Print the terms of a loss of more than the cross-entropy, whose values are larger than those of finetune.
 
     labels: without them there is no cross-entropy.

@@ -13,7 +13,7 @@ ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last: what SLURM can send ahead
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
-class Stopped(KeyboardInterrupt):
+class TrainingInterrupted(KeyboardInterrupt):
     """A training ended as it was asked to, after its state was saved; `code` is a shell's exit code for the signal."""
 
     def __init__(self, said: str, code: int) -> None:
@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
         self.code = code
 
 
-class Request:
+class SignalHandler:
     """Notes that a signal asked for the end, so that the training can end after a step; a second Ctrl-C ends it at once.
 
     Signals that the program around it handles in its own way stay with it; so do all of them outside of the main thread.

@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from uhkd.data import Batch
-from uhkd.features import Signals
+from uhkd.features import NetworkOutput
 from uhkd.recipe import TrainRecipe
-from uhkd.training.cached_teacher import StoredTeacher
-from uhkd.training.ema import Average
-from uhkd.training.learner import Learner, weigh
-from uhkd.training.running_metrics import Totals
-from uhkd.training.teacher import Teacher, Teachers
+from uhkd.training.cached_teacher import CachedTeacher
+from uhkd.training.ema import ModelEMA
+from uhkd.training.learner import StudentWithLosses, weighted_sum
+from uhkd.training.running_metrics import RunningMetrics
+from uhkd.training.teacher import Teacher, TeacherEnsemble
 
 
 def step_seed(seed: int, step: int, part: int) -> int:
@@ -31,17 +31,17 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 @dataclass(frozen=True)
-class Stepper:
+class TrainStep:
     """Takes steps, which never wait for the device (but with nonfinite=skip). `model` is the learner as Fabric wrapped it."""
 
     recipe: TrainRecipe
-    learner: Learner
-    teacher: Teacher | Teachers | StoredTeacher | None
+    learner: StudentWithLosses
+    teacher: Teacher | TeacherEnsemble | CachedTeacher | None
     fabric: Fabric
     model: _FabricModule
     optimizer: Optimizer
-    average: Average
-    totals: Totals
+    average: ModelEMA
+    totals: RunningMetrics
 
     def __call__(self, batch: Batch, number: int, weights: Mapping[str, float]) -> None:
         """Step `number` of the training, by the weights of the terms."""
@@ -57,9 +57,9 @@ class Stepper:
         for part, micro in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, part * fabric.world_size + fabric.global_rank))
             with fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
-                said = self.teacher.signals(micro, learner.teacher_needs) if self.teacher else Signals()
+                said = self.teacher.signals(micro, learner.teacher_needs) if self.teacher else NetworkOutput()
                 terms = self.model(micro._replace(record=None), said)
-                loss = weigh(terms, weights, learner.balance)
+                loss = weighted_sum(terms, weights, learner.balance)
                 fabric.backward(loss / len(parts))
             if (sound := said.finite()) is not None:
                 heard.append(sound)

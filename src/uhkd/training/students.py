@@ -4,16 +4,16 @@ import torch
 from torch import nn
 
 from uhkd.console import say
-from uhkd.data import Data
-from uhkd.features import TappedModel
+from uhkd.data import DataSplits
+from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
-from uhkd.models import ModelCard, create, load_run, own_size, read_safetensors, wrap
+from uhkd.models import ModelCard, create, load_run, native_size_of, read_safetensors, wrap
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import Inputs
 
 
-def first_network(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None, classes: int) -> TappedModel:
+def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None, classes: int) -> FeatureExtractor:
     """Return the network to train, with a head for `classes` (0: none); the first weights depend on the seed, not on the method.
 
     module: in place of the recipe's name.
@@ -28,7 +28,7 @@ def first_network(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         assert isinstance(recipe, FinetuneRecipe)
         name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
-    if isinstance(module, TappedModel):
+    if isinstance(module, FeatureExtractor):
         if (module.shapes.logits or 0) != classes:
             wanted = (
                 f"the data has {classes}" if classes else "without labels none are wanted (wrap it with num_classes=0)"
@@ -36,7 +36,7 @@ def first_network(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
-        size = recipe.image_size or own_size(module) or inputs.data.native_size
+        size = recipe.image_size or native_size_of(module) or inputs.data.native_size
         network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
     else:
         network = create(
@@ -52,7 +52,7 @@ def first_network(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     return network
 
 
-def check_labels(data: Data) -> None:
+def check_labels(data: DataSplits) -> None:
     """See that there is something to finetune on.
 
     Raises:
@@ -65,7 +65,7 @@ def check_labels(data: Data) -> None:
         )
 
 
-def freeze_unreached(network: TappedModel, needs: frozenset[str]) -> int:
+def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
     """Take parameters on which none of the signals depend out of the training; returns how many numbers they hold.
 
     Without labels nothing reads the end of a network whose last map, and not its embedding, is imitated; and processes that
@@ -85,20 +85,20 @@ def freeze_unreached(network: TappedModel, needs: frozenset[str]) -> int:
     return sum(p.numel() for p in unreached)
 
 
-def finished_network(folder: RunFolder, module: nn.Module | None) -> TappedModel:
+def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureExtractor:
     """The trained network of a finished run, in the user's own module where one is given."""
     if module is None:
         return load_run(folder.path)
     card = ModelCard.from_json(folder.read_card())
     network = module
-    if not isinstance(network, TappedModel):
+    if not isinstance(network, FeatureExtractor):
         network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
     network.module.load_state_dict(read_safetensors(folder.weights))
     network.card = card
     return network
 
 
-def _with_card(network: TappedModel) -> TappedModel:
+def _with_card(network: FeatureExtractor) -> FeatureExtractor:
     network.card = ModelCard(
         name=f"module/{type(network.module).__name__}",
         num_classes=network.shapes.logits or 0,

@@ -36,7 +36,7 @@ def ended(facts: dict[str, Any]) -> list[str]:
     return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
 
 
-def next_steps(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:
+def usage_hints(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:
     """How a trained network is measured and used, a line each; `compare` takes runs of one teacher that learned from labels."""
     if headless:
         return [

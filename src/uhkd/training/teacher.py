@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.evaluation.diagnostics import Reference, reference
-from uhkd.features import Signals, TappedModel
+from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.spectral import FTM, SpectralTarget
 
 Autocast = Callable[[], AbstractContextManager]
@@ -26,7 +26,7 @@ class Teacher:
 
     def __init__(
         self,
-        network: TappedModel,
+        network: FeatureExtractor,
         target: SpectralTarget | None = None,
         autocast: Autocast = nullcontext,
         prefix: str = "ftm.",
@@ -38,10 +38,10 @@ class Teacher:
         self._ready = False
 
     @torch.no_grad()
-    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
+    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Exactly the fields asked for; maps are dropped as soon as they are transformed."""
         if not needs:
-            return Signals()
+            return NetworkOutput()
         fields = needs - {"spectra"} | ({"maps"} if "spectra" in needs else set())
         with self.autocast():
             said = self.network(batch.image, frozenset(fields))
@@ -53,7 +53,7 @@ class Teacher:
                 self._ready = True
             spectra = self.ftm(said.maps)
         maps = said.maps if "maps" in needs else None
-        return Signals(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
+        return NetworkOutput(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
 
     def each_teacher(self) -> tuple["Teacher", ...]:
         """Return the teachers: itself alone."""
@@ -68,7 +68,7 @@ class Teacher:
         return {} if self.ftm is None else {f"{self.prefix}{k}": v for k, v in self.ftm.state_dict().items()}
 
 
-class Teachers:
+class TeacherEnsemble:
     """Several sealed teachers, each asked for what its own methods need, that look like one.
 
     The first one's signals hold the others' as `others`.
@@ -89,7 +89,7 @@ class Teachers:
         """Leave a teacher out of every further step."""
         self.each = tuple((t, frozenset() if i == place else own) for i, (t, own) in enumerate(self.each))
 
-    def signals(self, batch: Batch, needs: frozenset[str]) -> Signals:
+    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Each teacher's own fields among `needs`, all their fields together."""
         first, *others = (teacher.signals(batch, own & needs) for teacher, own in self.each)
         return first._replace(others=tuple(others))

@@ -6,19 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.console import say, shown
-from uhkd.data import Data
+from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation
-from uhkd.features import Shapes, SideShapes, TappedModel
-from uhkd.methods import Distiller, build, compares_logits, default_balance, effective, numbered, place_of
+from uhkd.features import FeatureExtractor, OutputShapes, PairShapes
+from uhkd.methods import DistillationLoss, build, default_balance, effective, numbered, place_of, uses_logits
 from uhkd.models import fingerprint
 from uhkd.recipe import DistillRecipe, as_recorded, balance_settings
 from uhkd.runs import RunFolder
 from uhkd.training.balance import Balance, Lead, make_balance
-from uhkd.training.cache_checks import facts_of, open_stored
+from uhkd.training.cache_checks import facts_of, open_cache
 from uhkd.training.inputs import Inputs
-from uhkd.training.label_free import Judge, weights_without_labels
+from uhkd.training.label_free import ProbeEvaluator, weights_without_labels
 from uhkd.training.load_teacher import prepare_teacher
 
 
@@ -30,25 +30,30 @@ class PreparedTeacher:
     """
 
     recipe: DistillRecipe
-    source: TappedModel | Stored | None
+    source: FeatureExtractor | TeacherCache | None
     weights: dict[str, float]
     share: float
     facts: dict[str, Any]
     evaluation: Evaluation | None = None
 
     @property
-    def shapes(self) -> SideShapes | None:
-        return self.source.manifest.shapes if isinstance(self.source, Stored) else self.source and self.source.shapes
+    def shapes(self) -> OutputShapes | None:
+        return (
+            self.source.manifest.shapes if isinstance(self.source, TeacherCache) else self.source and self.source.shapes
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of its classes, where they are known."""
-        card = self.source.card if isinstance(self.source, TappedModel) else None
+        card = self.source.card if isinstance(self.source, FeatureExtractor) else None
         return () if card is None else tuple(card.classes)
 
 
 def prepare_teachers(
-    recipe: DistillRecipe, modules: nn.Module | Sequence[nn.Module | None] | None, inputs: Inputs, judge: Judge | None
+    recipe: DistillRecipe,
+    modules: nn.Module | Sequence[nn.Module | None] | None,
+    inputs: Inputs,
+    judge: ProbeEvaluator | None,
 ) -> list[PreparedTeacher]:
     """Return the recipe's teachers, ready for use; `modules` replace its names.
 
@@ -66,7 +71,7 @@ def prepare_teachers(
         if one.method == "scratch":
             pass
         elif one.teacher_cache is not None:
-            source = open_stored(one, inputs.data, module)
+            source = open_cache(one, inputs.data, module)
             facts = facts_of(source, one)
         else:
             source, evaluation = prepare_teacher(
@@ -82,7 +87,7 @@ def prepare_teachers(
     return teachers
 
 
-def student_classes(data: Data, teachers: Sequence[PreparedTeacher]) -> tuple[int, tuple[str, ...]]:
+def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tuple[int, tuple[str, ...]]:
     """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count.
 
     Raises:
@@ -93,7 +98,7 @@ def student_classes(data: Data, teachers: Sequence[PreparedTeacher]) -> tuple[in
     heard = []
     for one in teachers:
         logits = one.shapes and one.shapes.logits
-        if logits and compares_logits(one.recipe.method, one.recipe.settings, one.weights):
+        if logits and uses_logits(one.recipe.method, one.recipe.settings, one.weights):
             heard.append((one, logits, one.names if len(one.names) == logits else ()))
     named = [(one, names) for one, _, names in heard if names]
     for one, names in named[1:]:
@@ -111,7 +116,9 @@ def student_classes(data: Data, teachers: Sequence[PreparedTeacher]) -> tuple[in
     return 0, ()
 
 
-def distillers_of(teachers: Sequence[PreparedTeacher], student: TappedModel, classes: int, data: Data) -> nn.ModuleDict:
+def distillers_of(
+    teachers: Sequence[PreparedTeacher], student: FeatureExtractor, classes: int, data: DataSplits
+) -> nn.ModuleDict:
     """The methods of all teachers, their weights in shares; of several teachers under numbered names.
 
     Raises:
@@ -119,7 +126,7 @@ def distillers_of(teachers: Sequence[PreparedTeacher], student: TappedModel, cla
     """
     distillers = nn.ModuleDict()
     for number, one in enumerate(teachers, 1):
-        recipe, shapes = one.recipe, Shapes(student.shapes, one.shapes, classes, len(data.train))
+        recipe, shapes = one.recipe, PairShapes(student.shapes, one.shapes, classes, len(data.train))
         try:
             own = build(recipe.method, shapes, recipe.settings, one.weights)
         except ValueError as error:
@@ -127,13 +134,13 @@ def distillers_of(teachers: Sequence[PreparedTeacher], student: TappedModel, cla
             raise ValueError(f"{which}{error}") from error
         if len(teachers) > 1:
             for distiller in own.values():
-                assert isinstance(distiller, Distiller)
+                assert isinstance(distiller, DistillationLoss)
                 distiller.weights = {term: weight * one.share for term, weight in distiller.weights.items()}
         distillers.update(numbered(number if len(teachers) > 1 else None, own))
     return distillers
 
 
-def settle_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillRecipe:
+def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillRecipe:
     """Return the recipe with its balance named and all settings of it written out; one that is resumed (`run`) keeps its own.
 
     Raises:
@@ -163,9 +170,9 @@ def balance_of(
     """
     led, bounds = [], []
     for place, one in enumerate(teachers):
-        own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, Distiller)]
-        stored = one.source.manifest.layout.logits if isinstance(one.source, Stored) else None
-        logits = stored if isinstance(one.source, Stored) else one.shapes and one.shapes.logits
+        own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, DistillationLoss)]
+        stored = one.source.manifest.layout.logits if isinstance(one.source, TeacherCache) else None
+        logits = stored if isinstance(one.source, TeacherCache) else one.shapes and one.shapes.logits
         reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
         led.append(bool(classes) and logits == classes and (labels or reads))
         bounds.append(float(one.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)

@@ -15,23 +15,23 @@ from uhkd.console import say, verbose
 from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
-from uhkd.methods import matching_of
+from uhkd.methods import find_matching_loss
 from uhkd.runs import Checkpoint
-from uhkd.training.cached_teacher import StoredTeacher
+from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.checkpoint_checks import check_facts, check_sources, check_tensors, fitting_optimizer
 from uhkd.training.deterministic import deterministic_advice
-from uhkd.training.ema import Average
-from uhkd.training.gradient_norms import GradientProbe
-from uhkd.training.metrics_writer import Reporter
+from uhkd.training.ema import ModelEMA
+from uhkd.training.gradient_norms import GradientNorms
+from uhkd.training.metrics_writer import MetricsWriter
 from uhkd.training.oom import memory_advice
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import Progress
-from uhkd.training.running_metrics import Totals
+from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import lr_factor
 from uhkd.training.setup import Setup
-from uhkd.training.signals import Agreement, Request, Stopped
-from uhkd.training.step import Stepper
-from uhkd.training.teacher import Teachers
+from uhkd.training.signals import Agreement, SignalHandler, TrainingInterrupted
+from uhkd.training.step import TrainStep
+from uhkd.training.teacher import TeacherEnsemble
 
 NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
 
@@ -52,7 +52,7 @@ class Trainer:
     """Trains a student by a recipe and writes metrics, diagnostics and checkpoints into its run folder.
 
     Resumes from the newest undamaged checkpoint in the folder, if there is one; on a CPU, and on a GPU with `deterministic`, the
-    result is then bit-equal to that of an uninterrupted training. On SIGINT, SIGTERM or SIGUSR1 (see `Request`) it saves a
+    result is then bit-equal to that of an uninterrupted training. On SIGINT, SIGTERM or SIGUSR1 (see `SignalHandler`) it saves a
     checkpoint after the current step.
 
     Raises:
@@ -77,18 +77,18 @@ class Trainer:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, buffers)
         self.model: Any
         self.model, self.optimizer = fabric.setup(learner, optimizer)
-        self.average = Average(learner.student, recipe.ema_decay)
+        self.average = ModelEMA(learner.student, recipe.ema_decay)
         self.val = eval_loader(
             setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
         shown = first_images(self.val, DIAGNOSTIC_IMAGES).to(fabric.device)
         reference = teacher and teacher.reference(shown)
         self.diagnostics = Diagnostics(
-            learner.student, shown, fabric.autocast, reference, matching_of(learner.distillers)
+            learner.student, shown, fabric.autocast, reference, find_matching_loss(learner.distillers)
         )
-        self.stored = teacher.stored if isinstance(teacher, StoredTeacher) else None
+        self.stored = teacher.stored if isinstance(teacher, CachedTeacher) else None
         self.sources = {"data": setup.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
-        self.totals, self.processes = Totals(fabric.device), Agreement()
+        self.totals, self.processes = RunningMetrics(fabric.device), Agreement()
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.kept = "no checkpoint was written yet"
@@ -105,7 +105,7 @@ class Trainer:
         self._restore()
         loader = self._loader()
         self.progress = Progress(self.total, recipe.batch_size, start=self.step, say=say)
-        self.report = Reporter(
+        self.report = MetricsWriter(
             recipe,
             self.folder,
             self.progress,
@@ -118,13 +118,19 @@ class Trainer:
             per_epoch=self.per_epoch,
         )
         self.report.restored(self.totals)
-        self.probe = GradientProbe(self.learner, self.teacher, self.fabric, recipe.seed, recipe.accumulate, say)
+        self.probe = GradientNorms(self.learner, self.teacher, self.fabric, recipe.seed, recipe.accumulate, say)
         self.saved = self.began = time.monotonic()
         self._make_step()
         self.model.train()
         if self.balance is not None and (closed := self.balance.closed_rows):
             self._switch_off(closed)
-        with self.report, self.progress, Request() as request, memory_advice(self._too_large), deterministic_advice():
+        with (
+            self.report,
+            self.progress,
+            SignalHandler() as request,
+            memory_advice(self._too_large),
+            deterministic_advice(),
+        ):
             try:
                 for batch in self.progress.follow(loaded(loader)):
                     self._train_step(batch)
@@ -201,14 +207,14 @@ class Trainer:
             workers=setup.workers,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
-            views=self.teacher.views if isinstance(self.teacher, StoredTeacher) else None,
+            views=self.teacher.views if isinstance(self.teacher, CachedTeacher) else None,
             view_seed=stored and stored.manifest.seed,
             beside=stored and stored.beside,
             device=self.fabric.device,
         )
 
     def _make_step(self) -> None:
-        self.take_step: Any = Stepper(
+        self.take_step: Any = TrainStep(
             self.recipe,
             self.learner,
             self.teacher,
@@ -241,7 +247,7 @@ class Trainer:
         self.take_step(batch, step, self.step_weights)
         self.step += 1
 
-    def _finish_step(self, batch: Batch, request: Request) -> None:
+    def _finish_step(self, batch: Batch, request: SignalHandler) -> None:
         """Log, validate, save and stop, where it is time for it."""
         recipe, step = self.recipe, self.step
         due = self.fabric.is_global_zero and time.monotonic() - self.saved >= 60 * recipe.checkpoint_minutes
@@ -309,7 +315,7 @@ class Trainer:
         """Switch off the terms of groups that the balance closed, and the teachers that no term needs any more."""
         assert self.balance is not None
         gone = self.learner.close(rows)
-        if isinstance(self.teacher, Teachers):
+        if isinstance(self.teacher, TeacherEnsemble):
             for place in gone:
                 self.teacher.drop(place)
         if (
@@ -363,9 +369,11 @@ class Trainer:
             found = [{"step": s + 1, "images": batch_images(train, **where, step=s).tolist()} for s in steps]
             self.folder.write_json(NONFINITE, found)
 
-    def _stopped(self, number: int) -> Stopped:
+    def _stopped(self, number: int) -> TrainingInterrupted:
         name = signal.Signals(number).name
-        return Stopped(f"stopped by {name} after step {self.step} of {self.total}; {self.kept}", 128 + number)
+        return TrainingInterrupted(
+            f"stopped by {name} after step {self.step} of {self.total}; {self.kept}", 128 + number
+        )
 
     def _too_large(self) -> str:
         return (

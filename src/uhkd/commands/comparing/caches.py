@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from uhkd.features import Shapes, SideShapes
-from uhkd.methods import Distiller
+from uhkd.features import OutputShapes, PairShapes
+from uhkd.methods import DistillationLoss
 from uhkd.methods import build as build_method
 from uhkd.recipe import CacheRecipe, DistillRecipe, RecipeError, build
 from uhkd.recipe.cache import KEPT
@@ -21,8 +21,8 @@ from uhkd.training.cached_teacher import target_differences
 
 _BATCH = 128  # images per forward pass of the teacher, fewer where the trainings take fewer
 # any networks' shapes, to ask a method what it reads; the large grid tells the radii that spectra of it can have apart
-_SIDE = SideShapes(((64, 64, 64), (64, 32, 32), (64, 16, 16), (64, 8, 8)), 64, 10)
-_ANYTHING = Shapes(_SIDE, _SIDE, 10, 1024)
+_SIDE = OutputShapes(((64, 64, 64), (64, 32, 32), (64, 16, 16), (64, 8, 8)), 64, 10)
+_ANYTHING = PairShapes(_SIDE, _SIDE, 10, 1024)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _asked(method: str, settings: str, weights: str) -> tuple[frozenset[str], Sp
             distillers = build_method(method, _ANYTHING, json.loads(settings), json.loads(weights))
     except Exception:  # a method that knows more than we do; with its own networks it may well work
         return "cannot be foreseen"
-    needs = [distiller.needs for distiller in distillers.values() if isinstance(distiller, Distiller)]
+    needs = [distiller.needs for distiller in distillers.values() if isinstance(distiller, DistillationLoss)]
     fields = frozenset().union(*(need.teacher for need in needs))
     if not fields:
         return "need no teacher"

@@ -25,7 +25,7 @@ from uhkd.commands.comparing.step import Step, StepFactory
 from uhkd.console import say
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
-from uhkd.training import StoredTeacher
+from uhkd.training import CachedTeacher
 from uhkd.training.oom import memory_advice
 from uhkd.training.setup import Setup
 
@@ -194,7 +194,7 @@ def _facts(step: Step) -> dict[str, Any]:
 
 
 def _named(setup: Setup) -> str | None:
-    if isinstance(setup.teacher, StoredTeacher):
+    if isinstance(setup.teacher, CachedTeacher):
         return "stored signals"
     return next((network.card.name for network in setup.networks), None)
 

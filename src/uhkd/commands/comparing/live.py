@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from uhkd.commands.comparing.plan import Plan, Task
-from uhkd.commands.comparing.queue import Board, workers_of
+from uhkd.commands.comparing.queue import TaskStore, workers_of
 from uhkd.commands.comparing.serving import whole
 from uhkd.console import is_interactive, say, shown
 
@@ -19,12 +19,12 @@ _LOOK = 0.5  # seconds between two looks at the folder
 _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}
 
 
-def states(plan: Plan, board: Board) -> Counter[str]:
+def states(plan: Plan, board: TaskStore) -> Counter[str]:
     """How many trainings are waiting, begun, done, failed."""
     return Counter(board.state(task) for task in plan.tasks)
 
 
-def run(plan: Plan, board: Board, jobs: int) -> None:
+def run(plan: Plan, board: TaskStore, jobs: int) -> None:
     """Workers at work, and the table as it fills (a line a training where there is no terminal), until nothing is left to do.
 
     Raises:
@@ -61,7 +61,7 @@ def run(plan: Plan, board: Board, jobs: int) -> None:
         )
 
 
-def _replaced(worker: Popen[str], board: Board, start: Callable[[], Popen[str]]) -> Popen[str]:
+def _replaced(worker: Popen[str], board: TaskStore, start: Callable[[], Popen[str]]) -> Popen[str]:
     """A worker that died over a task is replaced, and the task counts as failed: it would take the next one down too."""
     if worker.poll() in (None, 0):
         return worker
@@ -75,7 +75,7 @@ def _finished(count: Mapping[str, int]) -> bool:
     return not (count.get("waiting", 0) + count.get("begun", 0))
 
 
-def _told(board: Board, task: Task) -> str | None:
+def _told(board: TaskStore, task: Task) -> str | None:
     """A line about a task that came to an end."""
     state, why = board.state(task), board.failure(task.name)
     if task.serves and state == "failed" and why:
@@ -87,7 +87,7 @@ def _told(board: Board, task: Task) -> str | None:
     return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None
 
 
-def _live_table(plan: Plan, board: Board, began: float, done: int) -> Group:
+def _live_table(plan: Plan, board: TaskStore, began: float, done: int) -> Group:
     """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
     tasks = {task.name: task for task in plan.tasks}
     pairs = list(plan.teachers)

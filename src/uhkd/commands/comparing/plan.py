@@ -14,7 +14,7 @@ from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 
 TUNING_SEED = 1000  # settings are chosen by a seed that no table shows
-_OWN = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs', see `Board`
+_OWN = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs', see `TaskStore`
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ State = Literal["waiting", "begun", "done", "failed"]
 _PATIENCE = 0.5  # seconds between two looks at tasks that others work on
 
 
-class Board:
+class TaskStore:
     """What is done, begun and failed, read from the files below `out`.
 
     NAME/ is a task's run folder (or cache), plan/NAME.json its words, locks/NAME.lock is held and locks/NAME.pid written by who
@@ -199,7 +199,7 @@ class Board:
 
 def work(tasks: Sequence[Task], out: Path) -> None:
     """Do tasks in order until all are done, failed or beyond reach; wait for those that others work on."""
-    board, by_name = Board(out), {task.name: task for task in tasks}
+    board, by_name = TaskStore(out), {task.name: task for task in tasks}
     while True:
         waiting = False
         for task in tasks:

@@ -12,11 +12,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from uhkd.cache import Stored
+from uhkd.cache import TeacherCache
 from uhkd.commands.caching import cache
 from uhkd.console import count, say
-from uhkd.features import Shapes
-from uhkd.methods import Distiller
+from uhkd.features import PairShapes
+from uhkd.methods import DistillationLoss
 from uhkd.methods import build as build_method
 from uhkd.models import create
 from uhkd.recipe import CacheRecipe, DistillRecipe, build
@@ -34,7 +34,7 @@ def whole(folder: Path) -> bool:
 
 def doubt(folder: Path, error: Exception) -> None:
     """Have a cache looked through before it is used again, if a training ended by its fault; what is damaged is made anew."""
-    if str(folder) in str(error):  # loaders pass on what a `DamagedShard` says, not the exception itself
+    if str(folder) in str(error):  # loaders pass on what a `CorruptShard` says, not the exception itself
         (folder / _WHOLE).unlink(missing_ok=True)
 
 
@@ -63,7 +63,7 @@ def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, fail
     if cache is None:
         return dict(words)
     try:
-        why = unfit(words, Stored(cache)) if whole(cache) else failure or f"{cache} was not made"
+        why = unfit(words, TeacherCache(cache)) if whole(cache) else failure or f"{cache} was not made"
     except ValueError as error:
         doubt(cache, error)
         why = str(error)
@@ -73,7 +73,7 @@ def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, fail
     return dict(words)
 
 
-def unfit(words: Mapping[str, Any], stored: Stored) -> str | None:
+def unfit(words: Mapping[str, Any], stored: TeacherCache) -> str | None:
     """Why a cache would make a training another one than its teacher makes; None where both are the same."""
     manifest, recipe = stored.manifest, build(DistillRecipe, words)
     try:
@@ -88,10 +88,10 @@ def unfit(words: Mapping[str, Any], stored: Stored) -> str | None:
                 levels=recipe.student_levels or 4,
             )
             alone = choose_augmentation(recipe, data, [student])
-            shapes = Shapes(student.shapes, manifest.shapes, len(data.classes), len(data.train))
+            shapes = PairShapes(student.shapes, manifest.shapes, len(data.classes), len(data.train))
             distillers = build_method(recipe.method, shapes, recipe.settings, recipe.weights)
         for name, distiller in distillers.items():
-            assert isinstance(distiller, Distiller)
+            assert isinstance(distiller, DistillationLoss)
             check_needs(name, distiller.needs, stored)
             target = distiller.needs.target
             if target is not None and (differing := target_differences(target, manifest.target)):
@@ -114,11 +114,11 @@ def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, M
     Raises:
         ValueError: when fewer trainings than two would use it, or all caches together take more than half of the free disk.
     """
-    folder, fresh, began = out / name, not Stored.exists(out / name), time.monotonic()
+    folder, fresh, began = out / name, not TeacherCache.exists(out / name), time.monotonic()
     left = {n: w for n, w in served.items() if _may_use(RunFolder(out / n), folder)}
     enough = 1 if any(RunFolder(out / n).started() for n in left) else 2  # one that began by it cannot go on without
 
-    def admit(stored: Stored) -> None:
+    def admit(stored: TeacherCache) -> None:
         reasons = {n: why for n, w in left.items() if (why := unfit(w, stored)) is not None}
         if len(left) - len(reasons) < enough:
             told = "".join(f"\n  {n}: {why}" for n, why in reasons.items())

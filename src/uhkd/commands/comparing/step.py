@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 import torch
 
 from uhkd.data import Batch, train_loader
-from uhkd.features import TappedModel
+from uhkd.features import FeatureExtractor
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
-from uhkd.training import StoredTeacher, calibrate
-from uhkd.training.ema import Average
+from uhkd.training import CachedTeacher, calibrate
+from uhkd.training.ema import ModelEMA
 from uhkd.training.inputs import open_recipe_data
 from uhkd.training.machine import choose_device
 from uhkd.training.optimizer import make_optimizer
-from uhkd.training.running_metrics import Totals
+from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.setup import Setup, prepare
-from uhkd.training.step import Stepper
+from uhkd.training.step import TrainStep
 
 Made = TypeVar("Made")
 
@@ -38,15 +38,15 @@ class Step:
             group["lr"] = 0.0  # random weights that learned at the full rate might overflow, and time other numbers
         model, optimizer = setup.fabric.setup(learner, optimizer)
         model.train()
-        average, totals = Average(learner.student, setup.recipe.ema_decay), Totals(setup.fabric.device)
+        average, totals = ModelEMA(learner.student, setup.recipe.ema_decay), RunningMetrics(setup.fabric.device)
         weights, balance = learner.weights(setup.ce_weight), learner.balance
         self.weights = weights if balance is None else balance.scheduled(weights, 0, 1)
-        self.take = Stepper(setup.recipe, learner, setup.teacher, setup.fabric, model, optimizer, average, totals)
+        self.take = TrainStep(setup.recipe, learner, setup.teacher, setup.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
         """Take step `number` of the training, from a loaded batch to new weights, as `uhkd.training.Trainer` takes it."""
         batch = self.batches[number % len(self.batches)]
-        if isinstance(self.setup.teacher, StoredTeacher):  # what the loader does beside making the views
+        if isinstance(self.setup.teacher, CachedTeacher):  # what the loader does beside making the views
             records = self.setup.teacher.stored.shards.read(0, batch.index.numpy())
             batch = batch._replace(record=torch.from_numpy(records))
         self.take(batch, number, self.weights)
@@ -94,7 +94,7 @@ class StepFactory:
                 calibrate(teacher, batches[:1], setup.fabric.device, setup.recipe.batch_size)
         return Step(setup, batches)
 
-    def _teacher(self, recipe: DistillRecipe, classes: int) -> TappedModel:
+    def _teacher(self, recipe: DistillRecipe, classes: int) -> FeatureExtractor:
         name, levels = recipe.teacher, recipe.teacher_levels or 4
         assert isinstance(name, str), "a comparison has one teacher a pair"
         words: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}

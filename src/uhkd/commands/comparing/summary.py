@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhkd.commands.comparing.plan import Cell, Plan, Task
-from uhkd.commands.comparing.queue import Board
+from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.serving import stored_in
-from uhkd.reporting.stats import Gap, gap
+from uhkd.reporting.stats import PairedDifference, gap
 from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
@@ -18,7 +18,7 @@ _CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_v
 _BASELINES = ("scratch", "kd")
 
 
-def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dict[str, Any]:
+def gather(plan: Plan, board: TaskStore, *, title: str, part: str, tune: int) -> dict[str, Any]:
     """Everything that the numbers of one table rest on; cells that are not done are left out, failed ones named.
 
     "warnings" tells what makes rows of one pair incomparable: other images, another teacher, a recipe that differs in more
@@ -65,7 +65,7 @@ def gather(plan: Plan, board: Board, *, title: str, part: str, tune: int) -> dic
     }
 
 
-def _caches(plan: Plan, board: Board) -> list[dict[str, Any]]:
+def _caches(plan: Plan, board: TaskStore) -> list[dict[str, Any]]:
     """What it took to store teachers' signals; their trainings' own times leave the teacher out."""
     known = stored_in(board.out)
     return [{"name": c.name, "meant_for": len(c.serves), **known[c.name]} for c in plan.caches if c.name in known]
@@ -113,7 +113,7 @@ def _mixed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*said, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
 
 
-def _teacher(plan: Plan, board: Board, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
+def _teacher(plan: Plan, board: TaskStore, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
     """The teacher of a pair: its accuracy on the images of the table (None: not measured), and how it was trained."""
     told = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
     facts: dict[str, Any] = {"accuracy": told["accuracy"] if told and part == "val" else None, "part": part}
@@ -135,7 +135,7 @@ def _teacher(plan: Plan, board: Board, pair: str, runs: Sequence[Mapping[str, An
     return facts
 
 
-def _on_test(board: Board, folder: RunFolder, data: str | None) -> float | None:
+def _on_test(board: TaskStore, folder: RunFolder, data: str | None) -> float | None:
     """A teacher's accuracy on the test part of a comparison's data, measured once; None where its head does not fit."""
     from uhkd.commands.judging import measure
 
@@ -151,7 +151,7 @@ def _on_test(board: Board, folder: RunFolder, data: str | None) -> float | None:
     return known[key]
 
 
-def _trials(plan: Plan, board: Board, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+def _trials(plan: Plan, board: TaskStore, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     """Every setting tried, with its accuracy on the held-out part, and which of them were taken."""
     choices = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
     out: list[dict[str, Any]] = []
@@ -177,7 +177,7 @@ class Line:
     hours: float  # training time, mean over seeds
     extra_parameters: int
     settings_tried: int
-    gaps: dict[str, Gap | None]  # to scratch and KD
+    gaps: dict[str, PairedDifference | None]  # to scratch and KD
 
     @property
     def mean(self) -> float:

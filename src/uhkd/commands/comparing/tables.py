@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uhkd.commands.comparing.summary import Gap, Line, lines
+from uhkd.commands.comparing.summary import Line, PairedDifference, lines
 from uhkd.console import shown
 
 Rows = list[list[str]]
@@ -19,7 +19,7 @@ def mean_sd(line: Line) -> str:
     return f"{line.mean:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
 
 
-def gap_text(gap: Gap | None) -> str:
+def gap_text(gap: PairedDifference | None) -> str:
     """'+1.20 ± 0.80' points with half the width of the 95 % interval; '-' for the baseline itself."""
     if gap is None:
         return "-"
