@@ -104,9 +104,9 @@ reveal_type(uhkd.__version__)
 REVEALED = [
     "dict[str, float]",
     "float",
-    "TappedModel",
+    "FeatureExtractor",
     "Path",
-    "TappedModel",
+    "FeatureExtractor",
     "dict[str, float]",
     "dict[str, list[tuple[str, float]]]",
     "str",

@@ -522,8 +522,8 @@ def before(real, at, act):
     return wrapped
 
 FAULTS = {
-    "full": (step, "weigh", 8, fill),
-    "read-only": (step, "weigh", 8, close),
+    "full": (step, "weighted_sum", 8, fill),
+    "read-only": (step, "weighted_sum", 8, close),
     "full for the rows": (RunFolder, "write_metrics", 3, fill),
     "full for the diagnostics": (RunFolder, "write_arrays", 4, fill),
     "full for the weights": (RunFolder, "write_model", 1, fill),

@@ -114,9 +114,9 @@ def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch
         whole = uhkd.finetune(**WORDS, out=place / "whole").run
     else:
         whole = RunFolder(place / "undisturbed")
-        side_effect_free = submit(place, nodes, *["undisturbed", *training_of()[1:]])
-        _, said = side_effect_free.communicate(timeout=240)
-        assert side_effect_free.returncode == 0, said[-3000:]
+        undisturbed = submit(place, nodes, *["undisturbed", *training_of()[1:]])
+        _, said = undisturbed.communicate(timeout=240)
+        assert undisturbed.returncode == 0, said[-3000:]
     assert whole.weights.read_bytes() == run.weights.read_bytes()
     kept = [[{k: v for k, v in row.items() if k not in TIMES} for row in one.read_metrics()] for one in (whole, run)]
     assert kept[0] == kept[1]

@@ -22,7 +22,7 @@ class NetworkOutput(NamedTuple):
     maps: tuple[Tensor, ...] | None = None
     spectra: tuple[Tensor, ...] | None = None
     embedding: Tensor | None = None
-    others: "tuple[Signals, ...]" = ()
+    others: "tuple[NetworkOutput, ...]" = ()
 
     def tensors(self) -> list[Tensor]:
         """All that is said, by the others too, tensors of any shape."""
