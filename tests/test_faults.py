@@ -126,12 +126,12 @@ def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path)
         "import json, os, signal, sys\n"
         "from uhkd.training import step\n"
         "from uhkd.__main__ import main\n"
-        "real, count = step.weigh, [0]\n"
-        "def weigh(*args):\n"
+        "real, count = step.weighted_sum, [0]\n"
+        "def weighted_sum(*args):\n"
         "    count[0] += 1\n"
         "    if count[0] == 4: os.killpg(0, signal.SIGTERM)\n"
         "    return real(*args)\n"
-        "step.weigh = weigh\n"
+        "step.weighted_sum = weighted_sum\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     flags = "--device cpu --precision fp32 --workers 2 --epochs 3 --batch-size 20 --image-size 16 --train-limit 100"
@@ -535,14 +535,14 @@ FAULTS = {
 }
 said = {}
 for fault, (owner, name, at, act) in FAULTS.items():
-    real, weigh = getattr(owner, name), step.weigh
+    real, weigh = getattr(owner, name), step.weighted_sum
     setattr(owner, name, before(real, at, act))
     if at == 2:
-        step.weigh = before(weigh, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        step.weighted_sum = before(weigh, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:
             uhkd.finetune(**words, out=out)
         except KeyboardInterrupt:
-            step.weigh = weigh
+            step.weighted_sum = weigh
     try:
         uhkd.finetune(**words, out=out, resume=RunFolder(out).started())
     except ValueError as error:
