@@ -11,12 +11,12 @@ from typing import Self
 
 import numpy as np
 
-from uhkd.recipe import TrainRecipe
 from uhkd.reporting.health import factors, health, leads, shares, terms_of
-from uhkd.runs import ProgressFile, RunFolder
+from uhkd.runs import ProgressFile
 from uhkd.training.loggers import Loggers
 from uhkd.training.progress import Progress
 from uhkd.training.running_metrics import RunningMetrics
+from uhkd.training.setup import Setup
 
 _RARELY, _BEAT = 1.0, 10.0  # seconds: between two writings of progress.json, and when one is due without a log line
 _RECENT = 60  # points of a term that are shown at once
@@ -24,33 +24,34 @@ _SPEED = ("images_per_second", "data_wait")
 
 
 class MetricsWriter:
-    """Keeps the rows, and tells each step, epoch and end to those who want to know; in the first process alone.
+    """Writes metrics, progress and log lines of each step, epoch and end; in the first process alone.
 
     Args:
-        first: whether this is that process.
+        setup: recipe, run folder and processes.
+        progress: the bar or the plain lines.
         rows: of metrics.csv so far; the list is added to.
-        weights: of the terms, told to loggers once.
-        begun: step of the checkpoint by which the run goes on; 0 where it begins.
+        weights: of the terms, given to loggers once.
+        say: prints a line.
+        begun: step of the checkpoint from which the run resumes; 0 for a new run.
         total, per_epoch: steps.
     """
 
     def __init__(
         self,
-        recipe: TrainRecipe,
-        folder: RunFolder,
+        setup: Setup,
         progress: Progress,
         rows: list[dict[str, float]],
         weights: Mapping[str, float],
         say: Callable[[str], None],
         *,
-        first: bool,
         begun: int,
         total: int,
         per_epoch: int,
     ) -> None:
-        self.recipe, self.folder, self.progress, self.rows, self.say = recipe, folder, progress, rows, say
-        self.weights, self.first, self.begun, self.total, self.per_epoch = weights, first, begun, total, per_epoch
-        self.health = health(rows, folder.read_arrays()) if first and rows else []
+        self.recipe, self.folder, self.first = setup.recipe, setup.folder, setup.fabric.is_global_zero
+        self.progress, self.rows, self.weights, self.say = progress, rows, weights, say
+        self.begun, self.total, self.per_epoch = begun, total, per_epoch
+        self.health = health(rows, self.folder.read_arrays()) if self.first and rows else []
         self.terms: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.lr: float | None = None

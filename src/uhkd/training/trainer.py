@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.console import say, verbose
@@ -16,9 +15,8 @@ from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch,
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import find_matching_loss
-from uhkd.runs import Checkpoint
 from uhkd.training.cached_teacher import CachedTeacher
-from uhkd.training.checkpoint_checks import check_facts, check_sources, check_tensors, fitting_optimizer
+from uhkd.training.checkpoint_checks import check_sources
 from uhkd.training.deterministic import deterministic_advice
 from uhkd.training.ema import ModelEMA
 from uhkd.training.gradient_norms import GradientNorms
@@ -30,6 +28,7 @@ from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import lr_factor
 from uhkd.training.setup import Setup
 from uhkd.training.signals import Agreement, SignalHandler, TrainingInterrupted
+from uhkd.training.state import TrainingState
 from uhkd.training.step import TrainStep
 from uhkd.training.teacher import TeacherEnsemble
 
@@ -89,6 +88,7 @@ class Trainer:
         self.stored = teacher.stored if isinstance(teacher, CachedTeacher) else None
         self.sources = {"data": setup.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
         self.totals, self.processes = RunningMetrics(fabric.device), Agreement()
+        self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average)
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.kept = "no checkpoint was written yet"
@@ -106,13 +106,11 @@ class Trainer:
         loader = self._loader()
         self.progress = Progress(self.total, recipe.batch_size, start=self.step, say=say)
         self.report = MetricsWriter(
-            recipe,
-            self.folder,
+            self.setup,
             self.progress,
             self.rows,
             self.weights,
             say,
-            first=self.fabric.is_global_zero,
             begun=self.step,
             total=self.total,
             per_epoch=self.per_epoch,
@@ -147,50 +145,30 @@ class Trainer:
         self.average.settle()
         return self.rows
 
-    def _state(self) -> dict[str, Tensor]:
-        """Return all tensors of a checkpoint."""
-        tensors = self.learner.state_dict() | {f"average.{k}": v for k, v in self.average.tensors.items()}
-        return tensors | ({} if self.teacher is None else self.teacher.kept())
-
     def _restore(self) -> None:
-        """Load the newest undamaged checkpoint of the folder, or write the first diagnostics."""
-        recipe, fresh = self.recipe, self.optimizer.state_dict()
-        sizes = {
-            number: weight.shape
-            for noted, group in zip(fresh["param_groups"], self.optimizer.param_groups, strict=True)
-            for number, weight in zip(noted["params"], group["params"], strict=True)
-        }
-
-        def check_fits(found: Checkpoint) -> None:
-            check_facts(found, self.total, self.weights)
-            check_tensors(found.tensors, self._state(), [name for name, _ in self.learner.named_parameters()])
-            fitting_optimizer(found.optimizer, fresh, sizes, recipe, self.total)
-
-        checkpoint = self.folder.read_checkpoint(check_fits)
-        if checkpoint is None:
+        """Resume from the newest undamaged checkpoint of the folder, or write the first diagnostics."""
+        found = self.state.read(self.folder, self.total, self.weights)
+        if found is None:
             self.diagnostics.begin()
             if self.fabric.is_global_zero:
                 with self.folder.writing(self.folder.diagnostics.name, self.kept):
                     self.folder.write_arrays(self.diagnostics.arrays())
             return
-        check_sources(checkpoint, self.sources, self.setup.data.name, self.folder.path)
-        self.step, self.rows, self.seconds = checkpoint.step, checkpoint.facts["rows"], checkpoint.facts["seconds"]
-        others = ("ftm.", "average.")
-        self.learner.load_state_dict({k: v for k, v in checkpoint.tensors.items() if not k.startswith(others)})
-        self.average.load({k.removeprefix("average."): v for k, v in checkpoint.tensors.items()})
-        self.optimizer.load_state_dict(fitting_optimizer(checkpoint.optimizer, fresh, sizes, recipe, self.total))
-        each = checkpoint.facts["totals"]
+        check_sources(found, self.sources, self.setup.data.name, self.folder.path)
+        self.state.load(found, self.total)
+        self.step, self.rows, self.seconds = found.step, found.facts["rows"], found.facts["seconds"]
+        each = found.facts["totals"]
         if len(each) != self.fabric.world_size:
             say(
                 f"warning: it began with {len(each)} processes and goes on with {self.fabric.world_size}: not to the bit"
             )
             each = [{name: fmean(one[name] for one in each) for name in each[0]}] * self.fabric.world_size
-        self.totals.restore(each[self.fabric.global_rank], checkpoint.facts["skipped"])
+        self.totals.restore(each[self.fabric.global_rank], found.facts["skipped"])
         self.diagnostics.restore(self.folder.read_arrays(), self.step)
         self.kept = f"the checkpoint of step {self.step} is kept"
-        for why in checkpoint.passed_over:
+        for why in found.passed_over:
             say(f"warning: a newer checkpoint is damaged and was passed over: {why}")
-        epoch = min(self.step // self.per_epoch + 1, recipe.epochs)
+        epoch = min(self.step // self.per_epoch + 1, self.recipe.epochs)
         say(f"going on at step {self.step} of {self.total} (epoch {epoch})")
 
     def _loader(self) -> Loader:
@@ -344,7 +322,7 @@ class Trainer:
                 "skipped": self.totals.skipped,
             }
             with self.folder.writing(f"the checkpoint of step {self.step}", self.kept):
-                self.folder.write_checkpoint(Checkpoint(self.step, self._state(), self.optimizer.state_dict(), facts))
+                self.folder.write_checkpoint(self.state.checkpoint(self.step, facts))
                 self._note_nonfinite(self.totals.skipped)
         self.kept = f"the checkpoint of step {self.step} is kept"
 

@@ -1,0 +1,68 @@
+"""The balance of FAMO: cross-entropy, feature terms and logit terms improve at one rate."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from uhkd.distributed import processes
+from uhkd.recipe.balance import FamoSettings
+from uhkd.training.balance.base import SMALLEST, Balance
+
+
+class Famo(Balance):
+    """Fast adaptive multitask optimisation (Liu et al. 2023, arXiv 2306.03792, Algorithm 1) over cross-entropy and groups.
+
+    The loss is c * sum_k z_k log(l_k) with z = softmax(xi) and c = 1 / sum_k (z_k / l_k), so its gradient is the mean of the
+    groups' gradients that lowers all logarithms alike. xi moves against the improvement of each logarithm; as the paper's text
+    allows, the improvement is read from the next batch instead of a second pass over this one.
+    """
+
+    xi: Tensor
+    before: Tensor
+    now: Tensor
+    passes: Tensor
+
+    def __init__(self, rows: Mapping[str, int], settings: FamoSettings) -> None:
+        super().__init__(rows, ("constant", "constant"))
+        self.settings = settings
+        for name in ("xi", "before", "now"):
+            self.register_buffer(name, torch.zeros(self.size))
+        self.register_buffer("passes", torch.zeros(2))  # forward passes that `before` and `now` sum up
+
+    def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+        """Return c * z_k log(l_k) of each group that has a term among `names`, zeros for the others."""
+        index = self._of(names, weighted.device)
+        used = sorted({self.rows.get(name, 0) for name in names})
+        losses = weighted.new_zeros(self.size).index_add(0, index, weighted)[used].clamp_min(SMALLEST)
+        z = self.xi[used].softmax(0)
+        logs = losses.log()
+        with torch.no_grad():
+            if self.training:
+                self.now[used] += logs
+                self.passes[1] += 1
+            scale = 1 / (z / losses).sum()
+        return scale * z * logs
+
+    @torch.no_grad()
+    def update(self, images: int) -> None:
+        """Move xi by how much each logarithm fell since the last step."""
+        mean = self.now / self.passes[1].clamp_min(1)
+        if processes() > 1:
+            dist.all_reduce(mean)
+            mean /= processes()
+        used = sorted({0, *self.rows.values()})
+        fell = (self.before - mean)[used] * self.passes[0]
+        z = self.xi[used].softmax(0)
+        self.xi[used] -= self.settings.rate * (z * (fell - (z * fell).sum()) + self.settings.decay * self.xi[used])
+        self.before.copy_(mean)
+        self.passes[0] = 1
+        self.now.zero_()
+        self.passes[1] = 0
+
+    def gates(self) -> dict[int, float]:
+        """Return each group's share z."""
+        used = sorted({0, *self.rows.values()})
+        return {row: share for row, share in zip(used, self.xi[used].softmax(0).tolist(), strict=True) if row}
