@@ -492,11 +492,11 @@ def test_workers_end_with_their_parent(recipes: Path, tmp_path: Path):
 
 
 PLUGIN = '''
-from uhkd.methods import Distiller, Needs
+from uhkd.methods import DistillationLoss, Requirements
 from uhkd.methods.base import teacher_shapes
 
 
-class Nearest(Distiller):
+class Nearest(DistillationLoss):
     """Mean squared difference of logits."""
 
     default_weights = {"logits": 1.0}
@@ -506,7 +506,7 @@ class Nearest(Distiller):
         super().__init__(weights)
         teacher_shapes(shapes, "nearest")
         self.scale = scale
-        self.needs = Needs(frozenset({"logits"}), frozenset({"logits"}))
+        self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student, teacher, batch):
         return {"logits": self.scale * (student.logits.float() - teacher.logits.float()).square().mean()}

@@ -8,7 +8,7 @@ import torch
 
 from uhkd.data import ArraySource, Augmentation, Split, view, views
 from uhkd.data.batch_transforms import plain_views
-from uhkd.data.in_memory import Kept
+from uhkd.data.memory_cache import Kept
 from uhkd.data.rng import stream, streams, uniforms
 
 EDGES = [0, 1, 2, 255, 2**31 - 1, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]

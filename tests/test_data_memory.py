@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, open_data, train_loader
-from uhkd.data.in_memory import Kept
+from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory_cache, open_data, train_loader
+from uhkd.data.memory_cache import Kept
 from uhkd.recipe import FinetuneRecipe
 from uhkd.training.machine import choose_workers
 
@@ -56,7 +56,7 @@ def test_files_are_needed_once_and_show_what_they_always_did(tmp_path, monkeypat
     data = open_data(write(tmp_path / "images"))
     augmentation = Augmentation(**(vars(AUGMENTATION) | settings))
     with monkeypatch.context() as patch:
-        patch.setattr(in_memory, "BUDGET", 0)
+        patch.setattr(memory_cache, "BUDGET", 0)
         unkept = open_data(tmp_path / "images")
     assert isinstance(unkept.train, FileSource) and in_memory(data.train) and not in_memory(unkept.train)
     assert data.fingerprint == unkept.fingerprint
@@ -128,7 +128,7 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
     assert note in open_data(Items(100, 64)).notes
     assert not any("memory" in note for note in open_data(Items(100, 8)).notes)  # not worth a line
     assert not in_memory(open_data(Items(100, 65)).train)
-    monkeypatch.setattr(in_memory, "BUDGET", 100 * 3 * 64 * 64)
+    monkeypatch.setattr(memory_cache, "BUDGET", 100 * 3 * 64 * 64)
     pair = open_data((Items(100, 64), Items(40, 64)))
     assert in_memory(pair.train) and not in_memory(pair.val)
     assert pair.notes == (
@@ -146,5 +146,5 @@ def test_processes_are_started_where_they_help(monkeypatch):
     assert [choose_workers(recipe, large, device) for device in ("cpu", "cuda")] == [8, 8]
     assert choose_workers(recipe, open_data("digits"), "cpu") == 0
     assert choose_workers(recipe.model_copy(update={"workers": 3}), small, "cpu") == 3
-    monkeypatch.setattr(in_memory, "BUDGET", 0)
+    monkeypatch.setattr(memory_cache, "BUDGET", 0)
     assert choose_workers(recipe, open_data(Items()), "cpu") == 8

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import views
     from uhkd.data.file_cache import OpenFiles
-    from uhkd.data.in_memory import in_memory
     from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
+    from uhkd.data.memory_cache import in_memory
     from uhkd.data.open import DataSplits, open_data
     from uhkd.data.range_loader import IndexRange, span_loader
     from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, Split
@@ -67,7 +67,7 @@ import_on_use(
             "train_loader",
             "usable_cores",
         ),
-        "uhkd.data.in_memory": ("in_memory",),
+        "uhkd.data.memory_cache": ("in_memory",),
         "uhkd.data.open": ("DataSplits", "open_data"),
         "uhkd.data.tar_source": ("ShardOptions", "ShardSource", "tars"),
         "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Split", "ImageSource"),

@@ -17,7 +17,7 @@ from uhkd.data.augment import Augmentation
 from uhkd.data.batch import Batch
 from uhkd.data.batch_transforms import plain_views
 from uhkd.data.batch_transforms import views as views_of
-from uhkd.data.in_memory import fill
+from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
-from uhkd.data.in_memory import keep
+from uhkd.data.memory_cache import keep
 from uhkd.data.names import check_word, is_reader
 from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset

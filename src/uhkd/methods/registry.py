@@ -23,7 +23,7 @@ def method_class(name: str) -> type[DistillationLoss]:
             f"method {name!r} of another package ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
-        raise ValueError(f"method {name!r} ({entry.value}) is not a subclass of uhkd.methods.Distiller")
+        raise ValueError(f"method {name!r} ({entry.value}) is not a subclass of uhkd.methods.DistillationLoss")
     return found
 
 

@@ -21,8 +21,8 @@ METHODS = {  # where each class stands below `uhkd.methods`
     "ofa": "ofa:OFA",
     "rsd": "rsd:RSD",
     "spectralkd": "spectralkd:SpectralKD",
-    "twin_a": "spatial:TwinA",
-    "twin_b": "spatial:TwinB",
+    "twin_a": "spatial_twins:PooledTwin",
+    "twin_b": "spatial_twins:FullGridTwin",
     "uhkd": "uhkd:UHKD",
 }
 

@@ -7,7 +7,7 @@ from uhkd.lazy import import_on_use
 if TYPE_CHECKING:
     from uhkd.reporting.grouping import Report, arrange
     from uhkd.reporting.page import MARK, render
-    from uhkd.reporting.read_runs import Run, read_runs
+    from uhkd.reporting.run_data import Run, read_runs
     from uhkd.reporting.save_figures import write_figures
 
 __all__ = ["MARK", "Report", "Run", "arrange", "read_runs", "render", "write_figures"]
@@ -17,7 +17,7 @@ import_on_use(
     {
         "uhkd.reporting.grouping": ("Report", "arrange"),
         "uhkd.reporting.page": ("MARK", "render"),
-        "uhkd.reporting.read_runs": ("Run", "read_runs"),
+        "uhkd.reporting.run_data": ("Run", "read_runs"),
         "uhkd.reporting.save_figures": ("write_figures",),
     },
 )

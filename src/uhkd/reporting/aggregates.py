@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from uhkd.reporting.grouping import Family, Group, Teacher
-from uhkd.reporting.read_runs import Run
+from uhkd.reporting.run_data import Run
 
 Labels = Int[np.ndarray, " n"]
 

@@ -9,7 +9,7 @@ from uhkd.reporting.error_figures import agreements, by_class, confusions
 from uhkd.reporting.figure_data import Bar, Bars, Curves, Drawing, Legend, Line
 from uhkd.reporting.grouping import Family, Group, Spread
 from uhkd.reporting.health import factors, leads, shares
-from uhkd.reporting.read_runs import ABSURD
+from uhkd.reporting.run_data import ABSURD
 
 _NOT_TERMS = {"step", "epoch", "lr", "seconds", "images_per_second", "data_wait", "skipped"}
 _MOST_ROWS = 60

@@ -10,7 +10,7 @@ from pathlib import PurePath
 import numpy as np
 
 from uhkd.reporting.figure_data import hue_of
-from uhkd.reporting.read_runs import Run, number, text
+from uhkd.reporting.run_data import Run, number, text
 from uhkd.reporting.teachers import Teacher, folder_of, several_of, teacher_of
 from uhkd.runs import ELSEWHERE
 

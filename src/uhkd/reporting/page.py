@@ -19,7 +19,7 @@ from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, labels
 from uhkd.reporting.draw import inline
 from uhkd.reporting.figure_data import DARK, DASHES, LIGHT, Drawing
 from uhkd.reporting.grouping import Family, Group, Report
-from uhkd.reporting.read_runs import Run
+from uhkd.reporting.run_data import Run
 from uhkd.reporting.summary import verdict
 from uhkd.runs import RunFolder, leads_out
 

@@ -1,7 +1,7 @@
 """What may be said of the student in focus, in a sentence or two."""
 
 from uhkd.reporting.grouping import Family, Group
-from uhkd.reporting.read_runs import Run, number
+from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.stats import gap
 
 _LONGEST = 90  # letters of words from elsewhere in a cell

@@ -8,7 +8,7 @@ import numpy as np
 
 from uhkd.reporting.aggregates import labels_of, same_images, told
 from uhkd.reporting.grouping import PLACES, Family, Group, Spread, Teacher
-from uhkd.reporting.read_runs import Run, number
+from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.summary import cut, judge_of
 
 NOT_RECORDED = "not recorded"

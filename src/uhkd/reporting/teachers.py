@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from uhkd.reporting.read_runs import Run, number
+from uhkd.reporting.run_data import Run, number
 
 _METRICS = ("accuracy", "top5", "nll", "ece")
 

@@ -4,7 +4,6 @@ torch is imported where tensors are written or read, so that a run can be looked
 """
 
 from uhkd.runs.checkpoints import Checkpoint
-from uhkd.runs.environment import environment
 from uhkd.runs.files import (
     check_own,
     check_place,
@@ -16,6 +15,7 @@ from uhkd.runs.files import (
 )
 from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import may_live
+from uhkd.runs.machine import environment
 from uhkd.runs.progress_file import ProgressFile
 
 __all__ = [

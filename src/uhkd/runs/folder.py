@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
-from uhkd.runs.environment import environment
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import held
+from uhkd.runs.machine import environment
 
 if TYPE_CHECKING:
     import torch
