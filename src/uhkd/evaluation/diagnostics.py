@@ -72,7 +72,7 @@ class Diagnostics:
         error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
         frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
         val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C); latency_ms (1,): one image.
-    Beside them, noted by `uhkd.training.finish`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
+    Beside them, written by `uhkd.training.fit`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def check(
             known = {n: list(settings_of(n)) if kind == 0 else list(method_class(n).default_weights) for n in names}
             takers = [n for n in names if word in known[n] and prefix in ("", n)]
             if kind == 1 and key == "ce":
-                continue  # the engine's own term
+                continue  # the trainer's own term
             if not takers:
                 everything = sorted({w for words in known.values() for w in words} | ({"ce"} if kind else set()))
                 problems.append(

@@ -32,7 +32,7 @@ class DistillationLoss(nn.Module, ABC):
     """A distillation method: its trainable parts and its loss terms, blind to models, data and training loop.
 
     Subclasses take the measured `PairShapes`, `weights` by term name and their own keyword settings; they set `needs` and
-    compute, in `forward`, one raw scalar per term whose weight is not 0. Weights are applied by the engine alone.
+    compute, in `forward`, one raw scalar per term whose weight is not 0. Weights are applied by `weighted_sum` alone.
 
     default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
     logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is

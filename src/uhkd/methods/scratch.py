@@ -10,7 +10,7 @@ from uhkd.methods.base import DistillationLoss
 
 
 class Scratch(DistillationLoss):
-    """Cross-entropy on the labels alone (added by the engine); the teacher is never run."""
+    """Cross-entropy on the labels alone (added by the trainer); the teacher is never run."""
 
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)

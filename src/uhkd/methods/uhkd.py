@@ -5,7 +5,7 @@
 
 The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which suited the students of the search
 (docs/ablations.md). R compares the similarities between the images of a batch; it is ours. The paper's form is the weights
-kl=1 inter=0 intra=0 relations=0 features=10 (it gives no weights). The cross-entropy is the engine's; b is the weight
+kl=1 inter=0 intra=0 relations=0 features=10 (it gives no weights). The cross-entropy is the trainer's; b is the weight
 "features", c "relations". FTM is `uhkd.spectral.FTM`, FAM is `uhkd.spectral.fam.FAM`, multi-level matching is
 `uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option here; docs/method.md says what each default
 rests on.

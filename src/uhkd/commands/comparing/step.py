@@ -44,7 +44,7 @@ class Step:
         self.take = TrainStep(setup.recipe, learner, setup.teacher, setup.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
-        """Take step `number` of the training, from a loaded batch to new weights, as `uhkd.training.Trainer` takes it."""
+        """Take step `number` of the training, from a loaded batch to new weights, as `uhkd.training.trainer.Trainer` takes it."""
         batch = self.batches[number % len(self.batches)]
         if isinstance(self.setup.teacher, CachedTeacher):  # what the loader does beside making the views
             records = self.setup.teacher.stored.shards.read(0, batch.index.numpy())
