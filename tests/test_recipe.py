@@ -206,6 +206,7 @@ def test_yaml_executes_nothing(tmp_path: Path):
     [
         ("epochs: 3\ndata: [1, 2\nlr: 4\n", "line 3"),
         ("epochs: 3\nlr: 1\nepochs: 4\n", "line 3, column 1: key 'epochs' given twice"),
+        ("epochs: 3\n? [lr]\n: 4\n", "line 2, column 3: found unhashable key"),
         ("- a\n- b\n", "expected 'key: value' lines, found a list"),
         ("just words\n", "found a str"),
         ("1: 2\n", "expected names as keys, found 1"),

@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                continue  # PyYAML's own error, below, names the line
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {shown(key)} given twice", key_node.start_mark
                 )
