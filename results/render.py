@@ -12,7 +12,7 @@ from render_ablations import ablations
 from render_balance import balance
 from render_large import TITLE, large
 from render_performance import measured
-from render_picture import picture
+from render_picture import METHODS, picture
 from render_report import gaps, merged, number
 from render_scaling import scaling
 from render_why import why
@@ -90,6 +90,15 @@ def cost(name: str, costs: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def summary_table(summary: dict[str, Any]) -> str:
+    """The methods of the picture on the report pairs, for README; docs/results.md has all methods."""
+    head, teacher, *rows = overview(summary)
+    shown = [row for method in METHODS for row in rows if row[0] == method]
+    seeds = len({run["seed"] for run in summary["runs"]})
+    title = f"{summary['title']}.\nAccuracy (%) on the {PARTS[summary['part']]}, mean ± sd over {seeds} seeds."
+    return f"{title}\n\n{markdown([head, teacher, *shown])}"
+
+
 def _machines(environments: list[dict[str, Any]]) -> str:
     said = []
     for facts in environments:
@@ -113,11 +122,7 @@ def pages() -> dict[Path, str]:
     readme = HERE.parent / "README.md"
     text = readme.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    short = []
-    for summary in [found["report"]] if parts else []:  # the older tables rest on older defaults
-        seeds = len({run["seed"] for run in summary["runs"]})
-        told = f"accuracy (%) on the {PARTS[summary['part']]}, mean ± sd over {seeds} seeds"
-        short.append(f"**{summary['title']}**, {told}\n\n{markdown(overview(summary))}")
+    short = summary_table(found["report"]) if parts else "not yet run"  # the older tables rest on older defaults
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
     if parts:
         table = markdown(gaps(found["report"], HOMOGENEOUS))
@@ -126,7 +131,6 @@ def pages() -> dict[Path, str]:
         )
     if sizes := {path.name: json.loads(path.read_text()) for path in sorted((HERE / "large").glob("*.json"))}:
         sections.insert(1, f"## {TITLE}\n\n{large(sizes)}")
-        short.append(f"**{TITLE}**\n\n{large(sizes, whole=True)}")
     return {
         **dict(
             _measured_page(name, made)
@@ -135,7 +139,7 @@ def pages() -> dict[Path, str]:
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         **({HERE.parent / "docs" / "figures" / "report.svg": picture(found["report"])} if parts else {}),
-        readme: before + BEGIN + "\n\n" + "\n\n".join(short or ["not yet run"]) + "\n\n" + END + after,
+        readme: f"{before}{BEGIN}\n\n{short}\n\n{END}{after}",
     }
 
 

@@ -18,10 +18,10 @@ _TRIED = {"weights": "", "falling": ", weights falling to 0 by half a cosine"}
 Summaries = Mapping[str, Mapping[str, Any]]  # comparisons of one pair each, by file name
 
 
-def large(files: Summaries, *, whole: bool = False) -> str:
+def large(files: Summaries) -> str:
     """Of every pair: both sizes side by side, what they rest on, and how well their rankings agree.
 
-    A pair that ran small alone is shown as such, or left out where `whole` pairs are wanted.
+    A pair that ran small alone is shown as such.
     """
     blocks = []
     for name, small in files.items():
@@ -29,7 +29,7 @@ def large(files: Summaries, *, whole: bool = False) -> str:
         big = files.get(f"{pair}-large.json")
         if big and (later := files.get(f"{pair}-large-2.json")):
             big = {**big, "runs": [*big["runs"], *later["runs"]]}
-        if not is_small or (whole and not big):
+        if not is_small:
             continue
         part = PARTS[small["part"]]
         said = f"`{pair}`, accuracy (%) on the {part} after the last epoch; no setting was tuned. {facts(small, big)}"

@@ -1,5 +1,6 @@
-"""Every command that README and docs show exists: its verb, its options and, where it is shown whole, its values."""
+"""Every command that README and docs show exists: its verb, its options and, where it is shown whole, its values; files too."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,27 @@ def test_commands_are_found_and_mistakes_in_them_too(tmp_path):
     assert "unknown verb" in said[1][0] and "--bottom" in said[3][0]
     assert said[2] and "epochs" in said[2][0]
     assert len([command for page in PAGES for command in commands(page)]) > 60
+
+
+def test_readme_stays_short():
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 110
+
+
+def missing(text, folders):
+    """Paths in code font (with a slash, or Python files) that exist below none of the folders."""
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`", text)
+    return [name for name in named if not any((folder / name).exists() for folder in folders)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reading-order.md", "docs/add-a-method.md"])
+def test_files_named_on_the_page_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8").replace("src/uhkd/methods/logit_mse.py", "")  # the reader's
+    package = ROOT / "src" / "uhkd"
+    assert not missing(
+        text, [ROOT, package, package / "methods", package / "spectral", package / "commands" / "comparing"]
+    )
+    assert missing("`training/nothing.py`, `docs/`, `fourier.py`, `nothing.py`", [ROOT, package / "spectral"]) == [
+        "training/nothing.py",
+        "nothing.py",
+    ]

@@ -58,7 +58,7 @@ def test_tutorial(page, tmp_path):
     assert len(printed) >= 3
     if page.stem == FIRST:
         assert "uhkd" in printed[1] and "teacher" in printed[1] and "not run" in printed[1]
-        assert "accuracy" in printed[2] and "the student says" in printed[2]
+        assert "accuracy" in printed[2] and "prediction of the student" in printed[2]
         assert (tmp_path / "runs" / "student" / "curves.png").stat().st_size > 0
 
 
