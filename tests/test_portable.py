@@ -123,7 +123,7 @@ def test_text_is_read_and_written_in_an_encoding_that_is_named():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
-            if isinstance(node.func.value, ast.Name) and node.func.value.id == "plain":  # ours, of UTF-8 alone
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "safe_yaml":  # ours, of UTF-8 alone
                 continue
             if node.func.attr in ("read_text", "write_text") and not any(k.arg == "encoding" for k in node.keywords):
                 found.append(f"{file.relative_to(SOURCE)}:{node.lineno}")

@@ -229,7 +229,7 @@ def test_layers_overwritten_in_place_are_read_before() -> None:
     assert tapped(torch.rand(2, 3, 16, 16), frozenset({"maps"})).maps[0].min() < 0
 
 
-# Behaviour of TappedModel.
+# Behaviour of FeatureExtractor.
 
 
 def test_images_are_resized_and_normalised_inside() -> None:

@@ -14,8 +14,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c1
 # finished runs keep their last checkpoint, for a look at the optimizer, and draw nothing, which takes longer than training
 PROGRAM = """
 import sys
-from uhkd.distributed import end_with_launcher
-end_with_launcher()
+from uhkd.distributed import exit_with_parent
+exit_with_parent()
 from uhkd.__main__ import main
 from uhkd.training import fit
 from uhkd.runs import RunFolder
