@@ -173,6 +173,8 @@ def test_the_plan_draws_no_random_numbers(recipes: Path):
 @pytest.mark.slow
 def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipes: Path):
     words: dict[str, Any] = {"methods": ["kd", "rsd", "twin_a", "uhkd"], "seeds": 2}
+    # the lead counts right answers: where a rounding changes one of these few images, weights jump
+    words |= {"changes": {"balance": "constant"}}
     plan, board = done(asked(recipes, **words))
     other, live = done(asked(recipes, **words, cache="never", out=str(recipes.parent / "live")))
     assert [cache.words["seed"] for cache in plan.caches] == [0, 1] and not other.caches
