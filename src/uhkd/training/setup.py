@@ -76,7 +76,7 @@ class Setup(Inputs):
 
     @property
     def live_teachers(self) -> tuple[Teacher, ...]:
-        """The same, as sources of targets."""
+        """The teachers that run beside the student, with the statistics of their spectra."""
         return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | TeacherEnsemble) else ()
 
     @property
