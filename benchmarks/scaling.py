@@ -149,7 +149,18 @@ def train(place: Path, name: str, images: int, processes: int, epochs: int = 2) 
         "--out",
         str(out),
     ]
-    words += ["--workers", "0", "--device", "cpu", "--precision", "fp32", "--shards-at-a-time", "2", "--lanes", "2"]
+    words += [
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--shuffle-shards",
+        "2",
+        "--shuffle-streams",
+        "2",
+    ]
     start = [sys.executable, "-m", "uhkd"]
     if processes > 1:
         start = [

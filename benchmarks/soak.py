@@ -38,7 +38,7 @@ PLAIN = ["--device", "cpu", "--precision", "fp32", "--batch-size", "20", "--chec
 DIGITS = ["--data", "digits", "--train-limit", "100"]
 NETWORK = ["--model", "uhkd/resnet10", "--options", "channels=[8, 8, 16, 16]"]
 STUDENT = ["--student", "uhkd/vit_micro", "--student-options", "embed_dim=24", "depth=3", "num_heads=2"]
-STUDENT += ["--image-size", "16", "--ema-decay", "0.8", "--mixup", "0.4", "--accumulate", "2"]
+STUDENT += ["--image-size", "16", "--ema-decay", "0.8", "--mixup", "0.4", "--grad-accum-steps", "2"]
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
 LEAK = 24.0  # MB that a process may grow by while it settles, whatever it does and however long
 
@@ -102,7 +102,7 @@ class Soak:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 120 + 100 * (i % 2), (24, 24, 3), np.uint8)).save(file)
         teacher = ["finetune", *NETWORK, *DIGITS, *PLAIN, "--workers", "0", "--image-size", "16", "--epochs", "2"]
-        for name, words in {"teacher": teacher, **{name: task.words for name, task in self.tasks().items()}}.items():
+        for name, words in {"teacher": teacher, **{name: task.options for name, task in self.tasks().items()}}.items():
             child = start([*words, "--out", str(self.place / name)], self.place / f"{name}.log")
             if (code := ended(child)) != 0:
                 raise SystemExit(
@@ -117,7 +117,7 @@ class Soak:
         damaged: set[Path] = set()
 
         def live(fault: str | None) -> int:
-            words = [*task.words, "--out", str(out)]
+            words = [*task.options, "--out", str(out)]
             child = start([*words, "--resume"] if task.resumed and RunFolder(out).started() else words, log)
             self.lives += 1
             with self.around(fault, child):
@@ -190,7 +190,7 @@ class Soak:
 
     def steady(self, rounds: int, epochs: int) -> dict[str, Any]:
         """Memory (MB) and open files of one process over many trainings, and of one training over many epochs."""
-        words = [*self.tasks()["distill"].words, "--out"]
+        words = [*self.tasks()["distill"].options, "--out"]
         noted = self.place / "steady.json"
 
         def trainings() -> None:

@@ -29,7 +29,7 @@ def cells(plan: dict[str, Any]) -> list[tuple[str, str, int]]:
     return sorted(listed, key=lambda cell: cell[2])
 
 
-def words_of(plan: dict[str, Any], regime: str, variant: str, data: dict[str, str]) -> dict[str, Any]:
+def config_fields(plan: dict[str, Any], regime: str, variant: str, data: dict[str, str]) -> dict[str, Any]:
     """The recipe of a cell without seed and place."""
     words = {**plan["common"], **plan["regimes"][regime], **plan["variants"][variant]}
     return words | {"data": data[words["data"]]}
@@ -46,7 +46,7 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
         for regime, variant, seed in cells(plan):
             if (variant, seed) in collected[regime]:
                 continue
-            words = words_of(plan, regime, variant, data)
+            words = config_fields(plan, regime, variant, data)
             live, part = words.pop("live", False), words.pop("part", "val")
             folder = out / regime / variant / f"seed-{seed}"
             if (folder / "judged.json").is_file() or (folder / "failed.txt").is_file():

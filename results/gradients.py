@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from uhkd.commands.comparing.step import Step, StepFactory
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import Batch
 from uhkd.recipe import find_recipe, load_yaml
 from uhkd.runs import environment, write_atomically
@@ -54,7 +54,7 @@ def measure(step: Step, times: int) -> list[dict[str, object]]:
                 for name in seen[0]
             }
             rows.append({"epoch": round(number / per_epoch, 3), "norm": norms, "cosine_with_ce": aligned})
-            say(json.dumps(rows[-1]))
+            log_info(json.dumps(rows[-1]))
         factor = lr_factor(number, total, warmup=round(recipe.warmup_epochs * per_epoch))
         for group in step.take.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * factor

@@ -24,7 +24,7 @@ from why_figures import draw
 from why_probes import CHANGES, SEED, STRENGTHS, WIDEST, bands, probe
 
 from uhkd import load_run, open_data
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader, stratified_subset
 from uhkd.evaluation.metrics import predict_logits
 from uhkd.features import FeatureExtractor
@@ -137,7 +137,7 @@ def probed(runs: Sequence[RunFolder], data: DataSplits, fit: ImageSource) -> dic
     """A side's levels, and the accuracy of their probes over runs."""
     found = []
     for run in runs:
-        say(f"probes of {run.path}")
+        log_info(f"probes of {run.path}")
         network = load(run)
         found.append(probes(network, fit, data.val, image_size(data, [network]), len(data.classes)))
     levels = zip(network.levels, network.shapes.maps, strict=True)
@@ -151,7 +151,7 @@ def changed(runs: Sequence[RunFolder], data: DataSplits) -> dict[str, Any]:
     """A side's accuracy on changed images over runs, and the share of the accuracy on clean ones that is kept."""
     found = []
     for run in runs:
-        say(f"changed images to {run.path}")
+        log_info(f"changed images to {run.path}")
         network = load(run)
         found.append(robustness(network, data.val, image_size(data, [network])))
     shares = [{name: own[name] / max(own["clean"], 1e-12) for name in CHANGES} for own in found]

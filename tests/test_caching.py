@@ -78,7 +78,7 @@ def test_stored_signals_are_the_live_ones_record_by_record(teacher: Path, cached
     kept = CachedTeacher(stored, stored.manifest.target)
     loader = train_loader(
         data.train, stored.manifest.augmentation, seed=9, batch_size=30, epochs=4, num_classes=10, views=3, view_seed=5,
-        beside=stored.beside,
+        record_reader=stored.read_records,
     )  # fmt: skip
     needs = frozenset({"logits", "embedding", "spectra"})
     seen = 0
@@ -127,7 +127,7 @@ def test_no_teacher_is_needed_whatever_the_batch_and_workers(cached: Path, tmp_p
     moved = tmp_path / "moved"
     shutil.copytree(cached, moved)
     words = distil_words(
-        tmp_path / "run", teacher_cache=str(moved), seed=2, batch_size=24, workers=workers, accumulate=2
+        tmp_path / "run", teacher_cache=str(moved), seed=2, batch_size=24, workers=workers, grad_accum_steps=2
     )
     result = uhkd.distill(**words | {"method": "rsd+dist", "epochs": 1})
     assert (not opened and set(result.metrics) >= {"rsd.redundancy", "dist.inter"}) or set(result.metrics) >= {"ce"}
@@ -327,7 +327,7 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
         rows = stored.shards.read(0, np.arange(shard.start, shard.stop)).copy()
         sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
         rows[:, :20] = torch.full((len(rows), 10), 3.0).half().view(torch.uint8).numpy()
-        (copy / shard.name).write_bytes(stored.shards.seal(0, shard.start, sums, rows))
+        (copy / shard.name).write_bytes(stored.shards.encode(0, shard.start, sums, rows))
     from uhkd.commands import verify_cache
     from uhkd.recipe.arguments import VerifyArguments
 

@@ -62,7 +62,7 @@ def test_a_cache_serves_the_same_samples_in_other_shards(place: Path, tmp_path: 
         write_tar(tmp_path / "other" / f"train-{shard}.tar", [m for n in some for m in sample(n)])
     write_shards(tmp_path / "other", (8,), "val", first=100)
     # every view that is shown is compared with the one its teacher saw: the records found are those of the samples
-    distil(place, tmp_path / "other", tmp_path / "second", shards_at_a_time=1)
+    distil(place, tmp_path / "other", tmp_path / "second", shuffle_shards=1)
     stored, source = TeacherCache(place / "plain"), open_data(tmp_path / "other").train
     keys = source.keys  # pyright: ignore[reportAttributeAccessIssue]
     assert stored.serve(keys) == 0

@@ -42,7 +42,9 @@ def complaints(words, whole):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_the_page_exist(page):
     wrong = [
-        (command.words, found) for command in commands(page) if (found := complaints(command.words, command.whole))
+        (command.words, found)
+        for command in commands(page)
+        if (found := complaints(command.words, command.is_complete))
     ]
     assert not wrong, "\n".join(f"uhkd {' '.join(words)}: {found}" for words, found in wrong)
 
@@ -56,7 +58,7 @@ def test_commands_are_found_and_mistakes_in_them_too(tmp_path):
     )
     found = commands(page)
     assert [command.words[0] for command in found] == ["distill", "destill", "finetune", "predict", "eval"]
-    assert [command.whole for command in found] == [False, True, True, True, True]
+    assert [command.is_complete for command in found] == [False, True, True, True, True]
     said = [complaints(*command) for command in found]
     assert said[0] == [] and said[4] == []
     assert "unknown verb" in said[1][0] and "--bottom" in said[3][0]

@@ -83,7 +83,7 @@ def done(recipe: CompareRecipe) -> tuple[Any, TaskStore]:
 
 def test_cells_come_seed_by_seed_and_share_one_teacher(recipes: Path):
     both = [str(recipes / "vit.yaml"), str(recipes / "mlp.yaml")]
-    recipe = asked(recipes, pairs=both, methods=["scratch", "kd"], seeds=2, changes={"epochs": 3})
+    recipe = asked(recipes, pairs=both, methods=["scratch", "kd"], seeds=2, overrides={"epochs": 3})
     plan = make_plan(recipe, Path(recipe.out))
     assert [task.name for task in plan.tasks] == ["teachers/teacher"] + [
         f"{pair}/{method}/seed-{seed}" for seed in (0, 1) for pair in ("vit", "mlp") for method in ("scratch", "kd")
@@ -91,24 +91,26 @@ def test_cells_come_seed_by_seed_and_share_one_teacher(recipes: Path):
     by_name = {task.name: task for task in plan.tasks}
     assert by_name["mlp/kd/seed-1"].after == ("teachers/teacher",)
     assert by_name["mlp/scratch/seed-1"].after == (), "scratch waits for no teacher"
-    words = by_name["vit/kd/seed-1"].words
+    words = by_name["vit/kd/seed-1"].options
     assert (words["seed"], words["method"], words["epochs"]) == (1, "kd", 3)
     assert words["teacher"] == str(Path(recipe.out) / "teachers" / "teacher")
-    assert by_name["teachers/teacher"].words["epochs"] == 1, "changes are the students'"
+    assert by_name["teachers/teacher"].options["epochs"] == 1, "changes are the students'"
 
 
 def test_a_variant_and_data_reach_the_words(recipes: Path):
     variants = {"wide": {"method": "uhkd", "settings": {"hidden": 8}, "lr": 0.5}}
-    recipe = asked(recipes, methods=["wide"], variants=variants, data="elsewhere", changes={"settings": {"radius": 2}})
-    (task,) = [task for task in make_plan(recipe, Path(recipe.out)).tasks if "student" in task.words]
-    assert task.words["method"] == "uhkd" and task.words["lr"] == 0.5 and task.words["data"] == "elsewhere"
-    assert task.words["settings"] == {"radius": 2, "hidden": 8}
+    recipe = asked(
+        recipes, methods=["wide"], variants=variants, data="elsewhere", overrides={"settings": {"radius": 2}}
+    )
+    (task,) = [task for task in make_plan(recipe, Path(recipe.out)).tasks if "student" in task.options]
+    assert task.options["method"] == "uhkd" and task.options["lr"] == 0.5 and task.options["data"] == "elsewhere"
+    assert task.options["settings"] == {"radius": 2, "hidden": 8}
 
 
 def test_teachers_that_are_there_are_not_trained(recipes: Path):
     recipe = asked(recipes, teachers=["timm/resnet18"])
     plan = make_plan(recipe, Path(recipe.out))
-    assert all("student" in task.words for task in plan.tasks) and plan.teachers == {"vit": "timm/resnet18"}
+    assert all("student" in task.options for task in plan.tasks) and plan.teachers == {"vit": "timm/resnet18"}
 
 
 def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path):
@@ -125,7 +127,7 @@ def test_given_paths_mean_the_same_wherever_a_worker_is_started(recipes: Path, m
     (board.out / "images").mkdir()
     words = {"teachers": ["teachers/teacher"], "data": "images", "methods": ["kd"]}
     (task,) = make_plan(asked(recipes, **words), board.out / "other").tasks
-    assert task.words["teacher"] == str(board.out / "teachers" / "teacher") and task.words["data"] == str(
+    assert task.options["teacher"] == str(board.out / "teachers" / "teacher") and task.options["data"] == str(
         board.out / "images"
     )
     (board.out / "teachers" / "teacher" / "model.safetensors").unlink()
@@ -148,12 +150,12 @@ BAD = [
     ({"methods": ["scratch", "uhdk"]}, "did you mean 'uhkd'"),
     ({"methods": ["kd", "kd"]}, "methods: expected each once"),
     ({"teachers": ["a", "b"]}, "teachers: expected one"),
-    ({"changes": {"seed": 3}}, "changes: seed has a field of its own"),
-    ({"changes": {"epochz": 3}}, "did you mean 'epochs'"),
+    ({"overrides": {"seed": 3}}, "overrides: seed has a field of its own"),
+    ({"overrides": {"epochz": 3}}, "did you mean 'epochs'"),
     ({"variants": {"x": {"lr": 1}}, "methods": ["x"]}, "variants: x needs 'method: NAME'"),
     ({"pairs": ["nowhere.yaml"]}, "no recipe 'nowhere.yaml'"),
     ({"teachers": ["nowhere.yaml"]}, "no recipe 'nowhere.yaml'"),
-    ({"teacher_changes": {"epochs": "many"}}, "epochs: expected a whole number"),
+    ({"teacher_overrides": {"epochs": "many"}}, "epochs: expected a whole number"),
     ({"seeds": 0}, "seeds: expected a value >= 1"),
     ({"methods": ["uhkd"], "changes": {"settings": {"radiu": 2}}}, "did you mean 'radius'"),
     ({"variants": {"kd": {"method": "uhkd"}}}, "variants: kd is a method; choose another name"),
@@ -210,7 +212,7 @@ def test_every_method_tries_as_many_settings_within_its_ranges(method: str):
         check(method, change.get("settings"), change.get("weights"))
     kind = method_class(method)
     assert all(("weights" in change) == (kind.main_term is not None) for change in tried[1:])
-    assert all(("settings" in change) == (kind.knob is not None) for change in tried[1:])
+    assert all(("settings" in change) == (kind.tunable is not None) for change in tried[1:])
     if kind.main_term is not None:
         own = kind.default_weights[kind.main_term]
         weights = [change["weights"][f"{method}.{kind.main_term}"] for change in tried[1:]]
@@ -234,7 +236,7 @@ def test_the_recipes_own_weight_is_the_middle_of_the_range():
 
 
 def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
-    recipe = asked(recipes, methods=["scratch"], tune=3, part="test")
+    recipe = asked(recipes, methods=["scratch"], tune=3, split="test")
     plan, board = done(recipe)
     tried = {name: board.run(name).read_recipe() for name in plan.trials}
     assert len(tried) == 3 and {words["seed"] for words in tried.values()} == {TUNING_SEED}
@@ -252,7 +254,7 @@ def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
 
 
 def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
-    recipe = asked(recipes, methods=["uhkd"], tune=2, changes={"settings": {"radius": 1}})
+    recipe = asked(recipes, methods=["uhkd"], tune=2, overrides={"settings": {"radius": 1}})
     out = Path(recipe.out)
     plan, board = make_plan(recipe, out), TaskStore(out)
     board.begin(plan)
@@ -305,13 +307,13 @@ def test_a_finished_comparison_repeats_nothing_and_may_grow(recipes: Path):
     }
     assert not summary["warnings"], "a method's own balance makes no rows incomparable"
     with pytest.raises(RecipeError, match=r"was begun by another recipe(.|\n)*epochs was 1, now 2"):
-        done(asked(recipes, changes={"epochs": 2}))
+        done(asked(recipes, overrides={"epochs": 2}))
 
 
 def test_the_same_trainings_may_be_wanted_on_the_test_part_later(recipes: Path):
     plan, board = done(asked(recipes))
     before = {task.name: board.run(task.name).result.stat().st_mtime_ns for task in plan.tasks}
-    plan, board = done(asked(recipes, part="test"))
+    plan, board = done(asked(recipes, split="test"))
     assert {task.name: board.run(task.name).result.stat().st_mtime_ns for task in plan.tasks} == before
     summary = gather(plan, board, title="t", part="test", tune=0)
     told = json.loads((board.out / "vit/kd/seed-0/test.json").read_text())["accuracy"]
@@ -322,8 +324,8 @@ def test_a_part_that_the_data_lacks_is_missed_before_anything_is_trained(recipes
     arrays = recipes / "small.npz"
     labels = np.arange(40) % 2
     np.savez(arrays, train_images=np.zeros((40, 8, 8, 3), np.uint8), train_labels=labels)
-    recipe = asked(recipes, data=str(arrays), part="test")
-    with pytest.raises(ValueError, match="data small has no test part; leave out --part test"):
+    recipe = asked(recipes, data=str(arrays), split="test")
+    with pytest.raises(ValueError, match="data small has no test part; leave out --split test"):
         compare(recipe)
     assert not list(Path(recipe.out).rglob("result.json"))
 
@@ -390,7 +392,7 @@ def test_a_failed_training_stops_no_other_and_is_tried_again(recipes: Path, caps
 
 
 def test_what_waits_for_a_failed_teacher_is_not_run(recipes: Path):
-    recipe = asked(recipes, teacher_changes={"levels": ["nowhere"]}, methods=["kd", "scratch"])
+    recipe = asked(recipes, teacher_overrides={"levels": ["nowhere"]}, methods=["kd", "scratch"])
     plan, board = done(recipe)
     assert board.failure("vit/kd/seed-0") == "not run: teachers/teacher failed"
     assert board.state(plan.tasks[-1]) == "done", "scratch needs no teacher"
@@ -431,7 +433,17 @@ def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: P
 
 def command(recipes: Path, out: Path) -> list[str]:
     words = ["--pairs", str(recipes / "vit.yaml"), "--teachers", str(recipes / "teacher.yaml")]
-    words += ["--methods", "scratch", "kd", "uhkd", "--seeds", "2", "--changes", "epochs=6", "checkpoint_minutes=0.001"]
+    words += [
+        "--methods",
+        "scratch",
+        "kd",
+        "uhkd",
+        "--seeds",
+        "2",
+        "--overrides",
+        "epochs=6",
+        "checkpoint_minutes=0.001",
+    ]
     return [sys.executable, "-m", "uhkd", "compare", *words, "--out", str(out)]
 
 

@@ -109,19 +109,19 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
     plan = make_plan(recipe, Path(recipe.out))
     ours = {"kd", "dist", "rsd", "crd", "ofa", "uhkd", "uhkd+kd"}
     main = [cache for cache in plan.caches if len(cache.serves) > 2]
-    assert [cache.words["seed"] for cache in main] == [0, 1], "a cache of a seed holds that seed's views"
+    assert [cache.options["seed"] for cache in main] == [0, 1], "a cache of a seed holds that seed's views"
     for cache in main:
         assert {(plan.cells[name].method, plan.cells[name].seed) for name in cache.serves} == {
-            (method, cache.words["seed"]) for method in ours
+            (method, cache.options["seed"]) for method in ours
         }
         assert len(cache.serves) == 2 * len(ours) and cache.after == ("teachers/teacher",)
-        words = cache.words
+        words = cache.options
         assert (words["views"], words["radius"], words["channels"]) == (2, 1, 64)
         assert words["keep"] == ["logits", "embedding", "spectra"]
     assert {plan.cells[name].method for cache in plan.caches for name in cache.serves} == ours | {"alone", "long"}, (
         "two students of other views share a cache of their own"
     )
-    assert sorted(cache.words["views"] for cache in plan.caches) == [2, 2, 2, 2, 3, 3]
+    assert sorted(cache.options["views"] for cache in plan.caches) == [2, 2, 2, 2, 3, 3]
     assert {plan.cells[name].method: why for name, why in plan.live.items()} == {
         "scratch": "need no teacher",
         "fitnet": "read the teacher's maps",
@@ -131,7 +131,7 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
     }
     served = {name for cache in plan.caches for name in cache.serves}
     assert {task.name for task in plan.tasks if task.cache} == served
-    assert all("teacher_cache" not in task.words and "teacher" in task.words for task in plan.tasks[1:])
+    assert all("teacher_cache" not in task.options and "teacher" in task.options for task in plan.tasks[1:])
     order = [task.name for task in plan.work]
     assert all(order.index(cache.name) < min(map(order.index, cache.serves)) for cache in plan.caches)
 
@@ -141,7 +141,7 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
     [
         ({"methods": ["scratch", "uhkd", "fitnet"]}, 0),
         ({"cache": "never"}, 0),
-        ({"changes": {"teacher_cache": "elsewhere"}}, 0),
+        ({"overrides": {"teacher_cache": "elsewhere"}}, 0),
         ({"methods": ["kd", "twin_a", "rkd"], "changes": {"flip": False}}, 1),
         ({"variants": R2, "methods": ["r2", "dist"]}, 1),
         ({"tune": 4}, 2),
@@ -153,11 +153,11 @@ def test_a_cache_is_made_for_two_trainings_or_more(recipes: Path, words: dict[st
     names = {cache.name for cache in plan.caches}
     assert len(names) == count and all(name.startswith("caches/teacher/seed-") for name in names)
     if "variants" in words:
-        assert plan.caches[0].words["radius"] == 2 and plan.caches[0].words["keep"] == ["logits", "spectra"]
+        assert plan.caches[0].options["radius"] == 2 and plan.caches[0].options["keep"] == ["logits", "spectra"]
     if "tune" in words:
         trials = plan.caches[0]
-        assert trials.words["seed"] == TUNING_SEED and set(trials.serves) < {*plan.trials}
-        assert min(t.words["settings"]["uhkd.radius"] for t in plan.tasks if t.name in plan.live) > 1
+        assert trials.options["seed"] == TUNING_SEED and set(trials.serves) < {*plan.trials}
+        assert min(t.options["settings"]["uhkd.radius"] for t in plan.tasks if t.name in plan.live) > 1
 
 
 def test_the_plan_draws_no_random_numbers(recipes: Path):
@@ -174,10 +174,10 @@ def test_the_plan_draws_no_random_numbers(recipes: Path):
 def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipes: Path):
     words: dict[str, Any] = {"methods": ["kd", "rsd", "twin_a", "uhkd"], "seeds": 2}
     # the lead counts right answers: where a rounding changes one of these few images, weights jump
-    words |= {"changes": {"balance": "constant"}}
+    words |= {"overrides": {"balance": "constant"}}
     plan, board = done(asked(recipes, **words))
     other, live = done(asked(recipes, **words, cache="never", out=str(recipes.parent / "live")))
-    assert [cache.words["seed"] for cache in plan.caches] == [0, 1] and not other.caches
+    assert [cache.options["seed"] for cache in plan.caches] == [0, 1] and not other.caches
     found = by_cache(plan, board)
     assert not any(by_cache(other, live).values())
     for name, cell in plan.cells.items():
@@ -282,8 +282,8 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     recipe = asked(
         recipes,
         data=str(folder),
-        changes=changes | {"image_size": 16},
-        teacher_changes=changes,
+        overrides=changes | {"image_size": 16},
+        teacher_overrides=changes,
         methods=["kd", "dist"],
     )
     plan, board = done(recipe)
@@ -291,13 +291,13 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     assert "only 0 of 2 trainings could use it" in str(board.failure(cache.name))
     assert "its views are others: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
     assert not list((board.out / "caches").rglob("*.bin")) and not any(by_cache(plan, board).values())
-    same = recipe.model_copy(update={"changes": recipe.changes | {"image_size": 8}, "out": str(board.out) + "-8"})
+    same = recipe.model_copy(update={"overrides": recipe.overrides | {"image_size": 8}, "out": str(board.out) + "-8"})
     assert all(by_cache(*done(same)).values())
 
 
 @pytest.mark.slow
 def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
-    recipe = asked(recipes, methods=["uhkd", "kd", "dist"], tune=4, changes={"epochs": 1})
+    recipe = asked(recipes, methods=["uhkd", "kd", "dist"], tune=4, overrides={"epochs": 1})
     plan, board = planned(recipe)
     tried = next(task for task in plan.tasks if task.name == "vit/uhkd/seed-0").choices
     radii = {name: change.get("settings", {}).get("uhkd.radius", 1) for name, change in tried.items()}
@@ -370,7 +370,7 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     """Killed between two shards: the stored ones stay, the others are made, and every training uses them."""
     plan, board = planned(asked(recipes))
     (cache,) = plan.caches
-    teacher = next(task for task in plan.tasks if "model" in task.words)
+    teacher = next(task for task in plan.tasks if "model" in task.options)
     board.execute(teacher)
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import recording\n"

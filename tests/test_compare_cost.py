@@ -207,7 +207,7 @@ def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
     """At training's learning rate it leaves the same weights, to the bit: what is timed is what training does."""
     once: dict[str, Any] = {"train_limit": 32, "schedule": "constant"}
     finetune(**TEACHER | once, out=str(tmp_path / "teacher"))
-    own = words("kd", **once, teacher=str(tmp_path / "teacher"), accumulate=2, clip_grad=0.1)
+    own = words("kd", **once, teacher=str(tmp_path / "teacher"), grad_accum_steps=2, clip_grad=0.1)
     trained = distill(**own, out=str(tmp_path / "kd")).student
     step = StepFactory({}, batches=1).step(own)
     for group in step.take.optimizer.param_groups:
@@ -219,7 +219,7 @@ def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_cannot_be_built_ends_the_measurement(tmp_path: Path) -> None:
-    asked = recipes(tmp_path) | {"changes": {"teacher_levels": ["no_such_layer"]}, "cost": True}
+    asked = recipes(tmp_path) | {"overrides": {"teacher_levels": ["no_such_layer"]}, "cost": True}
     with pytest.raises(ValueError, match=r"vit by kd, to which the others are compared: .*no_such_layer"):
         compare(**asked)
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import torch
 
 from uhkd.data import ArraySource, Augmentation, Split, view, views
 from uhkd.data.batch_transforms import plain_views
-from uhkd.data.memory_cache import Kept
+from uhkd.data.memory_cache import CachedSource
 from uhkd.data.rng import stream, streams, uniforms
 
 EDGES = [0, 1, 2, 255, 2**31 - 1, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -34,7 +34,7 @@ SOURCES = {
     "array": ARRAY,
     "part": Split(ARRAY, np.random.default_rng(1).permutation(30)[:21]),
     "part of a part": Split(Split(ARRAY, np.arange(29, 3, -1)), np.array([0, 25, 3, 3, 17])),
-    "kept": Kept(Own(), SIZE),
+    "kept": CachedSource(Own(), SIZE),
     "own": Own(),
     "without labels": ArraySource(PIXELS, None),
     "one image": ArraySource(PIXELS[:1], np.array([3])),

@@ -116,7 +116,7 @@ def stored(number, indices, images, targets):
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_what_lies_beside_the_images_travels_with_them(workers, world_size):
     for rank in range(world_size):
-        loader = train(workers=workers, rank=rank, world_size=world_size, beside=stored, views=2, start_step=2)
+        loader = train(workers=workers, rank=rank, world_size=world_size, record_reader=stored, views=2, start_step=2)
         for step, batch in enumerate(loader, 2):
             assert batch.record.dtype == torch.uint8
             expected = torch.stack([torch.full_like(batch.index, step // 4 % 2), batch.index, batch.index + 1], 1)
@@ -128,7 +128,7 @@ def test_what_lies_beside_the_images_travels_with_them(workers, world_size):
 
 
 def test_a_record_moves_and_splits_with_its_batch():
-    batch = next(iter(train(beside=stored)))
+    batch = next(iter(train(record_reader=stored)))
     assert same(batch.to("cpu"), batch)
     parts = split(batch, 3)
     assert [tuple(part.record.shape) for part in parts] == [(4, 3)] * 3
@@ -140,7 +140,7 @@ def test_a_record_that_cannot_be_written_to_travels():
     def locked(number, indices, images, targets):
         return np.broadcast_to(np.uint8(7), (len(indices), 2))
 
-    assert next(iter(train(beside=locked))).record.tolist() == [[7, 7]] * 12
+    assert next(iter(train(record_reader=locked))).record.tolist() == [[7, 7]] * 12
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -152,7 +152,7 @@ def test_what_is_missing_beside_the_images_is_a_single_line(workers):
 
     seen = []
     with pytest.raises(ValueError) as raised:
-        seen.extend(train(workers=workers, beside=missing))
+        seen.extend(train(workers=workers, record_reader=missing))
     assert str(raised.value) == "view 1 was not stored"
 
 
@@ -160,7 +160,7 @@ def test_what_is_missing_beside_the_images_is_a_single_line(workers):
 def test_batches_lie_on_the_device_that_is_asked_for(workers):
     # "meta" stands for a device that this machine lacks
     for loader in (
-        train(device="meta", workers=workers, beside=stored),
+        train(device="meta", workers=workers, record_reader=stored),
         eval_loader(SOURCE, (8, 8), batch_size=9, device="meta", workers=workers),
     ):
         batch = next(iter(loader))

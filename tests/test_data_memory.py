@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory_cache, open_data, train_loader
-from uhkd.data.memory_cache import Kept
+from uhkd.data.memory_cache import CachedSource
 from uhkd.recipe import FinetuneRecipe
 from uhkd.training.machine import choose_workers
 
@@ -95,7 +95,7 @@ def test_random_transforms_are_not_frozen():
     # every fifth image changes, in such a way that opening, which looks at some, does not see it
     items = Items(change=lambda index, reads: reads if index % 5 == 2 else 0)
     source = open_data(items, val_fraction=0.25).train
-    assert isinstance(source.source, Kept) and source.source.source.steady
+    assert isinstance(source.source, CachedSource) and source.source.source.steady
     plain = Augmentation((8, 8))
     shown = {}
     for batch in batches(source, epochs=4, augmentation=plain, num_classes=2, batch_size=10):
@@ -117,7 +117,7 @@ def test_an_image_of_another_size_ends_the_keeping(tmp_path):
     Image.fromarray(PIXELS[5, :7]).save(root / "train" / "class2" / "05.png")
     names = sorted(path.relative_to(root).as_posix() for path in (root / "train").rglob("*.png"))
     files = FileSource(root, names, np.arange(24) % 3)
-    kept = Kept(FileSource(root, names, np.arange(24) % 3), (10, 12))
+    kept = CachedSource(FileSource(root, names, np.arange(24) % 3), (10, 12))
     assert kept.held(np.arange(3)) is not None
     assert all(same(a, b) for a, b in zip(batches(kept), batches(files), strict=True))
     assert kept.held(np.array([names.index("train/class2/05.png")])) is None

@@ -28,7 +28,7 @@ from uhkd.data.sampler import Shuffle, epoch_order
 from uhkd.data.tar_index import read_index
 from uhkd.data.tar_source import expand
 
-NEAR = ShardOptions(at_a_time=2, lanes=2)
+NEAR = ShardOptions(at_a_time=2, streams=2)
 
 
 @pytest.fixture
@@ -51,32 +51,32 @@ def train_part(folder: Path | str, **words: Any) -> ShardSource:
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum),
     at_a_time=st.integers(1, 14),
-    lanes=st.integers(1, 5),
+    streams=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_an_order_shows_each_image_once_and_few_shards_at_a_time(
-    sizes: list[int], at_a_time: int, lanes: int, seed: int
+def test_an_order_shows_each_image_once_and_few_shuffle_shards(
+    sizes: list[int], at_a_time: int, streams: int, seed: int
 ):
-    shuffle = Shuffle(np.concatenate([[0], np.cumsum(sizes)]), at_a_time, lanes)
+    shuffle = Shuffle(np.concatenate([[0], np.cumsum(sizes)]), at_a_time, streams)
     order = shuffle.order(stream("order", seed, 0))
     assert sorted(order) == list(range(sum(sizes)))
-    each = sum(sizes) // lanes
+    each = sum(sizes) // streams
     shards = np.repeat(np.arange(len(sizes)), sizes)
-    for lane in range(lanes):
-        seen = shards[order[: each * lanes]][lane::lanes].tolist()
+    for lane in range(streams):
+        seen = shards[order[: each * streams]][lane::streams].tolist()
         # a shard is left for good when `at_a_time` others were begun after it
         for place, shard in enumerate(seen):
             last = len(seen) - 1 - seen[::-1].index(shard)
             assert len(set(seen[place : last + 1])) <= at_a_time
 
 
-def test_lanes_read_shards_of_their_own_whatever_the_number_of_processes(folder: Path):
-    source = train_part(folder, shards=ShardOptions(at_a_time=1, lanes=4))
+def test_streams_read_shards_of_their_own_whatever_the_number_of_processes(folder: Path):
+    source = train_part(folder, shards=ShardOptions(at_a_time=1, streams=4))
     order = epoch_order(source, seed=3, epoch=1)
     shards = np.searchsorted(source.index.bounds, order, side="right") - 1
-    in_lanes = [set(shards[lane::4]) for lane in range(4)]
-    # six shards are cut into four equal stretches: a shard is in two lanes at most, at the cut
-    assert all(sum(shard in lane for lane in in_lanes) <= 2 for shard in range(6))
+    in_streams = [set(shards[lane::4]) for lane in range(4)]
+    # six shards are cut into four equal stretches: a shard is in two streams at most, at the cut
+    assert all(sum(shard in lane for lane in in_streams) <= 2 for shard in range(6))
     assert not np.array_equal(order, epoch_order(source, seed=3, epoch=2))
     assert np.array_equal(order, epoch_order(source, seed=3, epoch=1))
 
@@ -111,7 +111,7 @@ def test_two_processes_with_two_loaders_each_see_every_sample_once(folder: Path,
         assert sorted(seen) == list(range(48))
     alone = batches(train_part(folder, shards=NEAR))
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in alone]
-    # by as many lanes as processes, each reads a half of the shards, but for the one at the cut
+    # by as many streams as processes, each reads a half of the shards, but for the one at the cut
     bounds = np.cumsum([10, 6, 12, 8, 7, 5])
     halves = [
         set(np.searchsorted(bounds, [n for batch in one[:6] for n in batch], side="right")) for one in (first, second)
@@ -123,7 +123,7 @@ def test_a_loader_begun_in_the_middle_goes_on_exactly(folder: Path):
     source = train_part(folder, shards=NEAR)
     whole = batches(source)
     assert batches(source, start_step=7, workers=1) == whole[7:]
-    with pytest.raises(ValueError, match="batch size 9 must be a multiple of the lanes that shards are read in, 2"):
+    with pytest.raises(ValueError, match="batch size 9 must be a multiple of the number of shuffle streams, 2"):
         batches(source, batch_size=9)
 
 
@@ -609,7 +609,7 @@ def test_shards_are_fetched_when_they_are_first_asked_for(folder: Path, server: 
     there = tmp_path / "there"
     data = open_data(server, shards=ShardOptions(keep=str(there)))
     assert (len(data.train), len(data.val)) == (48, 8)
-    assert "shards from elsewhere are shuffled 8 at a time (--shards-at-a-time)" in data.notes
+    assert "shards from elsewhere are shuffled 8 at a time (--shuffle-shards)" in data.notes
     assert len(list(there.rglob("*.tar"))) == 1  # of the first, whose headers say the size of images
     here = train_part(folder)
     source = train_part(server, shards=ShardOptions(keep=str(there)))
@@ -702,6 +702,6 @@ def test_another_set_at_the_same_address_is_another_set(folder: Path, server: st
 def test_a_cache_must_hold_what_is_read_at_a_time(folder: Path):
     index_verb(folder=str(folder))
     with pytest.raises(
-        ValueError, match=r"shard_cache_gb: expected at least 0\.000.*, for the 2 shards in each of 3 lanes"
+        ValueError, match=r"shard_cache_gb: expected at least 0\.000.*, for the 2 shards in each of 3 streams"
     ):
-        open_data(f"file://{folder}", shards=ShardOptions(at_a_time=2, lanes=3, keep_gb=1e-6))
+        open_data(f"file://{folder}", shards=ShardOptions(at_a_time=2, streams=3, keep_gb=1e-6))

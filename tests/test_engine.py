@@ -418,7 +418,7 @@ def test_step_seeds_differ():
 
 def test_accumulation_equals_the_whole_batch(teacher: Path, tmp_path: Path):
     changes = {"method": "kd", "student_options": PLAIN, "optimizer": "sgd", "lr": 0.05, "epochs": 1}
-    runs = {n: uhkd.distill(**words(teacher, tmp_path / str(n), accumulate=n, **changes)) for n in (1, 4)}
+    runs = {n: uhkd.distill(**words(teacher, tmp_path / str(n), grad_accum_steps=n, **changes)) for n in (1, 4)}
     whole, parts = (run.student.state_dict() for run in runs.values())
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-6, rtol=1e-4, msg=name)

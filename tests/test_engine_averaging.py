@@ -93,7 +93,7 @@ def test_settling_leaves_the_averages():
     net, average = after_steps()
     wanted = with_averages(net, average)
     assert not torch.equal(net.state_dict()["3.weight"], wanted["3.weight"])
-    average.settle()
+    average.copy_to_model()
     assert_same(copied(net), wanted)
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -122,6 +122,6 @@ def test_without_a_decay_nothing_is_kept_or_changed():
     average.load({"3.weight": torch.zeros(5, 144)})
     with average.shown():
         assert_same(copied(net), own)
-    average.settle()
+    average.copy_to_model()
     assert_same(copied(net), own)
     assert average.tensors == {}

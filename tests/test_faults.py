@@ -484,7 +484,9 @@ def test_a_damaged_probe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A CPU's allocator that really cannot: more than any machine has."""
     meanwhile(monkeypatch, 3, lambda: torch.empty(2**60, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"memory does not suffice for step 3 of 15; .* 2 is kept\. .*--accumulate"):
+    with pytest.raises(
+        ValueError, match=r"memory does not suffice for step 3 of 15; .* 2 is kept\. .*--grad-accum-steps"
+    ):
         uhkd.finetune(**TINY, out=tmp_path / "run")
 
 

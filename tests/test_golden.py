@@ -87,7 +87,7 @@ def assert_as_then(run: Path, wanted: golden.Measured) -> None:
     assert golden.differences(wanted, found, exact=golden.conditions() == THEN["conditions"]) == []
 
 
-def words_of(run: str) -> dict[str, Any]:
+def config_fields(run: str) -> dict[str, Any]:
     """The recipe of a run as its keyword arguments."""
     return yaml.safe_load(Path(run, "recipe.yaml").read_text(encoding="utf-8"))
 
@@ -113,14 +113,14 @@ def test_older_runs_are_reported(older: Path):
 
 def test_the_recipe_of_an_older_run_trains_the_same(older: Path):
     """Its weights_schedule has another name today."""
-    words = words_of("student")
+    words = config_fields("student")
     assert words["weights_schedule"] == "cosine"
     assert_as_then(uhkd.distill(**words, out="again").run.path, golden.of_run(older / "student"))
 
 
 def test_an_older_interrupted_training_is_resumed(older: Path):
     """By the words it was started with: its weights stayed constant, which is not this method's default today."""
-    words = words_of("interrupted")
+    words = config_fields("interrupted")
     assert words.pop("weights_schedule") == "constant" and not (older / "interrupted" / "result.json").exists()
     assert [path.name for path in (older / "interrupted" / "checkpoints").iterdir()] == ["step-6"]
     assert_as_then(uhkd.distill(**words, out="interrupted", resume=True).run.path, THEN["interrupted"])
@@ -128,13 +128,13 @@ def test_an_older_interrupted_training_is_resumed(older: Path):
 
 def test_an_older_recipe_is_compared_before_resuming(older: Path):
     with pytest.raises(ValueError, match="with another recipe: seed was 0, now 1"):
-        uhkd.distill(**{**words_of("interrupted"), "seed": 1}, out="interrupted", resume=True)
+        uhkd.distill(**{**config_fields("interrupted"), "seed": 1}, out="interrupted", resume=True)
 
 
 def test_an_older_cache_teaches(older: Path):
     """By its records alone: its teacher is gone."""
     shutil.rmtree(older / "teacher")
-    words = {k: v for k, v in words_of("student").items() if k in ("student", "student_options", *golden.SHORT)}
+    words = {k: v for k, v in config_fields("student").items() if k in ("student", "student_options", *golden.SHORT)}
     words |= {"teacher_cache": "cache", "balance": "constant", "seed": 3, "workers": 0}
     assert_as_then(uhkd.distill(**words, out="by-cache").run.path, THEN["cache"])
 

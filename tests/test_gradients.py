@@ -82,7 +82,7 @@ def test_batch_statistics_of_the_student_are_put_back():
     assert [k for k, v in everything(learner).items() if not torch.equal(v, before[k])] != []
 
 
-@pytest.mark.parametrize(("images", "accumulate", "used"), [(100, 1, 32), (20, 1, 20), (40, 4, 10)])
+@pytest.mark.parametrize(("images", "grad_accum_steps", "used"), [(100, 1, 32), (20, 1, 20), (40, 4, 10)])
 def test_no_more_images_than_a_pass_of_a_step(images: int, accumulate: int, used: int, monkeypatch):
     learner, teacher, batch = assemble("kd", {})
     whole = Batch(*(None if f is None else torch.cat([f] * (images // 4)) for f in batch))
@@ -146,7 +146,7 @@ def _without_pictures():
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("uhkd", {"student": "uhkd/resnet10", "student_options": {"channels": [8, 8, 8, 8]}, "accumulate": 2}),
+        ("uhkd", {"student": "uhkd/resnet10", "student_options": {"channels": [8, 8, 8, 8]}, "grad_accum_steps": 2}),
         ("crd", {"student": "uhkd/vit_micro", "ema_decay": 0.9, "mixup": 0.4, "settings": {"negatives": 16}}),
         pytest.param("rsd", {"student": "uhkd/mixer_micro", "precision": "bf16"}, marks=pytest.mark.slow),
     ],

@@ -206,7 +206,7 @@ def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, 
     from uhkd.training.progress import Progress
 
     monkeypatch.setattr("uhkd.console.is_interactive", lambda: True)
-    progress = Progress(12000, 128, start=0, say=print)
+    progress = Progress(12000, 128, start=0, log_info=print)
     assert progress.bar is not None
     means = {"loss": 12.345, "ce": 2.0} | {f"uhkd.a-long-name-{i}": 1.0 for i in range(9)}
     progress.log(means, 1e-3)

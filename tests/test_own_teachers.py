@@ -351,7 +351,7 @@ def test_words_on_several_teachers():
     assert build(DistillRecipe, base | {"teacher": ["a", "b"]}).teacher == ("a", "b")
     several = [{"teacher": "a"}, {"teacher": "b", "method": "kd"}]
     recipe = build(DistillRecipe, base | {"settings": {"radius": 2}, "teachers": several})
-    first, second = (one for one, _ in recipe.taught())
+    first, second = (one for one, _ in recipe.teacher_recipes())
     assert (first.teacher, first.method, first.settings) == ("a", "uhkd", {"radius": 2})
     assert (second.teacher, second.method, second.settings) == ("b", "kd", {})
     for words, says in (

@@ -42,7 +42,7 @@ STUDENT: dict[str, Any] = {
     "method": "uhkd",
     "mixup": 0.4,
     "ema_decay": 0.8,
-    "accumulate": 2,
+    "grad_accum_steps": 2,
     "allow_weak_teacher": True,
     "checkpoint_minutes": 1e-9,
 }

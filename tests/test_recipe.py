@@ -66,10 +66,12 @@ def test_every_problem_is_told_at_once():
 
 
 def test_checks_between_fields_are_told_with_the_others():
-    found = problems(FinetuneRecipe, data="d", batch_size=10, accumulate=3, epochs=2, warmup_epochs=2, crop="middle")
+    found = problems(
+        FinetuneRecipe, data="d", batch_size=10, grad_accum_steps=3, epochs=2, warmup_epochs=2, crop="middle"
+    )
     text = "\n".join(found)
     assert "model: required" in text and "crop: expected auto, none, pad or resized" in text
-    assert "accumulate: expected a divisor of batch_size (10), found 3" in text
+    assert "grad_accum_steps: expected a divisor of batch_size (10), found 3" in text
     assert "warmup_epochs: expected less than epochs (2), found 2" in text
 
 

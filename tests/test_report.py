@@ -407,12 +407,14 @@ def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, log=["tensorboard"], thumbnails=False, shard_cache="/else")
     write_run(
-        tmp_path / "c", seed=2, **{k: v for k, v in DistillRecipe.defaults().items() if k in ("ema_decay", "lanes")}
+        tmp_path / "c",
+        seed=2,
+        **{k: v for k, v in DistillRecipe.defaults().items() if k in ("ema_decay", "shuffle_streams")},
     )
-    write_run(tmp_path / "d", seed=3, lanes=4)
+    write_run(tmp_path / "d", seed=3, shuffle_streams=4)
     (family,) = arrange(read_runs([tmp_path])[0], "").families
     assert [len(group.runs) for group in family.groups] == [3, 1]
-    assert [words for _, words in differing(family)] == ["", "lanes: 4"]
+    assert [words for _, words in differing(family)] == ["", "shuffle_streams: 4"]
 
 
 def test_a_schedule_by_its_older_name_is_the_balance_of_that_name(tmp_path: Path):
@@ -427,7 +429,7 @@ def test_a_schedule_by_its_older_name_is_the_balance_of_that_name(tmp_path: Path
     assert [words for _, words in differing(family)][:2] == ["", "balance: cosine"]
 
 
-def words_of(run: Path, **changes: object) -> None:
+def config_fields(run: Path, **changes: object) -> None:
     """Change what a finished run says of itself."""
     RunFolder(run).write_json("result.json", RunFolder(run).read_result() | changes)
 
@@ -445,7 +447,7 @@ def test_several_teachers_have_a_row_each_and_are_named(words: dict[str, object]
         {"teacher": "timm/huge", "teacher_metrics": {"accuracy": 0.9}},
         {"teacher": "timm/wide", "teacher_metrics": {}},
     ]
-    words_of(run, teacher="timm/huge and timm/wide", teachers=told, teacher_metrics={})
+    config_fields(run, teacher="timm/huge and timm/wide", teachers=told, teacher_metrics={})
     write_run(tmp_path / "alone", method="scratch")
     (family,) = arrange(read_runs([tmp_path])[0], "").families
     rows = {row.label: row for row in summary_rows(family, set())}
@@ -458,7 +460,7 @@ def test_several_teachers_have_a_row_each_and_are_named(words: dict[str, object]
 
 def test_an_accuracy_by_a_probe_says_so_and_stands_beside_the_untrained_student(tmp_path: Path):
     run = write_run(tmp_path / "run", accuracy=0.5, unlabelled=True, probe_data="pets", probe="knn")
-    words_of(run, probe={"kind": "knn", "data": "pets", "classes": 4, "start": 0.2, "by": "k-NN on pets"})
+    config_fields(run, probe={"kind": "knn", "data": "pets", "classes": 4, "start": 0.2, "by": "k-NN on pets"})
     page = page_of(run, out=tmp_path / "page.html")
     said = (
         "uhkd names 50.0 % of the validation images right by k-NN on pets: +30.0 points against the untrained student"

@@ -614,8 +614,8 @@ def test_defaults_are_those_of_the_papers_and_tables(method: str):
 def test_every_method_names_what_is_tuned_and_its_source(method: str):
     kind = method_class(method)
     assert kind.main_term in kind.default_weights
-    if kind.knob is not None:
-        name, values = kind.knob
+    if kind.tunable is not None:
+        name, values = kind.tunable
         for value in values:
             assert value != settings_of(method)[name].default
             check(method, {name: value})

@@ -315,10 +315,10 @@ def test_two_processes_never_share_a_folder_and_a_dead_one_holds_nothing(tmp_pat
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         refusal = rf"run is in use by process {process.pid} on {platform.node()} since 20\d\d-"
-        with pytest.raises(ValueError, match=refusal), folder.mine():
+        with pytest.raises(ValueError, match=refusal), folder.lock():
             pass
         process.kill()
-    with folder.mine():
+    with folder.lock():
         assert json.loads((folder.path / ".owner").read_text())["process"] == os.getpid()
     assert not (folder.path / ".owner").exists()
     folder.check(RECIPE, resume=False)  # what guards an empty folder does not fill it
@@ -336,9 +336,9 @@ def test_what_is_left_of_a_dead_owner_is_waited_for(tmp_path: Path, monkeypatch:
         (folder.path / ".owner").write_text(json.dumps(owner | {"process": gone.pid}))
         with monkeypatch.context() as patched:
             patched.setattr(lock, "PATIENCE", 0.1)
-            with pytest.raises(ValueError, match=f"is in use by process {gone.pid}"), folder.mine():
+            with pytest.raises(ValueError, match=f"is in use by process {gone.pid}"), folder.lock():
                 pass
-        with folder.mine():
+        with folder.lock():
             assert process.poll() == 0 or process.wait(10) == 0
 
 
@@ -409,7 +409,7 @@ def test_a_run_that_was_killed_while_it_began_can_be_begun_again(tmp_path: Path,
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(folder.path.glob(".*.tmp")) and not folder.started()
     folder.check(RECIPE, resume=False)
-    with folder.mine():
+    with folder.lock():
         assert not list(folder.path.glob(".*.tmp"))
         folder.begin(RECIPE)
     assert folder.started()

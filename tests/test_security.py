@@ -765,7 +765,7 @@ def test_many_links_to_each_other_are_read_in_no_more_steps_than_there_are_folde
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, mask: int):
     run, before = RunFolder(tmp_path / "run"), os.umask(mask)
     try:
-        with run.mine():
+        with run.lock():
             run.begin({"data": "digits", "resume": False})
             run.write_model({"name": "x"}, {"w": torch.ones(2)})
             run.write_metrics([{"epoch": 1, "val_accuracy": 0.5}])

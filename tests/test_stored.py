@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, picture_sums, shards
+from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, image_checksums, shards
 from uhkd.data import Augmentation, file_cache
 from uhkd.features import NetworkOutput, OutputShapes
 from uhkd.spectral import FTM, SpectralTarget, teacher_levels
@@ -114,7 +114,7 @@ def written(folder: Path, images: int = 10, views: int = 2, size: int = 6, key: 
             place = folder / shard.name
             place.parent.mkdir(exist_ok=True, parents=True)
             span = slice(shard.start, shard.stop)
-            place.write_bytes(found.seal(view, shard.start, np.arange(100)[span], bodies[view, span]))
+            place.write_bytes(found.encode(view, shard.start, np.arange(100)[span], bodies[view, span]))
     return found, bodies
 
 
@@ -298,15 +298,17 @@ def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
 def test_picture_sums_change_with_any_pixel_and_share():
     image = torch.randint(0, 256, (3, 3, 4, 4)).float() / 255
     target = torch.eye(3)
-    sums = picture_sums(image, target)
+    sums = image_checksums(image, target)
     changed = image.clone()
     changed[1, 2, 3, 3] = (changed[1, 2, 3, 3] * 255 + 1).remainder(256) / 255
-    assert (picture_sums(changed, target) != sums).tolist() == [False, True, False]
+    assert (image_checksums(changed, target) != sums).tolist() == [False, True, False]
     mixed = target.clone()
     mixed[2] = torch.tensor([0.0, 0.25, 0.75])
-    assert (picture_sums(image, mixed) != sums).tolist() == [False, False, True]
-    assert np.array_equal(picture_sums(image[1:2], target[1:2]), sums[1:2])
-    assert np.array_equal(picture_sums((image * 255).round().to(torch.uint8), target), sums), "bytes and floats alike"
+    assert (image_checksums(image, mixed) != sums).tolist() == [False, False, True]
+    assert np.array_equal(image_checksums(image[1:2], target[1:2]), sums[1:2])
+    assert np.array_equal(image_checksums((image * 255).round().to(torch.uint8), target), sums), (
+        "bytes and floats alike"
+    )
 
 
 def test_a_record_is_only_given_for_the_view_that_the_teacher_saw(tmp_path: Path):
@@ -316,14 +318,16 @@ def test_a_record_is_only_given_for_the_view_that_the_teacher_saw(tmp_path: Path
     image = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
     bodies = rng.integers(0, 256, (10, made.layout.size), np.uint8)
     (tmp_path / "view-0001").mkdir()
-    (tmp_path / "view-0001/shard-00000.bin").write_bytes(stored.shards.seal(1, 0, picture_sums(image, None), bodies))
+    (tmp_path / "view-0001/shard-00000.bin").write_bytes(
+        stored.shards.encode(1, 0, image_checksums(image, None), bodies)
+    )
     order = np.array([7, 2, 9])
-    assert np.array_equal(stored.beside(1, order, image[order], None), bodies[order])
+    assert np.array_equal(stored.read_records(1, order, image[order], None), bodies[order])
     image[2, 0, 0, 0] += 1
     with pytest.raises(
         ValueError, match=r"view 1 of image 2 is not the one whose signals .* holds: its file has changed"
     ):
-        stored.beside(1, order, image[order], None)
+        stored.read_records(1, order, image[order], None)
 
 
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

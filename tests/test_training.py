@@ -215,7 +215,7 @@ def test_a_batch_nobody_asked_for_is_fitted_to_the_data(tmp_path: Path, monkeypa
 
 def test_parts_of_a_batch_too_small_for_statistics_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="leaves 1 image a part"):
-        uhkd.finetune(model="uhkd/resnet10", out=tmp_path / "run", **TINY | {"accumulate": 20})
+        uhkd.finetune(model="uhkd/resnet10", out=tmp_path / "run", **TINY | {"grad_accum_steps": 20})
 
 
 # objects of the user's own

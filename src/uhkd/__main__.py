@@ -21,13 +21,13 @@ from uhkd.console import (
     OutputOptions,
     escape_lines,
     is_rank_zero,
+    log_debug,
     output_options,
     parse_output_options,
-    say_more,
 )
 from uhkd.distributed import exit_with_parent, first_to_report
 
-VERBS = {
+COMMANDS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
     "models": "list networks by name and size",
     "recipes": "list packaged recipes, show one, or compare two key by key",
@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a result is written whole where its letters are not known
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        manner, words = parse_output_options(argv)
+        output, remaining = parse_output_options(argv)
     except ValueError as error:
         print(f"uhkd: error: {error}", file=sys.stderr)
         return 2
     try:
-        with output_options(manner):
-            return _answer(manner, words)
+        with output_options(output):
+            return _answer(output, remaining)
     except KeyboardInterrupt:
         print("\nuhkd: stopped", file=sys.stderr)
         return 130
@@ -84,30 +84,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _answer(manner: OutputOptions, words: list[str]) -> int:
+def _answer(output: OutputOptions, remaining: list[str]) -> int:
     """Answer by help, version or a verb."""
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not remaining or remaining[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
-    verb, rest = words[0], words[1:]
-    if verb in ("-V", "--version"):
+    command, rest = remaining[0], remaining[1:]
+    if command in ("-V", "--version"):
         print(f"uhkd {__version__}")
         return 0
-    if verb not in VERBS:
-        return _refuse(manner, "", "usage", _unknown_verb(verb))
-    if rest[:1] == ["verify"] and verb == "cache":
-        verb, rest = "cache verify", rest[1:]
-    if manner.dry_run and verb not in PLANS:
-        return _refuse(manner, verb, "usage", f"unknown option {DRY_RUN}; these verbs have it: {', '.join(PLANS)}")
+    if command not in COMMANDS:
+        return _refuse(output, "", "usage", _unknown_command(command))
+    if rest[:1] == ["verify"] and command == "cache":
+        command, rest = "cache verify", rest[1:]
+    if output.dry_run and command not in PLANS:
+        return _refuse(output, command, "usage", f"unknown option {DRY_RUN}; these verbs have it: {', '.join(PLANS)}")
     exit_with_parent()
-    if not manner.json or {"-h", "--help"} & {*rest}:
-        return _run(manner, verb, rest)[0]
+    if not output.json or {"-h", "--help"} & {*rest}:
+        return _run(output, command, rest)[0]
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tables for people
-            code, answer = _run(manner, verb, rest)
+            code, answer = _run(output, command, rest)
     except Exception as error:  # a fault of ours: Python shows the trace
         print(
-            json_output.text(json_output.refusal(verb, "internal", f"{type(error).__name__}: {error}", 1)), flush=True
+            json_output.text(json_output.refusal(command, "internal", f"{type(error).__name__}: {error}", 1)),
+            flush=True,
         )
         raise
     if answer is not None and is_rank_zero():
@@ -116,94 +117,96 @@ def _answer(manner: OutputOptions, words: list[str]) -> int:
 
 
 def _help() -> str:
-    verbs = "".join(f"  {verb:<12}{line}\n" for verb, line in VERBS.items())
+    listing = "".join(f"  {command:<12}{line}\n" for command, line in COMMANDS.items())
     dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
     options = "".join(f"  {name:<12}{line}\n" for name, line in (OPTIONS | dry).items())
     return (
         "usage: uhkd VERB [OPTIONS]      options of a verb: uhkd VERB --help\n\n"
         "Distil a large vision model into a small one of any other architecture, on your own images.\n\n"
-        f"verbs:\n{verbs}\noptions of every verb, before or after it:\n{options}\nexamples:\n{_EXAMPLES}\n"
+        f"verbs:\n{listing}\noptions of every verb, before or after it:\n{options}\nexamples:\n{_EXAMPLES}\n"
         f"uhkd --version prints the version ({__version__}).\n"
     )
 
 
-def _unknown_verb(verb: str) -> str:
+def _unknown_command(command: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(verb.lower(), VERBS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}"
-    kind = "option" if verb.startswith("-") else "verb"
-    return f"unknown {kind} {verb!r}; {hint}"
+    near = get_close_matches(command.lower(), COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(COMMANDS)}"
+    kind = "option" if command.startswith("-") else "verb"
+    return f"unknown {kind} {command!r}; {hint}"
 
 
-def _refuse(manner: OutputOptions, verb: str, kind: str, message: str) -> int:
+def _refuse(output: OutputOptions, command: str, kind: str, message: str) -> int:
     """Tell a mistake that is found before anything runs."""
-    print(f"uhkd{verb and f' {verb}'}: error: {message}", file=sys.stderr)
-    if manner.json:
-        print(json_output.text(json_output.refusal(verb, kind, message, 2)))
+    print(f"uhkd{command and f' {command}'}: error: {message}", file=sys.stderr)
+    if output.json:
+        print(json_output.text(json_output.refusal(command, kind, message, 2)))
     return 2
 
 
-def _run(manner: OutputOptions, verb: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
+def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
     """Parse, import the heavy code, run; (exit code, the answer as a JSON document; none after --help).
 
     The user's mistakes become one message and exit code 2.
     """
-    asked: Any = None
+    parsed: Any = None
     began = time.monotonic()
 
     def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
         if first_to_report(line):
             print(escape_lines(line), file=sys.stderr)
-        return code, json_output.refusal(verb, kind, message, code)
+        return code, json_output.refusal(command, kind, message, code)
 
     try:
         from uhkd.cli.parser import parse
 
-        asked = parse(verb, rest)
-        if manner.dry_run and hasattr(asked, "dry_run"):  # push has the word in Python too
-            asked = asked.model_copy(update={"dry_run": True})
-        say_more(f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {verb}: {asked}")
-        if verb not in _HOMES:
+        parsed = parse(command, rest)
+        if output.dry_run and hasattr(parsed, "dry_run"):  # push has the word in Python too
+            parsed = parsed.model_copy(update={"dry_run": True})
+        log_debug(
+            f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {command}: {parsed}"
+        )
+        if command not in _HOMES:
             from uhkd.cli.names import check_names
 
-            check_names(asked)
-        home = import_module(_HOMES.get(verb, "uhkd.commands"))
-        function = PLANS[verb] if manner.dry_run else _FUNCTIONS.get(verb, verb)
-        result = getattr(home, function)(asked)
-        say_more(f"{verb} took {time.monotonic() - began:.1f} s")
-        return getattr(result, "exit_code", 0), json_output.document(verb, result, asked) if manner.json else None
+            check_names(parsed)
+        home = import_module(_HOMES.get(command, "uhkd.commands"))
+        function = PLANS[command] if output.dry_run else _FUNCTIONS.get(command, command)
+        result = getattr(home, function)(parsed)
+        log_debug(f"{command} took {time.monotonic() - began:.1f} s")
+        return getattr(result, "exit_code", 0), json_output.document(command, result, parsed) if output.json else None
     except SystemExit as stop:  # after a verb's --help
         return stop.code if isinstance(stop.code, int) else 0, None
     except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
-        message = f"{str(stop) or 'stopped'}{_go_on(verb, rest, asked)}"
-        return refused("stopped", getattr(stop, "code", 130), message, f"\nuhkd {verb}: {message}")
+        message = f"{str(stop) or 'stopped'}{_resume_hint(command, rest, parsed)}"
+        return refused("stopped", getattr(stop, "code", 130), message, f"\nuhkd {command}: {message}")
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
         if os.environ.get("UHKD_TRACEBACK") == "1":
             raise
-        if manner.verbose:
+        if output.verbose:
             traceback.print_exc()
-        kind = "usage" if asked is None else "system" if isinstance(error, OSError) else "refused"
-        return refused(kind, 2, str(error), f"uhkd {verb}: error: {error}{_trace_hint(error)}")
+        kind = "usage" if parsed is None else "system" if isinstance(error, OSError) else "refused"
+        return refused(kind, 2, str(error), f"uhkd {command}: error: {error}{_trace_hint(error)}")
 
 
-def _go_on(verb: str, rest: Sequence[str], asked: Any) -> str:
+def _resume_hint(command: str, rest: Sequence[str], parsed: Any) -> str:
     """How to go on with a stopped training."""
-    if verb in ("compare", "cache") and asked is not None:
+    if command in ("compare", "cache") and parsed is not None:
         return "; the same command goes on with it"
-    if verb not in ("finetune", "distill"):
+    if command not in ("finetune", "distill"):
         return ""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the first may still be writing
         return "; go on with the same torchrun command and --resume"
-    out = getattr(asked, "out", None)
+    out = getattr(parsed, "out", None)
     if out is None:
         return "; if a checkpoint was written, go on with the same command and --resume --out RUN_FOLDER"
     if not any(Path(out).glob("checkpoints/step-*")):
         return " before the first checkpoint"
-    words = [*rest] if "--resume" in rest else [*rest, "--resume"]
-    return f"; go on with: uhkd {verb} {shlex.join(words)}"
+    remaining = [*rest] if "--resume" in rest else [*rest, "--resume"]
+    return f"; go on with: uhkd {command} {shlex.join(remaining)}"
 
 
 def _trace_hint(error: BaseException) -> str:

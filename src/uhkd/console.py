@@ -31,7 +31,7 @@ PLANS = {
     "export": "plan_export",
     "push": "plan_push",
 }
-_WORDS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] for name in OPTIONS}
+_FLAGS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] for name in OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ def parse_output_options(argv: Sequence[str]) -> tuple[OutputOptions, list[str]]
     Raises:
         ValueError: for quiet and verbose together.
     """
-    found = {_WORDS[word] for word in argv if word in _WORDS}
+    found = {_FLAGS[argument] for argument in argv if argument in _FLAGS}
     if {"quiet", "verbose"} <= found:
         raise ValueError("--quiet and --verbose ask for opposite things; leave one of them out")
-    manner = OutputOptions(**{field.name: field.name in found for field in fields(OutputOptions)})
-    return manner, [word for word in argv if word not in _WORDS]
+    chosen = OutputOptions(**{field.name: field.name in found for field in fields(OutputOptions)})
+    return chosen, [argument for argument in argv if argument not in _FLAGS]
 
 
 @contextlib.contextmanager
-def output_options(manner: OutputOptions) -> Iterator[None]:
+def output_options(chosen: OutputOptions) -> Iterator[None]:
     """What is said inside is said in this manner, also by processes that are started there."""
     before = os.environ.get(VERBOSITY)
-    asked = "quiet" if manner.quiet else "verbose" if manner.verbose else before
+    level = "quiet" if chosen.quiet else "verbose" if chosen.verbose else before
     try:
-        if asked is not None:
-            os.environ[VERBOSITY] = asked
+        if level is not None:
+            os.environ[VERBOSITY] = level
         yield
     finally:
         if before is None:
@@ -93,20 +93,20 @@ def is_interactive() -> bool:
     return not quiet() and is_rank_zero() and sys.stderr.isatty()
 
 
-def say(line: str) -> None:
+def log_info(line: str) -> None:
     """One line for the person at the terminal, on standard error so that results can be piped; from the first process alone."""
     if is_rank_zero() and not quiet():
         when = f"[{time.monotonic() - _BEGAN:7.1f} s] " if verbose() else ""
         print(escape_lines(f"{when}{line}"), file=sys.stderr, flush=True)
 
 
-def say_more(line: str) -> None:
-    """As `say`, where more than usual is wanted."""
+def log_debug(line: str) -> None:
+    """As `log_info`, where more than usual is wanted."""
     if verbose():
-        say(line)
+        log_info(line)
 
 
-def put(line: str) -> None:
+def print_result(line: str) -> None:
     """One line of the result, on standard output; from the first process alone."""
     if is_rank_zero():
         print(escape_lines(line), flush=True)
@@ -133,20 +133,20 @@ def show(*parts: object) -> None:
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
 
 
-def shown(words: str) -> str:
+def shown(text: str) -> str:
     """The words on one line, with all that a terminal would obey or hide written out (`\\x1b`, `\\n`, `\\u202e`).
 
     Control characters, line ends, marks that change the direction of writing, invisible ones, and the surrogates that stand
     for bytes of a file name that are no UTF-8.
     """
-    if words.isprintable():
-        return words
-    return "".join(letter if _plain(letter) else letter.encode("unicode_escape").decode() for letter in words)
+    if text.isprintable():
+        return text
+    return "".join(letter if _plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def escape_lines(words: str) -> str:
+def escape_lines(text: str) -> str:
     """As `shown`, with line ends and tabs left as they are: for messages of ours that have more than one line."""
-    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in words.split("\n"))
+    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

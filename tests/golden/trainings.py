@@ -358,7 +358,7 @@ def _(trainings: Trainings) -> Measured:
 distilled("mixed views", epochs=2, **MIXED)
 distilled("other views", crop="resized", flip=True, randaugment="rand-m9-mstd0.5-inc1", balance="constant")
 distilled("weight average", ema_decay=0.8, method="kd", epochs=2)
-distilled("accumulation", accumulate=2, method="uhkd+crd", nonfinite="skip")
+distilled("accumulation", grad_accum_steps=2, method="uhkd+crd", nonfinite="skip")
 distilled("probed teacher", teacher_head="probe", method="dist")
 distilled("chosen layers", teacher_levels=("layer1", "layer2"), student_levels=("0", "2"), balance="constant")
 
@@ -412,7 +412,7 @@ def _(trainings: Trainings) -> Measured:
 @case("resumed by stored teacher")
 def _(trainings: Trainings) -> Measured:
     """Stopped at the end of an epoch and resumed: the same as without."""
-    words = SHORT | TO_CNN | {"teacher_cache": trainings.cache, "epochs": 2, "accumulate": 2, "lr": 1e-4}
+    words = SHORT | TO_CNN | {"teacher_cache": trainings.cache, "epochs": 2, "grad_accum_steps": 2, "lr": 1e-4}
     measured = of_run(uhkd.distill(**words, out=trainings.folder / "stored-whole").run.path)
     again = of_run(interrupted(uhkd.distill, 5, words, trainings.folder / "stored-resumed"))
     assert differences(measured, again, exact=True) == []

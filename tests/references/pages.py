@@ -20,7 +20,7 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command line of uhkd: `words` without the program's name; `whole` unless the page leaves something out."""
+    """A command line of uhkd: `words` without the program's name; `is_complete` unless the page leaves something out."""
 
     words: tuple[str, ...]
     whole: bool

@@ -72,7 +72,7 @@ def accumulated(method: str, parts: int, *, always: bool = False) -> tuple[dict[
     if method == "crd":
         draw_by_image(learner.distillers["crd"])
     recipe = DistillRecipe.model_construct(
-        method=method, accumulate=parts, seed=0, nonfinite="stop", clip_grad=None, batch_size=IMAGES, weights={}
+        method=method, grad_accum_steps=parts, seed=0, nonfinite="stop", clip_grad=None, batch_size=IMAGES, weights={}
     )
     fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp")
     fabric.launch()

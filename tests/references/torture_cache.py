@@ -53,7 +53,7 @@ def arm(kind: str, at: int) -> None:
     if kind == "shard":
         recording.write_atomically = torn(at)
     elif kind == "between":
-        Shards.whole = deadly(Shards.whole, 5 * at)
+        Shards.is_complete = deadly(Shards.is_complete, 5 * at)
     elif kind == "claim":
         recording.hold = deadly(recording.hold, at)
     elif kind == "begin":

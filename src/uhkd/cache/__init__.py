@@ -1,6 +1,6 @@
 """Stored teacher signals: what a teacher said about replayable views, in shards, for many students, methods and seeds."""
 
-from uhkd.cache.checksums import picture_sums
+from uhkd.cache.checksums import image_checksums
 from uhkd.cache.folder import Manifest, TeacherCache, identity_of, write_manifest
 from uhkd.cache.record import Layout
 from uhkd.cache.shards import CorruptShard, Shard, Shards
@@ -13,6 +13,6 @@ __all__ = [
     "Shards",
     "TeacherCache",
     "identity_of",
-    "picture_sums",
+    "image_checksums",
     "write_manifest",
 ]

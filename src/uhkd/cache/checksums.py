@@ -8,7 +8,7 @@ from jaxtyping import UInt32
 from torch import Tensor
 
 
-def picture_sums(image: Tensor, target: Tensor | None) -> UInt32[np.ndarray, " b"]:
+def image_checksums(image: Tensor, target: Tensor | None) -> UInt32[np.ndarray, " b"]:
     """Checksums of views: images (B,3,H,W), bytes or floats in [0,1] that were bytes, and targets (B,K) or None."""
     bytes_of = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
     pixels = bytes_of.cpu().contiguous().numpy()

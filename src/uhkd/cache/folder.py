@@ -14,12 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load
 from torch import Tensor
 
-from uhkd.cache.checksums import picture_sums
+from uhkd.cache.checksums import image_checksums
 from uhkd.cache.record import Layout
 from uhkd.cache.shards import Shards
 from uhkd.data import Augmentation
 from uhkd.features import OutputShapes
-from uhkd.recipe import MOST_VIEWS
+from uhkd.recipe import MANIFEST_KEYS, MOST_VIEWS, rename_keys
 from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, SpectralTarget
 
@@ -48,7 +48,7 @@ class Manifest:
     teacher: str
     teacher_metrics: dict[str, float]
     environment: dict[str, Any]
-    words: dict[str, Any] = field(default_factory=dict)
+    teacher_options: dict[str, Any] = field(default_factory=dict)
     tensors: str = ""
     validation: str = ""
 
@@ -149,7 +149,7 @@ class TeacherCache:
         """(B,) where the records of images by their position in the training part lie."""
         return index if self._rows is None else self._rows[index]
 
-    def beside(
+    def read_records(
         self, view: int, index: np.ndarray, image: UInt8[Tensor, "b 3 h w"], target: Float[Tensor, "b k"] | None
     ) -> UInt8[np.ndarray, "b n"]:
         """Records for a training loader (`uhkd.data.train_loader`), each view compared with the one that the teacher saw.
@@ -157,7 +157,7 @@ class TeacherCache:
         Raises:
             ValueError: for a damaged record, or a view that is another one.
         """
-        return self.shards.read_for(view, self.rows(index), picture_sums(image, target))
+        return self.shards.read_for(view, self.rows(index), image_checksums(image, target))
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """Which of the given facts are others here, a line each."""
@@ -229,8 +229,8 @@ def _read(folder: Path) -> Manifest:
     if not file.is_file():
         raise ValueError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        form = said["format"]
+        document = json.loads(file.read_text(encoding="utf-8"))
+        form = document["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
     if form != _FORM:
@@ -238,21 +238,21 @@ def _read(folder: Path) -> Manifest:
             f"{file} is of format {form}, this version reads {_FORM}: make the cache anew, or use its version"
         )
     try:
-        if said.pop("sum") != _digest(_canonical(said)):
+        if document.pop("sum") != _digest(_canonical(document)):
             raise ValueError("it is not what was written")
-        return _manifest(said)
+        return _manifest(rename_keys(document, MANIFEST_KEYS))
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
 
 
-def _manifest(said: Mapping[str, Any]) -> Manifest:
+def _manifest(document: Mapping[str, Any]) -> Manifest:
     """Of plain data, every type checked: checksums keep chance away, not a forger.
 
     Raises:
         ValueError: in a few words.
     """
     try:
-        manifest = TypeAdapter(Manifest).validate_python(said)
+        manifest = TypeAdapter(Manifest).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

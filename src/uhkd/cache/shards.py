@@ -67,7 +67,7 @@ class Shards:
         """Size of its file."""
         return (shard.stop - shard.start) * (HEAD + self.size)
 
-    def whole(self, shard: Shard) -> bool:
+    def is_complete(self, shard: Shard) -> bool:
         """Whether its file is there in its full length."""
         try:
             return (self.folder / shard.name).stat().st_size == self.bytes_of(shard)
@@ -76,16 +76,16 @@ class Shards:
 
     def missing(self, views: int) -> list[Shard]:
         """Shards of the first `views` views that are not there in full length."""
-        return [shard for view in range(views) for shard in self.of_view(view) if not self.whole(shard)]
+        return [shard for view in range(views) for shard in self.of_view(view) if not self.is_complete(shard)]
 
     def checksum(self, view: int, index: int, body: Any) -> int:
         """Of a record: depends on the cache, the view and the image too."""
         return zlib.crc32(body, zlib.crc32(view.to_bytes(8, "little") + index.to_bytes(8, "little"), self._salt))
 
-    def seal(self, view: int, start: int, pictures: np.ndarray, bodies: UInt8[np.ndarray, "b n"]) -> bytes:
+    def encode(self, view: int, start: int, checksums: np.ndarray, bodies: UInt8[np.ndarray, "b n"]) -> bytes:
         """Records as they lie in a shard: images `start`, `start` + 1, ...; pictures: (B,) checksums of their views."""
         rows = np.empty((len(bodies), HEAD + self.size), np.uint8)
-        rows[:, 4:HEAD] = pictures.astype("<u4")[:, None].view(np.uint8)
+        rows[:, 4:HEAD] = checksums.astype("<u4")[:, None].view(np.uint8)
         rows[:, HEAD:] = bodies
         sums = np.array([self.checksum(view, start + i, row[4:].data) for i, row in enumerate(rows)], "<u4")
         rows[:, :4] = sums[:, None].view(np.uint8)
@@ -99,15 +99,15 @@ class Shards:
         """
         return self._rows(view, index)[:, HEAD:]
 
-    def read_for(self, view: int, index: np.ndarray, pictures: np.ndarray) -> UInt8[np.ndarray, "b n"]:
-        """Records (without heads) of images by index, whose views made here have the checksums `pictures` (B,).
+    def read_for(self, view: int, index: np.ndarray, checksums: np.ndarray) -> UInt8[np.ndarray, "b n"]:
+        """Records (without heads) of images by index, whose views made here have the checksums `checksums` (B,).
 
         Raises:
             DamagedShard: naming the shard and the record.
             ValueError: for a view that is not the one which the teacher saw.
         """
         rows = self._rows(view, index)
-        if len(other := np.flatnonzero(_pictures(rows) != pictures)):
+        if len(other := np.flatnonzero(_stored_checksums(rows) != checksums)):
             raise ValueError(
                 f"view {view} of image {index[other[0]]} is not the one whose signals {self.folder} holds: its file has changed, "
                 "or another version of a library augments in another way; make the cache anew (another --out), or use the "
@@ -115,9 +115,9 @@ class Shards:
             )
         return rows[:, HEAD:]
 
-    def pictures(self, view: int, index: np.ndarray) -> UInt32[np.ndarray, " b"]:
+    def checksums(self, view: int, index: np.ndarray) -> UInt32[np.ndarray, " b"]:
         """(B,) checksums of the views that the teacher saw."""
-        return _pictures(self._rows(view, index))
+        return _stored_checksums(self._rows(view, index))
 
     def check(self, shard: Shard) -> None:
         """Read a whole shard against its checksums.
@@ -125,7 +125,7 @@ class Shards:
         Raises:
             DamagedShard: naming the first record that is not what was written.
         """
-        if not self.whole(shard):
+        if not self.is_complete(shard):
             raise CorruptShard(shard, self.folder, self.state(shard))
         for start in range(shard.start, shard.stop, 256):
             self._rows(shard.view, np.arange(start, min(start + 256, shard.stop)))
@@ -159,5 +159,5 @@ class Shards:
         return f"is damaged: expected {self.bytes_of(shard)} bytes, found {path.stat().st_size}"
 
 
-def _pictures(rows: UInt8[np.ndarray, "b n"]) -> UInt32[np.ndarray, " b"]:
+def _stored_checksums(rows: UInt8[np.ndarray, "b n"]) -> UInt32[np.ndarray, " b"]:
     return rows[:, 4:HEAD].copy().view("<u4")[:, 0]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 
 from uhkd.cli.parser import SCHEMAS, form
-from uhkd.console import DRY_RUN, OPTIONS, PLANS, put
+from uhkd.console import DRY_RUN, OPTIONS, PLANS, print_result
 from uhkd.recipe import build, recipe_names
 from uhkd.recipe.arguments import CompletionArguments
 from uhkd.recipe.method_table import METHODS
@@ -25,21 +25,21 @@ complete -o default -F _uhkd_or_files uhkd
 """
 
 
-def completion(arguments: CompletionArguments | None = None, **words: Any) -> str:
+def completion(arguments: CompletionArguments | None = None, **options: Any) -> str:
     """Print a shell's completion script and return it."""
-    asked = arguments or build(CompletionArguments, words)
-    verbs = [_subcommand(verb) for verb in SCHEMAS if " " not in verb]
+    parsed = arguments or build(CompletionArguments, options)
+    commands = [_subcommand(command) for command in SCHEMAS if " " not in command]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.cli(reduce(or_, verbs), prog="uhkd", args=["--tyro-write-completion", asked.shell, "-"])
-    script = printed.getvalue() + (_BASH if asked.shell == "bash" else "")
-    put(script.rstrip("\n"))
+        tyro.cli(reduce(or_, commands), prog="uhkd", args=["--tyro-write-completion", parsed.shell, "-"])
+    script = printed.getvalue() + (_BASH if parsed.shell == "bash" else "")
+    print_result(script.rstrip("\n"))
     return script
 
 
-def _subcommand(verb: str) -> Any:
+def _subcommand(command: str) -> Any:
     """A verb with the options of every verb, and the verbs below it (`cache verify`), for tyro."""
-    schema = SCHEMAS[verb]
+    schema = SCHEMAS[command]
 
     def choices(name: str) -> tuple[str, ...]:
         kind = schema.model_fields[name].annotation if name in schema.model_fields else None
@@ -47,14 +47,14 @@ def _subcommand(verb: str) -> Any:
         literal = next((get_args(one) for one in kinds if get_origin(one) is Literal), ())
         return _CHOICES.get(name) or tuple(map(str, literal))
 
-    common = OPTIONS | ({DRY_RUN: "settle and check, write nothing"} if verb in PLANS else {})
+    common = OPTIONS | ({DRY_RUN: "settle and check, write nothing"} if command in PLANS else {})
     fields: list[Any] = []
-    for flag, said in common.items():
-        short = [flag[1:3]] if f"({flag[1:3]})" in said else []
-        config = tyro.conf.arg(name=flag[2:], aliases=short, help=said)
+    for flag, help_text in common.items():
+        short = [flag[1:3]] if f"({flag[1:3]})" in help_text else []
+        config = tyro.conf.arg(name=flag[2:], aliases=short, help=help_text)
         fields.append((flag[2:].replace("-", "_"), tyro.conf.FlagCreatePairsOff[Annotated[bool, config]], False))
-    for below in (name for name in SCHEMAS if name.startswith(f"{verb} ")):
+    for below in (name for name in SCHEMAS if name.startswith(f"{command} ")):
         kind = tyro.conf.OmitArgPrefixes[_subcommand(below) | Annotated[None, tyro.conf.Suppress]]
         fields.append(("below", kind, tyro.MISSING))
     offered = dataclasses.make_dataclass(schema.__name__, fields, bases=(form(schema, choices),))
-    return Annotated[offered, tyro.conf.subcommand(verb.split()[-1], prefix_name=False)]
+    return Annotated[offered, tyro.conf.subcommand(command.split()[-1], prefix_name=False)]

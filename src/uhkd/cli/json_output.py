@@ -10,16 +10,16 @@ from typing import Any
 from uhkd import __version__
 
 
-def document(verb: str, result: Any, arguments: Any = None) -> dict[str, Any]:
+def document(command: str, result: Any, arguments: Any = None) -> dict[str, Any]:
     """What a verb answers: its name, the version, the words that it was asked with, and its result."""
-    asked = arguments.model_dump(mode="json") if hasattr(arguments, "model_dump") else arguments
-    return {"verb": verb, "version": __version__, "arguments": plain(asked), "result": plain(result)}
+    fields = arguments.model_dump(mode="json") if hasattr(arguments, "model_dump") else arguments
+    return {"verb": command, "version": __version__, "arguments": plain(fields), "result": plain(result)}
 
 
-def refusal(verb: str, kind: str, message: str, exit_code: int) -> dict[str, Any]:
+def refusal(command: str, kind: str, message: str, exit_code: int) -> dict[str, Any]:
     """What stands in place of a result: kind is usage, refused, system, stopped or internal (docs/scripting.md)."""
     error = {"kind": kind, "message": message, "exit_code": exit_code}
-    return {"verb": verb, "version": __version__, "error": error}
+    return {"verb": command, "version": __version__, "error": error}
 
 
 def text(answer: Mapping[str, Any]) -> str:

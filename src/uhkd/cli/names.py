@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from uhkd.commands.comparing.naming import finetune_words, look_up, pair_names
-from uhkd.data.names import check_word
+from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
+from uhkd.data.names import check_data_name
 from uhkd.models.names import check_name, check_run
 from uhkd.recipe import (
     CacheRecipe,
@@ -21,44 +21,44 @@ from uhkd.recipe.method_table import names_of
 from uhkd.runs import RunFolder, check_place
 
 
-def check_names(asked: StrictModel) -> None:
+def check_names(recipe: StrictModel) -> None:
     """See that the methods, data, networks and runs that a command is given may be there; it then looks for itself.
 
     Raises:
         ValueError: in the words of the command, for a method, for a folder that cannot be written, or with all other names that
             cannot be meant.
     """
-    if getattr(asked, "resume", False):  # a finished run has no more need of what it was made from
+    if getattr(recipe, "resume", False):  # a finished run has no more need of what it was made from
         return
-    if isinstance(asked, CompareRecipe):
-        check_place(Path(asked.out).resolve())
-        problems = _of_comparison(asked)
+    if isinstance(recipe, CompareRecipe):
+        check_place(Path(recipe.out).resolve())
+        problems = _of_comparison(recipe)
     else:
-        students = [one for one, _ in asked.taught()] if isinstance(asked, DistillRecipe) else [asked]
+        students = [one for one, _ in recipe.teacher_recipes()] if isinstance(recipe, DistillRecipe) else [recipe]
         for one in students:
             if isinstance(one, DistillRecipe | InspectArguments):
                 _check_method(one)
-        if isinstance(asked, TrainRecipe) and asked.out is not None:
-            RunFolder(asked.out).check({}, resume=False)
-        problems = _of_one(asked, students)
+        if isinstance(recipe, TrainRecipe) and recipe.out is not None:
+            RunFolder(recipe.out).check({}, resume=False)
+        problems = _of_one(recipe, students)
     if problems := [*dict.fromkeys(problems)]:
         raise RecipeError(problems)
 
 
-def _check_method(asked: DistillRecipe | InspectArguments) -> None:
-    names_of(asked.method)
-    if asked.settings or asked.weights:
+def _check_method(recipe: DistillRecipe | InspectArguments) -> None:
+    names_of(recipe.method)
+    if recipe.settings or recipe.weights:
         from uhkd.methods import check  # the signature of a method says its settings: that takes torch, and no more
 
-        check(asked.method, asked.settings, asked.weights)
+        check(recipe.method, recipe.settings, recipe.weights)
 
 
-def _of_one(asked: StrictModel, students: Sequence[StrictModel]) -> Iterator[str]:
-    if isinstance(asked, EvalArguments | PredictArguments | ExportArguments | PushArguments):
-        yield from _refused(check_run, asked.run)
+def _of_one(recipe: StrictModel, students: Sequence[StrictModel]) -> Iterator[str]:
+    if isinstance(recipe, EvalArguments | PredictArguments | ExportArguments | PushArguments):
+        yield from _refused(check_run, recipe.run)
     for field in ("data", "probe_data"):
-        if (word := getattr(asked, field, None)) is not None:
-            yield from _refused(check_word, word)
+        if (name := getattr(recipe, field, None)) is not None:
+            yield from _refused(check_data_name, name)
     for one in students:
         # scratch has no teacher, and stored signals stand for theirs
         alone = isinstance(one, DistillRecipe) and (one.method == "scratch" or one.teacher_cache is not None)
@@ -69,27 +69,27 @@ def _of_one(asked: StrictModel, students: Sequence[StrictModel]) -> Iterator[str
         ):
             yield from (f"teacher: {problem}" for problem in _refused(check_name, one.teacher))
     for field in ("student", "model"):
-        if (word := getattr(asked, field, None)) is not None:
-            yield from _refused(check_name, word)
+        if (name := getattr(recipe, field, None)) is not None:
+            yield from _refused(check_name, name)
 
 
-def _of_comparison(asked: CompareRecipe) -> Iterator[str]:
+def _of_comparison(recipe: CompareRecipe) -> Iterator[str]:
     """Of methods and teachers: its data may have moved when all is trained and only the tables are written again."""
-    methods = {label: asked.variants.get(label, {}).get("method", label) for label in asked.methods}
-    said = asked.teachers * len(asked.pairs) if len(asked.teachers) == 1 else asked.teachers
-    for i, (pair, place) in enumerate(zip(pair_names(asked.pairs), asked.pairs, strict=True)):
+    methods = {label: recipe.variants.get(label, {}).get("method", label) for label in recipe.methods}
+    teachers = recipe.teachers * len(recipe.pairs) if len(recipe.teachers) == 1 else recipe.teachers
+    for i, (pair, place) in enumerate(zip(pair_names(recipe.pairs), recipe.pairs, strict=True)):
         own = load_yaml(find_recipe(place))
         for label, method in methods.items():
             for problem in _refused(names_of, str(method)):
                 yield from (f"{pair} by {label}: {line}" for line in problem.split("\n"))
-        teacher = said[i] if said else own.get("teacher")
-        if isinstance(teacher, str) and set(methods.values()) != {"scratch"} and finetune_words(teacher) is None:
-            yield from _refused(lambda word, pair=pair: look_up(check_name, word, pair), teacher)
+        teacher = teachers[i] if teachers else own.get("teacher")
+        if isinstance(teacher, str) and set(methods.values()) != {"scratch"} and finetune_options(teacher) is None:
+            yield from _refused(lambda name, pair=pair: look_up(check_name, name, pair), teacher)
 
 
-def _refused(check: Callable[[str], object], word: str) -> list[str]:
+def _refused(check: Callable[[str], object], name: str) -> list[str]:
     try:
-        check(word)
+        check(name)
     except ValueError as error:
         return [str(error)]
     return []

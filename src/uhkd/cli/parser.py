@@ -62,13 +62,13 @@ class _NotGiven(str):
 _NOT_GIVEN = _NotGiven()
 
 
-def parse(verb: str, argv: Sequence[str]) -> StrictModel:
+def parse(command: str, argv: Sequence[str]) -> StrictModel:
     """The validated object of one verb's command line; flags go before the values of `-c`'s YAML file.
 
     Raises `RecipeError` with all unknown flags, missing and unfit values at once; `SystemExit(0)` after --help.
     """
-    schema = SCHEMAS[verb]
-    given, problems = read_flags(verb, schema, argv)
+    schema = SCHEMAS[command]
+    given, problems = read_flags(command, schema, argv)
     mapping: dict[str, Any] = {}
     config = given.pop("config", None)
     if config is not None:
@@ -85,14 +85,14 @@ def parse(verb: str, argv: Sequence[str]) -> StrictModel:
     return built
 
 
-def read_flags(verb: str, schema: type[StrictModel], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def read_flags(command: str, schema: type[StrictModel], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Only what the command line says, as raw values by field name, and its problems (unknown flags, bad pairs)."""
     typed = form(schema)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             parsed, unknown = tyro.cli(
                 typed,
-                prog=f"uhkd {verb}",
+                prog=f"uhkd {command}",
                 description=f"{schema.__doc__}\n\nOptions of every verb: {', '.join(OPTIONS)}; uhkd --help explains them.",
                 args=list(argv),
                 return_unknown_args=True,
@@ -122,7 +122,7 @@ def read_flags(verb: str, schema: type[StrictModel], argv: Sequence[str]) -> tup
             given[field.name] = pairs
             problems += bad
         elif info is not None and _are_mappings(info):
-            given[field.name] = [scalar(word) for word in value]
+            given[field.name] = [scalar(given) for given in value]
         elif isinstance(value, str) and value.lower() in ("none", "null") and info and _nullable(info):
             given[field.name] = None
         else:
@@ -232,12 +232,12 @@ def _pairs(name: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """KEY=VALUE words as a mapping with YAML values, and the words that are none."""
     pairs: dict[str, Any] = {}
     bad: list[str] = []
-    for word in words:
-        key, sign, value = word.partition("=")
+    for given in words:
+        key, sign, value = given.partition("=")
         if key and sign:
             pairs[key] = scalar(value)
         else:
-            bad.append(f"{_flag(name)}: expected KEY=VALUE, found {word!r}")
+            bad.append(f"{_flag(name)}: expected KEY=VALUE, found {given!r}")
     return pairs, bad
 
 
@@ -247,8 +247,8 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     after_flag = False
     for token in tokens:
         if _OPTION.match(token):
-            word = token.split("=", 1)[0].replace("_", "-")
-            problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(word, flags)}")
+            given = token.split("=", 1)[0].replace("_", "-")
+            problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(given, flags)}")
             after_flag = True
         elif not after_flag:
             problems.append(f"unexpected argument {token!r}")
@@ -258,7 +258,7 @@ def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
 def _without_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
     """The option without its value: the only mistake at which tyro itself stops, as all fields are optional text."""
     taking = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
-    for word, after in pairwise([*argv, "--end"]):
-        if word.replace("_", "-") in taking and _OPTION.match(after):
-            return f"{word}: needs a value, found none"
+    for given, after in pairwise([*argv, "--end"]):
+        if given.replace("_", "-") in taking and _OPTION.match(after):
+            return f"{given}: needs a value, found none"
     return "the options cannot be read; `uhkd VERB --help` lists them"

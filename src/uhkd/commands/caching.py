@@ -17,7 +17,7 @@ from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.objects import merged, take_objects
 from uhkd.commands.recording import hold, write_shards
 from uhkd.commands.storing import layout_of, room
-from uhkd.console import count, put, say
+from uhkd.console import count, log_info, print_result
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.evaluation.metrics import EVAL_BATCH
@@ -51,21 +51,21 @@ def cache(
             (differing fields named), folders in it that are links, or too little room on the disk.
     """
     objects = take_objects(options, ("teacher", "data"))
-    asked = build(CacheRecipe, merged(recipe, options))
-    folder = Path(asked.out)
-    if asked.jobs > 1 and objects:
+    recipe = build(CacheRecipe, merged(recipe, options))
+    folder = Path(recipe.out)
+    if recipe.jobs > 1 and objects:
         raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
-    work = Work(asked, objects.get("teacher"), objects.get("data"))
+    work = Work(recipe, objects.get("teacher"), objects.get("data"))
     if admit is not None:
         admit(work.stored)
     work.announce()
     own = torch.get_num_threads()
-    share = own if asked.jobs == 1 else max(1, usable_cores() // asked.jobs)
-    order = json.dumps({"recipe": asked.model_copy(update={"jobs": 1}).model_dump(mode="json"), "threads": share})
-    children = [start_child(__name__, order) for _ in range(asked.jobs - 1)]
+    share = own if recipe.jobs == 1 else max(1, usable_cores() // recipe.jobs)
+    order = json.dumps({"recipe": recipe.model_copy(update={"jobs": 1}).model_dump(mode="json"), "threads": share})
+    children = [start_child(__name__, order) for _ in range(recipe.jobs - 1)]
     try:
         torch.set_num_threads(share)
         work.write()
@@ -75,14 +75,14 @@ def cache(
         for child in children:
             child.terminate()
             child.communicate()
-    left = work.stored.shards.missing(work.asked.views)
+    left = work.stored.shards.missing(work.recipe.views)
     if left and any(ended):
         ones = count(len(left), "shard was", "shards were")
         raise ValueError(f"{ones} not written: a process ended early; the same command goes on")
     if left:
-        say(f"{count(len(left), 'shard is', 'shards are')} still being written by other processes")
+        log_info(f"{count(len(left), 'shard is', 'shards are')} still being written by other processes")
     else:
-        put(
+        print_result(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
     return TeacherCache(folder)  # opened anew: files that were mended have others behind their names
@@ -111,29 +111,29 @@ def _foreign(folder: Path) -> bool:
 class Work:
     """One process at work on a cache."""
 
-    def __init__(self, asked: CacheRecipe, module: nn.Module | None, data: Any) -> None:
-        self.asked, self.folder = asked, Path(asked.out)
+    def __init__(self, recipe: CacheRecipe, module: nn.Module | None, data: Any) -> None:
+        self.recipe, self.folder = recipe, Path(recipe.out)
         self.run = RunFolder(self.folder)
-        device, self.precision = choose_device(asked)
-        self.fabric = make_fabric(device, self.precision, asked.deterministic)
-        log_device(asked, device, self.precision)
-        self.data = open_recipe_data(asked, data)
-        self.workers = choose_workers(asked, self.data, device)
-        begun = TeacherCache.exists(self.folder)
+        device, self.precision = choose_device(recipe)
+        self.fabric = make_fabric(device, self.precision, recipe.deterministic)
+        log_device(recipe, device, self.precision)
+        self.data = open_recipe_data(recipe, data)
+        self.workers = choose_workers(recipe, self.data, device)
+        exists = TeacherCache.exists(self.folder)
         with hold(self.folder, "begin", timeout=-1):
-            begun = begun or TeacherCache.exists(self.folder)
+            exists = exists or TeacherCache.exists(self.folder)
             # what an earlier try may have left when it was killed, perhaps by other words
-            for leftover in (*self.folder.glob(".*.tmp"), *(() if begun else (self.run.probe, self.run.recipe))):
+            for leftover in (*self.folder.glob(".*.tmp"), *(() if exists else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
             self.inputs = Inputs(data=self.data, fabric=self.fabric, folder=self.run, workers=self.workers)
-            network, evaluation = prepare_teacher(asked, self.inputs, module, judged=begun)
+            network, evaluation = prepare_teacher(recipe, self.inputs, module, has_evaluator=exists)
             save_probe(network, self.run)
-            if begun:
+            if exists:
                 self.stored = TeacherCache(self.folder)
                 self.augmentation = self.stored.manifest.augmentation
                 self.teacher = self._go_on(network)
             else:
-                self.augmentation = choose_augmentation(asked, self.data, [network])
+                self.augmentation = choose_augmentation(recipe, self.data, [network])
                 log_augmentation(self.augmentation)
                 self.teacher = self._begin(network, evaluation.metrics if evaluation else {})
                 self.stored = TeacherCache(self.folder)
@@ -149,12 +149,12 @@ class Work:
                 "std": network.std,
                 "interpolation": network.interpolation,
                 "input size": network.input_size,
-                "options": self.asked.teacher_options,
+                "options": self.recipe.teacher_options,
             },
             precision=self.precision,
             data=self.data.fingerprint,
             augmentation=augmentation,
-            seed=self.asked.seed,
+            seed=self.recipe.seed,
             classes=len(self.data.classes),
             layout=layout,
             levels=network.levels,
@@ -163,12 +163,12 @@ class Work:
         )
 
     def _begin(self, network: FeatureExtractor, metrics: dict[str, float]) -> Teacher:
-        asked, data = self.asked, self.data
-        layout, target = layout_of(self.asked, network)
-        room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, asked.views)
+        recipe, data = self.recipe, self.data
+        layout, target = layout_of(self.recipe, network)
+        room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, recipe.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
-            calibrate_ftm(teacher, self.inputs, self.augmentation, asked.seed)
+            calibrate_ftm(teacher, self.inputs, self.augmentation, recipe.seed)
         images = first_images(
             eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
             DIAGNOSTIC_IMAGES,
@@ -177,21 +177,21 @@ class Work:
         tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in shown.tensors().items()}
         if teacher.ftm is not None:
             tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
-        self.run.begin(asked.model_dump(mode="json"))
+        self.run.begin(recipe.model_dump(mode="json"))
         manifest = Manifest(
             identity=self._identity(network, layout, teacher, self.augmentation),
             images=len(data.train),
-            views=asked.views,
+            views=recipe.views,
             layout=layout,
             augmentation=self.augmentation,
-            seed=asked.seed,
+            seed=recipe.seed,
             shapes=network.shapes,
             levels=network.levels,
             target=target,
-            teacher=asked.teacher,
+            teacher=recipe.teacher,
             teacher_metrics=metrics,
             validation=data.validation,
-            words={"teacher_start": asked.teacher_start, "teacher_head": asked.teacher_head},
+            teacher_options={"teacher_start": recipe.teacher_start, "teacher_head": recipe.teacher_head},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
         TeacherCache.begin(self.folder, manifest, tensors, getattr(data.train, "keys", None))
@@ -200,9 +200,9 @@ class Work:
     def _go_on(self, network: FeatureExtractor) -> Teacher:
         """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
         manifest = self.stored.manifest
-        layout, target = layout_of(self.asked, network)
+        layout, target = layout_of(self.recipe, network)
         teacher = Teacher(network, target, self.fabric.autocast)
-        identity = self._identity(network, layout, teacher, choose_augmentation(self.asked, self.data, [network]))
+        identity = self._identity(network, layout, teacher, choose_augmentation(self.recipe, self.data, [network]))
         # taken from the cache: made anew on another machine it would differ in its last digits
         del identity["standardisation"]
         if differing := self.stored.differences(identity):
@@ -213,13 +213,13 @@ class Work:
         if teacher.ftm is not None:
             teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
         check_views(self.stored, self.data, manifest.views, damaged_too=False)  # those are made anew
-        if self.asked.views > manifest.views:
-            room(self.folder, self.stored.shards, layout, self.asked.views)
-            say(f"{self.asked.views - manifest.views} views are added to {manifest.views}")
-            write_manifest(self.folder, replace(manifest, views=self.asked.views))
+        if self.recipe.views > manifest.views:
+            room(self.folder, self.stored.shards, layout, self.recipe.views)
+            log_info(f"{self.recipe.views - manifest.views} views are added to {manifest.views}")
+            write_manifest(self.folder, replace(manifest, views=self.recipe.views))
             self.stored = TeacherCache(self.folder)
         else:  # views that were added later are not in the folder's recipe, and are to be mended as well
-            self.asked = self.asked.model_copy(update={"views": manifest.views})
+            self.recipe = self.recipe.model_copy(update={"views": manifest.views})
         return teacher
 
     def announce(self) -> None:
@@ -229,21 +229,21 @@ class Work:
             ValueError: when it does not fit on the disk.
         """
         shards = self.stored.shards
-        for shard in (shard for view in range(self.asked.views) for shard in shards.of_view(view)):
-            if not shards.whole(shard):
+        for shard in (shard for view in range(self.recipe.views) for shard in shards.of_view(view)):
+            if not shards.is_complete(shard):
                 continue
             try:
                 shards.check(shard)
             except CorruptShard as error:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
-                    say(f"{str(error).split('; make')[0]}: made anew")
+                    log_info(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
-        say(room(self.folder, shards, self.stored.manifest.layout, self.asked.views))
+        log_info(room(self.folder, shards, self.stored.manifest.layout, self.recipe.views))
 
     def write(self) -> None:
         """Make every shard that is missing and that nobody else is making."""
-        loaded = {"batch_size": self.asked.batch_size, "workers": self.workers, "device": self.fabric.device}
-        write_shards(self.stored, self.teacher, self.data, self.asked.views, **loaded)
+        loaded = {"batch_size": self.recipe.batch_size, "workers": self.workers, "device": self.fabric.device}
+        write_shards(self.stored, self.teacher, self.data, self.recipe.views, **loaded)
 
 
 def main() -> None:
@@ -256,5 +256,5 @@ def main() -> None:
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the whole group; the parent tells about it
     except ValueError as error:
-        say(f"a process beside the first has ended: {error}")
+        log_info(f"a process beside the first has ended: {error}")
         sys.exit(1)

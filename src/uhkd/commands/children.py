@@ -13,8 +13,8 @@ def start_child(module: str, argument: str) -> subprocess.Popen[str]:
     themselves, which loading images needs. It ends when the pipe from this process closes, so also when this one is killed.
     On standard output, where results belong, it says nothing.
     """
-    words = [sys.executable, "-c", f"from {module} import main; main()", argument]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    command = [sys.executable, "-c", f"from {module} import main; main()", argument]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def end_with_parent() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd.commands.compare import compare
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import usable_cores
 from uhkd.recipe import build
 from uhkd.recipe.arguments import DemoArguments
@@ -16,37 +16,37 @@ STUDENTS = ("vit", "mlp")
 METHODS = ("scratch", "kd", "twin_a", "uhkd")
 
 
-def demo(arguments: DemoArguments | None = None, **words: Any) -> dict[str, Any]:
+def demo(arguments: DemoArguments | None = None, **options: Any) -> dict[str, Any]:
     """Train the teacher, then every student by every method and seed; table, curves and spectra in one folder.
 
     A comparison by the packaged recipes digits/*, one process a core. Every number is the accuracy on the test part after the
     last epoch. Returns what compare.json holds.
     """
-    asked = build(DemoArguments, words) if arguments is None else arguments
-    out, began = new_folder(Path(asked.out)), time.monotonic()
-    say(f"demo on 1,797 real images of handwritten digits; everything goes to {out}")
-    words = comparison(asked, out)
-    summary, seeds = compare(**words), words["seeds"]
+    arguments = build(DemoArguments, options) if arguments is None else arguments
+    out, began = new_folder(Path(arguments.out)), time.monotonic()
+    log_info(f"demo on 1,797 real images of handwritten digits; everything goes to {out}")
+    options = comparison(arguments, out)
+    summary, seeds = compare(**options), options["seeds"]
     for student in STUDENTS:
         runs = {m: [RunFolder(out / student / m / f"seed-{seed}") for seed in range(seeds)] for m in METHODS}
         draw_curves(runs, out / f"curves-{student}.png")
         draw_spectra({m: runs[m][0] for m in METHODS if m != "scratch"}, out / f"spectra-{student}.png")
     begin = "report.html" if (out / "report.html").is_file() else "compare.md"
-    say(f"tables, pictures and runs are in {out}: begin with {begin} ({time.monotonic() - began:.0f} s)")
+    log_info(f"tables, pictures and runs are in {out}: begin with {begin} ({time.monotonic() - began:.0f} s)")
     return summary | {"out": str(out)}
 
 
-def comparison(asked: DemoArguments, out: Path) -> dict[str, Any]:
+def comparison(arguments: DemoArguments, out: Path) -> dict[str, Any]:
     """The words of the comparison that the demo is."""
-    seeds, epochs = (1, {"epochs": 2}) if asked.quick else (asked.seeds, {})
+    seeds, epochs = (1, {"epochs": 2}) if arguments.quick else (arguments.seeds, {})
     return {
         "pairs": [f"digits/{student}" for student in STUDENTS],
         "teachers": ["digits/teacher"],
         "methods": METHODS,
         "seeds": seeds,
-        "changes": epochs | ({"allow_weak_teacher": True} if asked.quick else {}),
-        "teacher_changes": epochs,
-        "part": "test",
+        "overrides": epochs | ({"allow_weak_teacher": True} if arguments.quick else {}),
+        "teacher_overrides": epochs,
+        "split": "test",
         "jobs": min(usable_cores(), 8),
         "title": "Handwritten digits",
         "out": str(out),

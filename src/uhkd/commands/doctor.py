@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 import uhkd
-from uhkd.console import count, file_size, put, say_more, show, shown
+from uhkd.console import count, file_size, log_debug, print_result, show, shown
 from uhkd.recipe.arguments import DoctorArguments
 
 State = Literal["ok", "warning", "fault"]
@@ -80,12 +80,12 @@ def doctor(arguments: DoctorArguments | None = None) -> Diagnosis:
     for finding in diagnosis.findings:
         table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, shown(finding.found))
     show(table)
-    say_more("\n".join(f"{name}: {value}" for name, value in diagnosis.environment.items()))
+    log_debug("\n".join(f"{name}: {value}" for name, value in diagnosis.environment.items()))
     wrong = [finding for finding in diagnosis.findings if finding.state != "ok"]
     for finding in wrong:
-        put(f"{finding.state}: {finding.topic}: {finding.advice}")
+        print_result(f"{finding.state}: {finding.topic}: {finding.advice}")
     faults = sum(finding.state == "fault" for finding in wrong)
-    put(f"{count(faults, 'fault')}, {count(len(wrong) - faults, 'warning')}")
+    print_result(f"{count(faults, 'fault')}, {count(len(wrong) - faults, 'warning')}")
     return diagnosis
 
 
@@ -94,7 +94,7 @@ def _run(topic: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:
-        say_more(traceback.format_exc())
+        log_debug(traceback.format_exc())
         advice = "this could not be found out, which is a fault by itself; uhkd doctor --verbose shows more"
         return Finding(topic, f"cannot tell: {type(error).__name__}: {_first_line(error)}", "warning", advice)
 
@@ -111,7 +111,7 @@ def environment() -> dict[str, str]:
 
         return found | {name: str(value) for name, value in get_env_info()._asdict().items() if value is not None}
     except Exception as error:  # it calls many other programs; without torch the check of torch tells
-        say_more(f"torch.utils.collect_env failed: {type(error).__name__}: {error}")
+        log_debug(f"torch.utils.collect_env failed: {type(error).__name__}: {error}")
         return found
 
 
@@ -158,10 +158,12 @@ def torchvision() -> Finding:
     try:
         import torch
 
-        kept = importlib.import_module("torchvision.ops").nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-        if kept.tolist() == [0]:
+        indices = importlib.import_module("torchvision.ops").nms(
+            torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5
+        )
+        if indices.tolist() == [0]:
             return Finding(topic, f"{_version('torch')} and {_version('torchvision')} fit together")
-        why = f"torchvision's operators give {kept.tolist()}, expected [0]"
+        why = f"torchvision's operators give {indices.tolist()}, expected [0]"
     except Exception as error:  # a broken pair can fail in any way
         why = f"do not fit together: {type(error).__name__}: {_first_line(error)}"
     return Finding(topic, why, "fault", f"install both anew, from one place: pip install --force-reinstall {fitting()}")

@@ -10,7 +10,7 @@ from uhkd.commands.comparing.live import states
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.exporting import check_judged, place_of
+from uhkd.commands.exporting import check_comparable, export_folder
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.plan_table import described, described_data, disk, existing, parameters_of, shown_plan
 from uhkd.commands.storing import layout_of, room
@@ -25,7 +25,7 @@ from uhkd.training.setup import Setup, prepare
 from uhkd.training.students import build_student
 
 _COPIES = {"adamw": 2, "lamb": 2, "sgd": 1}  # numbers that an optimizer keeps beside each weight
-_BESIDE = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run
+_RUN_FILES = 5_000_000  # bytes of metrics, diagnostics and pictures of a short run
 
 
 def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     recipe, learner, folder = setup.recipe, setup.learner, setup.folder  # pyright: ignore[reportAssignmentType]
     extra = sum(p.numel() for p in learner.distillers.parameters())
     steps = steps_per_epoch(len(setup.data.train), recipe.batch_size)
-    settled = {"student" if isinstance(recipe, DistillRecipe) else "model": described(learner.student)}
-    settled |= _teachers(setup, extra)
-    settled |= {
+    report = {"student" if isinstance(recipe, DistillRecipe) else "model": described(learner.student)}
+    report |= _teachers(setup, extra)
+    report |= {
         "out": str(folder.path),
         "device": setup.fabric.device.type,
         "precision": recipe.precision,
@@ -55,45 +55,45 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
         "disk": disk(folder.path, training_bytes(parameters_of(learner.student), extra, recipe)),
         "recipe": recipe.model_dump(mode="json"),
     }
-    return shown_plan("resume" if recipe.resume and folder.started() else "train", settled)
+    return shown_plan("resume" if recipe.resume and folder.started() else "train", report)
 
 
-def plan_cache(asked: CacheRecipe) -> dict[str, Any]:
+def plan_cache(recipe: CacheRecipe) -> dict[str, Any]:
     """Return what `cache` would store: teacher, fields, records, shards to write, disk.
 
     Raises:
         ValueError: as `plan_training`, and where the records do not fit on the disk.
     """
-    folder = Path(asked.out)
+    folder = Path(recipe.out)
     check_folder(folder)
-    device, precision = choose_device(asked)
-    log_device(asked, device, precision)
-    data = open_recipe_data(asked)
+    device, precision = choose_device(recipe)
+    log_device(recipe, device, precision)
+    data = open_recipe_data(recipe)
     inputs = Inputs(data=data, fabric=make_fabric(device, precision), folder=RunFolder(folder), workers=0, dry_run=True)
-    teacher, _ = prepare_teacher(asked, inputs)
-    layout, _ = layout_of(asked, teacher)
-    augmentation = choose_augmentation(asked, data, [teacher])
+    teacher, _ = prepare_teacher(recipe, inputs)
+    layout, _ = layout_of(recipe, teacher)
+    augmentation = choose_augmentation(recipe, data, [teacher])
     log_augmentation(augmentation)
-    begun = TeacherCache.exists(folder)
-    shards = TeacherCache(folder).shards if begun else Shards(folder, len(data.train), layout.size, "")
-    told = room(existing(folder), shards, layout, asked.views)
-    missing = shards.missing(asked.views)
-    settled = {
+    exists = TeacherCache.exists(folder)
+    shards = TeacherCache(folder).shards if exists else Shards(folder, len(data.train), layout.size, "")
+    error = room(existing(folder), shards, layout, recipe.views)
+    missing = shards.missing(recipe.views)
+    report = {
         "teacher": described(teacher),
         "out": str(folder),
         "device": device,
         "precision": precision,
         "data": described_data(data),
-        "views": asked.views,
+        "views": recipe.views,
         "fields": list(layout.holds),
         "bytes_a_record": layout.size,
-        "records": asked.views * len(data.train),
+        "records": recipe.views * len(data.train),
         "shards_to_write": len(missing),
-        "room": told,
+        "room": error,
         "disk": disk(folder, sum(map(shards.bytes_of, missing))),
-        "recipe": asked.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
     }
-    return shown_plan("go on with a cache" if begun else "store", settled)
+    return shown_plan("go on with a cache" if exists else "store", report)
 
 
 def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:
@@ -106,51 +106,51 @@ def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:
     check_place(out)
     plan = make_plan(recipe, out)
     done = states(plan, TaskStore(out))["done"]
-    settled: dict[str, Any] = {
+    report: dict[str, Any] = {
         "out": str(out),
         "pairs": dict(plan.teachers),
         "methods": list(recipe.methods),
         "trainings": len(plan.tasks),
         "done": done,
-        "teachers_to_train": sum("model" in task.words for task in plan.tasks),
+        "teachers_to_train": sum("model" in task.options for task in plan.tasks),
         "cells": len(plan.cells),
         "settings_tried": len(plan.trials),
         "caches": [cache.name for cache in plan.caches],
         "jobs": recipe.jobs,
     }
     if recipe.cost:
-        return shown_plan("measure a step of each method", settled)
-    return shown_plan("compare", settled | _trainings(plan, out))
+        return shown_plan("measure a step of each method", report)
+    return shown_plan("compare", report | _trainings(plan, out))
 
 
-def plan_demo(asked: DemoArguments) -> dict[str, Any]:
+def plan_demo(recipe: DemoArguments) -> dict[str, Any]:
     """Return what `demo` would train.
 
     Raises:
         ValueError: as `plan_compare`.
     """
-    return plan_compare(build(CompareRecipe, comparison(asked, new_folder(Path(asked.out)))))
+    return plan_compare(build(CompareRecipe, comparison(recipe, new_folder(Path(recipe.out)))))
 
 
-def plan_export(asked: ExportArguments) -> dict[str, Any]:
+def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     """Return what `export` would write, and on which images it would be checked.
 
     Raises:
         ValueError: for what `export` refuses before it writes.
     """
-    network, _ = open_run(asked.run, "cpu")
-    data, part, source = images_of(asked.run, network, asked.data)
-    check_judged(asked.to, data, part, source)
-    out = place_of(asked)
-    for form in asked.to:
+    network, _ = open_run(recipe.run, "cpu")
+    data, part, source = images_of(recipe.run, network, recipe.data)
+    check_comparable(recipe.to, data, part, source)
+    out = export_folder(recipe)
+    for form in recipe.to:
         forms.check(form, network)
-    settled = {
+    report = {
         "network": described(network),
-        "forms": {form: str(out / form) for form in asked.to},
-        "checked_on": f"{min(asked.images, len(source))} {part} images of {data.name}",
-        "disk": disk(out, 4 * parameters_of(network) * len(asked.to)),
+        "forms": {form: str(out / form) for form in recipe.to},
+        "checked_on": f"{min(recipe.images, len(source))} {part} images of {data.name}",
+        "disk": disk(out, 4 * parameters_of(network) * len(recipe.to)),
     }
-    return shown_plan("export", settled)
+    return shown_plan("export", report)
 
 
 def training_bytes(parameters: int, extra: int, recipe: TrainRecipe) -> int:
@@ -160,7 +160,7 @@ def training_bytes(parameters: int, extra: int, recipe: TrainRecipe) -> int:
     """
     averaged = parameters if recipe.ema_decay else 0
     checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged)
-    return int(2 * checkpoint + 4 * parameters + _BESIDE)
+    return int(2 * checkpoint + 4 * parameters + _RUN_FILES)
 
 
 def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
     steps, most = 0, 0
     fabric = make_fabric("cpu", "fp32")
     for task in plan.tasks:
-        recipe = build(FinetuneRecipe if "model" in task.words else DistillRecipe, task.words)
+        recipe = build(FinetuneRecipe if "model" in task.options else DistillRecipe, task.options)
         key = str([recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
         recipe = fit_batch(recipe, data)
@@ -192,5 +192,5 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         if network not in built:
             inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(out), workers=0, dry_run=True)
             built[network] = parameters_of(build_student(recipe, inputs, None, len(data.classes)))
-        most += 4 * built[network] + _BESIDE  # a finished run keeps no checkpoint
+        most += 4 * built[network] + _RUN_FILES  # a finished run keeps no checkpoint
     return {"steps": steps, "data": [described_data(data) for data in opened.values()], "disk": disk(out, most)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uhkd import export as forms
 from uhkd.commands.judging import images_of, open_run
-from uhkd.console import say, show, shown
+from uhkd.console import log_info, show, shown
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
@@ -32,7 +32,7 @@ _REPEATS = 30
 _BATCH = 64
 
 
-def export(arguments: ExportArguments | None = None, **words: Any) -> dict[Form, dict[str, Any]]:
+def export(arguments: ExportArguments | None = None, **options: Any) -> dict[Form, dict[str, Any]]:
     """Write a run's network in each form asked for and return, by form, the `path` to be opened and what was measured.
 
     Every form is opened again by the library that others would use, and asked the same images as PyTorch, one by one and all at
@@ -44,29 +44,31 @@ def export(arguments: ExportArguments | None = None, **words: Any) -> dict[Form,
         ValueError: for a folder that is no run, a form that cannot hold this network, a missing package, a place that is
             taken, a form that answers otherwise than PyTorch, or 8-bit integers that lose too much accuracy.
     """
-    asked = arguments or build(ExportArguments, words)
-    if not asked.to:
+    arguments = arguments or build(ExportArguments, options)
+    if not arguments.to:
         raise ValueError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
-    network, _ = open_run(asked.run, "cpu")
-    out = place_of(asked)
-    found = export_forms(asked.run, network, asked.to, asked, out)
+    network, _ = open_run(arguments.run, "cpu")
+    out = export_folder(arguments)
+    found = export_forms(arguments.run, network, arguments.to, arguments, out)
     for form, row in found.items():
         measured: dict[Form, str] = {form: sentence(row)} if "accuracy" in row else {}
         place = "." if row["path"].is_dir() else row["path"].name
-        write_atomically(out / form / "README.md", card_text(asked.run, network, {form: here(form, place)}, measured))
-        say(f"{form}: {opened(form, here(form, row['path']))}")
+        write_atomically(
+            out / form / "README.md", card_text(arguments.run, network, {form: here(form, place)}, measured)
+        )
+        log_info(f"{form}: {opened(form, here(form, row['path']))}")
     return found
 
 
-def place_of(asked: ExportArguments) -> Path:
+def export_folder(arguments: ExportArguments) -> Path:
     """The folder that the forms go into.
 
     Raises:
         ValueError: when it cannot be a folder, or a form is there already.
     """
-    out = Path(asked.out) if asked.out else Path(asked.run) / "export"
+    out = Path(arguments.out) if arguments.out else Path(arguments.run) / "export"
     check_place(out)
-    taken = [str(out / form) for form in asked.to if (out / form).exists() and any((out / form).iterdir())]
+    taken = [str(out / form) for form in arguments.to if (out / form).exists() and any((out / form).iterdir())]
     if taken:
         raise ValueError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
     return out
@@ -88,7 +90,7 @@ class _Images:
         yield from (batch.image for batch in eval_loader(self.calibration, self.size, batch_size=_BATCH))
 
 
-def check_judged(to: Iterable[Form], data: DataSplits, part: str, evaluation: ImageSource) -> None:
+def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation: ImageSource) -> None:
     """See that forms of 8-bit integers can be judged.
 
     Raises:
@@ -101,17 +103,19 @@ def check_judged(to: Iterable[Form], data: DataSplits, part: str, evaluation: Im
 
 
 def export_forms(
-    run: str, network: FeatureExtractor, to: Iterable[Form], words: ExportCheckOptions, out: Path
+    run: str, network: FeatureExtractor, to: Iterable[Form], options: ExportCheckOptions, out: Path
 ) -> dict[Form, dict[str, Any]]:
     """Write forms below `out`, check and measure each, and show the table; see `export`."""
     to = tuple(dict.fromkeys(to))
     for form in to:
         forms.check(form, network)
-    data, part, evaluation = images_of(run, network, words.data)
-    check_judged(to, data, part, evaluation)
-    few = next(iter(eval_loader(_spread(evaluation, words.images), network.input_size, batch_size=words.images))).image
-    images = _Images(few, evaluation, _spread(data.train, words.calibrate), network.input_size)
-    expected = _answers("PyTorch", network.plain, few, _TOLERANCE)
+    data, part, evaluation = images_of(run, network, options.data)
+    check_comparable(to, data, part, evaluation)
+    few = next(
+        iter(eval_loader(_spread(evaluation, options.images), network.input_size, batch_size=options.images))
+    ).image
+    images = _Images(few, evaluation, _spread(data.train, options.calibrate), network.input_size)
+    expected = _outputs("PyTorch", network.plain, few, _TOLERANCE)
     own = f"{_bytes_of(network) / 1e6:.2f}", f"{_milliseconds(network.plain, few):.2f}"
     found: dict[Form, dict[str, Any]] = {}
     for form in to:
@@ -122,7 +126,7 @@ def export_forms(
             row = (
                 _exact(form, network, path, answer, few, expected)
                 if exact
-                else _judged(form, network, answer, images, words.max_drop)
+                else _accuracy_of(form, network, answer, images, options.max_drop)
             )
         except ValueError:
             shutil.rmtree(out / form, ignore_errors=True)
@@ -136,7 +140,7 @@ def export_forms(
     show(_table(title, own, found))
     for form, row in found.items():
         if "accuracy" in row:
-            say(f"{form}: {sentence(row)}")
+            log_info(f"{form}: {sentence(row)}")
     return found
 
 
@@ -164,7 +168,7 @@ def sentence(row: dict[str, Any]) -> str:
 def _exact(
     form: str, network: FeatureExtractor, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor
 ) -> dict[str, Any]:
-    got = _answers(form, answer, images, _TOLERANCE)
+    got = _outputs(form, answer, images, _TOLERANCE)
     difference = _difference(got, expected)
     if not difference <= _TOLERANCE:
         raise ValueError(
@@ -176,11 +180,11 @@ def _exact(
 
 
 @torch.no_grad()
-def _judged(
+def _accuracy_of(
     form: str, network: FeatureExtractor, answer: forms.Answer, images: _Images, max_drop: float
 ) -> dict[str, Any]:
     """Accuracy before and after, and how far the answers are the same."""
-    _answers(form, answer, images.few, _ROUNDING)
+    _outputs(form, answer, images.few, _ROUNDING)
     before, after, labels = [], [], []
     for batch in images.all():
         before.append(network.plain(batch.image).float())
@@ -206,7 +210,7 @@ def _difference(got: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def _answers(form: str, answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
+def _outputs(form: str, answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
     """Answers to all images at once; two of them also alone, which must not matter.
 
     Raises:

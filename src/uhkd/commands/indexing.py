@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd.console import count, put
+from uhkd.console import count, print_result
 from uhkd.data import INDEX, make_index, refuse_packed, tars
 from uhkd.recipe import build
 from uhkd.recipe.arguments import IndexArguments
 from uhkd.runs import write_atomically
 
 
-def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
+def index(arguments: IndexArguments | None = None, **options: Any) -> Path:
     """Read the headers of a folder's tar shards and write what they say beside them; returns the file.
 
     Raises:
         ValueError: a folder without shards, or what `make_index` refuses.
     """
-    asked = arguments or build(IndexArguments, words)
-    folder = Path(asked.folder).expanduser()
+    arguments = arguments or build(IndexArguments, options)
+    folder = Path(arguments.folder).expanduser()
     if not folder.is_dir():
         pattern = any(sign in folder.name for sign in "*?{")
         what = "is a pattern" if pattern else "is a file" if folder.is_file() else "does not exist"
@@ -29,6 +29,6 @@ def index(arguments: IndexArguments | None = None, **words: Any) -> Path:
     made = make_index(folder, names)
     write_atomically(folder / INDEX, made.to_bytes())
     classes = f"{len(made.classes)} classes by folders" if made.classes else "classes by number"
-    said = classes if made.labels.max() >= 0 else "no classes"
-    put(f"{count(len(made.keys), 'sample')} in {count(len(names), 'shard')}, {said}: {folder / INDEX}")
+    class_text = classes if made.labels.max() >= 0 else "no classes"
+    print_result(f"{count(len(made.keys), 'sample')} in {count(len(names), 'shard')}, {class_text}: {folder / INDEX}")
     return folder / INDEX

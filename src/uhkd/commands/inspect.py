@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from uhkd.console import put, show, shown
+from uhkd.console import print_result, show, shown
 from uhkd.data import ArraySource, Batch, DataSplits, eval_loader
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.recipe import DistillRecipe, build
@@ -21,7 +21,7 @@ from uhkd.training.teacher import Teacher, calibrate
 _BATCH = 8
 
 
-def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str, float]:
+def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[str, float]:
     """Show layers, map sizes and matched spectra of a pair, then take one step of the method on a small batch.
 
     Networks get random weights (a run folder its own): shapes, time and memory do not depend on them. Returns the raw terms.
@@ -29,17 +29,17 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     Raises:
         ValueError: for names, sizes or settings that cannot work together, before any training is paid for.
     """
-    asked = build(InspectArguments, words) if arguments is None else arguments
-    options = asked.model_dump(exclude={"num_classes", "data"})
-    recipe = build(DistillRecipe, options | {"data": asked.data or "random", "batch_size": 2})
+    arguments = build(InspectArguments, fields) if arguments is None else arguments
+    options = arguments.model_dump(exclude={"num_classes", "data"})
+    recipe = build(DistillRecipe, options | {"data": arguments.data or "random", "batch_size": 2})
     recipe = recipe.model_copy(update={"device": "cpu", "precision": "fp32"})
-    setup = prepare(recipe, data=_random(asked) if asked.data is None else None, dry_run=True)
+    setup = prepare(recipe, data=_random(arguments) if arguments.data is None else None, dry_run=True)
     learner, batch = setup.learner, _batch(setup)
     for role, network in (*(("teacher", network) for network in setup.networks), ("student", learner.student)):
         show(_layers(role, network))
     for teacher in setup.live_teachers:
         if teacher.ftm is not None:
-            show(_levels(teacher, learner.student, asked.method))
+            show(_levels(teacher, learner.student, arguments.method))
             calibrate(teacher, [batch], setup.fabric.device)
     began = time.perf_counter()
     signals = NetworkOutput() if setup.teacher is None else setup.teacher.signals(batch, learner.teacher_needs)
@@ -47,17 +47,19 @@ def inspect(arguments: InspectArguments | None = None, **words: Any) -> dict[str
     weighted_sum(terms, learner.weights(setup.ce_weight)).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in learner.distillers.parameters())
-    put(f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items()))
-    put(
+    print_result(
+        f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
+    )
+    print_result(
         f"{seconds:.2f} s without warm-up, peak resident memory {_peak_mib():.0f} MiB; "
         f"{extra / 1e6:.2f} M parameters of the method are trained and thrown away"
     )
     return {name: value.item() for name, value in terms.items()}
 
 
-def _random(asked: InspectArguments) -> DataSplits:
+def _random(arguments: InspectArguments) -> DataSplits:
     """Return random images as data, for a pair without images of its own."""
-    side, classes = asked.image_size or 224, asked.num_classes
+    side, classes = arguments.image_size or 224, arguments.num_classes
     pixels = np.random.default_rng(0).integers(256, size=(_BATCH, side, side, 3), dtype=np.uint8)
     source = ArraySource(pixels, np.arange(_BATCH) % classes)
     names = tuple(str(number) for number in range(classes))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from uhkd.console import put, say, show, shown
+from uhkd.console import log_info, print_result, show, shown
 from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -26,7 +26,7 @@ from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
 
 
-def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **words: Any) -> dict[str, float]:
+def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, float]:
     """Measure a run's network on its own or other data; prints a table and returns the metrics (fractions, nats, ms).
 
     Raises:
@@ -34,11 +34,11 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **word
     """
     if arguments is None:
         if data is not None:
-            words["data"] = data if isinstance(data, str | Path) else f"object/{type(data).__name__}"
-        arguments = build(EvalArguments, words)
+            options["data"] = data if isinstance(data, str | Path) else f"object/{type(data).__name__}"
+        arguments = build(EvalArguments, options)
     source = data if data is not None and not isinstance(data, str | Path) else arguments.data
-    asked = arguments.split, arguments.batch_size, arguments.device, arguments.probe
-    result, title, network = measure(arguments.run, source, *asked)
+    queries = arguments.split, arguments.batch_size, arguments.device, arguments.probe
+    result, title, network = measure(arguments.run, source, *queries)
     metrics = result.metrics | {"latency_ms": latency(network)}
     table = Table("metric", "value", title=shown(title))
     for name, value in metrics.items():
@@ -71,13 +71,13 @@ def measure(
     opened, part, images = images_of(run, network, data, split, probed=probe != "none")
     if probe != "none":
         size = image_size(opened, [network])
-        known, asked = (
+        known, queries = (
             embed(network, eval_loader(source, size, batch_size=batch_size), chosen)
             for source in (opened.train, images)
         )
         on = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
         title = f"{network.card.name}, {KINDS[probe]} on {on}"
-        return fit_probe(probe, known, asked, len(opened.classes)), title, network
+        return fit_probe(probe, known, queries, len(opened.classes)), title, network
     loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
     title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
     return score(network, loader, chosen), title, network
@@ -117,13 +117,13 @@ def images_of(
     return opened, part, images
 
 
-def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str, list[tuple[str, float]]]:
+def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[str, list[tuple[str, float]]]:
     """The likeliest classes of image files: prints a line an image (or CSV) and returns {file: [(class, probability), ...]}.
 
     Raises:
         ValueError: for a folder that is no run, a path without images, or a file that cannot be read.
     """
-    arguments = build(PredictArguments, words) if arguments is None else arguments
+    arguments = build(PredictArguments, options) if arguments is None else arguments
     network, device = open_run(arguments.run, arguments.device)
     if network.shapes.logits is None:
         raise ValueError(
@@ -131,20 +131,22 @@ def predict(arguments: PredictArguments | None = None, **words: Any) -> dict[str
             f"--start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
         )
     names = network.card.classes or tuple(map(str, range(network.shapes.logits or 0)))
-    top, answers = min(arguments.top, len(names)), {}
+    top, predictions = min(arguments.top, len(names)), {}
     for file in _files(arguments.images):
         image = fit(decode_file(file), network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(top)
-        answers[str(file)] = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        predictions[str(file)] = [
+            (names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
         if not arguments.csv:
-            put(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in answers[str(file)])))
+            print_result(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in predictions[str(file)])))
     if arguments.csv:
-        rows = [(file, n, *pair) for file, pairs in answers.items() for n, pair in enumerate(pairs, 1)]
+        rows = [(file, n, *pair) for file, pairs in predictions.items() for n, pair in enumerate(pairs, 1)]
         page = io.StringIO()
         csv.writer(page, lineterminator="\n").writerows([("file", "rank", "class", "probability"), *rows])
-        put(page.getvalue().removesuffix("\n"))
-    return answers
+        print_result(page.getvalue().removesuffix("\n"))
+    return predictions
 
 
 def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
@@ -155,7 +157,7 @@ def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     """
     network = load_run(run)
     for note in network.notes:
-        say(note)
+        log_info(note)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for and torch sees no GPU")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

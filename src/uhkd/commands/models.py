@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from uhkd.console import put, say
+from uhkd.console import log_info, print_result
 from uhkd.models.cifar_variants import PARAMETERS
 from uhkd.models.names import model_names, parse
 from uhkd.recipe.arguments import ModelsArguments
@@ -27,23 +27,23 @@ def models(arguments: ModelsArguments | None = None) -> list[ModelInfo]:
     Raises:
         ValueError: when no name matches.
     """
-    asked = arguments or ModelsArguments()
-    names = model_names(asked.pattern)
+    chosen = arguments or ModelsArguments()
+    names = model_names(chosen.pattern)
     if not names:
-        raise ValueError(f"no network matches {asked.pattern!r}; names look like timm/resnet18, * stands for anything")
+        raise ValueError(f"no network matches {chosen.pattern!r}; names look like timm/resnet18, * stands for anything")
     width = max(map(len, names))
-    put(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if asked.measured else ""))
+    print_result(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if chosen.measured else ""))
     rows: list[ModelInfo] = []
-    for row in _matching(names, asked.max_params):
-        if len(rows) == asked.limit:
-            say(f"... and more; narrow the pattern or raise --limit ({asked.limit})")
+    for row in _matching(names, chosen.max_params):
+        if len(rows) == chosen.limit:
+            log_info(f"... and more; narrow the pattern or raise --limit ({chosen.limit})")
             break
-        row = ModelInfo(row.name, row.parameters, _milliseconds(row.name) if asked.measured else None)
+        row = ModelInfo(row.name, row.parameters, _milliseconds(row.name) if chosen.measured else None)
         size = "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
-        put(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if asked.measured else ""))
+        print_result(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if chosen.measured else ""))
         rows.append(row)
     if not rows:
-        say(f"none of {len(names)} names has at most {asked.max_params:g} M parameters")
+        log_info(f"none of {len(names)} names has at most {chosen.max_params:g} M parameters")
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from uhkd.console import file_size, put, show, shown
+from uhkd.console import file_size, print_result, show, shown
 from uhkd.data import DataSplits
 from uhkd.features import FeatureExtractor
 
@@ -57,36 +57,36 @@ def disk(folder: Path, needed: int) -> dict[str, int]:
     return {"bytes": needed, "free": free}
 
 
-def shown_plan(what: str, settled: dict[str, Any]) -> dict[str, Any]:
+def shown_plan(what: str, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan as a table; returned as it is."""
-    put(f"would {what} (nothing was written):")
+    print_result(f"would {what} (nothing was written):")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    recipe = settled.get("recipe", {})
-    for name, value in settled.items():
+    recipe = plan.get("recipe", {})
+    for name, value in plan.items():
         if name == "recipe":
             continue
-        table.add_row(f"  {name.replace('_', ' ')}", shown(_words(name, value)))
+        table.add_row(f"  {name.replace('_', ' ')}", shown(_text(name, value)))
     show(table)
     if recipe:
-        put(
+        print_result(
             "by this recipe:\n"
             + textwrap.indent(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "  ").rstrip()
         )
-    return settled
+    return plan
 
 
-def _words(name: str, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     """A value for people; of a recipe what differs from nothing said."""
     if name == "disk":
         return f"about {file_size(value['bytes'])} at most, {file_size(value['free'])} free"
     if name in ("data", "teachers"):
-        return "; ".join(_words("", one) for one in value) if isinstance(value, list) else _words("", value)
+        return "; ".join(_text("", one) for one in value) if isinstance(value, list) else _text("", value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_words('', below)}" for key, below in value.items())
+        return ", ".join(f"{key} {_text('', below)}" for key, below in value.items())
     if isinstance(value, list | tuple):
-        return " ".join(_words("", below) for below in value) or "none"
+        return " ".join(_text("", below) for below in value) or "none"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
-from uhkd.console import escape_lines, put, say, show, shown
+from uhkd.console import escape_lines, log_info, print_result, show, shown
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
 from uhkd.features import FeatureExtractor
@@ -23,7 +23,7 @@ from uhkd.runs import write_atomically
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def push(arguments: PushArguments | None = None, **words: Any) -> dict[str, Any]:
+def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, Any]:
     """Export a run's network, checked as by `export`, and upload it with its card in one commit.
 
     Returns `repo`, `private` (what a new repository is), `files` (name: bytes), `card` (text), `measured` (see `export`), and of
@@ -33,50 +33,56 @@ def push(arguments: PushArguments | None = None, **words: Any) -> dict[str, Any]
         ValueError: as `export`; no valid name or token; a hub that cannot be reached or refuses; or a repository that is public
             already, without `public`.
     """
-    asked = arguments or build(PushArguments, words)
-    api = _hub(asked)
-    network, _ = open_run(asked.run, "cpu")
-    to = asked.forms or (("timm",) if network.card.name.startswith("timm/") else ("safetensors",))
+    arguments = arguments or build(PushArguments, options)
+    api = _hub(arguments)
+    network, _ = open_run(arguments.run, "cpu")
+    to = arguments.forms or (("timm",) if network.card.name.startswith("timm/") else ("safetensors",))
     with tempfile.TemporaryDirectory(prefix="uhkd-push-") as place:
-        found = export_forms(asked.run, network, to, asked, Path(place, "forms"))
-        folder, card = _collect(asked, network, found, Path(place, "repo"))
+        found = export_forms(arguments.run, network, to, arguments, Path(place, "forms"))
+        folder, card = _collect(arguments, network, found, Path(place, "repo"))
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        _show(asked, sizes, api.endpoint)
-        said = {"repo": asked.repo, "private": not asked.public, "files": sizes, "card": card, "measured": found}
-        if asked.dry_run:
-            put(escape_lines(card).rstrip())
-            say("a dry run: nothing was contacted")
-            return said | {"url": None, "commit": None}
-        commit = _upload(api, asked, folder)
-    say(f"uploaded: {commit.commit_url}")
+        _show(arguments, sizes, api.endpoint)
+        result = {
+            "repo": arguments.repo,
+            "private": not arguments.public,
+            "files": sizes,
+            "card": card,
+            "measured": found,
+        }
+        if arguments.dry_run:
+            print_result(escape_lines(card).rstrip())
+            log_info("a dry run: nothing was contacted")
+            return result | {"url": None, "commit": None}
+        commit = _upload(api, arguments, folder)
+    log_info(f"uploaded: {commit.commit_url}")
     for form, row in found.items():
-        say(f"{form}: {opened(form, on_hub(form, asked.repo, row['path'].name))}")
-    return said | {"url": f"{api.endpoint}/{asked.repo}", "commit": commit.oid}
+        log_info(f"{form}: {opened(form, on_hub(form, arguments.repo, row['path'].name))}")
+    return result | {"url": f"{api.endpoint}/{arguments.repo}", "commit": commit.oid}
 
 
-def plan_push(asked: PushArguments) -> dict[str, Any]:
+def plan_push(arguments: PushArguments) -> dict[str, Any]:
     """What `push` would upload; see there."""
-    return push(asked.model_copy(update={"dry_run": True}))
+    return push(arguments.model_copy(update={"dry_run": True}))
 
 
-def _hub(asked: PushArguments) -> Any:
+def _hub(arguments: PushArguments) -> Any:
     """The hub's client, before any work is done in vain."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        validate_repo_id(asked.repo)
+        validate_repo_id(arguments.repo)
     except HFValidationError:
-        asked = asked.model_copy(update={"repo": ""})
-    if asked.repo.count("/") != 1:
+        arguments = arguments.model_copy(update={"repo": ""})
+    if arguments.repo.count("/") != 1:
         raise ValueError("repo: expected OWNER/NAME of letters, numbers and ._-, as in me/my-student")
-    if not asked.dry_run and get_token() is None:
+    if not arguments.dry_run and get_token() is None:
         raise ValueError(f"there is no token of the hub: {_LOGIN}")
     return HfApi(library_name="uhkd")
 
 
 def _collect(
-    asked: PushArguments, network: FeatureExtractor, found: dict[Form, dict[str, Any]], folder: Path
+    arguments: PushArguments, network: FeatureExtractor, found: dict[Form, dict[str, Any]], folder: Path
 ) -> tuple[Path, str]:
     """All forms side by side in one folder with one card; timm and safetensors share their file of weights."""
     folder.mkdir()
@@ -84,40 +90,40 @@ def _collect(
         place: Path = row["path"] if row["path"].is_dir() else row["path"].parent
         for file in place.iterdir():
             shutil.copy2(file, folder / file.name)
-    places: dict[Form, str] = {form: on_hub(form, asked.repo, row["path"].name) for form, row in found.items()}
+    places: dict[Form, str] = {form: on_hub(form, arguments.repo, row["path"].name) for form, row in found.items()}
     measured: dict[Form, str] = {form: sentence(row) for form, row in found.items() if "accuracy" in row}
-    card = card_text(asked.run, network, places, measured, asked.license)
+    card = card_text(arguments.run, network, places, measured, arguments.license)
     write_atomically(folder / "README.md", card)
     return folder, card
 
 
-def _show(asked: PushArguments, sizes: dict[str, int], endpoint: str) -> None:
-    seen = "public" if asked.public else "private"
-    say(f"to {endpoint}/{asked.repo} ({seen}, if it is new):")
+def _show(arguments: PushArguments, sizes: dict[str, int], endpoint: str) -> None:
+    seen = "public" if arguments.public else "private"
+    log_info(f"to {endpoint}/{arguments.repo} ({seen}, if it is new):")
     table = Table("file", "MB")
     for name, size in sizes.items():
         table.add_row(name, f"{size / 1e6:.3f}")
     show(table)
 
 
-def _upload(api: Any, asked: PushArguments, folder: Path) -> Any:
+def _upload(api: Any, arguments: PushArguments, folder: Path) -> Any:
     """One commit: a reader of the repository sees all of it or nothing."""
     from huggingface_hub import CommitOperationAdd
 
-    with _told(api.endpoint, asked.repo):
-        api.create_repo(asked.repo, private=not asked.public, exist_ok=True)
-        if not asked.public and not api.model_info(asked.repo).private:
+    with _hub_errors(api.endpoint, arguments.repo):
+        api.create_repo(arguments.repo, private=not arguments.public, exist_ok=True)
+        if not arguments.public and not api.model_info(arguments.repo).private:
             raise ValueError(
-                f"{asked.repo} is there already and everyone can see it: add --public, or name another --repo"
+                f"{arguments.repo} is there already and everyone can see it: add --public, or name another --repo"
             )
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
         return api.create_commit(
-            asked.repo, files, commit_message=f"Written by uhkd push ({', '.join(asked.forms) or 'weights'})"
+            arguments.repo, files, commit_message=f"Written by uhkd push ({', '.join(arguments.forms) or 'weights'})"
         )
 
 
 @contextlib.contextmanager
-def _told(endpoint: str, repo: str) -> Iterator[None]:
+def _hub_errors(endpoint: str, repo: str) -> Iterator[None]:
     """What a hub or the way to it refuses becomes one line of advice."""
     from huggingface_hub.errors import HfHubHTTPError
 

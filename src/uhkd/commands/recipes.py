@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from uhkd.console import put, show, shown
+from uhkd.console import print_result, show, shown
 from uhkd.recipe import DistillRecipe, RecipeError, TrainRecipe, build, find_recipe, load_yaml, recipe_names
 from uhkd.recipe.arguments import RecipesArguments
 from uhkd.recipe.json_schema import RECIPES, editor_schema
@@ -34,22 +34,22 @@ def recipes(
     names = [str(name) for name in (arguments.names if arguments is not None else names)]
     if arguments is not None and arguments.schema_ is not None:
         made = editor_schema(arguments.schema_)
-        put(json.dumps(made, indent=2))
+        print_result(json.dumps(made, indent=2))
         return made
     if not names:
         return _list()
     if len(names) == 1:
         text = find_recipe(names[0]).read_text(encoding="utf-8")
-        put(text.removesuffix("\n"))
+        print_result(text.removesuffix("\n"))
         return text
     if len(names) == 2:
         return _compare(*names)
     raise ValueError(f"recipes: expected no name (list), one (show) or two (compare), found {len(names)}")
 
 
-def kind_of(words: dict[str, Any]) -> str:
+def kind_of(fields: dict[str, Any]) -> str:
     """The verb that a recipe's keys are for: compare, distill or finetune."""
-    return "compare" if "pairs" in words else "distill" if "student" in words else "finetune"
+    return "compare" if "pairs" in fields else "distill" if "student" in fields else "finetune"
 
 
 def header(path: Path) -> list[str]:
@@ -73,9 +73,9 @@ def _list() -> list[str]:
             table.add_row(f"{here}/")
             folder = here
         path = find_recipe(f"{here}/{short}")
-        words = load_yaml(path)
-        network = words.get("student") or words.get("model") or f"{len(words.get('pairs', ()))} pairs"
-        cells = (f"  {short}", kind_of(words), network, words.get("teacher") or "", next(iter(header(path)), ""))
+        fields = load_yaml(path)
+        network = fields.get("student") or fields.get("model") or f"{len(fields.get('pairs', ()))} pairs"
+        cells = (f"  {short}", kind_of(fields), network, fields.get("teacher") or "", next(iter(header(path)), ""))
         table.add_row(*map(shown, cells))
     show(table)
     return names
@@ -88,25 +88,25 @@ def _compare(first: str, second: str) -> Differences:
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     table = Table("key", shown(first), shown(second), box=None, pad_edge=False)
     for key, values in differing.items():
-        table.add_row(shown(key), *(shown(_word(value)) for value in values))
+        table.add_row(shown(key), *(shown(_text(value)) for value in values))
     if differing:
         show(table)
     else:
-        put(shown(f"{first} and {second} say the same"))
+        print_result(shown(f"{first} and {second} say the same"))
     return differing
 
 
 def _resolved(name: str) -> dict[str, Any]:
     """All keys and values of a recipe, defaults filled in; what the user has to add is left out."""
     path = find_recipe(name)
-    words = load_yaml(path)
-    schema = RECIPES[kind_of(words)]
+    fields = load_yaml(path)
+    schema = RECIPES[kind_of(fields)]
     open_keys = {key: "?" for key, info in schema.model_fields.items() if info.is_required()}
     if schema is DistillRecipe:
         open_keys["teacher"] = "?"
-    open_keys = {key: value for key, value in open_keys.items() if key not in words}
+    open_keys = {key: value for key, value in open_keys.items() if key not in fields}
     try:
-        recipe = build(schema, open_keys | words)
+        recipe = build(schema, open_keys | fields)
     except RecipeError as error:
         raise RecipeError([f"{path}: {problem}" for problem in error.problems]) from None
     if isinstance(recipe, TrainRecipe):
@@ -114,7 +114,7 @@ def _resolved(name: str) -> dict[str, Any]:
     return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in open_keys}
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     """A value as YAML would have it."""
     if isinstance(value, str):
         return value

@@ -11,13 +11,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from uhkd.cache import Shard, TeacherCache, picture_sums
-from uhkd.console import say
+from uhkd.cache import Shard, TeacherCache, image_checksums
+from uhkd.console import log_info
 from uhkd.data import DataSplits, IndexRange, span_loader
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.training import Teacher
 
-_TELL = 15.0  # seconds between two lines on how far it is
+_LOG_EVERY = 15.0  # seconds between two lines on how far it is
 
 
 def write_shards(
@@ -48,8 +48,8 @@ def write_shards(
         workers=workers,
         device=device,
     )
-    began = told = time.monotonic()
-    heard, done, spoken = 0, 0, 0.0
+    began = last_log = time.monotonic()
+    images, done, teacher_seconds = 0, 0, 0.0
     bodies: list[Tensor] = []
     sums: list[np.ndarray] = []
     total = sum(shard.stop - shard.start for shard in missing)
@@ -58,30 +58,31 @@ def write_shards(
             since = time.monotonic()
             # what training does to its images, so that a stored signal is the live one
             image = batch.image.to(device).contiguous(memory_format=torch.channels_last)
-            said = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-            bodies.append(manifest.layout.encode(said))
-            spoken += time.monotonic() - since
-            sums.append(picture_sums(batch.image, batch.target))
-            heard += len(batch.index)
+            output = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
+            bodies.append(manifest.layout.encode(output))
+            teacher_seconds += time.monotonic() - since
+            sums.append(image_checksums(batch.image, batch.target))
+            images += len(batch.index)
             shard, held = claimed[0]
             if sum(map(len, bodies)) == shard.stop - shard.start:
                 rows = torch.cat(bodies).numpy()
                 write_atomically(
-                    stored.folder / shard.name, shards.seal(shard.view, shard.start, np.concatenate(sums), rows)
+                    stored.folder / shard.name, shards.encode(shard.view, shard.start, np.concatenate(sums), rows)
                 )
                 claimed.popleft()
                 held.close()
                 bodies, sums, done = [], [], done + len(rows)
-            if time.monotonic() - told > _TELL:
-                told = time.monotonic()
-                say(f"  {heard:,} of {total:,} records, {heard / (told - began):,.0f} a second")
+            if time.monotonic() - last_log > _LOG_EVERY:
+                last_log = time.monotonic()
+                log_info(f"  {images:,} of {total:,} records, {images / (last_log - began):,.0f} a second")
     finally:
         for _, held in claimed:
             held.close()
     if done:
         seconds = time.monotonic() - began
-        say(
-            f"{done:,} records written, {done / seconds:,.0f} a second, {spoken / seconds:.0%} of the time in the teacher"
+        log_info(
+            f"{done:,} records written, {done / seconds:,.0f} per second, "
+            f"{teacher_seconds / seconds:.0%} of the time in the teacher"
         )
 
 
@@ -95,7 +96,7 @@ def _claims(
             held.enter_context(hold(stored.folder, shard.name, timeout=0))
         except Timeout:
             continue
-        if stored.shards.whole(shard):
+        if stored.shards.is_complete(shard):
             held.close()
             continue
         place = stored.folder / shard.name

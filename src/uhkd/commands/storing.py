@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 from uhkd.cache import Layout, Shards
-from uhkd.console import file_size, say
+from uhkd.console import file_size, log_info
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import CacheRecipe
-from uhkd.spectral import SpectralTarget, settle_channels, teacher_levels
+from uhkd.spectral import SpectralTarget, resolve_channels, teacher_levels
 from uhkd.training import Teacher
 
 
-def layout_of(asked: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, SpectralTarget | None]:
+def layout_of(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, SpectralTarget | None]:
     """How the records of a teacher are stored, and the target of the spectra in them.
 
     Raises:
@@ -19,21 +19,21 @@ def layout_of(asked: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, Sp
     """
     shapes, target = network.shapes, None
     for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
-        if field in asked.keep and not there:
-            if "keep" in asked.model_fields_set:
+        if field in recipe.keep and not there:
+            if "keep" in recipe.model_fields_set:
                 raise ValueError(
                     f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
                 )
-            say(f"  the teacher has no {field}: not stored")
-    if "spectra" in asked.keep and shapes.maps:
-        levels = teacher_levels(shapes.maps, asked.radius, asked.form)
-        target = SpectralTarget(levels, asked.standardise, settle_channels(asked.channels, asked.form))
+            log_info(f"  the teacher has no {field}: not stored")
+    if "spectra" in recipe.keep and shapes.maps:
+        levels = teacher_levels(shapes.maps, recipe.radius, recipe.form)
+        target = SpectralTarget(levels, recipe.standardise, resolve_channels(recipe.channels, recipe.form))
     ftm = Teacher(network, target).ftm
-    kept = {"logits": shapes.logits, "embedding": shapes.embedding}
-    sizes = {name: size if name in asked.keep else None for name, size in kept.items()}
-    layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=asked.storage)
+    available = {"logits": shapes.logits, "embedding": shapes.embedding}
+    sizes = {name: size if name in recipe.keep else None for name, size in available.items()}
+    layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=recipe.storage)
     if not layout.holds:
-        raise ValueError(f"nothing to store: the teacher has none of {', '.join(asked.keep)}")
+        raise ValueError(f"nothing to store: the teacher has none of {', '.join(recipe.keep)}")
     return layout, target
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhkd.cache import CorruptShard, TeacherCache, picture_sums
-from uhkd.console import put, say
+from uhkd.cache import CorruptShard, TeacherCache, image_checksums
+from uhkd.console import log_info, print_result
 from uhkd.data import IndexRange, span_loader
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
@@ -24,7 +24,7 @@ from uhkd.training.machine import choose_device, make_fabric
 _SLACK = {"bf16": 2e-2, "fp32": 1e-3}
 
 
-def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
+def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
     """Read every shard against its checksums; then make a sample anew: views bit-equal, signals to the rounding of their storage.
 
     Returns the counts of records read and made anew, and how far the signals of each field lie beyond rounding.
@@ -32,7 +32,7 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
     Raises:
         ValueError: naming all shards and records that are not what they should be.
     """
-    stored = TeacherCache(asked.cache)
+    stored = TeacherCache(arguments.cache)
     bad: list[CorruptShard] = []
     checked = 0
     for view in range(stored.manifest.views):
@@ -42,8 +42,8 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
                 checked += shard.stop - shard.start
             except CorruptShard as error:
                 bad.append(error)
-                say(f"  {str(error).split('; make')[0]}")
-    (say if bad or asked.sample else put)(
+                log_info(f"  {str(error).split('; make')[0]}")
+    (log_info if bad or arguments.sample else print_result)(
         f"{checked:,} records read, each is what was written"
         if not bad
         else f"shards that are damaged or missing: {len(bad)}"
@@ -53,15 +53,15 @@ def verify_cache(asked: VerifyArguments) -> dict[str, Any]:
             f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
             f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
         )
-    beyond = _compare_sample(stored, asked) if asked.sample else {}
-    return {"records": checked, "sample": asked.sample, "beyond_rounding": beyond}
+    beyond = _compare_sample(stored, arguments) if arguments.sample else {}
+    return {"records": checked, "sample": arguments.sample, "beyond_rounding": beyond}
 
 
-def _compare_sample(stored: TeacherCache, asked: VerifyArguments) -> dict[str, float]:
+def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[str, float]:
     manifest = stored.manifest
-    words = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": asked.device}
-    words |= {k: v for k, v in (("data", asked.data), ("teacher", asked.teacher)) if v is not None}
-    recipe = build(CacheRecipe, words)
+    options = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": arguments.device}
+    options |= {k: v for k, v in (("data", arguments.data), ("teacher", arguments.teacher)) if v is not None}
+    recipe = build(CacheRecipe, options)
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision)
     data = open_recipe_data(recipe)
@@ -69,13 +69,13 @@ def _compare_sample(stored: TeacherCache, asked: VerifyArguments) -> dict[str, f
         differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
     inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
-    network, _ = prepare_teacher(recipe, inputs, judged=True)
+    network, _ = prepare_teacher(recipe, inputs, has_evaluator=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
         raise ValueError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
     teacher = Teacher(network, manifest.target, fabric.autocast)
     if teacher.ftm is not None:
         teacher.ftm.load_state_dict(stored.tensors("ftm."))
-    places = np.random.default_rng().integers((manifest.views, manifest.images), size=(asked.sample, 2)).tolist()
+    places = np.random.default_rng().integers((manifest.views, manifest.images), size=(arguments.sample, 2)).tolist()
     loader = span_loader(
         data.train,
         manifest.augmentation,
@@ -87,30 +87,30 @@ def _compare_sample(stored: TeacherCache, asked: VerifyArguments) -> dict[str, f
     other_views: list[str] = []
     for (view, index), batch in zip(places, loader, strict=True):
         where = np.array([index])
-        if picture_sums(batch.image, batch.target)[0] != stored.shards.pictures(view, where)[0]:
+        if image_checksums(batch.image, batch.target)[0] != stored.shards.checksums(view, where)[0]:
             other_views.append(f"image {index} of view {view}")
             continue
         image = batch.image.to(fabric.device).contiguous(memory_format=torch.channels_last)
         live = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-        kept = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, where)))
-        again = manifest.layout.tolerance(kept)
+        recorded = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, where)))
+        again = manifest.layout.tolerance(recorded)
         for (name, x, allowed), (_, y, _) in zip(manifest.layout.tolerance(live), again, strict=True):
             beyond = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
             worst[name] = max(worst.get(name, 0.0), float(beyond))
     if other_views:
         raise ValueError(
-            f"{len(other_views)} of {asked.sample} views are not those that the teacher saw ({', '.join(other_views[:3])}): "
+            f"{len(other_views)} of {arguments.sample} views are not those that the teacher saw ({', '.join(other_views[:3])}): "
             f"files have changed, or a library augments in another way than that of {Path(stored.folder) / 'environment.json'}"
         )
     for name, share in worst.items():
-        say(
+        log_info(
             f"  {name}: beyond the rounding of {manifest.layout.storage} by at most {share:.1e} of the root mean square"
         )
     slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
     if off := [name for name, share in worst.items() if share > slack]:
         raise ValueError(
-            f"{', '.join(off)} of {asked.sample} records differ from what the teacher says now by more than {slack:g} of their "
-            "root mean square: another precision, a broken library, or a teacher that is not in eval mode"
+            f"{', '.join(off)} of {arguments.sample} records differ from the teacher's current output by more than {slack:g} of "
+            "their root mean square: another precision, a broken library, or a teacher that is not in eval mode"
         )
-    put(f"{asked.sample} records made anew: views equal to the bit, signals to rounding")
+    print_result(f"{arguments.sample} records made anew: views equal to the bit, signals to rounding")
     return worst

@@ -25,7 +25,7 @@ _WIDE, _NARROW = 30, 8  # characters of a curve: of one run, and of many
 _COLOURS = {"running": "green", "finished": "cyan", "lost": "yellow", "stopped": "yellow", "failed": "red"}
 
 
-def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
+def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State]:
     """Show the state of the trainings in a folder until they are over, and return their last states.
 
     A row each; of one run also its loss terms. Over are runs that are finished or have failed, and those on which no process
@@ -38,8 +38,8 @@ def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
     Raises:
         ValueError: for a folder without runs.
     """
-    asked = arguments or build(WatchArguments, words)
-    place = Path(asked.run)
+    arguments = arguments or build(WatchArguments, options)
+    place = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
     states = look(place)
     if not states:
@@ -47,22 +47,22 @@ def watch(arguments: WatchArguments | None = None, **words: Any) -> list[State]:
             f"{place} is no run folder and holds none: expected one that finetune, distill or compare writes to, or a folder "
             "of such"
         )
-    if asked.once:
+    if arguments.once:
         show(*table(states))
         return states
-    told: dict[str, tuple[Any, ...]] = {}
+    last_shown: dict[str, tuple[Any, ...]] = {}
     before: list[State] = []
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             if live is not None:
                 live.update(Group(*table(states)), refresh=True)
             for state in states if live is None else ():
-                if told.get(state["run"]) != moved(state):
-                    told[state["run"]] = moved(state)
+                if last_shown.get(state["run"]) != moved(state):
+                    last_shown[state["run"]] = moved(state)
                     print(line(state), flush=True)
             if over(place, states, before):
                 return states
-            time.sleep(asked.every)
+            time.sleep(arguments.every)
             before, states = states, look(place, states)
 
 

@@ -38,7 +38,7 @@ def check_randaugment(config: str) -> None:
 
 def rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
     """`image` (3,H,W) uint8 after timm's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) by `config`, in fresh memory."""
-    with _globals_kept():
+    with _preserve_globals():
         return _rand_augment(image, config, rng)
 
 
@@ -47,7 +47,7 @@ def rand_augment_all_(images: np.ndarray, config: str, rngs: Iterable[np.random.
 
     Global generators are put away once for all: that takes about as long as the changes to one small image.
     """
-    with _globals_kept():
+    with _preserve_globals():
         for row, rng in enumerate(rngs):
             images[row] = _rand_augment(images[row], config, rng)
 
@@ -82,7 +82,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 @contextmanager
-def _globals_kept() -> Iterator[None]:
+def _preserve_globals() -> Iterator[None]:
     """Python's and NumPy's global generators end as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:

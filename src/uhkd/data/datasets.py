@@ -206,8 +206,8 @@ def _listed_labels(dataset: Any) -> np.ndarray | None:
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
-        whole = _listed_labels(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices)]
+        labels = _listed_labels(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices)]
     for name in ("targets", "labels"):
         values = getattr(dataset, name, None)
         if values is None or callable(values):

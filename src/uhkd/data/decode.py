@@ -118,10 +118,10 @@ def largest() -> int:
     Raises:
         ValueError: UHKD_MAX_PIXELS is no whole number above 0.
     """
-    said = os.environ.get(_LARGER, str(LARGEST))
-    if not said.isdecimal() or int(said) < 1:
-        raise ValueError(f"{_LARGER} must be a whole number of pixels above 0, found {said!r}")
-    return int(said)
+    value = os.environ.get(_LARGER, str(LARGEST))
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{_LARGER} must be a whole number of pixels above 0, found {value!r}")
+    return int(value)
 
 
 def decodable(count: int, decode: Callable[[int], object]) -> Bool[np.ndarray, " n"]:

@@ -21,7 +21,7 @@ from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
 
-Beside = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
+RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
 _PREFETCH = (
     2  # batches ready for each worker: a longer queue fills memory, and helps none that is slower than the model
@@ -61,7 +61,7 @@ def train_loader(
     world_size: int = 1,
     views: int | None = None,
     view_seed: int | None = None,
-    beside: Beside | None = None,
+    record_reader: RecordReader | None = None,
     device: torch.device | str | None = None,
 ) -> Loader:
     """Return every batch of a run from `start_step` on, as one iterable.
@@ -75,16 +75,16 @@ def train_loader(
     (B,n) uint8, become the batch's `record`. device: see `Loader`.
 
     Raises:
-        ValueError: a batch size above the number of images or not divisible by world_size or the source's lanes, a
+        ValueError: a batch size above the number of images or not divisible by world_size or the source's shuffle streams, a
             start_step beyond the end, or a label outside num_classes. While iterating: an image that cannot be read, named,
-            a worker that was killed, or what `beside` raises.
+            a worker that was killed, or what `record_reader` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
         raise ValueError(f"batch size {batch_size} must be a multiple of the number of processes, {world_size}")
-    if (shuffle := shuffle_of(source)) is not None and batch_size % shuffle.lanes:
+    if (shuffle := shuffle_of(source)) is not None and batch_size % shuffle.streams:
         raise ValueError(
-            f"batch size {batch_size} must be a multiple of the lanes that shards are read in, {shuffle.lanes}"
+            f"batch size {batch_size} must be a multiple of the number of shuffle streams, {shuffle.streams}"
         )
     if not 0 <= start_step <= total:
         raise ValueError(f"start_step {start_step} lies outside the run of {total} steps")
@@ -94,7 +94,7 @@ def train_loader(
         raise ValueError(f"the data has labels up to {source.labels.max()}, but only {num_classes} classes were given")
     view_seed = seed if view_seed is None else view_seed
     batches = _TrainBatches(
-        source, augmentation, seed, batch_size, num_classes, rank, world_size, views, view_seed, beside
+        source, augmentation, seed, batch_size, num_classes, rank, world_size, views, view_seed, record_reader
     )
     return Loader(batches, range(start_step, total), workers, device)
 
@@ -226,11 +226,11 @@ class _TrainBatches(Batches):
         world_size: int,
         views: int | None,
         view_seed: int,
-        beside: Beside | None,
+        record_reader: RecordReader | None,
     ) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
         self.batch_size, self.rank, self.world_size, self.views = batch_size, rank, world_size, views
-        self.view_seed, self.beside = view_seed, beside
+        self.view_seed, self.record_reader = view_seed, record_reader
         self.per_epoch = steps_per_epoch(len(source), batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -250,8 +250,8 @@ class _TrainBatches(Batches):
             num_classes=self.num_classes,
         )
         record = None
-        if self.beside is not None:
-            stored = self.beside(number, index, image, target)
+        if self.record_reader is not None:
+            stored = self.record_reader(number, index, image, target)
             assert stored.dtype == np.uint8 and stored.ndim == 2 and len(stored) == len(index), stored.shape
             # copied: what is mapped from a file may not be writable, which torch wants
             record = torch.from_numpy(np.array(stored, order="C"))

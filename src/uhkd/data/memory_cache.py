@@ -20,7 +20,7 @@ _CHECKS = 32  # images read twice: a transform that acts on one image in ten esc
 _WORTH_A_LINE = 10**6  # bytes
 
 
-class Kept:
+class CachedSource:
     """The images of another source, all of one size; each is decoded when it is first asked for, and then kept.
 
     An image of another size ends the keeping of further ones: from there on they are read from the source. So does a
@@ -81,7 +81,7 @@ class Kept:
 
 
 def keep(parts: RawSplits) -> RawSplits:
-    """Return `parts` with small images of one size, where they are read anew each time, in `Kept`; a note tells of it.
+    """Return `parts` with small images of one size, where they are read anew each time, in `CachedSource`; a note tells of it.
 
     Training images come first, then those of val and test, each if all of them fit into what is left of `BUDGET`.
     """
@@ -89,15 +89,15 @@ def keep(parts: RawSplits) -> RawSplits:
     if size is None or max(size) > _SMALL:
         return parts
     per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
-    kept: dict[str, ImageSource] = {}
+    cached: dict[str, ImageSource] = {}
     for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
-        if not _read_anew(source):
+        if not _reads_every_time(source):
             continue
         needed = len(source) * per_image
         if needed <= room:
             room -= needed
             count += len(source)
-            kept[name] = Kept(source, size)
+            cached[name] = CachedSource(source, size)
         else:
             notes.append(
                 f"{_images(len(source), size)} would take {needed / 1e6:,.0f} MB of memory, more than the "
@@ -105,13 +105,13 @@ def keep(parts: RawSplits) -> RawSplits:
             )
     if count * per_image >= _WORTH_A_LINE:
         notes.append(f"{_images(count, size)} kept in memory ({count * per_image / 1e6:,.0f} MB), each decoded once")
-    return replace(parts, **kept, notes=tuple(notes))
+    return replace(parts, **cached, notes=tuple(notes))
 
 
-def _read_anew(source: ImageSource | None) -> TypeGuard[ImageSource]:
+def _reads_every_time(source: ImageSource | None) -> TypeGuard[ImageSource]:
     """Whether images are read from where they lie each time, and are then the same; those from afar are not fetched for this."""
     if isinstance(source, ShardSource):
-        return source.shelf.address is None
+        return source.store.address is None
     return isinstance(source, FileSource) or (isinstance(source, DatasetSource) and source.steady)
 
 
@@ -119,7 +119,7 @@ def in_memory(source: ImageSource) -> bool:
     """Whether images come from memory, at the latest when asked for again."""
     if isinstance(source, Split):
         return in_memory(source.source)
-    return isinstance(source, ArraySource | Kept)
+    return isinstance(source, ArraySource | CachedSource)
 
 
 def fill(source: ImageSource) -> None:
@@ -127,7 +127,7 @@ def fill(source: ImageSource) -> None:
     indices = np.arange(len(source))
     while isinstance(source, Split):
         source, indices = source.source, source.indices[indices]
-    if isinstance(source, Kept):
+    if isinstance(source, CachedSource):
         source.fill(indices)
 
 

@@ -7,30 +7,30 @@ BUILT_IN = ("digits", "cifar100")
 READERS = ("hfds/", "torch/")
 
 
-def is_remote(word: str) -> bool:
+def is_remote(name: str) -> bool:
     """Whether a word for data is an address."""
-    return "://" in word
+    return "://" in name
 
 
-def is_reader(word: str) -> bool:
+def is_reader(name: str) -> bool:
     """Whether a word for data is one of timm's, whether it is read here or not."""
-    return word.startswith((*READERS, "tfds/", "hfids/"))
+    return name.startswith((*READERS, "tfds/", "hfids/"))
 
 
-def names_shards(word: str) -> bool:
+def names_shards(name: str) -> bool:
     """Whether a word for data means tar shards whatever lies there: wds/..., a .tar, a {0..9} pattern of them, or elsewhere."""
-    return word.startswith("wds/") or is_remote(word) or word.endswith(".tar")
+    return name.startswith("wds/") or is_remote(name) or name.endswith(".tar")
 
 
-def check_word(word: str) -> None:
+def check_data_name(name: str) -> None:
     """See that a word for data is none of a path where nothing lies.
 
     Raises:
         ValueError: when it is, with names that are near.
     """
-    if word in BUILT_IN or word.startswith("cifar100:") or names_shards(word) or is_reader(word):
+    if name in BUILT_IN or name.startswith("cifar100:") or names_shards(name) or is_reader(name):
         return
-    path = Path(word).expanduser()
+    path = Path(name).expanduser()
     if path.exists():
         return
     parent = path.parent

@@ -14,7 +14,7 @@ import numpy as np
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.memory_cache import keep
-from uhkd.data.names import check_word, is_reader
+from uhkd.data.names import check_data_name, is_reader
 from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tar_headers import refuse_packed
@@ -74,9 +74,9 @@ def open_data(
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
     name, parts = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
-    classes, notes = _settle_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
+    classes, notes = _resolve_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
     if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
-        notes.append("shards_at_a_time is for tar shards, and these are none: not used")
+        notes.append("shuffle_shards is for tar shards, and these are none: not used")
     parts = keep(parts)
     train, val = parts.train, parts.val
     if val is None:
@@ -114,17 +114,17 @@ def _read(
         return type(data[0]).__name__, RawSplits(train.classes, train.train, val.train, None, train.native_size, notes)
     if not isinstance(data, str | Path):
         return type(data).__name__, user_dataset(data, "the data set")
-    word = str(data)
-    if word == "digits":
-        return word, digits()
-    if word == "cifar100" or word.startswith("cifar100:"):
-        root = word.partition(":")[2]
+    name = str(data)
+    if name == "digits":
+        return name, digits()
+    if name == "cifar100" or name.startswith("cifar100:"):
+        root = name.partition(":")[2]
         return "cifar100", cifar100(Path(root).expanduser() if root else None)
-    if is_sharded(word):
-        return read_shards(word, shards, class_names=names, skip_bad_images=skip_bad_images)
-    if is_reader(word):
-        return word, read_timm(word)
-    check_word(word)
+    if is_sharded(name):
+        return read_shards(name, shards, class_names=names, skip_bad_images=skip_bad_images)
+    if is_reader(name):
+        return name, read_timm(name)
+    check_data_name(name)
     path = Path(data).expanduser()
     refuse_packed(path)
     if path.is_dir():
@@ -139,7 +139,7 @@ def _read(
     )
 
 
-def _settle_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
     labelled = {"training": parts.train, "validation": parts.val, "test": parts.test}
     labels = {part: source.labels for part, source in labelled.items() if source is not None}
     train = labels["training"]
@@ -209,5 +209,5 @@ def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> t
         labels, classes = np.zeros_like(labels), 1
     if limit < classes:
         raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
-    kept = stratified_subset(labels, limit, split_seed)
-    return Split(train, kept), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"
+    chosen = stratified_subset(labels, limit, split_seed)
+    return Split(train, chosen), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"

@@ -61,8 +61,8 @@ def uniforms(purpose: Purpose, seed: int, first: int, seconds: Shaped[np.ndarray
     even = np.stack([np.full_like(second, 1), np.full_like(second, first & _MASK)])
     odd = np.stack([np.full_like(second, _PURPOSES[purpose]), second])
     even, odd = _philox(even, odd, seed & _MASK)
-    words = np.stack([even[0], odd[0], even[1], odd[1]], axis=1)
-    return (words >> np.uint64(11)) * 2.0**-53
+    draws = np.stack([even[0], odd[0], even[1], odd[1]], axis=1)
+    return (draws >> np.uint64(11)) * 2.0**-53
 
 
 def _philox(even: np.ndarray, odd: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray]:

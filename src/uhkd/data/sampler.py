@@ -16,28 +16,28 @@ class Shuffle:
     """How images that lie in shards are shuffled so that few shards are read at a time.
 
     bounds: (S+1,) rising positions; shard s holds images bounds[s] up to bounds[s+1]. at_a_time: shards whose images are
-    shuffled together. lanes: stretches of an epoch that are read side by side, image p of each batch from lane p mod lanes: with
-    as many lanes as processes (or a multiple) each process reads shards of its own, while the order does not depend on how many
-    there are.
+    shuffled together. streams: stretches of an epoch that are read side by side, image p of each batch from
+    stream p mod streams: with     as many streams as processes (or a
+    multiple of them) each process reads its own shards, and the order does not depend on the number of processes.
     """
 
     bounds: Int[np.ndarray, " s"]
     at_a_time: int
-    lanes: int = 1
+    streams: int = 1
 
     def part(self, indices: np.ndarray) -> Shuffle:
         """The same of some images, by rising positions."""
-        return Shuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.lanes)
+        return Shuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
 
-    def beside(self, index: int) -> tuple[int, int]:
+    def range_of(self, index: int) -> tuple[int, int]:
         """First and last + 1 of the images in the shard of image `index`."""
         shard = int(np.searchsorted(self.bounds, index, side="right")) - 1
         return int(self.bounds[shard]), int(self.bounds[shard + 1])
 
     def order(self, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """A permutation: shuffled shards, cut into equal stretches for the lanes, each of which is shuffled by blocks of shards.
+        """Return a permutation: shuffled shards, cut into equal parts for the streams, each shuffled by blocks of shards.
 
-        What the lanes leave over, fewer images than there are lanes, comes last.
+        What the streams leave over, fewer images than there are streams, comes last.
         """
         shards = generator.permutation(len(self.bounds) - 1)
         sizes = np.diff(self.bounds)[shards]
@@ -45,15 +45,15 @@ class Shuffle:
         # position of the k-th image when shards stand in their new order
         positions = np.arange(images) + np.repeat(self.bounds[:-1][shards] - (np.cumsum(sizes) - sizes), sizes)
         places = np.repeat(np.arange(len(shards)), sizes)
-        each = images // self.lanes
-        whole = each * self.lanes
-        place = places[:whole].reshape(self.lanes, each)
+        each = images // self.streams
+        full = each * self.streams
+        place = places[:full].reshape(self.streams, each)
         block = (place - place[:, :1]) // self.at_a_time
-        chance = generator.random((self.lanes, each))
+        chance = generator.random((self.streams, each))
         shuffled = np.take_along_axis(
-            positions[:whole].reshape(self.lanes, each), np.lexsort((chance, block), axis=1), 1
+            positions[:full].reshape(self.streams, each), np.lexsort((chance, block), axis=1), 1
         )
-        return np.concatenate([shuffled.T.ravel(), positions[whole:]])
+        return np.concatenate([shuffled.T.ravel(), positions[full:]])
 
 
 def shuffle_of(source: ImageSource) -> Shuffle | None:
@@ -70,4 +70,4 @@ def epoch_order(source: ImageSource, *, seed: int, epoch: int) -> Int[np.ndarray
 def partners(source: ImageSource, index: int) -> tuple[int, int]:
     """First and last + 1 of the images that may be mixed into image `index`: all, or those of its shard."""
     own = shuffle_of(source)
-    return (0, len(source)) if own is None else own.beside(index)
+    return (0, len(source)) if own is None else own.range_of(index)

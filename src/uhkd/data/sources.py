@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uhkd.data.decode import decode_file, from_any
 
-_KEPT_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none of a photo collection's tail
+_CACHE_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none of a photo collection's tail
 
 
 @runtime_checkable
@@ -98,8 +98,8 @@ class FileSource:
         self.root = root
         self.names = tuple(names)
         self.labels = None if labels is None else labels.astype(np.int64)
-        self._kept: dict[int, Tensor] = {}
-        self._room = _KEPT_BYTES
+        self._cached: dict[int, Tensor] = {}
+        self._room = _CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,13 +110,13 @@ class FileSource:
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """Image `index`, (3, H, W) bytes."""
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept.clone()
+        cached = self._cached.get(index)
+        if cached is not None:
+            return cached.clone()
         image = self.decode(index)
         if image.numel() <= self._room:
             self._room -= image.numel()
-            self._kept[index] = image.clone()
+            self._cached[index] = image.clone()
         return image
 
     def decode(self, index: int) -> UInt8[Tensor, "3 h w"]:

@@ -179,10 +179,10 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: P
     text = _bytes(archive, member.offset_data, member.size).decode("utf-8", "replace").strip()
     if kind == "json":
         try:
-            said = json.loads(text)
+            metadata = json.loads(text)
         except (ValueError, RecursionError):
             raise ValueError(f"{title} is no JSON: expected a description with a label") from None
-        found = said.get("label", said.get("cls")) if isinstance(said, dict) else None
+        found = metadata.get("label", metadata.get("cls")) if isinstance(metadata, dict) else None
         if found is None:
             return None
         # an empty text stands for what is no number

@@ -76,10 +76,10 @@ def read_index(content: bytes, title: str) -> Index:
     """
     try:
         arrays = load(content)
-        words: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        metadata: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         found = Index(
-            tuple(map(str, json.loads(words["names"]))),
-            tuple(map(str, json.loads(words["classes"]))),
+            tuple(map(str, json.loads(metadata["names"]))),
+            tuple(map(str, json.loads(metadata["classes"]))),
             *(arrays[name] for name in _ARRAYS),
         )
         _check(found)

@@ -33,12 +33,12 @@ _HEADERS = 16  # images whose header is read to learn whether all share one size
 class ShardOptions:
     """How tar shards are read.
 
-    at_a_time, lanes: see `Shuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
+    at_a_time, streams: see `Shuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
     elsewhere are kept, and how much of them; see `ShardStore`.
     """
 
     at_a_time: int | None = None
-    lanes: int = 1
+    streams: int = 1
     keep: str | None = None
     keep_gb: float = 100.0
 
@@ -46,11 +46,11 @@ class ShardOptions:
 class ShardSource:
     """Samples of tar shards by position; they have keys, so a view does not depend on the shard its image lies in."""
 
-    def __init__(self, shelf: ShardStore, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
-        self.shelf, self.index, self.labels, self.shuffle = shelf, index, labels, shuffle
+    def __init__(self, store: ShardStore, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
+        self.store, self.index, self.labels, self.shuffle = store, index, labels, shuffle
         self.keys = index.keys
         # shards from elsewhere are deleted to make room, which those that are open do not give back
-        self._files = OpenFiles() if shelf.address is None else OpenFiles(_OPEN_FROM_ELSEWHERE)
+        self._files = OpenFiles() if store.address is None else OpenFiles(_OPEN_FROM_ELSEWHERE)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,17 +69,17 @@ class ShardSource:
         shard = int(np.searchsorted(self.index.bounds, index, side="right")) - 1
         name, size = self.index.names[shard], int(self.index.sizes[shard])
         length, offset = int(self.index.lengths[index]), int(self.index.offsets[index])
-        found, path = bytearray(HEADER + length), self.shelf.folder / name
+        found, path = bytearray(HEADER + length), self.store.folder / name
         title = f"image {index - int(self.index.bounds[shard])} of shard {shown(str(path))}"
         for last in (False, True):
             if not self._files.holds(path):
-                self.shelf.path(name, size)
+                self.store.path(name, size)
             try:
                 read = self._files.read_into(found, path, offset - HEADER)
                 break
             except OSError as error:
                 # another process may have deleted it to make room, just now
-                if last or self.shelf.address is None or not isinstance(error, FileNotFoundError):
+                if last or self.store.address is None or not isinstance(error, FileNotFoundError):
                     raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
         if read != len(found):
             short = max(0, read - HEADER)
@@ -97,11 +97,11 @@ class ShardSource:
         return content_hash(self.keys, labels, self.index.lengths, b"" if self.shuffle is None else self.shuffle.bounds)
 
 
-def is_sharded(word: str) -> bool:
+def is_sharded(name: str) -> bool:
     """Whether a word for data names tar shards: wds/..., a .tar, a {0..9} pattern of them, a folder with them, or elsewhere."""
-    if names_shards(word):
+    if names_shards(name):
         return True
-    folder = Path(word).expanduser()
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return False
     if (folder / INDEX).is_file():
@@ -116,7 +116,7 @@ def _only_tars(folder: Path) -> bool:
 
 
 def read_shards(
-    word: str, asked: ShardOptions, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
+    name: str, options: ShardOptions, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
 ) -> tuple[str, RawSplits]:
     """Open tar shards: a name for them, and their parts; `train`, `val` and `test` in the shards' names tell which is which.
 
@@ -125,42 +125,42 @@ def read_shards(
     Raises:
         ValueError: no shards, none of training, or what `make_index` and `ShardStore` refuse.
     """
-    if not Path(word).expanduser().exists():
-        word = word.removeprefix("wds/")
-    notes, at_a_time = [], asked.at_a_time
-    if is_remote(word):
-        check_address(word)
-        if word.endswith(".tar"):
+    if not Path(name).expanduser().exists():
+        name = name.removeprefix("wds/")
+    notes, at_a_time = [], options.at_a_time
+    if is_remote(name):
+        check_address(name)
+        if name.endswith(".tar"):
             raise ValueError(
-                f"data at {word}: an address is a folder of shards with {INDEX} in it; patterns are for shards here"
+                f"data at {name}: an address is a folder of shards with {INDEX} in it; patterns are for shards here"
             )
-        word = word.rstrip("/")
-        edition = fetch(f"{word}/{INDEX}")
-        index = read_index(edition, f"{word}/{INDEX}")
-        shelf = ShardStore.remote(word, edition, asked.keep, asked.keep_gb)
+        name = name.rstrip("/")
+        edition = fetch(f"{name}/{INDEX}")
+        index = read_index(edition, f"{name}/{INDEX}")
+        store = ShardStore.remote(name, edition, options.keep, options.keep_gb)
         if at_a_time is None:
             at_a_time = _AT_A_TIME
             notes.append(f"shards from elsewhere are shuffled {at_a_time} at a time (--shards-at-a-time)")
-        least = min(len(index.names), at_a_time * asked.lanes) * int(index.sizes.max(initial=0))
-        if least > shelf.most:
+        least = min(len(index.names), at_a_time * options.streams) * int(index.sizes.max(initial=0))
+        if least > store.most:
             raise ValueError(
                 f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {count(at_a_time, 'shard')} in each of "
-                f"{count(asked.lanes, 'lane')} "
-                f"that are read at a time, found {asked.keep_gb:.3g}"
+                f"{count(options.streams, 'stream')} "
+                f"that are read at a time, found {options.keep_gb:.3g}"
             )
     else:
-        folder, names = _find(Path(word).expanduser())
-        shelf = ShardStore(folder)
+        folder, names = _find(Path(name).expanduser())
+        store = ShardStore(folder)
         index, note = _index(folder, names)
         notes += [note] if note else []
     members = parts_of(index.names)
     if "train" not in members:
         raise ValueError(
-            f"{shown(word)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
+            f"{shown(name)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
         )
     classes = index.classes and (class_names or tuple(_present(index, members["train"])))
     found = {
-        part: _source(shelf, index.of(shards), index.classes, classes, part, at_a_time, asked.lanes)
+        part: _source(store, index.of(shards), index.classes, classes, part, at_a_time, options.streams)
         for part, shards in members.items()
     }
     train, sources = found["train"], dict[str, ImageSource](found)
@@ -168,13 +168,13 @@ def read_shards(
         f"{len(found[part]):,} {part} images in {count(len(shards), 'shard')}" for part, shards in members.items()
     ]
     if train.shuffle is not None:
-        lanes = f" in each of {asked.lanes} lanes" if asked.lanes > 1 else ""
+        streams = f" in each of {options.streams} streams" if options.streams > 1 else ""
         notes.append(
-            f"shuffled {count(at_a_time or len(members['train']), 'shard')} at a time{lanes}; mixed within a shard"
+            f"shuffled {count(at_a_time or len(members['train']), 'shard')} at a time{streams}; mixed within a shard"
         )
     if skip_bad_images:
         sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
-    title = Path(word.rstrip("/")).name.removesuffix(".tar")
+    title = Path(name.rstrip("/")).name.removesuffix(".tar")
     return title, RawSplits(
         tuple(classes), sources["train"], sources.get("val"), sources.get("test"), _common_size(train), tuple(notes)
     )
@@ -230,10 +230,10 @@ def _index(folder: Path, names: list[str]) -> tuple[Index, str | None]:
     """The kept index if it is of these shards, else one made anew, with a note why."""
     file, why = folder / INDEX, None
     if file.is_file():
-        kept = read_index(file.read_bytes(), str(file))
-        places = {name: place for place, name in enumerate(kept.names)}
+        index = read_index(file.read_bytes(), str(file))
+        places = {name: place for place, name in enumerate(index.names)}
         if all(name in places for name in names):
-            found = kept.of([places[name] for name in names])
+            found = index.of([places[name] for name in names])
             if _is_of(found, folder):
                 return found, None
         why = f"{file} is not of these shards: their headers are read (uhkd index makes it anew)"
@@ -263,13 +263,13 @@ def _present(index: Index, shards: list[int]) -> list[str]:
 
 
 def _source(
-    shelf: ShardStore,
+    store: ShardStore,
     index: Index,
     named: tuple[str, ...],
     classes: tuple[str, ...],
     part: str,
     at_a_time: int | None,
-    lanes: int,
+    streams: int,
 ) -> ShardSource:
     labels = index.labels
     if len(labels) and labels.min() < 0 <= labels.max():
@@ -281,8 +281,8 @@ def _source(
                 f"{part} shards have classes that are not among those expected: {', '.join(map(shown, unknown[:8]))}"
             )
         labels = np.array([places.get(name, -1) for name in named], np.int64)[labels]
-    shuffle = None if at_a_time is None else Shuffle(index.bounds, at_a_time, lanes)
-    return ShardSource(shelf, index, None if len(labels) and labels.max() < 0 else labels, shuffle)
+    shuffle = None if at_a_time is None else Shuffle(index.bounds, at_a_time, streams)
+    return ShardSource(store, index, None if len(labels) and labels.max() < 0 else labels, shuffle)
 
 
 def _common_size(source: ShardSource) -> tuple[int, int] | None:

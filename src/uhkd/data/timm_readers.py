@@ -14,7 +14,7 @@ from uhkd.data.sources import DatasetSource
 _PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
-def read_timm(word: str) -> RawSplits:
+def read_timm(spec: str) -> RawSplits:
     """Open a data set by timm's word for it; nothing is downloaded by `torch/`, and by `hfds/` what is not in its cache yet.
 
     FOLDER is where the data lies (torch/) or its cache (hfds/).
@@ -22,18 +22,18 @@ def read_timm(word: str) -> RawSplits:
     Raises:
         ValueError: an iterable reader, a package that is not installed, a data set that cannot be opened or has no labels.
     """
-    if not word.startswith(READERS):
-        kind = word.partition("/")[0]
+    if not spec.startswith(READERS):
+        kind = spec.partition("/")[0]
         raise ValueError(
-            f"data {word}: timm's reader {kind}/ gives images in its own order alone, which can be neither shuffled nor resumed "
+            f"data {spec}: timm's reader {kind}/ gives images in its own order alone, which can be neither shuffled nor resumed "
             "exactly; use hfds/, torch/, or tar shards (wds/FOLDER, also from elsewhere: docs/scaling.md)"
         )
-    name, _, root = word.partition(":")
-    train = _open(word, name, root, "train")
+    name, _, root = spec.partition(":")
+    train = _open(spec, name, root, "train")
     if train is None:
-        raise ValueError(f"data {word} has no part named train")
+        raise ValueError(f"data {spec} has no part named train")
     others = {
-        part: next((found.train for split in splits if (found := _open(word, name, root, split))), None)
+        part: next((found.train for split in splits if (found := _open(spec, name, root, split))), None)
         for part, splits in _PARTS[name.partition("/")[0]].items()
     }
     notes = list(train.notes)
@@ -44,25 +44,25 @@ def read_timm(word: str) -> RawSplits:
     return RawSplits(train.classes, train.train, others["val"], others["test"], train.native_size, tuple(notes))
 
 
-def _open(word: str, name: str, root: str, split: str) -> RawSplits | None:
+def _open(spec: str, name: str, root: str, split: str) -> RawSplits | None:
     """One part; None where the data set has none of that name."""
     from timm.data import create_dataset
 
     try:
         dataset: Any = create_dataset(name, root=root or None, split=split, download=False)
     except ImportError as error:
-        raise ValueError(f"data {word} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
+        raise ValueError(f"data {spec} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
     except Exception as error:  # each library raises errors of its own
         if split != "train" and isinstance(error, ValueError | KeyError | AssertionError):
             return None
         raise ValueError(
-            f"data {word} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"data {spec} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
     reader = getattr(dataset, "reader", None)
     if reader is None:
-        return user_dataset(dataset, word)
+        return user_dataset(dataset, spec)
     column = reader.dataset.features.get(reader.label_key)
-    source = DatasetSource(dataset, np.asarray(reader.dataset[reader.label_key][:], np.int64), word)
+    source = DatasetSource(dataset, np.asarray(reader.dataset[reader.label_key][:], np.int64), spec)
     first = source.image(0)
     return RawSplits(
         tuple(getattr(column, "names", ()) or ()), source, None, None, (first.shape[1], first.shape[2]), ()

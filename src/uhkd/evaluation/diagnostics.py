@@ -122,7 +122,7 @@ class Diagnostics:
         for name, value in row.items():
             self.noted.setdefault(name, []).append(np.asarray(value))
 
-    def likeness(self) -> dict[str, float]:
+    def similarity(self) -> dict[str, float]:
         """How like the teacher the student is by now: the share of its target that is not met, and CKA of the deepest maps.
 
         feature_error: mean over levels and coefficients of the error last noted, for methods that match features.
@@ -150,10 +150,10 @@ class Diagnostics:
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Take over an interrupted run's arrays up to a step."""
-        kept = int((arrays["steps"] <= step).sum()) if "steps" in arrays else 0
+        count = int((arrays["steps"] <= step).sum()) if "steps" in arrays else 0
         for name, value in arrays.items():
             if name == "steps" or name.startswith(("student_spectrum_", "error_")):
-                self.noted[name] = list(value[:kept])
+                self.noted[name] = list(value[:count])
             else:
                 self.fixed[name] = value
 

@@ -56,8 +56,8 @@ def predict_logits(
     try:
         for batch in batches:
             with autocast():
-                said = model(batch.image.to(device), frozenset({"logits"})).logits
-            logits.append(said.float().cpu())
+                output = model(batch.image.to(device), frozenset({"logits"})).logits
+            logits.append(output.float().cpu())
             labels.append(None if batch.label is None else batch.label.cpu())
     finally:
         model.train(training)

@@ -41,8 +41,8 @@ def embed(
             if batch.label is None:
                 raise ValueError("these images have no labels to fit a probe on")
             with autocast():
-                said = model(batch.image.to(device), frozenset({"embedding"}))
-            embeddings.append(said.embedding.float().cpu())
+                output = model(batch.image.to(device), frozenset({"embedding"}))
+            embeddings.append(output.embedding.float().cpu())
             labels.append(batch.label.cpu())
     finally:
         model.train(training)
@@ -77,7 +77,7 @@ def fit_linear_probe(embedding: Tensor, labels: Tensor, num_classes: int, *, wei
 def neighbour_logits(
     known: Float[Tensor, "m d"],
     labels: Int[Tensor, " m"],
-    asked: Float[Tensor, "n d"],
+    queries: Float[Tensor, "n d"],
     num_classes: int,
     neighbours: int = NEIGHBOURS,
 ) -> Float[Tensor, "n k"]:
@@ -85,9 +85,9 @@ def neighbour_logits(
 
     Fewer neighbours where fewer are known. A class without a vote gets the logarithm of 1e-6.
     """
-    known, asked = F.normalize(known, dim=1), F.normalize(asked, dim=1)
+    known, queries = F.normalize(known, dim=1), F.normalize(queries, dim=1)
     shares = []
-    for part in asked.split(_CHUNK):
+    for part in queries.split(_CHUNK):
         near = (part @ known.T).topk(min(neighbours, len(known)), dim=1)
         votes = (near.values / _TEMPERATURE).softmax(1)
         shares.append(votes.new_zeros(len(part), num_classes).scatter_add_(1, labels[near.indices], votes))
@@ -97,13 +97,13 @@ def neighbour_logits(
 def probe(
     kind: Probe,
     known: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
-    asked: tuple[Float[Tensor, "n d"], Int[Tensor, " n"]],
+    queries: tuple[Float[Tensor, "n d"], Int[Tensor, " n"]],
     num_classes: int,
 ) -> Evaluation:
     """Fit a probe on the embeddings and labels of one part (see `embed`) and measure it on those of another."""
     if kind == "knn":
-        logits = neighbour_logits(*known, asked[0], num_classes)
+        logits = neighbour_logits(*known, queries[0], num_classes)
     else:
         with torch.no_grad():
-            logits = fit_linear_probe(*known, num_classes)(asked[0])
-    return Evaluation(score(logits, asked[1]), logits, asked[1])
+            logits = fit_linear_probe(*known, num_classes)(queries[0])
+    return Evaluation(score(logits, queries[1]), logits, queries[1])

@@ -50,12 +50,12 @@ def card_text(
     lines += ["## How it was made\n", "| | |\n|---|---|", *_facts(result, recipe, network), ""]
     if card.classes:
         lines += ["Classes: " + ", ".join(shown(name) for name in card.classes) + "\n"]
-    if words := {
+    if parts := {
         key: _named(value) for key, value in recipe.items() if key not in _PLACES and value not in (None, [], {})
     }:
-        told = yaml.safe_dump(words, sort_keys=False, allow_unicode=True)
+        recipe_text = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
         lines += [
-            f"<details><summary>The whole recipe, places left out</summary>\n\n```yaml\n{told}```\n\n</details>\n"
+            f"<details><summary>The whole recipe, places left out</summary>\n\n```yaml\n{recipe_text}```\n\n</details>\n"
         ]
     lines += ["## What it is for, and what not\n", _limits(result, bool(card.classes))]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)) + "\n"
@@ -90,8 +90,8 @@ def _dataset(name: Any) -> str | None:
 
 def _origin(result: Mapping[str, Any]) -> str:
     if result.get("verb") == "distill":
-        taught = _joined([str(_named(teacher)) for teacher, _ in _teachers(result, {})]) or "no teacher"
-        return f"Distilled with uhkd from {shown(taught)}, method {shown(str(_named(result.get('method'))))}."
+        teacher_metrics = _joined([str(_named(teacher)) for teacher, _ in _teachers(result, {})]) or "no teacher"
+        return f"Distilled with uhkd from {shown(teacher_metrics)}, method {shown(str(_named(result.get('method'))))}."
     return "Trained on labels with uhkd." if result else "Written by uhkd."
 
 
@@ -124,13 +124,13 @@ def _teachers(result: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tupl
     return [(result["teacher"], recipe.get("teacher_start"))] if result.get("teacher") else []
 
 
-def _joined(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: FeatureExtractor) -> list[str]:
     """Rows of a table; what the run does not say is left out."""
-    metrics, taught = result.get("metrics") or {}, result.get("teacher_metrics") or {}
+    metrics, teacher_metrics = result.get("metrics") or {}, result.get("teacher_metrics") or {}
     environment = result.get("environment") or {}
     versions = environment.get("versions") or {}
     data, teachers = result.get("data"), _teachers(result, recipe)
@@ -141,7 +141,7 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Featur
         "parameters": f"{sum(p.numel() for p in network.module.parameters()):,}",
         "method": result.get("method") or result.get("verb"),
         "teacher": _joined([str(_named(teacher)) for teacher, _ in teachers]) or None,
-        f"teacher's validation accuracy{by}": _percent(taught, "accuracy"),
+        f"teacher's validation accuracy{by}": _percent(teacher_metrics, "accuracy"),
         "licence of the teacher's weights": "; ".join(dict.fromkeys(_licence(*one) for one in teachers)) or None,
         "data": _named(data),
         "training images": result.get("train_images"),
@@ -162,21 +162,21 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Featur
 
 
 def _limits(result: Mapping[str, Any], classes: bool) -> str:
-    answers = (
+    sentence = (
         "It knows the classes above and no others: of an image of something else it names one of them all the same, and its "
         "probabilities are calibrated no better than the table says. "
         if classes
         else ""
     )
     if classes and "uhkd" in str(result.get("method")):
-        answers += "Those of students of uhkd by its defaults are low, and not calibrated. "
+        sentence += "Those of students of uhkd by its defaults are low, and not calibrated. "
     measured = (
         "Measured on held-out images of the data named above alone"
         if (result.get("metrics") or {}).get("val_accuracy") is not None
         else "Not measured"
     )
     return (
-        f"For images like those it was trained on. {answers}{measured}: on other cameras, places, times or groups of people it "
+        f"For images like those it was trained on. {sentence}{measured}: on other cameras, places, times or groups of people it "
         "may do worse, and nobody has looked for bias. What a teacher gets wrong, its student learns too. Check the licences of "
         "the teacher's weights and of the images before you pass it on."
     )

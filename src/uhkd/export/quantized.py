@@ -86,7 +86,7 @@ def _drop_unused(module: nn.Module) -> None:
     """Delete the float weights that the graph no longer reads: they would be saved beside the integers."""
     graph: Any = module.graph
     used = {node.target for node in graph.nodes if node.op == "get_attr"}
-    for name in [name for kept in (module.named_parameters(), module.named_buffers()) for name, _ in kept]:
+    for name in [name for tensors in (module.named_parameters(), module.named_buffers()) for name, _ in tensors]:
         if name not in used:
             owner, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(owner), leaf)

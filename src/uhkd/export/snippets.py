@@ -107,12 +107,12 @@ def takes(form: Form, network: FeatureExtractor) -> str:
 def example(form: Form, network: FeatureExtractor, where: str) -> str:
     """Python that names the class of `some.jpg` (of a network without classes' names: the shape of what it answers)."""
     height, width = network.card.image_size
-    words = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "where": where}
+    values = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "where": where}
     if form == "safetensors":
         named = 'uhkd.predict(run={where}, images=["some.jpg"])'
-        said = (named if network.card.classes else f"model = {_OPENED[form]}").format(where=where)
+        code = (named if network.card.classes else f"model = {_OPENED[form]}").format(where=where)
     else:
-        said = f"print({_NAMES[form]}[int(answer.argmax())])" if network.card.classes else "print(answer.shape)"
+        code = f"print({_NAMES[form]}[int(answer.argmax())])" if network.card.classes else "print(answer.shape)"
     fetched = next((name for name in ("snapshot_download", "hf_hub_download") if where.startswith(name)), None)
     fetching = f"from huggingface_hub import {fetched}\n" if fetched else ""
-    return fetching + _EXAMPLES[form].format(**words, fitted=_FITTED.format(**words), said=said)
+    return fetching + _EXAMPLES[form].format(**values, fitted=_FITTED.format(**values), code=code)

@@ -98,8 +98,8 @@ def pick(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:
     else:
         items = _outside_downsampling(items)
         # What closes a stage is a block; a norm or permutation after it holds the same numbers, less well named.
-        whole = {_grid(item) for item in items if not item.leaf}
-        items = [item for item in items if not item.leaf or _grid(item) not in whole]
+        grids = {_grid(item) for item in items if not item.leaf}
+        items = [item for item in items if not item.leaf or _grid(item) not in grids]
     return [items[i] for i in choose([_grid(item) for item in items], wanted)]
 
 

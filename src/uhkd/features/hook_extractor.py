@@ -96,8 +96,10 @@ def hook_reader(
         picked = pick(usable, levels)
     else:
         defaults = pick(usable, len(usable))
-        asked = [defaults[i].name if isinstance(i, int) and -len(defaults) <= i < len(defaults) else i for i in levels]
-        picked = [usable[i] for i in find(asked, [(item.name,) for item in usable], type(module).__name__)]
+        requested = [
+            defaults[i].name if isinstance(i, int) and -len(defaults) <= i < len(defaults) else i for i in levels
+        ]
+        picked = [usable[i] for i in find(requested, [(item.name,) for item in usable], type(module).__name__)]
     vector = output is not None and output.ndim == 2
     reader = HookExtractor(
         levels=tuple(item.name for item in picked),

@@ -31,9 +31,9 @@ class NetworkOutput(NamedTuple):
 
     def finite(self) -> Tensor | None:
         """Whether all its numbers are finite, a () boolean on their device, which is not waited for; None without any."""
-        said = [x.detach() for x in self.tensors()]
+        tensors = [x.detach() for x in self.tensors()]
         # by their largest: a few kernels for all of them, where a GPU's time goes into starting many
-        return nn.utils.get_total_norm(said, float("inf")).isfinite() if said else None
+        return nn.utils.get_total_norm(tensors, float("inf")).isfinite() if tensors else None
 
 
 @dataclass(frozen=True)

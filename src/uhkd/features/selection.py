@@ -27,7 +27,7 @@ def choose(grids: Sequence[tuple[int, int]], wanted: int) -> tuple[int, ...]:
     return tuple(stages[-wanted:]) if len(set(grids)) > 1 else evenly(len(grids), wanted)
 
 
-def find(asked: Sequence[int | str], names: Sequence[Sequence[str]], owner: str) -> tuple[int, ...]:
+def find(requested: Sequence[int | str], names: Sequence[Sequence[str]], owner: str) -> tuple[int, ...]:
     """Positions of the asked taps, shallow to deep.
 
     `names` holds for each tap all names it answers to; an integer counts taps, from the end if negative.
@@ -37,7 +37,7 @@ def find(asked: Sequence[int | str], names: Sequence[Sequence[str]], owner: str)
     """
     lookup = {name: i for i, aliases in enumerate(names) for name in aliases}
     found: set[int] = set()
-    for item in asked:
+    for item in requested:
         if isinstance(item, int) and -len(names) <= item < len(names):
             found.add(item % len(names))
         elif isinstance(item, str) and item in lookup:

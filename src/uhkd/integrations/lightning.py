@@ -49,10 +49,10 @@ class UHKDLightningModule(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         lr: float = 1e-3,
-        **words: Any,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.distillation = Distillation(teacher, student, **words)
+        self.distillation = Distillation(teacher, student, **options)
         self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
         own = [f"distillation.{name}" for name in self.distillation.own_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
@@ -70,7 +70,7 @@ class UHKDLightningModule(LightningModule):
         """Fix the statistics of the teacher's spectra, unless a checkpoint brought them."""
         if self.distillation.needs_calibration:
             assert self.trainer.train_dataloader is not None
-            self.distillation.calibrate(_beside(self.trainer.train_dataloader))
+            self.distillation.calibrate(_options(self.trainer.train_dataloader))
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch of images (B, 3, H, W), labels (B,), perhaps indices (B,): a scalar; all terms are logged."""
@@ -100,7 +100,7 @@ class UHKDLightningModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
 
-def _beside(loader: Any) -> Any:
+def _options(loader: Any) -> Any:
     """A loader of the same images, shuffled, that takes none from `loader`, whose iterator may be the only one."""
     if (
         not isinstance(loader, DataLoader)

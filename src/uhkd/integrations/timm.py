@@ -52,21 +52,21 @@ class UHKDTask(TrainingTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
-        **words: Any,
+        **options: Any,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student: Any = student_model
-        words.setdefault("num_classes", student.num_classes)
+        options.setdefault("num_classes", student.num_classes)
         norms = {"mean": mean or student.pretrained_cfg["mean"], "std": std or student.pretrained_cfg["std"]}
-        self.distillation = Distillation(teacher_model, student_model, **norms, **words)
+        self.distillation = Distillation(teacher_model, student_model, **norms, **options)
         if self.distillation.needs_indices:
             raise ValueError(
                 f"{self.distillation.method} must know which image is which, and timm's loops do not say; use uhkd.distill, or "
                 "uhkd.Distillation in a loop of your own"
             )
         self.trainable_module: nn.Module = self.distillation.learner
-        kept = ("distillers.", "balance.")
-        own = [name for name, _ in self.distillation.learner.named_buffers() if name.startswith(kept)]
+        prefixes = ("distillers.", "balance.")
+        own = [name for name, _ in self.distillation.learner.named_buffers() if name.startswith(prefixes)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.distillation.learner, own)
         self.to(self.device)
         if loader is not None:
@@ -74,7 +74,7 @@ class UHKDTask(TrainingTask):
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The loss of a batch (B,C,H,W) with its targets (B,) or (B,K), and its raw terms."""
-        terms = self.trainable_module(*self.distillation.hear(input, target))
+        terms = self.trainable_module(*self.distillation.prepare_batch(input, target))
         return {"loss": self.distillation.loss(terms, len(input))} | {k: v.detach() for k, v in terms.items()}
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "UHKDTask":

@@ -24,8 +24,8 @@ __all__ = [
     "method_class",
     "method_names",
     "numbered",
-    "place_of",
     "settings_of",
+    "teacher_index",
     "uses_logits",
 ]
 
@@ -39,18 +39,18 @@ def _names(method: str) -> list[str]:
     return names
 
 
-def _yielding(names: list[str], plan: Mapping[str, tuple[dict[str, Any], dict[str, float]]]) -> None:
+def _drop_duplicate_logit_terms(names: list[str], plan: Mapping[str, tuple[dict[str, Any], dict[str, float]]]) -> None:
     """Give weight 0 to soft targets that a method only brings along, where a list has other ones of its own.
 
     A weight that was asked for stays.
     """
-    spoken = any(method_class(name).is_logit_method for name in names)
+    has_logit_term = any(method_class(name).is_logit_method for name in names)
     for name in names:
-        companions = method_class(name).companions
-        if spoken:
-            for term in sorted(companions):
+        auxiliary_logit_terms = method_class(name).auxiliary_logit_terms
+        if has_logit_term:
+            for term in sorted(auxiliary_logit_terms):
                 plan[name][1].setdefault(term, 0.0)
-        spoken = spoken or bool(companions)
+        has_logit_term = has_logit_term or bool(auxiliary_logit_terms)
 
 
 def check(
@@ -76,28 +76,28 @@ def check(
     for kind, given in enumerate((settings or {}, weights or {})):
         what = ("setting", "weight")[kind]
         for key, value in given.items():
-            prefix, _, word = key.rpartition(".")
+            prefix, _, term = key.rpartition(".")
             known = {n: list(settings_of(n)) if kind == 0 else list(method_class(n).default_weights) for n in names}
-            takers = [n for n in names if word in known[n] and prefix in ("", n)]
+            takers = [n for n in names if term in known[n] and prefix in ("", n)]
             if kind == 1 and key == "ce":
                 continue  # the trainer's own term
             if not takers:
-                everything = sorted({w for words in known.values() for w in words} | ({"ce"} if kind else set()))
+                everything = sorted({w for terms in known.values() for w in terms} | ({"ce"} if kind else set()))
                 problems.append(
-                    f"{method} has no {what} {key!r}{suggest(word, everything)} (known: {', '.join(everything) or 'none'})"
+                    f"{method} has no {what} {key!r}{suggest(term, everything)} (known: {', '.join(everything) or 'none'})"
                 )
             for name in takers:
-                annotation = settings_of(name)[word].annotation if kind == 0 else float
+                annotation = settings_of(name)[term].annotation if kind == 0 else float
                 try:
-                    plan[name][kind][word] = TypeAdapter(annotation, config=_FINITE).validate_python(value)
+                    plan[name][kind][term] = TypeAdapter(annotation, config=_FINITE).validate_python(value)
                 except ValidationError as error:
-                    said = error.errors()[0]["msg"].lower()
-                    problems.append(f"{what} {key}={value!r} of {name}: {said}")
+                    message = error.errors()[0]["msg"].lower()
+                    problems.append(f"{what} {key}={value!r} of {name}: {message}")
     if any(w < 0 for _, term_weights in plan.values() for w in term_weights.values()):
         problems.append("weights of loss terms must be numbers >= 0")
     if problems:
         raise ValueError("\n".join(problems))
-    _yielding(names, plan)
+    _drop_duplicate_logit_terms(names, plan)
     return plan
 
 
@@ -132,9 +132,9 @@ def uses_logits(
 ) -> bool:
     """Whether any term that counts is about the logits of both sides."""
     return any(
-        weight and (method_class(name).is_logit_method or term in method_class(name).companions)
-        for name, told in effective(method, settings, weights).items()
-        for term, weight in told["weights"].items()
+        weight and (method_class(name).is_logit_method or term in method_class(name).auxiliary_logit_terms)
+        for name, chosen in effective(method, settings, weights).items()
+        for term, weight in chosen["weights"].items()
     )
 
 
@@ -160,7 +160,7 @@ def label_free_weights(
             )
         if own.is_logit_method and not logits:
             raise ValueError(f"{name} imitates class scores, and this teacher has none; choose {others}")
-    silent = {} if logits else {f"{n}.{t}": 0.0 for n in names for t in method_class(n).companions}
+    silent = {} if logits else {f"{n}.{t}": 0.0 for n in names for t in method_class(n).auxiliary_logit_terms}
     return {key: w for key, w in silent.items() if key.partition(".")[2] not in weights} | dict(weights)
 
 
@@ -212,7 +212,7 @@ def numbered(number: int | None, distillers: nn.ModuleDict) -> dict[str, nn.Modu
     return {name if number is None else f"{number}:{name}": distiller for name, distiller in distillers.items()}
 
 
-def place_of(name: str) -> int:
+def teacher_index(name: str) -> int:
     """Where the teacher of a distiller stands among several, from 0: that of "2:uhkd" is 1; of one alone 0."""
     number, colon, _ = name.partition(":")
     return int(number) - 1 if colon else 0
@@ -220,7 +220,7 @@ def place_of(name: str) -> int:
 
 def _on_logits(distiller: DistillationLoss) -> str:
     """The weights that would have to go for a method to need no logits."""
-    terms = sorted(filter(distiller.wants, distiller.companions or distiller.weights))
+    terms = sorted(filter(distiller.wants, distiller.auxiliary_logit_terms or distiller.weights))
     return f"the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)}"
 
 

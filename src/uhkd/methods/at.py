@@ -33,7 +33,7 @@ class AT(DistillationLoss):
 
     default_weights: ClassVar = {"attention": 1000.0}
     main_term = "attention"
-    knob = ("power", (1, 4))
+    tunable = ("power", (1, 4))
 
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, power: int = 2) -> None:
         super().__init__(weights)

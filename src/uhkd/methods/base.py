@@ -42,10 +42,10 @@ class DistillationLoss(nn.Module, ABC):
 
     default_weights: ClassVar[Mapping[str, float]] = {}
     main_term: ClassVar[str | None] = None
-    companions: ClassVar[frozenset[str]] = NOTHING
+    auxiliary_logit_terms: ClassVar[frozenset[str]] = NOTHING
     is_logit_method: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    knob: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
+    tunable: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     balance: ClassVar[str] = "constant"
     needs: Requirements
 

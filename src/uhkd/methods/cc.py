@@ -38,7 +38,7 @@ class CC(DistillationLoss):
 
     default_weights: ClassVar = {"correlation": 0.02}
     main_term = "correlation"
-    knob = ("dim", (64, 256))
+    tunable = ("dim", (64, 256))
 
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, dim: int = 128) -> None:
         super().__init__(weights)

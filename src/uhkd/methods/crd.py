@@ -15,14 +15,14 @@ from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, wide
 
 _EPS = 1e-7  # the authors'
-_WHOLE = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
+_FULL_BANK = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
 
 
 def exponents(
     anchor: Float[Tensor, "b d"], bank: Float[Tensor, "n d"], drawn: Int[Tensor, "b k1"], temperature: float
 ) -> Float[Tensor, "b k1"]:
     """<anchor, bank row> / T for the drawn rows of each image."""
-    if len(bank) <= _WHOLE * drawn.shape[1]:
+    if len(bank) <= _FULL_BANK * drawn.shape[1]:
         # of a copy: the bank is overwritten before the backward pass reads it
         products = (anchor @ bank.clone().T).gather(1, drawn)
     else:
@@ -38,8 +38,8 @@ def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samp
     """
     noise = (exponent.shape[1] - 1) / num_samples
     log_p = exponent - log_z
-    whole = torch.logaddexp(log_p, log_p.new_tensor(math.log(noise + _EPS)))
-    return -(log_p[:, 0].sum() + math.log(noise) * log_p[:, 1:].numel() - whole.sum()) / len(log_p)
+    total = torch.logaddexp(log_p, log_p.new_tensor(math.log(noise + _EPS)))
+    return -(log_p[:, 0].sum() + math.log(noise) * log_p[:, 1:].numel() - total.sum()) / len(log_p)
 
 
 class CRD(DistillationLoss):
@@ -64,7 +64,7 @@ class CRD(DistillationLoss):
 
     default_weights: ClassVar = {"contrast": 1.0}
     main_term = "contrast"
-    knob = ("temperature", (0.1, 0.2))
+    tunable = ("temperature", (0.1, 0.2))
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -123,8 +123,8 @@ class CRD(DistillationLoss):
             ]
             if z is None:
                 # of N times the mean of all exponentials of the first batch, over all processes
-                whole = [all_gather_batch(x.detach().logsumexp(1)) for x in found]
-                first = torch.stack([x.logsumexp(0) + math.log(count / (len(x) * drawn.shape[1])) for x in whole])
+                total = [all_gather_batch(x.detach().logsumexp(1)) for x in found]
+                first = torch.stack([x.logsumexp(0) + math.log(count / (len(x) * drawn.shape[1])) for x in total])
                 log_z = torch.where(
                     self.log_normalisers.isinf(), first.to(self.log_normalisers.dtype), self.log_normalisers
                 )

@@ -28,7 +28,7 @@ class DIST(DistillationLoss):
     default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}
     main_term = "inter"
     is_logit_method = True
-    knob = ("temperature", (2.0, 4.0))
+    tunable = ("temperature", (2.0, 4.0))
 
     def __init__(
         self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0

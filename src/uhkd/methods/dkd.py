@@ -58,7 +58,7 @@ class DKD(DistillationLoss):
     main_term = "nckd"
     is_logit_method = True
     needs_labels = True
-    knob = ("temperature", (2.0, 4.0))
+    tunable = ("temperature", (2.0, 4.0))
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class KD(SoftTargetLoss):
     default_weights: ClassVar = {"kl": 1.0}
     main_term = "kl"
     is_logit_method = True
-    knob = ("temperature", (1.0, 2.0, 8.0))
+    tunable = ("temperature", (1.0, 2.0, 8.0))
 
     def __init__(
         self,

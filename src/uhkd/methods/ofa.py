@@ -68,7 +68,7 @@ class OFA(DistillationLoss):
     main_term = "stages"
     is_logit_method = True
     needs_labels = True
-    knob = ("eps", (1.2, 1.5))
+    tunable = ("eps", (1.2, 1.5))
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class RSD(DistillationLoss):
 
     default_weights: ClassVar = {"redundancy": 0.1}
     main_term = "redundancy"
-    knob = ("kappa", (0.003, 0.03))
+    tunable = ("kappa", (0.003, 0.03))
 
     def __init__(
         self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, kappa: float = 0.01, expansion: int = 2

@@ -11,7 +11,7 @@ from dataclasses import replace
 from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
 from uhkd.methods.spectral_matching import MultiLevelLoss, Norm
-from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, settle_channels
+from uhkd.spectral import Channels, SpectralTarget, Standardise, match_levels, resolve_channels
 from uhkd.spectral.fam import FAMForm
 
 
@@ -22,7 +22,7 @@ class PooledTwin(MultiLevelLoss):
     """
 
     full_grid = False
-    knob = ("radius", (2, 3))
+    tunable = ("radius", (2, 3))
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PooledTwin(MultiLevelLoss):
             if self.full_grid:
                 smaller = [tuple(map(min, student[v.student][1:], teacher[v.teacher][1:])) for v in levels]
                 levels = tuple(replace(v, size=(h, w)) for v, (h, w) in zip(levels, smaller, strict=True))
-            target = SpectralTarget(levels, standardise, settle_channels(channels, "area"), whiten)
+            target = SpectralTarget(levels, standardise, resolve_channels(channels, "area"), whiten)
             self.match_features(shapes, target, fam=fam, hidden=hidden, level_weights=level_weights, norm=norm)
 
 
@@ -54,4 +54,4 @@ class FullGridTwin(PooledTwin):
     """Spatial twin B: as twin A, on the smaller of the two full grids of each level (`radius` is not used)."""
 
     full_grid = True
-    knob = ("standardise", ("channel", "none"))
+    tunable = ("standardise", ("channel", "none"))

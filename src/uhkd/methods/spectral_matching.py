@@ -140,12 +140,12 @@ class MultiLevelLoss(SoftTargetLoss):
         "relations": 300.0,
     }
     main_term = "features"
-    companions = frozenset({"kl", "inter", "intra"})
+    auxiliary_logit_terms = frozenset({"kl", "inter", "intra"})
     balance = "lead"
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
         super().__init__(weights, temperature)
-        if any(map(self.wants, self.companions)):
+        if any(map(self.wants, self.auxiliary_logit_terms)):
             self.logits = frozenset({"logits"})
             self.needs = Requirements(self.logits, self.logits)
 

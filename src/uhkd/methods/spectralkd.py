@@ -51,8 +51,8 @@ class SpectralKD(SoftTargetLoss):
 
     default_weights: ClassVar = {"kl": 1.0, "fft": 0.2}
     main_term = "fft"
-    companions = frozenset({"kl"})
-    knob = ("temperature", (2.0, 4.0))
+    auxiliary_logit_terms = frozenset({"kl"})
+    tunable = ("temperature", (2.0, 4.0))
 
     def __init__(
         self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0

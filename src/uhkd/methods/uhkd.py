@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
 from uhkd.methods.spectral_matching import MultiLevelLoss, Norm
-from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, settle_channels
+from uhkd.spectral import Channels, Form, SpectralTarget, Standardise, match_levels, resolve_channels
 from uhkd.spectral.fam import FAMForm
 
 
@@ -38,7 +38,7 @@ class UHKD(MultiLevelLoss):
         ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
     """
 
-    knob = ("radius", (2, 3))
+    tunable = ("radius", (2, 3))
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class UHKD(MultiLevelLoss):
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(
                 shapes,
-                SpectralTarget(levels, standardise, settle_channels(channels, form), whiten),
+                SpectralTarget(levels, standardise, resolve_channels(channels, form), whiten),
                 fam=fam,
                 hidden=hidden,
                 level_weights=level_weights,

@@ -13,7 +13,7 @@ from uhkd.models.factories import Input, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
 from uhkd.models.names import Reference, check_run, parse
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
-from uhkd.models.transformers import card_words, find, has_weights, stage_ends
+from uhkd.models.transformers import config_of, find, has_weights, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
 
@@ -136,7 +136,7 @@ def wrap(
     if num_classes and found != num_classes:
         gives = "no class scores" if found is None else f"{found} classes"
         raise ValueError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
-    known, options = card_words(module) or (f"module/{type(module).__name__}", {})
+    known, options = config_of(module) or (f"module/{type(module).__name__}", {})
     return _with_card(tapped, name or known, options)
 
 
@@ -231,9 +231,9 @@ def _levels(module: nn.Module, levels: Levels) -> Levels:
 
 def _own_classes(module: nn.Module) -> int | None:
     """Number of classes a freshly built module has: timm and transformers say so, elsewhere its last layer with outputs does."""
-    said = getattr(module, "num_classes", getattr(module, "num_labels", None))
-    if isinstance(said, int):
-        return said
+    classes = getattr(module, "num_classes", getattr(module, "num_labels", None))
+    if isinstance(classes, int):
+        return classes
     outputs = [getattr(part, "out_features", getattr(part, "out_channels", None)) for part in module.modules()]
     return next((item for item in reversed(outputs) if isinstance(item, int)), None)
 

@@ -10,8 +10,8 @@ from uhkd.models.transformers import described as described_by_transformers
 
 def native_size_of(module: nn.Module) -> Size | None:
     """(height, width) that a network of timm or transformers was built for; None: it does not say, or takes any."""
-    if (said := described_by_transformers(module)) is not None:
-        return said.size
+    if (described := described_by_transformers(module)) is not None:
+        return described.size
     if isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         sizes = (getattr(part, "img_size", None) for part in module.modules())
         found = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
@@ -21,7 +21,7 @@ def native_size_of(module: nn.Module) -> Size | None:
 
 def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Input | None:
     """Images of a size as a network of timm or transformers wants them, by its own configuration; None: it does not say."""
-    if (said := described_by_transformers(module)) is not None:
-        return Input(size, said.mean, said.std, said.interpolation)
+    if (described := described_by_transformers(module)) is not None:
+        return Input(size, described.mean, described.std, described.interpolation)
     cfg = getattr(module, "pretrained_cfg", None)
     return input_of(cfg, size) if isinstance(cfg, Mapping) else None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "student")
-_ANEW = "write, copy or download it again"
+_REPLACE_IT = "write, copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -44,7 +44,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{file}' is no whole safetensors file ({error}); {_ANEW}") from error
+        raise ValueError(f"'{file}' is no whole safetensors file ({error}); {_REPLACE_IT}") from error
 
 
 def _load_torch(file: Path) -> Any:
@@ -61,7 +61,7 @@ def _load_torch(file: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged file can fail in any way
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise ValueError(f"'{file}' is no whole torch weights file ({reason}); {_ANEW}") from error
+        raise ValueError(f"'{file}' is no whole torch weights file ({reason}); {_REPLACE_IT}") from error
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:

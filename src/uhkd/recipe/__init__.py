@@ -6,11 +6,13 @@ from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
-from uhkd.recipe.old_names import as_recorded, modern_words
+from uhkd.recipe.old_names import MANIFEST_KEYS, TASK_KEYS, as_recorded, rename_keys
 from uhkd.recipe.train import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
+    "MANIFEST_KEYS",
     "MOST_VIEWS",
+    "TASK_KEYS",
     "AugmentationOptions",
     "CacheRecipe",
     "CompareRecipe",
@@ -29,8 +31,8 @@ __all__ = [
     "did_you_mean",
     "find_recipe",
     "load_yaml",
-    "modern_words",
     "recipe_names",
+    "rename_keys",
     "scalar",
     "to_yaml",
 ]

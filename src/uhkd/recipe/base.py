@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from uhkd.recipe.errors import shown
+from uhkd.recipe.old_names import RECIPE_KEYS, rename_keys
 
 
 class StrictModel(BaseModel):
@@ -20,6 +21,13 @@ class StrictModel(BaseModel):
     def defaults(cls) -> dict[str, Any]:
         """What each word means where it is not said; words that must be said are left out."""
         return {name: info.get_default() for name, info in cls.model_fields.items() if not info.is_required()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, values: Any) -> Any:
+        """Accept the option names of older versions."""
+        table = {old: new for old, new in RECIPE_KEYS.items() if new in cls.model_fields}
+        return rename_keys(values, table) if isinstance(values, dict) else values
 
     @field_validator("*", mode="before")
     @classmethod
@@ -87,15 +95,15 @@ class DataOptions(StrictModel):
     skip_bad_images: bool = Field(
         default=False, description="leave out image files that cannot be read, counted and named"
     )
-    shards_at_a_time: int | None = Field(
+    shuffle_shards: int | None = Field(
         default=None,
         ge=1,
         description="tar shards whose images are shuffled together, so that few are read at a time; none: all, or 8 from afar",
     )
-    lanes: int = Field(
+    shuffle_streams: int = Field(
         default=1,
         ge=1,
-        description="stretches of shards read side by side by shards_at_a_time: the number of processes, for shards of their own",
+        description="parts of an epoch that shuffle_shards reads in parallel; the number of processes gives each its own shards",
     )
     shard_cache: str | None = Field(
         default=None, description="folder for shards fetched from elsewhere; none: the user's cache folder"

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, TeacherOptions
 from uhkd.recipe.errors import shown
 
-KEPT = ("logits", "embedding", "spectra")
+STORABLE = ("logits", "embedding", "spectra")
 MOST_VIEWS = 100_000
 """Nobody trains for more epochs, and a slip of the pen is told before the disk is full."""
 
@@ -28,7 +28,7 @@ class CacheRecipe(DataOptions, AugmentationOptions, TeacherOptions, DeviceOption
         description="views of every image; epoch e of a training shows view e mod views",
     )
     keep: tuple[str, ...] = Field(
-        default=KEPT, min_length=1, description="what is stored of each view, of logits, embedding, spectra"
+        default=STORABLE, min_length=1, description="what is stored of each view, of logits, embedding, spectra"
     )
     storage: Literal["fp16", "int8"] = Field(
         default="fp16", description="numbers of spectra and embedding; int8 (with scales) takes half the room"
@@ -54,17 +54,17 @@ class CacheRecipe(DataOptions, AugmentationOptions, TeacherOptions, DeviceOption
 
     @field_validator("channels", mode="wrap")
     @classmethod
-    def _told_once(cls, value: Any, judge: Callable[[Any], Any]) -> Any:
+    def _drop_duplicates(cls, value: Any, validator: Callable[[Any], Any]) -> Any:
         """pydantic would tell a mistake once for each kind of value that it might have been."""
         with contextlib.suppress(ValidationError):
             if not isinstance(value, bool):
-                return judge(value)
+                return validator(value)
         raise ValueError(f"expected a whole number from 1 on, auto or none, found {shown(value)}")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if len(set(self.keep)) < len(self.keep) or not set(self.keep) <= set(KEPT):
-            raise ValueError(f"keep: expected some of {', '.join(KEPT)}, each once, found {', '.join(self.keep)}")
+        if len(set(self.keep)) < len(self.keep) or not set(self.keep) <= set(STORABLE):
+            raise ValueError(f"keep: expected some of {', '.join(STORABLE)}, each once, found {', '.join(self.keep)}")
         if "spectra" in self.keep and isinstance(self.channels, int) and self.form != "pairs":
             raise ValueError(
                 f"channels: mixes channels linearly and fits form pairs, found form {self.form}; say --channels none"

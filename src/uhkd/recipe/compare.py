@@ -28,9 +28,11 @@ class CompareRecipe(StrictModel):
     )
     seeds: int = Field(default=3, ge=1, description="repetitions with seeds 0, 1, ...; differences are paired by seed")
     data: str | None = Field(default=None, description="data in place of the recipes'")
-    changes: dict[str, Any] = Field(default={}, description="fields changed in every student's recipe, as in epochs=10")
-    teacher_changes: dict[str, Any] = Field(default={}, description="fields changed in every teacher's recipe")
-    part: Literal["val", "test"] = Field(
+    overrides: dict[str, Any] = Field(
+        default={}, description="fields changed in every student's recipe, as in epochs=10"
+    )
+    teacher_overrides: dict[str, Any] = Field(default={}, description="fields changed in every teacher's recipe")
+    split: Literal["val", "test"] = Field(
         default="val",
         description="images of the final table: the held-out part, or the test part (read once, when all choices are made)",
     )
@@ -63,18 +65,18 @@ class CompareRecipe(StrictModel):
             )
         if len(set(self.methods)) < len(self.methods):
             problems.append(f"methods: expected each once, found {', '.join(self.methods)}")
-        mine = {"method", "seed", "out", "resume", "teacher", "data"}
-        taken = sorted((mine & set(self.changes)) | ((mine - {"seed"}) & set(self.teacher_changes)))
-        problems += [f"changes: {name} has a field of its own in a comparison" for name in taken]
+        reserved = {"method", "seed", "out", "resume", "teacher", "data"}
+        taken = sorted((reserved & set(self.overrides)) | ((reserved - {"seed"}) & set(self.teacher_overrides)))
+        problems += [f"overrides: {name} has a field of its own in a comparison" for name in taken]
         problems += [
-            f"variants: {name} may not say {word}: a comparison's cells share it"
-            for name, words in self.variants.items()
-            for word in sorted((mine - {"method"}) & set(words))
+            f"variants: {name} may not say {option}: a comparison's cells share it"
+            for name, options in self.variants.items()
+            for option in sorted((reserved - {"method"}) & set(options))
         ]
         problems += [
-            f"variants: {name} needs 'method: NAME', found {sorted(words)}"
-            for name, words in self.variants.items()
-            if not isinstance(words.get("method"), str)
+            f"variants: {name} needs 'method: NAME', found {sorted(options)}"
+            for name, options in self.variants.items()
+            if not isinstance(options.get("method"), str)
         ]
         if problems:
             raise ValueError("\n".join(problems))

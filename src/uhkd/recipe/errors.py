@@ -43,9 +43,9 @@ class RecipeError(ValueError):
         return RecipeError, (self.problems,)
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """'; did you mean ...?' with up to three of `words` that look like `word`, or nothing."""
-    near = get_close_matches(word.lower(), list(words), n=3, cutoff=0.6)
+def did_you_mean(option: str, names: Iterable[str]) -> str:
+    """'; did you mean ...?' with up to three of `names` that look like `option`, or nothing."""
+    near = get_close_matches(option.lower(), list(names), n=3, cutoff=0.6)
     return f"; did you mean {_either([repr(name) for name in near])}?" if near else ""
 
 
@@ -86,21 +86,21 @@ def _disagreements(schema: type[BaseModel], mapping: Mapping[str, Any], details:
 def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
     """One problem of pydantic's in our words: name, what was expected, what was found."""
     name = ".".join(str(part) for part in details["loc"])
-    within, word = _innermost(schema, details["loc"])
+    within, option = _innermost(schema, details["loc"])
     kind, found = details["type"], details["input"]
     context = details.get("ctx", {})
     if kind == "extra_forbidden":
-        hint = did_you_mean(word, within.model_fields)
+        hint = did_you_mean(option, within.model_fields)
         return [f"{name}: unknown key{hint or '; `uhkd VERB --help` lists the known ones'}"]
     if kind == "missing":
-        return [f"{name}: required but not given ({within.model_fields[word].description})"]
+        return [f"{name}: required but not given ({within.model_fields[option].description})"]
     if kind == "value_error":
         lines = str(context["error"]).split("\n")
         return [f"{name}: {line}" for line in lines] if name else lines
     if kind == "literal_error":
         if within is schema:
-            name = word = str(details["loc"][0])  # of an item in a list: the list's
-        kinds = within.model_fields[word].annotation
+            name = option = str(details["loc"][0])  # of an item in a list: the list's
+        kinds = within.model_fields[option].annotation
         kinds = next((kind for kind in get_args(kinds) if get_origin(kind) is Literal), kinds)
         choices = [str(c) for c in get_args(get_args(kinds)[0] if get_origin(kinds) is tuple else kinds)]
         hint = did_you_mean(str(found), choices)

@@ -102,14 +102,14 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     names = recipe_names()
-    word = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
-    if word in names:
-        return Path(str(files("uhkd"))) / "recipes" / f"{word}.yaml"
-    hint = did_you_mean(word, names) or "; `uhkd recipes` lists those"
+    given = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
+    if given in names:
+        return Path(str(files("uhkd"))) / "recipes" / f"{given}.yaml"
+    hint = did_you_mean(given, names) or "; `uhkd recipes` lists those"
     raise RecipeError([f"no recipe {str(name)!r}: neither a file nor a packaged recipe{hint}"])
 
 
 def to_yaml(recipe: TrainRecipe) -> str:
     """The whole recipe as YAML, learning rate and weight decay resolved: reading it back gives the same training."""
-    words = recipe.resolved().model_dump(mode="json")
-    return yaml.dump(words, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    fields = recipe.resolved().model_dump(mode="json")
+    return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -16,7 +16,7 @@ RECIPES: dict[str, type[StrictModel]] = {
 }
 
 
-def editor_schema(verb: str) -> dict[str, Any]:
+def editor_schema(command: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a verb's recipes, each key with its description, bounds and default.
 
     No key is required, as a command line may add what a file leaves out. Rules between keys are not in it; the verb knows them.
@@ -24,9 +24,9 @@ def editor_schema(verb: str) -> dict[str, Any]:
     Raises:
         ValueError: for a verb without recipes.
     """
-    if verb not in RECIPES:
-        raise ValueError(f"no recipes of {verb!r}: expected {', '.join(RECIPES)}")
-    made = RECIPES[verb].model_json_schema()
+    if command not in RECIPES:
+        raise ValueError(f"no recipes of {command!r}: expected {', '.join(RECIPES)}")
+    made = RECIPES[command].model_json_schema()
     made.pop("required", None)
     for name, field in made["properties"].items():
         field.pop("title", None)
@@ -34,5 +34,5 @@ def editor_schema(verb: str) -> dict[str, Any]:
             field["anyOf"][0]["items"] = {"type": ["string", "integer"]}
         if name == "method":
             field["examples"] = list(METHODS)
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"Recipe of uhkd {verb}"}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"Recipe of uhkd {command}"}
     return head | {key: value for key, value in made.items() if key != "title"}

@@ -72,7 +72,7 @@ def names_of(method: str) -> list[str]:
     return names
 
 
-def suggest(word: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
     """'; did you mean ...?' with the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(word, known, 1)
+    near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]!r}?" if near else ""

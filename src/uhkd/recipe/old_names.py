@@ -1,26 +1,43 @@
-"""Words of recipes of older versions, translated when they are read."""
+"""Names that older versions wrote to recipes, caches and comparisons, translated when a file is read."""
 
 from collections.abc import Mapping
 from typing import Any
 
+MANIFEST_KEYS = {"words": "teacher_options"}  # of cache.json
+TASK_KEYS = {"words": "options"}  # of plan/NAME.json in the folder of a comparison
+RECIPE_KEYS = {
+    "accumulate": "grad_accum_steps",
+    "changes": "overrides",
+    "lanes": "shuffle_streams",
+    "part": "split",
+    "shards_at_a_time": "shuffle_shards",
+    "teacher_changes": "teacher_overrides",
+    "weights_schedule": "balance",
+}
 
-def modern_words(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the words of a recipe under today's names: `weights_schedule` is the balance of that name.
+
+def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
+    """Return a copy under current names.
+
+    Args:
+        content: what a file holds, under old or current names.
+        table: old name -> current name.
 
     Raises:
-        ValueError: when a word is given under both names with other values.
+        ValueError: if both names of a key are present with different values.
     """
-    now = dict(words)
-    if "weights_schedule" in now:
-        older = now.pop("weights_schedule")
-        if now.setdefault("balance", older) != older:
-            raise ValueError("weights_schedule: is called balance now, and both are given; leave out weights_schedule")
-    return now
+    current = dict(content)
+    for old, new in table.items():
+        if old in current:
+            value = current.pop(old)
+            if current.setdefault(new, value) != value:
+                raise ValueError(f"{old}: is called {new} now, and both are given; leave out {old}")
+    return current
 
 
-def as_recorded(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the words that a run recorded under today's names; a run without a balance had constant weights."""
-    now = modern_words(words)
-    if "student" in now and now.get("balance") is None:
-        now["balance"] = "constant"
-    return now
+def as_recorded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe under current names; a distillation recorded without a balance had constant weights."""
+    current = rename_keys(fields, RECIPE_KEYS)
+    if "student" in current and current.get("balance") is None:
+        current["balance"] = "constant"
+    return current

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from uhkd.recipe.balance import BalanceName, balance_settings
 from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
 from uhkd.recipe.errors import RecipeError, shown
-from uhkd.recipe.old_names import modern_words
 
 # the usual peak learning rate and weight decay; lamb's are those of timm's A2 recipe (arXiv 2110.00476)
 _USUAL = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
@@ -23,7 +22,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
 
     epochs: int = Field(default=30, ge=1, description="passes over the training images")
     batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")
-    accumulate: int = Field(
+    grad_accum_steps: int = Field(
         default=1, ge=1, description="parts a batch is split into to save memory; divides batch_size"
     )
     optimizer: Literal["adamw", "sgd", "lamb"] = Field(default="adamw", description="optimiser")
@@ -107,14 +106,18 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
             problems.append(f"min_lr: expected less than lr ({self.learning_rate:g}), found {self.min_lr:g}")
         if self.min_lr and self.schedule != "cosine":
             problems.append(f"min_lr: only schedule cosine uses it, found schedule {self.schedule}")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.grad_accum_steps:
             problems.append(
-                f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"
+                f"grad_accum_steps: expected a divisor of batch_size ({self.batch_size}), found {self.grad_accum_steps}"
             )
-        if self.lanes > 1 and self.shards_at_a_time is None and "://" not in self.data:
-            problems.append(f"lanes: only shards_at_a_time uses it, which is not given, found {self.lanes}")
-        if self.batch_size % self.lanes:
-            problems.append(f"lanes: expected a divisor of batch_size ({self.batch_size}), found {self.lanes}")
+        if self.shuffle_streams > 1 and self.shuffle_shards is None and "://" not in self.data:
+            problems.append(
+                f"shuffle_streams: only shuffle_shards uses it, which is not given, found {self.shuffle_streams}"
+            )
+        if self.batch_size % self.shuffle_streams:
+            problems.append(
+                f"shuffle_streams: expected a divisor of batch_size ({self.batch_size}), found {self.shuffle_streams}"
+            )
         if self.schedule == "step" and not self.step_epochs:
             problems.append("step_epochs: schedule step needs at least one epoch, found none")
         if self.schedule != "step" and self.step_epochs:
@@ -171,9 +174,9 @@ class TeacherSpec(StrictModel):
 
 def _one_or_more(value: Any) -> Any:
     """One teacher as its word alone, however it is written."""
-    words = value if isinstance(value, list | tuple) else () if value is None else [value]
-    names = tuple(str(word) for word in words if isinstance(word, str | os.PathLike) and str(word))
-    if len(names) < len(words):
+    items = value if isinstance(value, list | tuple) else () if value is None else [value]
+    names = tuple(str(name) for name in items if isinstance(name, str | os.PathLike) and str(name))
+    if len(names) < len(items):
         raise ValueError(f"expected the name of a teacher, or a list of names, found {shown(value)}")
     return names if len(names) > 1 else names[0] if names and names[0].lower() not in ("none", "null") else None
 
@@ -229,16 +232,10 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
     student_levels: Levels = Field(default=None, description="names of the student's layers to match; none: chosen")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, words: Any) -> Any:
-        """Take words of older versions for what they are called now."""
-        return modern_words(words) if isinstance(words, dict) else words
-
-    def taught(self) -> tuple[tuple[Self, float], ...]:
+    def teacher_recipes(self) -> tuple[tuple[Self, float], ...]:
         """The recipe as each teacher sees it, with one `teacher` and its own words, and its share; itself where none is named."""
-        words = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
-        each = self.teachers or tuple(TeacherSpec(teacher=word) for word in words if word is not None)
+        items = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        each = self.teachers or tuple(TeacherSpec(teacher=name) for name in items if name is not None)
         if not each:  # scratch, or stored signals
             return ((self, 1.0),)
         total = sum(one.weight for one in each)
@@ -249,8 +246,8 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
         update = {"teacher": one.teacher, "teachers": (), "method": one.method or self.method}
         update |= {"settings": one.settings if own else self.settings | one.settings}
         update |= {"weights": one.weights if own else self.weights | one.weights}
-        asked = {"start": one.start, "head": one.head, "levels": one.levels, "options": one.options}
-        return self.model_copy(update=update | {f"teacher_{k}": v for k, v in asked.items() if v is not None})
+        options = {"start": one.start, "head": one.head, "levels": one.levels, "options": one.options}
+        return self.model_copy(update=update | {f"teacher_{k}": v for k, v in options.items() if v is not None})
 
     def _further_problems(self) -> list[str]:
         if self.balance is None:
@@ -264,10 +261,10 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
         count = len(self.teachers) or (len(self.teacher) if isinstance(self.teacher, tuple) else 1)
         if self.teachers and self.teacher is not None:
             return ["teachers: stands in place of teacher, and both are given; leave one out"]
-        if told := [number for number, one in enumerate(self.teachers) if "ce" in one.weights]:
+        if with_ce := [number for number, one in enumerate(self.teachers) if "ce" in one.weights]:
             return [
-                f"teachers.{told[0]}.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own "
-                "weights"
+                f"teachers.{with_ce[0]}.weights.ce: the labels' term is the student's, whatever the teacher; "
+                "set it in the recipe's weights"
             ]
         if self.teacher_cache is not None and (count > 1 or self.teachers):
             return ["teacher_cache: holds the signals of one teacher, and several are given; leave it out"]

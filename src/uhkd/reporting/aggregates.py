@@ -44,7 +44,7 @@ class Example:
     thumbnail: int
     index: int
     true: str
-    said: tuple[tuple[str, str, float | None, bool], ...]
+    predictions: tuple[tuple[str, str, float | None, bool], ...]
     kind: str
 
 
@@ -98,10 +98,10 @@ def same_images(run: Run, labels: Labels) -> bool:
     return run.labels is not None and np.array_equal(run.labels, labels)
 
 
-def told(teacher: Teacher | None, labels: Labels) -> Labels | None:
+def teacher_predictions(teacher: Teacher | None, labels: Labels) -> Labels | None:
     """What a teacher says of the images with these labels; None where that was not recorded."""
-    said = None if teacher is None else teacher.prediction
-    return said if said is not None and said.shape == labels.shape else None
+    predictions = None if teacher is None else teacher.prediction
+    return predictions if predictions is not None and predictions.shape == labels.shape else None
 
 
 def labels_of(family: Family) -> Labels | None:
@@ -123,9 +123,14 @@ def agreement(family: Family) -> tuple[list[str], Float[np.ndarray, "k k"]] | No
     labels = labels_of(family)
     if labels is None:
         return None
-    teachers = {t.name: said for t in family.teachers if (said := told(t, labels)) is not None}
+    teachers = {
+        t.name: predictions for t in family.teachers if (predictions := teacher_predictions(t, labels)) is not None
+    }
     known: list[tuple[str, list[Labels]]] = [("(labels)", [labels])]
-    known += [("teacher" if len(teachers) == 1 else f"teacher {name}", [said]) for name, said in teachers.items()]
+    known += [
+        ("teacher" if len(teachers) == 1 else f"teacher {name}", [predictions])
+        for name, predictions in teachers.items()
+    ]
     known += [(g.label, found) for g in family.groups if (found := predicted(g, labels))]
     matrix = np.zeros((len(known), len(known)))
     for i, (_, one) in enumerate(known):
@@ -162,18 +167,18 @@ def examples(family: Family, most: int = 6) -> list[Example]:
     if shown is None or (shown < 0).any() or (shown >= len(labels)).any():
         return []
     columns: list[tuple[str, Labels, np.ndarray | None]] = []
-    if focus.teacher is not None and (said := told(focus.teacher, labels)) is not None:
-        columns.append(("teacher", said, focus.teacher.confidence))
+    if focus.teacher is not None and (predictions := teacher_predictions(focus.teacher, labels)) is not None:
+        columns.append(("teacher", predictions, focus.teacher.confidence))
     others = [g for g in family.groups if g.method == "kd" and g is not focus and g is not base][:1]
     for group in (*([base] if base else []), *others, focus):
         run = next((r for r in group.runs if same_images(r, labels) and r.predictions() is not None), None)
-        if run is not None and (said := run.predictions()) is not None:
-            columns.append((group.label, said, run.array("val_confidence", 1)))
-    known = {name: said for name, said, _ in columns}
+        if run is not None and (predictions := run.predictions()) is not None:
+            columns.append((group.label, predictions, run.array("val_confidence", 1)))
+    known = {name: predictions for name, predictions, _ in columns}
     if focus.label not in known:
         return []
     classes, found = classes_of(family), []
-    right = {name: said == labels for name, said in known.items()}
+    right = {name: predictions == labels for name, predictions in known.items()}
     own = right[focus.label]
     masks: dict[str, np.ndarray] = {}
     if base is not None and base.label in known:
@@ -188,9 +193,9 @@ def examples(family: Family, most: int = 6) -> list[Example]:
         used |= {*chosen}
         for place in chosen:
             index = int(shown[place])
-            words = []
+            lines = []
             for name, prediction, confidence in columns:
                 sure = None if confidence is None or len(confidence) != len(labels) else float(confidence[index])
-                words.append((name, class_name(classes, int(prediction[index])), sure, bool(right[name][index])))
-            found.append(Example(place, index, class_name(classes, int(labels[index])), tuple(words), kind))
+                lines.append((name, class_name(classes, int(prediction[index])), sure, bool(right[name][index])))
+            found.append(Example(place, index, class_name(classes, int(labels[index])), tuple(lines), kind))
     return found

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HEAT = ("#ecf2fa", "#08306b")  # of the lowest and of the highest cell
 _WIDTH, _HEIGHT, _ROW = 340, 230, 21  # of a panel and of one of its rows: points, which are the page's pixels
 _CELLS = 14  # columns of a heat map whose numbers do not lie over each other
-_LONGEST, _BESIDE = 60, 28  # letters of a label, and of one beside or below a panel in a file
+_LONGEST, _LONGEST_TICK = 60, 28  # letters of a label, and of one beside or below a panel in a file
 _INKS = {colour: f"var(--{name})" for name, colour in LIGHT.items() if name != "paper"}  # white text in cells stays so
 _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # names from elsewhere are text, also between dollars
@@ -77,11 +77,11 @@ def inline(panel: Panel, alt: str, key: str, hidden: Container[str] = ()) -> Mar
 
     def tag(found: re.Match[str]) -> str:
         """Shorten a tag that matplotlib wrote, with colours as variables; its text is escaped, so a tag is nothing else."""
-        words = re.sub(r"#[0-9a-f]{6}(?![0-9a-f])", lambda colour: _INKS.get(colour[0], colour[0]), found[0])
-        words = re.sub(r"(\.\d\d)\d+|\s+(?=[\s\"])| transform=\"rotate\(-0 [^\"]*\"", r"\1", words.replace("\n", " "))
-        if not (name := re.match(r'<g id="(series-(\d+))?', words)):
-            return words
-        if words.endswith("/>"):  # nothing was drawn
+        text = re.sub(r"#[0-9a-f]{6}(?![0-9a-f])", lambda colour: _INKS.get(colour[0], colour[0]), found[0])
+        text = re.sub(r"(\.\d\d)\d+|\s+(?=[\s\"])| transform=\"rotate\(-0 [^\"]*\"", r"\1", text.replace("\n", " "))
+        if not (name := re.match(r'<g id="(series-(\d+))?', text)):
+            return text
+        if text.endswith("/>"):  # nothing was drawn
             return ""
         if name[1] is None:
             return "<g>"
@@ -103,9 +103,9 @@ def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legen
     columns = len(panels) if len(panels) <= 4 else 3
     rows = math.ceil(len(panels) / columns)
     names = [_name(label) for label, *_ in legend]
-    beside = max(1, _WIDTH * columns // (6 * max(map(len, names), default=0) + 50))
+    letters = max(1, _WIDTH * columns // (6 * max(map(len, names), default=0) + 50))
     tallest = max(130, *(_room(panel)[-1] for panel in panels))
-    height = rows * tallest + 30 * bool(title) + 18 * math.ceil(len(names) / beside)
+    height = rows * tallest + 30 * bool(title) + 18 * math.ceil(len(names) / letters)
     with _drawing({"svg.hashsalt": title}):
         figure = _figure(_WIDTH * columns, height, layout="constrained")
         places = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -119,7 +119,7 @@ def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legen
             figure.suptitle(_name(title), fontsize=12)
         if legend:
             handles = [Line2D([], [], color=LIGHT[hue], linestyle=_dashes(dash)) for _, hue, dash, _ in legend]
-            figure.legend(handles, names, loc="outside lower center", ncols=beside, frameon=False)
+            figure.legend(handles, names, loc="outside lower center", ncols=letters, frameon=False)
         return [_save(figure, kind) for kind in kinds]
 
 
@@ -133,10 +133,10 @@ def _drawing(style: Any) -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float, **words: Any) -> "Figure":
+def _figure(width: float, height: float, **text: Any) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure((width / 72, height / 72), **words)
+    return Figure((width / 72, height / 72), **text)
 
 
 def _save(figure: "Figure", kind: str) -> bytes:
@@ -167,7 +167,7 @@ def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
     if isinstance(panel, Curves):
         yield from _curves(axes, panel)
     elif isinstance(panel, Bars):
-        yield from _bars(axes, panel, 20 if short else _BESIDE)
+        yield from _bars(axes, panel, 20 if short else _LONGEST_TICK)
     else:
         _heat(axes, panel, short)
 
@@ -175,11 +175,11 @@ def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
 def _curves(axes: "Axes", panel: Curves) -> "Marks":
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    whole = True
+    integers = True
     for line in panel.lines:
         x, y = np.asarray(line.x, float), np.asarray(line.y, float)
         known = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not panel.log))
-        whole &= bool((x[known] % 1 == 0).all())
+        integers &= bool((x[known] % 1 == 0).all())
         style: dict[str, Any] = {"color": LIGHT[line.hue], "linestyle": _dashes(line.dash)}
         style |= {"linewidth": 1.2, "alpha": 0.75} if line.faint else {"linewidth": 3} if line.frame is not None else {}
         artists: list[Artist] = [*axes.plot(x[known], y[known], marker="o" if known.sum() == 1 else None, **style)]
@@ -188,7 +188,7 @@ def _curves(axes: "Axes", panel: Curves) -> "Marks":
             artists.append(axes.fill_between(x[known], low, high, color=LIGHT[line.hue], alpha=0.16, linewidth=0))
         yield line, artists
     axes.set_ylabel(panel.y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1 if whole else 2))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=integers, min_n_ticks=1 if integers else 2))
     axes.margins(x=0.02)
     if panel.log:
         axes.set_yscale("log")
@@ -209,7 +209,7 @@ def _bars(axes: "Axes", panel: Bars, longest: int) -> "Marks":
     for r, row in enumerate(panel.rows):
         artists: list[Artist] = [names[r]]
         dots = [dot for dot in row.dots if math.isfinite(dot)]
-        for k, (value, hue, words) in enumerate(row.values):
+        for k, (value, hue, text) in enumerate(row.values):
             if not math.isfinite(value):
                 continue
             y, colour = r + (k - (len(row.values) - 1) / 2) * 0.8 / len(row.values), LIGHT[hue]
@@ -222,7 +222,7 @@ def _bars(axes: "Axes", panel: Bars, longest: int) -> "Marks":
                 ends.append(value)
             end = (max(value, *dots, value) if panel.as_dots else max(value, 0.0), y)
             style: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            artists.append(axes.annotate(_name(words), end, **style))
+            artists.append(axes.annotate(_name(text), end, **style))
         yield row, artists
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     room = high - low or abs(high) or 1.0
@@ -241,12 +241,12 @@ def _heat(axes: "Axes", panel: Heat, short: bool) -> None:
     axes.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
     if len(panel.columns) <= _CELLS:
         for (r, c), value in np.ndenumerate(values):
-            words = f"{value:.{panel.digits}f}" if math.isfinite(value) else "-"
-            axes.text(c, r, words, ha="center", va="center", color=heat_ink(float(share[r, c])))
+            text = f"{value:.{panel.digits}f}" if math.isfinite(value) else "-"
+            axes.text(c, r, text, ha="center", va="center", color=heat_ink(float(share[r, c])))
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _slanted(panel) else {}
     if len(panel.columns) > _CELLS:
         turned |= {"rotation": 90, "fontsize": 7}
-    columns, rows = (11, 16) if short else (16, _BESIDE)
+    columns, rows = (11, 16) if short else (16, _LONGEST_TICK)
     axes.set_xticks(range(len(panel.columns)), [_name(name, columns) for name in panel.columns], **turned)
     axes.set_yticks(range(len(panel.rows)), [_name(name, rows) for name in panel.rows])
     axes.set_ylabel(panel.y_label)
@@ -266,8 +266,8 @@ def _dashes(dash: int) -> Any:
     return (0, [float(part) for part in DASHES[dash % 4].split()]) if dash % 4 else "-"
 
 
-def _name(words: str, longest: int = _LONGEST) -> str:
+def _name(text: str, longest: int = _LONGEST) -> str:
     """Words from elsewhere as a label: one short line, never hidden from a legend, as those that begin with "_" are."""
-    line = shown(str(words))
+    line = shown(str(text))
     line = line if len(line) <= longest else f"{line[: longest - 1]}…"
     return f"{' ' * line.startswith('_')}{line}"

@@ -4,7 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from uhkd.reporting.aggregates import agreement, classes_of, confusion_changes, gains, labels_of, predicted, told
+from uhkd.reporting.aggregates import (
+    agreement,
+    classes_of,
+    confusion_changes,
+    gains,
+    labels_of,
+    predicted,
+    teacher_predictions,
+)
 from uhkd.reporting.figure_data import Bar, Bars, Drawing, Heat
 from uhkd.reporting.grouping import Family
 
@@ -21,8 +29,8 @@ def compared(family: Family) -> tuple[str, list[np.ndarray], list[np.ndarray], n
     after = predicted(family.focus, labels)
     if family.baseline is not None and (before := predicted(family.baseline, labels)) and after:
         return family.baseline.label, before, after, labels
-    if (said := told(family.focus.teacher, labels)) is not None and after:
-        return "teacher", [said], after, labels
+    if (predictions := teacher_predictions(family.focus.teacher, labels)) is not None and after:
+        return "teacher", [predictions], after, labels
     return None
 
 

@@ -82,7 +82,7 @@ def _errors(group: Group) -> Drawing | None:
     if not pairs or steps is None or any(len(e) != len(steps) for e, _ in pairs):
         return None
     chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _MOST_FRAMES))})
-    panels, said = [], []
+    panels, captions = [], []
     for level, (error, frequency) in enumerate(pairs):
         values, table = by_frequency(error, frequency)
         xs = values.tolist()
@@ -92,14 +92,14 @@ def _errors(group: Group) -> Drawing | None:
         ]
         lines.append(Line("last evaluation", xs, table[-1].tolist(), "s0", 0, faint=True))
         panels.append(Curves(f"level {level + 1}", "cycles per image", "squared error", tuple(lines)))
-        said.append(f"level {level + 1}: {table[0].mean():.2f} to {table[-1].mean():.2f}")
+        captions.append(f"level {level + 1}: {table[0].mean():.2f} to {table[-1].mean():.2f}")
     return Drawing(
         f"{group.key}-errors",
         "Error by frequency over the training",
         "How far the student's aligned features are from the teacher's at each frequency (0: mean of the map). The "
         "slider moves through the training. Look which frequencies fall last, and whether any level stays where it "
         "began: that level taught nothing.",
-        f"Mean squared error of the aligned coefficients, first to last evaluation. {'; '.join(said)}.",
+        f"Mean squared error of the aligned coefficients, first to last evaluation. {'; '.join(captions)}.",
         tuple(panels),
         frames=tuple(f"step {steps[t]:.0f}" for t in chosen),
         legend=(("first evaluation", "s2", 2, None), ("at the slider (without scripts: the last)", "s0", 0, None)),
@@ -108,13 +108,13 @@ def _errors(group: Group) -> Drawing | None:
 
 def _cka(group: Group) -> Drawing | None:
     panels: list[Panel] = []
-    said = []
+    captions = []
     for name, title in (("cka_start", "before training"), ("cka_end", "after training")):
         values = group.mean_array(name, 2)
         if values is None or max(values.shape) > _MOST_LEVELS:
             continue
         panels.append(cka(title, values))
-        said.append(f"{title}: mean {values.mean():.2f}, last level with last level {values[-1, -1]:.2f}")
+        captions.append(f"{title}: mean {values.mean():.2f}, last level with last level {values[-1, -1]:.2f}")
     if not panels:
         return None
     return Drawing(
@@ -122,6 +122,6 @@ def _cka(group: Group) -> Drawing | None:
         "Likeness of all levels (CKA)",
         "Linear CKA: 1 where a level of the student orders the images as that of the teacher does, 0 where they have "
         "nothing in common. Look whether the matrix became darker, and along its diagonal most.",
-        f"{'; '.join(said)}.",
+        f"{'; '.join(captions)}.",
         tuple(panels),
     )

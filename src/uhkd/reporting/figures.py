@@ -62,13 +62,13 @@ def _accuracy(family: Family) -> Drawing | None:
         if "accuracy" in teacher.metrics:
             accuracy = 100 * teacher.metrics["accuracy"]
             rows.insert(0, Bar("teacher", ((accuracy, "ink", f"{accuracy:.1f}"),)))
-    said = ", ".join(f"{g.label} {percent(s)}" for g, s in known)
+    summary = ", ".join(f"{g.label} {percent(s)}" for g, s in known)
     return Drawing(
         f"{family.key}-accuracy",
         "Accuracy",
         "Each row is a method: small dots are single runs (seeds), the bar across is their mean. Look whether the dots of "
         "two rows overlap: if they do, these runs do not tell which is better.",
-        f"Validation accuracy in percent: {said}.",
+        f"Validation accuracy in percent: {summary}.",
         (Bars("", "validation accuracy (%)", tuple(rows), as_dots=True),),
     )
 
@@ -137,7 +137,7 @@ def _terms(family: Family) -> Drawing | None:
             panels.append(Curves(columns[0] if len(columns) == 1 else term, "epoch", "", lines))
     if not panels:
         return None
-    said = "; ".join(
+    summary = "; ".join(
         f"{p.title}: " + ", ".join(f"{line.label} {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in p.lines[:8])
         for p in panels
     )
@@ -146,7 +146,7 @@ def _terms(family: Family) -> Drawing | None:
         "Loss by term",
         "Each panel is one term of the training loss before its weight, averaged over an epoch; 'loss' is the weighted sum. "
         "A term that stays flat was not learned: its weight is too small, or the student cannot follow.",
-        f"First to last epoch. {said}.",
+        f"First to last epoch. {summary}.",
         tuple(panels[:24]),
         legend=legend_of(family.groups),
     )
@@ -167,14 +167,16 @@ def _gradients(family: Family) -> Drawing | None:
     if not panels:
         return None
     legend = tuple((name, f"s{i % 8}", i // 8, None) for i, name in enumerate(names))
-    said = "; ".join(f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.0f}" for line in p.lines) for p in panels)
+    summary = "; ".join(
+        f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.0f}" for line in p.lines) for p in panels
+    )
     return Drawing(
         f"{family.key}-gradients",
         "Who pulls: gradient by term",
         "How much of the student's gradient comes from each weighted term: its norm by the sum of all norms. "
         "One term far above all others trains the student "
         "alone; lower its weight if the cross-entropy should be heard.",
-        f"Last share in percent. {said}.",
+        f"Last share in percent. {summary}.",
         tuple(panels[:24]),
         legend=legend,
     )
@@ -183,11 +185,11 @@ def _gradients(family: Family) -> Drawing | None:
 def _balance_columns(family: Family) -> dict[str, str]:
     """Columns of factors, then those of leads, each with its words."""
     seen = dict.fromkeys(_columns(family), 0.0)
-    words = {"features": "feature terms", "logits": "logit terms"}
+    names = {"features": "feature terms", "logits": "logit terms"}
     found = {}
     for name in factors(seen):
         teacher, _, group = name.rpartition(":")
-        found[f"factor_{name}"] = words.get(group, group) + (f" of teacher {teacher}" if teacher else "")
+        found[f"factor_{name}"] = names.get(group, group) + (f" of teacher {teacher}" if teacher else "")
     for teacher in leads(seen):
         found[f"lead_{teacher}" if teacher else "lead"] = (
             f"lead of {f'teacher {teacher}' if teacher else 'the teacher'}"
@@ -209,7 +211,9 @@ def _balance(family: Family) -> Drawing | None:
             panels.append(Curves(group.label, "epoch", what, tuple(lines)))
     if not panels:
         return None
-    said = "; ".join(f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.2f}" for line in p.lines) for p in panels)
+    summary = "; ".join(
+        f"{p.title}: " + ", ".join(f"{line.label} {line.y[-1]:.2f}" for line in p.lines) for p in panels
+    )
     return Drawing(
         f"{family.key}-balance",
         "Balance: weight of the teacher's terms",
@@ -221,9 +225,9 @@ def _balance(family: Family) -> Drawing | None:
             if led
             else ""
         ),
-        f"Last value, 0 to 1. {said}.",
+        f"Last value, 0 to 1. {summary}.",
         tuple(panels[:24]),
-        legend=tuple((words, *marks[column], None) for column, words in named.items()),
+        legend=tuple((names, *marks[column], None) for column, names in named.items()),
     )
 
 
@@ -240,13 +244,13 @@ def _speed(family: Family) -> Drawing | None:
     waiting = tuple(Bar(g.label, ((100 * s.mean, f"s{g.hue}", f"{100 * s.mean:.0f}"),), group=g.key) for g, s in waits)
     panels = [Bars("throughput", "training images a second", rows)]
     panels += [Bars("data wait", "time waiting for images (%)", waiting)] if waiting else []
-    said = ", ".join(f"{g.label} {s.mean:.0f}" for g, s in speeds)
+    summary = ", ".join(f"{g.label} {s.mean:.0f}" for g, s in speeds)
     return Drawing(
         f"{family.key}-speed",
         "Speed of the training",
         "Training images a second, and the share of the time in which the training waited for images. Above some ten "
         "percent of waiting more loader processes (--workers) or smaller images make it faster; below, the networks are "
         "what takes the time.",
-        f"Images a second: {said}.",
+        f"Images a second: {summary}.",
         tuple(panels),
     )

@@ -66,8 +66,8 @@ class Group:
     @property
     def failure(self) -> str | None:
         """Why its runs failed, if all did."""
-        said = [run.failure for run in self.runs]
-        return said[0] if all(why is not None for why in said) else None
+        failures = [run.failure for run in self.runs]
+        return failures[0] if all(why is not None for why in failures) else None
 
     def by_seed(self) -> dict[int, Run]:
         """One run a seed, the first of those that have an accuracy."""
@@ -79,9 +79,9 @@ class Group:
 
     def repeated(self) -> list[Run]:
         """Runs with an accuracy whose seed another one stands for, see `by_seed`."""
-        kept = {run.name for run in self.by_seed().values()}
+        newest = {run.name for run in self.by_seed().values()}
         known = [run for run in self.runs if number(run.recipe, "seed") is not None]
-        return [run for run in known if run.metric("val_accuracy") is not None and run.name not in kept]
+        return [run for run in known if run.metric("val_accuracy") is not None and run.name not in newest]
 
     def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
         """A number over its runs."""
@@ -133,9 +133,11 @@ class Family:
     @cached_property
     def focus(self) -> Group:
         """The group that figures of one student are about: UHKD, or else the most accurate that learned from a teacher."""
-        taught = [g for g in self.groups if g.method not in ("scratch", "finetune")] or list(self.groups)
+        teacher_runs = [g for g in self.groups if g.method not in ("scratch", "finetune")] or list(self.groups)
         plain = (
-            [g for g in taught if g.method == "uhkd"] or [g for g in taught if "uhkd" in g.method.split("+")] or taught
+            [g for g in teacher_runs if g.method == "uhkd"]
+            or [g for g in teacher_runs if "uhkd" in g.method.split("+")]
+            or teacher_runs
         )
         return max(plain, key=lambda g: s.mean if (s := g.metric("val_accuracy")) else -1.0)
 
@@ -159,8 +161,8 @@ class Report:
 def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Report:
     """Runs into groups and families, each with its teachers."""
     distilled = [run for run in runs if run.method != "finetune"]
-    taught = {run.name: found for run in distilled if (found := folder_of(run.teacher, runs)) is not None}
-    teachers = {found.name for found in taught.values()} if distilled else set()
+    teacher_runs = {run.name: found for run in distilled if (found := folder_of(run.teacher, runs)) is not None}
+    teachers = {found.name for found in teacher_runs.values()} if distilled else set()
     several = {name for run in distilled for name, _ in run.teachers}
     teachers |= {found.name for name in several if (found := folder_of(name, runs)) is not None}
     kinds: dict[tuple[str, str], list[Run]] = {}
@@ -171,7 +173,7 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
     hues: dict[str, tuple[int, int]] = {}
     families = []
     for number_, own in enumerate(kinds.values()):
-        families.append(_family(f"f{number_}", own, taught, hues))
+        families.append(_family(f"f{number_}", own, teacher_runs, hues))
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     unfinished = [
         f"{run.name}: failed ({_progress(run)}): {run.failure}"
@@ -203,17 +205,17 @@ def _progress(run: Run) -> str:
     return f"{done or 0:.0f} of {epochs:.0f} epochs" if epochs else "no epoch yet"
 
 
-def _family(key: str, runs: Sequence[Run], taught: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
+def _family(key: str, runs: Sequence[Run], teacher_runs: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        words = {k: v for k, v in run.words.items() if k not in PLACES}
-        words.pop("teacher_views", None)
-        alike.setdefault(json.dumps([words, run.method], sort_keys=True, default=str), []).append(run)
+        options = {k: v for k, v in run.options.items() if k not in PLACES}
+        options.pop("teacher_views", None)
+        alike.setdefault(json.dumps([options, run.method], sort_keys=True, default=str), []).append(run)
     named = _in_order(list(zip(_labels(list(alike.values())), alike.values(), strict=True)))
     groups = []
     for place, (label, own) in enumerate(named):
         hue, dash = hues.setdefault(label, hue_of(label, len({*hues} - {*BASELINES})))
-        alone = teacher_of(own, taught)
+        alone = teacher_of(own, teacher_runs)
         each = several_of(own) if alone is None else (alone,)
         groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, alone, each))
     teachers: dict[str, Teacher] = {}

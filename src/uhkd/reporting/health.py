@@ -10,7 +10,7 @@ import numpy as np
 # docs/watching.md explains each; a test holds it to these numbers
 WINDOW = 5
 """Evaluations that a trend is read from."""
-FEWEST = 4
+MIN_ROWS = 4
 """The fewest evaluations from which a trend is read."""
 CHANGE = 0.05
 """Relative change over the window from which a trend counts."""
@@ -41,13 +41,20 @@ def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> li
     """
     if not rows:
         return []
-    said = [*_gap(arrays), *_lead(rows[-1]), *_gradients(rows), *_terms(rows), *_collapse(arrays), *_overfitting(rows)]
+    sentences = [
+        *_gap(arrays),
+        *_lead(rows[-1]),
+        *_gradients(rows),
+        *_terms(rows),
+        *_collapse(arrays),
+        *_overfitting(rows),
+    ]
     last = rows[-1]
     if last.get("data_wait", 0) > WAITING:
-        said.append(f"waiting for data {last['data_wait']:.0%} of the time")
+        sentences.append(f"waiting for data {last['data_wait']:.0%} of the time")
     if skipped := int(last.get("skipped", 0)):
-        said.append(f"{skipped} of {last['step']:.0f} steps left out, not finite")
-    return said
+        sentences.append(f"{skipped} of {last['step']:.0f} steps left out, not finite")
+    return sentences
 
 
 def trend(values: Sequence[float]) -> Trend | None:
@@ -57,7 +64,7 @@ def trend(values: Sequence[float]) -> Trend | None:
     its slope more than `CERTAIN` standard errors; flat when the change is smaller and so is what noise could hide.
     """
     recent = np.asarray(list(values)[-WINDOW:], dtype=float)
-    if len(recent) < FEWEST or not (np.isfinite(recent).all() and (recent > 0).all()):
+    if len(recent) < MIN_ROWS or not (np.isfinite(recent).all() and (recent > 0).all()):
         return None
     y = np.log(recent)
     x = np.arange(len(y)) - (len(y) - 1) / 2
@@ -65,10 +72,10 @@ def trend(values: Sequence[float]) -> Trend | None:
     left = y - y.mean() - slope * x
     error = math.sqrt(float(left @ left) / (len(y) - 2) / float(x @ x))
     span = len(y) - 1
-    change, doubt = math.expm1(slope * span), CERTAIN * error * span
+    change, uncertainty = math.expm1(slope * span), CERTAIN * error * span
     if abs(change) >= CHANGE:
         return None if abs(slope) <= CERTAIN * error else "falling" if change < 0 else "rising"
-    return "flat" if doubt < math.log1p(4 * CHANGE) else None
+    return "flat" if uncertainty < math.log1p(4 * CHANGE) else None
 
 
 def shares(row: Mapping[str, float]) -> dict[str, float]:
@@ -80,8 +87,8 @@ def shares(row: Mapping[str, float]) -> dict[str, float]:
     largest = max(norms.values(), default=0.0)
     # by the largest first: the sum of very large ones would be infinite
     parts = {k: norms[k] / largest for k in sorted(norms, key=lambda k: -norms[k])} if largest > 0 else {}
-    whole = sum(parts.values())
-    return {k: part / whole for k, part in parts.items()}
+    total = sum(parts.values())
+    return {k: part / total for k, part in parts.items()}
 
 
 def terms_of(row: Mapping[str, float]) -> list[str]:
@@ -124,8 +131,8 @@ def _ranges(levels: Sequence[int]) -> str:
             runs[-1].append(level)
         else:
             runs.append([level])
-    told = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return f"level{'s' * (len(levels) > 1)} {_listed(told)}"
+    spans = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return f"level{'s' * (len(levels) > 1)} {_listed(spans)}"
 
 
 def _faded(row: Mapping[str, float]) -> dict[str, float]:
@@ -154,16 +161,18 @@ def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
     middle = {name: float(np.median([found.get(name, 0.0) for found in recent])) for name in recent[-1]}
     first = max(middle, key=lambda name: middle[name])
     rest = sum(value for name, value in middle.items() if name != first)
-    said = []
+    sentences = []
     if middle[first] >= DOMINANT * rest:
         ratio = middle[first] / rest if rest > 0 else math.inf
-        said.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
+        sentences.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
     slight = [
         name for name, value in middle.items() if value < SLIGHT and name != "ce"
     ]  # by our defaults ce is that small
     if slight:
-        said.append(f"{_listed(slight)} hardly count{'s' * (len(slight) == 1)}, below {SLIGHT:.0%} of the gradient")
-    return said
+        sentences.append(
+            f"{_listed(slight)} hardly count{'s' * (len(slight) == 1)}, below {SLIGHT:.0%} of the gradient"
+        )
+    return sentences
 
 
 def _terms(rows: Sequence[Mapping[str, float]]) -> list[str]:

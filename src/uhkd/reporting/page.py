@@ -140,12 +140,12 @@ def _inside(group: Group) -> dict[str, Any]:
 
 
 def _recipe(group: Group) -> dict[str, Any]:
-    words = yaml.safe_dump(dict(group.first.recipe), sort_keys=False, allow_unicode=True) if group.first.recipe else ""
-    cut = len(words) > _RECIPE
+    labels = yaml.safe_dump(dict(group.first.recipe), sort_keys=False, allow_unicode=True) if group.first.recipe else ""
+    cut = len(labels) > _RECIPE
     return {
         "label": group.label,
         "runs": [run.name for run in group.runs],
-        "words": words[:_RECIPE] if words else tables.NOT_RECORDED,
+        "words": labels[:_RECIPE] if labels else tables.NOT_RECORDED,
         "cut": cut,
     }
 
@@ -178,32 +178,32 @@ def _examples(family: Family) -> dict[str, Any]:
         noted = any(run.array("val_shown", 1) is not None for g in family.groups for run in g.runs)
         why = "on none of the images kept do they differ" if noted else "no images were recorded with these runs"
         return {"kinds": [], "why": why}
-    pictures = _pictures(family)
-    if pictures is None:
+    images = _images(family)
+    if images is None:
         return {"kinds": [], "why": "the file of images is missing or damaged"}
-    words = {"focus": family.focus.label, "base": family.baseline.label if family.baseline else "the baseline"}
+    labels = {"focus": family.focus.label, "base": family.baseline.label if family.baseline else "the baseline"}
     kinds: dict[str, list[dict[str, Any]]] = {}
     for example in found:
-        image = pictures[example.thumbnail]
-        said = [
+        image = images[example.thumbnail]
+        answers = [
             (name, named, "" if sure is None else f" ({100 * sure:.0f} %)", right)
-            for name, named, sure, right in example.said
+            for name, named, sure, right in example.predictions
         ]
-        told = "; ".join(f"{name} says {named}" for name, named, _, _ in said)
+        text = "; ".join(f"{name} says {named}" for name, named, _, _ in answers)
         kinds.setdefault(example.kind, []).append(
             {
                 "source": _data_address(image),
-                "alt": f"validation image {example.index} of class {example.true}; {told}",
+                "alt": f"validation image {example.index} of class {example.true}; {text}",
                 "true": example.true,
                 "index": example.index,
-                "said": said,
+                "said": answers,
                 "small": max(image.shape[:2]) < _LARGE,
             }
         )
-    return {"kinds": [(KINDS[kind].format(**words), cards) for kind, cards in kinds.items()], "why": ""}
+    return {"kinds": [(KINDS[kind].format(**labels), cards) for kind, cards in kinds.items()], "why": ""}
 
 
-def _pictures(family: Family) -> list[np.ndarray] | None:
+def _images(family: Family) -> list[np.ndarray] | None:
     """The thumbnails of the run that kept them largest: each student's are as large as it sees them."""
     wanted = next((s for r in family.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
     best: list[np.ndarray] | None = None
@@ -235,8 +235,8 @@ def _data_address(image: np.ndarray) -> Markup:
 
 
 def _lacking(family: Family) -> list[tuple[str, str]]:
-    def words(group: Group, run: Run) -> list[str]:
+    def labels(group: Group, run: Run) -> list[str]:
         known = group.teacher is not None and group.teacher.prediction is not None
         return [w for w in tables.lacking(run) if not (known and w == "predictions of the teacher")]
 
-    return [(run.name, ", ".join(found)) for g in family.groups for run in g.runs if (found := words(g, run))]
+    return [(run.name, ", ".join(found)) for g in family.groups for run in g.runs if (found := labels(g, run))]

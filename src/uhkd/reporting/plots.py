@@ -24,8 +24,8 @@ def draw(run: RunFolder) -> list[Path]:
     if "teacher_spectrum_0" in arrays and "student_spectrum_0" in arrays:
         made.append(draw_spectra({run.path.name: run}, run.path / "spectra.png"))
     if "cka_end" in arrays:
-        told = {"before training": arrays.get("cka_start"), "after training": arrays["cka_end"]}
-        panels = [cka(title, values) for title, values in told.items() if values is not None]
+        matrices = {"before training": arrays.get("cka_start"), "after training": arrays["cka_end"]}
+        panels = [cka(title, values) for title, values in matrices.items() if values is not None]
         made.append(_write(run.path / "cka.png", panels, "Linear CKA"))
     return made
 
@@ -38,7 +38,7 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
     found = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
     every = [row for group in found.values() for rows in group for row in rows]
     name = next((name for name in _CURVES if all(name in row for row in every)), "val_accuracy")
-    said, factor = _CURVES[name]
+    title, factor = _CURVES[name]
     lines = []
     for (label, rows), (_, hue, dash, _) in zip(found.items(), _legend(found), strict=True):
         if not all(name in row for seed in rows for row in seed):
@@ -47,7 +47,7 @@ def draw_curves(groups: Mapping[str, Sequence[RunFolder]], path: Path) -> Path:
         mean, sd = values.mean(0), values.std(0, ddof=1) if len(rows) > 1 else None
         band = None if sd is None else ((mean - sd).tolist(), (mean + sd).tolist())
         lines.append(Line(label, [row["epoch"] for row in rows[0]], mean.tolist(), hue, dash, band))
-    return _write(path, [Curves("", "epoch", said, tuple(lines))], legend=_legend(found) if lines else ())
+    return _write(path, [Curves("", "epoch", title, tuple(lines))], legend=_legend(found) if lines else ())
 
 
 def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:

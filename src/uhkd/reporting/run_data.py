@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, as_recorded
+from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 
 _DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
 _TEST = "test.json"  # a comparison's accuracy on the test part
 # beside the runs of a comparison: settings tried, bookkeeping, stored signals
-_ASIDE = {"tune", "plan", "locks", "logs", "failed", "chosen", "caches", "checkpoints", "export"}
+_SKIPPED = {"tune", "plan", "locks", "logs", "failed", "chosen", "caches", "checkpoints", "export"}
 ABSURD = 1e12  # no loss, spectrum or error comes near it
 Read = TypeVar("Read")
 
@@ -46,14 +46,13 @@ class Run:
         return bool(self.result)
 
     @cached_property
-    def words(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The recipe with what its words mean by default where an older version did not write them, lists for tuples."""
         kind = DistillRecipe if "student" in self.recipe else FinetuneRecipe if "model" in self.recipe else None
-        said = {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
-        try:
-            return said | as_recorded(self.recipe)
-        except ValueError:  # one word under its older and its present name, with other values: no recipe of ours
-            return said | {**self.recipe}
+        classes = (
+            {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
+        )
+        return classes | dict(self.recipe)
 
     @cached_property
     def student(self) -> str:
@@ -68,16 +67,20 @@ class Run:
     @property
     def teacher(self) -> str | None:
         """The teacher's name or folder; None where there is none."""
-        said = self.recipe.get("teacher") or self.result.get("teacher")
-        return said if isinstance(said, str) else None
+        classes = self.recipe.get("teacher") or self.result.get("teacher")
+        return classes if isinstance(classes, str) else None
 
     @cached_property
     def teachers(self) -> tuple[tuple[str, dict[str, float]], ...]:
         """Names and validation metrics of its teachers, where there are several; metrics are noted at its end."""
-        said = next(
+        classes = next(
             filter(None, (self.result.get("teachers"), self.recipe.get("teachers"), self.recipe.get("teacher"))), ()
         )
-        each = [one if isinstance(one, Mapping) else {"teacher": one} for one in said] if isinstance(said, list) else []
+        each = (
+            [one if isinstance(one, Mapping) else {"teacher": one} for one in classes]
+            if isinstance(classes, list)
+            else []
+        )
         metrics = (one.get("teacher_metrics") for one in each)
         known = [
             {k: n for k in m if (n := number(m, k)) is not None} if isinstance(m, Mapping) else {} for m in metrics
@@ -89,21 +92,21 @@ class Run:
         )
 
     @cached_property
-    def judge(self) -> tuple[str, float | None] | None:
+    def evaluator(self) -> tuple[str, float | None] | None:
         """What its accuracy is by, where no head of its own has it, and that of the student before its first step."""
         probed = self.result.get("probe")
         if isinstance(probed, Mapping):
             return text(probed.get("by"), "a probe"), number(probed, "start")
-        asked, images = self.recipe.get("probe"), self.recipe.get("probe_data")
+        probe, images = self.recipe.get("probe"), self.recipe.get("probe_data")
         kinds = {"knn": "k-NN", "linear": "linear probe"}
-        return (f"{kinds.get(str(asked), 'a probe')} on {images}", None) if isinstance(images, str) else None
+        return (f"{kinds.get(str(probe), 'a probe')} on {images}", None) if isinstance(images, str) else None
 
     @property
     def unlabelled(self) -> bool:
         """Whether it learned without labels."""
         alike = {"val_agreement", "val_feature_error", "val_cka"}
         only = bool(self.rows) and "val_accuracy" not in self.rows[-1] and bool(alike & self.rows[-1].keys())
-        return self.recipe.get("unlabelled") is True or self.judge is not None or only
+        return self.recipe.get("unlabelled") is True or self.evaluator is not None or only
 
     @property
     def data(self) -> str:
@@ -118,8 +121,8 @@ class Run:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty where they are not known."""
-        said = self.card.get("classes")
-        return tuple(map(str, said)) if isinstance(said, list) else ()
+        classes = self.card.get("classes")
+        return tuple(map(str, classes)) if isinstance(classes, list) else ()
 
     def metric(self, name: str) -> float | None:
         """A metric of the validation part after the last evaluation."""
@@ -176,22 +179,22 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
 def _below(folder: Path, tried: list[Path], notes: list[str], depth: int = 0) -> Iterator[Path]:
     """Run folders in a folder, itself included; links are not followed, and what cannot be looked into is noted."""
     try:
-        begun = RunFolder(folder).started() and not (folder / "cache.json").exists()
+        unfinished = RunFolder(folder).started() and not (folder / "cache.json").exists()
         compared = (folder / "compare.yaml").is_file()
         below = (
             []
-            if begun or depth == _DEEPEST
+            if unfinished or depth == _DEEPEST
             else sorted(p for p in folder.iterdir() if not p.is_symlink() and p.is_dir())
         )
     except OSError as error:
         notes.append(f"{folder} could not be looked into: {error.strerror or error}")
         return
-    if begun:
+    if unfinished:
         yield folder
     for inside in below:
         if inside.name.startswith("."):
             continue
-        if compared and inside.name in _ASIDE:
+        if compared and inside.name in _SKIPPED:
             tried += [inside] if inside.name == "tune" else []
             continue
         yield from _below(inside, tried, notes, depth + 1)
@@ -218,8 +221,10 @@ def _read(path: Path, name: str) -> Run:
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }
-    pulse = attempt(lambda: ProgressFile.read(path), None, path / "progress.json") if not found["result"] else None
-    failure = (pulse.why or "for a reason not noted") if pulse is not None and pulse.state == "failed" else None
+    progress = attempt(lambda: ProgressFile.read(path), None, path / "progress.json") if not found["result"] else None
+    failure = (
+        (progress.why or "for a reason not noted") if progress is not None and progress.state == "failed" else None
+    )
     return Run(name, path, **found, failure=failure, problems=tuple(problems))
 
 

@@ -42,6 +42,6 @@ def _named(report: Report) -> Iterator[tuple[str, Drawing]]:
                 yield f"{_slug(family.student)}-{_slug(group.label)}-{drawing.key.partition('-')[2]}", drawing
 
 
-def _slug(words: str) -> str:
+def _slug(text: str) -> str:
     """Letters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9_+-]+", "-", words).strip("-")[:_LONGEST] or "unnamed"
+    return re.sub(r"[^A-Za-z0-9_+-]+", "-", text).strip("-")[:_LONGEST] or "unnamed"

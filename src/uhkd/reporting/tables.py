@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uhkd.reporting.aggregates import labels_of, same_images, told
+from uhkd.reporting.aggregates import labels_of, same_images, teacher_predictions
 from uhkd.reporting.grouping import PLACES, Family, Group, Spread, Teacher
 from uhkd.reporting.run_data import Run, number
-from uhkd.reporting.summary import cut, judge_of
+from uhkd.reporting.summary import cut, evaluator_of
 
 NOT_RECORDED = "not recorded"
 NOT_RUN = "not run"
@@ -18,7 +18,7 @@ NOT_RUN = "not run"
 class Cell(NamedTuple):
     """What a cell says; sort: its number, None where it has none."""
 
-    words: str
+    text: str
     sort: float | None = None
 
 
@@ -59,8 +59,8 @@ def summary_rows(family: Family, drawn: set[str]) -> list[Row]:
     return [*rows, *(_group_row(group, family, drawn) for group in family.groups)]
 
 
-def _empty(words: str) -> tuple[Cell, ...]:
-    return (Cell(words), *(Cell("-") for _ in HEAD[1:]))
+def _empty(text: str) -> tuple[Cell, ...]:
+    return (Cell(text), *(Cell("-") for _ in HEAD[1:]))
 
 
 def _teacher_row(teacher: Teacher, several: bool) -> Row:
@@ -80,7 +80,7 @@ def _teacher_row(teacher: Teacher, several: bool) -> Row:
 
 def _untrained_row(group: Group) -> Row | None:
     """The student before its first step, where a probe measured it."""
-    start = group.spread(lambda run: run.judge[1] if run.judge else None)
+    start = group.spread(lambda run: run.evaluator[1] if run.evaluator else None)
     if start is None:
         return None
     return Row("untrained student", (Cell("-"), _spread(start, 100), *(Cell("-") for _ in HEAD[2:])), "missing")
@@ -88,12 +88,12 @@ def _untrained_row(group: Group) -> Row | None:
 
 def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
     labels = labels_of(family)
-    said = None if labels is None or group.teacher is None else told(group.teacher, labels)
+    agreement = None if labels is None or group.teacher is None else teacher_predictions(group.teacher, labels)
 
     def agrees(run: Run) -> float | None:
         own = run.predictions()
-        fits = own is not None and said is not None and labels is not None and same_images(run, labels)
-        return float((own == said).mean()) if fits else None
+        fits = own is not None and agreement is not None and labels is not None and same_images(run, labels)
+        return float((own == agreement).mean()) if fits else None
 
     done = sum(run.finished for run in group.runs)
     runs = Cell(str(done) if done == len(group.runs) else f"{done} of {len(group.runs)} finished", float(done))
@@ -113,8 +113,8 @@ def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
         ),
         _minutes(group.metric("seconds")),
     )
-    if (judge := judge_of(group)) and cells[1].sort is not None:
-        cells = (cells[0], Cell(f"{cells[1].words} by {judge}", cells[1].sort), *cells[2:])
+    if (evaluator := evaluator_of(group)) and cells[1].sort is not None:
+        cells = (cells[0], Cell(f"{cells[1].text} by {evaluator}", cells[1].sort), *cells[2:])
     return Row(group.label, cells, "group", group.key, f"s{group.hue}", group.dash, group.key in drawn)
 
 
@@ -163,21 +163,21 @@ def short(count: float) -> str:
 
 def differing(family: Family) -> list[tuple[str, str]]:
     """For every group the words of its recipe that are not the family's most common ones."""
-    flat = {g.label: _words(g.first.words) for g in family.groups}
+    flat = {g.label: _flat_recipe(g.first.options) for g in family.groups}
     common = {
-        key: Counter(words.get(key, "none") for words in flat.values()).most_common(1)[0][0]
-        for key in dict.fromkeys(key for words in flat.values() for key in words)
+        key: Counter(text.get(key, "none") for text in flat.values()).most_common(1)[0][0]
+        for key in dict.fromkeys(key for text in flat.values() for key in text)
     }
     return [
         (
             label,
-            cut(", ".join(f"{k}: {words.get(k, 'none')}" for k, c in common.items() if words.get(k, "none") != c), 400),
+            cut(", ".join(f"{k}: {text.get(k, 'none')}" for k, c in common.items() if text.get(k, "none") != c), 400),
         )
-        for label, words in flat.items()
+        for label, text in flat.items()
     ]
 
 
-def _words(recipe: Mapping[str, Any]) -> dict[str, str]:
+def _flat_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {str(k): str(v) for k, v in recipe.items() if k not in PLACES | {"method", "teacher_views"}}
 
 
@@ -221,8 +221,8 @@ def machines(runs: tuple[Run, ...]) -> list[tuple[str, list[tuple[str, str]]]]:
 def lacking(run: Run) -> list[str]:
     """What a run of today would have recorded and this one did not."""
     wanted = {"val_prediction": "predictions", "val_shown": "thumbnails", "latency_ms": "latency"}
-    found = [words for name, words in wanted.items() if not isinstance(run.arrays.get(name), np.ndarray)]
+    found = [text for name, text in wanted.items() if not isinstance(run.arrays.get(name), np.ndarray)]
     found += [] if run.rows else ["learning curves"]
     found += [] if number(run.result, "sizes", "student", "flops") is not None else ["FLOPs and size"]
-    taught = run.method not in ("scratch", "finetune")
-    return found + (["predictions of the teacher"] if taught and run.predictions("teacher") is None else [])
+    distilled = run.method not in ("scratch", "finetune")
+    return found + (["predictions of the teacher"] if distilled and run.predictions("teacher") is None else [])

@@ -29,11 +29,11 @@ class Teacher:
     confidence: np.ndarray | None = None
 
 
-def folder_of(said: str | None, runs: Sequence[Run]) -> Run | None:
+def folder_of(values: str | None, runs: Sequence[Run]) -> Run | None:
     """The run among these that a recipe names as its teacher, also where all of them were moved together."""
-    if said is None:
+    if values is None:
         return None
-    place = Path(said)
+    place = Path(values)
     candidates = [run for run in runs if run.method == "finetune" or run.finished]
     exact = [run for run in candidates if place.is_absolute() and run.path == place]
     if exact or len(place.parts) < 2:
@@ -52,21 +52,21 @@ def several_of(runs: Sequence[Run]) -> tuple[Teacher, ...]:
     return () if best is None else tuple(Teacher(_brief(name), metrics) for name, metrics in best.teachers)
 
 
-def teacher_of(runs: Sequence[Run], taught: dict[str, Run]) -> Teacher | None:
+def teacher_of(runs: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher | None:
     """What its own run folder says of a teacher, if that is here and of the same images, and what the students noted."""
     run = next((r for r in runs if r.teacher is not None and not r.teachers and r.method != "scratch"), None)
     if run is None:
         return None
     assert run.teacher is not None
-    own = taught.get(run.name)
+    own = runs_by_name.get(run.name)
     # another split of the images would make its predictions those of other images
     same = own is not None and own.data == run.data
     shown = own if same else None
     noted = next((r for r in runs if r.predictions("teacher") is not None), None)
-    said = {k: number(run.result, "teacher_metrics", k) for k in _METRICS}
-    if shown is not None and not any(v is not None for v in said.values()):
-        said = {k: shown.metric(f"val_{k}") for k in _METRICS}
-    metrics = {k: v for k, v in said.items() if v is not None}
+    values = {k: number(run.result, "teacher_metrics", k) for k in _METRICS}
+    if shown is not None and not any(v is not None for v in values.values()):
+        values = {k: shown.metric(f"val_{k}") for k in _METRICS}
+    metrics = {k: v for k, v in values.items() if v is not None}
 
     def size(name: str) -> float | None:
         here = (number(r.result, "sizes", "teacher", name) for r in runs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TENSORS, OPTIMIZER, FACTS = "tensors.safetensors", "optimizer.pt", "facts.json"
 SUMS = "SHA256SUMS"  # as `sha256sum` writes it: `sha256sum -c SHA256SUMS` checks a checkpoint without us
-KEPT = 2
+KEEP = 2
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Checkpoints:
             raise
         final = self.path / f"step-{checkpoint.step}"
         if final.exists():  # a folder cannot be renamed onto one: the old one steps aside, it is not deleted before
-            final.replace(aside := temporary.with_suffix(".old"))
+            final.replace(old := temporary.with_suffix(".old"))
             temporary.replace(final)
-            _remove(aside)
+            _remove(old)
         else:
             temporary.replace(final)
         flush_folder(self.path)
         older = [folder for step, folder in self._named() if step < checkpoint.step]
-        for folder in older[: -(KEPT - 1)]:
+        for folder in older[: -(KEEP - 1)]:
             _remove(folder)
 
     def read(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:

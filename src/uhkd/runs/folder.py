@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from uhkd.recipe import as_recorded
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import held
@@ -75,12 +76,10 @@ class RunFolder:
         *,
         resume: bool,
         defaults: Mapping[str, Any] | None = None,
-        translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> None:
         """See, before any work, whether a run by `recipe` can write here.
 
-        defaults: what words mean that the recipe of an older version does not have. translate: gives the recipe of an older
-        version today's names.
+        defaults: values of options that the recipe of an older version does not have.
 
         Raises:
             ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
@@ -88,25 +87,27 @@ class RunFolder:
         check_place(self.path)
         if not resume:
             if self.path.exists() and not all(_BEGINNING.fullmatch(p.name) for p in self.path.iterdir()):
-                begun = "add --resume to go on with it, or" if self.started() else "please"
-                advice = f"it is a finished run (uhkd eval {self.path}): please" if self.result.is_file() else begun
+                hint = "add --resume to go on with it, or" if self.started() else "please"
+                advice = f"it is a finished run (uhkd eval {self.path}): please" if self.result.is_file() else hint
                 raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
             return
         if not self.started():
             raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = yaml.safe_load(_yaml(defaults or {})), yaml.safe_load(_yaml(recipe))
-        before |= translate(self.read_recipe())
+        before |= self.read_recipe()
         differing = [k for k in sorted({*before, *now} - ELSEWHERE) if before.get(k) != now.get(k)]
         if (before.get("teacher_cache") is None) != (now.get("teacher_cache") is None):
             differing.append("teacher_cache")
         if differing:
-            said = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            differences = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
             start = "--student-start" if "student" in before else "--start"
             further = f"; to train on by other words begin a new run from its weights: --out NEW {start} {self.path}"
-            raise ValueError(f"cannot resume {self.path} with another recipe: {said}{further if self.exists() else ''}")
+            raise ValueError(
+                f"cannot resume {self.path} with another recipe: {differences}{further if self.exists() else ''}"
+            )
 
     @contextmanager
-    def mine(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """The folder, made if need be, as this process's own while the context lasts.
 
         Raises:
@@ -122,7 +123,7 @@ class RunFolder:
             yield
 
     @contextmanager
-    def writing(self, what: str, kept: str) -> Iterator[None]:
+    def writing(self, what: str, last_checkpoint: str) -> Iterator[None]:
         """A disk that is full, read-only or broken while something is written here becomes advice in one line.
 
         what: is written. kept: says what there is to go on from.
@@ -135,8 +136,8 @@ class RunFolder:
         except OSError as error:
             again = "go on with --resume" if self.started() else "start it again"
             raise ValueError(
-                f"{what} could not be written ({error.strerror or error}); {kept}. Make room on the disk of {self.path} or mend "
-                f"its permissions, then {again}"
+                f"{what} could not be written ({error.strerror or error}); {last_checkpoint}. "
+                f"Make room on the disk of {self.path} or mend its permissions, then {again}"
             ) from error
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
@@ -155,8 +156,8 @@ class RunFolder:
         write_atomically(self.recipe, _yaml({k: v for k, v in recipe.items() if k not in ("resume", "out")}))
 
     def read_recipe(self) -> dict[str, Any]:
-        """The resolved recipe this folder was made with."""
-        return _own_mapping(self.recipe)
+        """Return the resolved recipe of the run, under current names."""
+        return as_recorded(_own_mapping(self.recipe))
 
     def read_environment(self) -> dict[str, Any]:
         """What `environment` said when the run began: the code that trains is the code that was loaded then."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uhkd.recipe import TASK_KEYS, rename_keys
 from uhkd.runs.files import read_mapping
 from uhkd.runs.folder import RunFolder
 from uhkd.runs.lock import may_live, owner_of
@@ -34,9 +35,9 @@ def look(place: Path, before: Sequence[State] = ()) -> list[State]:
     if not _compared(place):
         return states
     for state in states:
-        _tell_failure(place, state)
-    begun = {state["run"] for state in states}
-    return [*states, *(state for state in _planned(place) if state["run"] not in begun)]
+        _read_failure(place, state)
+    started = {state["run"] for state in states}
+    return [*states, *(state for state in _planned(place) if state["run"] not in started)]
 
 
 def _compared(place: Path) -> bool:
@@ -48,17 +49,17 @@ def _planned(place: Path) -> Iterator[State]:
     """Every training that a comparison has planned, as one not begun: waiting, or failed."""
     for file in sorted((place / "plan").rglob("[!.]*.json")):
         try:
-            words = read_mapping(file).get("words")
+            options = rename_keys(read_mapping(file), TASK_KEYS).get("options")
         except (OSError, ValueError):
             continue
-        if isinstance(words, dict) and ("student" in words or "model" in words):  # what has neither is a cache
+        if isinstance(options, dict) and ("student" in options or "model" in options):  # what has neither is a cache
             run = place / file.relative_to(place / "plan").with_suffix("")
-            state: State = {"run": str(run), "state": "waiting", "what": _what(words), "rows": [], "advice": ""}
-            _tell_failure(place, state)
+            state: State = {"run": str(run), "state": "waiting", "what": _what(options), "rows": [], "advice": ""}
+            _read_failure(place, state)
             yield state
 
 
-def _tell_failure(place: Path, state: State) -> None:
+def _read_failure(place: Path, state: State) -> None:
     """Why a comparison gave a training up, if it did."""
     run = Path(state["run"])
     note = place / "failed" / run.relative_to(place).parent / f"{run.name}.txt"
@@ -79,23 +80,26 @@ def state_of(folder: Path) -> State:
     of its recipe. rows: of metrics.csv, what is not finite left out. advice: what to do, or "".
     The rest is what `ProgressFile` holds, as far as it was written.
     """
-    run, pulse = RunFolder(folder), ProgressFile.read(folder)
+    run, progress = RunFolder(folder), ProgressFile.read(folder)
     state: State = {"run": str(folder), "state": "beginning", "what": "", "rows": [], "advice": ""}
     try:
         state["what"] = _what(run.read_recipe())
         state["rows"] = [{k: v for k, v in row.items() if math.isfinite(v)} for row in run.read_metrics()]
     except (OSError, ValueError) as error:
         state["advice"] = str(error)
-    if pulse is not None:
-        state |= pulse.model_dump() | {"age": pulse.age()}
+    if progress is not None:
+        state |= progress.model_dump() | {"age": progress.age()}
     if run.result.is_file():
         state["state"] = "finished"
-    elif pulse is not None and pulse.state in ("running", "finished"):  # a finished training still writes its network
-        gone = not may_live({"process": pulse.process, "machine": pulse.machine})
-        state["state"] = "lost" if gone or pulse.age() > SILENT else "running"
-        why = "its process is gone" if gone else f"no sign of life for {span(pulse.age())}"
+    elif progress is not None and progress.state in (
+        "running",
+        "finished",
+    ):  # a finished training still writes its network
+        gone = not may_live({"process": progress.process, "machine": progress.machine})
+        state["state"] = "lost" if gone or progress.age() > SILENT else "running"
+        why = "its process is gone" if gone else f"no sign of life for {span(progress.age())}"
         state["advice"] = f"{why}; {_resume(run)}" if state["state"] == "lost" else ""
-    elif pulse is not None:
+    elif progress is not None:
         state["advice"] = _resume(run)
     return state
 
@@ -120,8 +124,8 @@ def _what(recipe: Mapping[str, Any]) -> str:
     teacher = recipe.get("teachers") or recipe.get("teacher") or recipe.get("teacher_cache")
     each = teacher if isinstance(teacher, list | tuple) else [teacher] if teacher else []
     names = [str(one.get("teacher") if isinstance(one, Mapping) else one) for one in each]
-    told = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"{recipe['student']} by {recipe.get('method')}{f' from {told}' if told else ''} on {data}"
+    text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{recipe['student']} by {recipe.get('method')}{f' from {text}' if text else ''} on {data}"
 
 
 def _resume(run: RunFolder) -> str:

@@ -27,7 +27,7 @@ from uhkd.spectral.matching import (
     ftm_shapes,
     match_by_depth,
     match_levels,
-    settle_channels,
+    resolve_channels,
     teacher_levels,
 )
 from uhkd.spectral.transform import Form, SpectralTransform, radial_frequencies
@@ -52,8 +52,8 @@ __all__ = [
     "max_radius",
     "project",
     "radial_frequencies",
+    "resolve_channels",
     "rotate",
-    "settle_channels",
     "spectrum",
     "teacher_levels",
 ]

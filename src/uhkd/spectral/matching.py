@@ -11,7 +11,7 @@ from uhkd.spectral.transform import Form
 Standardise = Literal["none", "channel", "coefficient"]
 """What a target's standard deviation is taken over: nothing, all coefficients of a channel, or each coefficient."""
 Channels = int | Literal["auto"] | None
-"""Channels that a target keeps by PCA: a number, all (None), or "auto", which `settle_channels` makes a number."""
+"""Channels that a target keeps by PCA: a number, all (None), or "auto", which `resolve_channels` makes a number."""
 _CHANNELS = 64  # results/screens/channels.json: not worse than all of them, and a small target to predict and to store
 
 
@@ -108,7 +108,7 @@ def _own_size(shape: tuple[int, int, int], radius: int) -> tuple[int, int]:
     return height, width
 
 
-def settle_channels(channels: Channels, form: Form) -> int | None:
+def resolve_channels(channels: Channels, form: Form) -> int | None:
     """How many principal channels are kept; "auto": 64 where the form is linear in the channels, else all (None)."""
     if channels == "auto":
         return _CHANNELS if form in ("pairs", "area") else None
@@ -137,6 +137,6 @@ def ftm_shapes(target: SpectralTarget, maps: Maps) -> tuple[tuple[int, int], ...
     shapes = []
     for level in target.levels:
         channels = maps[level.teacher][0]
-        kept = channels if target.channels is None else min(channels, target.channels)
-        shapes.append((kept, count_of(level.size, level.form)))
+        used = channels if target.channels is None else min(channels, target.channels)
+        shapes.append((used, count_of(level.size, level.form)))
     return tuple(shapes)

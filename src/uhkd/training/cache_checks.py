@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd.cache import CorruptShard, TeacherCache, picture_sums
-from uhkd.console import say
+from uhkd.cache import CorruptShard, TeacherCache, image_checksums
+from uhkd.console import log_info
 from uhkd.data import DataSplits, IndexRange, span_loader
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
@@ -69,38 +69,38 @@ def open_cache(recipe: DistillRecipe, data: DataSplits, teacher: nn.Module | Non
             f"{stored.folder / 'cache.json'} is damaged (environment: no versions): the cache must be made anew"
         )
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
-        say(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
+        log_info(f"  the cache was written with other versions ({', '.join(changed)}): its views are checked")
     looked = check_views(stored, data, views)
     # samples known by their names may come with other images for validation
     stored.same_validation = manifest.validation in ("", data.validation)
     accuracy = manifest.teacher_metrics.get("accuracy")
     known = "" if accuracy is None else f", validation accuracy {accuracy:.2%} when they were stored"
-    say(
+    log_info(
         f"teacher {manifest.teacher}: {manifest.views} stored views of {manifest.images:,} images from {stored.folder}{known}; "
         f"{looked} views compared with those it saw: equal"
     )
     if not stored.same_validation:
-        say(
+        log_info(
             "  its validation images are not this run's: its accuracy is that on others, and its features are not noted"
         )
     if views < recipe.epochs:
-        say(
+        log_info(
             f"  {views} stored views for {recipe.epochs} epochs: each is shown {recipe.epochs / views:.3g} times, which is "
             "another training than with a new view every epoch"
         )
     return stored
 
 
-def log_view_mismatch(asked: DistillRecipe, data: DataSplits, student: FeatureExtractor, stored: TeacherCache) -> None:
+def log_view_mismatch(given: DistillRecipe, data: DataSplits, student: FeatureExtractor, stored: TeacherCache) -> None:
     """Say where a student by the recipe as asked would see other views beside its live teacher than the stored ones."""
-    live, own = choose_augmentation(asked, data, [student]), stored.manifest.augmentation
+    live, own = choose_augmentation(given, data, [student]), stored.manifest.augmentation
     others = []
     if live.size[0] > own.size[0] or live.size[1] > own.size[1]:
         others.append(f"images at {live.size[0]}x{live.size[1]}, not {own.size[0]}x{own.size[1]}")
     if live.crop != own.crop:
         others.append(f"crop {live.crop}, not {own.crop}")
     if others:
-        say(f"  beside its live teacher this student would see {' and '.join(others)}: this is another training")
+        log_info(f"  beside its live teacher this student would see {' and '.join(others)}: this is another training")
 
 
 def facts_of(stored: TeacherCache, recipe: DistillRecipe) -> dict[str, Any]:
@@ -131,13 +131,13 @@ def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_t
         ValueError: naming the first view that differs.
     """
     manifest, shards = stored.manifest, stored.shards
-    whole = [shard for view in range(views) for shard in shards.of_view(view) if shards.whole(shard)]
-    draw, count = np.random.default_rng(0), min(_LOOKED_AT, 2 * manifest.images) if whole else 0
+    complete = [shard for view in range(views) for shard in shards.of_view(view) if shards.is_complete(shard)]
+    draw, count = np.random.default_rng(0), min(_LOOKED_AT, 2 * manifest.images) if complete else 0
     # by sample keys a training may show some of the samples, in another order
     places = {int(row): place for place, row in enumerate(stored.rows(np.arange(len(data.train))))}
     looked = 0
-    for number in draw.integers(len(whole), size=count).tolist() if whole else ():
-        shard = whole[number]
+    for number in draw.integers(len(complete), size=count).tolist() if complete else ():
+        shard = complete[number]
         row = int(draw.integers(shard.start, shard.stop))
         if row not in places:
             continue
@@ -146,7 +146,7 @@ def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_t
         loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
         batch = next(iter(loader))
         try:
-            shards.read_for(shard.view, np.array([row]), picture_sums(batch.image, batch.target))
+            shards.read_for(shard.view, np.array([row]), image_checksums(batch.image, batch.target))
         except CorruptShard:
             if damaged_too:
                 raise
@@ -168,17 +168,17 @@ def _differences(recipe: DistillRecipe, data: DataSplits, stored: TeacherCache, 
             f"data: {missing:,} of {len(keys):,} samples are not in the cache, which knows samples by their names"
         )
     views = {name: getattr(recipe, name) for name in asdict(manifest.augmentation) if name != "size"}
-    wanted |= {f"view {name}": word for name, word in views.items() if (name, word) not in _OPEN}
+    wanted |= {f"view {name}": value for name, value in views.items() if (name, value) not in _OPEN}
     if recipe.teacher_levels is not None:
         wanted["teacher levels"] = recipe.teacher_levels
     if recipe.teacher_options:
         wanted["teacher options"] = recipe.teacher_options
     found += stored.differences(wanted)
-    for name, word in manifest.words.items():
+    for name, value in manifest.teacher_options.items():
         if name not in DistillRecipe.model_fields:
             continue  # of a version to come
-        if (asked := getattr(recipe, name)) not in (None, "auto", word):
-            found.append(f"{name}: the cache was made with {word!r}, asked for is {asked!r}")
+        if (given := getattr(recipe, name)) not in (None, "auto", value):
+            found.append(f"{name}: the cache was made with {value!r}, asked for is {given!r}")
     if teacher is not None:
         module = teacher.module if isinstance(teacher, FeatureExtractor) else teacher
         if fingerprint(module) != manifest.identity.get("teacher weights"):
@@ -197,11 +197,11 @@ def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
     run = RunFolder(stored.folder)
     before = run.read_recipe() if run.started() else {}
     now = recipe.model_dump(mode="json", include={"data", "val_fraction", "train_limit", "skip_bad_images"})
-    said = [
+    changes = [
         f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name in before and before[name] != now[name]
     ]
     same = "by the same words: files, their labels or their order have changed since it was made"
-    return f"data: other images or labels than the cache's, {', '.join(said) or same}"
+    return f"data: other images or labels than the cache's, {', '.join(changes) or same}"
 
 
 def _other_teacher(run: RunFolder, stored: TeacherCache) -> list[str]:

@@ -14,7 +14,7 @@ class CachedTeacher:
     """Says what the teacher said about the same views; no network is loaded.
 
     Args:
-        stored: the cache; the loader delivers its records (see `uhkd.data.train_loader`, `beside`).
+        stored: the cache; the loader delivers its records (see `uhkd.data.train_loader`, `record_reader`).
         target: spectra that a method wants, or None.
         views: how many of the cache's views are shown in turn (None: all).
 
@@ -39,11 +39,11 @@ class CachedTeacher:
         if not needs:
             return NetworkOutput()
         assert batch.record is not None, "the loader must be given the cache's records"
-        said = self.layout.decode(batch.record)
+        output = self.layout.decode(batch.record)
         return NetworkOutput(
-            logits=said.logits if "logits" in needs else None,
-            spectra=self._cropped(said.spectra) if "spectra" in needs else None,
-            embedding=said.embedding if "embedding" in needs else None,
+            logits=output.logits if "logits" in needs else None,
+            spectra=self._cropped(output.spectra) if "spectra" in needs else None,
+            embedding=output.embedding if "embedding" in needs else None,
         )
 
     def _cropped(self, spectra: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ class CachedTeacher:
         shown = Reference.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
         return shown._replace(targets=self._cropped(shown.targets) if self.crops else ())
 
-    def kept(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Nothing (tensors of any shape by name, of another teacher): a checkpoint only names the cache."""
         return {}
 

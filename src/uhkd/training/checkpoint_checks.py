@@ -72,8 +72,8 @@ def check_sources(checkpoint: Checkpoint, sources: Mapping[str, str | None], nam
         )
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], sound: Collection[str]) -> None:
-    """See that tensors have the names, shapes and types of the expected ones, of any shape; those named in `sound` are finite.
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], extra: Collection[str]) -> None:
+    """See that tensors have the names, shapes and types of the expected ones, of any shape; those named in `finite` are finite.
 
     Raises:
         ValueError: naming the first that has not.
@@ -86,7 +86,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
             raise ValueError(f"{name}: expected {_form(tensor)}, found {_form(found[name])}")
-    if bad := [name for name in sound if not found[name].isfinite().all()]:
+    if bad := [name for name in extra if not found[name].isfinite().all()]:
         raise ValueError(f"{bad[0]}{_more(bad)} holds numbers that are not finite")
 
 
@@ -106,16 +106,16 @@ def fitting_optimizer(
     if not isinstance(groups, list) or not isinstance(state, dict) or len(groups) != len(own):
         raise ValueError(f"optimizer.pt: expected {len(own)} groups of weights and a state, found others")
     stepped = _stepped(recipe)
-    settled = []
-    for group, mine in zip(groups, own, strict=True):
-        for name, value in mine.items():
+    checked = []
+    for group, current in zip(groups, own, strict=True):
+        for name, value in current.items():
             # one that another version of a library did not know is settled already
             if name != "lr" and not _same(group.get(name, value), value):
                 raise ValueError(f"optimizer.pt: {name}: expected {value}, found {str(group[name])[:40]}")
-        counted = {name: group.get(name) for name in stepped["param_groups"][0].keys() - mine.keys()}
+        counted = {name: group.get(name) for name in stepped["param_groups"][0].keys() - current.keys()}
         for name, value in counted.items():
             _check_count(f"optimizer.pt: {name}", value, total)
-        settled.append({**mine, **counted})
+        checked.append({**current, **counted})
     (kinds,) = stepped["state"].values() or ({},)
     if kinds and not state:
         raise ValueError("optimizer.pt: the state of every weight is missing")
@@ -136,7 +136,7 @@ def fitting_optimizer(
                 raise ValueError(f"{where}: expected numbers of shape {tuple(sizes[number])}, found {_form(value)}")
             elif not value.isfinite().all():
                 raise ValueError(f"{where} holds numbers that are not finite")
-    return {"state": state, "param_groups": settled}
+    return {"state": state, "param_groups": checked}
 
 
 def _stepped(recipe: TrainRecipe) -> dict[str, Any]:

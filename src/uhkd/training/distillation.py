@@ -104,8 +104,8 @@ class Distillation(nn.Module):
             if isinstance(student, nn.Module):
                 student = _wrapped(student, num_classes, image_size, student_levels, norms)
             else:
-                words = {"start": student_start, "image_size": image_size, "options": student_options}
-                student = create(str(student), num_classes=num_classes, levels=student_levels, **words)
+                options = {"start": student_start, "image_size": image_size, "options": student_options}
+                student = create(str(student), num_classes=num_classes, levels=student_levels, **options)
             device = next(student.parameters()).device
             if isinstance(teacher, nn.Module):
                 # it was made for images of its own, where it says so
@@ -113,8 +113,8 @@ class Distillation(nn.Module):
                 teacher = _wrapped(teacher, None, native_size_of(teacher) or image_size, teacher_levels, own).to(device)
             elif teacher is not None:
                 start = teacher_start or ("random" if brings_weights(str(teacher)) else "pretrained")
-                words = {"start": start, "options": teacher_options}
-                teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **words).to(device)
+                options = {"start": start, "options": teacher_options}
+                teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **options).to(device)
             if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
                 raise ValueError("teacher and student share weights, and a teacher's are frozen: give two modules")
             shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
@@ -140,8 +140,8 @@ class Distillation(nn.Module):
             self.register_load_state_dict_post_hook(_read_steps)
         target = next((d.needs.target for d in own if d.needs.target is not None), None)
         # in a tuple: no submodule, so in no optimizer and no checkpoint, and never in training mode
-        self._sealed: tuple[Teacher, ...] = () if teacher is None else (Teacher(teacher, target),)
-        self.ftm: FTM | None = self._sealed[0].ftm if self._sealed else None
+        self._teachers: tuple[Teacher, ...] = () if teacher is None else (Teacher(teacher, target),)
+        self.ftm: FTM | None = self._teachers[0].ftm if self._teachers else None
         self.weights = self.learner.weights(float((weights or {}).get("ce", 1.0)))
         for name, values in (("mean", mean), ("std", std)):
             norm = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
@@ -158,7 +158,7 @@ class Distillation(nn.Module):
     @property
     def teacher(self) -> FeatureExtractor | None:
         """The sealed teacher, or None."""
-        return self._sealed[0].network if self._sealed else None
+        return self._teachers[0].network if self._teachers else None
 
     @property
     def needs_calibration(self) -> bool:
@@ -185,7 +185,7 @@ class Distillation(nn.Module):
         if self.ftm is None:
             return 0
         device = next(self.parameters()).device
-        used = calibrate(self._sealed[0], (self._batch(_first(item).to(device)) for item in images), device, count)
+        used = calibrate(self._teachers[0], (self._batch(_first(item).to(device)) for item in images), device, count)
         if processes() > 1:
             for buffer in self.ftm.buffers():
                 dist.broadcast(buffer, 0)
@@ -206,8 +206,8 @@ class Distillation(nn.Module):
             ValueError: before `calibrate` where the method needs it, without indices where it needs them, or for images that are
                 not in [0,1] (the first batch is looked at: each look makes a GPU wait).
         """
-        batch, said = self.hear(images, labels, indices)
-        terms = self.learner(batch, said)
+        batch, teacher_output = self.prepare_batch(images, labels, indices)
+        terms = self.learner(batch, teacher_output)
         return self.loss(terms, len(images)), terms
 
     def go_on_from(self, step: int) -> None:
@@ -236,7 +236,7 @@ class Distillation(nn.Module):
         assert logits is not None
         return logits
 
-    def hear(
+    def prepare_batch(
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
     ) -> tuple[Batch, NetworkOutput]:
         """The batch as networks take it, and what the teacher says of it: the arguments of `learner`.
@@ -258,7 +258,9 @@ class Distillation(nn.Module):
             )
         batch = self._batch(images, labels, indices)
         self._ready = True  # asked until it is so and not at every step: the answer makes a GPU wait
-        return batch, self._sealed[0].signals(batch, self.learner.teacher_needs) if self._sealed else NetworkOutput()
+        return batch, self._teachers[0].signals(
+            batch, self.learner.teacher_needs
+        ) if self._teachers else NetworkOutput()
 
     def _batch(self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None) -> Batch:
         images = self._plain(images)
@@ -284,7 +286,7 @@ class Distillation(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "Distillation":
         """Devices and types of the sealed teacher follow ours."""
         super()._apply(fn, recurse)
-        for teacher in self._sealed:
+        for teacher in self._teachers:
             teacher.network._apply(fn)
         return self
 

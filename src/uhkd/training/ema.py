@@ -43,13 +43,13 @@ class ModelEMA:
     def shown(self) -> Iterator[None]:
         """The network with averaged weights; its own come back afterwards."""
         held = {name: value.clone() for name, value in self._live.items()}
-        self.settle()
+        self.copy_to_model()
         try:
             yield
         finally:
             _copy(held, self._live)
 
-    def settle(self) -> None:
+    def copy_to_model(self) -> None:
         """Leave the averages in the network for good."""
         _copy(self.tensors, self._live)
 

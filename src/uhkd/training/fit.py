@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd.console import count, put, say
+from uhkd.console import count, log_info, print_result
 from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
@@ -43,11 +43,11 @@ def fit(setup: Setup) -> Result:
     """
     recipe, data, folder, fabric = setup.recipe, setup.data, setup.folder, setup.fabric
     student = setup.learner.student
-    with folder.mine() if fabric.is_global_zero else contextlib.nullcontext():
+    with folder.lock() if fabric.is_global_zero else contextlib.nullcontext():
         _begin(setup)
         averaged = f", weights averaged with decay {recipe.ema_decay}" if recipe.ema_decay else ""
         millions = sum(p.numel() for p in student.parameters()) / 1e6
-        say(
+        log_info(
             f"training {millions:.2f} M parameters for {count(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
@@ -64,7 +64,7 @@ def fit(setup: Setup) -> Result:
 def finished(setup: Setup, module: nn.Module | None) -> Result:
     """Return the result of a run that needs no resuming; nothing is trained again. module: to load the weights into."""
     folder = setup.folder
-    say(f"{folder.path} is finished: there is nothing to resume, and this is its result")
+    log_info(f"{folder.path} is finished: there is nothing to resume, and this is its result")
     network = load_finished_model(folder, module)
     return Result(network.to(setup.fabric.device).eval(), folder.read_result()["metrics"], folder)
 
@@ -108,13 +108,13 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
         folder.write_json(folder.result.name, facts)  # the last: it marks the run as finished
     folder.drop_checkpoints()
     for line in ended(facts):
-        put(line)
-    say(f"run folder {folder.path} with {figures}")
+        print_result(line)
+    log_info(f"run folder {folder.path} with {figures}")
     if card["name"].startswith("module/"):
-        say(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
+        log_info(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:
         for line in usage_hints(folder.path, facts, headless=not student.shapes.logits):
-            say(line)
+            log_info(line)
 
 
 def sizes(network: FeatureExtractor) -> dict[str, int | None]:
@@ -124,7 +124,7 @@ def sizes(network: FeatureExtractor) -> dict[str, int | None]:
     try:
         flops = forward_flops(network)
     except Exception as error:  # a user's own network can fail in any way, and this training is done
-        say(f"  the FLOPs of {type(network.module).__name__} could not be counted ({type(error).__name__})")
+        log_info(f"  the FLOPs of {type(network.module).__name__} could not be counted ({type(error).__name__})")
         flops = None
     return {
         "parameters": sum(p.numel() for p in parameters),
@@ -155,7 +155,7 @@ def _write_rest(
             try:
                 arrays["teacher_latency_ms"] = np.array([latency(teacher)])
             except Exception as error:  # as above
-                say(f"  the teacher's latency could not be measured ({type(error).__name__})")
+                log_info(f"  the teacher's latency could not be measured ({type(error).__name__})")
     if thumbnails_too:
         chosen = thumbnails.choose(data.val.labels, len(data.val))
         try:
@@ -164,5 +164,5 @@ def _write_rest(
         except (
             Exception
         ) as error:  # a disk, or images of a user's own; the training is done, and a picture less is no loss
-            say(f"  no thumbnails were written: {error}")
+            log_info(f"  no thumbnails were written: {error}")
     folder.write_arrays(folder.read_arrays() | arrays)

@@ -35,11 +35,11 @@ class GradientNorms:
         teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
         fabric: Fabric,
         seed: int,
-        accumulate: int,
-        say: Callable[[str], None],
+        grad_accum_steps: int,
+        log_line: Callable[[str], None],
     ) -> None:
-        self.learner, self.teacher, self.fabric, self.say = learner, teacher, fabric, say
-        self.seed, self.accumulate = seed, accumulate
+        self.learner, self.teacher, self.fabric, self.log_line = learner, teacher, fabric, log_line
+        self.seed, self.grad_accum_steps = seed, grad_accum_steps
         self.able = True
 
     def __call__(self, batch: Batch, step: int, weights: Mapping[str, float]) -> dict[str, float]:
@@ -63,23 +63,23 @@ class GradientNorms:
                 return self._norms(gradients)
         self.able = False
         why = "another process failed" if error is None else (str(error).splitlines() or [type(error).__name__])[0]
-        self.say(f"warning: the gradient of each term cannot be measured, the training goes on without: {why}")
+        self.log_line(f"warning: the gradient of each term cannot be measured, the training goes on without: {why}")
         return {}
 
     def _first(self, batch: Batch) -> Batch:
         """As many as one pass of a step takes, at most; over all processes the same images that one would have."""
         fair = max(2, -(-PROBE_IMAGES // self.fabric.world_size))
-        count = min(fair, len(batch.index) // self.accumulate)
+        count = min(fair, len(batch.index) // self.grad_accum_steps)
         fields = {name: field[:count] for name, field in batch._asdict().items() if field is not None}
         own = batch._replace(**fields).to(self.fabric.device)
         return own._replace(image=own.image.contiguous(memory_format=torch.channels_last))
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         learner = self.learner
-        said = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else NetworkOutput()
+        teacher_output = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else NetworkOutput()
         with self.fabric.autocast():
             # not the call but forward: a compiled call would be compiled once more, for this number of images
-            return learner.forward(batch._replace(record=None), said)
+            return learner.forward(batch._replace(record=None), teacher_output)
 
     def _gradients(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Of each weighted term that reaches the student, all in one row."""
@@ -92,11 +92,11 @@ class GradientNorms:
                     rows[name] = torch.cat([g.detach().float().flatten() for g in found if g is not None])
         return rows if len(rows) > 1 else {}
 
-    def _all(self, sound: bool) -> bool:
+    def _all(self, finite: bool) -> bool:
         """Whether no process failed."""
         if self.fabric.world_size == 1:
-            return sound
-        mean = self.fabric.all_reduce(torch.tensor(float(sound), device=self.fabric.device), reduce_op="mean")
+            return finite
+        mean = self.fabric.all_reduce(torch.tensor(float(finite), device=self.fabric.device), reduce_op="mean")
         return float(mean) == 1  # pyright: ignore[reportArgumentType] (a tensor gives a tensor)
 
     def _norms(self, gradients: Mapping[str, Tensor]) -> dict[str, float]:
@@ -105,12 +105,12 @@ class GradientNorms:
         read = torch.stack([self._norm(row) for row in gradients.values()]).tolist()
         return {name: norm for name, norm in zip(gradients, read, strict=True) if norm < float("inf")}
 
-    def _norm(self, whole: Tensor) -> Tensor:
+    def _norm(self, gradients: Tensor) -> Tensor:
         if self.fabric.world_size > 1:
-            mean = self.fabric.all_reduce(whole, reduce_op="mean")
+            mean = self.fabric.all_reduce(gradients, reduce_op="mean")
             assert isinstance(mean, Tensor)
-            whole = mean
-        return whole.norm()
+            gradients = mean
+        return gradients.norm()
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import Augmentation, DataSplits, ShardOptions, open_data
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
@@ -40,7 +40,9 @@ class Inputs:
         """Return the first weights of a network: `start`, but "random" in place of "pretrained" in a dry run."""
         if not self.dry_run or start != "pretrained":
             return start
-        say(f"  {name}: pretrained weights would be fetched, or taken from the weights cache (uhkd doctor names it)")
+        log_info(
+            f"  {name}: pretrained weights would be fetched, or taken from the weights cache (uhkd doctor names it)"
+        )
         return "random"
 
 
@@ -54,16 +56,16 @@ def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequenc
         train_limit=recipe.train_limit,
         skip_bad_images=recipe.skip_bad_images,
         class_names=class_names,
-        shards=ShardOptions(recipe.shards_at_a_time, recipe.lanes, recipe.shard_cache, recipe.shard_cache_gb),
+        shards=ShardOptions(recipe.shuffle_shards, recipe.shuffle_streams, recipe.shard_cache, recipe.shard_cache_gb),
         labels=not recipe.unlabelled,
     )
     test = "" if opened.test is None else f", {len(opened.test)} test"
-    say(
+    log_info(
         f"data {opened.name}: {len(opened.train)} training, {len(opened.val)} validation{test} images, "
         f"{len(opened.classes) or 'no'} classes"
     )
     for note in opened.notes:
-        say(f"  {note}")
+        log_info(f"  {note}")
     return opened
 
 
@@ -94,15 +96,15 @@ def choose_augmentation(
 
 def log_augmentation(own: Augmentation) -> None:
     """Say how large images are and how they are varied."""
-    said = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
-    said.append(f"flip {'on' if own.flip else 'off'}")
+    parts = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
+    parts.append(f"flip {'on' if own.flip else 'off'}")
     if own.randaugment is not None:
-        said.append(f"randaugment {own.randaugment}")
+        parts.append(f"randaugment {own.randaugment}")
     if own.color_jitter:
         left_out = "" if own.jitters else " left out beside randaugment"
-        said.append(f"color_jitter {own.color_jitter:g}{left_out}")
-    said += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
-    say(f"images at {own.size[0]}x{own.size[1]}, {', '.join(said)}")
+        parts.append(f"color_jitter {own.color_jitter:g}{left_out}")
+    parts += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
+    log_info(f"images at {own.size[0]}x{own.size[1]}, {', '.join(parts)}")
 
 
 def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
@@ -112,19 +114,19 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
         ValueError: for a batch larger than the training part, or pieces too small to standardise features over.
     """
     images = len(data.train)
-    if "batch_size" not in recipe.model_fields_set and recipe.accumulate == 1 and recipe.batch_size > images // 4:
-        fitting = max(1, images // 4 // recipe.lanes) * recipe.lanes
+    if "batch_size" not in recipe.model_fields_set and recipe.grad_accum_steps == 1 and recipe.batch_size > images // 4:
+        fitting = max(1, images // 4 // recipe.shuffle_streams) * recipe.shuffle_streams
         recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
-        say(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
+        log_info(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
     if recipe.batch_size > images:
         raise ValueError(
             f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
             f"use --batch-size {max(2, images // 4)} or less"
         )
-    if recipe.batch_size // recipe.accumulate < 2:
+    if recipe.batch_size // recipe.grad_accum_steps < 2:
         raise ValueError(
-            f"batch_size {recipe.batch_size} in {recipe.accumulate} parts leaves {recipe.batch_size // recipe.accumulate} "
-            "image a part; batch statistics need at least 2"
+            f"batch_size {recipe.batch_size} in {recipe.grad_accum_steps} parts leaves "
+            f"{recipe.batch_size // recipe.grad_accum_steps} image a part; batch statistics need at least 2"
         )
     return recipe
 

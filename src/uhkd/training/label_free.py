@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from uhkd.cache import TeacherCache
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import DataSplits, ImageSource, eval_loader, open_data
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, predict_logits
 from uhkd.evaluation.probe import Probe, embed, probe
@@ -28,7 +28,7 @@ def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | Te
     logits = teacher.manifest.layout.logits if isinstance(teacher, TeacherCache) else teacher and teacher.shapes.logits
     weights = label_free_weights(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
     if left := sorted(weights.keys() - recipe.weights.keys()):
-        say(f"  the teacher has no class scores: left out are the terms {', '.join(left)}")
+        log_info(f"  the teacher has no class scores: left out are the terms {', '.join(left)}")
     return weights
 
 
@@ -40,7 +40,7 @@ def log_frozen(numbers: int, needs: frozenset[str]) -> None:
             if "embedding" in needs
             else "; a method that reads embeddings reaches them (rsd, rkd or cc, as in uhkd+rsd)"
         )
-        say(f"  {numbers:,} parameters of the student lie behind all that is imitated and stay as they begin{end}")
+        log_info(f"  {numbers:,} parameters of the student lie behind all that is imitated and stay as they begin{end}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ProbeEvaluator:
 
     kind: Probe
     data: DataSplits
-    asked: ImageSource
+    queries: ImageSource
     fabric: Fabric
     workers: int = 0
 
@@ -57,11 +57,11 @@ class ProbeEvaluator:
         """Of the part asked for; nothing of the probe is kept."""
         size, device = image_size(self.data, [network]), self.fabric.device
         loaded = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
-        known, asked = (
+        known, queries = (
             embed(network, eval_loader(part, size, **loaded), device, self.fabric.autocast)
-            for part in (self.data.train, self.asked)
+            for part in (self.data.train, self.queries)
         )
-        return probe(self.kind, known, asked, len(self.data.classes))
+        return probe(self.kind, known, queries, len(self.data.classes))
 
     def __call__(self, network: FeatureExtractor) -> dict[str, float]:
         return self.evaluation(network).metrics
@@ -97,33 +97,39 @@ def open_probe_data(recipe: DistillRecipe, data: DataSplits) -> DataSplits | Non
         raise ValueError(
             f"probe_data {opened.name} has no labels to judge by: expected class folders, or another labelled set"
         )
-    say(
+    log_info(
         f"judged by a {KINDS[recipe.probe]} on {len(opened.train)} labelled images of {opened.name}, measured on "
         f"{len(opened.val)} validation images, {len(opened.classes)} classes"
     )
     return opened
 
 
-def described(judge: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
+def described(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
     """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
-    start = judge(student)["accuracy"]
-    say(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[judge.kind]})")
-    by = f"{KINDS[judge.kind]} on {judge.data.name}"
-    return {"kind": judge.kind, "data": judge.data.name, "classes": len(judge.data.classes), "start": start, "by": by}
+    start = evaluator(student)["accuracy"]
+    log_info(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[evaluator.kind]})")
+    by = f"{KINDS[evaluator.kind]} on {evaluator.data.name}"
+    return {
+        "kind": evaluator.kind,
+        "data": evaluator.data.name,
+        "classes": len(evaluator.data.classes),
+        "start": start,
+        "by": by,
+    }
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How often a network names the class that its teacher names, on the same images."""
 
-    answers: torch.Tensor
+    predictions: torch.Tensor
     data: DataSplits
     fabric: Fabric
     workers: int
 
     def __call__(self, network: FeatureExtractor) -> dict[str, float]:
-        said = predict_classes(network, self.data, self.fabric, self.workers)
-        return {"agreement": float((said == self.answers).float().mean())}
+        predicted = predict_classes(network, self.data, self.fabric, self.workers)
+        return {"agreement": float((predicted == self.predictions).float().mean())}
 
 
 def predict_classes(network: FeatureExtractor, data: DataSplits, fabric: Fabric, workers: int) -> torch.Tensor:

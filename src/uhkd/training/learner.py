@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.features import FeatureExtractor, NetworkOutput
-from uhkd.methods import DistillationLoss, place_of
+from uhkd.methods import DistillationLoss, teacher_index
 from uhkd.training.balance import Balance
 
 
@@ -39,7 +39,7 @@ class StudentWithLosses(nn.Module):
         needs = [d.needs for d in distillers.values() if isinstance(d, DistillationLoss)]
         self.student_needs = frozenset().union(*(n.student for n in needs))
         self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
-        if balance is not None and any(balance.reads_logits_of(place_of(name)) for name in distillers):
+        if balance is not None and any(balance.reads_logits_of(teacher_index(name)) for name in distillers):
             self.teacher_needs |= {"logits"}
         self._closed: set[str] = set()
 
@@ -47,16 +47,17 @@ class StudentWithLosses(nn.Module):
         """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller ("2:method.term": of a
         second teacher's)."""
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
-        terms, heard = {}, (teacher, *teacher.others)
+        terms, outputs = {}, (teacher, *teacher.others)
         if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
         if self.training and self.balance is not None:
-            self.balance.observe(student.logits, [one.logits for one in heard], batch.target)
+            self.balance.observe(student.logits, [one.logits for one in outputs], batch.target)
         for name, distiller in self.distillers.items():
             if name in self._closed:
                 continue
             terms |= {
-                f"{name}.{term}": value for term, value in distiller(student, heard[place_of(name)], batch).items()
+                f"{name}.{term}": value
+                for term, value in distiller(student, outputs[teacher_index(name)], batch).items()
             }
         return terms
 
@@ -75,8 +76,8 @@ class StudentWithLosses(nn.Module):
             if not any(own.values()):
                 self._closed.add(name)
                 distiller.requires_grad_(False)
-        places = {place_of(name) for name in self.distillers}
-        needed = {place_of(name) for name in self.distillers if name not in self._closed}
+        places = {teacher_index(name) for name in self.distillers}
+        needed = {teacher_index(name) for name in self.distillers if name not in self._closed}
         if not needed:
             self.student_needs, self.teacher_needs = frozenset(), frozenset()
         return places - needed

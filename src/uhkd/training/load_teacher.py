@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import Augmentation, DataSplits, eval_loader, train_loader
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, find_matching_loss, place_of
+from uhkd.methods import DistillationLoss, find_matching_loss, teacher_index
 from uhkd.models import brings_weights, create, native_size_of, wrap
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
@@ -43,7 +43,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     if run.started() and run.read_recipe().get("data") == recipe.data:
         held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
         if held_out != recipe.val_fraction:
-            say(
+            log_info(
                 f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may "
                 "have seen validation images, and its accuracy below may be too good"
             )
@@ -63,8 +63,8 @@ def prepare_teacher(
     inputs: Inputs,
     module: nn.Module | None = None,
     *,
-    judged: bool = False,
-    judge: ProbeEvaluator | None = None,
+    has_evaluator: bool = False,
+    evaluator: ProbeEvaluator | None = None,
     number: int | None = None,
 ) -> tuple[FeatureExtractor, Evaluation | None]:
     """Return a teacher that fits the data's classes and beats chance, and its evaluation on the validation images.
@@ -78,10 +78,10 @@ def prepare_teacher(
     data, fabric = inputs.data, inputs.fabric
     teacher = load_teacher(recipe, module, inputs).to(fabric.device).eval()
     for note in teacher.notes:
-        say(f"  teacher: {note}")
+        log_info(f"  teacher: {note}")
     classes = len(data.classes)
     if not classes:
-        return teacher, _unlabelled(teacher, recipe, None if inputs.dry_run else judge)
+        return teacher, _unlabelled(teacher, recipe, None if inputs.dry_run else evaluator)
     fits, why = _head_fits(teacher, data)
     if recipe.teacher_head == "keep" and not fits:
         raise ValueError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
@@ -92,13 +92,13 @@ def prepare_teacher(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
         _probe(teacher, inputs, inputs.folder.probe_of(number), why or "teacher_head=probe")
-    if judged or inputs.dry_run:
+    if has_evaluator or inputs.dry_run:
         return teacher, None
     size = image_size(data, [teacher])
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
-    say(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
+    log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
     _refuse_chance(evaluation, recipe, recipe.data)
     return teacher, evaluation
 
@@ -114,20 +114,20 @@ def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, 
 
 
 def _unlabelled(
-    teacher: FeatureExtractor, recipe: DistillRecipe | CacheRecipe, judge: ProbeEvaluator | None
+    teacher: FeatureExtractor, recipe: DistillRecipe | CacheRecipe, evaluator: ProbeEvaluator | None
 ) -> Evaluation | None:
     """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
     if recipe.teacher_head == "probe":
         raise ValueError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
-    if judge is None or teacher.shapes.embedding is None:
-        say(
+    if evaluator is None or teacher.shapes.embedding is None:
+        log_info(
             f"teacher {recipe.teacher}: without labels its worth is not known"
             + ("; --probe-data LABELLED_IMAGES measures it" if isinstance(recipe, DistillRecipe) else "")
         )
         return None
-    evaluation = judge.evaluation(teacher)
-    by = f"{KINDS[judge.kind]} on {judge.data.name}"
-    say(f"teacher {recipe.teacher}: validation accuracy {evaluation.metrics['accuracy']:.2%} ({by})")
+    evaluation = evaluator.evaluation(teacher)
+    by = f"{KINDS[evaluator.kind]} on {evaluator.data.name}"
+    log_info(f"teacher {recipe.teacher}: validation accuracy {evaluation.metrics['accuracy']:.2%} ({by})")
     assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
     _refuse_chance(evaluation, recipe, recipe.probe_data)
     return evaluation
@@ -161,7 +161,7 @@ def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> N
     data, fabric = inputs.data, inputs.fabric
     probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
     if inputs.dry_run:
-        say(f"  a linear probe would be trained on the teacher's embedding of {len(data.train):,} images")
+        log_info(f"  a linear probe would be trained on the teacher's embedding of {len(data.train):,} images")
     elif file.is_file():
         try:
             state = load_file(file)
@@ -169,9 +169,9 @@ def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> N
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{file} is damaged ({error}); delete it to have the probe trained anew") from error
         probe.load_state_dict(state)
-        say("linear probe of the teacher: taken from the run folder")
+        log_info("linear probe of the teacher: taken from the run folder")
     else:
-        say(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
+        log_info(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
         size = image_size(data, [teacher])
         loader = eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
         probe = fit_linear_probe(*embed(teacher, loader, fabric.device, fabric.autocast), len(data.classes))
@@ -184,14 +184,16 @@ def save_probe(teacher: FeatureExtractor, folder: RunFolder, number: int | None 
         write_tensors(folder.probe_of(number), teacher.probe.state_dict())
 
 
-def seal(
+def build_teacher_module(
     networks: Sequence[FeatureExtractor], learner: StudentWithLosses, autocast: Autocast
 ) -> Teacher | TeacherEnsemble:
     """The teachers of a training, each made to say what its own methods need."""
     each = []
     for place, network in enumerate(networks):
         own = [
-            d for name, d in learner.distillers.items() if place_of(name) == place and isinstance(d, DistillationLoss)
+            d
+            for name, d in learner.distillers.items()
+            if teacher_index(name) == place and isinstance(d, DistillationLoss)
         ]
         target = next((d.needs.target for d in own if d.needs.target), None)
         prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
@@ -204,13 +206,13 @@ def seal(
     matching = (
         name for name, d in learner.distillers.items() if find_matching_loss(nn.ModuleDict({"0": d})) is not None
     )
-    return TeacherEnsemble(each, place_of(next(matching, "")))
+    return TeacherEnsemble(each, teacher_index(next(matching, "")))
 
 
 def load_or_calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
     """Load the statistics of the FTM from the checkpoint, or measure them in one pass over training images."""
     assert teacher.ftm is not None
-    own = teacher.kept()
+    own = teacher.state()
 
     def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
         return {k: v for k, v in checkpoint.tensors.items() if k.startswith(teacher.prefix)}
@@ -239,4 +241,4 @@ def calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, 
     )
     assert teacher.ftm is not None
     used = calibrate(teacher, loader, device, min(_CALIBRATION_IMAGES, len(data.train)))
-    say(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")
+    log_info(f"spectra of {len(teacher.ftm.shapes)} levels standardised over {used} training images")

@@ -57,16 +57,16 @@ class _Sink(ABC):
 
 
 class _TensorBoard(_Sink):
-    def __init__(self, folder: RunFolder, words: Mapping[str, Any], begun: int, ids: dict[str, str]) -> None:
+    def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         # what a killed run told after its last checkpoint is told again: the first telling is hidden
         again = (folder.path / "tensorboard").is_dir()
-        purge: dict[str, Any] = {"purge_step": begun + 1} if again else {}
+        purge: dict[str, Any] = {"purge_step": start_step + 1} if again else {}
         self.logger = TensorBoardLogger(folder.path, "tensorboard", "", **purge)
         if not again:
-            self.logger.log_hyperparams(dict(words), {"epochs_done": 0.0}, step=0)
-            self.text("recipe", yaml.safe_dump(dict(words), sort_keys=False, allow_unicode=True), 0)
+            self.logger.log_hyperparams(dict(options), {"epochs_done": 0.0}, step=0)
+            self.text("recipe", yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), 0)
         self.logger.save()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -82,13 +82,13 @@ class _TensorBoard(_Sink):
 
 
 class _WandB(_Sink):
-    def __init__(self, folder: RunFolder, words: Mapping[str, Any], begun: int, ids: dict[str, str]) -> None:
+    def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from pytorch_lightning.loggers import WandbLogger
 
         ids.setdefault("wandb", uuid.uuid4().hex[:8])
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
         self.logger = WandbLogger(folder.path.name, str(folder.path), id=ids["wandb"], project=project)
-        self.logger.log_hyperparams(dict(words))
+        self.logger.log_hyperparams(dict(options))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.logger.log_metrics(dict(values), step)
@@ -101,7 +101,7 @@ class _WandB(_Sink):
 
 
 class _MLflow(_Sink):
-    def __init__(self, folder: RunFolder, words: Mapping[str, Any], begun: int, ids: dict[str, str]) -> None:
+    def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from pytorch_lightning.loggers import MLFlowLogger
 
         place = os.environ.get("MLFLOW_TRACKING_URI")
@@ -114,7 +114,7 @@ class _MLflow(_Sink):
         if "mlflow" in ids:
             self.logger.experiment.update_run(self.run, status="RUNNING")
         else:
-            self.logger.log_hyperparams(dict(words))
+            self.logger.log_hyperparams(dict(options))
         ids["mlflow"] = self.run
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -131,27 +131,27 @@ _Opening = Callable[[RunFolder, Mapping[str, Any], int, dict[str, str]], _Sink]
 _SINKS: dict[str, _Opening] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
 
 
-class _Courier:
+class _LoggerThread:
     """Tells one logger, in a thread of its own, what it is handed; after the first thing that fails, nothing more."""
 
     def __init__(self, name: str, sink: _Sink) -> None:
         self.name, self.sink, self.why = name, sink, None
-        self.told = False  # of the failure
+        self.reported = False  # of the failure
         self.waiting: queue.Queue[Callable[[_Sink], None] | None] = queue.Queue(_AHEAD)
         self.thread = threading.Thread(target=self._deliver, name=f"log {name}", daemon=True)
         self.thread.start()
 
     def _deliver(self) -> None:
-        while (tell := self.waiting.get()) is not None:
+        while (message := self.waiting.get()) is not None:
             if self.why is None:
                 try:
-                    tell(self.sink)
+                    message(self.sink)
                 except BaseException as error:  # a server that is away, a full disk, a client that exits: in any way
                     self.why = f"{type(error).__name__}: {error}".splitlines()[0]
 
-    def hand(self, tell: Callable[[_Sink], None]) -> None:
+    def hand(self, message: Callable[[_Sink], None]) -> None:
         try:
-            self.waiting.put_nowait(tell)
+            self.waiting.put_nowait(message)
         except queue.Full:
             self.why = self.why or f"it is {_AHEAD} messages behind"
 
@@ -183,30 +183,30 @@ class Loggers:
         self,
         names: Sequence[str],
         folder: RunFolder,
-        words: Mapping[str, Any],
-        begun: int,
-        say: Callable[[str], None],
+        options: Mapping[str, Any],
+        start_step: int,
+        log_line: Callable[[str], None],
     ) -> None:
-        self.say = say
-        self._couriers: list[_Courier] = []
+        self.log_line = log_line
+        self._threads: list[_LoggerThread] = []
         if not names:
             return
         check_own(folder.path, *(name for place in names for name in _PLACES[place]))
         place = folder.path / _IDS
         ids = {k: str(v) for k, v in read_mapping(place).items()} if place.is_file() else {}
-        words = {k: v for k, v in words.items() if k not in ("resume", "out", "log")}
+        options = {k: v for k, v in options.items() if k not in ("resume", "out", "log")}
         for name in names:
             try:
-                self._couriers.append(_Courier(name, _SINKS[name](folder, words, begun, ids)))
+                self._threads.append(_LoggerThread(name, _SINKS[name](folder, options, start_step, ids)))
             except Exception as error:  # what it raises is its own affair
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
-                if not begun:
+                if not start_step:
                     self.close("failed")
                     raise ValueError(
                         f"log {name} could not be opened ({why}); nothing was trained. Mend it, or leave {name} out of --log, "
                         "and start the same command again with --resume"
                     ) from error
-                say(f"warning: log {name} could not be opened, the training goes on without it: {why}")
+                log_line(f"warning: log {name} could not be opened, the training goes on without it: {why}")
         if ids:
             with contextlib.suppress(OSError):
                 folder.write_json(_IDS, ids)
@@ -222,19 +222,19 @@ class Loggers:
 
     def close(self, ending: Ending) -> None:
         """Tell them how the training ended ("success", "failed", "stopped") and wait, not for ever, until all is told."""
-        for courier in self._couriers:
-            courier.end(ending, _PATIENCE)
+        for thread in self._threads:
+            thread.end(ending, _PATIENCE)
         self._warn()
-        self._couriers = []
+        self._threads = []
 
-    def _hand(self, tell: Callable[[_Sink], None]) -> None:
-        for courier in self._couriers:
-            if courier.why is None:
-                courier.hand(tell)
+    def _hand(self, message: Callable[[_Sink], None]) -> None:
+        for thread in self._threads:
+            if thread.why is None:
+                thread.hand(message)
         self._warn()
 
     def _warn(self) -> None:
-        for courier in self._couriers:
-            if courier.why is not None and not courier.told:
-                courier.told = True
-                self.say(f"warning: log {courier.name} failed, the training goes on without it: {courier.why}")
+        for thread in self._threads:
+            if thread.why is not None and not thread.reported:
+                thread.reported = True
+                self.log_line(f"warning: log {thread.name} failed, the training goes on without it: {thread.why}")

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.console import say, verbose
+from uhkd.console import log_info, verbose
 from uhkd.data import DataSplits, in_memory, usable_cores
 from uhkd.distributed import exit_with_parent
 from uhkd.recipe import DeviceOptions
@@ -24,7 +24,7 @@ def fast_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(word in flags.read_text(encoding="utf-8") for word in ("avx512_bf16", "amx_bf16"))
+    return flags.is_file() and any(flag in flags.read_text(encoding="utf-8") for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def log_device(recipe: DeviceOptions, device: str, precision: str) -> None:
         chosen.append("deterministic")
     threads = torch.get_num_threads()
     chosen.append(f"{threads} CPU thread{'s' * (threads > 1)}")
-    say(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
+    log_info(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
 
 
 class _Bf16(MixedPrecision):

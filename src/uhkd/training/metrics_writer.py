@@ -42,28 +42,30 @@ class MetricsWriter:
         progress: Progress,
         rows: list[dict[str, float]],
         weights: Mapping[str, float],
-        say: Callable[[str], None],
+        log_line: Callable[[str], None],
         *,
-        begun: int,
+        start_step: int,
         total: int,
         per_epoch: int,
     ) -> None:
         self.recipe, self.folder, self.first = setup.recipe, setup.folder, setup.fabric.is_global_zero
-        self.progress, self.rows, self.weights, self.say = progress, rows, weights, say
-        self.begun, self.total, self.per_epoch = begun, total, per_epoch
+        self.progress, self.rows, self.weights, self.log_line = progress, rows, weights, log_line
+        self.start_step, self.total, self.per_epoch = start_step, total, per_epoch
         self.health = health(rows, self.folder.read_arrays()) if self.first and rows else []
         self.terms: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.lr: float | None = None
         self.speed: dict[str, float] = {}
-        self.step, self.seconds, self.written = begun, 0.0, -math.inf
+        self.step, self.seconds, self.written = start_step, 0.0, -math.inf
         self._sums: dict[str, float] = {}  # as they were at the log line before
         self._logged, self._broken = False, False
 
     def __enter__(self) -> Self:
-        words = self.recipe.model_dump(mode="json")
-        self.loggers = Loggers(self.recipe.log if self.first else (), self.folder, words, self.begun, self.say)
-        if not self.begun:
+        options = self.recipe.model_dump(mode="json")
+        self.loggers = Loggers(
+            self.recipe.log if self.first else (), self.folder, options, self.start_step, self.log_line
+        )
+        if not self.start_step:
             self.loggers.metrics({f"weight/{name}": weight for name, weight in self.weights.items()}, 0)
         self._write("running", "training", soon=True)
         return self
@@ -103,7 +105,7 @@ class MetricsWriter:
         self.loggers.metrics(values | {"lr": lr, "epochs_done": step / self.per_epoch}, step)
         self._write("running", "training")
 
-    def row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], kept: str) -> None:
+    def row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], last_checkpoint: str) -> None:
         """One more row of metrics.csv, and the arrays of diagnostics.npz so far.
 
         kept: says what there is to go on from.
@@ -113,7 +115,7 @@ class MetricsWriter:
         """
         self.rows.append(row)
         if self.first:
-            with self.folder.writing(f"the rows of step {row['step']:.0f}", kept):
+            with self.folder.writing(f"the rows of step {row['step']:.0f}", last_checkpoint):
                 self.folder.write_metrics(self.rows)
                 self.folder.write_arrays(arrays)
         self.progress.epoch(row, self.recipe.epochs)
@@ -122,7 +124,7 @@ class MetricsWriter:
             return
         self.health = health(self.rows, arrays)
         if self.health:
-            self.say(f"health: {'; '.join(self.health)}")
+            self.log_line(f"health: {'; '.join(self.health)}")
         self.step, self.seconds, self.lr = int(row["step"]), row["seconds"], row["lr"]
         means = {name: row[name] for name in ("loss", *terms_of(row)) if name in row}
         if self._logged:
@@ -151,10 +153,10 @@ class MetricsWriter:
         if not self.first or (not soon and time.monotonic() - self.written < _RARELY):
             return
         self.written = time.monotonic()
-        done = self.step - self.begun
+        done = self.step - self.start_step
         if done and state == "running":
             self.speed = self.progress.rates()
-        pulse = ProgressFile(
+        status = ProgressFile(
             state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
             doing=doing,
             step=self.step,
@@ -175,8 +177,10 @@ class MetricsWriter:
             data_wait=self.speed.get("data_wait"),
         )
         try:
-            pulse.write(self.folder.path)
+            status.write(self.folder.path)
         except OSError as error:
             if not self._broken:
                 self._broken = True
-                self.say(f"warning: progress.json cannot be written ({error.strerror or error}); uhkd watch shows less")
+                self.log_line(
+                    f"warning: progress.json cannot be written ({error.strerror or error}); uhkd watch shows less"
+                )

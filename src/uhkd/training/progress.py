@@ -29,9 +29,9 @@ class Progress:
         say: receives one plain line per epoch (and, without a terminal, per log).
     """
 
-    def __init__(self, total: int, images: int, *, start: int, say: Callable[[str], None]) -> None:
-        self.images, self.say = images, say
-        self.total, self.step, self.waited, self.away = total, start, 0.0, 0.0
+    def __init__(self, total: int, images: int, *, start: int, log_line: Callable[[str], None]) -> None:
+        self.images, self.log_line = images, log_line
+        self.total, self.step, self.waited, self.excluded = total, start, 0.0, 0.0
         self.began, self.first = time.monotonic(), start
         self.bar = None
         if console.is_interactive():
@@ -68,17 +68,17 @@ class Progress:
                 self.bar.update(self.task, completed=self.step)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def exclude(self) -> Iterator[None]:
         """What happens inside is not training: validation, checkpoints."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.away += time.monotonic() - began
+            self.excluded += time.monotonic() - began
 
     def rates(self) -> dict[str, float]:
         """Images a second and the share of time waiting for data, in the training of this process so far."""
-        elapsed = max(time.monotonic() - self.began - self.away, 1e-9)
+        elapsed = max(time.monotonic() - self.began - self.excluded, 1e-9)
         done = self.step + 1 - self.first
         return {
             "images_per_second": round(done * self.images / elapsed, 1),
@@ -94,7 +94,7 @@ class Progress:
             loss = f"loss {means['loss']:.3f}  " if "loss" in means else ""
             self.bar.update(self.task, description=f"{loss}{rates['images_per_second']:.0f} img/s")
             return
-        self.say(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(self.eta(done))}")
+        self.log_line(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(self.eta(done))}")
 
     def eta(self, done: int) -> float:
         """Seconds that the rest may take, validation and checkpoints as often as so far, after `done` steps in all."""
@@ -103,13 +103,13 @@ class Progress:
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
         """The validation after an epoch; without a loss when all its steps were skipped."""
         rates = self.rates()
-        judged = (
+        has_evaluator = (
             f"val {name.replace('_', ' ')} {row[f'val_{name}']:{form}}  "
             for name, form in FORMS.items()
             if f"val_{name}" in row
         )
-        self.say(
-            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  {''.join(judged)}"
+        self.log_line(
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  {''.join(has_evaluator)}"
             f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
         )
 

@@ -18,9 +18,9 @@ class RunningMetrics:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.finite = torch.ones((), dtype=torch.bool, device=device)
-        self.sound = torch.ones((), dtype=torch.bool, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.first = torch.full((), -1, device=device)
-        self.untaught = torch.full((), -1, device=device)
+        self.teacher_nonfinite = torch.full((), -1, device=device)
         self.skipped: list[int] = []
         self.reset()
 
@@ -40,30 +40,32 @@ class RunningMetrics:
     def add_norm(self, norm: Tensor, step: int) -> None:
         """Note the norm of a step's gradient, which may overflow under a finite loss; no synchronisation either."""
         good = norm.isfinite()
-        self.sound &= good
+        self.finite &= good
         self._note(good, step)
 
-    def hear(self, good: Tensor, step: int) -> None:
+    def check_teacher(self, good: Tensor, step: int) -> None:
         """Note whether all that a teacher said to one forward pass was finite; no synchronisation either."""
-        self.untaught = torch.where((self.untaught < 0) & ~good, step, self.untaught)
+        self.teacher_nonfinite = torch.where((self.teacher_nonfinite < 0) & ~good, step, self.teacher_nonfinite)
         self._note(good, step)
 
     def skip(self, step: int) -> None:
         """Note that a step was left out."""
         self.skipped.append(step)
 
-    def check_skipped(self, step: int, kept: str) -> None:
+    def check_skipped(self, step: int, last_checkpoint: str) -> None:
         """See that not all of the last steps were left out.
 
         Raises:
             ValueError: when PATIENCE steps in a row were.
         """
         if self.skipped[-PATIENCE:] == list(range(step - PATIENCE, step)):
-            raise ValueError(f"{PATIENCE} steps in a row, up to step {step}, gave no finite gradient; {kept}. {ADVICE}")
+            raise ValueError(
+                f"{PATIENCE} steps in a row, up to step {step}, gave no finite gradient; {last_checkpoint}. {ADVICE}"
+            )
 
     def look_at(self, weights: Iterable[Tensor]) -> None:
         """Note whether all weights are finite: the last resort where gradients were not looked at."""
-        self.sound &= torch.stack([w.detach().isfinite().all() for w in weights]).all()
+        self.finite &= torch.stack([w.detach().isfinite().all() for w in weights]).all()
 
     def _note(self, good: Tensor, step: int) -> None:
         self.first = torch.where((self.first < 0) & ~good, step, self.first)
@@ -76,27 +78,27 @@ class RunningMetrics:
         """Mean of each since the last reset."""
         return {name: float(value) / self.count for name, value in self.sums.items()}
 
-    def check_finite(self, step: int, kept: str) -> None:
+    def check_finite(self, step: int, last_checkpoint: str) -> None:
         """Read the flag (this waits for the device).
 
         Raises:
-            ValueError: when some loss or weight was NaN or infinite, or what the teacher said; `kept` says what is left to go
-                on from.
+            ValueError: if a loss, a weight or a teacher output is NaN or infinite. The message ends with `last_checkpoint`.
         """
-        if (untaught := int(self.untaught)) >= 0 and untaught == int(self.first):  # what came first is to blame
+        step_of_teacher = int(self.teacher_nonfinite)
+        if step_of_teacher >= 0 and step_of_teacher == int(self.first):  # the first non-finite value is the cause
             raise ValueError(
-                f"the teacher said numbers that are not finite in step {untaught + 1}, whose images are in nonfinite.json; "
-                f"{kept}. It is not the student's loss: try precision=fp32, leave these images out, or nonfinite=skip"
+                f"the teacher's output is not finite in step {step_of_teacher + 1}, whose images are in nonfinite.json; "
+                f"{last_checkpoint}. It is not the student's loss: try precision=fp32, leave these images out, or nonfinite=skip"
             )
         if not bool(self.finite):
             bad = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
             raise ValueError(
-                f"the loss stopped being finite by step {step} (terms: {', '.join(bad) or 'their weighted sum'}); {kept}. "
-                f"{ADVICE}, or nonfinite=skip"
+                f"the loss stopped being finite by step {step} (terms: {', '.join(bad) or 'their weighted sum'}); "
+                f"{last_checkpoint}. {ADVICE}, or nonfinite=skip"
             )
-        if not bool(self.sound):
+        if not bool(self.finite):
             raise ValueError(
-                f"gradients or weights stopped being finite by step {step} (the loss was still finite); {kept}. "
+                f"gradients or weights stopped being finite by step {step} (the loss was still finite); {last_checkpoint}. "
                 f"{ADVICE}, or nonfinite=skip"
             )
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from uhkd.cache import TeacherCache
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import Augmentation
 from uhkd.features import FeatureExtractor
 from uhkd.methods import DistillationLoss, check
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, as_recorded
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import follow, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
@@ -27,7 +27,7 @@ from uhkd.training.inputs import (
 )
 from uhkd.training.label_free import agreement, described, log_frozen, make_probe_evaluator
 from uhkd.training.learner import StudentWithLosses
-from uhkd.training.load_teacher import seal
+from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
 from uhkd.training.students import build_student, check_labels, freeze_unused
@@ -66,7 +66,7 @@ class Setup(Inputs):
     teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
-    judge: Callable[[FeatureExtractor], dict[str, float]] | None = None
+    evaluator: Callable[[FeatureExtractor], dict[str, float]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,7 +105,7 @@ def prepare(
     Raises:
         ValueError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
     """
-    for one, _ in recipe.taught() if isinstance(recipe, DistillRecipe) else ():
+    for one, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
         check(one.method, one.settings, one.weights)
     setup = _open(recipe, data, dry_run)
     if setup.finished:
@@ -121,9 +121,9 @@ def prepare(
     return setup
 
 
-def _open(asked: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Setup:
+def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Setup:
     """Choose machine, processes, data and batch size, and check that the folder can be written, before anything slow."""
-    recipe = asked
+    recipe = given
     check_loggers(recipe.log)
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision, recipe.deterministic)
@@ -146,7 +146,7 @@ def _open(asked: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
             f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
         )
     if recipe.resume:
-        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults(), translate=as_recorded)
+        folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
     fabric.barrier()  # nobody writes before all have looked
     workers = choose_workers(recipe, opened, fabric.device.type)
     return Setup(
@@ -171,21 +171,21 @@ def _add_network(setup: Setup, recipe: FinetuneRecipe, model: nn.Module | None) 
 def _add_networks(
     setup: Setup,
     recipe: DistillRecipe,
-    asked: DistillRecipe,
+    given: DistillRecipe,
     model: nn.Module | None,
     modules: nn.Module | Sequence[nn.Module | None] | None,
 ) -> None:
-    """Add student, teachers, losses and balance. `asked`: the recipe before its cache filled in what it left open."""
+    """Add student, teachers, losses and balance. `given`: the recipe before its cache filled in what it left open."""
     data, fabric = setup.data, setup.fabric
-    judge = make_probe_evaluator(recipe, data, fabric, setup.workers)
+    evaluator = make_probe_evaluator(recipe, data, fabric, setup.workers)
     # without labels the student's classes are the teacher's; with them a student that cannot be built is refused sooner
-    teachers = [] if data.classes else prepare_teachers(recipe, modules, setup, judge)
+    teachers = [] if data.classes else prepare_teachers(recipe, modules, setup, evaluator)
     classes, names = student_classes(data, teachers)
     network = build_student(recipe, setup, model, classes).to(fabric.device)
-    setup.teachers = teachers = teachers or prepare_teachers(recipe, modules, setup, judge)
+    setup.teachers = teachers = teachers or prepare_teachers(recipe, modules, setup, evaluator)
     for one in teachers:
         if isinstance(one.source, TeacherCache):
-            log_view_mismatch(asked, data, network, one.source)
+            log_view_mismatch(given, data, network, one.source)
     torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
     distillers = distillers_of(teachers, network, classes, data).to(fabric.device)
     balance = balance_of(recipe, teachers, distillers, classes, labels=bool(data.classes))
@@ -199,10 +199,10 @@ def _add_networks(
     log_frozen(freeze_unused(network, setup.learner.student_needs), setup.learner.student_needs)
     if setup.dry_run:
         return
-    if judge is not None:
-        setup.facts["probe"] = described(judge, network)
+    if evaluator is not None:
+        setup.facts["probe"] = described(evaluator, network)
     source = next(one.source for one in teachers if one.source is not None)
-    setup.judge = judge or agreement(source, classes, data, fabric, setup.workers)
+    setup.evaluator = evaluator or agreement(source, classes, data, fabric, setup.workers)
 
 
 def _add_views(setup: Setup) -> None:
@@ -225,7 +225,7 @@ def _add_views(setup: Setup) -> None:
         target = next((loss.needs.target for loss in losses.values() if loss.needs.target), None)
         setup.teacher = CachedTeacher(stored, target, setup.recipe.teacher_views)
     elif networks:
-        setup.teacher = seal(networks, learner, setup.fabric.autocast)
+        setup.teacher = build_teacher_module(networks, learner, setup.fabric.autocast)
 
 
 def log_loss(weights: Mapping[str, float], *, labels: bool) -> None:
@@ -236,4 +236,4 @@ def log_loss(weights: Mapping[str, float], *, labels: bool) -> None:
     parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and (labels or name != "ce")]
     if len(parts) > 1:
         end = ": not to be compared with that of finetune, which is ce alone" if labels else ""
-        say(f"  loss = {' + '.join(parts)}{end}")
+        log_info(f"  loss = {' + '.join(parts)}{end}")

@@ -16,8 +16,8 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 class TrainingInterrupted(KeyboardInterrupt):
     """A training ended as it was asked to, after its state was saved; `code` is a shell's exit code for the signal."""
 
-    def __init__(self, said: str, code: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
         self.code = code
 
 
@@ -66,14 +66,14 @@ class Agreement:
         """The numbers of each process, to the bit; all must bring equally many."""
         if self._group is None:
             return [list(numbers)]
-        told = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(dist.get_world_size())]
-        dist.all_gather(told, torch.tensor(numbers, dtype=torch.float64), group=self._group)
-        return [one.tolist() for one in told]
+        numbers_of = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(dist.get_world_size())]
+        dist.all_gather(numbers_of, torch.tensor(numbers, dtype=torch.float64), group=self._group)
+        return [one.tolist() for one in numbers_of]
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all processes."""
         if self._group is None:
             return list(numbers)
-        told = torch.tensor(numbers)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
-        return told.tolist()
+        numbers_of = torch.tensor(numbers)
+        dist.all_reduce(numbers_of, op=dist.ReduceOp.MAX, group=self._group)
+        return numbers_of.tolist()

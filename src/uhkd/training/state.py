@@ -48,7 +48,7 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of a checkpoint by name."""
         tensors = self.learner.state_dict() | {f"average.{k}": v for k, v in self.average.tensors.items()}
-        return tensors | ({} if self.teacher is None else self.teacher.kept())
+        return tensors | ({} if self.teacher is None else self.teacher.state())
 
     def checkpoint(self, step: int, facts: dict[str, Any]) -> Checkpoint:
         """Return the checkpoint of a step."""

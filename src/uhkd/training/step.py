@@ -49,20 +49,20 @@ class TrainStep:
         batch = batch.to(fabric.device)
         # convolutions on channels-last images take 0.8-0.9 of the time on CPUs with bf16, and tensor cores want them
         batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
-        parts = split(batch, recipe.accumulate)
+        parts = split(batch, recipe.grad_accum_steps)
         skip = recipe.nonfinite == "skip"
         # a forward pass that overflows spoils the running statistics of the student for good
         held = [(buffer, buffer.clone()) for buffer in learner.buffers()] if skip else []
-        heard, passes = [], []
+        teacher_finite, passes = [], []
         for part, micro in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, part * fabric.world_size + fabric.global_rank))
             with fabric.no_backward_sync(self.model, enabled=part + 1 < len(parts)):
-                said = self.teacher.signals(micro, learner.teacher_needs) if self.teacher else NetworkOutput()
-                terms = self.model(micro._replace(record=None), said)
+                teacher_output = self.teacher.signals(micro, learner.teacher_needs) if self.teacher else NetworkOutput()
+                terms = self.model(micro._replace(record=None), teacher_output)
                 loss = weighted_sum(terms, weights, learner.balance)
                 fabric.backward(loss / len(parts))
-            if (sound := said.finite()) is not None:
-                heard.append(sound)
+            if (finite := teacher_output.finite()) is not None:
+                teacher_finite.append(finite)
             passes.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
         norms = []
         if skip or recipe.clip_grad is not None:
@@ -77,8 +77,8 @@ class TrainStep:
             self.optimizer.zero_grad()
             self.totals.skip(number)
             return
-        for sound in heard:
-            self.totals.hear(sound, number)
+        for finite in teacher_finite:
+            self.totals.check_teacher(finite, number)
         for loss, terms in passes:
             self.totals.add(loss, terms, number)
         for norm in norms:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.data import DataSplits
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
@@ -48,7 +48,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             levels=levels or 4,
         )
     for note in network.notes:
-        say(f"  {note}")
+        log_info(f"  {note}")
     return network
 
 
@@ -74,8 +74,8 @@ def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
     parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.random.fork_rng([p.device for p in parameters[:1] if p.is_cuda]), torch.enable_grad():
-        said = network(probe_images(network.input_size, parameters[0].device), needs)
-        every = [x for x in (said.logits, said.embedding, *(said.maps or ())) if x is not None]
+        output = network(probe_images(network.input_size, parameters[0].device), needs)
+        every = [x for x in (output.logits, output.embedding, *(output.maps or ())) if x is not None]
         reached = torch.autograd.grad([x.float().sum() for x in every], parameters, allow_unused=True)
     for buffer, saved in buffers:
         buffer.copy_(saved)

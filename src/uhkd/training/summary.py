@@ -33,7 +33,7 @@ def ended(facts: dict[str, Any]) -> list[str]:
     others = {"untrained": f"{probed['start']:.2%}"} if probed else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
     rows |= others | {facts["method"]: f"{own}  {facts['student']}"}
     by = f", {probed['by']}" if probed else ""
-    return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {said}" for name, said in rows.items())]
+    return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {text}" for name, text in rows.items())]
 
 
 def usage_hints(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:

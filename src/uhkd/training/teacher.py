@@ -44,16 +44,16 @@ class Teacher:
             return NetworkOutput()
         fields = needs - {"spectra"} | ({"maps"} if "spectra" in needs else set())
         with self.autocast():
-            said = self.network(batch.image, frozenset(fields))
+            output = self.network(batch.image, frozenset(fields))
         spectra = None
         if "spectra" in needs:
             assert self.ftm is not None
             if not self._ready:  # asked until it is so and not at every step: the answer makes a GPU wait
                 assert self.ftm.calibrated, "FTM must be calibrated before it is used"
                 self._ready = True
-            spectra = self.ftm(said.maps)
-        maps = said.maps if "maps" in needs else None
-        return NetworkOutput(logits=said.logits, maps=maps, spectra=spectra, embedding=said.embedding)
+            spectra = self.ftm(output.maps)
+        maps = output.maps if "maps" in needs else None
+        return NetworkOutput(logits=output.logits, maps=maps, spectra=spectra, embedding=output.embedding)
 
     def each_teacher(self) -> tuple["Teacher", ...]:
         """Return the teachers: itself alone."""
@@ -63,7 +63,7 @@ class Teacher:
         """What diagnostics show of it on images (N, 3, H, W) in [0, 1]."""
         return reference(self.network, images, self.autocast, self.ftm)
 
-    def kept(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it: the FTM's statistics, tensors of any shape by name."""
         return {} if self.ftm is None else {f"{self.prefix}{k}": v for k, v in self.ftm.state_dict().items()}
 
@@ -98,9 +98,9 @@ class TeacherEnsemble:
         """What diagnostics show of one of them on images (N, 3, H, W) in [0, 1]."""
         return self.each[self.shown][0].reference(images)
 
-    def kept(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of all, tensors of any shape by name."""
-        return {name: value for teacher, _ in self.each for name, value in teacher.kept().items()}
+        return {name: value for teacher, _ in self.each for name, value in teacher.state().items()}
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 
 from uhkd.cache import TeacherCache
-from uhkd.console import say, shown
+from uhkd.console import log_info, shown
 from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation
 from uhkd.features import FeatureExtractor, OutputShapes, PairShapes
-from uhkd.methods import DistillationLoss, build, default_balance, effective, numbered, place_of, uses_logits
+from uhkd.methods import DistillationLoss, build, default_balance, effective, numbered, teacher_index, uses_logits
 from uhkd.models import fingerprint
-from uhkd.recipe import DistillRecipe, as_recorded, balance_settings
+from uhkd.recipe import DistillRecipe, balance_settings
 from uhkd.runs import RunFolder
 from uhkd.training.balance import Balance, Lead, make_balance
 from uhkd.training.cache_checks import facts_of, open_cache
@@ -53,20 +53,20 @@ def prepare_teachers(
     recipe: DistillRecipe,
     modules: nn.Module | Sequence[nn.Module | None] | None,
     inputs: Inputs,
-    judge: ProbeEvaluator | None,
+    evaluator: ProbeEvaluator | None,
 ) -> list[PreparedTeacher]:
     """Return the recipe's teachers, ready for use; `modules` replace its names.
 
     Raises:
         ValueError: for a teacher that cannot be used, or is at chance level.
     """
-    taught = recipe.taught()
+    taught = recipe.teacher_recipes()
     if modules is None or isinstance(modules, nn.Module):
         modules = [modules] * len(taught)
     teachers = []
     for number, ((one, share), module) in enumerate(zip(taught, modules, strict=True), 1):
         if len(taught) > 1:
-            say(f"teacher {number} of {len(taught)}: {one.teacher}, by {one.method}, share {share:.0%}")
+            log_info(f"teacher {number} of {len(taught)}: {one.teacher}, by {one.method}, share {share:.0%}")
         source, facts, evaluation = None, {}, None
         if one.method == "scratch":
             pass
@@ -75,7 +75,7 @@ def prepare_teachers(
             facts = facts_of(source, one)
         else:
             source, evaluation = prepare_teacher(
-                one, inputs, module, judge=judge, number=number if len(taught) > 1 else None
+                one, inputs, module, evaluator=evaluator, number=number if len(taught) > 1 else None
             )
             facts = {
                 "teacher": one.teacher,
@@ -95,12 +95,12 @@ def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tu
     """
     if data.classes:
         return len(data.classes), data.classes
-    heard = []
+    prepared = []
     for one in teachers:
         logits = one.shapes and one.shapes.logits
         if logits and uses_logits(one.recipe.method, one.recipe.settings, one.weights):
-            heard.append((one, logits, one.names if len(one.names) == logits else ()))
-    named = [(one, names) for one, _, names in heard if names]
+            prepared.append((one, logits, one.names if len(one.names) == logits else ()))
+    named = [(one, names) for one, _, names in prepared if names]
     for one, names in named[1:]:
         if names != named[0][1]:
             raise ValueError(
@@ -108,11 +108,11 @@ def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tu
                 f"another order ({', '.join(map(shown, named[0][1][:3]))}, ... and {', '.join(map(shown, names[:3]))}, ...), and "
                 "without labels one head learns both: leave one out, or give it a method without logits, as rsd"
             )
-    if heard:
-        _, logits, names = heard[0]
-        say(f"  no labels: the student learns the {logits} classes of its teacher")
+    if prepared:
+        _, logits, names = prepared[0]
+        log_info(f"  no labels: the student learns the {logits} classes of its teacher")
         return logits, names
-    say("  no labels and no logits to imitate: the student is a backbone without head")
+    log_info("  no labels and no logits to imitate: the student is a backbone without head")
     return 0, ()
 
 
@@ -148,10 +148,10 @@ def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillReci
     """
     name, settings = recipe.balance, recipe.balance_settings
     if name is None and run is not None:
-        before = as_recorded(run.read_recipe())
+        before = run.read_recipe()
         name, settings = before["balance"], before.get("balance_settings", {})
     if name is None:
-        defaults = [default_balance(one.method) for one, _ in recipe.taught()]
+        defaults = [default_balance(one.method) for one, _ in recipe.teacher_recipes()]
         name = next((one for one in defaults if one != "constant"), "constant")
     full = balance_settings(name, settings).model_dump()
     return recipe.model_copy(update={"balance": name, "balance_settings": full})
@@ -170,7 +170,7 @@ def balance_of(
     """
     led, bounds = [], []
     for place, one in enumerate(teachers):
-        own = [d for name, d in distillers.items() if place_of(name) == place and isinstance(d, DistillationLoss)]
+        own = [d for name, d in distillers.items() if teacher_index(name) == place and isinstance(d, DistillationLoss)]
         stored = one.source.manifest.layout.logits if isinstance(one.source, TeacherCache) else None
         logits = stored if isinstance(one.source, TeacherCache) else one.shapes and one.shapes.logits
         reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
@@ -180,28 +180,30 @@ def balance_of(
     balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, bounds=bounds, labels=labels)
     if isinstance(balance, Lead):
         for line in balance.described():
-            say(f"  {line}")
+            log_info(f"  {line}")
     elif balance is not None:
-        say(f"  balance: {recipe.balance}")
+        log_info(f"  balance: {recipe.balance}")
     return balance
 
 
 def facts_of_teachers(teachers: Sequence[PreparedTeacher]) -> dict[str, Any]:
     """What a run notes of its teachers."""
-    told = [effective(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
+    plans = [effective(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
     if len(teachers) == 1:
-        return {"methods": told[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
+        return {"methods": plans[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
     names = [str(one.recipe.teacher) for one in teachers]
     each = [
         {"method": one.recipe.method, "methods": own, "share": one.share} | one.facts
-        for one, own in zip(teachers, told, strict=True)
+        for one, own in zip(teachers, plans, strict=True)
     ]
     methods = list(dict.fromkeys(one.recipe.method for one in teachers))
     prints = "+".join(str(one.facts["teacher_fingerprint"]) for one in teachers)
     return {
         "teacher": " and ".join(names),
         "method": " and ".join(methods),
-        "methods": {f"{number}:{name}": words for number, own in enumerate(told, 1) for name, words in own.items()},
+        "methods": {
+            f"{number}:{name}": options for number, own in enumerate(plans, 1) for name, options in own.items()
+        },
         "teachers": each,
         "teacher_metrics": {},
         "teacher_fingerprint": prints,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from uhkd.console import say, verbose
+from uhkd.console import log_info, verbose
 from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
@@ -91,7 +91,7 @@ class Trainer:
         self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average)
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
-        self.kept = "no checkpoint was written yet"
+        self.last_checkpoint = "no checkpoint was written yet"
 
     def train(self) -> list[dict[str, float]]:
         """Train to the last step and return the rows of metrics.csv; the student holds the averaged weights, if any.
@@ -104,19 +104,21 @@ class Trainer:
         recipe = self.recipe
         self._restore()
         loader = self._loader()
-        self.progress = Progress(self.total, recipe.batch_size, start=self.step, say=say)
+        self.progress = Progress(self.total, recipe.batch_size, start=self.step, log_line=log_info)
         self.report = MetricsWriter(
             self.setup,
             self.progress,
             self.rows,
             self.weights,
-            say,
-            begun=self.step,
+            log_info,
+            start_step=self.step,
             total=self.total,
             per_epoch=self.per_epoch,
         )
         self.report.restored(self.totals)
-        self.probe = GradientNorms(self.learner, self.teacher, self.fabric, recipe.seed, recipe.accumulate, say)
+        self.probe = GradientNorms(
+            self.learner, self.teacher, self.fabric, recipe.seed, recipe.grad_accum_steps, log_info
+        )
         self.saved = self.began = time.monotonic()
         self._make_step()
         self.model.train()
@@ -141,8 +143,8 @@ class Trainer:
                     self._save_checkpoint()
                 if request.signal is not None:  # the loader's processes received it too
                     raise self._stopped(request.signal) from None
-                raise ValueError(f"{error}; {self.kept}") from error
-        self.average.settle()
+                raise ValueError(f"{error}; {self.last_checkpoint}") from error
+        self.average.copy_to_model()
         return self.rows
 
     def _restore(self) -> None:
@@ -151,7 +153,7 @@ class Trainer:
         if found is None:
             self.diagnostics.begin()
             if self.fabric.is_global_zero:
-                with self.folder.writing(self.folder.diagnostics.name, self.kept):
+                with self.folder.writing(self.folder.diagnostics.name, self.last_checkpoint):
                     self.folder.write_arrays(self.diagnostics.arrays())
             return
         check_sources(found, self.sources, self.setup.data.name, self.folder.path)
@@ -159,17 +161,17 @@ class Trainer:
         self.step, self.rows, self.seconds = found.step, found.facts["rows"], found.facts["seconds"]
         each = found.facts["totals"]
         if len(each) != self.fabric.world_size:
-            say(
+            log_info(
                 f"warning: it began with {len(each)} processes and goes on with {self.fabric.world_size}: not to the bit"
             )
             each = [{name: fmean(one[name] for one in each) for name in each[0]}] * self.fabric.world_size
         self.totals.restore(each[self.fabric.global_rank], found.facts["skipped"])
         self.diagnostics.restore(self.folder.read_arrays(), self.step)
-        self.kept = f"the checkpoint of step {self.step} is kept"
+        self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
         for why in found.passed_over:
-            say(f"warning: a newer checkpoint is damaged and was passed over: {why}")
+            log_info(f"warning: a newer checkpoint is damaged and was passed over: {why}")
         epoch = min(self.step // self.per_epoch + 1, self.recipe.epochs)
-        say(f"going on at step {self.step} of {self.total} (epoch {epoch})")
+        log_info(f"going on at step {self.step} of {self.total} (epoch {epoch})")
 
     def _loader(self) -> Loader:
         """Return the loader of all steps that are left."""
@@ -187,7 +189,7 @@ class Trainer:
             world_size=self.fabric.world_size,
             views=self.teacher.views if isinstance(self.teacher, CachedTeacher) else None,
             view_seed=stored and stored.manifest.seed,
-            beside=stored and stored.beside,
+            record_reader=stored and stored.read_records,
             device=self.fabric.device,
         )
 
@@ -241,7 +243,7 @@ class Trainer:
             self.report.log(step, self.seconds, self.totals, self.lr)
         else:
             self.report.beat(step, self.seconds)
-        with self.progress.aside():
+        with self.progress.exclude():
             if validating:
                 self._validate(batch)
                 # without the cross-entropy nothing would be left to learn from
@@ -263,11 +265,11 @@ class Trainer:
         norms = self.probe(batch, step, self.step_weights if balance is None else balance.gated(self.step_weights))
         with self.average.shown():
             student, metrics, evaluation = self.learner.student, {}, None
-            if setup.judge is None:
+            if setup.evaluator is None:
                 evaluation = evaluate(student, self.val, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
             else:
-                metrics = setup.judge(student)
+                metrics = setup.evaluator(student)
             own = self.totals.means()
             means = [fmean(values) for values in zip(*self.processes.all_of(list(own.values())), strict=True)]
             row = {
@@ -282,12 +284,12 @@ class Trainer:
             row |= balanced
             self.totals.reset()
             self.diagnostics.note(step)
-            if setup.judge:
-                row |= {f"val_{name}": value for name, value in self.diagnostics.likeness().items()}
+            if setup.evaluator:
+                row |= {f"val_{name}": value for name, value in self.diagnostics.similarity().items()}
             if step == self.total:
                 self.diagnostics.end(evaluation)
         row |= {"seconds": round(self.seconds, 3), **self.progress.rates()}
-        self.report.row(row, self.diagnostics.arrays(), self.kept)
+        self.report.row(row, self.diagnostics.arrays(), self.last_checkpoint)
 
     def _switch_off(self, rows: Sequence[int]) -> None:
         """Switch off the terms of groups that the balance closed, and the teachers that no term needs any more."""
@@ -304,7 +306,7 @@ class Trainer:
             self.model = self.fabric.setup_module(self.learner, move_to_device=False)
         self._make_step()
         names = " and ".join(self.balance.label(row) for row in rows)
-        say(
+        log_info(
             f"the teacher no longer leads: its terms ({names}) are switched off"
             f"{', and the teacher with them' if gone else ''}"
         )
@@ -321,18 +323,18 @@ class Trainer:
                 "totals": each,
                 "skipped": self.totals.skipped,
             }
-            with self.folder.writing(f"the checkpoint of step {self.step}", self.kept):
+            with self.folder.writing(f"the checkpoint of step {self.step}", self.last_checkpoint):
                 self.folder.write_checkpoint(self.state.checkpoint(self.step, facts))
                 self._note_nonfinite(self.totals.skipped)
-        self.kept = f"the checkpoint of step {self.step} is kept"
+        self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
 
     def _check_finite(self, *, weights: bool = True) -> None:
         """Raise a ValueError if loss, gradient or weights are no longer finite (this waits for the device)."""
         if weights:
             self.totals.look_at(self.learner.parameters())
         try:
-            self.totals.check_finite(self.step, self.kept)
-            self.totals.check_skipped(self.step, self.kept)
+            self.totals.check_finite(self.step, self.last_checkpoint)
+            self.totals.check_skipped(self.step, self.last_checkpoint)
         except ValueError:
             bad = self.totals.first_bad()
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
@@ -350,11 +352,11 @@ class Trainer:
     def _stopped(self, number: int) -> TrainingInterrupted:
         name = signal.Signals(number).name
         return TrainingInterrupted(
-            f"stopped by {name} after step {self.step} of {self.total}; {self.kept}", 128 + number
+            f"stopped by {name} after step {self.step} of {self.total}; {self.last_checkpoint}", 128 + number
         )
 
     def _too_large(self) -> str:
         return (
-            f"memory does not suffice for step {self.step + 1} of {self.total}; {self.kept}. Use a smaller batch "
-            "(--batch-size), or --accumulate N to take it in N parts"
+            f"memory does not suffice for step {self.step + 1} of {self.total}; {self.last_checkpoint}. Use a smaller batch "
+            "(--batch-size), or --grad-accum-steps N to compute it in N parts"
         )

@@ -63,12 +63,12 @@ CASES = (
     ),
     compare(
         "a changed field that a comparison sets",
-        "--changes seed=3",
+        "--overrides seed=3",
         "changes: seed has a field of its own in a comparison",
     ),
     compare(
         "a changed field that there is not",
-        "--changes epocs=3",
+        "--overrides epocs=3",
         "3 problems:\n"
         "  - pair by scratch: epocs: unknown key; did you mean 'epochs' or 'step_epochs'?\n"
         "  - pair by kd: epocs: unknown key; did you mean 'epochs' or 'step_epochs'?\n"
@@ -86,8 +86,8 @@ CASES = (
     ),
     compare(
         "a test part that is not there",
-        "--data images --part test --methods scratch",
-        "data images has no test part; leave out --part test to compare on the held-out part",
+        "--data images --split test --methods scratch",
+        "data images has no test part; leave out --split test to compare on the held-out part",
         has=("teacher", "images"),
     ),
     compare(

@@ -114,7 +114,7 @@ CASES = (
     ),
     Case(
         "a batch cut into single images",
-        f"{TRAIN} --accumulate 8",
+        f"{TRAIN} --grad-accum-steps 8",
         "batch_size 8 in 8 parts leaves 1 image a part; batch statistics need at least 2",
         make=lambda: pictures("images"),
     ),

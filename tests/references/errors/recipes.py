@@ -176,7 +176,7 @@ CASES = (
         "parts that do not divide the batch",
         FINETUNE,
         MODEL + "batch_size: 64\naccumulate: 5\n",
-        "accumulate: expected a divisor of batch_size (64), found 5",
+        "grad_accum_steps: expected a divisor of batch_size (64), found 5",
     ),
     wrong(
         "a slip of the pen in randaugment",

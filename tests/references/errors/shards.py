@@ -125,9 +125,9 @@ CASES = (
         make=lambda: (tar(*sample(1)), write_tar(Path("shards/more.tar"), sample(2))),
     ),
     Case(
-        "lanes without shards that are read near each other",
-        f"{TRAIN} --lanes 2",
-        "lanes: only shards_at_a_time uses it, which is not given, found 2",
+        "streams without shards that are read near each other",
+        f"{TRAIN} --shuffle-streams 2",
+        "shuffle_streams: only shuffle_shards uses it, which is not given, found 2",
         make=whole,
     ),
     Case(
@@ -143,9 +143,9 @@ CASES = (
         make=lambda: tar(*sample(1, key="a"), *sample(2, key="b"), *sample(3, key="a")),
     ),
     Case(
-        "a batch that the lanes do not divide",
-        f"{TRAIN} --shards-at-a-time 2 --lanes 5 --batch-size 8",
-        "lanes: expected a divisor of batch_size (8), found 5",
+        "a batch that the streams do not divide",
+        f"{TRAIN} --shuffle-shards 2 --shuffle-streams 5 --batch-size 8",
+        "shuffle_streams: expected a divisor of batch_size (8), found 5",
         make=whole,
     ),
     Case("names in a tar that lead out of the folder", outside, "2", refused=False),

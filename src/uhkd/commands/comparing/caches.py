@@ -15,7 +15,7 @@ from uhkd.features import OutputShapes, PairShapes
 from uhkd.methods import DistillationLoss
 from uhkd.methods import build as build_method
 from uhkd.recipe import CacheRecipe, DistillRecipe, RecipeError, build
-from uhkd.recipe.cache import KEPT
+from uhkd.recipe.cache import STORABLE
 from uhkd.spectral import SpectralTarget, teacher_levels
 from uhkd.training.cached_teacher import target_differences
 
@@ -30,7 +30,7 @@ class Shared:
     """A cache to be made. name: its folder below the comparison's; words: of `CacheRecipe`; serves: trainings by name."""
 
     name: str
-    words: dict[str, Any]
+    options: dict[str, Any]
     serves: tuple[str, ...]
 
 
@@ -53,8 +53,8 @@ def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[Shar
     groups: dict[str, dict[str, tuple[frozenset[str], Spectra | None]]] = {}
     recipes: dict[str, DistillRecipe] = {}
     live: dict[str, str] = {}
-    for name, words in trainings.items():
-        recipe = recipes[name] = build(DistillRecipe, words)
+    for name, options in trainings.items():
+        recipe = recipes[name] = build(DistillRecipe, options)
         read = _reads(recipe)
         if isinstance(read, str):
             live[name] = read
@@ -64,14 +64,14 @@ def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[Shar
     found = []
     for group in groups.values():
         targets = Counter(spectra for _, spectra in group.values() if spectra is not None)
-        kept = targets.most_common(1)[0][0] if targets else None
-        served = {name: fields for name, (fields, spectra) in group.items() if spectra in (None, kept)}
+        most_common = targets.most_common(1)[0][0] if targets else None
+        served = {name: fields for name, (fields, spectra) in group.items() if spectra in (None, most_common)}
         live |= dict.fromkeys(group.keys() - served.keys(), "want other spectra")
         if len(served) < 2:
             live |= dict.fromkeys(served, "share views with no other")
             continue
         fields = frozenset().union(*served.values())
-        found.append(_cache([recipes[name] for name in served], fields, kept, tuple(served)))
+        found.append(_cache([recipes[name] for name in served], fields, most_common, tuple(served)))
     return found, live
 
 
@@ -85,23 +85,28 @@ def _cache(
     recipes: list[DistillRecipe], fields: frozenset[str], spectra: Spectra | None, serves: tuple[str, ...]
 ) -> Shared:
     first = recipes[0]
-    words = _views(first) | {"views": first.epochs, "keep": [name for name in KEPT if name in fields]}
-    words |= {"batch_size": min(_BATCH, *(r.batch_size // r.accumulate for r in recipes)), "workers": first.workers}
-    words |= vars(spectra) if spectra else {}
+    options = _views(first) | {"views": first.epochs, "keep": [name for name in STORABLE if name in fields]}
+    options |= {
+        "batch_size": min(_BATCH, *(r.batch_size // r.grad_accum_steps for r in recipes)),
+        "workers": first.workers,
+    }
+    options |= vars(spectra) if spectra else {}
     # by its words, so that a comparison that grows never finds another cache under the name of this one
-    digest = hashlib.blake2b(json.dumps(words, sort_keys=True).encode(), digest_size=3).hexdigest()
-    return Shared(f"caches/{Path(str(first.teacher)).name}/seed-{first.seed}-{digest}", words, serves)
+    digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=3).hexdigest()
+    return Shared(f"caches/{Path(str(first.teacher)).name}/seed-{first.seed}-{digest}", options, serves)
 
 
 def _reads(recipe: DistillRecipe) -> tuple[frozenset[str], Spectra | None] | str:
     """The fields of the teacher that a training reads and the spectra it wants, or why no cache of ours can serve it."""
     if recipe.teacher_cache is not None:
         return "name a cache of their own"
-    return _asked(recipe.method, *(json.dumps(said, sort_keys=True) for said in (recipe.settings, recipe.weights)))
+    return _outputs_needed(
+        recipe.method, *(json.dumps(value, sort_keys=True) for value in (recipe.settings, recipe.weights))
+    )
 
 
 @lru_cache
-def _asked(method: str, settings: str, weights: str) -> tuple[frozenset[str], Spectra | None] | str:
+def _outputs_needed(method: str, settings: str, weights: str) -> tuple[frozenset[str], Spectra | None] | str:
     try:
         with torch.random.fork_rng(devices=[]):
             distillers = build_method(method, _ANYTHING, json.loads(settings), json.loads(weights))
@@ -111,7 +116,7 @@ def _asked(method: str, settings: str, weights: str) -> tuple[frozenset[str], Sp
     fields = frozenset().union(*(need.teacher for need in needs))
     if not fields:
         return "need no teacher"
-    if beyond := sorted(fields - set(KEPT)):
+    if beyond := sorted(fields - set(STORABLE)):
         return f"read the teacher's {' and '.join(beyond)}"
     if "spectra" not in fields:
         return fields, None

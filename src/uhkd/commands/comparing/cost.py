@@ -22,7 +22,7 @@ from uhkd.commands.comparing.costs import document, show
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, StepFactory
-from uhkd.console import say
+from uhkd.console import log_info
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.training import CachedTeacher
@@ -43,29 +43,31 @@ class Ratio:
     high: float
 
 
-def measure_costs(asked: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any]:
+def measure_costs(recipe: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any]:
     """Measure a step of every method of every pair (and of scratch and KD); writes and returns cost.json, and cost.md.
 
     Raises:
         ValueError: when scratch or KD cannot be built for a pair, or memory does not suffice. Any other method that cannot
             be built is listed with its reason.
     """
-    if not set(BASELINES) <= set(asked.methods):
-        plan = make_plan(asked.model_copy(update={"methods": tuple(dict.fromkeys((*BASELINES, *asked.methods)))}), out)
-    untrained = {str(out / task.name): task.words for task in plan.tasks if "model" in task.words}
-    words = {task.name: task.words for task in plan.tasks}
+    if not set(BASELINES) <= set(recipe.methods):
+        plan = make_plan(
+            recipe.model_copy(update={"methods": tuple(dict.fromkeys((*BASELINES, *recipe.methods)))}), out
+        )
+    untrained = {str(out / task.name): task.options for task in plan.tasks if "model" in task.options}
+    recipes = {task.name: task.options for task in plan.tasks}
     pairs: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, cell in plan.cells.items():
         if cell.seed == 0:
-            pairs.setdefault(cell.pair, {})[cell.method] = words[name]
+            pairs.setdefault(cell.pair, {})[cell.method] = recipes[name]
     costs = {
-        "title": asked.title or "Cost of one training step",
-        "rounds": asked.rounds,
+        "title": recipe.title or "Cost of one training step",
+        "rounds": recipe.rounds,
         "warmup": WARMUP,
         "batches": BATCHES,
         "environment": {k: v for k, v in environment().items() if k != "command"},  # which names places on this machine
         "pairs": {
-            pair: _measure_pair(pair, _baselines_first(own), untrained, asked.rounds, asked.jobs)
+            pair: _measure_pair(pair, _baselines_first(own), untrained, recipe.rounds, recipe.jobs)
             for pair, own in pairs.items()
         },
     }
@@ -73,7 +75,7 @@ def measure_costs(asked: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any]
     RunFolder(out).write_json("cost.json", costs)
     write_atomically(out / "cost.md", document(costs))
     show(costs)
-    say(f"what these numbers rest on is in {out / 'cost.json'}, the whole table in {out / 'cost.md'}")
+    log_info(f"what these numbers rest on is in {out / 'cost.json'}, the whole table in {out / 'cost.md'}")
     return costs
 
 
@@ -122,7 +124,7 @@ def count_flops(step: Callable[[int], None]) -> int:
 
 def _measure_pair(
     pair: str,
-    words: Mapping[str, Mapping[str, Any]],
+    recipes: Mapping[str, Mapping[str, Any]],
     untrained: Mapping[str, Mapping[str, Any]],
     rounds: int,
     jobs: int,
@@ -132,16 +134,16 @@ def _measure_pair(
     missing: dict[str, str] = {}
     steps: dict[str, Step] = {}
     factory = StepFactory(untrained, BATCHES)
-    say(f"{pair}: building a step of each of {', '.join(words)}")
+    log_info(f"{pair}: building a step of each of {', '.join(recipes)}")
     # all learners of a pair are in memory together: only so can their steps be interleaved
     with memory_advice(
         lambda: (
             f"{pair}: the learners of all methods do not fit into memory together; measure fewer at a time (--methods; "
-            "scratch and kd always come along), or a smaller batch (--changes batch_size=N)"
+            "scratch and kd always come along), or a smaller batch (--overrides batch_size=N)"
         )
     ):
         with _each_line_once():
-            for label, own in words.items():
+            for label, own in recipes.items():
                 try:
                     steps[label] = step = factory.step(own)
                     for number in range(WARMUP):
@@ -152,16 +154,16 @@ def _measure_pair(
                         raise ValueError(f"{pair} by {label}, to which the others are compared: {error}") from error
                     steps.pop(label, None)
                     missing[label] = str(error)
-        say(f"{pair}: {rounds} rounds, a step of each in every one")
+        log_info(f"{pair}: {rounds} rounds, a step of each in every one")
         seconds = time_steps(steps, rounds)
     del factory, step
     steps.clear()  # the processes below shall find the memory free
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    say(f"{pair}: peak memory, in a fresh process for each method")
+    log_info(f"{pair}: peak memory, in a fresh process for each method")
     with ThreadPoolExecutor(jobs) as processes:  # a process's peak is its own, whatever runs beside it
-        peaks = list(processes.map(lambda label: peak_memory(words[label], untrained), methods))
+        peaks = list(processes.map(lambda label: peak_memory(recipes[label], untrained), methods))
     for (label, facts), (peak, why) in zip(methods.items(), peaks, strict=True):
         facts |= {"seconds": seconds[label], "median_seconds": statistics.median(seconds[label])}
         facts |= {"peak_bytes": peak} | ({"no_peak": why} if why else {})
@@ -184,7 +186,7 @@ def _facts(step: Step) -> dict[str, Any]:
         "precision": recipe.precision,
         "threads": torch.get_num_threads(),
         "batch_size": recipe.batch_size,
-        "accumulate": recipe.accumulate,
+        "accumulate": recipe.grad_accum_steps,
         "image_size": list(step.size),
         "student_parameters": sum(p.numel() for p in setup.learner.student.module.parameters()),
         "teacher": _named(setup),
@@ -213,8 +215,8 @@ def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, A
     return compared
 
 
-def _baselines_first(words: Mapping[str, Any]) -> dict[str, Any]:
-    return {label: words[label] for label in dict.fromkeys((*BASELINES, *words))}
+def _baselines_first(recipes: Mapping[str, Any]) -> dict[str, Any]:
+    return {label: recipes[label] for label in dict.fromkeys((*BASELINES, *recipes))}
 
 
 def _wait() -> None:
@@ -225,10 +227,10 @@ def _wait() -> None:
 @contextlib.contextmanager
 def _each_line_once() -> Iterator[None]:
     """The lines of every method's preparations, without repetitions."""
-    said = io.StringIO()
+    buffer = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(buffer):
             yield
     finally:
-        for line in dict.fromkeys(said.getvalue().splitlines()):
-            say(line)
+        for line in dict.fromkeys(buffer.getvalue().splitlines()):
+            log_info(line)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from uhkd.commands.comparing.tables import Rows, inline, markdown
-from uhkd.console import put, shown
+from uhkd.console import print_result, shown
 from uhkd.console import show as show_parts
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
@@ -41,7 +41,7 @@ def show(costs: Mapping[str, Any]) -> None:
             table.add_row(*map(shown, row))
         show_parts(table)
         for line in (setting(measured), *_reasons(measured)):
-            put(line)
+            print_result(line)
 
 
 def note(costs: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def _reasons(measured: Mapping[str, Any]) -> list[str]:
 def _hardware(machine: Mapping[str, Any]) -> str:
     if machine["gpu"]:
         return machine["gpu"]
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or machine["machine"])

@@ -12,62 +12,62 @@ from rich.table import Table
 
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import TaskStore, workers_of
-from uhkd.commands.comparing.serving import whole
-from uhkd.console import is_interactive, say, shown
+from uhkd.commands.comparing.serving import is_complete
+from uhkd.console import is_interactive, log_info, shown
 
 _LOOK = 0.5  # seconds between two looks at the folder
-_ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --changes batch_size=N)"}
+_ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --overrides batch_size=N)"}
 
 
-def states(plan: Plan, board: TaskStore) -> Counter[str]:
+def states(plan: Plan, store: TaskStore) -> Counter[str]:
     """How many trainings are waiting, begun, done, failed."""
-    return Counter(board.state(task) for task in plan.tasks)
+    return Counter(store.state(task) for task in plan.tasks)
 
 
-def run(plan: Plan, board: TaskStore, jobs: int) -> None:
+def run(plan: Plan, store: TaskStore, jobs: int) -> None:
     """Workers at work, and the table as it fills (a line a training where there is no terminal), until nothing is left to do.
 
     Raises:
         ValueError: when the workers ended before the work did.
     """
-    if _finished(states(plan, board)):
+    if _finished(states(plan, store)):
         return
     console = Console(stderr=True, markup=False, emoji=False)
     live = Live(console=console, auto_refresh=False, transient=True) if is_interactive() else None
-    told: set[str] = {task.name for task in plan.tasks if board.state(task) in ("done", "failed")}
-    caches = {task.name for task in plan.caches if board.state(task) in ("done", "failed")}
-    began, already = time.monotonic(), len(told)
-    with workers_of(plan, board.out, jobs) as start, live or contextlib.nullcontext():
+    reported: set[str] = {task.name for task in plan.tasks if store.state(task) in ("done", "failed")}
+    caches = {task.name for task in plan.caches if store.state(task) in ("done", "failed")}
+    began, already = time.monotonic(), len(reported)
+    with workers_of(plan, store.out, jobs) as start, live or contextlib.nullcontext():
         workers = [start() for _ in range(jobs)]
         while any(worker.poll() is None for worker in workers):
             time.sleep(_LOOK)
-            workers = [_replaced(worker, board, start) for worker in workers]
+            workers = [_replaced(worker, store, start) for worker in workers]
             for task in plan.tasks:
-                if task.name not in told and (said := _told(board, task)):
-                    told.add(task.name)
+                if task.name not in reported and (message := _end_message(store, task)):
+                    reported.add(task.name)
                     if live is None:
-                        say(f"[{len(told)}/{len(plan.tasks)}] {said}")
+                        log_info(f"[{len(reported)}/{len(plan.tasks)}] {message}")
             for task in plan.caches:
-                if task.name not in caches and (said := _told(board, task)):
+                if task.name not in caches and (message := _end_message(store, task)):
                     caches.add(task.name)
                     if live is None:
-                        say(said)
+                        log_info(message)
             if live is not None:
-                live.update(_live_table(plan, board, began, len(told) - already), refresh=True)
-    if not _finished(states(plan, board)):
+                live.update(_live_table(plan, store, began, len(reported) - already), refresh=True)
+    if not _finished(states(plan, store)):
         codes = ", ".join(str(worker.returncode) for worker in workers)
         raise ValueError(
             f"the workers ended (exit codes {codes}) before the comparison was done; the same command goes on with it"
         )
 
 
-def _replaced(worker: Popen[str], board: TaskStore, start: Callable[[], Popen[str]]) -> Popen[str]:
+def _replaced(worker: Popen[str], store: TaskStore, start: Callable[[], Popen[str]]) -> Popen[str]:
     """A worker that died over a task is replaced, and the task counts as failed: it would take the next one down too."""
     if worker.poll() in (None, 0):
         return worker
-    lost = board.held_by(worker.pid)
+    lost = store.held_by(worker.pid)
     for name in lost:
-        board.fail(name, f"its process ended with code {worker.returncode}{_ENDS.get(worker.returncode, '')}")
+        store.fail(name, f"its process ended with code {worker.returncode}{_ENDS.get(worker.returncode, '')}")
     return start() if lost else worker
 
 
@@ -75,19 +75,19 @@ def _finished(count: Mapping[str, int]) -> bool:
     return not (count.get("waiting", 0) + count.get("begun", 0))
 
 
-def _told(board: TaskStore, task: Task) -> str | None:
+def _end_message(store: TaskStore, task: Task) -> str | None:
     """A line about a task that came to an end."""
-    state, why = board.state(task), board.failure(task.name)
+    state, why = store.state(task), store.failure(task.name)
     if task.serves and state == "failed" and why:
         return f"{task.name}: not made, its trainings run with the teacher: {why.splitlines()[0]}"
     if task.serves:
-        return f"{task.name}: the teacher's signals are stored" if whole(board.out / task.name) else None
+        return f"{task.name}: the teacher's signals are stored" if is_complete(store.out / task.name) else None
     if state == "done":
-        return f"{task.name}: {board.accuracy(task):.2%}"
+        return f"{task.name}: {store.accuracy(task):.2%}"
     return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None
 
 
-def _live_table(plan: Plan, board: TaskStore, began: float, done: int) -> Group:
+def _live_table(plan: Plan, store: TaskStore, began: float, done: int) -> Group:
     """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
     tasks = {task.name: task for task in plan.tasks}
     pairs = list(plan.teachers)
@@ -96,15 +96,15 @@ def _live_table(plan: Plan, board: TaskStore, began: float, done: int) -> Group:
         row = []
         for pair in pairs:
             names = [n for n, cell in plan.cells.items() if (cell.pair, cell.method) == (pair, method)]
-            finished = [board.accuracy(tasks[n]) for n in names if board.state(tasks[n]) == "done"]
-            begun = sum(board.state(tasks[n]) == "begun" for n in names)
+            finished = [store.accuracy(tasks[n]) for n in names if store.state(tasks[n]) == "done"]
+            running = sum(store.state(tasks[n]) == "begun" for n in names)
             mean = f"{100 * sum(finished) / len(finished):.2f} " if finished else ""
-            row.append(f"{mean}({len(finished)}/{len(names)}{', running' if begun else ''})")
+            row.append(f"{mean}({len(finished)}/{len(names)}{', running' if running else ''})")
         table.add_row(method, *row)
-    count = states(plan, board)
+    count = states(plan, store)
     left = count["waiting"] + count["begun"]
     elapsed = time.monotonic() - began
     eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
-    making = [cache.name for cache in plan.caches if board.state(cache) == "begun"]
+    making = [cache.name for cache in plan.caches if store.state(cache) == "begun"]
     stored = f", storing the teacher's signals: {', '.join(map(shown, making))}" if making else ""
     return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}{stored}")

@@ -20,16 +20,16 @@ _STATUS = Path("/proc/self/status")
 _STEADY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1", "PYTHONHASHSEED": "0"}
 
 
-def peak_memory(words: Mapping[str, Any], untrained: Mapping[str, Mapping[str, Any]]) -> tuple[int | None, str]:
+def peak_memory(recipe: Mapping[str, Any], untrained: Mapping[str, Mapping[str, Any]]) -> tuple[int | None, str]:
     """(bytes, "") or (None, why not): the peak over two steps by a recipe of distill, as `StepFactory` builds them.
 
     On a CPU the resident memory of the whole process, with Python, libraries and images, as the kernel notes it (VmHWM); on a
     GPU what its tensors took there. Where the system notes no peak (outside of Linux) only a GPU's is measured.
     """
-    asked = {"words": dict(words), "untrained": dict(untrained), "threads": torch.get_num_threads()}
+    job = {"words": dict(recipe), "untrained": dict(untrained), "threads": torch.get_num_threads()}
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
-        input=json.dumps(asked),
+        input=json.dumps(job),
         env={**os.environ, **_STEADY},
         capture_output=True,
         text=True,
@@ -44,9 +44,9 @@ def peak_memory(words: Mapping[str, Any], untrained: Mapping[str, Mapping[str, A
 
 def main() -> None:
     """The fresh process: a question from standard input, its answer as the last line of standard output."""
-    asked = json.load(sys.stdin)
-    torch.set_num_threads(asked["threads"])
-    step = StepFactory(asked["untrained"], batches=1).step(asked["words"])
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    step = StepFactory(job["untrained"], batches=1).step(job["words"])
     on_gpu = step.setup.fabric.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

@@ -22,31 +22,31 @@ def pair_names(pairs: tuple[str, ...]) -> list[str]:
     raise RecipeError([f"pairs: expected each once, found {', '.join(pairs)}"])
 
 
-def finetune_words(word: str) -> dict[str, Any] | None:
-    """The words of a recipe that trains a teacher, or None where `word` is a network that is there already."""
-    if RunFolder(word).started():
-        if RunFolder(word).exists():
+def finetune_options(name: str) -> dict[str, Any] | None:
+    """The words of a recipe that trains a teacher, or None where `name` is a network that is there already."""
+    if RunFolder(name).started():
+        if RunFolder(name).exists():
             return None
-        raise RecipeError([f"teachers: the run {word} is not finished; resume it, or give another teacher"])
+        raise RecipeError([f"teachers: the run {name} is not finished; resume it, or give another teacher"])
     try:
-        words = load_yaml(find_recipe(word))
+        recipe = load_yaml(find_recipe(name))
     except RecipeError:
-        if Path(word).suffix in (".yaml", ".yml"):
+        if Path(name).suffix in (".yaml", ".yml"):
             raise
         return None  # timm/NAME and the like
-    if "model" not in words:
-        raise RecipeError([f"teachers: {word} is no recipe of finetune (it has no model)"])
-    return {k: v for k, v in words.items() if k not in ("out", "resume")}
+    if "model" not in recipe:
+        raise RecipeError([f"teachers: {name} is no recipe of finetune (it has no model)"])
+    return {k: v for k, v in recipe.items() if k not in ("out", "resume")}
 
 
-def look_up(look: Callable[[str], Found], word: str, pair: str) -> Found:
+def look_up(look: Callable[[str], Found], name: str, pair: str) -> Found:
     """What `look` finds by the name of a pair's teacher.
 
     Raises:
         RecipeError: in place of its ValueError, with the pair and what else may be given.
     """
     try:
-        return look(word)
+        return look(name)
     except ValueError as error:
         raise RecipeError(
             [

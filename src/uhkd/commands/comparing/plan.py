@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd.commands.comparing.caches import shared_caches
-from uhkd.commands.comparing.naming import finetune_words, look_up, pair_names
+from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import check, method_names
 from uhkd.models.names import parse
@@ -22,13 +22,13 @@ class Task:
     """One training: a teacher (its words name a `model`), a setting tried, or a cell of the table; or a cache (`views`).
 
     name: its folder below the comparison's. after: tasks that must be done first. choices: changes by the name of the task
-    that tries them first; those of the best on the held-out part are added to `words`. measured: its accuracy on the test
-    part is wanted too. cache: the one it waits for and learns from, if that can be made; no part of `words`, as it changes
+    that tries them first; those of the best on the held-out part are added to `options`. measured: its accuracy on the test
+    part is wanted too. cache: the one it waits for and learns from, if that can be made; no part of `options`, as it changes
     nothing but roundings. serves: trainings that a cache is made for.
     """
 
     name: str
-    words: dict[str, Any]
+    options: dict[str, Any]
     after: tuple[str, ...] = ()
     choices: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: bool = False
@@ -74,7 +74,8 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     """
     problems = _misnamed(recipe)
     pairs = {
-        name: load_yaml(find_recipe(said)) for name, said in zip(pair_names(recipe.pairs), recipe.pairs, strict=True)
+        name: load_yaml(find_recipe(teachers))
+        for name, teachers in zip(pair_names(recipe.pairs), recipe.pairs, strict=True)
     }
     problems += [
         f"pairs: {name} is no recipe of distill (it has no student)" for name in pairs if "student" not in pairs[name]
@@ -86,41 +87,41 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     problems += _beyond(recipe, pairs)
     if problems:
         raise RecipeError(problems)
-    teachers, taught = _teachers(recipe, pairs, out)
-    tasks = {task.name: task for task in taught.values()}
+    teachers, teacher_tasks = _teachers(recipe, pairs, out)
+    tasks = {task.name: task for task in teacher_tasks.values()}
     trials: dict[str, Cell] = {}
     cells: dict[str, Cell] = {}
     choices: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     students: list[Task] = []
     for pair, own in pairs.items():
         for label in recipe.methods:
-            words = _student(recipe, own, label, teachers[pair])
-            if wrong := _problems_of(words, f"{pair} by {label}"):
+            options = _student(recipe, own, label, teachers[pair])
+            if wrong := _problems_of(options, f"{pair} by {label}"):
                 problems += wrong
             elif recipe.tune and label not in recipe.variants:
-                tried = changes_tried(build(DistillRecipe, words), recipe.tune)
+                tried = changes_tried(build(DistillRecipe, options), recipe.tune)
                 named = {f"tune/{pair}/{label}/setting-{i}": change for i, change in enumerate(tried)}
                 choices[pair, label] = named
                 for name, change in named.items():
                     trials[name] = Cell(pair, label, TUNING_SEED)
-                    tuned = merged(words, change) | {"seed": TUNING_SEED}
+                    tuned = merged(options, change) | {"seed": TUNING_SEED}
                     problems += _problems_of(tuned, f"{pair} by {label}, setting tried {change}")
-                    students.append(Task(name, tuned, _teacher_first(words, taught.get(pair))))
+                    students.append(Task(name, tuned, _teacher_first(options, teacher_tasks.get(pair))))
     for seed in range(recipe.seeds):
         for pair, own in pairs.items():
             for label in recipe.methods:
-                words = _student(recipe, own, label, teachers[pair]) | {"seed": seed}
+                options = _student(recipe, own, label, teachers[pair]) | {"seed": seed}
                 tried = choices.get((pair, label), {})
                 name = f"{pair}/{label}/seed-{seed}"
                 cells[name] = Cell(pair, label, seed, label in recipe.variants)
-                after = _teacher_first(words, taught.get(pair))
-                students.append(Task(name, words, after, tried, measured=recipe.part == "test"))
+                after = _teacher_first(options, teacher_tasks.get(pair))
+                students.append(Task(name, options, after, tried, measured=recipe.split == "test"))
     if problems:
         raise RecipeError(dict.fromkeys(problems))
-    shared, live = shared_caches({task.name: task.words for task in students}) if recipe.cache == "auto" else ([], {})
+    shared, live = shared_caches({task.name: task.options for task in students}) if recipe.cache == "auto" else ([], {})
     cached = {name: cache.name for cache in shared for name in cache.serves}
     tasks |= {task.name: replace(task, cache=cached.get(task.name)) for task in students}
-    caches = [Task(c.name, c.words, tasks[c.serves[0]].after, serves=c.serves) for c in shared]
+    caches = [Task(c.name, c.options, tasks[c.serves[0]].after, serves=c.serves) for c in shared]
     return Plan(tuple(tasks.values()), cells, trials, teachers, tuple(caches), live)
 
 
@@ -128,25 +129,25 @@ def _beyond(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> li
     """What a comparison has no place for: several teachers in a pair, and students without labels that nothing judges."""
     problems = []
     for pair, own in pairs.items():
-        words = {**own, **recipe.changes}
-        if words.get("teachers") or isinstance(words.get("teacher"), list | tuple):
+        options = {**own, **recipe.overrides}
+        if options.get("teachers") or isinstance(options.get("teacher"), list | tuple):
             problems.append(
                 f"pairs: {pair} has several teachers, and a comparison's pair has one; train it by uhkd distill"
             )
-        if words.get("unlabelled") and not words.get("probe_data"):
+        if options.get("unlabelled") and not options.get("probe_data"):
             problems.append(
                 f"pairs: {pair} learns without labels, and nothing judges it; say probe_data, labelled images"
             )
-        elif words.get("unlabelled") and recipe.part == "test":
+        elif options.get("unlabelled") and recipe.split == "test":
             problems.append(
-                f"pairs: {pair} learns without labels and is probed on the held-out part; leave out --part test"
+                f"pairs: {pair} learns without labels and is probed on the held-out part; leave out --split test"
             )
     return problems
 
 
-def merged(words: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Words with changes laid over them; settings and weights are joined key by key."""
-    out = dict(words)
+    out = dict(options)
     for key, value in changes.items():
         out[key] = {**out.get(key, {}), **value} if key in ("settings", "weights") else value
     return out
@@ -162,10 +163,10 @@ def _misnamed(recipe: CompareRecipe) -> list[str]:
     ]
 
 
-def _problems_of(words: Mapping[str, Any], where: str) -> list[str]:
+def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
     """What is wrong with a training's words, a line each."""
     try:
-        checked = build(DistillRecipe, words)
+        checked = build(DistillRecipe, options)
         check(checked.method, checked.settings, checked.weights)
     except ValueError as error:
         return [f"{where}: {line}" for line in str(error).split("\n")]
@@ -174,10 +175,10 @@ def _problems_of(words: Mapping[str, Any], where: str) -> list[str]:
 
 def _student(recipe: CompareRecipe, own: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:
     variant = recipe.variants.get(label, {"method": label})
-    words = merged(merged(own, recipe.changes), variant) | {"teacher": teacher}
-    data = recipe.data or words.get("data")
-    words |= {"data": _placed(data)} if data else {}
-    return {k: v for k, v in words.items() if k not in ("out", "resume")}
+    options = merged(merged(own, recipe.overrides), variant) | {"teacher": teacher}
+    data = recipe.data or options.get("data")
+    options |= {"data": _placed(data)} if data else {}
+    return {k: v for k, v in options.items() if k not in ("out", "resume")}
 
 
 def _placed(data: str) -> str:
@@ -193,31 +194,31 @@ def _teachers(
     recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]], out: Path
 ) -> tuple[dict[str, str], dict[str, Task]]:
     """By pair: where its teacher is, and the task that trains it where it is not there yet (one task for equal words)."""
-    said = recipe.teachers * len(pairs) if len(recipe.teachers) == 1 else recipe.teachers
+    teachers = recipe.teachers * len(pairs) if len(recipe.teachers) == 1 else recipe.teachers
     needed = {recipe.variants.get(label, {}).get("method", label) for label in recipe.methods} != {"scratch"}
     where: dict[str, str] = {}
-    taught: dict[str, Task] = {}
+    teacher_tasks: dict[str, Task] = {}
     for i, (pair, own) in enumerate(pairs.items()):
-        word = said[i] if said else own.get("teacher")
-        if word is None:
+        name = teachers[i] if teachers else own.get("teacher")
+        if name is None:
             raise RecipeError([f"{pair}: its recipe names no teacher; give one with --teachers"])
-        words = finetune_words(str(word))
-        if words is None:
-            where[pair] = str(word)
+        options = finetune_options(str(name))
+        if options is None:
+            where[pair] = str(name)
             if needed and (found := look_up(parse, where[pair], pair)).library == "run":
                 where[pair] = str(Path(found.name).resolve())
             continue
-        words = words | recipe.teacher_changes
-        data = recipe.data or words.get("data")
-        words |= {"data": _placed(data)} if data else {}
-        build(FinetuneRecipe, words)
-        task = Task(f"teachers/{Path(str(word)).stem}", words)
-        if any(other.name == task.name and other != task for other in taught.values()):
-            raise RecipeError([f"teachers: two different recipes are both called {Path(str(word)).stem!r}; rename one"])
-        taught[pair], where[pair] = task, str(out / task.name)
-    return where, taught
+        options = options | recipe.teacher_overrides
+        data = recipe.data or options.get("data")
+        options |= {"data": _placed(data)} if data else {}
+        build(FinetuneRecipe, options)
+        task = Task(f"teachers/{Path(str(name)).stem}", options)
+        if any(other.name == task.name and other != task for other in teacher_tasks.values()):
+            raise RecipeError([f"teachers: two different recipes are both called {Path(str(name)).stem!r}; rename one"])
+        teacher_tasks[pair], where[pair] = task, str(out / task.name)
+    return where, teacher_tasks
 
 
-def _teacher_first(words: Mapping[str, Any], teacher: Task | None) -> tuple[str, ...]:
+def _teacher_first(options: Mapping[str, Any], teacher: Task | None) -> tuple[str, ...]:
     """The task that trains the teacher comes first; scratch waits for none."""
-    return () if teacher is None or words["method"] == "scratch" else (teacher.name,)
+    return () if teacher is None or options["method"] == "scratch" else (teacher.name,)

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
-from uhkd.commands.comparing.serving import doubt, settle, store, whole
+from uhkd.commands.comparing.serving import invalidate, is_complete, resolve_cache, store
 from uhkd.data import usable_cores
-from uhkd.recipe import RecipeError
+from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
 from uhkd.runs import RunFolder, check_own, drop_leftovers, write_atomically
 
 State = Literal["waiting", "begun", "done", "failed"]
@@ -47,7 +47,7 @@ class TaskStore:
         """Where a task stands; "begun" is at work, or was when its worker was killed. A cache that nobody needs is done."""
         if task.serves:
             needed = any(not self.run(name).result.is_file() for name in task.serves)
-            if not needed or whole(self.out / task.name):
+            if not needed or is_complete(self.out / task.name):
                 return "done"
         if self.run(task.name).result.is_file() and (not task.measured or self._test(task.name).is_file()):
             return "done"
@@ -81,13 +81,13 @@ class TaskStore:
         check_own(self.out, *(f"{kind}/{task.name}" for task in plan.work for kind in (*kinds, ".")))
         for task in plan.work:
             file = self._file("plan", task.name, ".json")
-            now = json.loads(json.dumps({"words": task.words, "choices": task.choices, "measured": task.measured}))
+            now = json.loads(json.dumps({"options": task.options, "choices": task.choices, "measured": task.measured}))
             if not file.is_file():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(now, indent=1) + "\n")
                 continue
-            before = json.loads(file.read_text(encoding="utf-8"))
-            if any(before[key] != now[key] for key in ("words", "choices")):
+            before = rename_keys(json.loads(file.read_text(encoding="utf-8")), TASK_KEYS)
+            if any(before[key] != now[key] for key in ("options", "choices")):
                 problems.append(f"{task.name}: {_difference(before, now)}")
             elif task.measured and not before["measured"]:  # the same training, wanted on the test part too
                 write_atomically(file, json.dumps(now, indent=1) + "\n")
@@ -95,8 +95,8 @@ class TaskStore:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
             raise RecipeError([f"{self.out} was begun by another recipe; choose another --out", *problems[:5], *more])
         for task in plan.work:
-            with self.claim(task.name) as mine:
-                if mine:
+            with self.claim(task.name) as claimed:
+                if claimed:
                     self._file("failed", task.name).unlink(missing_ok=True)
 
     def fail(self, name: str, why: str) -> None:
@@ -121,10 +121,10 @@ class TaskStore:
         finally:
             lock.release()
 
-    def words(self, task: Task) -> dict[str, Any]:
+    def options_of(self, task: Task) -> dict[str, Any]:
         """The words a task runs by: its own, and the changes of its choice that was taken."""
         taken = self.taken(task.choices)
-        return task.words if taken is None else merged(task.words, task.choices[taken])
+        return task.options if taken is None else merged(task.options, task.choices[taken])
 
     def taken(self, choices: Mapping[str, Any], *, decide: bool = True) -> str | None:
         """Which of the settings tried is taken: the best on the held-out part (the first of equals), once and for all.
@@ -170,21 +170,22 @@ class TaskStore:
         with log.open("a", **kind) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 if task.serves:
-                    store(self.out, task.name, task.words, {other.name: self.words(other) for other in served})
+                    store(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
                 elif not folder.result.is_file():
                     if folder.path.exists() and not folder.started():  # killed while it made its first file
                         shutil.rmtree(folder.path)
-                    words, teaches = self.words(task), "model" in task.words
-                    words = words if teaches else settle(words, folder, cache, task.cache and self.failure(task.cache))
+                    options, teaches = self.options_of(task), "model" in task.options
+                    if not teaches:
+                        options = resolve_cache(options, folder, cache, task.cache and self.failure(task.cache))
                     place = {"out": str(folder.path), "resume": folder.started()}
-                    (finetune if teaches else distill)(**words | place)
+                    (finetune if teaches else distill)(**options | place)
                 if task.measured:
                     metrics = measure(str(folder.path), split="test")[0].metrics
                     write_atomically(self._test(task.name), json.dumps(metrics, indent=1) + "\n")
             except Exception as error:  # whatever one training dies of, the others go on
                 traceback.print_exc(file=file)
                 if cache is not None:
-                    doubt(cache, error)
+                    invalidate(cache, error)
                 self.fail(
                     task.name, str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 )
@@ -199,27 +200,27 @@ class TaskStore:
 
 def work(tasks: Sequence[Task], out: Path) -> None:
     """Do tasks in order until all are done, failed or beyond reach; wait for those that others work on."""
-    board, by_name = TaskStore(out), {task.name: task for task in tasks}
+    store, by_name = TaskStore(out), {task.name: task for task in tasks}
     while True:
         waiting = False
         for task in tasks:
-            if board.state(task) in ("done", "failed"):
+            if store.state(task) in ("done", "failed"):
                 continue
-            before = {name: board.state(by_name[name]) for name in _awaited(task, by_name)}
+            before = {name: store.state(by_name[name]) for name in _awaited(task, by_name)}
             lost = [name for name in task.after if before[name] == "failed"]
             if task.choices and all(before[name] == "failed" for name in task.choices):
                 lost += task.choices  # a setting that fails was tried and is not chosen; without any there is no choice
             if lost:
-                board.fail(task.name, f"not run: {lost[0]} failed")
+                store.fail(task.name, f"not run: {lost[0]} failed")
                 continue
             if any(state not in ("done", "failed") for state in before.values()):
                 waiting = True
                 continue
-            with board.claim(task.name) as mine:
-                if not mine:
+            with store.claim(task.name) as claimed:
+                if not claimed:
                     waiting = True
-                elif board.state(task) not in ("done", "failed"):
-                    board.execute(task, [by_name[name] for name in task.serves])
+                elif store.state(task) not in ("done", "failed"):
+                    store.execute(task, [by_name[name] for name in task.serves])
                     gc.collect()  # a training's images and networks lie in cycles: left alone, they pile up for several cells
         if not waiting:
             return
@@ -293,7 +294,7 @@ def _worker_name(process: int) -> str:
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Which words differ, or which other thing."""
-    old, new = before["words"], now["words"]
+    old, new = before["options"], now["options"]
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-    said = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys]
-    return "; ".join(said) or "it tried other settings"
+    changes = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in keys]
+    return "; ".join(changes) or "it tried other settings"

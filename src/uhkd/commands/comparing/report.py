@@ -18,7 +18,7 @@ from uhkd.commands.comparing.tables import (
     pair_rows,
     run_rows,
 )
-from uhkd.console import say, shown
+from uhkd.console import log_info, shown
 from uhkd.console import show as show_parts
 from uhkd.reporting.plots import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
@@ -123,4 +123,4 @@ def show(summary: Mapping[str, Any]) -> None:
     ]
     show_parts(_table(overview(summary), summary["title"]), *pairs)
     for line in verdicts(summary):
-        say(line)
+        log_info(line)

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from uhkd.cache import TeacherCache
 from uhkd.commands.caching import cache
-from uhkd.console import count, say
+from uhkd.console import count, log_info
 from uhkd.features import PairShapes
 from uhkd.methods import DistillationLoss
 from uhkd.methods import build as build_method
@@ -24,21 +24,23 @@ from uhkd.runs import RunFolder, write_atomically
 from uhkd.training.cached_teacher import check_needs, target_differences
 from uhkd.training.inputs import choose_augmentation, open_recipe_data
 
-_WHOLE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
+_COMPLETE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a cache is complete, as far as is known."""
-    return (folder / _WHOLE).is_file()
+    return (folder / _COMPLETE).is_file()
 
 
-def doubt(folder: Path, error: Exception) -> None:
+def invalidate(folder: Path, error: Exception) -> None:
     """Have a cache looked through before it is used again, if a training ended by its fault; what is damaged is made anew."""
     if str(folder) in str(error):  # loaders pass on what a `CorruptShard` says, not the exception itself
-        (folder / _WHOLE).unlink(missing_ok=True)
+        (folder / _COMPLETE).unlink(missing_ok=True)
 
 
-def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, failure: str | None) -> dict[str, Any]:
+def resolve_cache(
+    options: Mapping[str, Any], folder: RunFolder, cache: Path | None, failure: str | None
+) -> dict[str, Any]:
     """The words a training runs by: with its cache, or with its teacher where that cannot be, and then the reason is told.
 
     A training that was begun goes on as it began; only if its cache is gone it is begun anew. A comparison's folder may be
@@ -48,34 +50,36 @@ def settle(words: Mapping[str, Any], folder: RunFolder, cache: Path | None, fail
         folder: the training's.
         cache: the one meant for it. failure: why that was not made.
     """
-    if "teacher_cache" in words:  # the user's own
-        return dict(words)
+    if "teacher_cache" in options:  # the user's own
+        return dict(options)
     if folder.started():
         began_by = folder.read_recipe().get("teacher_cache")
         if began_by is None:
-            return dict(words)
+            return dict(options)
         moved = [] if cache is None or cache.name != Path(began_by).name else [cache]
         for there in (*moved, Path(began_by)):
-            if whole(there):
-                return {**words, "teacher_cache": str(there)}
-        say(f"this training began by {began_by}, which is gone: it begins anew")
+            if is_complete(there):
+                return {**options, "teacher_cache": str(there)}
+        log_info(f"this training began by {began_by}, which is gone: it begins anew")
         shutil.rmtree(folder.path)
     if cache is None:
-        return dict(words)
+        return dict(options)
     try:
-        why = unfit(words, TeacherCache(cache)) if whole(cache) else failure or f"{cache} was not made"
+        why = (
+            incompatibility(options, TeacherCache(cache)) if is_complete(cache) else failure or f"{cache} was not made"
+        )
     except ValueError as error:
-        doubt(cache, error)
+        invalidate(cache, error)
         why = str(error)
     if why is None:
-        return {**words, "teacher_cache": str(cache)}
-    say(f"running with the teacher, not with its stored signals: {why}")
-    return dict(words)
+        return {**options, "teacher_cache": str(cache)}
+    log_info(f"running with the teacher, not with its stored signals: {why}")
+    return dict(options)
 
 
-def unfit(words: Mapping[str, Any], stored: TeacherCache) -> str | None:
+def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | None:
     """Why a cache would make a training another one than its teacher makes; None where both are the same."""
-    manifest, recipe = stored.manifest, build(DistillRecipe, words)
+    manifest, recipe = stored.manifest, build(DistillRecipe, options)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the training itself says all of this once more
             data = open_recipe_data(recipe)
@@ -105,7 +109,7 @@ def unfit(words: Mapping[str, Any], stored: TeacherCache) -> str | None:
     return f"its views are others: {'; '.join(differing)}" if differing else None
 
 
-def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]]) -> None:
+def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]]) -> None:
     """Make a comparison's cache, or go on with it.
 
     Args:
@@ -119,22 +123,22 @@ def store(out: Path, name: str, words: Mapping[str, Any], served: Mapping[str, M
     enough = 1 if any(RunFolder(out / n).started() for n in left) else 2  # one that began by it cannot go on without
 
     def admit(stored: TeacherCache) -> None:
-        reasons = {n: why for n, w in left.items() if (why := unfit(w, stored)) is not None}
+        reasons = {n: why for n, w in left.items() if (why := incompatibility(w, stored)) is not None}
         if len(left) - len(reasons) < enough:
-            told = "".join(f"\n  {n}: {why}" for n, why in reasons.items())
-            raise ValueError(f"only {len(left) - len(reasons)} of {len(left)} trainings could use it{told}")
+            lines = "".join(f"\n  {n}: {why}" for n, why in reasons.items())
+            raise ValueError(f"only {len(left) - len(reasons)} of {len(left)} trainings could use it{lines}")
         manifest = stored.manifest
         shards = [shard for view in range(manifest.views) for shard in stored.shards.of_view(view)]
         _reserve(out, name, sum(map(stored.shards.bytes_of, shards)))
 
     if len(left) < enough:
         raise ValueError(f"only {len(left)} of {len(served)} trainings are left to use it")
-    stored = cache(build(CacheRecipe, {**words, "out": str(folder)}), admit=admit)
+    stored = cache(build(CacheRecipe, {**options, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
         raise ValueError(f"{count(len(missing), 'shard is', 'shards are')} being made by somebody else")
     with _notes(out) as notes:
         notes[name]["seconds"] = time.monotonic() - began if fresh else None
-    write_atomically(folder / _WHOLE, "")
+    write_atomically(folder / _COMPLETE, "")
 
 
 def stored_in(out: Path) -> dict[str, dict[str, Any]]:
@@ -171,8 +175,8 @@ def _reserve(out: Path, name: str, size: int) -> None:
         written = sum(file.stat().st_size for file in (out / "caches").rglob("*.bin"))
         free = shutil.disk_usage(out).free + written
         if others + size > free / 2:
-            beside = f" beside {others / 1e9:.3g} GB of other caches" if others else ""
+            next_to = f" beside {others / 1e9:.3g} GB of other caches" if others else ""
             raise ValueError(
-                f"its {size / 1e9:.3g} GB{beside} are more than half of the free disk ({free / 1e9:.3g} GB without them)"
+                f"its {size / 1e9:.3g} GB{next_to} are more than half of the free disk ({free / 1e9:.3g} GB without them)"
             )
         notes[name] = {"bytes": size, "seconds": None}

@@ -75,13 +75,13 @@ class StepFactory:
         self.untrained, self.batches = untrained, batches
         self._made: dict[str, Any] = {}
 
-    def step(self, words: Mapping[str, Any]) -> Step:
+    def step(self, fields: Mapping[str, Any]) -> Step:
         """Return a step by a recipe of distill, networks with random weights (a run folder with its own).
 
         Raises:
             ValueError: for networks, data or a method that cannot work together.
         """
-        recipe = build(DistillRecipe, {k: v for k, v in words.items() if k not in ("out", "resume")})
+        recipe = build(DistillRecipe, {k: v for k, v in fields.items() if k not in ("out", "resume")})
         chosen = recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images
         data = self._once(("data", *chosen), lambda: open_recipe_data(recipe))
         live = recipe.method != "scratch" and recipe.teacher_cache is None
@@ -97,16 +97,16 @@ class StepFactory:
     def _teacher(self, recipe: DistillRecipe, classes: int) -> FeatureExtractor:
         name, levels = recipe.teacher, recipe.teacher_levels or 4
         assert isinstance(name, str), "a comparison has one teacher a pair"
-        words: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
+        fields: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
         if name in self.untrained and not RunFolder(name).exists():
             own = self.untrained[name]
             options = {**own.get("options", {}), **recipe.teacher_options}
-            words = {"name": own["model"], "num_classes": classes, "options": options}
-            words["image_size"] = own.get("image_size")
+            fields = {"name": own["model"], "num_classes": classes, "options": options}
+            fields["image_size"] = own.get("image_size")
             levels = recipe.teacher_levels or own.get("levels") or 4
         device = choose_device(recipe)[0]
         probed = recipe.teacher_head == "probe"
-        return self._once(("teacher", words, levels, probed), lambda: create(**words, levels=levels).to(device))
+        return self._once(("teacher", fields, levels, probed), lambda: create(**fields, levels=levels).to(device))
 
     def _load(self, setup: Setup) -> list[Batch]:
         recipe, data = setup.recipe, setup.data

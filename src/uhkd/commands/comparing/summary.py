@@ -18,15 +18,15 @@ _CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_v
 _BASELINES = ("scratch", "kd")
 
 
-def gather(plan: Plan, board: TaskStore, *, title: str, part: str, tune: int) -> dict[str, Any]:
+def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) -> dict[str, Any]:
     """Everything that the numbers of one table rest on; cells that are not done are left out, failed ones named.
 
     "warnings" tells what makes rows of one pair incomparable: other images, another teacher, a recipe that differs in more
     than the method, settings that differ between seeds.
     """
     tasks = {task.name: task for task in plan.tasks}
-    done = {name: cell for name, cell in plan.cells.items() if board.state(tasks[name]) == "done"}
-    results = {name: (board.run(name).read_recipe(), board.run(name).read_result()) for name in done}
+    done = {name: cell for name, cell in plan.cells.items() if store.state(tasks[name]) == "done"}
+    results = {name: (store.run(name).read_recipe(), store.run(name).read_result()) for name in done}
     shared = {name: _shared(*results[name]) for name in done}
     plain = sorted(done, key=lambda name: done[name].variant)  # what a pair shares is said by methods without own words
     pairs = {pair: shared[next(n for n in plain if done[n].pair == pair)] for pair in plan.teachers if _any(done, pair)}
@@ -42,7 +42,7 @@ def gather(plan: Plan, board: TaskStore, *, title: str, part: str, tune: int) ->
         if machine not in environments:
             environments.append(machine)
         runs.append(
-            {"pair": cell.pair, "method": cell.method, "seed": cell.seed, "accuracy": board.accuracy(tasks[name])}
+            {"pair": cell.pair, "method": cell.method, "seed": cell.seed, "accuracy": store.accuracy(tasks[name])}
             | {"joined": recipe["method"], **{k: recipe[k] for k in ("lr", "settings", "weights")}}
             | {k: recipe[k] for k in ("balance", "balance_settings") if k in recipe}  # runs of older versions have none
             | {"effective": result.get("methods"), "differs": differing, "teacher": result.get("teacher_fingerprint")}
@@ -55,19 +55,19 @@ def gather(plan: Plan, board: TaskStore, *, title: str, part: str, tune: int) ->
         "title": title,
         "part": part,
         "settings_tried": tune or 1,
-        "pairs": {pair: own | {"teacher": _teacher(plan, board, pair, runs, part)} for pair, own in pairs.items()},
+        "pairs": {pair: own | {"teacher": _teacher(plan, store, pair, runs, part)} for pair, own in pairs.items()},
         "environments": environments,
-        "caches": _caches(plan, board),
+        "caches": _caches(plan, store),
         "runs": runs,
-        "tuning": _trials(plan, board, tasks),
+        "tuning": _trials(plan, store, tasks),
         "warnings": warnings + _mixed(runs),
-        "missing": {name: board.failure(name) or "not run yet" for name in plan.cells if name not in done},
+        "missing": {name: store.failure(name) or "not run yet" for name in plan.cells if name not in done},
     }
 
 
-def _caches(plan: Plan, board: TaskStore) -> list[dict[str, Any]]:
+def _caches(plan: Plan, store: TaskStore) -> list[dict[str, Any]]:
     """What it took to store teachers' signals; their trainings' own times leave the teacher out."""
-    known = stored_in(board.out)
+    known = stored_in(store.out)
     return [{"name": c.name, "meant_for": len(c.serves), **known[c.name]} for c in plan.caches if c.name in known]
 
 
@@ -90,33 +90,33 @@ def _flat(shared: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mixed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What differs where it must not: the teacher within a pair, settings between the seeds of a method, the code."""
-    said = []
+    notes = []
     teachers: dict[str, set[str]] = {}
-    words: dict[tuple[str, str], set[str]] = {}
+    settings_seen: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         if run["teacher"] is not None:
             teachers.setdefault(run["pair"], set()).add(run["teacher"])
         own = ("lr", "settings", "weights", "balance", "balance_settings")
-        asked = json.dumps([run.get(key) for key in own], sort_keys=True)
-        words.setdefault((run["pair"], run["method"]), set()).add(asked)
-    said += [
+        settings = json.dumps([run.get(key) for key in own], sort_keys=True)
+        settings_seen.setdefault((run["pair"], run["method"]), set()).add(settings)
+    notes += [
         f"runs of {pair} learned from {len(found)} different teachers"
         for pair, found in teachers.items()
         if len(found) > 1
     ]
-    said += [
+    notes += [
         f"seeds of {method} on {pair} have different settings"
-        for (pair, method), found in words.items()
+        for (pair, method), found in settings_seen.items()
         if len(found) > 1
     ]
     commits = sorted({str(run["commit"]) for run in runs})
-    return [*said, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
+    return [*notes, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
 
 
-def _teacher(plan: Plan, board: TaskStore, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
+def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
     """The teacher of a pair: its accuracy on the images of the table (None: not measured), and how it was trained."""
-    told = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
-    facts: dict[str, Any] = {"accuracy": told["accuracy"] if told and part == "val" else None, "part": part}
+    metrics = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
+    facts: dict[str, Any] = {"accuracy": metrics["accuracy"] if metrics and part == "val" else None, "part": part}
     folder = RunFolder(plan.teachers[pair])
     if not folder.exists():
         return facts | {"name": plan.teachers[pair]}
@@ -128,42 +128,42 @@ def _teacher(plan: Plan, board: TaskStore, pair: str, runs: Sequence[Mapping[str
         facts |= {"parameters": result["parameters"], "train_images": result["train_images"]}
         facts |= {"commit": result["environment"]["commit"], "seed": recipe.get("seed")}
     if part == "test":
-        words = next(
-            task.words for task in plan.tasks if task.name in plan.cells and plan.cells[task.name].pair == pair
+        settings_seen = next(
+            task.options for task in plan.tasks if task.name in plan.cells and plan.cells[task.name].pair == pair
         )
-        facts["accuracy"] = _on_test(board, folder, words.get("data"))
+        facts["accuracy"] = _on_test(store, folder, settings_seen.get("data"))
     return facts
 
 
-def _on_test(board: TaskStore, folder: RunFolder, data: str | None) -> float | None:
+def _on_test(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
     """A teacher's accuracy on the test part of a comparison's data, measured once; None where its head does not fit."""
     from uhkd.commands.judging import measure
 
-    kept = board.out / "teachers-on-test.json"
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    file = store.out / "teachers-on-test.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
     if key not in known:
         try:
             known[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
         except ValueError:  # other classes: in training a linear probe stands in for its head
             known[key] = None
-        RunFolder(board.out).write_json(kept.name, known)
+        RunFolder(store.out).write_json(file.name, known)
     return known[key]
 
 
-def _trials(plan: Plan, board: TaskStore, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+def _trials(plan: Plan, store: TaskStore, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     """Every setting tried, with its accuracy on the held-out part, and which of them were taken."""
     choices = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
     out: list[dict[str, Any]] = []
     for group in choices.values():
-        ended = all(board.state(tasks[name]) in ("done", "failed") for name in group)
-        taken = board.taken(group, decide=ended)
+        ended = all(store.state(tasks[name]) in ("done", "failed") for name in group)
+        taken = store.taken(group, decide=ended)
         for name, change in group.items():
-            done = board.state(tasks[name]) == "done"
-            accuracy = board.run(name).read_result()["metrics"]["val_accuracy"] if done else None
+            done = store.state(tasks[name]) == "done"
+            accuracy = store.run(name).read_result()["metrics"]["val_accuracy"] if done else None
             facts = {"pair": plan.trials[name].pair, "method": plan.trials[name].method, "changes": change}
             facts |= {"accuracy": accuracy, "taken": name == taken}
-            out.append(facts | ({} if done else {"why": board.failure(name) or "not run yet"}))
+            out.append(facts | ({} if done else {"why": store.failure(name) or "not run yet"}))
     return out
 
 
@@ -226,9 +226,9 @@ def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
     found = {(line.pair, line.method): line.accuracy for line in lines(summary)}
     for pair in summary["pairs"]:
         for _, rival in [key for key in found if key[0] == pair and key[1] != method and (pair, method) in found]:
-            said = gap(found[pair, method], found[pair, rival])
-            if said is None:
+            notes = gap(found[pair, method], found[pair, rival])
+            if notes is None:
                 yield f"{pair}: {method} and {rival} have no seed in common"
             else:
-                width = f" ± {said.half:.2f}" if said.half is not None and said.seeds > 2 else ""
-                yield f"{pair}: {method} minus {rival} {said.mean:+.2f}{width} points ({said.seeds} seeds: {said.verdict})"
+                width = f" ± {notes.half:.2f}" if notes.half is not None and notes.seeds > 2 else ""
+                yield f"{pair}: {method} minus {rival} {notes.mean:+.2f}{width} points ({notes.seeds} seeds: {notes.verdict})"

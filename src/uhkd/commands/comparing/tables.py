@@ -85,8 +85,8 @@ def line_rows(summary: Mapping[str, Any]) -> Rows:
 
 def teacher_row(summary: Mapping[str, Any]) -> list[str]:
     """The teachers' accuracies, a column a pair."""
-    told = [own["teacher"]["accuracy"] for own in summary["pairs"].values()]
-    return ["(teacher)", *("not measured" if x is None else f"{100 * x:.2f}" for x in told)]
+    accuracies = [own["teacher"]["accuracy"] for own in summary["pairs"].values()]
+    return ["(teacher)", *("not measured" if x is None else f"{100 * x:.2f}" for x in accuracies)]
 
 
 def run_rows(summary: Mapping[str, Any]) -> Rows:
@@ -109,9 +109,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(inline, row))} |" for row in marks)
 
 
-def inline(words: str) -> str:
+def inline(text: str) -> str:
     """Words as text of a Markdown line or cell: what they hold is neither HTML, nor a link, a picture or another cell."""
-    return "".join(_MARKDOWN.get(letter, letter) for letter in shown(words)).replace("](", r"]\(")
+    return "".join(_MARKDOWN.get(letter, letter) for letter in shown(text)).replace("](", r"]\(")
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:

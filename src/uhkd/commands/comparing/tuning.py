@@ -34,8 +34,8 @@ def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
             own = recipe.weights.get(kind.main_term, kind.default_weights[kind.main_term])
             own = recipe.weights.get(name, own)
             change["weights"] = {name: float(f"{own * WEIGHT_RANGE ** (2 * weight - 1):.3g}")}
-        if kind.knob is not None:
-            name, values = kind.knob
+        if kind.tunable is not None:
+            name, values = kind.tunable
             own = recipe.settings.get(f"{lead}.{name}", recipe.settings.get(name, settings_of(lead)[name].default))
             values = (own, *(value for value in values if value != own))
             change["settings"] = {f"{lead}.{name}": values[int(setting * len(values))]}

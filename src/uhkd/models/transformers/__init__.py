@@ -2,6 +2,6 @@
 
 from uhkd.models.transformers.configuration import build_family, stage_ends
 from uhkd.models.transformers.folder import find, has_weights
-from uhkd.models.transformers.objects import card_words, described
+from uhkd.models.transformers.objects import config_of, described
 
-__all__ = ["build_family", "card_words", "described", "find", "has_weights", "stage_ends"]
+__all__ = ["build_family", "config_of", "described", "find", "has_weights", "stage_ends"]

@@ -30,25 +30,25 @@ def build_family(name: str, size: Size | None, num_classes: int | None, options:
         raise ValueError(f"{full}: the option {foreign[0]} would fetch or run other things than an architecture")
     if unknown := sorted(options.keys() - known):
         raise ValueError(_unknown_option(full, unknown[0], known))
-    words = dict(options)
+    fields = dict(options)
     if size is not None:
         side = size[0] if size[0] == size[1] else list(size)
         if "image_size" in known:
-            words["image_size"] = side
+            fields["image_size"] = side
         elif "vision_config" in known:
-            words["vision_config"] = {**words.get("vision_config", {}), "image_size": side}
-    config: Any = construct(full, size or (224, 224), lambda: make_config(name, words, num_classes))
+            fields["vision_config"] = {**fields.get("vision_config", {}), "image_size": side}
+    config: Any = construct(full, size or (224, 224), lambda: make_config(name, fields, num_classes))
     own = size_of_config(config) or (224, 224)
     module = construct(full, size or own, lambda: network_class(config)(config))
     return Built(module, Input(size or own), made_for=own)
 
 
-def words_of(config: Any) -> dict[str, Any]:
+def config_fields(config: Any) -> dict[str, Any]:
     """A configuration as plain words: all that its family knows, ours and others' left out."""
-    return plain_words(config.model_type, config.to_dict())
+    return plain_fields(config.model_type, config.to_dict())
 
 
-def plain_words(family: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def plain_fields(family: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration from anywhere, the words that describe an architecture of the family."""
     known = _known(family)
     return {key: _without_foreign(value) for key, value in found.items() if key in known and value is not None}
@@ -70,10 +70,10 @@ def _is_foreign(key: str) -> bool:
     return key in _FOREIGN or key.startswith("_")
 
 
-def _foreign(words: Mapping[str, Any]) -> list[str]:
+def _foreign(fields: Mapping[str, Any]) -> list[str]:
     """Words that no architecture has, also in configurations within the configuration."""
-    inner = [key for value in words.values() if isinstance(value, Mapping) for key in _foreign(value)]
-    return sorted(filter(_is_foreign, map(str, words))) + inner
+    inner = [key for value in fields.values() if isinstance(value, Mapping) for key in _foreign(value)]
+    return sorted(filter(_is_foreign, map(str, fields))) + inner
 
 
 def _without_foreign(value: Any) -> Any:
@@ -89,10 +89,10 @@ def _config_class(family: str) -> Any:
     return CONFIG_MAPPING[family]
 
 
-def make_config(family: str, words: Mapping[str, Any], num_classes: int | None = None) -> Any:
+def make_config(family: str, fields: Mapping[str, Any], num_classes: int | None = None) -> Any:
     """The configuration that words say, with a head for so many classes, or that which they say themselves."""
-    names = words.get("id2label")
-    config = _config_class(family).from_dict({key: value for key, value in words.items() if value is not None})
+    names = fields.get("id2label")
+    config = _config_class(family).from_dict({key: value for key, value in fields.items() if value is not None})
     if num_classes is not None:
         names = {i: f"LABEL_{i}" for i in range(num_classes)}
     if names is not None:  # said again: a family with a default number of its own forgets them
@@ -109,16 +109,16 @@ def network_class(config: Any) -> Any:
 
     found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     choices = found if isinstance(found, tuple | list) else (found,)
-    asked = config.architectures or ()
-    return next((choice for choice in choices if choice.__name__ in asked), choices[0])
+    architectures = config.architectures or ()
+    return next((choice for choice in choices if choice.__name__ in architectures), choices[0])
 
 
 @cache
 def _known(family: str) -> frozenset[str]:
     """Words of a family's configuration."""
     kind = _config_class(family)
-    words = set(kind().to_dict()) | set(inspect.signature(kind).parameters)
-    return frozenset(word for word in words - _FOREIGN - _OURS - {"kwargs"} if not word.startswith("_"))
+    fields = set(kind().to_dict()) | set(inspect.signature(kind).parameters)
+    return frozenset(name for name in fields - _FOREIGN - _OURS - {"kwargs"} if not name.startswith("_"))
 
 
 def _unknown_option(full: str, option: str, known: frozenset[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from uhkd.models.factories import Input, construct
 from uhkd.models.families import PREFIX, families
 from uhkd.models.pretrained import hub_within_reach
-from uhkd.models.transformers.configuration import make_config, network_class, plain_words, words_of
+from uhkd.models.transformers.configuration import config_fields, make_config, network_class, plain_fields
 from uhkd.models.transformers.processor import described_by
 from uhkd.runs import read_mapping
 
@@ -57,13 +57,13 @@ def find(name: str, *, pretrained: bool) -> Found:
         raise ValueError(f"'{name}' holds {family!r}, which is no family that classifies images; {hint}")
     if raw.get("quantization_config"):
         raise ValueError(f"'{name}' holds quantised weights, which cannot be trained or tapped; take the plain ones")
-    words = plain_words(family, raw) | {"id2label": raw.get("id2label")}
-    config: Any = construct(PREFIX + name, (224, 224), lambda: make_config(family, words))
+    fields = plain_fields(family, raw) | {"id2label": raw.get("id2label")}
+    config: Any = construct(PREFIX + name, (224, 224), lambda: make_config(family, fields))
     labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
     named = labels and not all(label == f"LABEL_{i}" for i, label in enumerate(labels))
     processor = folder / PROCESSOR
     described = described_by(config, read_mapping(processor) if processor.is_file() else None)
-    found = Found(family, words_of(config), config.num_labels, described, tuple(labels) if named else ())
+    found = Found(family, config_fields(config), config.num_labels, described, tuple(labels) if named else ())
     if local and not has_weights(name):
         other = next((file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))), None)
         if other is not None:
@@ -120,7 +120,7 @@ def _weights(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
     """Tensors by the names of this version of the library, without those that the file lacks."""
     try:
         with _quiet():
-            module, said = network_class(config).from_pretrained(
+            module, report = network_class(config).from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -134,7 +134,7 @@ def _weights(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
         raise ValueError(
             f"the weights in '{name}' cannot be read ({reason.rstrip('.')}); write or copy them again"
         ) from error
-    absent = {str(key) for key in said["missing_keys"]} | {str(item[0]) for item in said["mismatched_keys"]}
+    absent = {str(key) for key in report["missing_keys"]} | {str(item[0]) for item in report["mismatched_keys"]}
     return {key: tensor for key, tensor in module.state_dict().items() if key not in absent}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from uhkd.models.factories import Input
 from uhkd.models.families import PREFIX, families, is_hub_name
-from uhkd.models.transformers.configuration import network_class, words_of
+from uhkd.models.transformers.configuration import config_fields, network_class
 from uhkd.models.transformers.folder import PROCESSOR
 from uhkd.models.transformers.processor import described_by
 from uhkd.runs import read_mapping
@@ -29,7 +29,7 @@ def described(module: nn.Module) -> Input | None:
     return described_by(module.config, read_mapping(Path(file)) if there else None)
 
 
-def card_words(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
+def config_of(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """Name and options from which an object of transformers is built again; None: it is another's, or a class of its own."""
     library: Any = sys.modules.get("transformers.modeling_utils")
     if library is None or not isinstance(module, library.PreTrainedModel):
@@ -37,4 +37,4 @@ def card_words(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
     config: Any = module.config
     if config.model_type not in families() or type(module) is not network_class(config):
         return None
-    return PREFIX + config.model_type, words_of(config)
+    return PREFIX + config.model_type, config_fields(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from uhkd.methods import DistillationLoss, place_of
+from uhkd.methods import DistillationLoss, teacher_index
 from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.balance.base import GROUPS, Balance
 from uhkd.training.balance.cap import Cap
@@ -21,7 +21,7 @@ __all__ = ["Balance", "Cap", "Famo", "Lead", "group_of", "make_balance"]
 
 def group_of(distiller: DistillationLoss, term: str) -> str:
     """Return "logits" for a term that compares logits, else "features"."""
-    return "logits" if distiller.is_logit_method or term in distiller.companions else "features"
+    return "logits" if distiller.is_logit_method or term in distiller.auxiliary_logit_terms else "features"
 
 
 def make_balance(
@@ -48,7 +48,7 @@ def make_balance(
     """
     checked: Settings = balance_settings(name, settings)
     rows = {
-        f"{key}.{term}": 1 + 2 * place_of(key) + GROUPS.index(group_of(distiller, term))
+        f"{key}.{term}": 1 + 2 * teacher_index(key) + GROUPS.index(group_of(distiller, term))
         for key, distiller in distillers.items()
         if isinstance(distiller, DistillationLoss)
         for term in distiller.weights

@@ -61,7 +61,7 @@ class Lead(Factors):
         """Count the right answers of one forward pass: logits (B, K) of the student and of each teacher, targets (B, K)."""
         if student is None:
             return
-        said = student.argmax(1)
+        prediction = student.argmax(1)
         label = None if target is None else target.argmax(1)
         counts = []
         for place, logits in enumerate(teachers):
@@ -70,7 +70,7 @@ class Lead(Factors):
                 continue
             theirs = logits.argmax(1)
             right = theirs if label is None else label
-            counts.append(torch.stack([said, theirs, right]).eq(right).sum(1))
+            counts.append(torch.stack([prediction, theirs, right]).eq(right).sum(1))
         self.pending += counts[0] if len(counts) == 1 else torch.stack(counts)
 
     @torch.no_grad()
