@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from uhkd.errors import UhkdError
 from uhkd.lazy import import_on_use
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Distillation",
     "Result",
+    "UhkdError",
     "__version__",
     "cache",
     "compare",

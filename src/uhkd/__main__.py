@@ -26,6 +26,7 @@ from uhkd.console import (
     parse_output_options,
 )
 from uhkd.distributed import exit_with_parent, first_to_report
+from uhkd.errors import UhkdError
 
 COMMANDS = {
     "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
@@ -183,13 +184,20 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
         return refused("stopped", getattr(stop, "code", 130), message, f"\nuhkd {command}: {message}")
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (UhkdError, OSError) as error:
         if os.environ.get("UHKD_TRACEBACK") == "1":
             raise
         if output.verbose:
             traceback.print_exc()
         kind = "usage" if parsed is None else "system" if isinstance(error, OSError) else "refused"
         return refused(kind, 2, str(error), f"uhkd {command}: error: {error}{_trace_hint(error)}")
+    except Exception as error:
+        if first_to_report(f"uhkd {command}: internal error {type(error).__name__}"):
+            print(
+                f"uhkd {command}: internal error, not a mistake in the command; please report it with the trace below and the output of uhkd doctor",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _resume_hint(command: str, rest: Sequence[str], parsed: Any) -> str:

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
+from uhkd.errors import UhkdError
+
 # parts of words in Persian and of emoji: a terminal obeys neither
 _JOINERS = frozenset("\u200c\u200d")
 VERBOSITY = "UHKD_VERBOSITY"  # in the environment, so that processes that a verb starts speak as it does
@@ -48,11 +50,11 @@ def parse_output_options(argv: Sequence[str]) -> tuple[OutputOptions, list[str]]
     """The options that every verb understands, wherever they stand, and the other words.
 
     Raises:
-        ValueError: for quiet and verbose together.
+        UhkdError: for quiet and verbose together.
     """
     found = {_FLAGS[argument] for argument in argv if argument in _FLAGS}
     if {"quiet", "verbose"} <= found:
-        raise ValueError("--quiet and --verbose ask for opposite things; leave one of them out")
+        raise UhkdError("--quiet and --verbose ask for opposite things; leave one of them out")
     chosen = OutputOptions(**{field.name: field.name in found for field in fields(OutputOptions)})
     return chosen, [argument for argument in argv if argument not in _FLAGS]
 

@@ -18,6 +18,7 @@ from uhkd.cache.checksums import image_checksums
 from uhkd.cache.record import Layout
 from uhkd.cache.shards import Shards
 from uhkd.data import Augmentation
+from uhkd.errors import UhkdError
 from uhkd.features import OutputShapes
 from uhkd.recipe import MANIFEST_KEYS, MOST_VIEWS, rename_keys
 from uhkd.runs import write_atomically, write_tensors
@@ -70,7 +71,7 @@ class TeacherCache:
     environment.json; view-V/shard-S.bin; locks/.
 
     Raises:
-        ValueError: when nothing readable lies there.
+        UhkdError: when nothing readable lies there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -120,17 +121,17 @@ class TeacherCache:
         try:
             content = file.read_bytes()
             if _digest(content) != self.manifest.tensors:
-                raise ValueError("it is not what was written")
+                raise UhkdError("it is not what was written")
             found = load(content)
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
+            raise UhkdError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
         return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
     def keys(self) -> np.ndarray | None:
         """(N,) uint64 keys of the samples; None where images are known by their position alone.
 
         Raises:
-            ValueError: as `tensors`.
+            UhkdError: as `tensors`.
         """
         found = self.tensors("keys").get("")
         return None if found is None else found.numpy().view(np.uint64)
@@ -155,7 +156,7 @@ class TeacherCache:
         """Records for a training loader (`uhkd.data.train_loader`), each view compared with the one that the teacher saw.
 
         Raises:
-            ValueError: for a damaged record, or a view that is another one.
+            UhkdError: for a damaged record, or a view that is another one.
         """
         return self.shards.read_for(view, self.rows(index), image_checksums(image, target))
 
@@ -227,37 +228,37 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _read(folder: Path) -> Manifest:
     file = folder / "cache.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
+        raise UhkdError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         form = document["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
+        raise UhkdError(f"{file} is damaged ({error}): the cache must be made anew") from error
     if form != _FORM:
-        raise ValueError(
+        raise UhkdError(
             f"{file} is of format {form}, this version reads {_FORM}: make the cache anew, or use its version"
         )
     try:
         if document.pop("sum") != _digest(_canonical(document)):
-            raise ValueError("it is not what was written")
+            raise UhkdError("it is not what was written")
         return _manifest(rename_keys(document, MANIFEST_KEYS))
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}): the cache must be made anew") from error
+        raise UhkdError(f"{file} is damaged ({error}): the cache must be made anew") from error
 
 
 def _manifest(document: Mapping[str, Any]) -> Manifest:
     """Of plain data, every type checked: checksums keep chance away, not a forger.
 
     Raises:
-        ValueError: in a few words.
+        UhkdError: in a few words.
     """
     try:
         manifest = TypeAdapter(Manifest).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        raise UhkdError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     if manifest.images < 1 or not 1 <= manifest.views <= MOST_VIEWS:
-        raise ValueError(
+        raise UhkdError(
             f"{manifest.images} images, {manifest.views} views: expected 1 or more, and at most {MOST_VIEWS:,} views"
         )
     return manifest

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput
 
 Storage = Literal["fp16", "int8"]
@@ -50,7 +51,7 @@ class Layout:
         """Signals of a batch as records, on the CPU.
 
         Raises:
-            ValueError: for numbers that are not finite, or too large for fp16.
+            UhkdError: for numbers that are not finite, or too large for fp16.
         """
         pieces: list[Tensor] = []
         scales: list[Tensor] = []
@@ -123,14 +124,14 @@ def _fp16(x: Tensor, name: str) -> Tensor:
     if not half.isfinite().all():
         _check_finite(x, name)
         advice = "--keep embedding spectra leaves them out" if name == "logits" else "use --storage int8"
-        raise ValueError(f"{name} of the teacher reach {x.abs().max():.3g}, more than fp16 holds (65504); {advice}")
+        raise UhkdError(f"{name} of the teacher reach {x.abs().max():.3g}, more than fp16 holds (65504); {advice}")
     return half
 
 
 def _check_finite(x: Tensor, name: str) -> None:
     if not x.isfinite().all():
         bad = math.prod(x.shape) - int(x.isfinite().sum())
-        raise ValueError(f"{name} of the teacher hold {bad} NaN or infinite numbers: is the teacher sound? (try fp32)")
+        raise UhkdError(f"{name} of the teacher hold {bad} NaN or infinite numbers: is the teacher sound? (try fp32)")
 
 
 def _bytes(x: Tensor) -> UInt8[Tensor, "b n"]:

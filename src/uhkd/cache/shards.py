@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from uhkd.data import OpenFiles
+from uhkd.errors import UhkdError
 
 HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
 _SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
@@ -30,7 +31,7 @@ class Shard:
         return f"view-{self.view:04d}/shard-{self.number:05d}.bin"
 
 
-class CorruptShard(ValueError):
+class CorruptShard(UhkdError):
     """A shard that is missing, cut short or holds other bytes than were written."""
 
     def __init__(self, shard: Shard, folder: Path, why: str) -> None:
@@ -104,11 +105,11 @@ class Shards:
 
         Raises:
             DamagedShard: naming the shard and the record.
-            ValueError: for a view that is not the one which the teacher saw.
+            UhkdError: for a view that is not the one which the teacher saw.
         """
         rows = self._rows(view, index)
         if len(other := np.flatnonzero(_stored_checksums(rows) != checksums)):
-            raise ValueError(
+            raise UhkdError(
                 f"view {view} of image {index[other[0]]} is not the one whose signals {self.folder} holds: its file has changed, "
                 "or another version of a library augments in another way; make the cache anew (another --out), or use the "
                 f"versions in {self.folder / 'environment.json'}"
@@ -141,7 +142,7 @@ class Shards:
             except FileNotFoundError as error:
                 raise CorruptShard(shard, self.folder, self.state(shard)) from error
             except OSError as error:  # too many open files, no permission: nothing is wrong with the shard
-                raise ValueError(f"{self.folder / shard.name} cannot be read: {error}") from error
+                raise UhkdError(f"{self.folder / shard.name} cannot be read: {error}") from error
             if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
                 why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
                 raise CorruptShard(shard, self.folder, why)

@@ -25,7 +25,7 @@ def check_names(recipe: StrictModel) -> None:
     """See that the methods, data, networks and runs that a command is given may be there; it then looks for itself.
 
     Raises:
-        ValueError: in the words of the command, for a method, for a folder that cannot be written, or with all other names that
+        UhkdError: in the words of the command, for a method, for a folder that cannot be written, or with all other names that
             cannot be meant.
     """
     if getattr(recipe, "resume", False):  # a finished run has no more need of what it was made from

@@ -19,6 +19,7 @@ from uhkd.commands.recording import hold, write_shards
 from uhkd.commands.storing import layout_of, room
 from uhkd.console import count, log_info, print_result
 from uhkd.data import Augmentation, eval_loader, usable_cores
+from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
 from uhkd.evaluation.metrics import EVAL_BATCH
 from uhkd.features import FeatureExtractor
@@ -47,14 +48,14 @@ def cache(
             a map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
     Raises:
-        ValueError: for a teacher or data that cannot be used, a folder that holds something else or another cache
+        UhkdError: for a teacher or data that cannot be used, a folder that holds something else or another cache
             (differing fields named), folders in it that are links, or too little room on the disk.
     """
     objects = take_objects(options, ("teacher", "data"))
     recipe = build(CacheRecipe, merged(recipe, options))
     folder = Path(recipe.out)
     if recipe.jobs > 1 and objects:
-        raise ValueError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
+        raise UhkdError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
@@ -78,7 +79,7 @@ def cache(
     left = work.stored.shards.missing(work.recipe.views)
     if left and any(ended):
         ones = count(len(left), "shard was", "shards were")
-        raise ValueError(f"{ones} not written: a process ended early; the same command goes on")
+        raise UhkdError(f"{ones} not written: a process ended early; the same command goes on")
     if left:
         log_info(f"{count(len(left), 'shard is', 'shards are')} still being written by other processes")
     else:
@@ -92,11 +93,11 @@ def check_folder(folder: Path) -> None:
     """See that a cache can be made or gone on with in a folder.
 
     Raises:
-        ValueError: when it cannot be a folder, or holds something else.
+        UhkdError: when it cannot be a folder, or holds something else.
     """
     check_place(folder)
     if folder.exists() and not TeacherCache.exists(folder) and _foreign(folder):
-        raise ValueError(f"{folder} already exists and holds no cache; please choose another --out")
+        raise UhkdError(f"{folder} already exists and holds no cache; please choose another --out")
 
 
 def _foreign(folder: Path) -> bool:
@@ -206,7 +207,7 @@ class Work:
         # taken from the cache: made anew on another machine it would differ in its last digits
         del identity["standardisation"]
         if differing := self.stored.differences(identity):
-            raise ValueError(
+            raise UhkdError(
                 f"{self.folder} was begun by another recipe; choose another --out, or say what it says "
                 f"(-c {self.folder}):\n  " + "\n  ".join(differing)
             )
@@ -226,7 +227,7 @@ class Work:
         """Remove damaged shards that nobody is making, and tell what is to come.
 
         Raises:
-            ValueError: when it does not fit on the disk.
+            UhkdError: when it does not fit on the disk.
         """
         shards = self.stored.shards
         for shard in (shard for view in range(self.recipe.views) for shard in shards.of_view(view)):

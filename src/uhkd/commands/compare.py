@@ -14,6 +14,7 @@ from uhkd.commands.comparing.report import show, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
 from uhkd.console import count, log_info
+from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
 from uhkd.training.inputs import open_recipe_data
@@ -31,7 +32,7 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
         What compare.json (cost.json) holds.
 
     Raises:
-        ValueError: for recipes that cannot work, or when some trainings failed (all others are done and in the table).
+        UhkdError: for recipes that cannot work, or when some trainings failed (all others are done and in the table).
     """
     settings = build(CompareRecipe, options) if recipe is None else recipe
     out = Path(settings.out).resolve()
@@ -72,7 +73,7 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
     failed = {task.name: why for task in plan.tasks if (why := store.failure(task.name))}
     if failed:
         failures = "".join(f"\n  {name}: {why.splitlines()[0]}" for name, why in failed.items())
-        raise ValueError(
+        raise UhkdError(
             f"{len(failed)} of {len(plan.tasks)} trainings failed (the others are done; the same command tries these again):"
             f"{failures}\n  what they said is in {out / 'logs'}"
         )
@@ -102,6 +103,6 @@ def _refuse_without_test(plan: Plan) -> None:
             opened.add(name)
             data = open_recipe_data(build(DistillRecipe, task.options))
             if data.test is None:
-                raise ValueError(
+                raise UhkdError(
                     f"data {data.name} has no test part; leave out --split test to compare on the held-out part"
                 )

@@ -32,7 +32,7 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     """Return what `finetune` or `distill` would do: resolved recipe, machine, networks, steps, disk.
 
     Raises:
-        ValueError: for what the command itself refuses before its first step, except a teacher at chance level, which is known
+        UhkdError: for what the command itself refuses before its first step, except a teacher at chance level, which is known
             only after an evaluation.
     """
     setup = prepare(recipe, dry_run=True)
@@ -62,7 +62,7 @@ def plan_cache(recipe: CacheRecipe) -> dict[str, Any]:
     """Return what `cache` would store: teacher, fields, records, shards to write, disk.
 
     Raises:
-        ValueError: as `plan_training`, and where the records do not fit on the disk.
+        UhkdError: as `plan_training`, and where the records do not fit on the disk.
     """
     folder = Path(recipe.out)
     check_folder(folder)
@@ -100,7 +100,7 @@ def plan_compare(recipe: CompareRecipe) -> dict[str, Any]:
     """Return what `compare` would train: tasks, what is done already, steps, disk.
 
     Raises:
-        ValueError: for recipes that cannot work, or data that cannot be opened.
+        UhkdError: for recipes that cannot work, or data that cannot be opened.
     """
     out = Path(recipe.out).resolve()
     check_place(out)
@@ -127,7 +127,7 @@ def plan_demo(recipe: DemoArguments) -> dict[str, Any]:
     """Return what `demo` would train.
 
     Raises:
-        ValueError: as `plan_compare`.
+        UhkdError: as `plan_compare`.
     """
     return plan_compare(build(CompareRecipe, comparison(recipe, new_folder(Path(recipe.out)))))
 
@@ -136,7 +136,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     """Return what `export` would write, and on which images it would be checked.
 
     Raises:
-        ValueError: for what `export` refuses before it writes.
+        UhkdError: for what `export` refuses before it writes.
     """
     network, _ = open_run(recipe.run, "cpu")
     data, part, source = images_of(recipe.run, network, recipe.data)

@@ -17,6 +17,7 @@ from uhkd import export as forms
 from uhkd.commands.judging import images_of, open_run
 from uhkd.console import log_info, show, shown
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
+from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
 from uhkd.export.snippets import here, opened
 from uhkd.features import FeatureExtractor
@@ -41,12 +42,12 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     `accuracy` (fractions), `calibrated` (images).
 
     Raises:
-        ValueError: for a folder that is no run, a form that cannot hold this network, a missing package, a place that is
+        UhkdError: for a folder that is no run, a form that cannot hold this network, a missing package, a place that is
             taken, a form that answers otherwise than PyTorch, or 8-bit integers that lose too much accuracy.
     """
     arguments = arguments or build(ExportArguments, options)
     if not arguments.to:
-        raise ValueError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
+        raise UhkdError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
     network, _ = open_run(arguments.run, "cpu")
     out = export_folder(arguments)
     found = export_forms(arguments.run, network, arguments.to, arguments, out)
@@ -64,13 +65,13 @@ def export_folder(arguments: ExportArguments) -> Path:
     """The folder that the forms go into.
 
     Raises:
-        ValueError: when it cannot be a folder, or a form is there already.
+        UhkdError: when it cannot be a folder, or a form is there already.
     """
     out = Path(arguments.out) if arguments.out else Path(arguments.run) / "export"
     check_place(out)
     taken = [str(out / form) for form in arguments.to if (out / form).exists() and any((out / form).iterdir())]
     if taken:
-        raise ValueError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
+        raise UhkdError(f"{', '.join(taken)} already exists and is not empty; delete it, or choose another --out")
     return out
 
 
@@ -94,10 +95,10 @@ def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation
     """See that forms of 8-bit integers can be judged.
 
     Raises:
-        ValueError: for images without labels.
+        UhkdError: for images without labels.
     """
     if set(to) & set(forms.QUANTIZED) and evaluation.labels is None:
-        raise ValueError(
+        raise UhkdError(
             f"int8 is judged by accuracy, and the {part} images of {data.name} have no labels; name others with --data"
         )
 
@@ -171,7 +172,7 @@ def _exact(
     got = _outputs(form, answer, images, _TOLERANCE)
     difference = _difference(got, expected)
     if not difference <= _TOLERANCE:
-        raise ValueError(
+        raise UhkdError(
             f"{path} answers otherwise than PyTorch: its logits differ by up to {difference:.1%} of the largest; it was deleted, "
             "please report this with the network's name"
         )
@@ -195,7 +196,7 @@ def _accuracy_of(
     agrees = float((one.argmax(1) == other.argmax(1)).double().mean())
     drop = 100 * (accuracies[0] - accuracies[1])
     if drop > max_drop:
-        raise ValueError(
+        raise UhkdError(
             f"{form}: accuracy falls by {drop:.2f} points, from {accuracies[0]:.2%} to {accuracies[1]:.2%} on {len(truth)} "
             f"images, --max-drop allows {max_drop:g}; try another --calibrate (now {len(images.calibration)} images), another "
             "form, or a larger --max-drop"
@@ -214,14 +215,14 @@ def _outputs(form: str, answer: forms.Answer, images: Tensor, tolerance: float) 
     """Answers to all images at once; two of them also alone, which must not matter.
 
     Raises:
-        ValueError: where it does.
+        UhkdError: where it does.
     """
     together = answer(images).float()
     for i in (0, len(images) - 1):
         alone = answer(images[i : i + 1]).float()[0]
         most = tolerance * float(together.abs().max())
         if not torch.allclose(alone, together[i], rtol=tolerance, atol=most):
-            raise ValueError(
+            raise UhkdError(
                 f"{form} answers otherwise when an image is in a batch than alone: a network must treat each image by itself "
                 "(in eval mode too); choose another form, or another network"
             )

@@ -27,7 +27,7 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
     Networks get random weights (a run folder its own): shapes, time and memory do not depend on them. Returns the raw terms.
 
     Raises:
-        ValueError: for names, sizes or settings that cannot work together, before any training is paid for.
+        UhkdError: for names, sizes or settings that cannot work together, before any training is paid for.
     """
     arguments = build(InspectArguments, fields) if arguments is None else arguments
     options = arguments.model_dump(exclude={"num_classes", "data"})

@@ -13,6 +13,7 @@ from uhkd.console import log_info, print_result, show, shown
 from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
+from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, latency
 from uhkd.evaluation.metrics import evaluate as score
 from uhkd.evaluation.probe import embed
@@ -30,7 +31,7 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     """Measure a run's network on its own or other data; prints a table and returns the metrics (fractions, nats, ms).
 
     Raises:
-        ValueError: for a folder that is no run, data without the network's classes, or a part that the data lacks.
+        UhkdError: for a folder that is no run, data without the network's classes, or a part that the data lacks.
     """
     if arguments is None:
         if data is not None:
@@ -60,11 +61,11 @@ def measure(
     probe: instead of its head, a probe on its embeddings, fitted on the data's training part.
 
     Raises:
-        ValueError: as `evaluate`.
+        UhkdError: as `evaluate`.
     """
     network, chosen = open_run(run, device)
     if probe == "none" and network.shapes.logits is None:
-        raise ValueError(
+        raise UhkdError(
             f"{run} has no head, as it learned without labels: measure its embedding with --probe knn or --probe linear, on "
             "--data with labels"
         )
@@ -91,14 +92,14 @@ def images_of(
     probed: for a probe, which has classes of its own: those of the data, and None means what judged the run.
 
     Raises:
-        ValueError: a run that does not say its data, other classes, or a part that the data lacks.
+        UhkdError: a run that does not say its data, other classes, or a part that the data lacks.
     """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
     if probed and data is None and recipe.get("probe_data") is not None:
         data = recipe["probe_data"]
     labels = data is not None or not recipe.get("unlabelled", False)
     if data is None and recipe.get("data", "object/").startswith("object/"):
-        raise ValueError(f"{run} does not say what data it was trained on; name some with --data")
+        raise UhkdError(f"{run} does not say what data it was trained on; name some with --data")
     opened = open_data(
         recipe["data"] if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
@@ -109,11 +110,11 @@ def images_of(
         labels=labels,
     )
     if probed and not opened.classes:
-        raise ValueError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
+        raise UhkdError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
     part = split if split != "auto" else ("val" if opened.test is None else "test")
     images = opened.val if part == "val" else opened.test
     if images is None:
-        raise ValueError(f"data {opened.name} has no test part; use --split val")
+        raise UhkdError(f"data {opened.name} has no test part; use --split val")
     return opened, part, images
 
 
@@ -121,12 +122,12 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
     """The likeliest classes of image files: prints a line an image (or CSV) and returns {file: [(class, probability), ...]}.
 
     Raises:
-        ValueError: for a folder that is no run, a path without images, or a file that cannot be read.
+        UhkdError: for a folder that is no run, a path without images, or a file that cannot be read.
     """
     arguments = build(PredictArguments, options) if arguments is None else arguments
     network, device = open_run(arguments.run, arguments.device)
     if network.shapes.logits is None:
-        raise ValueError(
+        raise UhkdError(
             f"{arguments.run} has no classes to tell, as it learned without labels; train a head on top: uhkd finetune with "
             f"--start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
         )
@@ -153,13 +154,13 @@ def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     """A run's network on a device (auto: a GPU where there is one), and that device.
 
     Raises:
-        ValueError: for a folder that is no run, or a GPU that is not there.
+        UhkdError: for a folder that is no run, or a GPU that is not there.
     """
     network = load_run(run)
     for note in network.notes:
         log_info(note)
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for and torch sees no GPU")
+        raise UhkdError("device=cuda was asked for and torch sees no GPU")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     return network.to(chosen), chosen
 
@@ -170,10 +171,10 @@ def _files(paths: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(f for f in path.rglob("*") if f.suffix.lower()[1:] in EXTENSIONS and f.is_file())
             if not inside:
-                raise ValueError(f"no images in {path}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
+                raise UhkdError(f"no images in {path}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"no such file or folder: {path}; give image files, or folders of them")
+            raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
     return files

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhkd.console import log_info, print_result
+from uhkd.errors import UhkdError
 from uhkd.models.cifar_variants import PARAMETERS
 from uhkd.models.names import model_names, parse
 from uhkd.recipe.arguments import ModelsArguments
@@ -25,12 +26,12 @@ def models(arguments: ModelsArguments | None = None) -> list[ModelInfo]:
     """Print the networks that match, a line each as they are found, and return them.
 
     Raises:
-        ValueError: when no name matches.
+        UhkdError: when no name matches.
     """
     chosen = arguments or ModelsArguments()
     names = model_names(chosen.pattern)
     if not names:
-        raise ValueError(f"no network matches {chosen.pattern!r}; names look like timm/resnet18, * stands for anything")
+        raise UhkdError(f"no network matches {chosen.pattern!r}; names look like timm/resnet18, * stands for anything")
     width = max(map(len, names))
     print_result(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if chosen.measured else ""))
     rows: list[ModelInfo] = []

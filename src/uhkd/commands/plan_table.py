@@ -11,6 +11,7 @@ from rich.table import Table
 
 from uhkd.console import file_size, print_result, show, shown
 from uhkd.data import DataSplits
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 
 
@@ -46,11 +47,11 @@ def disk(folder: Path, needed: int) -> dict[str, int]:
     """Bytes that would be written at most, and those that are free.
 
     Raises:
-        ValueError: when it does not fit.
+        UhkdError: when it does not fit.
     """
     free = shutil.disk_usage(existing(folder)).free
     if needed > free:
-        raise ValueError(
+        raise UhkdError(
             f"{folder} has {file_size(free)} free, and about {file_size(needed)} would be written; make room, or choose "
             "another --out"
         )

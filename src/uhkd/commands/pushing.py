@@ -12,6 +12,7 @@ from rich.table import Table
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
 from uhkd.console import escape_lines, log_info, print_result, show, shown
+from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
 from uhkd.features import FeatureExtractor
@@ -30,7 +31,7 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
     what was uploaded `url` and `commit` (None after a dry run, which contacts nothing).
 
     Raises:
-        ValueError: as `export`; no valid name or token; a hub that cannot be reached or refuses; or a repository that is public
+        UhkdError: as `export`; no valid name or token; a hub that cannot be reached or refuses; or a repository that is public
             already, without `public`.
     """
     arguments = arguments or build(PushArguments, options)
@@ -75,9 +76,9 @@ def _hub(arguments: PushArguments) -> Any:
     except HFValidationError:
         arguments = arguments.model_copy(update={"repo": ""})
     if arguments.repo.count("/") != 1:
-        raise ValueError("repo: expected OWNER/NAME of letters, numbers and ._-, as in me/my-student")
+        raise UhkdError("repo: expected OWNER/NAME of letters, numbers and ._-, as in me/my-student")
     if not arguments.dry_run and get_token() is None:
-        raise ValueError(f"there is no token of the hub: {_LOGIN}")
+        raise UhkdError(f"there is no token of the hub: {_LOGIN}")
     return HfApi(library_name="uhkd")
 
 
@@ -113,7 +114,7 @@ def _upload(api: Any, arguments: PushArguments, folder: Path) -> Any:
     with _hub_errors(api.endpoint, arguments.repo):
         api.create_repo(arguments.repo, private=not arguments.public, exist_ok=True)
         if not arguments.public and not api.model_info(arguments.repo).private:
-            raise ValueError(
+            raise UhkdError(
                 f"{arguments.repo} is there already and everyone can see it: add --public, or name another --repo"
             )
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
@@ -138,9 +139,9 @@ def _hub_errors(endpoint: str, repo: str) -> Iterator[None]:
             403: f"this token may not write to {repo}: use one with the right to write, or a name of your own",
             404: f"there is no {repo} for this token: does its owner exist?",
         }.get(status or 0, "nothing was changed by the last step")
-        raise ValueError(f"{endpoint} refuses {repo} ({shown(why[0])}): {advice}") from error
+        raise UhkdError(f"{endpoint} refuses {repo} ({shown(why[0])}): {advice}") from error
     except Exception as error:
         # the client's own library for HTTP has errors of its own, which are none of the system's
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "requests"):
             raise
-        raise ValueError(f"{endpoint} cannot be reached: is there a network, and HF_HUB_OFFLINE not set?") from error
+        raise UhkdError(f"{endpoint} cannot be reached: is there a network, and HF_HUB_OFFLINE not set?") from error

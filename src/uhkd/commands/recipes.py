@@ -9,6 +9,7 @@ import yaml
 from rich.table import Table
 
 from uhkd.console import print_result, show, shown
+from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, RecipeError, TrainRecipe, build, find_recipe, load_yaml, recipe_names
 from uhkd.recipe.arguments import RecipesArguments
 from uhkd.recipe.json_schema import RECIPES, editor_schema
@@ -29,7 +30,7 @@ def recipes(
     run folders. Asked for a verb's schema: that JSON Schema.
 
     Raises:
-        ValueError: an unknown name (with near ones), more than two names, or a file that is no recipe.
+        UhkdError: an unknown name (with near ones), more than two names, or a file that is no recipe.
     """
     names = [str(name) for name in (arguments.names if arguments is not None else names)]
     if arguments is not None and arguments.schema_ is not None:
@@ -44,7 +45,7 @@ def recipes(
         return text
     if len(names) == 2:
         return _compare(*names)
-    raise ValueError(f"recipes: expected no name (list), one (show) or two (compare), found {len(names)}")
+    raise UhkdError(f"recipes: expected no name (list), one (show) or two (compare), found {len(names)}")
 
 
 def kind_of(fields: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def write_shards(
     """Make every shard of the first `views` views that is missing and that nobody else is making.
 
     Raises:
-        ValueError: for an image that cannot be read, or signals that cannot be stored.
+        UhkdError: for an image that cannot be read, or signals that cannot be stored.
     """
     manifest, shards = stored.manifest, stored.shards
     claimed: deque[tuple[Shard, contextlib.ExitStack]] = deque()

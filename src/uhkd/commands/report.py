@@ -7,6 +7,7 @@ from typing import Any
 
 from uhkd import __version__
 from uhkd.console import log_info
+from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ReportArguments
 from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
@@ -25,7 +26,7 @@ def report(arguments: ReportArguments | None = None, **options: Any) -> dict[str
         or could not be read.
 
     Raises:
-        ValueError: for a path without a run in it, or a place that something else has.
+        UhkdError: for a path without a run in it, or a place that something else has.
     """
     if arguments is None:
         given = options.get("runs", ())
@@ -44,7 +45,7 @@ def report(arguments: ReportArguments | None = None, **options: Any) -> dict[str
         page = page / _NAME
     check_place(page.parent)
     if page.exists() and not _ours(page):
-        raise ValueError(f"{page} is there already and is no report of ours; delete it, or choose another --out")
+        raise UhkdError(f"{page} is there already and is no report of ours; delete it, or choose another --out")
     found = arrange(runs, _title(plan_file.runs), notes)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render(found, __version__))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from uhkd.cache import Layout, Shards
 from uhkd.console import file_size, log_info
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import CacheRecipe
 from uhkd.spectral import SpectralTarget, resolve_channels, teacher_levels
@@ -15,13 +16,13 @@ def layout_of(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, S
     """How the records of a teacher are stored, and the target of the spectra in them.
 
     Raises:
-        ValueError: for a field asked for that the teacher lacks, or when there is nothing to store.
+        UhkdError: for a field asked for that the teacher lacks, or when there is nothing to store.
     """
     shapes, target = network.shapes, None
     for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
         if field in recipe.keep and not there:
             if "keep" in recipe.model_fields_set:
-                raise ValueError(
+                raise UhkdError(
                     f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
                 )
             log_info(f"  the teacher has no {field}: not stored")
@@ -33,7 +34,7 @@ def layout_of(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, S
     sizes = {name: size if name in recipe.keep else None for name, size in available.items()}
     layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=recipe.storage)
     if not layout.holds:
-        raise ValueError(f"nothing to store: the teacher has none of {', '.join(recipe.keep)}")
+        raise UhkdError(f"nothing to store: the teacher has none of {', '.join(recipe.keep)}")
     return layout, target
 
 
@@ -41,13 +42,13 @@ def room(folder: Path, shards: Shards, layout: Layout, views: int) -> str:
     """What is stored and what is still to be written, in words.
 
     Raises:
-        ValueError: when it does not fit on the disk.
+        UhkdError: when it does not fit on the disk.
     """
     every = (shard for view in range(views) for shard in shards.of_view(view))
     total, todo = sum(map(shards.bytes_of, every)), sum(map(shards.bytes_of, shards.missing(views)))
     free = shutil.disk_usage(folder).free
     if todo > free:
-        raise ValueError(
+        raise UhkdError(
             f"{folder} has {file_size(free)} free, and {file_size(todo)} are to be written: fewer --views, "
             "--storage int8, less to --keep, fewer --channels, or another --out"
         )

@@ -17,7 +17,7 @@ def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
             map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
     Raises:
-        ValueError: for anything that cannot be used as asked; the message tells what to do.
+        UhkdError: for anything that cannot be used as asked; the message tells what to do.
     """
     objects = take_objects(options, ("model", "data"))
     setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
@@ -34,7 +34,7 @@ def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
             (image, label) or of images alone, or a pair of them (training, validation).
 
     Raises:
-        ValueError: for anything that cannot be used as asked; the message tells what to do.
+        UhkdError: for anything that cannot be used as asked; the message tells what to do.
     """
     objects = take_objects(options, ("teacher", "student", "data"))
     student = objects.pop("student", None)

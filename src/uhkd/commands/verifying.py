@@ -9,6 +9,7 @@ import torch
 from uhkd.cache import CorruptShard, TeacherCache, image_checksums
 from uhkd.console import log_info, print_result
 from uhkd.data import IndexRange, span_loader
+from uhkd.errors import UhkdError
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments
@@ -30,7 +31,7 @@ def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
     Returns the counts of records read and made anew, and how far the signals of each field lie beyond rounding.
 
     Raises:
-        ValueError: naming all shards and records that are not what they should be.
+        UhkdError: naming all shards and records that are not what they should be.
     """
     stored = TeacherCache(arguments.cache)
     bad: list[CorruptShard] = []
@@ -49,7 +50,7 @@ def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
         else f"shards that are damaged or missing: {len(bad)}"
     )
     if bad:
-        raise ValueError(
+        raise UhkdError(
             f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
             f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
         )
@@ -67,11 +68,11 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
     data = open_recipe_data(recipe)
     if stored.differences({"data": data.fingerprint}):
         differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
-        raise ValueError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
+        raise UhkdError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
     inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
     network, _ = prepare_teacher(recipe, inputs, has_evaluator=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
-        raise ValueError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
+        raise UhkdError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
     teacher = Teacher(network, manifest.target, fabric.autocast)
     if teacher.ftm is not None:
         teacher.ftm.load_state_dict(stored.tensors("ftm."))
@@ -98,7 +99,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
             beyond = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
             worst[name] = max(worst.get(name, 0.0), float(beyond))
     if other_views:
-        raise ValueError(
+        raise UhkdError(
             f"{len(other_views)} of {arguments.sample} views are not those that the teacher saw ({', '.join(other_views[:3])}): "
             f"files have changed, or a library augments in another way than that of {Path(stored.folder) / 'environment.json'}"
         )
@@ -108,7 +109,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
         )
     slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
     if off := [name for name, share in worst.items() if share > slack]:
-        raise ValueError(
+        raise UhkdError(
             f"{', '.join(off)} of {arguments.sample} records differ from the teacher's current output by more than {slack:g} of "
             "their root mean square: another precision, a broken library, or a teacher that is not in eval mode"
         )

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uhkd.console import show, shown
+from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import WatchArguments
 from uhkd.reporting.health import shares
@@ -36,14 +37,14 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
         One mapping a run, by path: see `state_of`.
 
     Raises:
-        ValueError: for a folder without runs.
+        UhkdError: for a folder without runs.
     """
     arguments = arguments or build(WatchArguments, options)
     place = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
     states = look(place)
     if not states:
-        raise ValueError(
+        raise UhkdError(
             f"{place} is no run folder and holds none: expected one that finetune, distill or compare writes to, or a folder "
             "of such"
         )

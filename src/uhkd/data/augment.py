@@ -15,6 +15,7 @@ from uhkd.data.color_transforms import check_randaugment, erase_, jitter, rand_a
 from uhkd.data.rng import stream
 from uhkd.data.sampler import partners
 from uhkd.data.sources import ImageSource, addresses
+from uhkd.errors import UhkdError
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
 _TRIES = 6
@@ -35,7 +36,7 @@ class Augmentation:
     where images are normalised on the device, before it elsewhere.)
 
     Raises:
-        ValueError: an empty size, an unknown crop or randaugment, or a number out of its range.
+        UhkdError: an empty size, an unknown crop or randaugment, or a number out of its range.
     """
 
     size: tuple[int, int]
@@ -60,17 +61,17 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
-            raise ValueError(f"image size must be at least 1x1, found {self.size}")
+            raise UhkdError(f"image size must be at least 1x1, found {self.size}")
         if self.crop not in ("none", "pad", "resized"):
-            raise ValueError(f"crop must be none, pad or resized, found {self.crop!r}")
+            raise UhkdError(f"crop must be none, pad or resized, found {self.crop!r}")
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < float("inf"):
-                raise ValueError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
+                raise UhkdError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
         if not 0 < self.crop_scale <= 1:
-            raise ValueError(f"crop_scale must be a share of the area above 0 and up to 1, found {self.crop_scale}")
+            raise UhkdError(f"crop_scale must be a share of the area above 0 and up to 1, found {self.crop_scale}")
         for name, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 (off) to 1, found {value}")
+                raise UhkdError(f"{name} must be from 0 (off) to 1, found {value}")
         if self.randaugment is not None:
             check_randaugment(self.randaugment)
 

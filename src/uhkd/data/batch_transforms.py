@@ -29,7 +29,7 @@ def views(
     one by one.
 
     Raises:
-        ValueError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, named.
     """
     images = plain_views(source, indices, seed=seed, view=view, augmentation=augmentation)
     mixes = None
@@ -50,7 +50,7 @@ def plain_views(
     """Return the views before any mixing, freshly allocated.
 
     Raises:
-        ValueError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, named.
     """
     images = _cut(source, indices, seed, view, augmentation)
     numbers = addresses(source, indices).tolist()

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from uhkd.errors import UhkdError
+
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: fills and erasing noise
 # timm overlooks sections it does not know, so the grammar is checked before
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
@@ -24,14 +26,14 @@ def check_randaugment(config: str) -> None:
     """See that `config` is a RandAugment that can be applied.
 
     Raises:
-        ValueError: when timm does not know such a configuration, or asks for more weighted operations than there are.
+        UhkdError: when timm does not know such a configuration, or asks for more weighted operations than there are.
     """
     try:
         if not _RANDAUGMENT.fullmatch(config):
-            raise ValueError("unknown section")
+            raise UhkdError("unknown section")
         rand_augment(np.zeros((3, 8, 8), dtype=np.uint8), config, np.random.default_rng(0))
     except (ValueError, AssertionError) as error:
-        raise ValueError(
+        raise UhkdError(
             f"randaugment must be a configuration of timm's such as rand-m9-mstd0.5-inc1, found {config!r}: {error}"
         ) from None
 

@@ -17,6 +17,7 @@ import numpy as np
 from uhkd.console import shown
 from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
 from uhkd.data.splits import stratified_split
+from uhkd.errors import UhkdError
 
 _CIFAR_FOLDER = "cifar-100-python"
 _PROBES = 4
@@ -50,7 +51,7 @@ def cifar100(root: Path | None) -> RawSplits:
     """Return CIFAR-100 as torchvision stores it below `root` (None: ./data or the current folder); never downloads.
 
     Raises:
-        ValueError: not there, or damaged.
+        UhkdError: not there, or damaged.
     """
     from torchvision.datasets import CIFAR100
 
@@ -58,7 +59,7 @@ def cifar100(root: Path | None) -> RawSplits:
     found = next((place for place in roots if (place / _CIFAR_FOLDER).is_dir()), None)
     if found is None:
         looked = " or ".join(str(place / _CIFAR_FOLDER) for place in roots)
-        raise ValueError(
+        raise UhkdError(
             f"CIFAR-100 not found: expected the folder {looked}; unpack the data set's python version and say "
             "cifar100:ROOT, where ROOT is the folder that holds cifar-100-python"
         )
@@ -68,7 +69,7 @@ def cifar100(root: Path | None) -> RawSplits:
             warnings.filterwarnings("ignore", message=".*align", category=Warning)
             train, test = (CIFAR100(str(found), train=part, download=False) for part in (True, False))
     except RuntimeError as error:
-        raise ValueError(
+        raise UhkdError(
             f"CIFAR-100 in {found / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
         ) from error
     sources = [ArraySource(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
@@ -79,7 +80,7 @@ def npz(path: Path) -> RawSplits:
     """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` optional.
 
     Raises:
-        ValueError: not an archive of arrays, missing or unsuitable arrays, or more than memory holds.
+        UhkdError: not an archive of arrays, missing or unsuitable arrays, or more than memory holds.
     """
     wanted = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
     try:
@@ -88,19 +89,19 @@ def npz(path: Path) -> RawSplits:
             names = archive.files
             arrays = {key: archive[key] for key in wanted if key in names}
     except _TooLarge as error:
-        raise ValueError(str(error)) from None
+        raise UhkdError(str(error)) from None
     except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         # NumPy's own words on these two advise to load pickled objects
         pickled = "it holds pickled objects" if "pickle" in str(error) else error
         why = pickled if zipfile.is_zipfile(path) else "it is no archive"
-        raise ValueError(
+        raise UhkdError(
             f"{path} is not a readable .npz file of plain arrays ({why}); write it with "
             "numpy.savez(file, train_images=..., train_labels=...)"
         ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
         found = ", ".join(map(shown, sorted(names))) or "none"
-        raise ValueError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
+        raise UhkdError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
     parts = {part: _npz_part(path, arrays, part) for part in ("train", "val", "test")}
     train = parts["train"]
     assert train is not None
@@ -141,17 +142,17 @@ def user_dataset(dataset: Any, title: str) -> RawSplits:
     """Return a map-style data set of (image, label) pairs, or of images alone, as a training part.
 
     Raises:
-        ValueError: not map-style, empty, or with items or labels of another kind.
+        UhkdError: not map-style, empty, or with items or labels of another kind.
     """
     if isinstance(dataset, str | Path) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        raise ValueError(f"{title} must have __len__ and __getitem__ (map-style), found {type(dataset).__name__}")
+        raise UhkdError(f"{title} must have __len__ and __getitem__ (map-style), found {type(dataset).__name__}")
     if len(dataset) == 0:
-        raise ValueError(f"{title} is empty: expected (image, label) pairs")
+        raise UhkdError(f"{title} is empty: expected (image, label) pairs")
     notes = []
     first = _item(dataset, 0, title)
     if isinstance(first, dict):
         keys = ", ".join(map(str, first))
-        raise ValueError(f"items of {title} must be (image, label) pairs, found a dict of {keys}: wrap the data set")
+        raise UhkdError(f"items of {title} must be (image, label) pairs, found a dict of {keys}: wrap the data set")
     labels = _labels(dataset, first[1], title) if isinstance(first, tuple | list) and len(first) > 1 else None
     source = DatasetSource(dataset, labels, title)
     probes = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, _PROBES)})
@@ -171,16 +172,16 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], part: str) -> ArraySour
     images, labels = arrays.get(f"{part}_images"), arrays.get(f"{part}_labels")
     if images is None or labels is None:
         if images is not None or labels is not None:
-            raise ValueError(f"{path} holds only one of {part}_images and {part}_labels: expected both or none")
+            raise UhkdError(f"{path} holds only one of {part}_images and {part}_labels: expected both or none")
         return None
     channels = images.shape[-1] if images.ndim == 4 else 1
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3) or 0 in images.shape:
-        raise ValueError(
+        raise UhkdError(
             f"{path}: {part}_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), "
             f"found {images.dtype} of shape {images.shape}"
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise UhkdError(
             f"{path}: {part}_labels must be integers of shape ({len(images)},), one for each image, "
             f"found {labels.dtype} of shape {labels.shape}"
         )
@@ -199,7 +200,7 @@ def _item(dataset: Any, index: int, title: str) -> Any:
     try:
         return dataset[index]
     except Exception as error:  # the user's own code may raise anything
-        raise ValueError(cannot_read(index, title, error)) from error
+        raise UhkdError(cannot_read(index, title, error)) from error
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
@@ -221,7 +222,7 @@ def _listed_labels(dataset: Any) -> np.ndarray | None:
 def _as_label(value: Any, title: str) -> int:
     array = np.asarray(value)
     if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise UhkdError(
             f"labels of {title} must be integers, found {type(value).__name__} of shape {array.shape}: "
             "number the classes from 0"
         )

@@ -27,6 +27,7 @@ from PIL import (
 from torch import Tensor
 
 from uhkd.console import shown
+from uhkd.errors import UhkdError
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
 LARGEST = 178_956_970  # pixels, where Pillow refuses by default: 13,377 x 13,377, half a GB as bytes
@@ -52,7 +53,7 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """Decode the image file at `path` (its first frame) as RGB, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
+        UhkdError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
             UHKD_MAX_PIXELS); the message names it.
     """
     with _refusals(f"image file {shown(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
@@ -63,7 +64,7 @@ def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
     """Decode what an image file holds, as `decode_file` does; title: what it is called in messages.
 
     Raises:
-        ValueError: as `decode_file`.
+        UhkdError: as `decode_file`.
     """
     with _refusals(title), _opened(io.BytesIO(content)) as image:
         return from_pil(image)
@@ -85,7 +86,7 @@ def _refusals(title: str) -> Iterator[None]:
         ) from error
 
 
-class BadImage(ValueError):
+class BadImage(UhkdError):
     """An image file that cannot be decoded, or is too large."""
 
 
@@ -104,7 +105,7 @@ def _opened(file: io.BufferedIOBase) -> Iterator[Image.Image]:
     file.seek(0)
     reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
     if reader is None:
-        raise ValueError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
+        raise UhkdError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
     with reader(cast(Any, file)) as image:
         width, height = image.size
         if width * height > most:
@@ -116,11 +117,11 @@ def largest() -> int:
     """The most pixels an image file may have: UHKD_MAX_PIXELS of the environment, or `LARGEST`.
 
     Raises:
-        ValueError: UHKD_MAX_PIXELS is no whole number above 0.
+        UhkdError: UHKD_MAX_PIXELS is no whole number above 0.
     """
     value = os.environ.get(_LARGER, str(LARGEST))
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{_LARGER} must be a whole number of pixels above 0, found {value!r}")
+        raise UhkdError(f"{_LARGER} must be a whole number of pixels above 0, found {value!r}")
     return int(value)
 
 
@@ -182,7 +183,7 @@ def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
     Integers lie in 0..255 (uint16 is scaled), floats in [0,1]; tensors are read as CHW first, arrays as HWC first.
 
     Raises:
-        ValueError: another type, shape or range of values.
+        UhkdError: another type, shape or range of values.
     """
     if isinstance(image, Image.Image):
         return from_pil(image)
@@ -191,7 +192,7 @@ def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
     elif isinstance(image, np.ndarray):
         array, channels_first = image, False
     else:
-        raise ValueError(f"an image must be a Pillow image, a tensor or an array, found {type(image).__name__}")
+        raise UhkdError(f"an image must be a Pillow image, a tensor or an array, found {type(image).__name__}")
     array = _to_bytes(_channels_last(array, channels_first))
     if array.shape[-1] == 4:
         return from_pil(Image.fromarray(array))
@@ -209,7 +210,7 @@ def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
             return array.transpose(1, 2, 0)
         if last:
             return array
-    raise ValueError(f"an image must be grey (H,W) or have 1, 3 or 4 channels, found shape {tuple(array.shape)}")
+    raise UhkdError(f"an image must be grey (H,W) or have 1, 3 or 4 channels, found shape {tuple(array.shape)}")
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:
@@ -224,7 +225,7 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
         return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
-    raise ValueError(
+    raise UhkdError(
         f"image values must be floats in [0,1] or integers in 0..255, found {array.dtype} "
         f"from {low:.4g} to {high:.4g}: remove a normalising transform, each network normalises for itself"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from uhkd.console import shown
 from uhkd.data.decode import EXTENSIONS, decodable, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
+from uhkd.errors import UhkdError
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to learn whether all images share one size
@@ -40,7 +41,7 @@ def read_folder(
     any depth; the first below a part only tells the order and the strata that a validation part is cut from.
 
     Raises:
-        ValueError: no images, images without class folders, an empty class folder, classes of val or test that train
+        UhkdError: no images, images without class folders, an empty class folder, classes of val or test that train
             (or class_names) does not have, UHKD_MAX_PIXELS that is no number of pixels.
     """
     largest()  # a mistake in it is told once, not of every image
@@ -59,7 +60,7 @@ def read_folder(
         unknown = sorted(set(listing) - set(classes))
         if unknown:
             known = "the classes expected here" if class_names else f"the classes of {parts['train']}"
-            raise ValueError(
+            raise UhkdError(
                 f"{parts[part]} has class folders that are not among {known}: {_some(unknown)}; "
                 f"expected only: {_some(classes)}"
             )
@@ -89,7 +90,7 @@ def _without_classes(
         prefix = folder.relative_to(root)
         names += [(prefix / name).as_posix() for name in images]
         if not names:
-            raise ValueError(f"no images found in {folder}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
+            raise UhkdError(f"no images found in {folder}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
         counts = [*(len(below) for below in listing.values()), len(images)]
         sources[part] = FileSource(root, names, np.repeat(np.arange(len(counts)), counts) if strata else None)
     if skip_bad_images:
@@ -111,7 +112,7 @@ def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
             return {part: named[part] for part in order}, notes
     elif named and not others:
         found = _some([folder.name for folder in folders])
-        raise ValueError(f"{root} holds {found} but no train folder: expected train/<class>/<image>")
+        raise UhkdError(f"{root} holds {found} but no train folder: expected train/<class>/<image>")
     return {"train": root}, []
 
 
@@ -123,17 +124,17 @@ def _list_classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
         listing[class_folder.name] = _images_below(class_folder, root)
     if not any(listing.values()):
         if images:
-            raise ValueError(
+            raise UhkdError(
                 f"{folder} holds {_images(len(images))} but no class folders: "
                 f"expected one folder for each class, {folder.name}/<class>/<image>"
             )
-        raise ValueError(
+        raise UhkdError(
             f"no images found in {folder}: expected {folder.name}/<class>/<image>, "
             f"with files that end in {' '.join(sorted(EXTENSIONS))}"
         )
     empty = [name for name, files in listing.items() if not files]
     if empty:
-        raise ValueError(f"class folder without any image in {folder}: {_some(empty)}; add images or remove it")
+        raise UhkdError(f"class folder without any image in {folder}: {_some(empty)}; add images or remove it")
     return listing, len(images)
 
 
@@ -193,13 +194,13 @@ def _drop_bad(source: FileSource, folder: Path, notes: list[str], *, classes: bo
     bad = [source.names[i] for i in np.flatnonzero(~good)]
     notes.append(f"{_images(len(bad))} in {folder} cannot be decoded: skipped ({_some(bad)})")
     if not classes and not good.any():
-        raise ValueError(f"{folder} has no image that can be decoded: add images")
+        raise UhkdError(f"{folder} has no image that can be decoded: add images")
     for label in np.unique(source.labels[~good]) if classes and source.labels is not None else ():
         if not good[source.labels == label].any():
             name = Path(source.names[int(np.flatnonzero(source.labels == label)[0])]).relative_to(
                 folder.relative_to(source.root)
             )
-            raise ValueError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
+            raise UhkdError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
     labels = None if source.labels is None else source.labels[good]
     return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], labels)
 

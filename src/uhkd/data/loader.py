@@ -20,6 +20,7 @@ from uhkd.data.batch_transforms import views as views_of
 from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
+from uhkd.errors import UhkdError
 
 RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
@@ -32,12 +33,12 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     """Return the number of whole batches in n images.
 
     Raises:
-        ValueError: batch_size below 1 or above n.
+        UhkdError: batch_size below 1 or above n.
     """
     if batch_size < 1:
-        raise ValueError(f"batch size must be at least 1, found {batch_size}")
+        raise UhkdError(f"batch size must be at least 1, found {batch_size}")
     if batch_size > n:
-        raise ValueError(f"batch size {batch_size} is larger than the training part ({n} images): use at most {n}")
+        raise UhkdError(f"batch size {batch_size} is larger than the training part ({n} images): use at most {n}")
     return n // batch_size
 
 
@@ -75,23 +76,23 @@ def train_loader(
     (B,n) uint8, become the batch's `record`. device: see `Loader`.
 
     Raises:
-        ValueError: a batch size above the number of images or not divisible by world_size or the source's shuffle streams, a
+        UhkdError: a batch size above the number of images or not divisible by world_size or the source's shuffle streams, a
             start_step beyond the end, or a label outside num_classes. While iterating: an image that cannot be read, named,
             a worker that was killed, or what `record_reader` raises.
     """
     total = epochs * steps_per_epoch(len(source), batch_size)
     if batch_size % world_size:
-        raise ValueError(f"batch size {batch_size} must be a multiple of the number of processes, {world_size}")
+        raise UhkdError(f"batch size {batch_size} must be a multiple of the number of processes, {world_size}")
     if (shuffle := shuffle_of(source)) is not None and batch_size % shuffle.streams:
-        raise ValueError(
+        raise UhkdError(
             f"batch size {batch_size} must be a multiple of the number of shuffle streams, {shuffle.streams}"
         )
     if not 0 <= start_step <= total:
-        raise ValueError(f"start_step {start_step} lies outside the run of {total} steps")
+        raise UhkdError(f"start_step {start_step} lies outside the run of {total} steps")
     if views is not None and views < 1:
-        raise ValueError(f"views must be at least 1 (or None: a new view each epoch), found {views}")
+        raise UhkdError(f"views must be at least 1 (or None: a new view each epoch), found {views}")
     if source.labels is not None and int(source.labels.max()) >= num_classes:
-        raise ValueError(f"the data has labels up to {source.labels.max()}, but only {num_classes} classes were given")
+        raise UhkdError(f"the data has labels up to {source.labels.max()}, but only {num_classes} classes were given")
     view_seed = seed if view_seed is None else view_seed
     batches = _TrainBatches(
         source, augmentation, seed, batch_size, num_classes, rank, world_size, views, view_seed, record_reader
@@ -114,10 +115,10 @@ def eval_loader(
     device: see `Loader`.
 
     Raises:
-        ValueError: batch_size below 1. While iterating: an image that cannot be read, named.
+        UhkdError: batch_size below 1. While iterating: an image that cannot be read, named.
     """
     if batch_size < 1:
-        raise ValueError(f"batch size must be at least 1, found {batch_size}")
+        raise UhkdError(f"batch size must be at least 1, found {batch_size}")
     if augmentation is not None:
         augmentation = replace(augmentation, size=size, mixup=0.0, cutmix=0.0)
     batches = _EvalBatches(source, size, batch_size, augmentation)
@@ -136,7 +137,7 @@ class Loader:
         self, batches: Batches, steps: Iterable[Any], workers: int, device: torch.device | str | None = None
     ) -> None:
         if workers < 0:
-            raise ValueError(f"workers must be 0 or more, found {workers}")
+            raise UhkdError(f"workers must be 0 or more, found {workers}")
         self.steps, self.source = steps, batches.source
         self.device = torch.device("cpu" if device is None else device)
         workers = min(workers, usable_cores())
@@ -162,7 +163,7 @@ class Loader:
             fill(self.source)
         for raw in self._made():
             if isinstance(raw, Failure):
-                raise ValueError(raw.message)
+                raise UhkdError(raw.message)
             # bytes travel, between processes and to a GPU: a quarter of the memory that floats would need
             batch = Batch(*raw).to(self.device)
             yield batch._replace(image=batch.image.float().div_(255))

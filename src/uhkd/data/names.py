@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+from uhkd.errors import UhkdError
+
 BUILT_IN = ("digits", "cifar100")
 READERS = ("hfds/", "torch/")
 
@@ -26,7 +28,7 @@ def check_data_name(name: str) -> None:
     """See that a word for data is none of a path where nothing lies.
 
     Raises:
-        ValueError: when it is, with names that are near.
+        UhkdError: when it is, with names that are near.
     """
     if name in BUILT_IN or name.startswith("cifar100:") or names_shards(name) or is_reader(name):
         return
@@ -44,4 +46,4 @@ def check_data_name(name: str) -> None:
     near = [str(parent / name) for name in difflib.get_close_matches(wanted, present, 3)]
     near += difflib.get_close_matches(str(path), BUILT_IN, 1)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; give a path, or one of: {', '.join(BUILT_IN)}"
-    raise ValueError(f"data {path} does not exist{hint}")
+    raise UhkdError(f"data {path} does not exist{hint}")

@@ -20,6 +20,7 @@ from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
 from uhkd.data.timm_readers import read_timm
+from uhkd.errors import UhkdError
 
 _MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
 
@@ -69,7 +70,7 @@ def open_data(
     images may then lie in any folders.
 
     Raises:
-        ValueError: anything that cannot be used as asked; the message says what was expected and found.
+        UhkdError: anything that cannot be used as asked; the message says what was expected and found.
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
@@ -107,7 +108,7 @@ def _read(
 ) -> tuple[str, RawSplits]:
     if isinstance(data, tuple | list):
         if len(data) != 2:
-            raise ValueError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
+            raise UhkdError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
         train = user_dataset(data[0], "the training data set")
         val = user_dataset(data[1], "the validation data set")
         notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
@@ -134,7 +135,7 @@ def _read(
         )
     if path.suffix.lower() == ".npz":
         return path.stem, npz(path)
-    raise ValueError(
+    raise UhkdError(
         f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100"
     )
 
@@ -144,32 +145,32 @@ def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None)
     labels = {part: source.labels for part, source in labelled.items() if source is not None}
     train = labels["training"]
     if any((other is None) != (train is None) for other in labels.values()):
-        raise ValueError(f"{name}: one part has labels and another has none: expected all or none")
+        raise UhkdError(f"{name}: one part has labels and another has none: expected all or none")
     if train is None:
         return (), ["no labels found: only label-free training is possible"]
     lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
     if lowest < 0:
-        raise ValueError(f"{name}: labels must count from 0, found {lowest}")
+        raise UhkdError(f"{name}: labels must count from 0, found {lowest}")
     if names and parts.classes and names != parts.classes:
         pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
         wanted, found = next((a, b) for a, b in pairs if a != b)
-        raise ValueError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
+        raise UhkdError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
     if not (names or parts.classes) and (highest := int(train.max())) >= _MOST_CLASSES:
-        raise ValueError(
+        raise UhkdError(
             f"{name}: labels count the classes from 0, found {highest}: expected less than {_MOST_CLASSES:,}; number them anew"
         )
     classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
     if len(set(classes)) != len(classes):
-        raise ValueError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
+        raise UhkdError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
     for part, values in labels.items():
         if values is not None and len(values) and int(values.max()) >= len(classes):
-            raise ValueError(
+            raise UhkdError(
                 f"{name}: {part} labels go up to {int(values.max())}, but there are {len(classes)} classes "
                 f"(labels 0 to {len(classes) - 1})"
             )
     present = np.unique(train)
     if len(present) < 2:
-        raise ValueError(
+        raise UhkdError(
             f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more "
             "(images without classes: --unlabelled)"
         )
@@ -192,7 +193,7 @@ def _cut(
     labels = _strata(train, labelled)
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
-        raise ValueError(
+        raise UhkdError(
             f"{name}: too few images to cut a validation part, only 1 in {', '.join(single[:8])}: "
             "expected at least 2 in each class; add images or bring a validation part (val/ folder)"
         )
@@ -208,6 +209,6 @@ def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> t
     if limit < classes and not labelled:
         labels, classes = np.zeros_like(labels), 1
     if limit < classes:
-        raise ValueError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
+        raise UhkdError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
     chosen = stratified_subset(labels, limit, split_seed)
     return Split(train, chosen), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"

@@ -35,7 +35,7 @@ def span_loader(
     """A batch for every span, in their order; `spans` is read little more than what the workers need ahead.
 
     Raises:
-        ValueError: while iterating: an image that cannot be read, named.
+        UhkdError: while iterating: an image that cannot be read, named.
     """
     return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
 

@@ -14,6 +14,8 @@ from typing import BinaryIO, cast
 
 from filelock import FileLock
 
+from uhkd.errors import UhkdError
+
 SCHEMES = ("https", "http", "s3", "gs", "hf", "file")
 _CHUNK = 2**22
 _STALE = 3600.0  # seconds after which nobody writes to a temporary file any more
@@ -24,11 +26,11 @@ def check_address(address: str) -> None:
     """Refuse an address that is not fetched.
 
     Raises:
-        ValueError: an address of another kind.
+        UhkdError: an address of another kind.
     """
     scheme, _, rest = address.partition("://")
     if scheme not in SCHEMES or not rest or "::" in address:
-        raise ValueError(
+        raise UhkdError(
             f"data at {address}: expected an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
         )
 
@@ -37,12 +39,12 @@ def fetch(address: str) -> bytes:
     """What the file at an address holds.
 
     Raises:
-        ValueError: when it cannot be fetched, or has more than 4 GiB.
+        UhkdError: when it cannot be fetched, or has more than 4 GiB.
     """
     with _reading(address) as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
-        raise ValueError(f"{address} has more than {_LARGEST:,} bytes: expected a small file")
+        raise UhkdError(f"{address} has more than {_LARGEST:,} bytes: expected a small file")
     return content
 
 
@@ -72,7 +74,7 @@ class ShardStore:
         """The file of a shard of `size` bytes, fetched if it is not here.
 
         Raises:
-            ValueError: when it cannot be fetched, or has another size there.
+            UhkdError: when it cannot be fetched, or has another size there.
         """
         path = self.folder / name
         if self.address is None or _size(path) == size:
@@ -94,7 +96,7 @@ class ShardStore:
                 shutil.copyfileobj(source, file, _CHUNK)
                 found = file.tell()
             if found != size:
-                raise ValueError(
+                raise UhkdError(
                     f"{self.address}/{name} has {found:,} bytes, its index says {size:,}: make the index anew (uhkd index), "
                     "or put the shard back"
                 )
@@ -137,4 +139,4 @@ def _reading(address: str) -> Iterator[BinaryIO]:
     except ValueError:
         raise
     except Exception as error:  # each kind of store raises errors of its own
-        raise ValueError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error
+        raise UhkdError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error

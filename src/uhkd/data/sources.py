@@ -13,6 +13,7 @@ from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from uhkd.data.decode import decode_file, from_any
+from uhkd.errors import UhkdError
 
 _CACHE_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none of a photo collection's tail
 
@@ -46,7 +47,7 @@ def held(source: ImageSource, indices: np.ndarray) -> Held | None:
     A source offers this by a method `held(indices)`, and need not.
 
     Raises:
-        ValueError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, named.
     """
     own = getattr(source, "held", None)
     return None if own is None else own(indices)
@@ -151,7 +152,7 @@ class DatasetSource:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
         except Exception as error:  # the user's own code: say which item, whatever it raised
-            raise ValueError(cannot_read(index, self.title, error)) from error
+            raise UhkdError(cannot_read(index, self.title, error)) from error
 
     def fingerprint(self) -> str:
         """Return a hash of type, length, labels and three images (reading all would be a pass over the data)."""

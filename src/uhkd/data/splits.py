@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from uhkd.data.rng import stream
+from uhkd.errors import UhkdError
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -14,7 +15,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     one image and never all; a class of one image stays in training. Returns two sorted, disjoint position arrays.
 
     Raises:
-        ValueError: fraction outside (0,1).
+        UhkdError: fraction outside (0,1).
     """
     check_fraction(fraction)
     labels = np.asarray(labels)
@@ -33,12 +34,12 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose `count` positions with the same mix of classes, at least one of each class; sorted.
 
     Raises:
-        ValueError: count below the number of classes or above the number of labels.
+        UhkdError: count below the number of classes or above the number of labels.
     """
     labels = np.asarray(labels)
     values, sizes = np.unique(labels, return_counts=True)
     if not len(values) <= count <= len(labels):
-        raise ValueError(
+        raise UhkdError(
             f"a subset of {count} images was asked: expected at least one for each of the {len(values)} classes "
             f"and at most all {len(labels)} images"
         )
@@ -58,4 +59,4 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def check_fraction(fraction: float) -> None:
     """Refuse a validation share that leaves one of the two parts empty."""
     if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction must lie between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")
+        raise UhkdError(f"val_fraction must lie between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")

@@ -18,6 +18,7 @@ import numpy as np
 from uhkd.console import shown
 from uhkd.data.decode import EXTENSIONS
 from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
+from uhkd.errors import UhkdError
 
 _LONGEST = 2**20  # bytes of a label's member: a class number has a few, a JSON description some hundreds
 _DIGITS = 12  # of a class number
@@ -44,7 +45,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
     image in the tar is its class, and further dots belong to the name.
 
     Raises:
-        ValueError: no tar, compressed, cut short or damaged, without images, with labels in some samples only, two images of a
+        UhkdError: no tar, compressed, cut short or damaged, without images, with labels in some samples only, two images of a
             sample, two samples of a name, or several parts in one set of tars.
     """
     samples: list[_Sample] = []
@@ -57,12 +58,12 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         sizes.append(path.stat().st_size)
     title = shown(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     if not samples:
-        raise ValueError(
+        raise UhkdError(
             f"no images in {title}: expected tar files of images, NAME.jpg beside NAME.cls or in class folders"
         )
     tops = {sample.key.removeprefix("./").partition("/")[0].lower() for sample in samples}
     if len(inside := {PARTS[top] for top in tops if top in PARTS}) > 1:
-        raise ValueError(
+        raise UhkdError(
             f"{title} holds {' and '.join(sorted(inside))} in one: expected tars of each part, as train-0000.tar"
         )
     labels, classes = _labels(samples, title)
@@ -99,7 +100,7 @@ class _Group:
             or (self.labels and self.images and not plain)
             or (plain and plain != self.images and not self.labels)
         ):
-            raise ValueError(
+            raise UhkdError(
                 f"the image of sample {title} is not clear ({names}): expected one NAME.jpg, others as NAME.kind.png beside a "
                 "NAME.cls; a name ends at its first dot"
             )
@@ -119,7 +120,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 if not member.isreg() or member.issparse() or _hidden(member.name):
                     continue
                 if member.offset_data + member.size > size:
-                    raise ValueError(
+                    raise UhkdError(
                         f"shard {shown(str(path))} is cut short: its headers promise more bytes than its {size:,}"
                     )
                 stem, extension = _split(member.name)
@@ -133,18 +134,18 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 elif extension in ("cls", "json"):
                     group.labels[extension] = _label(archive, member, extension, path)
                 elif kind == "cls":
-                    raise ValueError(
+                    raise UhkdError(
                         f"{shown(member.name)} in {shown(str(path))}: a sample's name ends at its first dot, so this is the "
                         "class of none: name it NAME.cls"
                     )
             yield from group.samples(path)
             # tarfile takes whatever it cannot read, but for the first header, for the end
             if any(_bytes(archive, archive.offset, size - archive.offset)):
-                raise ValueError(
+                raise UhkdError(
                     f"shard {shown(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it anew"
                 )
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
-        raise ValueError(
+        raise UhkdError(
             f"{shown(str(path))} cannot be read as a tar file ({error}): expected a plain one, not compressed"
         ) from error
 
@@ -173,7 +174,7 @@ def _hidden(name: str) -> bool:
 def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: Path) -> int | None:
     title = f"{shown(member.name)} in {shown(str(path))}"
     if member.size > _LONGEST:
-        raise ValueError(
+        raise UhkdError(
             f"{title} has {member.size:,} bytes: expected a class, or a JSON description of up to {_LONGEST:,}"
         )
     text = _bytes(archive, member.offset_data, member.size).decode("utf-8", "replace").strip()
@@ -181,14 +182,14 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: P
         try:
             metadata = json.loads(text)
         except (ValueError, RecursionError):
-            raise ValueError(f"{title} is no JSON: expected a description with a label") from None
+            raise UhkdError(f"{title} is no JSON: expected a description with a label") from None
         found = metadata.get("label", metadata.get("cls")) if isinstance(metadata, dict) else None
         if found is None:
             return None
         # an empty text stands for what is no number
         text = str(found) if isinstance(found, int | str) and not isinstance(found, bool) else ""
     if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: not known, as in test parts
-        raise ValueError(f"{title} is {shown(text[:40])!r}: expected the number of a class, from 0")
+        raise UhkdError(f"{title} is {shown(text[:40])!r}: expected the number of a class, from 0")
     return int(text)
 
 
@@ -197,7 +198,7 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
     numbers = [sample.label for sample in samples]
     if any(number is not None for number in numbers):
         if missing := [shown(sample.key) for sample in samples if sample.label is None]:
-            raise ValueError(
+            raise UhkdError(
                 f"{len(missing)} samples of {title} have no class (.cls or .json), others have: {missing[0]}, ..."
             )
         return np.array(numbers, np.int64), ()
@@ -206,7 +207,7 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
         return np.full(len(samples), -1, np.int64), ()
     if "" in folders:
         stray = next(sample.key for sample in samples if not sample.folder)
-        raise ValueError(
+        raise UhkdError(
             f"{shown(stray)} of {title} lies outside of the class folders ({', '.join(map(shown, folders[1:9]))})"
         )
     places = {name: place for place, name in enumerate(folders)}
@@ -223,7 +224,7 @@ def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndar
             for i in range(bounds[s], bounds[s + 1]):
                 stem = stems[i]
                 if stem in inside:
-                    raise ValueError(
+                    raise UhkdError(
                         f"two samples of one shard have the name {shown(f'{names[s]}/{stem}')}: members of a sample must lie "
                         "side by side"
                     )
@@ -238,7 +239,7 @@ def refuse_packed(path: Path) -> None:
     """Refuse tar files that are compressed: their records cannot be read by position.
 
     Raises:
-        ValueError: for such a file, or a folder that holds nothing else.
+        UhkdError: for such a file, or a folder that holds nothing else.
     """
     try:
         files = [path] if path.is_file() else [file for file in path.iterdir() if not file.name.startswith(".")]
@@ -246,7 +247,7 @@ def refuse_packed(path: Path) -> None:
         return
     packed = [file.name for file in files if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", file.name.lower())]
     if packed and len(packed) == len(files):
-        raise ValueError(
+        raise UhkdError(
             f"{shown(str(path))} is compressed ({shown(min(packed))}): images are read by position, from .tar files as they are; "
             "unpack them, to .tar or to folders of classes"
         )

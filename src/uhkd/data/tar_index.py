@@ -13,6 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from uhkd.errors import UhkdError
+
 INDEX = "uhkd-index.safetensors"
 """Name of the index file, which `uhkd index` writes beside the shards."""
 HEADER = 512  # bytes of a tar's header, right before what it describes
@@ -72,7 +74,7 @@ def read_index(content: bytes, title: str) -> Index:
     """The index that `to_bytes` made.
 
     Raises:
-        ValueError: when it is anything else; title: what it is called in the message.
+        UhkdError: when it is anything else; title: what it is called in the message.
     """
     try:
         arrays = load(content)
@@ -84,9 +86,7 @@ def read_index(content: bytes, title: str) -> Index:
         )
         _check(found)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{title} is no index of shards, or damaged ({error}): make it anew with uhkd index"
-        ) from error
+        raise UhkdError(f"{title} is no index of shards, or damaged ({error}): make it anew with uhkd index") from error
     return found
 
 
@@ -95,31 +95,31 @@ def _check(index: Index) -> None:
     shapes = dict.fromkeys(_ARRAYS, (samples,)) | {"sizes": (shards,), "bounds": (shards + 1,)}
     for name, kind in _ARRAYS.items():
         if (array := getattr(index, name)).shape != shapes[name] or array.dtype != kind:
-            raise ValueError("its parts do not fit each other")
+            raise UhkdError("its parts do not fit each other")
     bounds = index.bounds
     if bounds[0] != 0 or bounds[-1] != samples or (bounds[1:] < bounds[:-1]).any():
-        raise ValueError("its shards' bounds are not rising")
+        raise UhkdError("its shards' bounds are not rising")
     room = np.repeat(index.sizes, np.diff(bounds))
     if samples and ((index.offsets < HEADER) | (index.lengths < 0) | (index.lengths > room - index.offsets)).any():
-        raise ValueError("its samples lie outside of their shards")
+        raise UhkdError("its samples lie outside of their shards")
     if samples and (index.labels.min() < -1 or (index.classes and index.labels.max() >= len(index.classes))):
-        raise ValueError("its labels are not those of its classes")
+        raise UhkdError("its labels are not those of its classes")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in index.names):
-        raise ValueError("its shards lie outside of its folder")
+        raise UhkdError("its shards lie outside of its folder")
 
 
 def parts_of(names: Sequence[str]) -> dict[str, list[int]]:
     """Numbers of the shards of each part (train, val, test), as their names say; where none says anything all are of training.
 
     Raises:
-        ValueError: when some names say a part and others none.
+        UhkdError: when some names say a part and others none.
     """
     members: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         found = _PART.findall(name)
         members.setdefault(PARTS[found[-1].lower()] if found else "", []).append(number)
     if "" in members and len(members) > 1:
-        raise ValueError(
+        raise UhkdError(
             f"the name of shard {names[members[''][0]]} says no part, others do ({', '.join(filter(None, members))}): put train, "
             "val or test into each, as in train-0000.tar"
         )

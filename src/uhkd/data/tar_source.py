@@ -22,6 +22,7 @@ from uhkd.data.sampler import Shuffle
 from uhkd.data.sources import ImageSource, Split, content_hash
 from uhkd.data.tar_headers import make_index
 from uhkd.data.tar_index import HEADER, INDEX, PARTS, Index, parts_of, read_index
+from uhkd.errors import UhkdError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _AT_A_TIME = 8  # shards from elsewhere
@@ -64,7 +65,7 @@ class ShardSource:
         """What the image file `index` holds, and what to call it.
 
         Raises:
-            ValueError: when its shard cannot be read, or is another than the index was made of.
+            UhkdError: when its shard cannot be read, or is another than the index was made of.
         """
         shard = int(np.searchsorted(self.index.bounds, index, side="right")) - 1
         name, size = self.index.names[shard], int(self.index.sizes[shard])
@@ -80,13 +81,13 @@ class ShardSource:
             except OSError as error:
                 # another process may have deleted it to make room, just now
                 if last or self.store.address is None or not isinstance(error, FileNotFoundError):
-                    raise ValueError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
+                    raise UhkdError(f"{title} cannot be read ({error.strerror}): put the shard back") from error
         if read != len(found):
             short = max(0, read - HEADER)
-            raise ValueError(f"{title} is cut short: expected {length:,} bytes, found {short:,}; put the shard back")
+            raise UhkdError(f"{title} is cut short: expected {length:,} bytes, found {short:,}; put the shard back")
         # a shard of the same size may be another, as tars are filled up to whole blocks
         if zlib.crc32(found[:HEADER]) != self.index.headers[index]:
-            raise ValueError(
+            raise UhkdError(
                 f"{title} is not the one that was there: put the shard back, or make its index anew (uhkd index)"
             )
         return bytes(found[HEADER:]), title
@@ -123,7 +124,7 @@ def read_shards(
     class_names: of a trained network. skip_bad_images decodes every image once and drops those that fail.
 
     Raises:
-        ValueError: no shards, none of training, or what `make_index` and `ShardStore` refuse.
+        UhkdError: no shards, none of training, or what `make_index` and `ShardStore` refuse.
     """
     if not Path(name).expanduser().exists():
         name = name.removeprefix("wds/")
@@ -131,7 +132,7 @@ def read_shards(
     if is_remote(name):
         check_address(name)
         if name.endswith(".tar"):
-            raise ValueError(
+            raise UhkdError(
                 f"data at {name}: an address is a folder of shards with {INDEX} in it; patterns are for shards here"
             )
         name = name.rstrip("/")
@@ -143,7 +144,7 @@ def read_shards(
             notes.append(f"shards from elsewhere are shuffled {at_a_time} at a time (--shards-at-a-time)")
         least = min(len(index.names), at_a_time * options.streams) * int(index.sizes.max(initial=0))
         if least > store.most:
-            raise ValueError(
+            raise UhkdError(
                 f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {count(at_a_time, 'shard')} in each of "
                 f"{count(options.streams, 'stream')} "
                 f"that are read at a time, found {options.keep_gb:.3g}"
@@ -155,7 +156,7 @@ def read_shards(
         notes += [note] if note else []
     members = parts_of(index.names)
     if "train" not in members:
-        raise ValueError(
+        raise UhkdError(
             f"{shown(name)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
         )
     classes = index.classes and (class_names or tuple(_present(index, members["train"])))
@@ -200,16 +201,16 @@ def _find(path: Path) -> tuple[Path, list[str]]:
     if path.is_dir():
         names = [tar.relative_to(path).as_posix() for tar in tars(path)]
         if not names:
-            raise ValueError(f"no tar files in {shown(str(path))}: expected shards like train-0000.tar")
+            raise UhkdError(f"no tar files in {shown(str(path))}: expected shards like train-0000.tar")
         return path, names
     if "*" in path.name:
-        raise ValueError(
+        raise UhkdError(
             f"{shown(str(path))}: * is not understood: give the folder, or a range as in train-{{00..46}}.tar"
         )
     names = list(expand(path.name))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"shard {shown(str(path.parent / missing[0]))} does not exist{more}")
+        raise UhkdError(f"shard {shown(str(path.parent / missing[0]))} does not exist{more}")
     return path.parent, names
 
 
@@ -220,7 +221,7 @@ def expand(name: str) -> list[str]:
         return [name]
     first, last = found.groups()
     if int(last) < int(first) or int(last) - int(first) >= 10**6:
-        raise ValueError(f"{name}: expected {{FIRST..LAST}} with LAST from FIRST up, and fewer than a million shards")
+        raise UhkdError(f"{name}: expected {{FIRST..LAST}} with LAST from FIRST up, and fewer than a million shards")
     tails = expand(name[found.end() :])
     heads = (f"{name[: found.start()]}{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return [head + tail for head in heads for tail in tails]
@@ -273,11 +274,11 @@ def _source(
 ) -> ShardSource:
     labels = index.labels
     if len(labels) and labels.min() < 0 <= labels.max():
-        raise ValueError(f"some {part} samples have a negative class: expected numbers from 0")
+        raise UhkdError(f"some {part} samples have a negative class: expected numbers from 0")
     if named:
         places = {name: place for place, name in enumerate(classes)}
         if unknown := sorted({named[label] for label in np.unique(labels)} - places.keys()):
-            raise ValueError(
+            raise UhkdError(
                 f"{part} shards have classes that are not among those expected: {', '.join(map(shown, unknown[:8]))}"
             )
         labels = np.array([places.get(name, -1) for name in named], np.int64)[labels]

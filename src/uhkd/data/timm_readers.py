@@ -9,6 +9,7 @@ import numpy as np
 from uhkd.data.datasets import RawSplits, user_dataset
 from uhkd.data.names import READERS
 from uhkd.data.sources import DatasetSource
+from uhkd.errors import UhkdError
 
 # torchvision has a training part and one more, whatever it is called: as the test part it is not used for choices
 _PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
@@ -20,18 +21,18 @@ def read_timm(spec: str) -> RawSplits:
     FOLDER is where the data lies (torch/) or its cache (hfds/).
 
     Raises:
-        ValueError: an iterable reader, a package that is not installed, a data set that cannot be opened or has no labels.
+        UhkdError: an iterable reader, a package that is not installed, a data set that cannot be opened or has no labels.
     """
     if not spec.startswith(READERS):
         kind = spec.partition("/")[0]
-        raise ValueError(
+        raise UhkdError(
             f"data {spec}: timm's reader {kind}/ gives images in its own order alone, which can be neither shuffled nor resumed "
             "exactly; use hfds/, torch/, or tar shards (wds/FOLDER, also from elsewhere: docs/scaling.md)"
         )
     name, _, root = spec.partition(":")
     train = _open(spec, name, root, "train")
     if train is None:
-        raise ValueError(f"data {spec} has no part named train")
+        raise UhkdError(f"data {spec} has no part named train")
     others = {
         part: next((found.train for split in splits if (found := _open(spec, name, root, split))), None)
         for part, splits in _PARTS[name.partition("/")[0]].items()
@@ -51,11 +52,11 @@ def _open(spec: str, name: str, root: str, split: str) -> RawSplits | None:
     try:
         dataset: Any = create_dataset(name, root=root or None, split=split, download=False)
     except ImportError as error:
-        raise ValueError(f"data {spec} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
+        raise UhkdError(f"data {spec} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
     except Exception as error:  # each library raises errors of its own
         if split != "train" and isinstance(error, ValueError | KeyError | AssertionError):
             return None
-        raise ValueError(
+        raise UhkdError(
             f"data {spec} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
     reader = getattr(dataset, "reader", None)

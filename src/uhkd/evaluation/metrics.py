@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.spectral import max_radius, radial_frequencies, spectrum
 
@@ -84,13 +85,13 @@ def evaluate(
     """Run a network over labelled batches.
 
     Raises:
-        ValueError: when the images have no labels, or the network another number of classes.
+        UhkdError: when the images have no labels, or the network another number of classes.
     """
     logits, labels = predict_logits(model, batches, device, autocast)
     if labels is None:
-        raise ValueError("these images have no labels to evaluate on")
+        raise UhkdError("these images have no labels to evaluate on")
     if int(labels.max()) >= logits.shape[1]:
-        raise ValueError(f"the data has a label {int(labels.max())}, the network only {logits.shape[1]} classes")
+        raise UhkdError(f"the data has a label {int(labels.max())}, the network only {logits.shape[1]} classes")
     return Evaluation(score(logits, labels), logits, labels)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, score
 from uhkd.features import FeatureExtractor
 
@@ -31,7 +32,7 @@ def embed(
     """Embeddings in eval mode and labels of labelled batches, on the CPU, embeddings as float32; the model's mode is put back.
 
     Raises:
-        ValueError: when the images have no labels, or the network no embedding.
+        UhkdError: when the images have no labels, or the network no embedding.
     """
     training = model.training
     model.eval()
@@ -39,7 +40,7 @@ def embed(
     try:
         for batch in batches:
             if batch.label is None:
-                raise ValueError("these images have no labels to fit a probe on")
+                raise UhkdError("these images have no labels to fit a probe on")
             with autocast():
                 output = model(batch.image.to(device), frozenset({"embedding"}))
             embeddings.append(output.embedding.float().cpu())

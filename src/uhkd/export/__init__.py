@@ -8,6 +8,7 @@ from typing import Any, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from uhkd.errors import UhkdError
 from uhkd.export import onnx_pt2, quantized, weights
 from uhkd.export.module import ExportModule
 from uhkd.features import FeatureExtractor
@@ -35,7 +36,7 @@ def write(form: Form, network: FeatureExtractor, folder: Path, calibration: Iter
     calibration: batches of images (B, 3, H, W) in [0,1] of the network's size, which the quantised forms need.
 
     Raises:
-        ValueError: as `check`, or a network that torch cannot follow.
+        UhkdError: as `check`, or a network that torch cannot follow.
     """
     check(form, network)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,19 +53,19 @@ def check(form: Form, network: FeatureExtractor) -> None:
     """See, before anything is written, whether a form can hold a network.
 
     Raises:
-        ValueError: a network that it cannot hold, or a package that is missing.
+        UhkdError: a network that it cannot hold, or a package that is missing.
     """
     if network.probe is not None:
-        raise ValueError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+        raise UhkdError("a network with a linear probe in place of its head cannot be exported: finetune it first")
     if form == "timm" and not network.card.name.startswith("timm/"):
-        raise ValueError(f"{network.card.name} is no architecture of timm: leave timm out of --to")
+        raise UhkdError(f"{network.card.name} is no architecture of timm: leave timm out of --to")
     if form in QUANTIZED and network.shapes.logits is None:
-        raise ValueError(
+        raise UhkdError(
             f"{network.card.name} has no classes, by whose accuracy {form} is judged: leave {form} out of --to"
         )
     for package in _NEEDS.get(form, ()):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{form}: the package {package} is missing: pip install 'uhkd[{_EXTRAS[form]}]'")
+            raise UhkdError(f"{form}: the package {package} is missing: pip install 'uhkd[{_EXTRAS[form]}]'")
 
 
 def reopen(form: Form, path: Path) -> Answer:

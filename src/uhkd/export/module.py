@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import first_tensor
 
@@ -37,7 +38,7 @@ def followed(module: nn.Module, size: tuple[int, int], name: str) -> torch.expor
     It says nothing of the machine that made it: torch notes the source files of each operation, and would write them down.
 
     Raises:
-        ValueError: a module that torch cannot follow; `name` is what it is called there.
+        UhkdError: a module that torch cannot follow; `name` is what it is called there.
     """
     # two images: a batch of one would be taken for a constant
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -47,7 +48,7 @@ def followed(module: nn.Module, size: tuple[int, int], name: str) -> torch.expor
             program = torch.export.export(module, (image,), dynamic_shapes=({0: batch},))
     except Exception as error:  # a network of anyone's: whatever torch cannot follow
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
+        raise UhkdError(
             f"torch cannot follow {name} with a batch of any size ({why}): export it as safetensors"
         ) from error
     for node in program.graph.nodes:
@@ -59,7 +60,7 @@ def program_of(network: FeatureExtractor) -> torch.export.ExportedProgram:
     """The program of a network with its normalisation.
 
     Raises:
-        ValueError: as `followed`.
+        UhkdError: as `followed`.
     """
     return followed(ExportModule(network).eval(), network.input_size, type(network.module).__name__)
 

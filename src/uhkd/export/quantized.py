@@ -23,7 +23,7 @@ def write_int8(network: FeatureExtractor, folder: Path, calibration: Iterable[Te
     calibration: batches of images in [0,1] of the network's size.
 
     Raises:
-        ValueError: as `followed`.
+        UhkdError: as `followed`.
     """
     with quiet_torchao():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -52,7 +52,7 @@ def write_onnx_int8(network: FeatureExtractor, folder: Path, calibration: Iterab
     Activations are unsigned, which onnxruntime multiplies fastest on x86. calibration: as `write_int8`.
 
     Raises:
-        ValueError: as `followed`.
+        UhkdError: as `followed`.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static

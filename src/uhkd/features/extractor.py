@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.features.hook_extractor import HookExtractor, hook_reader
 from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, side_effect_free
 from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes
@@ -24,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_GRID = 3
 
 
-class UnsupportedImageSize(ValueError):
+class UnsupportedImageSize(UhkdError):
     """A network cannot process images of the size asked for."""
 
 
@@ -36,7 +37,7 @@ class FeatureExtractor(nn.Module):
     `head=False` says that the module's output is an embedding, not class scores.
 
     Raises:
-        ValueError: the module cannot process this image size, or has no such taps; the message names the nearest ones.
+        UhkdError: the module cannot process this image size, or has no such taps; the message names the nearest ones.
     """
 
     mean: tuple[float, ...]
@@ -60,9 +61,9 @@ class FeatureExtractor(nn.Module):
         if isinstance(levels, str):
             levels = (levels,)
         if isinstance(levels, int) and levels < 0:
-            raise ValueError(f"levels must be a number of taps >= 0 or a list of their names, found {levels}")
+            raise UhkdError(f"levels must be a number of taps >= 0 or a list of their names, found {levels}")
         if min(input_size) < 1:
-            raise ValueError(f"input_size must be two positive numbers of pixels, found {input_size}")
+            raise UhkdError(f"input_size must be two positive numbers of pixels, found {input_size}")
         self.module = module
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
@@ -93,7 +94,7 @@ class FeatureExtractor(nn.Module):
         """The wanted signals of images in [0,1] of any size, all from one pass of the module.
 
         Raises:
-            ValueError: a wanted signal does not exist here.
+            UhkdError: a wanted signal does not exist here.
         """
         self._check(want)
         from_module = want if self.probe is None or "logits" not in want else want - {"logits"} | {"embedding"}
@@ -114,12 +115,12 @@ class FeatureExtractor(nn.Module):
         """A linear probe on the embedding replaces the head: from now on logits = linear(embedding).
 
         Raises:
-            ValueError: the network has no embedding, or one of another length.
+            UhkdError: the network has no embedding, or one of another length.
         """
         if self.shapes.embedding is None:
-            raise ValueError(f"{type(self.module).__name__} has no pooled embedding to put a linear probe on")
+            raise UhkdError(f"{type(self.module).__name__} has no pooled embedding to put a linear probe on")
         if linear.in_features != self.shapes.embedding:
-            raise ValueError(f"the probe takes {linear.in_features} numbers, the embedding has {self.shapes.embedding}")
+            raise UhkdError(f"the probe takes {linear.in_features} numbers, the embedding has {self.shapes.embedding}")
         self.probe = linear
         self.shapes = replace(self.shapes, logits=linear.out_features)
 
@@ -127,14 +128,14 @@ class FeatureExtractor(nn.Module):
         """Names of the taps whose grid is large enough for spectra (3x3 or more).
 
         Raises:
-            ValueError: fewer than `at_least` of them; the message lists every grid.
+            UhkdError: fewer than `at_least` of them; the message lists every grid.
         """
         grids = {name: shape[1:] for name, shape in zip(self.levels, self.shapes.maps, strict=True)}
         good = tuple(name for name, grid in grids.items() if min(grid) >= SMALLEST_GRID)
         if len(good) < at_least:
             listing = ", ".join(f"{name} {grid[0]}x{grid[1]}" for name, grid in grids.items()) or "none"
             height, width = self.input_size
-            raise ValueError(
+            raise UhkdError(
                 f"maps of {type(self.module).__name__} at {height}x{width} px are too small for spectra: "
                 f"{at_least} levels of at least 3x3 needed, found {listing}; use larger images or shallower taps"
             )
@@ -144,22 +145,22 @@ class FeatureExtractor(nn.Module):
         owner = type(self.module).__name__
         unknown = sorted(want - set(FIELDS))
         if unknown:
-            raise ValueError(f"unknown signals {', '.join(unknown)}: there are {', '.join(FIELDS)}")
+            raise UhkdError(f"unknown signals {', '.join(unknown)}: there are {', '.join(FIELDS)}")
         if "spectra" in want:
-            raise ValueError("a network gives no spectra: an FTM makes them from its maps; ask for maps")
+            raise UhkdError("a network gives no spectra: an FTM makes them from its maps; ask for maps")
         if "embedding" in want and self.shapes.embedding is None:
-            raise ValueError(f"{owner} has no embedding: no vector (B,D) enters a last linear layer")
+            raise UhkdError(f"{owner} has no embedding: no vector (B,D) enters a last linear layer")
         if "logits" in want and self.shapes.logits is None:
-            raise ValueError(
+            raise UhkdError(
                 f"{owner} has no logits: it ends without class scores; set a probe or ask for its embedding"
             )
         if "maps" in want and not self.shapes.maps:
-            raise ValueError(f"{owner} was made without taps (levels=0), so it gives no maps")
+            raise UhkdError(f"{owner} was made without taps (levels=0), so it gives no maps")
 
     def _prepare(self, image: Tensor) -> Tensor:
         """Images of the module's own size, normalisation and type."""
         if not image.is_floating_point():
-            raise ValueError(f"images must be floating numbers in [0,1], found {image.dtype}")
+            raise UhkdError(f"images must be floating numbers in [0,1], found {image.dtype}")
         # pixels keep their precision: mixed precision begins in the network, and resizing knows no bfloat16 on a CPU
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.features.discovery import LayerOutput, pick, trace, with_layouts
 from uhkd.features.introspection import first_tensor
 from uhkd.features.outputs import NetworkOutput
@@ -79,7 +80,7 @@ def hook_reader(
     """A reader for any module, its layouts decided from the shapes seen in one pass over the probe image.
 
     Raises:
-        ValueError: no layer gives a map on a grid, or an unknown tap; the message lists the candidates.
+        UhkdError: no layer gives a map on a grid, or an unknown tap; the message lists the candidates.
     """
     seen, output, classifier = trace(module, image)
     seen = with_layouts(seen, image, prefix_tokens)
@@ -88,7 +89,7 @@ def hook_reader(
         picked: list[LayerOutput] = []
     elif not usable:
         listing = ", ".join(f"{item.name} {item.shape[1:]}" for item in seen[-6:]) or "none"
-        raise ValueError(
+        raise UhkdError(
             f"{type(module).__name__} has no usable tap: no layer gives a (B,C,H,W) map or tokens on a grid; "
             f"its last layers give {listing}. Name layers that do, or ask for levels=0 to use logits alone"
         )

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Sequence
 
+from uhkd.errors import UhkdError
+
 Levels = int | Sequence[int | str]
 
 
@@ -33,7 +35,7 @@ def find(requested: Sequence[int | str], names: Sequence[Sequence[str]], owner: 
     `names` holds for each tap all names it answers to; an integer counts taps, from the end if negative.
 
     Raises:
-        ValueError: an unknown tap; the message names the nearest ones.
+        UhkdError: an unknown tap; the message names the nearest ones.
     """
     lookup = {name: i for i, aliases in enumerate(names) for name in aliases}
     found: set[int] = set()
@@ -45,5 +47,5 @@ def find(requested: Sequence[int | str], names: Sequence[Sequence[str]], owner: 
         else:
             near = difflib.get_close_matches(str(item), list(lookup), n=4, cutoff=0.4)
             near = near or [aliases[0] for aliases in names][-6:]
-            raise ValueError(f"{owner} has no tap {item!r}; nearest taps: {', '.join(near)} ({len(names)} in all)")
+            raise UhkdError(f"{owner} has no tap {item!r}; nearest taps: {', '.join(near)} ({len(names)} in all)")
     return tuple(sorted(found))

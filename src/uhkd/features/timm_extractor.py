@@ -50,7 +50,7 @@ def timm_reader(
     """A reader for a module that speaks timm's interface and agrees with its plain forward; None if it does not.
 
     Raises:
-        ValueError: a level asked for by name or number is not one of timm's own taps.
+        UhkdError: a level asked for by name or number is not one of timm's own taps.
     """
     timm: Any = module
     if not all(hasattr(module, name) for name in ("forward_intermediates", "forward_head", "get_classifier")):

@@ -38,7 +38,7 @@ class UHKDLightningModule(LightningModule):
         words: everything else that `Distillation` takes: method, num_classes, image_size, settings, weights, mean, std ...
 
     Raises:
-        ValueError: as `Distillation`.
+        UhkdError: as `Distillation`.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from uhkd.errors import UhkdError
 from uhkd.training import StudentWithLosses
 from uhkd.training.distillation import Distillation, Network
 
@@ -38,7 +39,7 @@ class UHKDTask(TrainingTask):
         words: everything else that `Distillation` takes: method, image_size, settings, weights, label_smoothing ...
 
     Raises:
-        ValueError: as `Distillation`, and for methods that must know which image is which: timm's loops do not say.
+        UhkdError: as `Distillation`, and for methods that must know which image is which: timm's loops do not say.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class UHKDTask(TrainingTask):
         norms = {"mean": mean or student.pretrained_cfg["mean"], "std": std or student.pretrained_cfg["std"]}
         self.distillation = Distillation(teacher_model, student_model, **norms, **options)
         if self.distillation.needs_indices:
-            raise ValueError(
+            raise UhkdError(
                 f"{self.distillation.method} must know which image is which, and timm's loops do not say; use uhkd.distill, or "
                 "uhkd.Distillation in a loop of your own"
             )

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
+from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements
 from uhkd.methods.registry import method_class, settings_of
@@ -68,7 +69,7 @@ def check(
         name -> (settings, weights of terms).
 
     Raises:
-        ValueError: listing every unknown name and every value of the wrong type.
+        UhkdError: listing every unknown name and every value of the wrong type.
     """
     names = _names(method)
     plan: dict[str, tuple[dict[str, Any], dict[str, float]]] = {name: ({}, {}) for name in names}
@@ -96,7 +97,7 @@ def check(
     if any(w < 0 for _, term_weights in plan.values() for w in term_weights.values()):
         problems.append("weights of loss terms must be numbers >= 0")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UhkdError("\n".join(problems))
     _drop_duplicate_logit_terms(names, plan)
     return plan
 
@@ -107,7 +108,7 @@ def effective(
     """{name: {"settings", "weights"}} with defaults filled in: what a run must note, as a default may change.
 
     Raises:
-        ValueError: as `check`.
+        UhkdError: as `check`.
     """
     return {
         name: {
@@ -122,7 +123,7 @@ def default_balance(method: str) -> str:
     """Return the balance of a method, or of several joined by "+": the first that is not constant.
 
     Raises:
-        ValueError: for an unknown method.
+        UhkdError: for an unknown method.
     """
     return next((own for name in _names(method) if (own := method_class(name).balance) != "constant"), "constant")
 
@@ -146,20 +147,20 @@ def label_free_weights(
     Without logits the terms on them that a method only brings along get weight 0, unless one was asked for.
 
     Raises:
-        ValueError: for a method that learns from labels alone, treats the labelled class apart, or imitates logits that are not
+        UhkdError: for a method that learns from labels alone, treats the labelled class apart, or imitates logits that are not
             there.
     """
     names, others = _names(method), "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
     for name in names:
         own = method_class(name)
         if not own.default_weights:
-            raise ValueError(f"{name} learns from labels alone, and these images have none; choose {others}")
+            raise UhkdError(f"{name} learns from labels alone, and these images have none; choose {others}")
         if own.needs_labels:
-            raise ValueError(
+            raise UhkdError(
                 f"{name} treats the labelled class apart, and these images have no labels; choose kd, {others}"
             )
         if own.is_logit_method and not logits:
-            raise ValueError(f"{name} imitates class scores, and this teacher has none; choose {others}")
+            raise UhkdError(f"{name} imitates class scores, and this teacher has none; choose {others}")
     silent = {} if logits else {f"{n}.{t}": 0.0 for n in names for t in method_class(n).auxiliary_logit_terms}
     return {key: w for key, w in silent.items() if key.partition(".")[2] not in weights} | dict(weights)
 
@@ -173,7 +174,7 @@ def build(
     """Distillers by method name, ready to train, from measured shapes and words (see `check`).
 
     Raises:
-        ValueError: for unknown or impossible settings, or for a field of the teacher that cannot be had.
+        UhkdError: for unknown or impossible settings, or for a field of the teacher that cannot be had.
     """
     distillers = nn.ModuleDict()
     for name, (chosen, term_weights) in check(method, settings, weights).items():
@@ -190,17 +191,17 @@ def build(
                         if field == "logits"
                         else ""
                     )
-                    raise ValueError(f"{name} needs {side} {field}, and the {side} has none{hint}")
+                    raise UhkdError(f"{name} needs {side} {field}, and the {side} has none{hint}")
         classes = [side.logits for side in (shapes.student, shapes.teacher) if side is not None]
         if "logits" in distiller.needs.student & distiller.needs.teacher and len(set(classes)) > 1:
-            raise ValueError(
+            raise UhkdError(
                 f"{name} compares logits: the student has {classes[0]} classes, the teacher {classes[1]}; "
                 f"give the teacher a head for these classes (teacher_head=probe), or set {_on_logits(distiller)} to 0"
             )
         if distiller.needs.target is not None:
             targets.add(distiller.needs.target)
     if len(targets) > 1:
-        raise ValueError(
+        raise UhkdError(
             f"the methods of {method!r} ask for different targets of one teacher; give them the same "
             "settings, or use one of them (spatial and spectral targets do not join)"
         )

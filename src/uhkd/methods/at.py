@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements, check_positive, wide
 from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
@@ -28,7 +29,7 @@ class AT(DistillationLoss):
         power: exponent p >= 1 of the activations.
 
     Raises:
-        ValueError: for a power below 1, or when every matched level has one cell.
+        UhkdError: for a power below 1, or when every matched level has one cell.
     """
 
     default_weights: ClassVar = {"attention": 1000.0}
@@ -41,7 +42,7 @@ class AT(DistillationLoss):
         self.power = power
         self.pairs, student, teacher = paired_taps(shapes, "at")
         if all(min(student[s][i], teacher[t][i]) == 1 for s, t in self.pairs for i in (1, 2)):
-            raise ValueError(
+            raise UhkdError(
                 "at compares where networks look, and every matched level has one cell; use larger images, or name shallower "
                 "taps (student_levels, teacher_levels)"
             )

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, OutputShapes, PairShapes
 from uhkd.spectral import SpectralTarget
 
@@ -67,10 +68,10 @@ def teacher_shapes(shapes: PairShapes, method: str) -> OutputShapes:
     """The teacher's measured shapes.
 
     Raises:
-        ValueError: when there is no teacher.
+        UhkdError: when there is no teacher.
     """
     if shapes.teacher is None:
-        raise ValueError(f"method {method!r} needs a teacher; give one (--teacher) or choose method 'scratch'")
+        raise UhkdError(f"method {method!r} needs a teacher; give one (--teacher) or choose method 'scratch'")
     return shapes.teacher
 
 
@@ -78,12 +79,12 @@ def embedding_widths(shapes: PairShapes, method: str) -> tuple[int, int]:
     """Width of the student's and the teacher's embedding.
 
     Raises:
-        ValueError: when there is no teacher, or a side has no embedding.
+        UhkdError: when there is no teacher, or a side has no embedding.
     """
     sides = {"student": shapes.student.embedding, "teacher": teacher_shapes(shapes, method).embedding}
     for side, width in sides.items():
         if width is None:
-            raise ValueError(
+            raise UhkdError(
                 f"{method} needs {side} embedding, and the {side} has none: no vector before a linear classifier was found; "
                 "choose a method that reads logits or maps"
             )
@@ -114,10 +115,10 @@ def classes_of(batch: Batch, method: str) -> Int[Tensor, " b"]:
     """The class each image counts as: that of the largest share where images are mixed.
 
     Raises:
-        ValueError: for images without labels.
+        UhkdError: for images without labels.
     """
     if batch.target is None:
-        raise ValueError(
+        raise UhkdError(
             f"{method} treats the labelled class apart and needs labels; without them choose kd, rsd or uhkd"
         )
     return batch.target.argmax(1)
@@ -127,10 +128,10 @@ def require_batch(count: int, method: str, why: str) -> None:
     """Refuse a batch of one image.
 
     Raises:
-        ValueError: for fewer than two images.
+        UhkdError: for fewer than two images.
     """
     if count < 2:
-        raise ValueError(
+        raise UhkdError(
             f"{method} {why} and needs at least 2 images a step, got {count}; use a larger batch (or fewer accumulation steps)"
         )
 
@@ -139,7 +140,7 @@ def check_positive(value: float, name: str) -> None:
     """Refuse a setting that is not above 0.
 
     Raises:
-        ValueError: naming the setting and the value.
+        UhkdError: naming the setting and the value.
     """
     if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
+        raise UhkdError(f"{name} must be above 0, got {value}")

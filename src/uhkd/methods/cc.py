@@ -16,7 +16,7 @@ def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, 
     """Mean over neighbours b, b+1 in the batch of <d_b, d_(b+1)>, d = |student - teacher|. Zero for equal embeddings.
 
     Raises:
-        ValueError: for a single image.
+        UhkdError: for a single image.
     """
     require_batch(len(student), "cc", "relates neighbours in a batch")
     gap = (wide(student) - wide(teacher)).abs()
@@ -33,7 +33,7 @@ class CC(DistillationLoss):
         dim: width of the shared space, at least 1.
 
     Raises:
-        ValueError: for a dim below 1, or a side without embedding; in training, for a single image.
+        UhkdError: for a dim below 1, or a side without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"correlation": 0.02}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, wide
 
@@ -59,7 +60,7 @@ class CRD(DistillationLoss):
         momentum: share of its old value that a bank row keeps, from 0 to below 1.
 
     Raises:
-        ValueError: for settings out of range, or a side without embedding.
+        UhkdError: for settings out of range, or a side without embedding.
     """
 
     default_weights: ClassVar = {"contrast": 1.0}
@@ -84,7 +85,7 @@ class CRD(DistillationLoss):
         for name, value in (("dim", dim), ("negatives", negatives), ("temperature", temperature)):
             check_positive(value, name)
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
+            raise UhkdError(f"momentum must be from 0 to below 1, got {momentum}")
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         student, teacher = embedding_widths(shapes, "crd")
         if self.wants("contrast"):

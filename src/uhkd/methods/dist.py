@@ -22,7 +22,7 @@ class DIST(DistillationLoss):
         temperature: T > 0.
 
     Raises:
-        ValueError: for a temperature of 0 or below; in training, "intra" of a single image.
+        UhkdError: for a temperature of 0 or below; in training, "intra" of a single image.
     """
 
     default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}

@@ -51,7 +51,7 @@ class DKD(DistillationLoss):
             among them) in place of the logits.
 
     Raises:
-        ValueError: for a temperature of 0 or below; in training, for images without labels.
+        UhkdError: for a temperature of 0 or below; in training, for images without labels.
     """
 
     default_weights: ClassVar = {"tckd": 1.0, "nckd": 2.0}

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
 from uhkd.spectral import Maps, match_by_depth
@@ -13,11 +14,11 @@ def paired_taps(shapes: PairShapes, method: str) -> tuple[list[tuple[int, int]],
     """Pairs (student tap, teacher tap) at equal relative depth, and both sides' (C, H, W).
 
     Raises:
-        ValueError: when there is no teacher, or a side has no taps.
+        UhkdError: when there is no teacher, or a side has no taps.
     """
     student, teacher = shapes.student.maps, teacher_shapes(shapes, method).maps
     if not student or not teacher:
-        raise ValueError(
+        raise UhkdError(
             f"{method} compares feature maps, and found no taps in the {'teacher' if student else 'student'}"
         )
     return match_by_depth(len(student), len(teacher)), student, teacher

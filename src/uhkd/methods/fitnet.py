@@ -21,7 +21,7 @@ class FitNet(DistillationLoss):
     maps on their grid, and of two grids the larger is pooled to the smaller.
 
     Raises:
-        ValueError: for a network without taps.
+        UhkdError: for a network without taps.
     """
 
     default_weights: ClassVar = {"features": 1.0}

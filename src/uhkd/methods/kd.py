@@ -30,7 +30,7 @@ class SoftTargetLoss(DistillationLoss):
     """What KD and the methods that bring soft targets along have in common: one term "kl" at temperature T > 0.
 
     Raises:
-        ValueError: for a temperature of 0 or below.
+        UhkdError: for a temperature of 0 or below.
     """
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:

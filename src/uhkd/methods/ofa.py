@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import (
     NOTHING,
@@ -60,7 +61,7 @@ class OFA(DistillationLoss):
         head: the kind of exit.
 
     Raises:
-        ValueError: for settings out of range, or a student without taps; in training, for images without labels or (exits of
+        UhkdError: for settings out of range, or a student without taps; in training, for images without labels or (exits of
             convolutions) a single image.
     """
 
@@ -85,12 +86,12 @@ class OFA(DistillationLoss):
         self.temperature = temperature
         self.eps = eps if isinstance(eps, tuple) else (float(eps),) * (len(maps) + 1)
         if len(self.eps) != len(maps) + 1 or min(self.eps) < 1:
-            raise ValueError(
+            raise UhkdError(
                 f"eps must be >= 1: one number, or {len(maps)} for the exits and one for the logits; got {eps}"
             )
         if self.wants("stages"):
             if not maps:
-                raise ValueError("ofa puts exits on feature maps, and found no taps in the student")
+                raise UhkdError("ofa puts exits on feature maps, and found no taps in the student")
             self.head = ("tokens" if shapes.student.tokens else "conv") if head == "auto" else head
             width = shapes.student.embedding or maps[-1][0]
             build = _conv_exit if self.head == "conv" else _token_exit

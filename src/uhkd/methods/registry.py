@@ -4,6 +4,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+from uhkd.errors import UhkdError
 from uhkd.methods.base import DistillationLoss
 from uhkd.recipe.method_table import entry_of
 
@@ -13,17 +14,17 @@ def method_class(name: str) -> type[DistillationLoss]:
     """The class of a method.
 
     Raises:
-        ValueError: for an unknown name, or a plug-in that cannot be imported or is no `DistillationLoss`.
+        UhkdError: for an unknown name, or a plug-in that cannot be imported or is no `DistillationLoss`.
     """
     entry = entry_of(name)
     try:
         found = entry.load()
     except Exception as error:  # a foreign package may fail in any way
-        raise ValueError(
+        raise UhkdError(
             f"method {name!r} of another package ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
-        raise ValueError(f"method {name!r} ({entry.value}) is not a subclass of uhkd.methods.DistillationLoss")
+        raise UhkdError(f"method {name!r} ({entry.value}) is not a subclass of uhkd.methods.DistillationLoss")
     return found
 
 

@@ -39,7 +39,7 @@ class RKD(DistillationLoss):
     numbers for B images.
 
     Raises:
-        ValueError: for a side without embedding; in training, for a single image.
+        UhkdError: for a side without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"distance": 25.0, "angle": 50.0}

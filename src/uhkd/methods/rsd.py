@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, require_batch
 from uhkd.methods.correlation import redundancy
@@ -23,7 +24,7 @@ class RSD(DistillationLoss):
         expansion: width of the hidden layer in student embeddings, at least 1.
 
     Raises:
-        ValueError: for settings out of range, or a side without embedding; in training, for a single image.
+        UhkdError: for settings out of range, or a side without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"redundancy": 0.1}
@@ -35,7 +36,7 @@ class RSD(DistillationLoss):
     ) -> None:
         super().__init__(weights)
         if kappa < 0:
-            raise ValueError(f"kappa must be at least 0, got {kappa}")
+            raise UhkdError(f"kappa must be at least 0, got {kappa}")
         check_positive(expansion, "expansion")
         self.kappa = kappa
         student, teacher = embedding_widths(shapes, "rsd")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
+from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import Requirements
 from uhkd.methods.correlation import class_distances, redundancy
@@ -76,18 +77,16 @@ class SpectralMatchingLoss(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in get_args(Norm):
-            raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
+            raise UhkdError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
         self.norm: Norm = norm
         if target.channels is not None and target.channels < 1:
-            raise ValueError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
+            raise UhkdError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")
         form = target.levels[0].form
         if target.channels is not None and form not in ("pairs", "area"):
-            raise ValueError(f"channels={target.channels} mixes channels linearly and fits form 'pairs', not {form!r}")
+            raise UhkdError(f"channels={target.channels} mixes channels linearly and fits form 'pairs', not {form!r}")
         count = len(target.levels)
         if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
-            raise ValueError(
-                f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}"
-            )
+            raise UhkdError(f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}")
         self.level_weights = tuple(level_weights or [1 / count] * count)
         self.taps = tuple(level.student for level in target.levels)
         self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)

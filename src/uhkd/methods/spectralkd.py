@@ -46,7 +46,7 @@ class SpectralKD(SoftTargetLoss):
         temperature: T > 0 of the soft targets.
 
     Raises:
-        ValueError: for a temperature of 0 or below, or a network without taps.
+        UhkdError: for a temperature of 0 or below, or a network without taps.
     """
 
     default_weights: ClassVar = {"kl": 1.0, "fft": 0.2}

@@ -13,6 +13,7 @@ rests on.
 
 from collections.abc import Mapping
 
+from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
 from uhkd.methods.base import teacher_shapes
 from uhkd.methods.spectral_matching import MultiLevelLoss, Norm
@@ -35,7 +36,7 @@ class UHKD(MultiLevelLoss):
         temperature: T of the terms on logits, above 0.
 
     Raises:
-        ValueError: for settings out of range, or maps of which fewer than two levels reach 3x3.
+        UhkdError: for settings out of range, or maps of which fewer than two levels reach 3x3.
     """
 
     tunable = ("radius", (2, 3))
@@ -60,9 +61,7 @@ class UHKD(MultiLevelLoss):
         teacher = teacher_shapes(shapes, "uhkd")
         super().__init__(weights, temperature)
         if form == "area":
-            raise ValueError(
-                "form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude"
-            )
+            raise UhkdError("form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude")
         if self.matches:
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(

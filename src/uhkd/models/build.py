@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, UnsupportedImageSize
 from uhkd.models.card import ModelCard
 from uhkd.models.factories import Input, build, input_of, read_folder
@@ -53,10 +54,10 @@ def create(
     at random. `image_size` is one side or (height, width) in pixels, by default the model's own.
 
     Raises:
-        ValueError: unknown name, impossible size or option, weights that do not fit or cannot be had.
+        UhkdError: unknown name, impossible size or option, weights that do not fit or cannot be had.
     """
     if num_classes is not None and num_classes < 0:
-        raise ValueError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
+        raise UhkdError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
     reference, size, options = parse(name), _size(image_size), dict(options or {})
     classes: tuple[str, ...] = ()
     num_classes = _or(num_classes, options.pop("num_classes", None))
@@ -119,7 +120,7 @@ def wrap(
     ImageNet's.
 
     Raises:
-        ValueError: it gives another number of classes, no usable taps, or cannot process images of this size.
+        UhkdError: it gives another number of classes, no usable taps, or cannot process images of this size.
     """
     given = _size(image_size) or native_size_of(module) or (224, 224)
     own = native_preprocessing(module, given) or Input(given)
@@ -135,7 +136,7 @@ def wrap(
     found = tapped.shapes.logits
     if num_classes and found != num_classes:
         gives = "no class scores" if found is None else f"{found} classes"
-        raise ValueError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
+        raise UhkdError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
     known, options = config_of(module) or (f"module/{type(module).__name__}", {})
     return _with_card(tapped, name or known, options)
 
@@ -144,13 +145,13 @@ def load_run(folder: str | Path) -> FeatureExtractor:
     """The trained network of a run folder of ours, in eval mode, with its card (and its linear probe, if it has one).
 
     Raises:
-        ValueError: no run folder, a network that was given as a module, or weights that do not fit the card.
+        UhkdError: no run folder, a network that was given as a module, or weights that do not fit the card.
     """
     card, state = _read_run(folder)
     probe = {key: state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
     described = Input(card.image_size, card.mean, card.std, card.interpolation)
     if card.name.startswith("module/"):
-        raise ValueError(
+        raise UhkdError(
             f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and uhkd.models.wrap"
         )
     tapped = _realise(
@@ -173,14 +174,14 @@ def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] =
     `classes`: names of its outputs, in order.
 
     Raises:
-        ValueError: when the folder is a file or holds something already, or the names are not as many as the classes.
+        UhkdError: when the folder is a file or holds something already, or the names are not as many as the classes.
     """
     assert isinstance(network.card, ModelCard)
     if classes and len(classes) != network.card.num_classes:
-        raise ValueError(f"classes must be {network.card.num_classes} names, found {len(classes)}")
+        raise UhkdError(f"classes must be {network.card.num_classes} names, found {len(classes)}")
     run = RunFolder(Path(folder).expanduser())
     if run.path.is_file() or (run.path.exists() and any(run.path.iterdir())):
-        raise ValueError(f"'{folder}' is there already; choose a folder that is new or empty")
+        raise UhkdError(f"'{folder}' is there already; choose a folder that is new or empty")
     run.path.mkdir(parents=True, exist_ok=True)
     card = replace(network.card, classes=tuple(classes) or network.card.classes)
     run.write_model(card.to_json(), network.module.state_dict())
@@ -220,7 +221,7 @@ def _realise(request: _Request, levels: Levels) -> FeatureExtractor:
         )
     except UnsupportedImageSize as error:
         height, width = built.made_for
-        raise ValueError(f"{error}; {reference.library}/{reference.name} was made for {height}x{width}") from error
+        raise UhkdError(f"{error}; {reference.library}/{reference.name} was made for {height}x{width}") from error
     tapped.notes[:0] = notes
     return _with_card(tapped, f"{reference.library}/{reference.name}", request.options)
 
@@ -257,7 +258,7 @@ def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         card = ModelCard.from_json(run.read_card())
     except ValueError as error:
-        raise ValueError(f"'{folder}' cannot be used: {error}") from error
+        raise UhkdError(f"'{folder}' cannot be used: {error}") from error
     return card, load_state(run.weights)
 
 
@@ -270,7 +271,7 @@ def _weights_file(start: str | Path) -> Path:
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]
-    raise ValueError(f"start must be random, pretrained or the path of a weights file; there is no file '{path}'")
+    raise UhkdError(f"start must be random, pretrained or the path of a weights file; there is no file '{path}'")
 
 
 def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -278,7 +279,7 @@ def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"image_size must be one or two positive numbers of pixels, found {size}")
+        raise UhkdError(f"image_size must be one or two positive numbers of pixels, found {size}")
     return (int(pair[0]), int(pair[1]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 
 LARGEST_SIDE = 16384  # px: a card from elsewhere must not ask for all memory
@@ -38,22 +39,22 @@ class ModelCard:
         """The card written by `to_json`; entries it does not know are left aside.
 
         Raises:
-            ValueError: name, number of classes or image size are missing, or something is of another type.
+            UhkdError: name, number of classes or image size are missing, or something is of another type.
         """
         missing = [key for key in ("name", "num_classes", "image_size") if data.get(key) is None]
         if missing:
-            raise ValueError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
+            raise UhkdError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
         known = {item.name for item in fields(cls)}
         try:
             card = TypeAdapter(cls).validate_python({key: value for key, value in data.items() if key in known})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(
+            raise UhkdError(
                 f"the model card's {where} cannot be used: {first['msg']}, found {first['input']!r}"
             ) from None
         if card.num_classes < 0 or min(card.image_size) < 1 or max(card.image_size) > LARGEST_SIDE:
-            raise ValueError(
+            raise UhkdError(
                 f"the model card has {card.num_classes} classes and images of {card.image_size}; expected 0 or more, and "
                 f"sides of 1 to {LARGEST_SIDE} px"
             )
@@ -61,7 +62,7 @@ class ModelCard:
             not all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (card.mean, card.std))
             or min(card.std) <= 0
         ):
-            raise ValueError(
+            raise UhkdError(
                 f"the model card has mean {card.mean} and std {card.std}; expected one number or three each, std above 0"
             )
         return card

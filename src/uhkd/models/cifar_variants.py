@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from uhkd.errors import UhkdError
+
 if TYPE_CHECKING:
     import torch.nn
 
@@ -14,15 +16,13 @@ def patch_for(size: Size, largest: int, smallest: int) -> int:
     """The largest patch (a power of two up to `largest`) that divides both sides and leaves `smallest` cells a side.
 
     Raises:
-        ValueError: the image has fewer pixels a side than any grid needs.
+        UhkdError: the image has fewer pixels a side than any grid needs.
     """
     patch = largest
     while patch > 1 and (size[0] % patch or size[1] % patch or min(size) // patch < smallest):
         patch //= 2
     if min(size) // patch < min(smallest, 4):
-        raise ValueError(
-            f"images of {size[0]}x{size[1]} px are too small: at least {min(smallest, 4)} px a side needed"
-        )
+        raise UhkdError(f"images of {size[0]}x{size[1]} px are too small: at least {min(smallest, 4)} px a side needed")
     return patch
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 from uhkd.models.cifar_variants import build_variant
 from uhkd.models.names import Reference
@@ -44,7 +45,7 @@ def build(
     """The module that a reference to a library names; `num_classes` None keeps its own head.
 
     Raises:
-        ValueError: an option it does not take, a size it cannot have, or pretrained weights that cannot be had.
+        UhkdError: an option it does not take, a size it cannot have, or pretrained weights that cannot be had.
     """
     if reference.library == "transformers":
         from uhkd.models.transformers import build_family  # it stands on this file
@@ -62,18 +63,18 @@ def read_folder(path: str) -> tuple[str, dict[str, Any], dict[str, Any], Path]:
     """Architecture, its options, its input configuration and its weights file, from a timm model folder.
 
     Raises:
-        ValueError: config.json or the weights are missing or unreadable.
+        UhkdError: config.json or the weights are missing or unreadable.
     """
     folder = Path(path)
     try:
         config = read_mapping(folder / "config.json")
         architecture = config["architecture"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"'{folder / 'config.json'}' is no timm configuration: expected an 'architecture'") from error
+        raise UhkdError(f"'{folder / 'config.json'}' is no timm configuration: expected an 'architecture'") from error
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     weights = next((file for file in files if file.is_file()), None)
     if weights is None:
-        raise ValueError(f"'{folder}' has no weights: expected {' or '.join(file.name for file in files)}")
+        raise UhkdError(f"'{folder}' has no weights: expected {' or '.join(file.name for file in files)}")
     described = dict(config.get("pretrained_cfg") or {})
     described.setdefault("num_classes", config.get("num_classes"))
     return architecture, dict(config.get("model_args") or {}), described, weights
@@ -96,7 +97,7 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
     if foreign := sorted(_ELSEWHERE & options.keys()):
-        raise ValueError(
+        raise UhkdError(
             f"timm/{name}: the option {foreign[0]} would read other files or fetch weights; name weights with start (--start, "
             "--student-start, --teacher-start)"
         )
@@ -152,7 +153,7 @@ def _torchvision(
     arguments = dict(options)
     if name.startswith("vit_"):
         if where[0] != where[1]:
-            raise ValueError(f"torchvision/{name} takes square images only, found {where[0]}x{where[1]} px")
+            raise UhkdError(f"torchvision/{name} takes square images only, found {where[0]}x{where[1]} px")
         arguments.setdefault("image_size", where[0])
     elif name.startswith("maxvit"):
         arguments.setdefault("input_size", where)
@@ -178,11 +179,11 @@ def _behead(module: nn.Module, name: str) -> None:
     """Put an identity in place of the last linear layer, so that the module's output is its embedding.
 
     Raises:
-        ValueError: when the network does not end with one.
+        UhkdError: when the network does not end with one.
     """
     linear = [part for part, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     if not linear or module.get_submodule(linear[-1]) is not list(module.modules())[-1]:
-        raise ValueError(
+        raise UhkdError(
             f"{name} cannot be had without a head: it does not end with a linear layer; choose another network"
         )
     module.set_submodule(linear[-1], nn.Identity())
@@ -192,7 +193,7 @@ def construct(name: str, size: Size, make: Callable[[], Any]) -> Any:
     """What a foreign constructor makes.
 
     Raises:
-        ValueError: in one line, for whatever it does not like.
+        UhkdError: in one line, for whatever it does not like.
     """
     try:
         return make()

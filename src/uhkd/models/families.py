@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
+from uhkd.errors import UhkdError
+
 PREFIX = "transformers/"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # they take other things than plain images (pixel tokens, patches of any number), need other packages, or are timm's
@@ -17,10 +19,10 @@ def check_available(name: str) -> None:
     """See that the package is there.
 
     Raises:
-        ValueError: when it is not.
+        UhkdError: when it is not.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ValueError(f'{name} needs the package transformers: pip install "uhkd[transformers]"')
+        raise UhkdError(f'{name} needs the package transformers: pip install "uhkd[transformers]"')
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from uhkd.errors import UhkdError
 from uhkd.models.cifar_variants import VARIANTS
 from uhkd.models.families import PREFIX, check_available, families, is_hub_name
 from uhkd.models.listing import exists, listing, may_exist
@@ -43,7 +44,7 @@ def parse(name: str) -> Reference:
     """What a model name refers to.
 
     Raises:
-        ValueError: no model, model folder or run folder of this name; the message names the nearest ones.
+        UhkdError: no model, model folder or run folder of this name; the message names the nearest ones.
     """
     library, _, rest = name.partition("/")
     bare = rest if library == "timm" else name
@@ -57,14 +58,14 @@ def parse(name: str) -> Reference:
         return Reference("timm", name)
     if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return _run_folder(name)
-    raise ValueError(_unknown(name))
+    raise UhkdError(_unknown(name))
 
 
 def check_name(name: str) -> None:
     """Refuse a name that `parse` would refuse, as far as is known without importing a library.
 
     Raises:
-        ValueError: as `parse`.
+        UhkdError: as `parse`.
     """
     library, _, rest = name.partition("/")
     package = "torchvision" if library == "torchvision" else "timm"
@@ -80,7 +81,7 @@ def _in_library(library: str, rest: str, name: str) -> Reference:
         return Reference("torchvision", rest)
     if library == "uhkd" and rest in VARIANTS:
         return Reference("uhkd", rest)
-    raise ValueError(_unknown(name))
+    raise UhkdError(_unknown(name))
 
 
 def _in_transformers(name: str) -> Reference:
@@ -89,14 +90,14 @@ def _in_transformers(name: str) -> Reference:
     if name in families() or (path / "config.json").is_file():
         return Reference("transformers", name if name in families() else str(path))
     if path.exists() or name.startswith((".", "/", "~")):
-        raise ValueError(
+        raise UhkdError(
             f"'{path}' is no folder of transformers: expected config.json in it, as save_pretrained writes it"
         )
     if is_hub_name(name):
         return Reference("transformers", name)
     near = difflib.get_close_matches(name.lower(), families(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(PREFIX + item for item in near)}?" if near else "no family is near it"
-    raise ValueError(
+    raise UhkdError(
         f"unknown model '{PREFIX}{name}': {hint} "
         "(`uhkd models 'transformers/*'` lists the families; a folder of save_pretrained or a "
         "name of the hub, OWNER/MODEL, also work)"
@@ -133,18 +134,18 @@ def check_run(folder: str | Path) -> RunFolder:
     """The run folder at a path, with a finished network in it.
 
     Raises:
-        ValueError: when there is none.
+        UhkdError: when there is none.
     """
     run = RunFolder(Path(folder).expanduser())
     if run.exists():
         return run
     if run.started():
-        raise ValueError(f"the run '{folder}' is not finished; go on with it by its own command and --resume")
+        raise UhkdError(f"the run '{folder}' is not finished; go on with it by its own command and --resume")
     if not run.path.exists():
         near = near_folders(str(folder))
         hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
-        raise ValueError(f"no such folder: {folder}; {hint}")
-    raise ValueError(
+        raise UhkdError(f"no such folder: {folder}; {hint}")
+    raise UhkdError(
         f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}; "
         "give a folder that finetune or distill wrote"
     )
@@ -166,7 +167,7 @@ def _holds_model(path: Path) -> bool:
 def _model_folder(text: str) -> Reference:
     path = Path(text).expanduser()
     if not (path / "config.json").is_file():
-        raise ValueError(f"'{path}' is no timm model folder: expected config.json and model.safetensors in it")
+        raise UhkdError(f"'{path}' is no timm model folder: expected config.json and model.safetensors in it")
     return Reference("folder", str(path))
 
 
@@ -180,8 +181,8 @@ def _run_folder(text: str) -> Reference:
         near = difflib.get_close_matches(path.name, others, n=3) or sorted(others)[:3]
         nothing = f"there is nothing in '{parent}'" if parent.is_dir() else f"there is no folder '{parent}' either"
         hint = f"nearest in '{parent}': {', '.join(near)}" if near else nothing
-        raise ValueError(f"there is no '{path}'; {hint}")
+        raise UhkdError(f"there is no '{path}'; {hint}")
     if (path / "config.json").is_file():
-        raise ValueError(f"'{path}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{path}'")
+        raise UhkdError(f"'{path}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{path}'")
     kind = "a file" if path.is_file() else "no run folder of uhkd"
-    raise ValueError(f"'{path}' is {kind}: give a run folder or a model name, and weights files as start")
+    raise UhkdError(f"'{path}' is {kind}: give a run folder or a model name, and weights files as start")

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
+
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "student")
 _REPLACE_IT = "write, copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.")
@@ -23,11 +25,11 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     A torch file may hold them directly or under "state_dict" or "model"; "module." in front of every name is dropped.
 
     Raises:
-        ValueError: no such file, no named tensors in it, damaged, or holding more than tensors and plain data.
+        UhkdError: no such file, no named tensors in it, damaged, or holding more than tensors and plain data.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"there is no weights file '{file}'")
+        raise UhkdError(f"there is no weights file '{file}'")
     if file.suffix == ".safetensors":
         content: Any = read_safetensors(file)
     else:
@@ -39,12 +41,12 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The tensors, of any shape, of a safetensors file by the names that they have there, on the CPU.
 
     Raises:
-        ValueError: when it is damaged, or cannot be read.
+        UhkdError: when it is damaged, or cannot be read.
     """
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{file}' is no whole safetensors file ({error}); {_REPLACE_IT}") from error
+        raise UhkdError(f"'{file}' is no whole safetensors file ({error}); {_REPLACE_IT}") from error
 
 
 def _load_torch(file: Path) -> Any:
@@ -55,13 +57,13 @@ def _load_torch(file: Path) -> Any:
             )  # whatever protocol, it is read or refused
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UhkdError(
             f"'{file}' was refused: it holds more than tensors and plain data, and reading it could run code; "
             "save model.state_dict() with safetensors"
         ) from error
     except Exception as error:  # a damaged file can fail in any way
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise ValueError(f"'{file}' is no whole torch weights file ({reason}); {_REPLACE_IT}") from error
+        raise UhkdError(f"'{file}' is no whole torch weights file ({reason}); {_REPLACE_IT}") from error
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping)
         else f"a {type(content).__name__}"
     )
-    raise ValueError(f"'{file}' holds no named tensors: expected model.state_dict(), found {found[:200]}")
+    raise UhkdError(f"'{file}' holds no named tensors: expected model.state_dict(), found {found[:200]}")
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,7 +125,7 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
     Returns what has to be announced.
 
     Raises:
-        ValueError: names or shapes of the body differ; the first few are listed.
+        UhkdError: names or shapes of the body differ; the first few are listed.
     """
     own = module.state_dict()
     heads = head_names(module, num_classes)
@@ -141,7 +143,7 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
         *_list("of another shape", [f"{n} {_shape(state[n])} for {_shape(own[n])}" for n in sorted(other - fresh)]),
     ]
     if problems:
-        raise ValueError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
+        raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
     if fresh:
         # Half a head would be worse than none: weight and bias come from the same place.
         fresh |= {name for name in own if in_head(name)}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.errors import shown
 from uhkd.recipe.old_names import RECIPE_KEYS, rename_keys
 
@@ -37,9 +38,9 @@ class StrictModel(BaseModel):
             return os.fspath(value)
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
-            raise ValueError(f"expected a number, found {str(value).lower()}")
+            raise UhkdError(f"expected a number, found {str(value).lower()}")
         if annotation in (dict[str, Any], dict[str, dict[str, Any]]) and (odd := _odd(value)):
-            raise ValueError(
+            raise UhkdError(
                 f"expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found {odd}"
             )
         return value
@@ -141,7 +142,7 @@ class AugmentationOptions(StrictModel):
     def _known(cls, value: str | None) -> str | None:
         """timm overlooks sections it does not know, so a slip of the pen would train another recipe."""
         if value is not None and not _RANDAUGMENT.fullmatch(value):
-            raise ValueError(
+            raise UhkdError(
                 "expected rand followed by sections such as -m9 (magnitude), -n2 (operations), -p0.5 (chance of each), "
                 f"-mstd0.5, -mmax10, -inc1, -tweights, -t3a or -t3aw, found {value!r}"
             )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, TeacherOptions
 from uhkd.recipe.errors import shown
 
@@ -59,14 +60,14 @@ class CacheRecipe(DataOptions, AugmentationOptions, TeacherOptions, DeviceOption
         with contextlib.suppress(ValidationError):
             if not isinstance(value, bool):
                 return validator(value)
-        raise ValueError(f"expected a whole number from 1 on, auto or none, found {shown(value)}")
+        raise UhkdError(f"expected a whole number from 1 on, auto or none, found {shown(value)}")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if len(set(self.keep)) < len(self.keep) or not set(self.keep) <= set(STORABLE):
-            raise ValueError(f"keep: expected some of {', '.join(STORABLE)}, each once, found {', '.join(self.keep)}")
+            raise UhkdError(f"keep: expected some of {', '.join(STORABLE)}, each once, found {', '.join(self.keep)}")
         if "spectra" in self.keep and isinstance(self.channels, int) and self.form != "pairs":
-            raise ValueError(
+            raise UhkdError(
                 f"channels: mixes channels linearly and fits form pairs, found form {self.form}; say --channels none"
             )
         return self

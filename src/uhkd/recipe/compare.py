@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.base import StrictModel
 
 
@@ -79,5 +80,5 @@ class CompareRecipe(StrictModel):
             if not isinstance(options.get("method"), str)
         ]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise UhkdError("\n".join(problems))
         return self

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from uhkd.errors import UhkdError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 # pydantic's error type (without _type, _parsing, _from_float) -> what was expected
@@ -26,7 +28,7 @@ _KINDS = {
 _BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
-class RecipeError(ValueError):
+class RecipeError(UhkdError):
     """All that is wrong with one recipe: `problems`, one line each."""
 
     def __init__(self, problems: Iterable[str]):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.base import StrictModel
 from uhkd.recipe.cache import CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
@@ -22,10 +23,10 @@ def editor_schema(command: str) -> dict[str, Any]:
     No key is required, as a command line may add what a file leaves out. Rules between keys are not in it; the verb knows them.
 
     Raises:
-        ValueError: for a verb without recipes.
+        UhkdError: for a verb without recipes.
     """
     if command not in RECIPES:
-        raise ValueError(f"no recipes of {command!r}: expected {', '.join(RECIPES)}")
+        raise UhkdError(f"no recipes of {command!r}: expected {', '.join(RECIPES)}")
     made = RECIPES[command].model_json_schema()
     made.pop("required", None)
     for name, field in made["properties"].items():

@@ -7,6 +7,8 @@ import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from uhkd.errors import UhkdError
+
 GROUP = "uhkd.methods"
 METHODS = {  # where each class stands below `uhkd.methods`
     "scratch": "scratch:Scratch",
@@ -44,11 +46,11 @@ def entry_of(name: str) -> EntryPoint:
     """Where a method is.
 
     Raises:
-        ValueError: for an unknown name.
+        UhkdError: for an unknown name.
     """
     if name not in entries():
         near = suggest(name, method_names())
-        raise ValueError(f"unknown method {name!r}{near} (known: {', '.join(method_names())})")
+        raise UhkdError(f"unknown method {name!r}{near} (known: {', '.join(method_names())})")
     return entries()[name]
 
 
@@ -56,7 +58,7 @@ def names_of(method: str) -> list[str]:
     """The names in a list of methods such as "uhkd+dkd".
 
     Raises:
-        ValueError: with every name that is unknown, or when one comes twice.
+        UhkdError: with every name that is unknown, or when one comes twice.
     """
     names = [part.strip() for part in method.split("+")]
     problems = []
@@ -66,9 +68,9 @@ def names_of(method: str) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UhkdError("\n".join(problems))
     if len(set(names)) < len(names):
-        raise ValueError(f"method {method!r} names one method twice")
+        raise UhkdError(f"method {method!r} names one method twice")
     return names
 
 

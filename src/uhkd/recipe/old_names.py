@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from uhkd.errors import UhkdError
+
 MANIFEST_KEYS = {"words": "teacher_options"}  # of cache.json
 TASK_KEYS = {"words": "options"}  # of plan/NAME.json in the folder of a comparison
 RECIPE_KEYS = {
@@ -24,14 +26,14 @@ def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[st
         table: old name -> current name.
 
     Raises:
-        ValueError: if both names of a key are present with different values.
+        UhkdError: if both names of a key are present with different values.
     """
     current = dict(content)
     for old, new in table.items():
         if old in current:
             value = current.pop(old)
             if current.setdefault(new, value) != value:
-                raise ValueError(f"{old}: is called {new} now, and both are given; leave out {old}")
+                raise UhkdError(f"{old}: is called {new} now, and both are given; leave out {old}")
     return current
 
 

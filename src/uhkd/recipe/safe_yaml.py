@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from uhkd.errors import UhkdError
+
 LARGEST = 2**18  # characters of YAML: a hundred times a long recipe, and seconds of PyYAML's time
 LARGEST_FILE = 2**24  # bytes of JSON: a card with the names of a hundred thousand classes has a tenth of that
 _NODES = 20_000  # values with every alias written out: nine lines can stand for a billion
@@ -14,14 +16,14 @@ def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
     """The UTF-8 text of a file.
 
     Raises:
-        ValueError: when it has more than `largest` bytes, or other bytes than UTF-8.
+        UhkdError: when it has more than `largest` bytes, or other bytes than UTF-8.
         OSError: when it cannot be read.
     """
     # one byte more is asked for, not the file's size: a device or a pipe tells none
     with path.open("rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise ValueError(f"it has more than {largest:,} bytes, which no file of this kind needs")
+        raise UhkdError(f"it has more than {largest:,} bytes, which no file of this kind needs")
     return content.decode("utf-8")
 
 
@@ -30,21 +32,21 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
 
     Raises:
         yaml.YAMLError: when it is none, or wants more than plain data.
-        ValueError: when it is too long, nested too deeply, stands for too many values by its aliases, or has a number or
+        UhkdError: when it is too long, nested too deeply, stands for too many values by its aliases, or has a number or
             date that cannot be.
     """
     if len(text) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} characters, which no file of this kind needs")
+        raise UhkdError(f"it has more than {LARGEST:,} characters, which no file of this kind needs")
     reader = loader(text)
     try:
         node = reader.get_single_node()
         if node is None:
             return None
         if _count(node, {}) > _NODES:
-            raise ValueError(f"it stands for more than {_NODES:,} values, its aliases (*name) written out")
+            raise UhkdError(f"it stands for more than {_NODES:,} values, its aliases (*name) written out")
         return reader.construct_document(node)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise UhkdError("it is nested too deeply") from None
     finally:
         reader.dispose()
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.balance import BalanceName, balance_settings
 from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
 from uhkd.recipe.errors import RecipeError, shown
@@ -131,7 +132,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
             problems.append("resume: needs out, the run folder to go on from")
         problems += self._further_problems()
         if problems:
-            raise ValueError("\n".join(problems))
+            raise UhkdError("\n".join(problems))
         return self
 
     def _further_problems(self) -> list[str]:
@@ -177,7 +178,7 @@ def _one_or_more(value: Any) -> Any:
     items = value if isinstance(value, list | tuple) else () if value is None else [value]
     names = tuple(str(name) for name in items if isinstance(name, str | os.PathLike) and str(name))
     if len(names) < len(items):
-        raise ValueError(f"expected the name of a teacher, or a list of names, found {shown(value)}")
+        raise UhkdError(f"expected the name of a teacher, or a list of names, found {shown(value)}")
     return names if len(names) > 1 else names[0] if names and names[0].lower() not in ("none", "null") else None
 
 

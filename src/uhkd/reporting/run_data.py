@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 
@@ -155,17 +156,17 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     """Every run in the folders given, each once, and lines on what was passed over.
 
     Raises:
-        ValueError: for a path that is no folder, or one without a run in it.
+        UhkdError: for a path that is no folder, or one without a run in it.
     """
     places: dict[Path, Path] = {}
     notes: list[str] = []
     for path in map(Path, given):
         if not path.is_dir():
-            raise ValueError(f"no such folder: {path}; give run folders, or folders of them")
+            raise UhkdError(f"no such folder: {path}; give run folders, or folders of them")
         tried: list[Path] = []
         found = list(_below(path.resolve(), tried, notes))
         if not found:
-            raise ValueError(
+            raise UhkdError(
                 f"no run in {path}: expected a folder that finetune, distill, compare or demo wrote (with recipe.yaml)"
             )
         places |= dict.fromkeys(found, path)
@@ -206,7 +207,7 @@ def _read(path: Path, name: str) -> Run:
     def attempt(read: Callable[[], Read], otherwise: Read, file: Path) -> Read:
         try:
             if leads_out(file, path):
-                raise ValueError("is a link out of the run's folder, which is not followed")
+                raise UhkdError("is a link out of the run's folder, which is not followed")
             return read() if file.is_file() else otherwise
         except (ValueError, OSError, MemoryError) as error:
             problems.append(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0]}")

@@ -10,6 +10,7 @@ from PIL import Image
 from uhkd.data import ImageSource
 from uhkd.data.augment import fit
 from uhkd.data.splits import stratified_subset
+from uhkd.errors import UhkdError
 from uhkd.runs import write_atomically
 
 MOST = 200  # images
@@ -30,7 +31,7 @@ def write_sheet(source: ImageSource, chosen: np.ndarray, size: tuple[int, int], 
     """Write images of a source as one JPEG, 20 a row, each cut and resized as a network of input `size` sees it, then small.
 
     Raises:
-        ValueError: for an image that cannot be read.
+        UhkdError: for an image that cannot be read.
         OSError: when the file cannot be written.
     """
     scale = min(1.0, LARGEST / max(size))
@@ -50,7 +51,7 @@ def read_sheet(path: Path, count: int) -> list[UInt8[np.ndarray, "h w 3"]]:
     """The `count` images of a sheet.
 
     Raises:
-        ValueError: for a file that is no sheet of that many images.
+        UhkdError: for a file that is no sheet of that many images.
         OSError: when it cannot be read.
     """
     rows = -(-count // _COLUMNS)
@@ -59,7 +60,7 @@ def read_sheet(path: Path, count: int) -> list[UInt8[np.ndarray, "h w 3"]]:
         # before a pixel is decoded: a file may claim any size
         fits = 0 < count <= MOST and width <= _COLUMNS * LARGEST and height <= rows * LARGEST
         if not fits or width % _COLUMNS or height % rows:
-            raise ValueError(f"{path} is damaged: no sheet of {count} images ({width} x {height} pixels)")
+            raise UhkdError(f"{path} is damaged: no sheet of {count} images ({width} x {height} pixels)")
         pixels = np.asarray(image.convert("RGB"))
     tiles = pixels.reshape(rows, height // rows, _COLUMNS, width // _COLUMNS, 3).swapaxes(1, 2)
     return list(tiles.reshape(rows * _COLUMNS, height // rows, width // _COLUMNS, 3)[:count])

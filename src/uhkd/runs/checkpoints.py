@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uhkd.errors import UhkdError
 from uhkd.runs.files import flush_folder, tensor_bytes, write_atomically
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Checkpoints:
         check: refuses by a ValueError one that is whole and yet of no use; the one before is then looked at.
 
         Raises:
-            ValueError: when none can be used: files that differ from their checksums, or hold more than tensors and plain
+            UhkdError: when none can be used: files that differ from their checksums, or hold more than tensors and plain
                 data (nothing is executed), or are refused by `check`.
         """
         passed_over: list[str] = []
@@ -102,7 +103,7 @@ class Checkpoints:
                 passed_over.append(f"{folder.name}: {why}")
         if last is None:
             return None
-        raise ValueError(
+        raise UhkdError(
             f"no checkpoint in {self.path} can be used: {'; '.join(passed_over)}. Bring one back from a backup, delete the "
             "folder to begin anew with --resume, or start another run with another --out"
         ) from last
@@ -132,7 +133,7 @@ def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[
     """Tensors, optimizer's state and facts.
 
     Raises:
-        ValueError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
+        UhkdError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
     """
     import torch
     from safetensors.torch import load
@@ -142,12 +143,12 @@ def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
     for name, found in content.items():
         if hashlib.sha256(found).hexdigest() != sums.get(name):
-            raise ValueError(f"{name} differs from its checksum")
+            raise UhkdError(f"{name} differs from its checksum")
     try:
         optimizer = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{OPTIMIZER} holds more than tensors and plain data") from error
+        raise UhkdError(f"{OPTIMIZER} holds more than tensors and plain data") from error
     tensors, facts = load(content[TENSORS]), json.loads(content[FACTS])
     if not isinstance(optimizer, dict) or not isinstance(facts, dict):
-        raise ValueError(f"{OPTIMIZER} or {FACTS} is no mapping")
+        raise UhkdError(f"{OPTIMIZER} or {FACTS} is no mapping")
     return tensors, optimizer, facts

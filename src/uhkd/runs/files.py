@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from uhkd.errors import UhkdError
 from uhkd.recipe import safe_yaml
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping that a JSON or YAML file holds; plain data, nothing in it is executed.
 
     Raises:
-        ValueError: when it holds anything else, or is damaged.
+        UhkdError: when it holds anything else, or is damaged.
         OSError: when it cannot be read.
     """
     kind = "YAML" if path.suffix == ".yaml" else "JSON"
@@ -53,9 +54,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = safe_yaml.load_yaml(text) if kind == "YAML" else json.loads(text)
     except (ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:  # YAML's tags raise many
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
+        raise UhkdError(f"{path} is damaged or was not written by us: no {kind} of plain data ({why})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path} is damaged or was not written by us: expected names and values, found other {kind}")
+        raise UhkdError(f"{path} is damaged or was not written by us: expected names and values, found other {kind}")
     return content
 
 
@@ -76,13 +77,13 @@ def check_own(folder: Path, *names: str) -> None:
     """See that folders of ours below `folder` are no links: who writes and deletes there would do so in another place.
 
     Raises:
-        ValueError: when one is, named.
+        UhkdError: when one is, named.
     """
     for name in names:
         parts = Path(name).parts
         for place in (folder.joinpath(*parts[: i + 1]) for i in range(len(parts))):
             if place.is_symlink():
-                raise ValueError(
+                raise UhkdError(
                     f"{place} is a link to another place, where uhkd would write and delete: put a folder there, or choose "
                     "another --out"
                 )
@@ -97,10 +98,10 @@ def check_place(path: Path) -> None:
     """See that a folder can be made at `path`, as far as names go.
 
     Raises:
-        ValueError: when the path, or one above it, is a file.
+        UhkdError: when the path, or one above it, is a file.
     """
     if file := next((place for place in (path, *path.parents) if place.is_file()), None):
-        raise ValueError(f"{file} is a file: expected a folder; choose another --out")
+        raise UhkdError(f"{file} is a file: expected a folder; choose another --out")
 
 
 def flush_folder(path: Path) -> None:

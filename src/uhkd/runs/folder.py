@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from uhkd.errors import UhkdError
 from uhkd.recipe import as_recorded
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
@@ -32,7 +33,7 @@ _BEGINNING = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environmen
 def _own_mapping(path: Path) -> dict[str, Any]:
     """What a file of a run holds."""
     if leads_out(path, path.parent):
-        raise ValueError(f"{path} is a link to another place: expected a file of the run itself; put a copy there")
+        raise UhkdError(f"{path} is a link to another place: expected a file of the run itself; put a copy there")
     return read_mapping(path)
 
 
@@ -82,17 +83,17 @@ class RunFolder:
         defaults: values of options that the recipe of an older version does not have.
 
         Raises:
-            ValueError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
+            UhkdError: when something else lies here, or, resuming, when nothing does or the recipe differs (fields named).
         """
         check_place(self.path)
         if not resume:
             if self.path.exists() and not all(_BEGINNING.fullmatch(p.name) for p in self.path.iterdir()):
                 hint = "add --resume to go on with it, or" if self.started() else "please"
                 advice = f"it is a finished run (uhkd eval {self.path}): please" if self.result.is_file() else hint
-                raise ValueError(f"{self.path} already exists and is not empty; {advice} choose another --out")
+                raise UhkdError(f"{self.path} already exists and is not empty; {advice} choose another --out")
             return
         if not self.started():
-            raise ValueError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
+            raise UhkdError(f"nothing to resume in {self.path}: there is no {self.recipe.name}; leave out --resume")
         before, now = yaml.safe_load(_yaml(defaults or {})), yaml.safe_load(_yaml(recipe))
         before |= self.read_recipe()
         differing = [k for k in sorted({*before, *now} - ELSEWHERE) if before.get(k) != now.get(k)]
@@ -102,7 +103,7 @@ class RunFolder:
             differences = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
             start = "--student-start" if "student" in before else "--start"
             further = f"; to train on by other words begin a new run from its weights: --out NEW {start} {self.path}"
-            raise ValueError(
+            raise UhkdError(
                 f"cannot resume {self.path} with another recipe: {differences}{further if self.exists() else ''}"
             )
 
@@ -111,7 +112,7 @@ class RunFolder:
         """The folder, made if need be, as this process's own while the context lasts.
 
         Raises:
-            ValueError: when another process works in it (see `held`), or the folder of its checkpoints is a link.
+            UhkdError: when another process works in it (see `held`), or the folder of its checkpoints is a link.
         """
         with ExitStack() as stack:
             with self.writing("the folder", "nothing in it was touched"):
@@ -129,13 +130,13 @@ class RunFolder:
         what: is written. kept: says what there is to go on from.
 
         Raises:
-            ValueError: with the system's reason. Other errors pass.
+            UhkdError: with the system's reason. Other errors pass.
         """
         try:
             yield
         except OSError as error:
             again = "go on with --resume" if self.started() else "start it again"
-            raise ValueError(
+            raise UhkdError(
                 f"{what} could not be written ({error.strerror or error}); {last_checkpoint}. "
                 f"Make room on the disk of {self.path} or mend its permissions, then {again}"
             ) from error
@@ -144,7 +145,7 @@ class RunFolder:
         """Create the folder and note recipe and environment; a run that is resumed keeps its own.
 
         Raises:
-            ValueError: when another run began here since `check`.
+            UhkdError: when another run began here since `check`.
         """
         if self.started():
             if not recipe["resume"]:
@@ -197,7 +198,7 @@ class RunFolder:
             with self.metrics.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         except (ValueError, TypeError, AttributeError, csv.Error) as error:  # longer rows come as lists, under no name
-            raise ValueError(f"{self.metrics} is damaged: expected a table of numbers ({error})") from error
+            raise UhkdError(f"{self.metrics} is damaged: expected a table of numbers ({error})") from error
 
     def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """diagnostics.npz, compressed."""
@@ -213,12 +214,12 @@ class RunFolder:
             # opened here: of an archive that it cannot read NumPy leaves the file open
             with self.diagnostics.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if sum(entry.file_size for entry in arrays.zip.infolist()) > _LARGEST:
-                    raise ValueError(f"it unpacks to more than {_LARGEST:,} bytes, which no run writes")
+                    raise UhkdError(f"it unpacks to more than {_LARGEST:,} bytes, which no run writes")
                 return dict(arrays)
         except MemoryError:
             raise
         except Exception as error:  # a damaged archive can fail in any way
-            raise ValueError(f"{self.diagnostics} is damaged or holds more than arrays ({error})") from error
+            raise UhkdError(f"{self.diagnostics} is damaged or holds more than arrays ({error})") from error
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See `Checkpoints.write`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from uhkd.errors import UhkdError
 from uhkd.runs.files import write_atomically
 
 LOCK, OWNER = ".lock", ".owner"
@@ -23,7 +24,7 @@ def held(folder: Path) -> Iterator[None]:
     A file system without locks (some network mounts) goes unguarded.
 
     Raises:
-        ValueError: when another process holds it, which is named.
+        UhkdError: when another process holds it, which is named.
     """
     lock = FileLock(folder / LOCK)
     patient_until = time.monotonic() + PATIENCE
@@ -36,7 +37,7 @@ def held(folder: Path) -> Iterator[None]:
             return
         except Timeout as error:
             if may_live(owner_of(folder)) or time.monotonic() > patient_until:
-                raise ValueError(
+                raise UhkdError(
                     f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
                 ) from error
             time.sleep(0.2)

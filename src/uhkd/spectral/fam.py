@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.distributed import all_gather_batch, processes
+from uhkd.errors import UhkdError
 from uhkd.spectral import Form, SpectralTransform, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
@@ -41,15 +42,15 @@ class FAM(nn.Module):
     ) -> None:
         super().__init__()
         if form not in get_args(FAMForm):
-            raise ValueError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
+            raise UhkdError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
         if form == "bands" and represent == "area":
-            raise ValueError(
+            raise UhkdError(
                 "FAM form 'bands' mixes each frequency by itself, and a spatial twin has none; use 'linear'"
             )
         if form in ("offset", "rotation") and represent != "pairs":
-            raise ValueError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
+            raise UhkdError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
         if hidden is not None and hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}")
+            raise UhkdError(f"hidden must be at least 1, got {hidden}")
         (channels, height, width), (out, k) = shape, target
         self.form = form
         self.represent = SpectralTransform((height, width), size, represent)
@@ -79,10 +80,10 @@ class FAM(nn.Module):
         In training, of the images of all processes (`all_gather_batch`): they are standardised over the whole batch.
 
         Raises:
-            ValueError: for a batch of one image in training mode.
+            UhkdError: for a batch of one image in training mode.
         """
         if self.training and len(x) * processes() < 2:
-            raise ValueError(
+            raise UhkdError(
                 f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
                 "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
             )

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from uhkd.errors import UhkdError
+
 # Up to so many coefficients, a map in another memory order is multiplied by the whole basis where it lies; with more it is
 # cheaper to bring it into order and multiply axis by axis.
 _FEW = 25
@@ -20,10 +22,10 @@ def fourier_basis(n: int, radius: int, dtype: torch.dtype = torch.float32) -> Fl
     """Rows `1, sqrt2 cos(2 pi u y), sqrt2 sin(2 pi u y)` for u = 1..radius at the cell centres, divided by n: (2*radius+1, n).
 
     Raises:
-        ValueError: when `radius` exceeds floor((n-1)/2), the highest frequency that `n` cells determine.
+        UhkdError: when `radius` exceeds floor((n-1)/2), the highest frequency that `n` cells determine.
     """
     if not 0 <= radius <= max_radius(n):
-        raise ValueError(f"radius must lie in 0..{max_radius(n)} for an axis of {n} cells, got {radius}")
+        raise UhkdError(f"radius must lie in 0..{max_radius(n)} for an axis of {n} cells, got {radius}")
     centres = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     rows = [torch.ones(n, dtype=torch.float64)]
     for u in range(1, radius + 1):

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
 from uhkd.spectral.transform import SpectralTransform
 
@@ -35,14 +36,14 @@ class FTM(nn.Module):
     def __init__(self, target: SpectralTarget, maps: Maps) -> None:
         super().__init__()
         if target.standardise not in get_args(Standardise):
-            raise ValueError(
+            raise UhkdError(
                 f"unknown standardise {target.standardise!r}; expected one of {', '.join(get_args(Standardise))}"
             )
         self.target = target
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)
         if not 0 <= target.whiten <= 1:
-            raise ValueError(f"whiten must be from 0 (spreads as they are) to 1 (all alike), got {target.whiten}")
+            raise UhkdError(f"whiten must be from 0 (spreads as they are) to 1 (all alike), got {target.whiten}")
         self.reduced = [
             target.whiten > 0 or channels < maps[lv.teacher][0]
             for lv, (channels, _) in zip(target.levels, self.shapes, strict=True)
@@ -81,11 +82,11 @@ class FTM(nn.Module):
         """Set mean, scale and PCA of every level from the raw representations of n >= 2 images.
 
         Raises:
-            ValueError: for fewer than two images, or values that are not finite.
+            UhkdError: for fewer than two images, or values that are not finite.
         """
         for i, (x, (channels, _)) in enumerate(zip(raw, self.shapes, strict=True)):
             if len(x) < 2 or not x.isfinite().all():
-                raise ValueError(
+                raise UhkdError(
                     f"calibration of level {i} needs at least 2 images with finite teacher features, got {len(x)}"
                     f"{'' if x.isfinite().all() else ' with NaN or infinite values: is the teacher sound?'}"
                 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from uhkd.errors import UhkdError
 from uhkd.spectral.fourier import halfplane_frequencies, max_radius
 from uhkd.spectral.transform import Form
 
@@ -66,7 +67,7 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
         teacher: (C, H, W) of its taps, shallow to deep.
 
     Raises:
-        ValueError: for an unknown form, radius < 1, or fewer than two pairs with a frequency beyond the mean.
+        UhkdError: for an unknown form, radius < 1, or fewer than two pairs with a frequency beyond the mean.
     """
     _check(radius, form)
     levels = []
@@ -78,7 +79,7 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
         )
     if sum(max(level.size) >= 3 for level in levels) < 2:
         grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no taps"
-        raise ValueError(
+        raise UhkdError(
             f"feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found {grids}; "
             "use larger images, a smaller patch size, or name shallower taps (student_levels, teacher_levels)"
         )
@@ -87,16 +88,16 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
 
 def _check(radius: int, form: Form) -> None:
     if form not in get_args(Form):
-        raise ValueError(f"unknown form {form!r}; expected one of {', '.join(get_args(Form))}")
+        raise UhkdError(f"unknown form {form!r}; expected one of {', '.join(get_args(Form))}")
     if radius < 1:
-        raise ValueError(f"radius must be at least 1, got {radius}: radius 0 keeps nothing but the mean")
+        raise UhkdError(f"radius must be at least 1, got {radius}: radius 0 keeps nothing but the mean")
 
 
 def teacher_levels(teacher: Maps, radius: int, form: Form) -> tuple[LevelPair, ...]:
     """Every tap of a teacher by itself, at its own size: what is stored for students that are not known yet.
 
     Raises:
-        ValueError: for an unknown form or radius < 1.
+        UhkdError: for an unknown form or radius < 1.
     """
     _check(radius, form)
     sizes = [_own_size(shape, radius) for shape in teacher]

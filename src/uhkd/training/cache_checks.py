@@ -10,6 +10,7 @@ from torch import nn
 from uhkd.cache import CorruptShard, TeacherCache, image_checksums
 from uhkd.console import log_info
 from uhkd.data import DataSplits, IndexRange, span_loader
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DataOptions, DistillRecipe
@@ -24,7 +25,7 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
     """The recipe with what it leaves open about views taken from its cache; a run that is resumed keeps its number of views.
 
     Raises:
-        ValueError: for a cache that cannot be read, or holds fewer views than asked for.
+        UhkdError: for a cache that cannot be read, or holds fewer views than asked for.
     """
     assert recipe.teacher_cache is not None
     manifest = TeacherCache(recipe.teacher_cache).manifest
@@ -32,7 +33,7 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
     before = run.read_recipe().get("teacher_views") if run.started() else None
     views = recipe.teacher_views or before or manifest.views
     if views > manifest.views:
-        raise ValueError(
+        raise UhkdError(
             f"teacher_views: expected at most {manifest.views}, which {recipe.teacher_cache} holds, found {views}"
         )
     left_open = {
@@ -47,13 +48,13 @@ def open_cache(recipe: DistillRecipe, data: DataSplits, teacher: nn.Module | Non
     teacher: an object of the user's own, in place of the recipe's word.
 
     Raises:
-        ValueError: naming every field that differs, the shards that are missing, or a view that is not the stored one.
+        UhkdError: naming every field that differs, the shards that are missing, or a view that is not the stored one.
     """
     assert recipe.teacher_cache is not None and recipe.teacher_views is not None
     stored = TeacherCache(recipe.teacher_cache)
     manifest = stored.manifest
     if differing := _differences(recipe, data, stored, teacher):
-        raise ValueError(
+        raise UhkdError(
             f"the cache {stored.folder} is not of this training; say what it says (its words: {stored.folder / 'recipe.yaml'}), "
             "or make another (uhkd cache):\n  " + "\n  ".join(differing)
         )
@@ -61,11 +62,11 @@ def open_cache(recipe: DistillRecipe, data: DataSplits, teacher: nn.Module | Non
     if missing := stored.shards.missing(views):
         first = CorruptShard(missing[0], stored.folder, stored.shards.state(missing[0]))
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ValueError(f"{first}{more}")
+        raise UhkdError(f"{first}{more}")
     stored.tensors("")  # damaged ones are refused before a run folder is made
     versions, now = manifest.environment.get("versions"), environment()["versions"]
     if not isinstance(versions, dict):
-        raise ValueError(
+        raise UhkdError(
             f"{stored.folder / 'cache.json'} is damaged (environment: no versions): the cache must be made anew"
         )
     if changed := [f"{k} {versions[k]} -> {now.get(k)}" for k in versions if k != "uhkd" and versions[k] != now.get(k)]:
@@ -128,7 +129,7 @@ def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_t
     damaged_too: whether a record that was damaged is an error here, or overlooked.
 
     Raises:
-        ValueError: naming the first view that differs.
+        UhkdError: naming the first view that differs.
     """
     manifest, shards = stored.manifest, stored.shards
     complete = [shard for view in range(views) for shard in shards.of_view(view) if shards.is_complete(shard)]

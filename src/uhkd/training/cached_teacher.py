@@ -4,6 +4,7 @@ from torch import Tensor
 
 from uhkd.cache import TeacherCache
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import Reference
 from uhkd.features import NetworkOutput
 from uhkd.methods import Requirements
@@ -19,7 +20,7 @@ class CachedTeacher:
         views: how many of the cache's views are shown in turn (None: all).
 
     Raises:
-        ValueError: when the stored spectra are others than the method wants, the differing settings named.
+        UhkdError: when the stored spectra are others than the method wants, the differing settings named.
     """
 
     def __init__(self, stored: TeacherCache, target: SpectralTarget | None = None, views: int | None = None) -> None:
@@ -28,7 +29,7 @@ class CachedTeacher:
         if target is not None:
             own = stored.manifest.target
             if differing := target_differences(target, own):
-                raise ValueError(
+                raise UhkdError(
                     f"the method asks for other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
                     "cache's settings (--settings), or make a cache with the method's"
                 )
@@ -86,11 +87,11 @@ def check_needs(name: str, needs: Requirements, stored: TeacherCache) -> None:
     """Refuse a method that wants what no cache of these has.
 
     Raises:
-        ValueError: naming the field and what is there.
+        UhkdError: naming the field and what is there.
     """
     holds = stored.manifest.layout.holds
     if missing := sorted(needs.teacher - set(holds)):
-        raise ValueError(
+        raise UhkdError(
             f"{name} needs teacher {' and '.join(missing)}; the cache {stored.folder} holds {', '.join(holds)}: leave out "
             "--teacher-cache, or choose another method"
         )

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint
 from uhkd.training.optimizer import make_optimizer
@@ -33,40 +34,38 @@ def check_facts(checkpoint: Checkpoint, total: int, terms: Collection[str]) -> N
     """See that the plain facts are a training's of `total` steps with these loss terms.
 
     Raises:
-        ValueError: naming the first that is not.
+        UhkdError: naming the first that is not.
     """
     try:
         facts = _Facts.model_validate(checkpoint.facts)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"facts.json: {where}: {first['msg'].lower()}, found {str(first['input'])[:40]}") from None
+        raise UhkdError(f"facts.json: {where}: {first['msg'].lower()}, found {str(first['input'])[:40]}") from None
     if facts.step != checkpoint.step or checkpoint.step > total:
-        raise ValueError(
+        raise UhkdError(
             f"facts.json: step: expected {checkpoint.step} as in its name, and at most {total}, found {str(facts.step)[:40]}"
         )
     for sums in facts.totals:
         if strange := sums.keys() - {"count", "loss", *terms}:
-            raise ValueError(
-                f"facts.json: totals: expected {', '.join(terms)}, found {', '.join(sorted(strange))[:80]}"
-            )
+            raise UhkdError(f"facts.json: totals: expected {', '.join(terms)}, found {', '.join(sorted(strange))[:80]}")
         if sums.get("count", -1) not in range(len(sums) > 1, 2**53):
-            raise ValueError(f"facts.json: totals: expected a count of passes, found {str(sums.get('count'))[:40]}")
+            raise UhkdError(f"facts.json: totals: expected a count of passes, found {str(sums.get('count'))[:40]}")
 
 
 def check_sources(checkpoint: Checkpoint, sources: Mapping[str, str | None], name: str, folder: Path) -> None:
     """See that a training goes on with the "data" (`name`) and the "cache" of teacher signals that it began with.
 
     Raises:
-        ValueError: saying which are others.
+        UhkdError: saying which are others.
     """
     if checkpoint.facts["data"] != sources["data"]:
-        raise ValueError(
+        raise UhkdError(
             f"cannot resume {folder}: the images or labels of {name} are not those that it began with; "
             "put them back, or start a new run with another --out"
         )
     if checkpoint.facts.get("cache") != sources["cache"]:
-        raise ValueError(
+        raise UhkdError(
             f"cannot resume {folder}: it began with {'other' if sources['cache'] else 'the'} stored signals of its teacher; "
             "give the same --teacher-cache, or start a new run with another --out"
         )
@@ -76,18 +75,18 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], e
     """See that tensors have the names, shapes and types of the expected ones, of any shape; those named in `finite` are finite.
 
     Raises:
-        ValueError: naming the first that has not.
+        UhkdError: naming the first that has not.
     """
     if differing := sorted(found.keys() ^ expected.keys()):
         without = "lacks" if differing[0] in expected else "holds, beside what it should,"
-        raise ValueError(
+        raise UhkdError(
             f"it {without} {differing[0]}{_more(differing)}: the state of another network or method, or a damaged one"
         )
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-            raise ValueError(f"{name}: expected {_form(tensor)}, found {_form(found[name])}")
+            raise UhkdError(f"{name}: expected {_form(tensor)}, found {_form(found[name])}")
     if bad := [name for name in extra if not found[name].isfinite().all()]:
-        raise ValueError(f"{bad[0]}{_more(bad)} holds numbers that are not finite")
+        raise UhkdError(f"{bad[0]}{_more(bad)} holds numbers that are not finite")
 
 
 def fitting_optimizer(
@@ -99,29 +98,29 @@ def fitting_optimizer(
     saved state come what the optimizer notes of each weight, and what it counts.
 
     Raises:
-        ValueError: naming the first thing that another optimizer, or other weights, would have left there.
+        UhkdError: naming the first thing that another optimizer, or other weights, would have left there.
     """
     groups, state = saved.get("param_groups"), saved.get("state")
     own = fresh["param_groups"]
     if not isinstance(groups, list) or not isinstance(state, dict) or len(groups) != len(own):
-        raise ValueError(f"optimizer.pt: expected {len(own)} groups of weights and a state, found others")
+        raise UhkdError(f"optimizer.pt: expected {len(own)} groups of weights and a state, found others")
     stepped = _stepped(recipe)
     checked = []
     for group, current in zip(groups, own, strict=True):
         for name, value in current.items():
             # one that another version of a library did not know is settled already
             if name != "lr" and not _same(group.get(name, value), value):
-                raise ValueError(f"optimizer.pt: {name}: expected {value}, found {str(group[name])[:40]}")
+                raise UhkdError(f"optimizer.pt: {name}: expected {value}, found {str(group[name])[:40]}")
         counted = {name: group.get(name) for name in stepped["param_groups"][0].keys() - current.keys()}
         for name, value in counted.items():
             _check_count(f"optimizer.pt: {name}", value, total)
         checked.append({**current, **counted})
     (kinds,) = stepped["state"].values() or ({},)
     if kinds and not state:
-        raise ValueError("optimizer.pt: the state of every weight is missing")
+        raise UhkdError("optimizer.pt: the state of every weight is missing")
     for number, noted in state.items():
         if number not in sizes or not isinstance(noted, dict) or noted.keys() != kinds.keys():
-            raise ValueError(
+            raise UhkdError(
                 f"optimizer.pt: expected {', '.join(kinds) or 'nothing'} of {len(sizes)} weights, found {str(noted)[:40]} of "
                 f"weight {str(number)[:20]}: another optimizer's state?"
             )
@@ -129,13 +128,13 @@ def fitting_optimizer(
             value, where = noted[name], f"optimizer.pt: {name} of weight {number}"
             if not isinstance(kind, Tensor):
                 if value is not None or kind is not None:
-                    raise ValueError(f"{where}: expected nothing, found {str(value)[:40]}")
+                    raise UhkdError(f"{where}: expected nothing, found {str(value)[:40]}")
             elif kind.ndim == 0:
                 _check_count(where, value, total)
             elif not isinstance(value, Tensor) or value.shape != sizes[number] or not value.is_floating_point():
-                raise ValueError(f"{where}: expected numbers of shape {tuple(sizes[number])}, found {_form(value)}")
+                raise UhkdError(f"{where}: expected numbers of shape {tuple(sizes[number])}, found {_form(value)}")
             elif not value.isfinite().all():
-                raise ValueError(f"{where} holds numbers that are not finite")
+                raise UhkdError(f"{where} holds numbers that are not finite")
     return {"state": state, "param_groups": checked}
 
 
@@ -151,7 +150,7 @@ def _stepped(recipe: TrainRecipe) -> dict[str, Any]:
 def _check_count(where: str, value: Any, total: int) -> None:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= total:
-        raise ValueError(f"{where}: expected a number of steps up to {total}, found {str(value)[:40]}")
+        raise UhkdError(f"{where}: expected a number of steps up to {total}, found {str(value)[:40]}")
 
 
 def _same(found: Any, expected: Any) -> bool:

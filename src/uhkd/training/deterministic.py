@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from uhkd.errors import UhkdError
+
 _REFUSED = " does not have a deterministic implementation"  # torch's words; before them stands the operation
 
 
@@ -22,7 +24,7 @@ def deterministic_advice() -> Iterator[None]:
     """An operation that torch refused because it cannot repeat to the bit becomes a ValueError that says what to do.
 
     Raises:
-        ValueError: naming the operation. Other errors pass.
+        UhkdError: naming the operation. Other errors pass.
     """
     try:
         yield
@@ -30,7 +32,7 @@ def deterministic_advice() -> Iterator[None]:
         operation, refused, _ = str(error).partition(_REFUSED)
         if not refused:
             raise
-        raise ValueError(
+        raise UhkdError(
             f"deterministic: {operation.split()[-1]} cannot repeat to the bit on this device; leave out --deterministic, or "
             "choose another network or method"
         ) from error

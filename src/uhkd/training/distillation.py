@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
 from uhkd.distributed import processes
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
 from uhkd.methods import DistillationLoss, build, check, default_balance
 from uhkd.models import brings_weights, create, native_preprocessing, native_size_of, save, wrap
@@ -62,7 +63,7 @@ class Distillation(nn.Module):
         seed: of the first weights of what is built here; a module's own are left alone.
 
     Raises:
-        ValueError: for anything that cannot be used as asked.
+        UhkdError: for anything that cannot be used as asked.
     """
 
     mean: Tensor | None
@@ -97,7 +98,7 @@ class Distillation(nn.Module):
         super().__init__()
         check(method, settings, weights)
         if (mean is None) != (std is None):
-            raise ValueError(f"mean and std belong together; found mean {mean} and std {std}")
+            raise UhkdError(f"mean and std belong together; found mean {mean} and std {std}")
         with torch.random.fork_rng([]):  # alike in every process, whatever was drawn before
             torch.manual_seed(seed)
             norms = {} if mean is None else {"mean": mean, "std": std}
@@ -116,7 +117,7 @@ class Distillation(nn.Module):
                 options = {"start": start, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **options).to(device)
             if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
-                raise ValueError("teacher and student share weights, and a teacher's are frozen: give two modules")
+                raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")
             shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # a method's own layers never shift the student's first weights
             distillers = build(method, shapes, settings, weights).to(device)
@@ -124,11 +125,11 @@ class Distillation(nn.Module):
         self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
         self.needs_indices = any(d.needs.index for d in own)
         if self.needs_indices and num_samples is None:
-            raise ValueError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
+            raise UhkdError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
         led = [teacher is not None and teacher.shapes.logits == num_classes]
         named = make_balance(balance or default_balance(method), balance_settings or {}, distillers, led=led)
         if total_steps is None and named is not None and set(named.falls) != {"constant"}:
-            raise ValueError(
+            raise UhkdError(
                 f"balance {balance} falls over the training: give total_steps, the steps of the whole training"
             )
         self.learner = StudentWithLosses(
@@ -180,7 +181,7 @@ class Distillation(nn.Module):
         where the method reads no spectra. Of several processes the first one's images count.
 
         Raises:
-            ValueError: for fewer than two images, images that are not in [0,1], or features that are not finite.
+            UhkdError: for fewer than two images, images that are not in [0,1], or features that are not finite.
         """
         if self.ftm is None:
             return 0
@@ -203,7 +204,7 @@ class Distillation(nn.Module):
         training set, for methods that remember each image.
 
         Raises:
-            ValueError: before `calibrate` where the method needs it, without indices where it needs them, or for images that are
+            UhkdError: before `calibrate` where the method needs it, without indices where it needs them, or for images that are
                 not in [0,1] (the first batch is looked at: each look makes a GPU wait).
         """
         batch, teacher_output = self.prepare_batch(images, labels, indices)
@@ -244,15 +245,15 @@ class Distillation(nn.Module):
         images, labels, indices: as of `forward`, (B, 3, H, W), (B,) and (B,).
 
         Raises:
-            ValueError: as `forward`.
+            UhkdError: as `forward`.
         """
         if self.needs_indices and indices is None:
-            raise ValueError(
+            raise UhkdError(
                 f"{self.method} keeps a memory of every training image and must know which these are: call with (images, labels, "
                 "indices), their positions in the training set"
             )
         if not self._ready and self.needs_calibration:
-            raise ValueError(
+            raise UhkdError(
                 f"{self.method} compares standardised spectra of the teacher: call calibrate(loader) on training images before "
                 "the first step, or load a checkpoint"
             )
@@ -294,7 +295,7 @@ class Distillation(nn.Module):
         """Write the student alone, card and weights, into a new folder that `uhkd.load_run`, `uhkd eval --data` and others open.
 
         Raises:
-            ValueError: when the folder holds something already, or the names are not as many as the classes.
+            UhkdError: when the folder holds something already, or the names are not as many as the classes.
         """
         return save(self.student, folder, classes)
 
@@ -309,7 +310,7 @@ def _wrapped(
     if not isinstance(module, FeatureExtractor):
         return wrap(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
     if num_classes is not None and module.shapes.logits != num_classes:
-        raise ValueError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
+        raise UhkdError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
     return module
 
 
@@ -332,9 +333,9 @@ def _check_range(images: Tensor, undone: bool) -> None:
             if undone
             else "; give mean and std where your transforms normalise (or divide bytes by 255)"
         )
-        raise ValueError(f"images must be in [0, 1], found {low:.3g} to {high:.3g}{' ' if undone else ''}{why}")
+        raise UhkdError(f"images must be in [0, 1], found {low:.3g} to {high:.3g}{' ' if undone else ''}{why}")
 
 
 def _check_positions(found: Tensor, count: int, what: str, by: str) -> None:
     if len(found) and not (found.min() >= 0 and found.max() < count):
-        raise ValueError(f"{what} must be 0 to {count - 1} ({by} is {count}), found {found.min()} to {found.max()}")
+        raise UhkdError(f"{what} must be 0 to {count - 1} ({by} is {count}), found {found.min()} to {found.max()}")

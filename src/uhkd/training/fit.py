@@ -39,7 +39,7 @@ def fit(setup: Setup) -> Result:
     """Train and write the run folder; of several processes the first alone writes.
 
     Raises:
-        ValueError: as `Trainer.train`, or if the folder cannot be written.
+        UhkdError: as `Trainer.train`, or if the folder cannot be written.
     """
     recipe, data, folder, fabric = setup.recipe, setup.data, setup.folder, setup.fabric
     student = setup.learner.student

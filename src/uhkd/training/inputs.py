@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from uhkd.console import log_info
 from uhkd.data import Augmentation, DataSplits, ShardOptions, open_data
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
@@ -111,7 +112,7 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
     """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
 
     Raises:
-        ValueError: for a batch larger than the training part, or pieces too small to standardise features over.
+        UhkdError: for a batch larger than the training part, or pieces too small to standardise features over.
     """
     images = len(data.train)
     if "batch_size" not in recipe.model_fields_set and recipe.grad_accum_steps == 1 and recipe.batch_size > images // 4:
@@ -119,12 +120,12 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
         recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
         log_info(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
     if recipe.batch_size > images:
-        raise ValueError(
+        raise UhkdError(
             f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
             f"use --batch-size {max(2, images // 4)} or less"
         )
     if recipe.batch_size // recipe.grad_accum_steps < 2:
-        raise ValueError(
+        raise UhkdError(
             f"batch_size {recipe.batch_size} in {recipe.grad_accum_steps} parts leaves "
             f"{recipe.batch_size // recipe.grad_accum_steps} image a part; batch statistics need at least 2"
         )

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info
 from uhkd.data import DataSplits, ImageSource, eval_loader, open_data
+from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, predict_logits
 from uhkd.evaluation.probe import Probe, embed, probe
 from uhkd.features import FeatureExtractor
@@ -23,7 +24,7 @@ def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | Te
     """The recipe's weights; without logits to imitate, the terms on them are left out.
 
     Raises:
-        ValueError: for a method that learns from labels, or from logits that are not there.
+        UhkdError: for a method that learns from labels, or from logits that are not there.
     """
     logits = teacher.manifest.layout.logits if isinstance(teacher, TeacherCache) else teacher and teacher.shapes.logits
     weights = label_free_weights(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
@@ -73,7 +74,7 @@ def make_probe_evaluator(
     """The judge of a training without labels, if the recipe brings labelled images.
 
     Raises:
-        ValueError: as `open_probe_data`.
+        UhkdError: as `open_probe_data`.
     """
     opened = open_probe_data(recipe, data)
     return None if opened is None else ProbeEvaluator(recipe.probe, opened, opened.val, fabric, workers)
@@ -83,18 +84,18 @@ def open_probe_data(recipe: DistillRecipe, data: DataSplits) -> DataSplits | Non
     """The labelled images that judge a training without labels, if the recipe brings any.
 
     Raises:
-        ValueError: for probe_data beside labels, or without any.
+        UhkdError: for probe_data beside labels, or without any.
     """
     if recipe.probe_data is None:
         return None
     if data.classes:
-        raise ValueError(
+        raise UhkdError(
             f"probe_data judges a training without labels, and data {data.name} has labels: leave out --probe-data, or leave "
             "the labels aside by --unlabelled"
         )
     opened = open_data(recipe.probe_data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
     if not opened.classes:
-        raise ValueError(
+        raise UhkdError(
             f"probe_data {opened.name} has no labels to judge by: expected class folders, or another labelled set"
         )
     log_info(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.methods import DistillationLoss, teacher_index
 from uhkd.training.balance import Balance
@@ -102,10 +103,10 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float], bala
     balance: changes the summands, see `Balance.balanced`.
 
     Raises:
-        ValueError: when there is no term to learn from.
+        UhkdError: when there is no term to learn from.
     """
     weighted = {name: weights[name] * value for name, value in terms.items() if weights[name]}
     if not weighted:
-        raise ValueError("nothing to learn from: no labels, and no method with a term of weight above 0")
+        raise UhkdError("nothing to learn from: no labels, and no method with a term of weight above 0")
     summands = torch.stack(list(weighted.values()))
     return (summands if balance is None else balance.balanced(list(weighted), summands)).sum()

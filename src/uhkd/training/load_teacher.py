@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from uhkd.console import log_info
 from uhkd.data import Augmentation, DataSplits, eval_loader, train_loader
+from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
 from uhkd.features import FeatureExtractor
@@ -55,7 +56,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
         flag = (
             "" if recipe.teacher_start else " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
         )
-        raise ValueError(f"teacher: {error}{flag if 'start=' in str(error) else ''}") from error
+        raise UhkdError(f"teacher: {error}{flag if 'start=' in str(error) else ''}") from error
 
 
 def prepare_teacher(
@@ -73,7 +74,7 @@ def prepare_teacher(
     has no labels, on images of its own; without it its accuracy is unknown. number: of one among several teachers.
 
     Raises:
-        ValueError: when its head does not fit and may not be replaced, or when it knows no more than chance.
+        UhkdError: when its head does not fit and may not be replaced, or when it knows no more than chance.
     """
     data, fabric = inputs.data, inputs.fabric
     teacher = load_teacher(recipe, module, inputs).to(fabric.device).eval()
@@ -84,11 +85,11 @@ def prepare_teacher(
         return teacher, _unlabelled(teacher, recipe, None if inputs.dry_run else evaluator)
     fits, why = _head_fits(teacher, data)
     if recipe.teacher_head == "keep" and not fits:
-        raise ValueError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
+        raise UhkdError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
     probed = recipe.teacher_head == "probe" or not fits
     if probed:
         if teacher.shapes.embedding is None:
-            raise ValueError(
+            raise UhkdError(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
         _probe(teacher, inputs, inputs.folder.probe_of(number), why or "teacher_head=probe")
@@ -105,7 +106,7 @@ def prepare_teacher(
 
 def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
     if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
-        raise ValueError(
+        raise UhkdError(
             f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of "
             f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes; {_certain(evaluation)}); train it first: "
             f"uhkd finetune --model {recipe.teacher} --data {data} --out DIR, then --teacher DIR (or go on anyway with "
@@ -118,7 +119,7 @@ def _unlabelled(
 ) -> Evaluation | None:
     """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
     if recipe.teacher_head == "probe":
-        raise ValueError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
+        raise UhkdError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
     if evaluator is None or teacher.shapes.embedding is None:
         log_info(
             f"teacher {recipe.teacher}: without labels its worth is not known"
@@ -167,7 +168,7 @@ def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> N
             state = load_file(file)
             check_tensors(state, probe.state_dict(), state)
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"{file} is damaged ({error}); delete it to have the probe trained anew") from error
+            raise UhkdError(f"{file} is damaged ({error}); delete it to have the probe trained anew") from error
         probe.load_state_dict(state)
         log_info("linear probe of the teacher: taken from the run folder")
     else:

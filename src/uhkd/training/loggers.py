@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from uhkd.errors import UhkdError
 from uhkd.runs import RunFolder, check_own, read_mapping
 
 _PACKAGES = {
@@ -32,12 +33,12 @@ def check_loggers(names: Sequence[str]) -> None:
     """See that the packages of the loggers asked for are there.
 
     Raises:
-        ValueError: naming the first that is not, and the extra that brings it.
+        UhkdError: naming the first that is not, and the extra that brings it.
     """
     for name in names:
         for package in _PACKAGES[name]:
             if find_spec(package) is None:
-                raise ValueError(f"log {name}: the package {package} is missing: pip install 'uhkd[{name}]'")
+                raise UhkdError(f"log {name}: the package {package} is missing: pip install 'uhkd[{name}]'")
 
 
 class _Sink(ABC):
@@ -175,7 +176,7 @@ class Loggers:
         say: told once of each logger that fails.
 
     Raises:
-        ValueError: when a logger cannot be opened where the run begins. One that goes on, which a queue may have started, does
+        UhkdError: when a logger cannot be opened where the run begins. One that goes on, which a queue may have started, does
             so without.
     """
 
@@ -202,7 +203,7 @@ class Loggers:
                 why = f"{type(error).__name__}: {error}".splitlines()[0]
                 if not start_step:
                     self.close("failed")
-                    raise ValueError(
+                    raise UhkdError(
                         f"log {name} could not be opened ({why}); nothing was trained. Mend it, or leave {name} out of --log, "
                         "and start the same command again with --resume"
                     ) from error

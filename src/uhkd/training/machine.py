@@ -12,6 +12,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from uhkd.console import log_info, verbose
 from uhkd.data import DataSplits, in_memory, usable_cores
 from uhkd.distributed import exit_with_parent
+from uhkd.errors import UhkdError
 from uhkd.recipe import DeviceOptions
 from uhkd.training.deterministic import make_deterministic
 from uhkd.training.optimizer import FUSED
@@ -31,13 +32,13 @@ def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
     """(device, precision), both settled.
 
     Raises:
-        ValueError: when a GPU is asked for and there is none.
+        UhkdError: when a GPU is asked for and there is none.
     """
     device = recipe.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise UhkdError(
             "device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch"
         )
     precision = recipe.precision

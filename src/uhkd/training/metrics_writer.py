@@ -111,7 +111,7 @@ class MetricsWriter:
         kept: says what there is to go on from.
 
         Raises:
-            ValueError: when the disk does not take them.
+            UhkdError: when the disk does not take them.
         """
         self.rows.append(row)
         if self.first:

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 
 import torch
 
+from uhkd.errors import UhkdError
+
 
 @contextmanager
 def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
     """Running out of memory inside, of a GPU or of the machine, becomes a ValueError that says what to do.
 
     Raises:
-        ValueError: with the advice. Other errors pass.
+        UhkdError: with the advice. Other errors pass.
     """
     try:
         yield
@@ -19,4 +21,4 @@ def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
         # a CPU's allocator raises a plain RuntimeError
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ValueError(advice()) from error
+        raise UhkdError(advice()) from error

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from uhkd.errors import UhkdError
+
 PATIENCE = 10  # steps in a row that may be skipped
 ADVICE = "Try a lower lr, a smaller loss weight, precision=fp32"
 
@@ -56,10 +58,10 @@ class RunningMetrics:
         """See that not all of the last steps were left out.
 
         Raises:
-            ValueError: when PATIENCE steps in a row were.
+            UhkdError: when PATIENCE steps in a row were.
         """
         if self.skipped[-PATIENCE:] == list(range(step - PATIENCE, step)):
-            raise ValueError(
+            raise UhkdError(
                 f"{PATIENCE} steps in a row, up to step {step}, gave no finite gradient; {last_checkpoint}. {ADVICE}"
             )
 
@@ -82,22 +84,22 @@ class RunningMetrics:
         """Read the flag (this waits for the device).
 
         Raises:
-            ValueError: if a loss, a weight or a teacher output is NaN or infinite. The message ends with `last_checkpoint`.
+            UhkdError: if a loss, a weight or a teacher output is NaN or infinite. The message ends with `last_checkpoint`.
         """
         step_of_teacher = int(self.teacher_nonfinite)
         if step_of_teacher >= 0 and step_of_teacher == int(self.first):  # the first non-finite value is the cause
-            raise ValueError(
+            raise UhkdError(
                 f"the teacher's output is not finite in step {step_of_teacher + 1}, whose images are in nonfinite.json; "
                 f"{last_checkpoint}. It is not the student's loss: try precision=fp32, leave these images out, or nonfinite=skip"
             )
         if not bool(self.finite):
             bad = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
-            raise ValueError(
+            raise UhkdError(
                 f"the loss stopped being finite by step {step} (terms: {', '.join(bad) or 'their weighted sum'}); "
                 f"{last_checkpoint}. {ADVICE}, or nonfinite=skip"
             )
         if not bool(self.finite):
-            raise ValueError(
+            raise UhkdError(
                 f"gradients or weights stopped being finite by step {step} (the loss was still finite); {last_checkpoint}. "
                 f"{ADVICE}, or nonfinite=skip"
             )

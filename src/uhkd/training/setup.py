@@ -10,6 +10,7 @@ from torch import nn
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info
 from uhkd.data import Augmentation
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.methods import DistillationLoss, check
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
@@ -103,7 +104,7 @@ def prepare(
         dry_run: see `Setup`.
 
     Raises:
-        ValueError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
+        UhkdError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
     """
     for one, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
         check(one.method, one.settings, one.weights)
@@ -141,7 +142,7 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
         recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.batch_size % fabric.world_size:
-        raise ValueError(
+        raise UhkdError(
             f"batch_size {recipe.batch_size} must be a multiple of the number of processes, {fabric.world_size}; for example "
             f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
         )

@@ -60,7 +60,7 @@ class TrainingState:
         total: steps of the whole training; weights: of the terms.
 
         Raises:
-            ValueError: if no checkpoint there is of this training.
+            UhkdError: if no checkpoint there is of this training.
         """
 
         def check_fits(found: Checkpoint) -> None:

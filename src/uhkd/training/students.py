@@ -5,6 +5,7 @@ from torch import nn
 
 from uhkd.console import log_info
 from uhkd.data import DataSplits
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
 from uhkd.models import ModelCard, create, load_run, native_size_of, read_safetensors, wrap
@@ -19,7 +20,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     module: in place of the recipe's name.
 
     Raises:
-        ValueError: for a name, option or module that cannot be used, or a module with another head.
+        UhkdError: for a name, option or module that cannot be used, or a module with another head.
     """
     if isinstance(recipe, DistillRecipe):
         name, start = recipe.student, recipe.student_start
@@ -33,7 +34,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             wanted = (
                 f"the data has {classes}" if classes else "without labels none are wanted (wrap it with num_classes=0)"
             )
-            raise ValueError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
+            raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
@@ -56,10 +57,10 @@ def check_labels(data: DataSplits) -> None:
     """See that there is something to finetune on.
 
     Raises:
-        ValueError: for images without labels.
+        UhkdError: for images without labels.
     """
     if not data.classes:
-        raise ValueError(
+        raise UhkdError(
             f"data {data.name} has no labels, and finetune learns from them alone; expected class folders or (image, label) "
             "pairs, or distil a teacher, which needs none"
         )

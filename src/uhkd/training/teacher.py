@@ -108,7 +108,7 @@ def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, 
     """Fix the FTM's statistics from the first `images` un-mixed training images; returns how many were used.
 
     Raises:
-        ValueError: for fewer than two images or features that are not finite.
+        UhkdError: for fewer than two images or features that are not finite.
     """
     assert teacher.ftm is not None
     raw: list[list[Tensor]] = [[] for _ in teacher.ftm.target.levels]

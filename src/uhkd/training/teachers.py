@@ -9,6 +9,7 @@ from torch import nn
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info, shown
 from uhkd.data import DataSplits
+from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation
 from uhkd.features import FeatureExtractor, OutputShapes, PairShapes
 from uhkd.methods import DistillationLoss, build, default_balance, effective, numbered, teacher_index, uses_logits
@@ -58,7 +59,7 @@ def prepare_teachers(
     """Return the recipe's teachers, ready for use; `modules` replace its names.
 
     Raises:
-        ValueError: for a teacher that cannot be used, or is at chance level.
+        UhkdError: for a teacher that cannot be used, or is at chance level.
     """
     taught = recipe.teacher_recipes()
     if modules is None or isinstance(modules, nn.Module):
@@ -91,7 +92,7 @@ def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tu
     """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count.
 
     Raises:
-        ValueError: where the logits of several count and their classes are not the same in the same order.
+        UhkdError: where the logits of several count and their classes are not the same in the same order.
     """
     if data.classes:
         return len(data.classes), data.classes
@@ -103,7 +104,7 @@ def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tu
     named = [(one, names) for one, _, names in prepared if names]
     for one, names in named[1:]:
         if names != named[0][1]:
-            raise ValueError(
+            raise UhkdError(
                 f"the teachers {named[0][0].recipe.teacher} and {one.recipe.teacher} know other classes, or the same in "
                 f"another order ({', '.join(map(shown, named[0][1][:3]))}, ... and {', '.join(map(shown, names[:3]))}, ...), and "
                 "without labels one head learns both: leave one out, or give it a method without logits, as rsd"
@@ -122,7 +123,7 @@ def distillers_of(
     """The methods of all teachers, their weights in shares; of several teachers under numbered names.
 
     Raises:
-        ValueError: as `uhkd.methods.build`, naming the teacher among several.
+        UhkdError: as `uhkd.methods.build`, naming the teacher among several.
     """
     distillers = nn.ModuleDict()
     for number, one in enumerate(teachers, 1):
@@ -131,7 +132,7 @@ def distillers_of(
             own = build(recipe.method, shapes, recipe.settings, one.weights)
         except ValueError as error:
             which = f"teacher {number} ({recipe.teacher}): " if len(teachers) > 1 else ""
-            raise ValueError(f"{which}{error}") from error
+            raise UhkdError(f"{which}{error}") from error
         if len(teachers) > 1:
             for distiller in own.values():
                 assert isinstance(distiller, DistillationLoss)
@@ -144,7 +145,7 @@ def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillReci
     """Return the recipe with its balance named and all settings of it written out; one that is resumed (`run`) keeps its own.
 
     Raises:
-        ValueError: for an unknown method.
+        UhkdError: for an unknown method.
     """
     name, settings = recipe.balance, recipe.balance_settings
     if name is None and run is not None:
@@ -166,7 +167,7 @@ def balance_of(
     whose logits no method reads.
 
     Raises:
-        ValueError: as `make_balance`.
+        UhkdError: as `make_balance`.
     """
     led, bounds = [], []
     for place, one in enumerate(teachers):

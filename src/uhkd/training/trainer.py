@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.console import log_info, verbose
 from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
+from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import find_matching_loss
@@ -55,7 +56,7 @@ class Trainer:
     checkpoint after the current step.
 
     Raises:
-        ValueError: if the batch is larger than the training split.
+        UhkdError: if the batch is larger than the training split.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -97,7 +98,7 @@ class Trainer:
         """Train to the last step and return the rows of metrics.csv; the student holds the averaged weights, if any.
 
         Raises:
-            ValueError: if the data differs from that of the interrupted training, a batch cannot be loaded (after saving a
+            UhkdError: if the data differs from that of the interrupted training, a batch cannot be loaded (after saving a
                 checkpoint), or the loss is no longer finite.
             Stopped: on a signal.
         """
@@ -143,7 +144,7 @@ class Trainer:
                     self._save_checkpoint()
                 if request.signal is not None:  # the loader's processes received it too
                     raise self._stopped(request.signal) from None
-                raise ValueError(f"{error}; {self.last_checkpoint}") from error
+                raise UhkdError(f"{error}; {self.last_checkpoint}") from error
         self.average.copy_to_model()
         return self.rows
 

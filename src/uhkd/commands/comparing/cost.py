@@ -23,6 +23,7 @@ from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step import Step, StepFactory
 from uhkd.console import log_info
+from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.training import CachedTeacher
@@ -47,7 +48,7 @@ def measure_costs(recipe: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any
     """Measure a step of every method of every pair (and of scratch and KD); writes and returns cost.json, and cost.md.
 
     Raises:
-        ValueError: when scratch or KD cannot be built for a pair, or memory does not suffice. Any other method that cannot
+        UhkdError: when scratch or KD cannot be built for a pair, or memory does not suffice. Any other method that cannot
             be built is listed with its reason.
     """
     if not set(BASELINES) <= set(recipe.methods):
@@ -151,7 +152,7 @@ def _measure_pair(
                     methods[label] = _facts(step)
                 except ValueError as error:
                     if label in BASELINES:
-                        raise ValueError(f"{pair} by {label}, to which the others are compared: {error}") from error
+                        raise UhkdError(f"{pair} by {label}, to which the others are compared: {error}") from error
                     steps.pop(label, None)
                     missing[label] = str(error)
         log_info(f"{pair}: {rounds} rounds, a step of each in every one")

@@ -14,6 +14,7 @@ from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import TaskStore, workers_of
 from uhkd.commands.comparing.serving import is_complete
 from uhkd.console import is_interactive, log_info, shown
+from uhkd.errors import UhkdError
 
 _LOOK = 0.5  # seconds between two looks at the folder
 _ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --overrides batch_size=N)"}
@@ -28,7 +29,7 @@ def run(plan: Plan, store: TaskStore, jobs: int) -> None:
     """Workers at work, and the table as it fills (a line a training where there is no terminal), until nothing is left to do.
 
     Raises:
-        ValueError: when the workers ended before the work did.
+        UhkdError: when the workers ended before the work did.
     """
     if _finished(states(plan, store)):
         return
@@ -56,7 +57,7 @@ def run(plan: Plan, store: TaskStore, jobs: int) -> None:
                 live.update(_live_table(plan, store, began, len(reported) - already), refresh=True)
     if not _finished(states(plan, store)):
         codes = ", ".join(str(worker.returncode) for worker in workers)
-        raise ValueError(
+        raise UhkdError(
             f"the workers ended (exit codes {codes}) before the comparison was done; the same command goes on with it"
         )
 

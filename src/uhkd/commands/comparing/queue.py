@@ -22,6 +22,7 @@ from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.serving import invalidate, is_complete, resolve_cache, store
 from uhkd.data import usable_cores
+from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
 from uhkd.runs import RunFolder, check_own, drop_leftovers, write_atomically
 
@@ -66,14 +67,14 @@ class TaskStore:
             return json.loads(self._test(task.name).read_text(encoding="utf-8"))["accuracy"]
         metrics = self.run(task.name).read_result()["metrics"]
         if "val_accuracy" not in metrics:
-            raise ValueError(f"{task.name} learned without labels and has no accuracy; say probe_data in its recipe")
+            raise UhkdError(f"{task.name} learned without labels and has no accuracy; say probe_data in its recipe")
         return metrics["val_accuracy"]
 
     def begin(self, plan: Plan) -> None:
         """Write down every task's words, and give tasks that failed another chance.
 
         Raises:
-            ValueError: when a folder below `out` is a link.
+            UhkdError: when a folder below `out` is a link.
             RecipeError: when a task has other words than the folder's earlier task of that name.
         """
         problems = []

@@ -15,6 +15,7 @@ from filelock import FileLock
 from uhkd.cache import TeacherCache
 from uhkd.commands.caching import cache
 from uhkd.console import count, log_info
+from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
 from uhkd.methods import DistillationLoss
 from uhkd.methods import build as build_method
@@ -116,7 +117,7 @@ def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str,
         out: the comparison's folder. name: of the cache. served: the trainings it is meant for, by name and words.
 
     Raises:
-        ValueError: when fewer trainings than two would use it, or all caches together take more than half of the free disk.
+        UhkdError: when fewer trainings than two would use it, or all caches together take more than half of the free disk.
     """
     folder, fresh, began = out / name, not TeacherCache.exists(out / name), time.monotonic()
     left = {n: w for n, w in served.items() if _may_use(RunFolder(out / n), folder)}
@@ -126,16 +127,16 @@ def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str,
         reasons = {n: why for n, w in left.items() if (why := incompatibility(w, stored)) is not None}
         if len(left) - len(reasons) < enough:
             lines = "".join(f"\n  {n}: {why}" for n, why in reasons.items())
-            raise ValueError(f"only {len(left) - len(reasons)} of {len(left)} trainings could use it{lines}")
+            raise UhkdError(f"only {len(left) - len(reasons)} of {len(left)} trainings could use it{lines}")
         manifest = stored.manifest
         shards = [shard for view in range(manifest.views) for shard in stored.shards.of_view(view)]
         _reserve(out, name, sum(map(stored.shards.bytes_of, shards)))
 
     if len(left) < enough:
-        raise ValueError(f"only {len(left)} of {len(served)} trainings are left to use it")
+        raise UhkdError(f"only {len(left)} of {len(served)} trainings are left to use it")
     stored = cache(build(CacheRecipe, {**options, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
-        raise ValueError(f"{count(len(missing), 'shard is', 'shards are')} being made by somebody else")
+        raise UhkdError(f"{count(len(missing), 'shard is', 'shards are')} being made by somebody else")
     with _notes(out) as notes:
         notes[name]["seconds"] = time.monotonic() - began if fresh else None
     write_atomically(folder / _COMPLETE, "")
@@ -168,7 +169,7 @@ def _reserve(out: Path, name: str, size: int) -> None:
     """Note what a cache will take, so that caches begun at the same time know of each other.
 
     Raises:
-        ValueError: when all together would take more than half of what is free without them.
+        UhkdError: when all together would take more than half of what is free without them.
     """
     with _notes(out) as notes:
         others = sum(note["bytes"] for n, note in notes.items() if n != name and (out / n).is_dir())
@@ -176,7 +177,7 @@ def _reserve(out: Path, name: str, size: int) -> None:
         free = shutil.disk_usage(out).free + written
         if others + size > free / 2:
             next_to = f" beside {others / 1e9:.3g} GB of other caches" if others else ""
-            raise ValueError(
+            raise UhkdError(
                 f"its {size / 1e9:.3g} GB{next_to} are more than half of the free disk ({free / 1e9:.3g} GB without them)"
             )
         notes[name] = {"bytes": size, "seconds": None}

@@ -79,7 +79,7 @@ class StepFactory:
         """Return a step by a recipe of distill, networks with random weights (a run folder with its own).
 
         Raises:
-            ValueError: for networks, data or a method that cannot work together.
+            UhkdError: for networks, data or a method that cannot work together.
         """
         recipe = build(DistillRecipe, {k: v for k, v in fields.items() if k not in ("out", "resume")})
         chosen = recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from uhkd.errors import UhkdError
 from uhkd.models.factories import Built, Input, Size, construct
 from uhkd.models.families import PREFIX, quiet_torchao
 
@@ -22,14 +23,14 @@ def build_family(name: str, size: Size | None, num_classes: int | None, options:
     """A network of a family with random weights; `options` are words of its configuration.
 
     Raises:
-        ValueError: an option that the family does not know, or a network that cannot be.
+        UhkdError: an option that the family does not know, or a network that cannot be.
     """
     full = PREFIX + name
     known = _known(name)
     if foreign := _foreign(options):
-        raise ValueError(f"{full}: the option {foreign[0]} would fetch or run other things than an architecture")
+        raise UhkdError(f"{full}: the option {foreign[0]} would fetch or run other things than an architecture")
     if unknown := sorted(options.keys() - known):
-        raise ValueError(_unknown_option(full, unknown[0], known))
+        raise UhkdError(_unknown_option(full, unknown[0], known))
     fields = dict(options)
     if size is not None:
         side = size[0] if size[0] == size[1] else list(size)

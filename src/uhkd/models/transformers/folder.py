@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
 from uhkd.models.factories import Input, construct
 from uhkd.models.families import PREFIX, families
 from uhkd.models.pretrained import hub_within_reach
@@ -43,20 +44,20 @@ def find(name: str, *, pretrained: bool) -> Found:
     """What a folder of save_pretrained, or a model of the hub, holds. A folder always brings its weights, where it has some.
 
     Raises:
-        ValueError: when it cannot be had, holds no classifier of images, or weights that are not whole safetensors.
+        UhkdError: when it cannot be had, holds no classifier of images, or weights that are not whole safetensors.
     """
     local = (Path(name).expanduser() / CONFIG).is_file()
     folder = Path(name).expanduser() if local else _snapshot(name, pretrained)
     try:
         raw = read_mapping(folder / CONFIG)
     except (OSError, ValueError) as error:
-        raise ValueError(f"'{folder / CONFIG}' cannot be read: {error}") from error
+        raise UhkdError(f"'{folder / CONFIG}' cannot be read: {error}") from error
     family = str(raw.get("model_type"))
     if family not in families():
         hint = f"write timm/{name}" if "architecture" in raw else f"there are {', '.join(families()[:4])} and others"
-        raise ValueError(f"'{name}' holds {family!r}, which is no family that classifies images; {hint}")
+        raise UhkdError(f"'{name}' holds {family!r}, which is no family that classifies images; {hint}")
     if raw.get("quantization_config"):
-        raise ValueError(f"'{name}' holds quantised weights, which cannot be trained or tapped; take the plain ones")
+        raise UhkdError(f"'{name}' holds quantised weights, which cannot be trained or tapped; take the plain ones")
     fields = plain_fields(family, raw) | {"id2label": raw.get("id2label")}
     config: Any = construct(PREFIX + name, (224, 224), lambda: make_config(family, fields))
     labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
@@ -67,12 +68,12 @@ def find(name: str, *, pretrained: bool) -> Found:
     if local and not has_weights(name):
         other = next((file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))), None)
         if other is not None:
-            raise ValueError(
+            raise UhkdError(
                 f"'{folder / other}' was not opened: weights of this kind can run code; save them again with save_pretrained, as "
                 "model.safetensors"
             )
         if pretrained:
-            raise ValueError(f"'{name}' has no weights: expected model.safetensors, as save_pretrained writes it")
+            raise UhkdError(f"'{name}' has no weights: expected model.safetensors, as save_pretrained writes it")
     if not (pretrained or (local and has_weights(name))):
         return found
     notes = [] if processor.is_file() else [f"'{name}' has no {PROCESSOR}: images are normalised as ImageNet's"]
@@ -95,17 +96,17 @@ def _snapshot(name: str, pretrained: bool) -> Path:
         try:
             found = snapshot_download(name, allow_patterns=wanted, local_files_only=constants.HF_HUB_OFFLINE)
         except LocalEntryNotFoundError as error:
-            raise ValueError(
+            raise UhkdError(
                 _elsewhere(name, "it cannot be reached, and the local cache does not hold this model")
             ) from error
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(_elsewhere(name, reason)) from error
+            raise UhkdError(_elsewhere(name, reason)) from error
     folder = Path(found)
     missing = [] if (folder / CONFIG).is_file() else [CONFIG]
     missing += ["model.safetensors"] if pretrained and not has_weights(found) else []
     if missing:
-        raise ValueError(_elsewhere(name, f"it has no {missing[0]} there"))
+        raise UhkdError(_elsewhere(name, f"it has no {missing[0]} there"))
     return folder
 
 
@@ -131,7 +132,7 @@ def _weights(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
             )
     except Exception as error:  # a damaged file can fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
+        raise UhkdError(
             f"the weights in '{name}' cannot be read ({reason.rstrip('.')}); write or copy them again"
         ) from error
     absent = {str(key) for key in report["missing_keys"]} | {str(item[0]) for item in report["mismatched_keys"]}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from uhkd.errors import UhkdError
 from uhkd.models.card import LARGEST_SIDE
 from uhkd.models.factories import Input, Size
 from uhkd.models.transformers.configuration import pair, size_of_config
@@ -14,7 +15,7 @@ def described_by(config: Any, processor: Mapping[str, Any] | None) -> Input:
     """Size, mean, std and filter; a processor's arithmetic on bytes is said in terms of images in [0,1].
 
     Raises:
-        ValueError: for a processor of other words, or impossible numbers.
+        UhkdError: for a processor of other words, or impossible numbers.
     """
     own = size_of_config(config)
     if processor is None:
@@ -22,11 +23,11 @@ def described_by(config: Any, processor: Mapping[str, Any] | None) -> Input:
     try:
         found = _described(processor, own or (224, 224))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
+        raise UhkdError(
             f"the image processor's configuration cannot be used: {type(error).__name__} {error}"
         ) from error
     if not (min(found.size) >= 1 and max(found.size) <= LARGEST_SIDE) or min(found.std) <= 0:
-        raise ValueError(
+        raise UhkdError(
             f"the image processor has images of {found.size} and std {found.std}; expected sides of 1 to {LARGEST_SIDE} px, and "
             "std above 0"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from uhkd.errors import UhkdError
 from uhkd.methods import DistillationLoss, teacher_index
 from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.balance.base import GROUPS, Balance
@@ -44,7 +45,7 @@ def make_balance(
         labels: whether the images have labels.
 
     Raises:
-        ValueError: for unknown or impossible settings, or a balance that needs labels without them.
+        UhkdError: for unknown or impossible settings, or a balance that needs labels without them.
     """
     checked: Settings = balance_settings(name, settings)
     rows = {
@@ -59,7 +60,7 @@ def make_balance(
         return Lead(rows, checked, led or [False], bounds)
     if isinstance(checked, CapSettings):
         if not labels:
-            raise ValueError(
+            raise UhkdError(
                 "balance cap compares with the gradient of the labels' term, and these images have no labels"
             )
         return Cap(rows, checked)

@@ -15,7 +15,7 @@ class Cap(Factors):
     norms bounds the norm of the sum.
 
     Raises:
-        ValueError: where there is no cross-entropy to compare with.
+        UhkdError: where there is no cross-entropy to compare with.
     """
 
     def __init__(self, rows: Mapping[str, int], settings: CapSettings) -> None:
