@@ -27,7 +27,7 @@ from PIL import Image
 
 from uhkd.data import Augmentation, ShardOptions, make_index, open_data, train_loader
 from uhkd.data.rng import stream
-from uhkd.data.sampler import Shuffle
+from uhkd.data.sampler import ShardShuffle
 from uhkd.data.tar_index import Index, read_index
 
 SAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -49,7 +49,7 @@ def opening(samples: int) -> dict[str, float]:
     began = time.perf_counter()
     read_index(content, "it")
     found = {"open_seconds": time.perf_counter() - began, "file_bytes_a_sample": len(content) / samples}
-    shuffle = Shuffle(bounds, 8, 8)
+    shuffle = ShardShuffle(bounds, 8, 8)
     for name, order in (("at_once", lambda g: g.permutation(samples)), ("near", shuffle.order)):
         began = time.perf_counter()
         order(stream("order", 0, 0))

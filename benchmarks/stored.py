@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from measuring import parser, save
 
-from uhkd.cache import Layout, Shards
+from uhkd.cache import RecordFormat, Shards
 from uhkd.cache.shards import HEAD
 
-LAYOUT = Layout(100, 768, ((64, 9),) * 4)  # CIFAR-100's classes, Swin-T's embedding, 64 channels at radius 1
+LAYOUT = RecordFormat(100, 768, ((64, 9),) * 4)  # CIFAR-100's classes, Swin-T's embedding, 64 channels at radius 1
 BATCH = 128
 
 

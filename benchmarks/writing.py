@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from measuring import DEVICE, PAIRS, batch_of, make_images, parser, save, size_of, view_words, wait
 
-from uhkd.commands.caching import Work
+from uhkd.commands.caching import CacheWriter
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.recipe import CacheRecipe, build
 
@@ -34,7 +34,7 @@ def main() -> None:
         words |= {"teacher": PAIRS[asked.pair]["teacher"], "teacher_start": "random", "allow_weak_teacher": True}
         words |= {"views": 1, "batch_size": batch, "out": str(place / "cache"), "val_fraction": 100 / (images + 100)}
         (place / "cache").mkdir()
-        work = Work(build(CacheRecipe, words), None, None)
+        work = CacheWriter(build(CacheRecipe, words), None, None)
         shards = work.stored.shards
         network = work.teacher.network
         device = work.fabric.device

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uhkd.commands.comparing.step import Step, StepFactory
+from uhkd.commands.comparing.step import BenchmarkStep, StepFactory
 from uhkd.console import log_info
 from uhkd.data import Batch
 from uhkd.recipe import find_recipe, load_yaml
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 BATCHES = 10
 
 
-def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
+def pulls(step: BenchmarkStep, batch: Batch) -> dict[str, Tensor]:
     """Weighted gradient of each term, flat, over the student's parameters, for one batch."""
     learner, teacher = step.setup.learner, step.setup.teacher
     assert teacher is not None
@@ -39,7 +39,7 @@ def pulls(step: Step, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def measure(step: Step, times: int) -> list[dict[str, object]]:
+def measure(step: BenchmarkStep, times: int) -> list[dict[str, object]]:
     """Train, and look at `times` evenly spaced steps, the first and the last among them."""
     recipe, total = step.setup.recipe, len(step.batches)
     per_epoch = total // recipe.epochs

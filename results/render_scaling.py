@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from uhkd.cache import Layout
+from uhkd.cache import RecordFormat
 from uhkd.cache.shards import HEAD
 from uhkd.commands.comparing.tables import markdown
 
@@ -96,7 +96,7 @@ def _arithmetic(content: dict[str, Any]) -> str:
 
 
 def _record(classes: int | None, storage: Any = "fp16") -> int:
-    return Layout(classes, EMBEDDING, SWIN_T, storage).size + HEAD
+    return RecordFormat(classes, EMBEDDING, SWIN_T, storage).size + HEAD
 
 
 def _bytes(count: float) -> str:

@@ -98,7 +98,7 @@ def settled(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], dat
 
 
 @torch.no_grad()
-def coefficients(network: FeatureExtractor, source: ImageSource, size: tuple[int, int]) -> list[Tensor]:
+def project(network: FeatureExtractor, source: ImageSource, size: tuple[int, int]) -> list[Tensor]:
     """Low-frequency coefficients of all images' maps, (N, C, K) a level, on the CPU."""
     device, found = next(network.parameters()).device, []
     for batch in eval_loader(source, size, batch_size=100):
@@ -114,7 +114,7 @@ def probes(
     """Accuracy of a probe of each band, and of all of them, a level."""
     labels = [torch.from_numpy(source.labels) for source in (fit, held) if source.labels is not None]
     told: list[dict[str, float]] = []
-    seen = [coefficients(network, source, size) for source in (fit, held)]
+    seen = [project(network, source, size) for source in (fit, held)]
     for x, y, (_, *grid) in zip(*seen, network.shapes.maps, strict=True):
         kept = tuple(2 * min(RADIUS, max_radius(n)) + 1 for n in grid)
         places = bands(radial_frequencies(kept, "pairs").numpy()) | {"all": list(range(x.shape[2]))}

@@ -86,14 +86,14 @@ def test_one_rotation_per_frequency_can_be_an_offset():
     torch.testing.assert_close(offset(images()), rotation(images()))
 
 
-def sampled(coefficients: Tensor, grid: tuple[int, int], place: float) -> Tensor:
+def sampled(project: Tensor, grid: tuple[int, int], place: float) -> Tensor:
     """Band-limited scenes of radius 2 (N, C, 5, 5), sampled at (h + place) / H: 0.5 are the centres, 0 the corners."""
     bases = []
     for n in grid:
         angles = 2 * math.pi * (torch.arange(n) + place) / n
         waves = [f(u * angles) * math.sqrt(2) for u in (1, 2) for f in (torch.cos, torch.sin)]
         bases.append(torch.stack([torch.ones(n), *waves]))
-    return bases[0].T @ coefficients @ bases[1]
+    return bases[0].T @ project @ bases[1]
 
 
 def toy(form: str) -> tuple[FAM, float]:

@@ -173,7 +173,7 @@ def test_famo_has_the_literal_gradient(losses: list[tuple[float, float, float]],
         terms = torch.tensor(row, requires_grad=True)
         made.train().balanced(names, terms).sum().backward()
         assert terms.grad is not None
-        assert terms.grad.tolist() == pytest.approx(slow.coefficients(row), rel=1e-3, abs=1e-5)
+        assert terms.grad.tolist() == pytest.approx(slow.project(row), rel=1e-3, abs=1e-5)
         made.update(20)
         slow.step(row)
         assert made.xi.tolist() == pytest.approx(slow.xi, rel=1e-3, abs=1e-4)

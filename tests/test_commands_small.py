@@ -13,7 +13,7 @@ import torch
 from packaging.requirements import Requirement
 
 from uhkd.__main__ import main
-from uhkd.commands.doctor import Diagnosis, Finding
+from uhkd.commands.doctor import Check, DoctorReport
 from uhkd.recipe.arguments import ModelsArguments
 
 # the package exports functions of the same names as these modules
@@ -65,12 +65,12 @@ def test_models_without_a_match(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture(scope="module")
-def diagnosis() -> Diagnosis:
+def diagnosis() -> DoctorReport:
     return doctor.doctor()
 
 
 def test_doctor_runs_every_check_and_shows_what_it_found(
-    diagnosis: Diagnosis, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    diagnosis: DoctorReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     found = {finding.topic: finding for finding in diagnosis.findings}
     assert list(found) == list(doctor.CHECKS)
@@ -91,13 +91,13 @@ def test_doctor_runs_every_check_and_shows_what_it_found(
 
 
 def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def broken() -> Finding:
+    def broken() -> Check:
         raise RuntimeError("driver too old\nand more lines")
 
     def broken_environment() -> None:
         raise OSError("no nvidia-smi")
 
-    fault = Finding("disk", "none", "fault", "make room")
+    fault = Check("disk", "none", "fault", "make room")
     monkeypatch.setattr(doctor, "CHECKS", {"device": broken, "disk": lambda: fault})
     monkeypatch.setattr("torch.utils.collect_env.get_env_info", broken_environment)
     assert main(["doctor"]) == 1
@@ -119,7 +119,7 @@ def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: p
         (doctor.without_gpu("13.2", True, ""), "fault", "CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_doctor_tells_why_no_gpu_is_seen(finding: Finding, state: str, words: str):
+def test_doctor_tells_why_no_gpu_is_seen(finding: Check, state: str, words: str):
     assert finding.state == state and words in (finding.advice or finding.found)
 
 
@@ -159,7 +159,7 @@ def test_doctor_compares_threads_with_cores(used: int, state: str, monkeypatch: 
     ],
 )
 def test_doctor_finds_a_full_disk(
-    check: Callable[[], Finding], free: float, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+    check: Callable[[], Check], free: float, state: str, words: str, monkeypatch: pytest.MonkeyPatch
 ):
     if check is doctor.shared_memory and not Path("/dev/shm").is_dir():
         pytest.skip("no /dev/shm here")

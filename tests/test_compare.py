@@ -29,7 +29,7 @@ from uhkd.commands.comparing.report import write
 from uhkd.commands.comparing.summary import gap, gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.tuning import changes_tried
-from uhkd.methods import check, method_class, method_names
+from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
@@ -209,7 +209,7 @@ def test_every_method_tries_as_many_settings_within_its_ranges(method: str):
     assert len(tried) == 8 and tried[0] == {} and len({json.dumps(change) for change in tried}) == 8, "no setting twice"
     for change in tried[1:]:
         assert 0.25 * 1e-3 <= change["lr"] <= 4 * 1e-3
-        check(method, change.get("settings"), change.get("weights"))
+        parse_methods(method, change.get("settings"), change.get("weights"))
     kind = method_class(method)
     assert all(("weights" in change) == (kind.main_term is not None) for change in tried[1:])
     assert all(("settings" in change) == (kind.tunable is not None) for change in tried[1:])
@@ -552,7 +552,7 @@ def test_a_method_of_another_package_runs_in_the_harness(recipes: Path, tmp_path
         [
             sys.executable,
             "-c",
-            "from uhkd.methods import check, method_class; print(method_class('kd')); check('broken')",
+            "from uhkd.methods import parse_methods, method_class; print(method_class('kd')); parse_methods('broken')",
         ],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,

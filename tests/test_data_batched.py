@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Split, view, views
-from uhkd.data.batch_transforms import plain_views
+from uhkd.data import ArraySource, Augmentation, Split, augment_batch, view
+from uhkd.data.batch_transforms import augment_unmixed
 from uhkd.data.memory_cache import CachedSource
 from uhkd.data.rng import stream, streams, uniforms
 
@@ -107,33 +107,35 @@ def test_views_at_once_equal_views_one_by_one(name, settings):
     order = np.random.default_rng(2).permutation(len(source))[:11]
     for seed, number in ((0, 0), (2**31 - 1, 299), (2**64 - 1, 2**63)):
         address = {"seed": seed, "view": number, "augmentation": augmentation, "num_classes": 7}
-        assert_equal(views(source, order, **address), one_by_one(source, order, **address))
+        assert_equal(augment_batch(source, order, **address), one_by_one(source, order, **address))
 
 
 @pytest.mark.parametrize("size", [(12, 19), (8, 8), (1, 1), (24, 40)])
 def test_images_of_another_size_are_fitted_as_before(size):
     address = {"seed": 1, "view": 2, "augmentation": Augmentation(size, **EVERYTHING), "num_classes": 7}
-    assert_equal(views(ARRAY, np.arange(9), **address), one_by_one(ARRAY, np.arange(9), **address))
+    assert_equal(augment_batch(ARRAY, np.arange(9), **address), one_by_one(ARRAY, np.arange(9), **address))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 33), (7, 8), (17, 2)])
 def test_narrow_images(shape):
     source = ArraySource(np.random.default_rng(3).integers(0, 256, (9, *shape, 3), dtype=np.uint8), np.arange(9))
     address = {"seed": 1, "view": 2, "augmentation": Augmentation(shape, **EVERYTHING), "num_classes": 9}
-    assert_equal(views(source, np.arange(9), **address), one_by_one(source, np.arange(9), **address))
+    assert_equal(augment_batch(source, np.arange(9), **address), one_by_one(source, np.arange(9), **address))
 
 
 def test_a_view_does_not_know_its_batch():
     address = {"seed": 4, "view": 1, "augmentation": Augmentation(SIZE, **EVERYTHING), "num_classes": 7}
-    whole = views(ARRAY, np.arange(30), **address)
-    pieces = [views(ARRAY, order, **address) for order in np.split(np.arange(30), [1, 8, 9])]
+    whole = augment_batch(ARRAY, np.arange(30), **address)
+    pieces = [augment_batch(ARRAY, order, **address) for order in np.split(np.arange(30), [1, 8, 9])]
     assert_equal(tuple(torch.cat(each) for each in zip(*pieces, strict=True)), whole)
 
 
 @pytest.mark.parametrize("settings", [{}, {"crop": "pad", "flip": True}, EVERYTHING, {"erasing": 1.0}], ids=str)
 def test_views_are_fresh_memory(settings):
     before = ARRAY.images.clone()
-    images, _ = views(ARRAY, np.arange(30), seed=0, view=0, augmentation=Augmentation(SIZE, **settings), num_classes=7)
+    images, _ = augment_batch(
+        ARRAY, np.arange(30), seed=0, view=0, augmentation=Augmentation(SIZE, **settings), num_classes=7
+    )
     images.fill_(77)
     assert torch.equal(ARRAY.images, before)
 
@@ -147,17 +149,17 @@ def test_a_source_that_reads_in_its_own_way_is_asked():
     for source, original in ((inverted, ARRAY), (Split(inverted, np.arange(9)), Split(ARRAY, np.arange(9)))):
         address = {"seed": 3, "view": 1, "augmentation": Augmentation(SIZE, crop="pad", flip=True)}
         assert np.array_equal(
-            plain_views(source, np.arange(9), **address), 255 - plain_views(original, np.arange(9), **address)
+            augment_unmixed(source, np.arange(9), **address), 255 - augment_unmixed(original, np.arange(9), **address)
         )
 
 
 def test_global_generators_play_no_part_and_stay():
     augmentation = Augmentation(SIZE, randaugment="rand-m9-mstd0.5-inc1", color_jitter=0.2, erasing=0.5, mixup=1.0)
     address = {"seed": 4, "view": 1, "augmentation": augmentation, "num_classes": 7}
-    first = views(ARRAY, np.arange(30), **address)
+    first = augment_batch(ARRAY, np.arange(30), **address)
     np.random.seed(9)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
-    assert_equal(views(ARRAY, np.arange(30), **address), first)
+    assert_equal(augment_batch(ARRAY, np.arange(30), **address), first)
     assert np.array_equal(before[0], np.random.get_state()[1])
     assert torch.equal(before[1], torch.get_rng_state())
 
@@ -170,7 +172,7 @@ def test_what_a_recipe_shows_stays():
     augmentation = Augmentation((16, 24), **EVERYTHING)
     for seed, number in ((0, 0), (7, 3), (2**31 - 1, 299)):
         address = {"seed": seed, "view": number, "augmentation": augmentation, "num_classes": 5}
-        for image, target in zip(*views(source, np.arange(40), **address), strict=True):
+        for image, target in zip(*augment_batch(source, np.arange(40), **address), strict=True):
             digest.update(image.numpy().tobytes())
             digest.update(target.numpy().tobytes())
     assert digest.hexdigest() == "0e22f943e5395534"

@@ -118,9 +118,9 @@ def test_an_image_of_another_size_ends_the_keeping(tmp_path):
     names = sorted(path.relative_to(root).as_posix() for path in (root / "train").rglob("*.png"))
     files = FileSource(root, names, np.arange(24) % 3)
     kept = CachedSource(FileSource(root, names, np.arange(24) % 3), (10, 12))
-    assert kept.held(np.arange(3)) is not None
+    assert kept.in_memory(np.arange(3)) is not None
     assert all(same(a, b) for a, b in zip(batches(kept), batches(files), strict=True))
-    assert kept.held(np.array([names.index("train/class2/05.png")])) is None
+    assert kept.in_memory(np.array([names.index("train/class2/05.png")])) is None
 
 
 def test_keeping_is_announced_and_bounded(monkeypatch):

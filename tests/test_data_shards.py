@@ -21,10 +21,20 @@ from hypothesis import strategies as st
 
 from references.tars import number_of, picture, sample, write_shards, write_tar
 from uhkd.commands import index as index_verb
-from uhkd.data import INDEX, Augmentation, ShardOptions, ShardSource, Split, make_index, open_data, train_loader, views
+from uhkd.data import (
+    INDEX,
+    Augmentation,
+    ShardOptions,
+    ShardSource,
+    Split,
+    augment_batch,
+    make_index,
+    open_data,
+    train_loader,
+)
 from uhkd.data.remote import ShardStore
 from uhkd.data.rng import stream
-from uhkd.data.sampler import Shuffle, epoch_order
+from uhkd.data.sampler import ShardShuffle, epoch_order
 from uhkd.data.tar_index import read_index
 from uhkd.data.tar_source import expand
 
@@ -57,7 +67,7 @@ def train_part(folder: Path | str, **words: Any) -> ShardSource:
 def test_an_order_shows_each_image_once_and_few_shuffle_shards(
     sizes: list[int], at_a_time: int, streams: int, seed: int
 ):
-    shuffle = Shuffle(np.concatenate([[0], np.cumsum(sizes)]), at_a_time, streams)
+    shuffle = ShardShuffle(np.concatenate([[0], np.cumsum(sizes)]), at_a_time, streams)
     order = shuffle.order(stream("order", seed, 0))
     assert sorted(order) == list(range(sum(sizes)))
     each = sum(sizes) // streams
@@ -137,7 +147,7 @@ def resharded(folder: Path, sizes: tuple[int, ...]) -> Path:
 
 
 def by_key(source: ShardSource, augmentation: Augmentation) -> dict[int, torch.Tensor]:
-    images, _ = views(source, np.arange(len(source)), seed=1, view=3, augmentation=augmentation, num_classes=4)
+    images, _ = augment_batch(source, np.arange(len(source)), seed=1, view=3, augmentation=augmentation, num_classes=4)
     return dict(zip(source.keys.tolist(), images, strict=True))
 
 
@@ -150,7 +160,7 @@ def test_a_view_is_that_of_the_sample_wherever_it_lies(folder: Path, tmp_path: P
     assert len(mine) == 48 and len(theirs) == 56 and mine.keys() < theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     part = Split(other, np.arange(20, 40))
-    images, _ = views(part, np.arange(20), seed=1, view=3, augmentation=augmentation, num_classes=4)
+    images, _ = augment_batch(part, np.arange(20), seed=1, view=3, augmentation=augmentation, num_classes=4)
     assert all(torch.equal(image, theirs[int(key)]) for image, key in zip(images, part.keys, strict=True))
 
 
@@ -161,7 +171,7 @@ def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: ShardOption
     augmentation = Augmentation((12, 12), crop="pad", flip=True, mixup=0.5, cutmix=0.5, erasing=0.3)
     source = train_part(folder, shards=shards)
     words = {"seed": 2, "view": 1, "augmentation": augmentation, "num_classes": 4}
-    images, targets = views(source, np.arange(48), **words)
+    images, targets = augment_batch(source, np.arange(48), **words)
     for i in range(48):
         image, target = view(source, i, **words)
         assert (
@@ -178,13 +188,13 @@ def test_where_few_shards_are_read_a_partner_is_of_the_same_shard(folder: Path):
     labels[near.index.bounds[2] : near.index.bounds[3]] = 1  # the third shard
     near.labels = far.labels = labels
     words = {"seed": 0, "view": 0, "augmentation": Augmentation((12, 12), mixup=1.0), "num_classes": 2}
-    inside = views(near, np.arange(48), **words)[1]
+    inside = augment_batch(near, np.arange(48), **words)[1]
     assert (
         inside is not None
         and torch.equal(inside.argmax(1), torch.from_numpy(labels))
         and bool((inside.amax(1) == 1).all())
     )
-    across = views(far, np.arange(48), **words)[1]
+    across = augment_batch(far, np.arange(48), **words)[1]
     assert across is not None and bool((across.amax(1) < 1).any())
 
 

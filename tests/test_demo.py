@@ -8,7 +8,7 @@ from PIL import Image
 
 from uhkd.__main__ import main
 from uhkd.commands.demo import METHODS, STUDENTS, new_folder
-from uhkd.methods import check
+from uhkd.methods import parse_methods
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, build, find_recipe, load_yaml
 
@@ -23,7 +23,7 @@ def test_its_recipes_name_networks_with_levels_to_compare(name: str):
         recipe = build(DistillRecipe, words)
         model, options = recipe.student, recipe.student_options
         for method in METHODS:
-            check(method, recipe.settings, recipe.weights)
+            parse_methods(method, recipe.settings, recipe.weights)
     network = create(model, num_classes=10, image_size=recipe.image_size, options=options)
     assert len(network.spectral_levels()) >= 2
 

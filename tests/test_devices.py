@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from uhkd.data import Batch
 from uhkd.evaluation.metrics import predict_logits
-from uhkd.methods import DistillationLoss, PairShapes, build, method_names
+from uhkd.methods import DistillationLoss, PairShapes, build_losses, method_names
 from uhkd.models import create
 from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.teacher import Teacher
@@ -49,7 +49,7 @@ def batch(device: str) -> Batch:
 @pytest.mark.parametrize("method", [*method_names(), "rsd+dist"])
 def test_a_step_stays_on_its_device_and_does_not_wait_for_it(method: str, student: str, teacher: str):
     network, taught = create(student, num_classes=CLASSES), create(teacher, num_classes=CLASSES)
-    distillers = build(method, PairShapes(network.shapes, taught.shapes, CLASSES, 100), {}, {})
+    distillers = build_losses(method, PairShapes(network.shapes, taught.shapes, CLASSES, 100), {}, {})
     learner = StudentWithLosses(network, distillers)
     targets = [d.needs.target for d in distillers.values() if isinstance(d, DistillationLoss) and d.needs.target]
     sealed = Teacher(taught, next(iter(targets), None))

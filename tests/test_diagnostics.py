@@ -14,8 +14,8 @@ from uhkd.data import Batch, eval_loader, open_data
 from uhkd.evaluation.diagnostics import Diagnostics, first_images
 from uhkd.evaluation.metrics import Evaluation, cka_matrix, radial_spectrum
 from uhkd.features import FeatureExtractor, PairShapes
-from uhkd.methods import build, find_matching_loss
-from uhkd.models import load_run, wrap
+from uhkd.methods import build_losses, find_matching_loss
+from uhkd.models import load_run, wrap_module
 from uhkd.runs import RunFolder
 from uhkd.spectral import radial_frequencies
 from uhkd.training import Teacher, calibrate, fit
@@ -109,12 +109,12 @@ class Net(nn.Module):
 
 def tapped(width: int) -> FeatureExtractor:
     torch.manual_seed(width)
-    return wrap(Net(width), num_classes=4, image_size=8, levels=["first", "second"])
+    return wrap_module(Net(width), num_classes=4, image_size=8, levels=["first", "second"])
 
 
 def diagnostics(student: FeatureExtractor, images: Tensor) -> Diagnostics:
     teacher = tapped(7)
-    distillers = build("uhkd", PairShapes(student.shapes, teacher.shapes, 4, 20), {"form": "pairs"})
+    distillers = build_losses("uhkd", PairShapes(student.shapes, teacher.shapes, 4, 20), {"form": "pairs"})
     (method,) = distillers.values()
     sealed = Teacher(teacher, method.needs.target)
     calibrate(sealed, [Batch(images, None, None, torch.arange(len(images)))], CPU)

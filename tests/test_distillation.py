@@ -106,8 +106,8 @@ def test_the_teacher_is_sealed() -> None:
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(first, own.parameters(), strict=True))
     assert all(torch.equal(before[name], tensor) for name, tensor in taught.state_dict().items())
-    held = {id(p) for p in own.parameters()}
-    assert not [p for p in taught.parameters() if id(p) in held or p.requires_grad]
+    in_memory = {id(p) for p in own.parameters()}
+    assert not [p for p in taught.parameters() if id(p) in in_memory or p.requires_grad]
     sizes = (
         sum(p.numel() for p in own.student.parameters()),
         sum(p.numel() for p in own.learner.distillers.parameters()),

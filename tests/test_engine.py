@@ -25,7 +25,7 @@ from uhkd.data.augment import plain_view
 from uhkd.evaluation.probe import fit_linear_probe
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.methods import DistillationLoss, Requirements
-from uhkd.models import load_run, load_state, wrap
+from uhkd.models import load_run, load_state, wrap_module
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.spectral import SpectralTarget, match_levels
@@ -33,7 +33,7 @@ from uhkd.training import StudentWithLosses, Teacher, at_chance, calibrate, fit,
 from uhkd.training import load_teacher as teaching
 from uhkd.training import step as stepping
 from uhkd.training.optimizer import make_optimizer
-from uhkd.training.progress import Progress
+from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import weights_factor
 from uhkd.training.step import split, step_seed
@@ -354,7 +354,7 @@ class Net(nn.Module):
 
 def tapped(**sizes: int) -> FeatureExtractor:
     torch.manual_seed(0)
-    return wrap(Net(**sizes), num_classes=sizes.get("classes", 4), image_size=8, levels=["first", "second"])
+    return wrap_module(Net(**sizes), num_classes=sizes.get("classes", 4), image_size=8, levels=["first", "second"])
 
 
 def batch(n: int = 6, labelled: bool = True) -> Batch:
@@ -582,9 +582,9 @@ def test_totals_name_the_terms_that_are_not_finite_and_do_not_forget():
 
 def test_totals_look_at_weights():
     totals = RunningMetrics(CPU)
-    totals.look_at([torch.ones(3), torch.zeros(())])
+    totals.check_parameters([torch.ones(3), torch.zeros(())])
     totals.check_finite(1, "kept")
-    totals.look_at([torch.ones(3), torch.tensor([1.0, float("inf")])])
+    totals.check_parameters([torch.ones(3), torch.tensor([1.0, float("inf")])])
     with pytest.raises(ValueError, match="weights stopped being finite by step 2"):
         totals.check_finite(2, "kept")
 
@@ -630,10 +630,10 @@ class Interrupted(Exception):
 
 
 def stopping(after: int) -> Any:
-    """`Progress.follow` that breaks off once `after` steps of this process are done."""
-    follow = Progress.follow
+    """`ProgressBar.follow` that breaks off once `after` steps of this process are done."""
+    follow = ProgressBar.follow
 
-    def limited(self: Progress, batches: Any) -> Iterator[Any]:
+    def limited(self: ProgressBar, batches: Any) -> Iterator[Any]:
         for count, item in enumerate(follow(self, batches)):
             if count == after:
                 raise Interrupted
@@ -706,7 +706,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(
 ):
     asked = words(teacher, tmp_path / "run", checkpoint_minutes=1e-9, **KINDS[kind])
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "follow", stopping(stopped))
+        patched.setattr(ProgressBar, "follow", stopping(stopped))
         patched.setattr(RunFolder, "write_checkpoint", keeping(saved))
         if stopped == 15:
             patched.setattr(fit, "draw", _interrupt)
@@ -735,7 +735,7 @@ def test_a_run_is_not_resumed_on_other_images(teacher: Path, tmp_path: Path, mon
         teacher, tmp_path / "run", data=str(file), train_limit=None, method="scratch", checkpoint_minutes=1e-9
     )
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "follow", stopping(2))
+        patched.setattr(ProgressBar, "follow", stopping(2))
         with pytest.raises(Interrupted):
             uhkd.distill(**asked)
     write(np.arange(64)[::-1] % 4)

@@ -72,7 +72,7 @@ def test_a_shown_average_goes_again_and_the_weights_come_back_to_the_bit(ends: t
     tensors = {name: value.data_ptr() for name, value in net.state_dict().items()}
 
     def look() -> None:
-        with average.shown():
+        with average.swap_in():
             assert_same(copied(net), wanted)
             assert int(net.state_dict()["1.num_batches_tracked"]) == 3
             if ends is not None:
@@ -120,7 +120,7 @@ def test_without_a_decay_nothing_is_kept_or_changed():
     own = copied(net)
     average.update()
     average.load({"3.weight": torch.zeros(5, 144)})
-    with average.shown():
+    with average.swap_in():
         assert_same(copied(net), own)
     average.copy_to_model()
     assert_same(copied(net), own)

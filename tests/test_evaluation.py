@@ -19,7 +19,7 @@ from uhkd.evaluation.metrics import (
     score,
 )
 from uhkd.features import FeatureExtractor
-from uhkd.models import wrap
+from uhkd.models import wrap_module
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 def network(classes: int = 4) -> FeatureExtractor:
     torch.manual_seed(0)
-    return wrap(Net(classes), num_classes=classes, image_size=8, levels=["conv"])
+    return wrap_module(Net(classes), num_classes=classes, image_size=8, levels=["conv"])
 
 
 def batches(sizes: tuple[int, ...], classes: int | None = 4) -> list[Batch]:

@@ -24,7 +24,7 @@ from uhkd import export as forms
 from uhkd.__main__ import main
 from uhkd.commands import export
 from uhkd.data import eval_loader, open_data
-from uhkd.models import create, load_run, wrap
+from uhkd.models import create, load_run, wrap_module
 from uhkd.runs import RunFolder
 from uhkd.training import fit
 
@@ -435,7 +435,7 @@ def test_a_run_with_a_probe_or_a_module_of_ones_own_is_refused(tmp_path: Path, c
     network = create("timm/test_resnet", num_classes=0, image_size=32)
     assert network.shapes.embedding is not None
     probed = saved(network, tmp_path / "probed", **{"probe.weight": torch.zeros(10, network.shapes.embedding)})
-    own = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)), num_classes=10, image_size=8, levels=0)
+    own = wrap_module(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)), num_classes=10, image_size=8, levels=0)
     own = saved(own, tmp_path / "own")
     for run, answer in (
         (probed, "a network with a linear probe in place of its head cannot be exported: finetune it first"),
@@ -457,7 +457,7 @@ def test_a_network_of_transformers_leaves_as_a_program(tmp_path: Path):
         patch_size=8,
         num_labels=10,
     )
-    network = wrap(transformers.ViTForImageClassification(config), num_classes=10, image_size=32).eval()
+    network = wrap_module(transformers.ViTForImageClassification(config), num_classes=10, image_size=32).eval()
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
         answer = forms.reopen("onnx", forms.write("onnx", network, tmp_path / "onnx"))

@@ -138,15 +138,15 @@ def test_results_become_plain_data():
             return {"path": Path("a") / "b"}
 
     given = {1: (Own(), math.nan, [math.inf, 0.1 + 0.2]), "t": torch.ones(2, dtype=torch.int64), "n": np.float32(0.5)}
-    assert json_output.plain(given) == {
+    assert json_output.to_jsonable(given) == {
         "1": [{"path": str(Path("a") / "b")}, None, [None, 0.1 + 0.2]],
         "t": [1, 1],
         "n": 0.5,
     }
-    text = json_output.text({"name": "caf\u00e9 \x1b[31m\udce9"})
+    text = json_output.dumps({"name": "caf\u00e9 \x1b[31m\udce9"})
     assert text.isascii() and "\x1b" not in text and json.loads(text)["name"].startswith("caf\u00e9")
     with pytest.raises(TypeError, match="holds a object"):
-        json_output.plain(object())
+        json_output.to_jsonable(object())
 
 
 def test_quiet_says_the_result_alone_and_verbose_more(run: tuple[Path, dict[str, Any], str]):
@@ -374,7 +374,7 @@ def test_tables_are_folded_on_terminals_and_never_cut(width: int, monkeypatch: p
     out = io.StringIO()
     out.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", out)
-    console.show(table)
+    console.print_table(table)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
     assert "\u2026" not in out.getvalue() and max(map(len, lines)) <= width
     cells = "".join(line.split("\u2502")[1].strip() for line in lines if "\u2502" in line)
@@ -393,7 +393,7 @@ def test_tables_that_are_piped_are_whole_and_colourless(monkeypatch: pytest.Monk
                 patch.setenv(name, "1")
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
-                console.show(table)
+                console.print_table(table)
         assert "x" * 300 in out.getvalue() and ("\x1b[" in out.getvalue()) == coloured
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhkd.reporting import health as module
-from uhkd.reporting.health import factors, health, leads, shares, terms_of, trend
+from uhkd.reporting.health import factors, gradient_shares, health, leads, terms_of, trend
 
 
 def errors(*levels: list[float]) -> dict[str, np.ndarray]:
@@ -64,9 +64,9 @@ def test_levels_are_told_by_what_they_do():
 
 def test_shares_of_the_gradient_are_of_the_sum_of_norms():
     row = {"loss": 1.0, "kd.kl": 2.0, "ce": 1.0, "grad_ce": 1.0, "grad_kd.kl": 3.0, "val_nll": 0.1}
-    assert shares(row) == {"kd.kl": 0.75, "ce": 0.25}
-    assert list(shares(row)) == ["kd.kl", "ce"]
-    assert shares({"loss": 1.0}) == {} == shares({"grad_ce": 0.0})
+    assert gradient_shares(row) == {"kd.kl": 0.75, "ce": 0.25}
+    assert list(gradient_shares(row)) == ["kd.kl", "ce"]
+    assert gradient_shares({"loss": 1.0}) == {} == gradient_shares({"grad_ce": 0.0})
     assert terms_of(row) == ["kd.kl", "ce"]
 
 
@@ -192,9 +192,9 @@ def test_the_page_explains_the_thresholds_as_they_are():
 
 def test_shares_are_of_norms_alone_and_sum_to_one():
     odd = {"grad_a": math.inf, "grad_b": -2.0, "grad_c": math.nan, "loss": 5.0}
-    assert shares(odd | {"grad_d": 3.0, "grad_e": 1.0}) == {"d": 0.75, "e": 0.25}
-    assert shares(odd) == {} and shares({"grad_a": 0.0}) == {}
-    assert shares({"grad_a": 1e308, "grad_b": 1e308}) == {"a": 0.5, "b": 0.5}
+    assert gradient_shares(odd | {"grad_d": 3.0, "grad_e": 1.0}) == {"d": 0.75, "e": 0.25}
+    assert gradient_shares(odd) == {} and gradient_shares({"grad_a": 0.0}) == {}
+    assert gradient_shares({"grad_a": 1e308, "grad_b": 1e308}) == {"a": 0.5, "b": 0.5}
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -203,10 +203,10 @@ def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, 
 
     from rich.console import Console
 
-    from uhkd.training.progress import Progress
+    from uhkd.training.progress import ProgressBar
 
     monkeypatch.setattr("uhkd.console.is_interactive", lambda: True)
-    progress = Progress(12000, 128, start=0, log_info=print)
+    progress = ProgressBar(12000, 128, start=0, log_info=print)
     assert progress.bar is not None
     means = {"loss": 12.345, "ce": 2.0} | {f"uhkd.a-long-name-{i}": 1.0 for i in range(9)}
     progress.log(means, 1e-3)

@@ -20,7 +20,7 @@ from uhkd.data import DataSplits, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
-from uhkd.training.cache_checks import facts_of, follow, open_cache
+from uhkd.training.cache_checks import cache_metadata, inherit_cache_views, open_cache
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 WORDS: dict[str, Any] = MACHINE | {"data": "digits", "train_limit": 40, "epochs": 2}
@@ -66,9 +66,9 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 def opened(folder: Path, data: DataSplits) -> TeacherCache:
     """The cache as a training opens it, every record read."""
     asked = build(DistillRecipe, WORDS | {"student": "uhkd/vit_micro", "teacher_cache": str(folder)})
-    recipe = follow(asked, RunFolder(folder / "run"))
+    recipe = inherit_cache_views(asked, RunFolder(folder / "run"))
     stored = open_cache(recipe, data)
-    facts_of(stored, recipe)
+    cache_metadata(stored, recipe)
     for view in range(2):
         for shard in stored.shards.of_view(view):
             stored.shards.check(shard)
@@ -172,7 +172,8 @@ def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: DataSplits)
     (copied / "cache.json").write_text(sealed(content | change))
     stored = TeacherCache(copied)
     assert (
-        facts_of(stored, build(DistillRecipe, WORDS | {"student": "s", "teacher": "t"}))["teacher_fingerprint"] is None
+        cache_metadata(stored, build(DistillRecipe, WORDS | {"student": "s", "teacher": "t"}))["teacher_fingerprint"]
+        is None
     )
     with pytest.raises(ValueError, match="is damaged: record"):  # another identity is another key, to its records too
         opened(copied, data)

@@ -186,7 +186,7 @@ def test_progress_is_written_once_a_second_at_most(distil: Distil, tmp_path: Pat
 # loggers that fail
 
 
-class Bad(loggers._Sink):
+class Bad(loggers._Backend):
     """Fails, or hangs, at the n-th thing it is told."""
 
     left, hang, heard = 3, 0.0, 0

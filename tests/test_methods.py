@@ -16,7 +16,7 @@ from references.methods import fam, ftm, relations, soft_targets, soft_targets_g
 from references.rivals import dist
 from uhkd.data import Batch
 from uhkd.features import FeatureExtractor, NetworkOutput, OutputShapes, PairShapes
-from uhkd.methods import build, check, find_matching_loss, method_class
+from uhkd.methods import build_losses, find_matching_loss, method_class, parse_methods
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.spectral_matching import SpectralMatchingLoss, level_error, relation_error
 from uhkd.models import create
@@ -133,7 +133,7 @@ NO_FEATURES = {"features": 0.0, "relations": 0.0}
 @pytest.mark.parametrize(("method", "settings"), OBJECTIVES)
 def test_the_objective_equals_the_reference_in_value_and_gradient(method, settings):
     torch.manual_seed(0)  # weights of a FAM by which a slope is near zero would be judged by its rounding
-    distiller = exact(build(method, SMALL, {"temperature": 3.0, **settings}, WEIGHTS))[method]
+    distiller = exact(build_losses(method, SMALL, {"temperature": 3.0, **settings}, WEIGHTS))[method]
     target, match = distiller.needs.target, distiller.match
     for i, part in enumerate(match.fams):  # a gain and bias that are not 1 and 0
         part.norm.weight.data.copy_(1 + 0.3 * random(part.norm.num_features, seed=40 + i))
@@ -229,9 +229,9 @@ def test_relations_are_not_computed_in_half_precision():
 
 
 def test_redundancy_of_spectra_is_that_of_every_number_of_a_level():
-    distiller = exact(build("uhkd", SMALL, weights=NO_LOGITS | {"features": 0.0, "redundancy": 2.0, "relations": 1.0}))[
-        "uhkd"
-    ]
+    distiller = exact(
+        build_losses("uhkd", SMALL, weights=NO_LOGITS | {"features": 0.0, "redundancy": 2.0, "relations": 1.0})
+    )["uhkd"]
     maps, spectra = (
         maps_of(STUDENT, 4, 30),
         tuple(random(4, *shape, seed=9) for shape in ftm_shapes(distiller.needs.target, TEACHER)),
@@ -248,13 +248,13 @@ def test_redundancy_of_spectra_is_that_of_every_number_of_a_level():
 
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="norm='mde' of uhkd: input should be 'mse', 'mae', 'log'"):
-        build("uhkd", SMALL, {"norm": "mde"})
+        build_losses("uhkd", SMALL, {"norm": "mde"})
 
 
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_features_are_zero_when_the_student_predicts_the_target(method):
     # T = 1: T^2 would multiply the roundings.
-    distiller = build(method, SMALL, {"temperature": 1.0}, weights={"kl": 1.0})[method]
+    distiller = build_losses(method, SMALL, {"temperature": 1.0}, weights={"kl": 1.0})[method]
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     predicted = distiller.match.predict(maps)
     logits = torch.randn(4, CLASSES)
@@ -271,7 +271,7 @@ def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin(
     errors = []
     for method, settings in (("uhkd", {"form": "pairs", "radius": 3}), ("twin_b", {})):
         torch.manual_seed(0)
-        distiller = build(method, shapes, {"standardise": "none", **settings}, weights)[method]
+        distiller = build_losses(method, shapes, {"standardise": "none", **settings}, weights)[method]
         for part in distiller.match.fams:
             part.norm = nn.Identity()
         exact(distiller)
@@ -285,7 +285,7 @@ def test_with_every_frequency_and_nothing_standardised_uhkd_is_its_spatial_twin(
 
 
 def test_weights_by_frequency_belong_to_the_loss_and_fall():
-    plain, falling = (build("uhkd", SMALL, {"form": "pairs", "frequency_decay": d})["uhkd"] for d in (0.0, 2.0))
+    plain, falling = (build_losses("uhkd", SMALL, {"form": "pairs", "frequency_decay": d})["uhkd"] for d in (0.0, 2.0))
     assert plain.needs.target == falling.needs.target
     weights = falling.match.get_buffer("weights0")
     assert weights.sum().item() == pytest.approx(1) and weights[0] > weights[1] > weights[4]
@@ -365,7 +365,7 @@ def assemble(
     """A learner and its calibrated teacher, as `uhkd distill` puts them together."""
     student, network_ = network(*PAIRS[pair][0], 0), network(*PAIRS[pair][1], 1, teacher_classes)
     torch.manual_seed(seed)
-    distillers = build(method, PairShapes(student.shapes, network_.shapes, CLASSES, 100), settings, weights)
+    distillers = build_losses(method, PairShapes(student.shapes, network_.shapes, CLASSES, 100), settings, weights)
     target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
     teacher = Teacher(network_, target)
     if target is not None:
@@ -376,7 +376,7 @@ def assemble(
 def names_of(method: str) -> set[str]:
     """Terms that count: all, but soft targets that a method brings along give way to another method's."""
     found = set()
-    for name, (_, given) in check(method).items():
+    for name, (_, given) in parse_methods(method).items():
         weights = {**method_class(name).default_weights, **given}
         found |= {f"{name}.{term}" for term, weight in weights.items() if weight}
     return found
@@ -516,8 +516,8 @@ def test_soft_targets_over_other_classes_are_refused():
 @pytest.mark.parametrize("method", ["kd", "uhkd", "twin_a", "twin_b"])
 def test_methods_with_a_teacher_need_one(method):
     with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
-        build(method, PairShapes(SMALL.student, None, CLASSES, 100))
-    build("scratch", PairShapes(SMALL.student, None, CLASSES, 100))
+        build_losses(method, PairShapes(SMALL.student, None, CLASSES, 100))
+    build_losses("scratch", PairShapes(SMALL.student, None, CLASSES, 100))
 
 
 # Weight 0.
@@ -526,11 +526,11 @@ def test_methods_with_a_teacher_need_one(method):
 @pytest.mark.parametrize("method", ["uhkd", "twin_a", "twin_b"])
 def test_weight_0_skips_a_terms_work(method):
     logits, spectra = random(4, CLASSES).float(), tuple(x.flatten(2).float() for x in maps_of(TEACHER, 4, 0))
-    no_features = build(method, SMALL, weights=NO_FEATURES)[method]
+    no_features = build_losses(method, SMALL, weights=NO_FEATURES)[method]
     assert no_features.needs.student == no_features.needs.teacher == {"logits"} and no_features.needs.target is None
     assert not list(no_features.parameters()) and find_matching_loss(nn.ModuleDict({"m": no_features})) is None
     assert set(no_features(NetworkOutput(logits), NetworkOutput(logits), batch_of())) == {"inter", "intra"}
-    no_logits = build(method, SMALL, weights=NO_LOGITS)[method]
+    no_logits = build_losses(method, SMALL, weights=NO_LOGITS)[method]
     assert no_logits.needs.student == {"maps"} and no_logits.needs.teacher == {"spectra"}
     maps = tuple(x.float() for x in maps_of(STUDENT, 4, 30))
     spectra = tuple(no_logits.match.predict(maps))
@@ -538,7 +538,7 @@ def test_weight_0_skips_a_terms_work(method):
         "features",
         "relations",
     }
-    neither = build(method, SMALL, weights=NO_LOGITS | NO_FEATURES)[method]
+    neither = build_losses(method, SMALL, weights=NO_LOGITS | NO_FEATURES)[method]
     assert not neither.needs.student and not neither.needs.teacher
     assert neither(NetworkOutput(), NetworkOutput(), batch_of()) == {}
 
@@ -551,7 +551,7 @@ def test_kd_of_weight_0_never_runs_the_teacher():
 
 def test_features_of_weight_0_ask_nothing_of_small_maps():
     tiny = OutputShapes(((4, 1, 1), (4, 1, 1)), 4, CLASSES)
-    build("uhkd", PairShapes(tiny, tiny, CLASSES, 10), weights=NO_FEATURES)
+    build_losses("uhkd", PairShapes(tiny, tiny, CLASSES, 10), weights=NO_FEATURES)
 
 
 def test_weights_are_applied_once_and_by_full_name():
@@ -588,7 +588,7 @@ def test_feature_matching_of_one_image_is_refused_in_training_only(method):
 
 
 def test_words_are_sorted_by_method_and_turned_into_values():
-    plan = check(
+    plan = parse_methods(
         "uhkd + kd",
         {"uhkd.radius": "2", "temperature": 3, "kd.temperature": "5.5", "level_weights": ["1", 2]},
         {"kl": 0.5, "uhkd.features": 4.0, "ce": 0.0},
@@ -596,7 +596,7 @@ def test_words_are_sorted_by_method_and_turned_into_values():
     uhkd = {"radius": 2, "temperature": 3.0, "level_weights": (1.0, 2.0)}
     weights = {"kl": 0.5, "features": 4.0, "inter": 0.0, "intra": 0.0}  # kd was asked for, so the others yield
     assert plan == {"uhkd": (uhkd, weights), "kd": ({"temperature": 5.5}, {"kl": 0.5})}
-    distillers = build("uhkd+kd", SMALL, {"uhkd.radius": 2, "form": "pairs", "kd.temperature": 7})
+    distillers = build_losses("uhkd+kd", SMALL, {"uhkd.radius": 2, "form": "pairs", "kd.temperature": 7})
     assert distillers["uhkd"].needs.target.levels[0].size == (5, 3)
     assert (distillers["uhkd"].temperature, distillers["kd"].temperature) == (4.0, 7.0)
 
@@ -604,7 +604,7 @@ def test_words_are_sorted_by_method_and_turned_into_values():
 def test_every_problem_is_told_at_once_with_the_nearest_word():
     settings = {"radus": 2, "form": "amplitud", "temperature": "warm", "level_weights": 3, "kd.radius": 1}
     with pytest.raises(ValueError) as caught:
-        check("uhkd+kd", settings, {"featurs": 1.0, "kl": -1.0, "uhkd.features": float("nan")})
+        parse_methods("uhkd+kd", settings, {"featurs": 1.0, "kl": -1.0, "uhkd.features": float("nan")})
     lines = str(caught.value).splitlines()
     expected = [
         ("no setting 'radus'; did you mean 'radius'?", "known: channels, fam, form"),
@@ -624,17 +624,17 @@ def test_every_problem_is_told_at_once_with_the_nearest_word():
 
 def test_unknown_methods_are_all_named():
     with pytest.raises(ValueError) as caught:
-        check("uhdk+twin_c")
+        parse_methods("uhdk+twin_c")
     first, second = str(caught.value).splitlines()
     assert "unknown method 'uhdk'; did you mean 'uhkd'? (known: scratch, kd, dkd, " in first
     assert "unknown method 'twin_c'; did you mean 'twin_" in second
     with pytest.raises(ValueError, match="names one method twice"):
-        check("kd+kd")
+        parse_methods("kd+kd")
 
 
 def test_scratch_has_no_settings():
     with pytest.raises(ValueError, match=r"scratch has no setting 'radius' \(known: none\)"):
-        check("scratch", {"radius": 1})
+        parse_methods("scratch", {"radius": 1})
 
 
 @pytest.mark.parametrize(
@@ -659,18 +659,18 @@ def test_scratch_has_no_settings():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        build("uhkd", SMALL, settings)
+        build_losses("uhkd", SMALL, settings)
 
 
 @pytest.mark.parametrize("method", ["kd", "twin_a", "twin_b"])
 def test_temperature_must_be_positive_everywhere(method):
     with pytest.raises(ValueError, match="temperature must be above 0, got -1"):
-        build(method, SMALL, {"temperature": -1})
+        build_losses(method, SMALL, {"temperature": -1})
 
 
 def test_methods_that_want_different_spectra_of_one_teacher_are_refused():
     with pytest.raises(ValueError, match="'uhkd\\+twin_a' ask for different targets of one teacher"):
-        build("uhkd+twin_a", SMALL)
+        build_losses("uhkd+twin_a", SMALL)
 
 
 # Levels.
@@ -687,7 +687,7 @@ def test_levels_of_real_pairs_are_matched_by_depth_and_grid():
 
 
 def test_twin_a_holds_as_many_numbers_as_uhkd_and_twin_b_the_smaller_grid():
-    sizes = {m: [v.size for v in build(m, SMALL)[m].needs.target.levels] for m in ("uhkd", "twin_a", "twin_b")}
+    sizes = {m: [v.size for v in build_losses(m, SMALL)[m].needs.target.levels] for m in ("uhkd", "twin_a", "twin_b")}
     assert sizes == {"uhkd": [(3, 3), (3, 3)], "twin_a": [(3, 3), (3, 3)], "twin_b": [(5, 4), (3, 3)]}
 
 
@@ -697,17 +697,17 @@ def test_pairs_too_small_for_spectra_are_refused_with_the_reason():
     shapes = PairShapes(coarse.shapes, original(*RESNET, 0).shapes, CLASSES, 10)
     for method in ("uhkd", "twin_a"):
         with pytest.raises(ValueError, match=r"too small for spectra.*\(2, 2\) with \(16, 16\).*smaller patch size"):
-            build(method, shapes)
-    build("kd", shapes)
+            build_losses(method, shapes)
+    build_losses("kd", shapes)
 
 
 def test_networks_without_taps_are_refused():
     bare = OutputShapes((), 4, CLASSES)
     with pytest.raises(ValueError, match="found no taps"):
-        build("uhkd", PairShapes(bare, SMALL.teacher, CLASSES, 10))
+        build_losses("uhkd", PairShapes(bare, SMALL.teacher, CLASSES, 10))
 
 
 def test_matching_of_finds_the_level_matching():
-    distillers = build("kd+uhkd", SMALL)
+    distillers = build_losses("kd+uhkd", SMALL)
     assert find_matching_loss(distillers) is distillers["uhkd"].match
     assert all(isinstance(part, FAM) for part in distillers["uhkd"].match.fams)

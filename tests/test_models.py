@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from uhkd.models import ModelCard, create, load_run, load_state, model_names, wrap
+from uhkd.models import ModelCard, create, load_run, load_state, model_names, wrap_module
 from uhkd.models.weights import head_names
 from uhkd.runs import RunFolder
 
@@ -338,15 +338,15 @@ class Own(nn.Module):
 
 
 def test_wrap(tmp_path: Path) -> None:
-    tapped = wrap(Own(5), num_classes=5, image_size=32, mean=(0.5, 0.5, 0.5))
+    tapped = wrap_module(Own(5), num_classes=5, image_size=32, mean=(0.5, 0.5, 0.5))
     assert tapped.levels == ("one", "two")
     assert tapped.card.name == "module/Own"
     assert tapped.card.mean == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="Own gives 5 classes, expected 6"):
-        wrap(Own(5), num_classes=6, image_size=32)
+        wrap_module(Own(5), num_classes=6, image_size=32)
     with pytest.raises(ValueError, match="holds a module of your own"):
         load_run(write_run(tmp_path / "run", tapped))
-    body = wrap(Own(0), num_classes=0, image_size=(32, 48))
+    body = wrap_module(Own(0), num_classes=0, image_size=(32, 48))
     assert (body.shapes.logits, body.shapes.embedding) == (None, 8)
     assert body(torch.rand(2, 3, 32, 48), frozenset({"embedding"})).embedding.shape == (2, 8)
 

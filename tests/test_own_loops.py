@@ -157,7 +157,7 @@ def test_a_timm_task_goes_on_from_a_checkpoint() -> None:
     assert any(not torch.equal(tensor, before[name]) for name, tensor in checkpoint["state_dict"].items())
     assert checkpoint["task_state"].keys() == {"distillers", "balance", "ftm"}
     # the student sees what timm's loader gives, as it does alone
-    torch.testing.assert_close(task.eval().distillation.scores(images), model(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(task.eval().distillation.student_logits(images), model(images), rtol=1e-4, atol=1e-4)
 
     model, resumed, optimizer = fresh()
     resumed.setup_ema(decay=0.5)

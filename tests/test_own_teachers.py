@@ -16,7 +16,7 @@ from uhkd.__main__ import main
 from uhkd.commands import export
 from uhkd.data import open_data
 from uhkd.evaluation.probe import fit_linear_probe, neighbour_logits, probe
-from uhkd.models import create, wrap
+from uhkd.models import create, wrap_module
 from uhkd.recipe import DistillRecipe, RecipeError, build
 from uhkd.reporting.plots import draw
 from uhkd.training import fit, learner, trainer
@@ -225,7 +225,7 @@ def test_a_small_dinov2_teaches_the_end_of_a_network_only_by_its_embedding(
 ):
     torch.manual_seed(0)
     module = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=False, **DINO)
-    own = wrap(module, num_classes=0, image_size=32)
+    own = wrap_module(module, num_classes=0, image_size=32)
     assert own.shapes.logits is None and own.shapes.maps[0] == (24, 8, 8)
     words = pupil(images, own, "dino", data=images / "flat", unlabelled=False, teacher_options={}, train_limit=40)
     before = create("uhkd/vit_micro", num_classes=0, image_size=16, options=VIT)
@@ -240,7 +240,7 @@ def test_a_small_dinov2_teaches_the_end_of_a_network_only_by_its_embedding(
 
 def test_an_untrained_teacher_is_found_out_where_labelled_images_judge_it(images: Path, teacher: Path):
     layers = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-    flat = wrap(torch.nn.Sequential(*layers), num_classes=0, image_size=16, levels=0)
+    flat = wrap_module(torch.nn.Sequential(*layers), num_classes=0, image_size=16, levels=0)
     torch.nn.init.zeros_(flat.module[0].weight)
     words = pupil(
         images, flat, "weak", method="rkd", teacher_options={}, probe_data=images / "labelled", probe="linear"
@@ -281,7 +281,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
     images: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ):
     torch.manual_seed(0)
-    other = wrap(
+    other = wrap_module(
         timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=False, **DINO), num_classes=0, image_size=32
     )
     words = WORDS | {"student": "uhkd/vit_micro", "student_options": VIT, "epochs": 2, "data": images / "labelled"}
@@ -480,9 +480,9 @@ def test_a_distilled_backbone_is_the_body_of_a_detector_and_of_a_segmenter(image
     masks = picture[:, 0].long()
     detector, segmenter = example.detector(run.path, 2, size=64).train(), example.segmenter(run.path, 2).train()
     for body in (detector.backbone.body, segmenter.backbone):
-        held = body.state_dict()
-        assert "layer4.1.conv2.weight" in held
-        assert all(torch.equal(held[name], weights[name]) for name in held)
+        in_memory = body.state_dict()
+        assert "layer4.1.conv2.weight" in in_memory
+        assert all(torch.equal(in_memory[name], weights[name]) for name in in_memory)
     steps = (
         (detector, lambda: example.detection_step(detector, list(picture), boxes)),
         (segmenter, lambda: example.segmentation_step(segmenter, picture, masks)),

@@ -16,7 +16,7 @@ from uhkd.models import load_run
 from uhkd.reporting.thumbnails import LARGEST, MOST, choose, read_sheet, write_sheet
 from uhkd.runs import RunFolder
 from uhkd.training import fit
-from uhkd.training.progress import Progress
+from uhkd.training.progress import ProgressBar
 
 MACHINE: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
 TINY = MACHINE | {"data": "digits", "train_limit": 100, "image_size": 16, "batch_size": 20}
@@ -240,12 +240,12 @@ def test_a_resumed_run_notes_what_an_undisturbed_one_does(runs: Path, tmp_path: 
     class TrainingInterrupted(Exception):
         pass
 
-    def epoch(self: Progress, row: Any, epochs: int) -> None:
+    def epoch(self: ProgressBar, row: Any, epochs: int) -> None:
         if row["epoch"] == 2:
             raise TrainingInterrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "epoch", epoch)
+        patched.setattr(ProgressBar, "epoch", epoch)
         with pytest.raises(TrainingInterrupted):
             uhkd.distill(out=tmp_path / "stopped", checkpoint_minutes=1e-9, **own)
     resumed = uhkd.distill(out=tmp_path / "stopped", resume=True, checkpoint_minutes=1e-9, thumbnails=True, **own)

@@ -16,14 +16,14 @@ from references import rivals
 from references.methods import soft_targets
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, OutputShapes, PairShapes
-from uhkd.methods import DistillationLoss, build, check, method_class, method_names, settings_of
+from uhkd.methods import DistillationLoss, build_losses, method_class, method_names, parse_methods, settings_of
 from uhkd.methods.at import attention
 from uhkd.methods.base import z_scores
 from uhkd.methods.cc import neighbour_correlation
 from uhkd.methods.correlation import correlation_distance, redundancy
 from uhkd.methods.crd import exponents
 from uhkd.methods.dkd import decoupled_losses
-from uhkd.methods.feature_pairs import on_smaller_grid
+from uhkd.methods.feature_pairs import pool_to_common_grid
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.ofa import _PatchMerging, enhanced_loss
 from uhkd.methods.rkd import angles, relative_distances
@@ -44,7 +44,7 @@ def random(*size: int, seed: int = 0) -> Tensor:
 def make(method: str, settings: dict[str, Any] | None = None, shapes: PairShapes = SHAPES, seed: int = 0) -> Any:
     """One distiller in float64, its parameters away from their first values."""
     torch.manual_seed(seed)
-    distiller = build(method, shapes, settings)[method].double()
+    distiller = build_losses(method, shapes, settings)[method].double()
     with torch.no_grad():
         for parameter in distiller.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -118,7 +118,7 @@ def test_dkd_is_zero_at_equal_logits_and_finite_for_extreme_ones():
 def test_dkd_without_tckd_adds_half_the_kl_among_the_other_classes():
     """How TPKD is read: `--method dkd --weights tckd=0 nckd=0.5`, T = 1 by default."""
     student, teacher, batch = said()
-    distiller = build("dkd", SHAPES, weights={"tckd": 0, "nckd": 0.5})["dkd"]
+    distiller = build_losses("dkd", SHAPES, weights={"tckd": 0, "nckd": 0.5})["dkd"]
     terms = {f"dkd.{name}": term for name, term in distiller(student, teacher, batch).items()}
     assert set(terms) == {"dkd.nckd"}
     ce = F.cross_entropy(student.logits, batch.target)
@@ -214,10 +214,10 @@ def test_without_standardised_logits_nothing_changes_by_a_bit(dtype: torch.dtype
 
 
 def test_a_setting_of_uhkds_features_is_not_one_of_the_logits():
-    plan = check("uhkd+kd", {"standardise": "channel", "standardise_logits": "true"})
+    plan = parse_methods("uhkd+kd", {"standardise": "channel", "standardise_logits": "true"})
     assert plan["uhkd"][0] == {"standardise": "channel"} and plan["kd"][0] == {"standardise_logits": True}
     with pytest.raises(ValueError, match="uhkd has no setting 'standardise_logits'; did you mean 'standardise'"):
-        check("uhkd", {"standardise_logits": True})
+        parse_methods("uhkd", {"standardise_logits": True})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -297,7 +297,7 @@ def exits_of(
     maps: tuple[tuple[int, int, int], ...], embedding: int | None, head: str = "auto", *, tokens: bool = False
 ) -> Any:
     sides = OutputShapes(maps, embedding, CLASSES, tokens), OutputShapes(TEACHER, 6, CLASSES)
-    return build("ofa", PairShapes(*sides, CLASSES, IMAGES), {"head": head})["ofa"]
+    return build_losses("ofa", PairShapes(*sides, CLASSES, IMAGES), {"head": head})["ofa"]
 
 
 def test_ofas_exits_of_a_pyramid_halve_the_grid_once_a_following_stage():
@@ -352,7 +352,7 @@ def test_at_is_zero_for_maps_that_differ_by_scale_and_refuses_single_cells_alone
     torch.testing.assert_close(attention(x).square().sum(1), torch.ones(3, dtype=F64))
     single = OutputShapes(((4, 1, 1), (8, 1, 1)), 8, CLASSES)
     with pytest.raises(ValueError, match="every matched level has one cell; use larger images"):
-        build("at", PairShapes(single, single, CLASSES, IMAGES))
+        build_losses("at", PairShapes(single, single, CLASSES, IMAGES))
 
 
 def test_fitnet_equals_the_reference():
@@ -398,7 +398,7 @@ def test_spectralkd_is_zero_for_equal_maps_and_by_parseval_near_the_spatial_erro
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
 def test_two_maps_meet_on_the_smaller_grid(a: int, b: int, c: int, d: int):
     x, y = random(1, 2, a, b), random(1, 3, c, d, seed=1)
-    found = on_smaller_grid(x, y)
+    found = pool_to_common_grid(x, y)
     for out, expected in zip(found, rivals.common_grid(x[0], y[0]), strict=True):
         torch.testing.assert_close(out[0], expected)
     assert found[0].shape[2:] == found[1].shape[2:] == (min(a, c), min(b, d))
@@ -444,7 +444,7 @@ def test_rkd_is_zero_for_a_moved_turned_and_scaled_embedding():
 
 def test_rkd_is_finite_where_embeddings_coincide():
     same = torch.ones(3, 4, requires_grad=True)
-    terms = build("rkd", SHAPES)["rkd"](
+    terms = build_losses("rkd", SHAPES)["rkd"](
         NetworkOutput(embedding=same), NetworkOutput(embedding=torch.ones(3, 6)), said(batch=3)[2]
     )
     sum(terms.values()).backward()
@@ -533,7 +533,7 @@ def test_crd_takes_given_constants_and_stays_finite_at_any_temperature():
     assert distiller.loss(student, teacher, batch.index, drawn, z=(2.0, 3.0)).item() == pytest.approx(
         expected, rel=1e-12
     )
-    cold = build("crd", SHAPES, {"dim": 3, "temperature": 0.001})["crd"]
+    cold = build_losses("crd", SHAPES, {"dim": 3, "temperature": 0.001})["crd"]
     sides = [NetworkOutput(embedding=x.embedding.detach().float()) for x in (student, teacher)]
     for _ in range(3):
         assert cold(*sides, batch)["contrast"].isfinite()
@@ -618,7 +618,7 @@ def test_every_method_names_what_is_tuned_and_its_source(method: str):
         name, values = kind.tunable
         for value in values:
             assert value != settings_of(method)[name].default
-            check(method, {name: value})
+            parse_methods(method, {name: value})
     module = __import__(kind.__module__, fromlist=["_"]).__doc__ or ""
     assert "arXiv" in module or method.startswith("twin")
     assert kind.__doc__
@@ -626,7 +626,7 @@ def test_every_method_names_what_is_tuned_and_its_source(method: str):
 
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_weight_of_0_skips_the_work_and_the_layers(method: str):
-    distiller = build(method, SHAPES, weights=dict.fromkeys(PAPER[method], 0.0))[method]
+    distiller = build_losses(method, SHAPES, weights=dict.fromkeys(PAPER[method], 0.0))[method]
     assert isinstance(distiller, DistillationLoss)
     assert not distiller.needs.student and not distiller.needs.teacher and not list(distiller.parameters())
     assert distiller(NetworkOutput(), NetworkOutput(), said()[2]) == {}
@@ -635,7 +635,7 @@ def test_a_weight_of_0_skips_the_work_and_the_layers(method: str):
 @pytest.mark.parametrize(("method", "term"), [(m, t) for m in RIVALS for t in PAPER[m] if len(PAPER[m]) > 1])
 def test_each_term_can_be_had_alone_with_what_it_needs(method: str, term: str):
     weights = {name: float(name == term) for name in PAPER[method]}
-    distiller = build(method, SHAPES, weights=weights)[method].double()
+    distiller = build_losses(method, SHAPES, weights=weights)[method].double()
     sides = [
         NetworkOutput(**{k: v for k, v in side._asdict().items() if k in needs})
         for side, needs in zip(said()[:2], (distiller.needs.student, distiller.needs.teacher), strict=True)
@@ -646,7 +646,7 @@ def test_each_term_can_be_had_alone_with_what_it_needs(method: str, term: str):
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_teacher_is_needed(method: str):
     with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
-        build(method, PairShapes(SHAPES.student, None, CLASSES, IMAGES))
+        build_losses(method, PairShapes(SHAPES.student, None, CLASSES, IMAGES))
 
 
 @pytest.mark.parametrize("method", ["cc", "rkd", "crd", "rsd"])
@@ -654,13 +654,13 @@ def test_embeddings_are_needed_on_both_sides(method: str):
     bare = OutputShapes(STUDENT, None, CLASSES)
     for sides, which in (((bare, SHAPES.teacher), "student"), ((SHAPES.student, bare), "teacher")):
         with pytest.raises(ValueError, match=f"{method} needs {which} embedding, and the {which} has none"):
-            build(method, PairShapes(*sides, CLASSES, IMAGES))
+            build_losses(method, PairShapes(*sides, CLASSES, IMAGES))
 
 
 @pytest.mark.parametrize("method", ["fitnet", "at", "spectralkd", "ofa"])
 def test_taps_are_needed(method: str):
     with pytest.raises(ValueError, match=f"{method} .*found no taps in the student"):
-        build(method, PairShapes(OutputShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
+        build_losses(method, PairShapes(OutputShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
 
 
 SINGLE = {
@@ -717,7 +717,7 @@ BAD = [
 @pytest.mark.parametrize(("method", "settings", "message"), BAD)
 def test_settings_out_of_range_are_refused(method: str, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        build(method, SHAPES, settings)
+        build_losses(method, SHAPES, settings)
 
 
 # In a list.
@@ -739,16 +739,18 @@ UHKDS = {"uhkd.kl", "uhkd.inter", "uhkd.intra"}
     ],
 )
 def test_one_imitation_of_the_logits_counts(method: str, silent: set[str]):
-    found = {f"{name}.{term}" for name, (_, given) in check(method).items() for term, w in given.items() if w == 0}
+    found = {
+        f"{name}.{term}" for name, (_, given) in parse_methods(method).items() for term, w in given.items() if w == 0
+    }
     assert found == silent
     asked = dict.fromkeys(silent, 1.0)
-    assert all(w == 1.0 for _, given in check(method, weights=asked).values() for w in given.values())
+    assert all(w == 1.0 for _, given in parse_methods(method, weights=asked).values() for w in given.values())
 
 
 def test_a_list_is_the_sum_of_its_methods():
     student, teacher, batch = said(batch=6)
     torch.manual_seed(0)
-    both = build("rsd+dist", SHAPES).double()
+    both = build_losses("rsd+dist", SHAPES).double()
     alone = {name: both[name](student, teacher, batch) for name in ("rsd", "dist")}
     assert {k: set(v) for k, v in alone.items()} == {"rsd": {"redundancy"}, "dist": {"inter", "intra"}}
     assert math.isfinite(sum(v.item() for terms in alone.values() for v in terms.values()))

@@ -36,7 +36,7 @@ from uhkd.__main__ import main
 from uhkd.commands.comparing.naming import pair_names
 from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.tables import csv_text, inline, latex, markdown, run_rows
-from uhkd.console import escape_lines, shown
+from uhkd.console import escape, escape_lines
 from uhkd.data import datasets, open_data
 from uhkd.data.decode import LARGEST, decode_file, header_size
 from uhkd.models import create, load_run
@@ -515,14 +515,14 @@ def harmless(text: str) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_on_one_line_that_a_terminal_does_not_obey(name: str):
-    assert harmless(shown(name)) and "\n" not in shown(name)
-    assert shown(shown(name)) == shown(name)
+    assert harmless(escape(name)) and "\n" not in escape(name)
+    assert escape(escape(name)) == escape(name)
     assert harmless(escape_lines(f"ours:\n  {name}"))
 
 
 def test_names_in_any_script_are_shown_as_they_are():
     for name in ("naïve café", "日本\u3000語", "می\u200cخواهم", "👩\u200d🔬", "c:\\temp", "a b"):
-        assert shown(name) == name
+        assert escape(name) == name
 
 
 def test_class_names_of_every_kind_are_trained_shown_and_kept(

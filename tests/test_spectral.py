@@ -15,7 +15,7 @@ from uhkd.spectral import (
     SpectralTransform,
     area_basis,
     complex_halfplane,
-    crop_index,
+    crop_indices,
     fourier_basis,
     ftm_shapes,
     halfplane_frequencies,
@@ -337,11 +337,11 @@ def test_a_target_is_the_teachers_own_whatever_the_student(form, standardise):
     ftm.calibrate(ftm.raw(batch))
     assert [level.size for level in ftm.target.levels] == [(7, 3), (3, 5), (1, 1)]
     for level, found, whole in zip(ftm.target.levels, ftm(batch), own(batch), strict=True):
-        index = crop_index(level.made, level.size, form)
+        index = crop_indices(level.full_size, level.size, form)
         assert index is not None
         assert torch.equal(found, whole[..., index])
         # and they are the frequencies that the student's own representation will have
-        frequencies = radial_frequencies(level.made, form)[index]
+        frequencies = radial_frequencies(level.full_size, form)[index]
         assert torch.equal(frequencies, radial_frequencies(level.size, form))
 
 

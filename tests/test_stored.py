@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, image_checksums, shards
+from uhkd.cache import CorruptShard, Manifest, RecordFormat, Shards, TeacherCache, identity_of, image_checksums, shards
 from uhkd.data import Augmentation, file_cache
 from uhkd.features import NetworkOutput, OutputShapes
 from uhkd.spectral import FTM, SpectralTarget, teacher_levels
@@ -37,7 +37,7 @@ def fields(signals: NetworkOutput) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 3e3])
 def test_fp16_records_are_the_signals_rounded_to_fp16(scale: float):
-    layout, signals = Layout(3, 7, SPECTRA), said(scale=scale)
+    layout, signals = RecordFormat(3, 7, SPECTRA), said(scale=scale)
     records = layout.encode(signals)
     assert records.shape == (5, layout.size) and layout.size == 2 * (3 + 7 + 54 + 4)
     for x, y in zip(fields(signals), fields(layout.decode(records)), strict=True):
@@ -46,29 +46,29 @@ def test_fp16_records_are_the_signals_rounded_to_fp16(scale: float):
 
 
 def test_int8_records_lie_within_half_a_step_of_their_block_and_take_half_the_room():
-    layout, signals = Layout(3, 7, SPECTRA, "int8"), said()
+    layout, signals = RecordFormat(3, 7, SPECTRA, "int8"), said()
     decoded = layout.decode(layout.encode(signals))
     assert torch.equal(fields(decoded)[0], fields(signals)[0].half().float())  # logits stay fp16
     for x, y in zip(fields(signals)[1:], fields(decoded)[1:], strict=True):
         step = x.flatten(1).abs().amax(1) / 127  # of each image by itself
         assert ((x - y).flatten(1).abs() <= 0.5001 * step[:, None]).all()
-    whole = [Layout(100, 768, ((64, 9),) * 4, storage).size for storage in ("fp16", "int8")]
+    whole = [RecordFormat(100, 768, ((64, 9),) * 4, storage).size for storage in ("fp16", "int8")]
     assert whole[1] < 0.53 * whole[0]
 
 
 def test_swin_ts_four_levels_take_less_than_13_kilobytes_by_default():
     maps = ((96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7))
     target = SpectralTarget(teacher_levels(maps, 1, "pairs"), channels=64)
-    size = Layout(1000, 768, FTM(target, maps).shapes).size
+    size = RecordFormat(1000, 768, FTM(target, maps).shapes).size
     assert size == 2 * (1000 + 768 + 4 * 64 * 9) < 13_000
 
 
 def test_zero_blocks_and_odd_selections_survive():
     zeros = NetworkOutput(None, None, None, torch.zeros(2, 7))
-    layout = Layout(None, 7, (), "int8")
+    layout = RecordFormat(None, 7, (), "int8")
     assert layout.holds == ("embedding",)
     assert torch.equal(layout.decode(layout.encode(zeros)).embedding, torch.zeros(2, 7))
-    layout = Layout(3, None, ())
+    layout = RecordFormat(3, None, ())
     part = layout.encode(said())[1::2]  # rows of a larger tensor, as a micro-batch is
     assert torch.equal(layout.decode(part).logits, said().logits[1::2].half().float())
 
@@ -86,12 +86,12 @@ def test_numbers_that_cannot_be_stored_are_refused_by_name(storage: str, value: 
     assert signals.spectra is not None
     signals.spectra[1][2, 1] = value
     with pytest.raises(ValueError, match=message):
-        Layout(3, 7, SPECTRA, storage).encode(signals)
+        RecordFormat(3, 7, SPECTRA, storage).encode(signals)
 
 
 @pytest.mark.parametrize("storage", ["fp16", "int8"])
 def test_the_stated_tolerance_holds(storage: str):
-    layout, signals = Layout(3, 7, SPECTRA, storage), said(200)
+    layout, signals = RecordFormat(3, 7, SPECTRA, storage), said(200)
     again = layout.tolerance(layout.decode(layout.encode(signals)))
     for (name, x, allowed), (_, y, _) in zip(layout.tolerance(signals), again, strict=True):
         assert ((x - y).abs() <= 1.001 * allowed).all(), name
@@ -208,7 +208,7 @@ def manifest(**changes: object) -> tuple[Manifest, FTM]:
     target = SpectralTarget(teacher_levels(MAPS, 1, "pairs"), "channel", 3)
     ftm = FTM(target, MAPS)
     ftm.calibrate(ftm.raw([torch.randn(9, *shape) for shape in MAPS]))
-    layout = Layout(3, 7, ftm.shapes, "int8")
+    layout = RecordFormat(3, 7, ftm.shapes, "int8")
     augmentation = Augmentation((8, 8), "pad", flip=True, mixup=0.2)
     names = ("a", "b")
     identity = identity_of(

@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 
 import uhkd
 from uhkd.features import FeatureExtractor
-from uhkd.models import load_run, load_state, wrap
+from uhkd.models import load_run, load_state, wrap_module
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, RecipeError, build, load_yaml
 from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
 from uhkd.training import fit, setup
 from uhkd.training import load_teacher as teaching
 from uhkd.training import teachers as voices
-from uhkd.training.progress import Progress
+from uhkd.training.progress import ProgressBar
 from uhkd.training.setup import Setup
 
 COLOURS = ("blue", "green", "red")
@@ -251,7 +251,7 @@ def test_a_tapped_model_of_ones_own(teacher: uhkd.Result, tmp_path: Path):
     result = uhkd.distill(**pupil(teacher, tmp_path / "run", method="kd") | {"student": bare})
     assert result.student is bare
     assert result.run.read_card()["levels"] == ["first", "second"]
-    wrong = wrap(Net(4), num_classes=4, image_size=16, levels=["first"])
+    wrong = wrap_module(Net(4), num_classes=4, image_size=16, levels=["first"])
     with pytest.raises(ValueError, match="gives 4 classes, the data has 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": wrong})
     with pytest.raises(ValueError, match="Net gives 4 classes, expected 10"):
@@ -344,10 +344,10 @@ def test_a_named_teacher_at_random_is_refused_too(tmp_path: Path):
 
 
 def stopping(after: int) -> Any:
-    """`Progress.follow` that breaks off after some steps."""
-    follow = Progress.follow
+    """`ProgressBar.follow` that breaks off after some steps."""
+    follow = ProgressBar.follow
 
-    def limited(self: Progress, batches: Any) -> Iterator[Any]:
+    def limited(self: ProgressBar, batches: Any) -> Iterator[Any]:
         for count, item in enumerate(follow(self, batches)):
             if count == after:
                 raise Stop
@@ -374,7 +374,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
     assert teacher.run.read_card()["num_classes"] == 10  # the teacher's own folder is untouched
 
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "follow", stopping(2))
+        patched.setattr(ProgressBar, "follow", stopping(2))
         with pytest.raises(Stop):
             uhkd.distill(**words)
     kept = RunFolder(tmp_path / "run").probe.read_bytes()
@@ -393,7 +393,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
 
 def test_classes_in_another_order_do_not_fit_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.manual_seed(0)
-    network = wrap(Net(10), num_classes=10, image_size=8, levels=["first", "second"])
+    network = wrap_module(Net(10), num_classes=10, image_size=8, levels=["first", "second"])
     network.card = replace(network.card, classes=tuple("1023456789"))
     words = pupil("", tmp_path / "run", method="kd", allow_weak_teacher=True) | {"teacher": network}
     uhkd.distill(**words)
@@ -405,7 +405,7 @@ def test_a_teacher_without_head_or_embedding_is_refused(tmp_path: Path):
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.first(x)).mean((2, 3)).softmax(1)[:, :7] * 1.0
 
-    network = wrap(Maps(), num_classes=None, image_size=8, levels=["first", "second"])
+    network = wrap_module(Maps(), num_classes=None, image_size=8, levels=["first", "second"])
     assert network.shapes.embedding is None
     with pytest.raises(ValueError, match=r"head does not fit .* has no embedding for a linear probe; finetune it"):
         uhkd.distill(**pupil("", tmp_path / "run") | {"teacher": network})
@@ -448,7 +448,7 @@ def test_resuming_with_another_recipe_names_the_fields(
 ):
     words = pupil(teacher, tmp_path / "run", method="kd", checkpoint_minutes=1e-9)
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "follow", stopping(2))
+        patched.setattr(ProgressBar, "follow", stopping(2))
         with pytest.raises(Stop):
             uhkd.distill(**words)
     with pytest.raises(ValueError, match=r"another recipe: lr was 0\.001, now 0\.01, seed was 0, now 2$"):

@@ -18,7 +18,7 @@ from uhkd.__main__ import main
 from uhkd.commands import watching
 from uhkd.commands.watching import sparkline
 from uhkd.runs import ProgressFile, RunFolder
-from uhkd.runs.status import SILENT, look, state_of
+from uhkd.runs.status import SILENT, collect_status, run_status
 
 GONE = 2**22 + 1  # above the largest process number of Linux
 RECIPE = {"teacher": "runs/teacher", "student": "uhkd/vit_micro", "method": "uhkd", "data": "digits", "epochs": 4}
@@ -109,15 +109,15 @@ def test_where_a_run_stands(changes: dict[str, Any] | None, state: str, advice: 
     if changes is not None:
         age = changes.get("age", 0.0)
         pulse(run, **{k: v for k, v in changes.items() if k != "age"}, time=time.time() - age)
-    found = state_of(run.path)
+    found = run_status(run.path)
     assert found["state"] == state and found["advice"].startswith(advice) and bool(found["advice"]) == bool(advice)
     assert found["what"] == "uhkd/vit_micro by uhkd from runs/teacher on digits"
     json.dumps(found)  # plain data
     (run.checkpoints / "step-20").mkdir(parents=True)
     if advice:
-        assert state_of(run.path)["advice"].endswith("go on with the same command and --resume")
+        assert run_status(run.path)["advice"].endswith("go on with the same command and --resume")
     run.write_json("result.json", {})
-    assert state_of(run.path)["state"] == "finished"
+    assert run_status(run.path)["state"] == "finished"
 
 
 def test_runs_below_a_folder_are_found_and_what_lies_in_them_is_not(tmp_path: Path):
@@ -126,16 +126,16 @@ def test_runs_below_a_folder_are_found_and_what_lies_in_them_is_not(tmp_path: Pa
     begun(tmp_path / "pair" / "kd" / "seed-0" / "wandb" / "inner")
     begun(tmp_path / "a" / "b" / "c" / "d" / "too-deep")
     begun(tmp_path / "caches" / "one").write_json("cache.json", {})
-    found = look(tmp_path)
+    found = collect_status(tmp_path)
     assert [Path(s["run"]).relative_to(tmp_path).as_posix() for s in found] == [
         "pair/kd/seed-0",
         "pair/uhkd/seed-1",
         "teachers/cnn",
     ]
     RunFolder(tmp_path / "teachers" / "cnn").write_json("result.json", {})
-    known = look(tmp_path)
+    known = collect_status(tmp_path)
     (tmp_path / "teachers" / "cnn" / "recipe.yaml").write_text("{")  # what is finished is not read again
-    assert look(tmp_path, known)[-1] is known[-1] and look(tmp_path)[-1]["advice"] != ""
+    assert collect_status(tmp_path, known)[-1] is known[-1] and collect_status(tmp_path)[-1]["advice"] != ""
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_odd_numbers_break_no_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "812.4 img/s  ETA over 30 years" in said and "best 50.00%" in said
     assert re.search(r"1e\+308 +▁█", said) and "100% of gradient" in said and max(map(len, said.splitlines())) < 200
-    assert "1e+308" in watching.line(state_of(run.path)) and len(watching.line(state_of(run.path))) < 400
+    assert "1e+308" in watching.line(run_status(run.path)) and len(watching.line(run_status(run.path))) < 400
     pulse(begun(tmp_path / "other"))
     uhkd.watch(run=str(tmp_path), once=True)
     capsys.readouterr()
@@ -384,5 +384,5 @@ def test_columns_of_a_balance_and_terms_that_were_switched_off_break_no_table(
     ],
 )
 def test_several_teachers_are_named(words: dict[str, Any], tmp_path: Path):
-    what = state_of(begun(tmp_path / "run", **words).path)["what"]
+    what = run_status(begun(tmp_path / "run", **words).path)["what"]
     assert what == "uhkd/vit_micro by uhkd from runs/teacher and runs/vit on digits"

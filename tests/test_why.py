@@ -62,10 +62,10 @@ def test_the_band_that_holds_the_label_is_found_and_another_is_at_chance(
     x[:, 1, 3] += 4.0 * labels  # frequency 1 alone knows
     x[:, 5, 1] -= 4.0 * (labels == 2)
     places = probes.bands(np.array([0, 1, 1, 1, 2**0.5, 2**0.5, 1, 2**0.5, 2**0.5]))
-    fit, held = x[:800], x[800:]
+    fit, in_memory = x[:800], x[800:]
 
     def accuracy(at: list[int]) -> float:
-        return probes.probe(fit[..., at].flatten(1), labels[:800], held[..., at].flatten(1), labels[800:], 4)
+        return probes.probe(fit[..., at].flatten(1), labels[:800], in_memory[..., at].flatten(1), labels[800:], 4)
 
     told = {name: accuracy(at) for name, at in places.items()}
     assert told["1"] > 0.75 and abs(told["DC"] - 0.25) < 0.1 and abs(told["√2"] - 0.25) < 0.1

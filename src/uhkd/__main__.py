@@ -108,12 +108,12 @@ def _answer(output: OutputOptions, remaining: list[str]) -> int:
             code, answer = _run(output, command, rest)
     except Exception as error:  # a fault of ours: Python shows the trace
         print(
-            json_output.text(json_output.refusal(command, "internal", f"{type(error).__name__}: {error}", 1)),
+            json_output.dumps(json_output.error_document(command, "internal", f"{type(error).__name__}: {error}", 1)),
             flush=True,
         )
         raise
     if answer is not None and is_rank_zero():
-        print(json_output.text(answer), flush=True)
+        print(json_output.dumps(answer), flush=True)
     return code
 
 
@@ -142,7 +142,7 @@ def _refuse(output: OutputOptions, command: str, kind: str, message: str) -> int
     """Tell a mistake that is found before anything runs."""
     print(f"uhkd{command and f' {command}'}: error: {message}", file=sys.stderr)
     if output.json:
-        print(json_output.text(json_output.refusal(command, kind, message, 2)))
+        print(json_output.dumps(json_output.error_document(command, kind, message, 2)))
     return 2
 
 
@@ -157,7 +157,7 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
     def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
         if first_to_report(line):
             print(escape_lines(line), file=sys.stderr)
-        return code, json_output.refusal(command, kind, message, code)
+        return code, json_output.error_document(command, kind, message, code)
 
     try:
         from uhkd.cli.parser import parse
@@ -176,7 +176,9 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
         function = PLANS[command] if output.dry_run else _FUNCTIONS.get(command, command)
         result = getattr(home, function)(parsed)
         log_debug(f"{command} took {time.monotonic() - began:.1f} s")
-        return getattr(result, "exit_code", 0), json_output.document(command, result, parsed) if output.json else None
+        return getattr(result, "exit_code", 0), json_output.result_document(
+            command, result, parsed
+        ) if output.json else None
     except SystemExit as stop:  # after a verb's --help
         return stop.code if isinstance(stop.code, int) else 0, None
     except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
@@ -194,7 +196,8 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
     except Exception as error:
         if first_to_report(f"uhkd {command}: internal error {type(error).__name__}"):
             print(
-                f"uhkd {command}: internal error, not a mistake in the command; please report it with the trace below and the output of uhkd doctor",
+                f"uhkd {command}: internal error, not a mistake in the command; please report it with the trace below "
+                "and the output of uhkd doctor",
                 file=sys.stderr,
             )
         raise

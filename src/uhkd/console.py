@@ -114,7 +114,7 @@ def print_result(line: str) -> None:
         print(escape_lines(line), flush=True)
 
 
-def show(*parts: object) -> None:
+def print_table(*parts: object) -> None:
     """Parts of the result that rich draws (tables, texts), on standard output: as wide as the terminal, or whole where piped.
 
     Cells that do not fit are folded, never cut. Colour only on terminals (NO_COLOR and FORCE_COLOR are obeyed).
@@ -135,7 +135,7 @@ def show(*parts: object) -> None:
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
 
 
-def shown(text: str) -> str:
+def escape(text: str) -> str:
     """The words on one line, with all that a terminal would obey or hide written out (`\\x1b`, `\\n`, `\\u202e`).
 
     Control characters, line ends, marks that change the direction of writing, invisible ones, and the surrogates that stand
@@ -147,11 +147,11 @@ def shown(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """As `shown`, with line ends and tabs left as they are: for messages of ours that have more than one line."""
-    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+    """As `escape`, with line ends and tabs left as they are: for messages of ours that have more than one line."""
+    return "\n".join("\t".join(map(escape, line.split("\t"))) for line in text.split("\n"))
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def pluralize(number: int, one: str, many: str | None = None) -> str:
     """'1 shard', '2 shards', '1,797 images'."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 

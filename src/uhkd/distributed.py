@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the command line asks for its launcher before it imports to
     from torch import Tensor
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return the number of processes that train together."""
     import torch.distributed as dist
 
@@ -25,7 +25,7 @@ def all_gather_batch(x: "Tensor") -> "Tensor":
     to its own part alone, times the number of processes: DDP, which averages over them, is left with the gradient that one
     process with the whole batch would have. Nothing is sent in the backward pass.
     """
-    return _gather_function().apply(x) if processes() > 1 else x
+    return _gather_function().apply(x) if world_size() > 1 else x
 
 
 @cache
@@ -36,14 +36,14 @@ def _gather_function() -> Any:
     class Gather(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: "Tensor") -> "Tensor":
-            parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(processes())]
+            parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
             dist.all_gather(parts, x.contiguous())
             # the loader deals images out in turn
             return torch.stack(parts, 1).flatten(0, 1)
 
         @staticmethod
         def backward(ctx: Any, *grads: "Tensor") -> "Tensor":
-            (grad,), count = grads, processes()
+            (grad,), count = grads, world_size()
             return grad[dist.get_rank() :: count] * count
 
     return Gather

@@ -57,7 +57,7 @@ class Famo:
         powers = [math.exp(x) for x in self.xi]
         return [p / sum(powers) for p in powers]
 
-    def coefficients(self, losses: Sequence[float]) -> list[float]:
+    def project(self, losses: Sequence[float]) -> list[float]:
         """By what each task's gradient is multiplied: z_k / l_k over the sum of these."""
         raw = [z / loss for z, loss in zip(self.shares(), losses, strict=True)]
         return [r / sum(raw) for r in raw]

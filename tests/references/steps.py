@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods import build, method_names
+from uhkd.methods import build_losses, method_names
 from uhkd.models import create
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.teacher import Teacher, calibrate
@@ -33,7 +33,7 @@ def assemble(method: str, settings: dict[str, Any]) -> tuple[StudentWithLosses, 
     student, network = (
         create(f"uhkd/{name}", num_classes=CLASSES, image_size=16) for name in ("vit_micro", "resnet10")
     )
-    distillers = build(method, PairShapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
+    distillers = build_losses(method, PairShapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
     target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
     teacher = Teacher(network, target)
     image = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)

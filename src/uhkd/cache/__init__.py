@@ -2,13 +2,13 @@
 
 from uhkd.cache.checksums import image_checksums
 from uhkd.cache.folder import Manifest, TeacherCache, identity_of, write_manifest
-from uhkd.cache.record import Layout
+from uhkd.cache.record import RecordFormat
 from uhkd.cache.shards import CorruptShard, Shard, Shards
 
 __all__ = [
     "CorruptShard",
-    "Layout",
     "Manifest",
+    "RecordFormat",
     "Shard",
     "Shards",
     "TeacherCache",

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from uhkd.cache.checksums import image_checksums
-from uhkd.cache.record import Layout
+from uhkd.cache.record import RecordFormat
 from uhkd.cache.shards import Shards
 from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
@@ -40,7 +40,7 @@ class Manifest:
     identity: dict[str, Any]
     images: int
     views: int
-    layout: Layout
+    layout: RecordFormat
     augmentation: Augmentation
     seed: int
     shapes: OutputShapes
@@ -180,7 +180,7 @@ def identity_of(
     augmentation: Augmentation,
     seed: int,
     classes: int,
-    layout: Layout,
+    layout: RecordFormat,
     levels: tuple[str, ...],
     target: SpectralTarget | None,
     ftm: FTM | None,

@@ -17,7 +17,7 @@ _STEPS = 127  # an int8 number is one of -127..127 times its block's scale
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordFormat:
     """Which numbers a record holds, and how: scales (int8 only), logits, embedding, spectra shallow to deep.
 
     logits: K or None. embedding: D or None. spectra: (C, K) of each level, () without. storage: of spectra and embedding;

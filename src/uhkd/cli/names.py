@@ -48,9 +48,11 @@ def check_names(recipe: StrictModel) -> None:
 def _check_method(recipe: DistillRecipe | InspectArguments) -> None:
     names_of(recipe.method)
     if recipe.settings or recipe.weights:
-        from uhkd.methods import check  # the signature of a method says its settings: that takes torch, and no more
+        from uhkd.methods import (
+            parse_methods,  # the signature of a method says its settings: that takes torch, and no more
+        )
 
-        check(recipe.method, recipe.settings, recipe.weights)
+        parse_methods(recipe.method, recipe.settings, recipe.weights)
 
 
 def _of_one(recipe: StrictModel, students: Sequence[StrictModel]) -> Iterator[str]:

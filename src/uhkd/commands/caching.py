@@ -12,12 +12,12 @@ import torch
 from filelock import Timeout
 from torch import Tensor, nn
 
-from uhkd.cache import CorruptShard, Layout, Manifest, Shards, TeacherCache, identity_of, write_manifest
+from uhkd.cache import CorruptShard, Manifest, RecordFormat, Shards, TeacherCache, identity_of, write_manifest
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.objects import merged, take_objects
 from uhkd.commands.recording import hold, write_shards
-from uhkd.commands.storing import layout_of, room
-from uhkd.console import count, log_info, print_result
+from uhkd.commands.storing import check_disk_space, record_format
+from uhkd.console import log_info, pluralize, print_result
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, first_images, reference
@@ -59,7 +59,7 @@ def cache(
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
-    work = Work(recipe, objects.get("teacher"), objects.get("data"))
+    work = CacheWriter(recipe, objects.get("teacher"), objects.get("data"))
     if admit is not None:
         admit(work.stored)
     work.announce()
@@ -78,10 +78,10 @@ def cache(
             child.communicate()
     left = work.stored.shards.missing(work.recipe.views)
     if left and any(ended):
-        ones = count(len(left), "shard was", "shards were")
+        ones = pluralize(len(left), "shard was", "shards were")
         raise UhkdError(f"{ones} not written: a process ended early; the same command goes on")
     if left:
-        log_info(f"{count(len(left), 'shard is', 'shards are')} still being written by other processes")
+        log_info(f"{pluralize(len(left), 'shard is', 'shards are')} still being written by other processes")
     else:
         print_result(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
@@ -109,7 +109,7 @@ def _foreign(folder: Path) -> bool:
     return run.started() and "storage" not in run.read_recipe()  # a training that was begun
 
 
-class Work:
+class CacheWriter:
     """One process at work on a cache."""
 
     def __init__(self, recipe: CacheRecipe, module: nn.Module | None, data: Any) -> None:
@@ -140,7 +140,7 @@ class Work:
                 self.stored = TeacherCache(self.folder)
 
     def _identity(
-        self, network: FeatureExtractor, layout: Layout, teacher: Teacher, augmentation: Augmentation
+        self, network: FeatureExtractor, layout: RecordFormat, teacher: Teacher, augmentation: Augmentation
     ) -> dict[str, Any]:
         return identity_of(
             teacher=fingerprint(network),
@@ -165,8 +165,8 @@ class Work:
 
     def _begin(self, network: FeatureExtractor, metrics: dict[str, float]) -> Teacher:
         recipe, data = self.recipe, self.data
-        layout, target = layout_of(self.recipe, network)
-        room(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, recipe.views)
+        layout, target = record_format(self.recipe, network)
+        check_disk_space(self.folder, Shards(self.folder, len(data.train), layout.size, ""), layout, recipe.views)
         teacher = Teacher(network, target, self.fabric.autocast)
         if teacher.ftm is not None:
             calibrate_ftm(teacher, self.inputs, self.augmentation, recipe.seed)
@@ -201,7 +201,7 @@ class Work:
     def _go_on(self, network: FeatureExtractor) -> Teacher:
         """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
         manifest = self.stored.manifest
-        layout, target = layout_of(self.recipe, network)
+        layout, target = record_format(self.recipe, network)
         teacher = Teacher(network, target, self.fabric.autocast)
         identity = self._identity(network, layout, teacher, choose_augmentation(self.recipe, self.data, [network]))
         # taken from the cache: made anew on another machine it would differ in its last digits
@@ -215,7 +215,7 @@ class Work:
             teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
         check_views(self.stored, self.data, manifest.views, damaged_too=False)  # those are made anew
         if self.recipe.views > manifest.views:
-            room(self.folder, self.stored.shards, layout, self.recipe.views)
+            check_disk_space(self.folder, self.stored.shards, layout, self.recipe.views)
             log_info(f"{self.recipe.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.recipe.views))
             self.stored = TeacherCache(self.folder)
@@ -239,7 +239,7 @@ class Work:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
                     log_info(f"{str(error).split('; make')[0]}: made anew")
                     (self.folder / shard.name).unlink(missing_ok=True)
-        log_info(room(self.folder, shards, self.stored.manifest.layout, self.recipe.views))
+        log_info(check_disk_space(self.folder, shards, self.stored.manifest.layout, self.recipe.views))
 
     def write(self) -> None:
         """Make every shard that is missing and that nobody else is making."""
@@ -253,7 +253,7 @@ def main() -> None:
     end_with_parent()
     torch.set_num_threads(order["threads"])
     try:
-        Work(build(CacheRecipe, order["recipe"]), None, None).write()
+        CacheWriter(build(CacheRecipe, order["recipe"]), None, None).write()
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the whole group; the parent tells about it
     except ValueError as error:

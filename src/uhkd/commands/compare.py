@@ -10,10 +10,10 @@ from uhkd.commands.comparing.cost import measure_costs
 from uhkd.commands.comparing.live import run, states
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.queue import TaskStore
-from uhkd.commands.comparing.report import show, write
+from uhkd.commands.comparing.report import print_report, write
 from uhkd.commands.comparing.summary import gather
 from uhkd.commands.report import report
-from uhkd.console import count, log_info
+from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
@@ -54,12 +54,12 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
         _log_caches(plan)
     run(plan, store, settings.jobs)
     title = settings.title or ", ".join(
-        count(number, noun)
+        pluralize(number, noun)
         for number, noun in ((len(settings.methods), "method"), (len(plan.teachers), "pair"), (settings.seeds, "seed"))
     )
     summary = gather(plan, store, title=title, part=settings.split, tune=settings.tune)
     write(out, summary)
-    show(summary)
+    print_report(summary)
     if summary["runs"]:
         try:
             report(runs=(str(out),))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 import uhkd
-from uhkd.console import count, file_size, log_debug, print_result, show, shown
+from uhkd.console import escape, file_size, log_debug, pluralize, print_result, print_table
 from uhkd.recipe.arguments import DoctorArguments
 
 State = Literal["ok", "warning", "fault"]
@@ -32,7 +32,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """The outcome of one check.
 
     state: ok, warning (it works, but slowly, or not everything does) or fault (trainings fail). advice: what to do, if not ok.
@@ -45,10 +45,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class DoctorReport:
     """All findings, and the fields of `torch.utils.collect_env` as text."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Check, ...]
     environment: dict[str, str]
 
     @property
@@ -62,7 +62,7 @@ class Diagnosis:
         return {"ok": self.exit_code == 0, "findings": findings, "environment": self.environment}
 
 
-def doctor(arguments: DoctorArguments | None = None) -> Diagnosis:
+def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
     """Check packages, device, threads and disk; print a table and what to do; return the findings (exit code 1 with a fault).
 
     Nothing is fetched, and nothing is left behind.
@@ -71,32 +71,32 @@ def doctor(arguments: DoctorArguments | None = None) -> Diagnosis:
     from rich.table import Column, Table
     from rich.text import Text
 
-    diagnosis = Diagnosis(tuple(_run(topic, check) for topic, check in CHECKS.items()), environment())
+    diagnosis = DoctorReport(tuple(_run(topic, check) for topic, check in CHECKS.items()), environment())
     columns = (Column(no_wrap=True), Column(no_wrap=True), Column())
     table = Table(*columns, box=box.SIMPLE, show_header=False, pad_edge=False)
     for name, topic in _SHOWN.items():
         if name in diagnosis.environment:
-            table.add_row("", topic, shown(diagnosis.environment[name]))
+            table.add_row("", topic, escape(diagnosis.environment[name]))
     for finding in diagnosis.findings:
-        table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, shown(finding.found))
-    show(table)
+        table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, escape(finding.found))
+    print_table(table)
     log_debug("\n".join(f"{name}: {value}" for name, value in diagnosis.environment.items()))
     wrong = [finding for finding in diagnosis.findings if finding.state != "ok"]
     for finding in wrong:
         print_result(f"{finding.state}: {finding.topic}: {finding.advice}")
     faults = sum(finding.state == "fault" for finding in wrong)
-    print_result(f"{count(faults, 'fault')}, {count(len(wrong) - faults, 'warning')}")
+    print_result(f"{pluralize(faults, 'fault')}, {pluralize(len(wrong) - faults, 'warning')}")
     return diagnosis
 
 
-def _run(topic: str, check: Callable[[], Finding]) -> Finding:
+def _run(topic: str, check: Callable[[], Check]) -> Check:
     """Return the finding of a check; one that raises must not end the report."""
     try:
         return check()
     except Exception as error:
         log_debug(traceback.format_exc())
         advice = "this could not be found out, which is a fault by itself; uhkd doctor --verbose shows more"
-        return Finding(topic, f"cannot tell: {type(error).__name__}: {_first_line(error)}", "warning", advice)
+        return Check(topic, f"cannot tell: {type(error).__name__}: {_first_line(error)}", "warning", advice)
 
 
 def _first_line(error: Exception) -> str:
@@ -115,21 +115,21 @@ def environment() -> dict[str, str]:
         return found
 
 
-def packages() -> Finding:
+def packages() -> Check:
     """Compare installed packages with what this version of uhkd requires; a floor may keep out a vulnerability."""
     try:
         needs = [Requirement(line) for line in metadata.requires("uhkd") or ()]
     except metadata.PackageNotFoundError:
-        return Finding("packages", "uhkd itself is not installed, so that what it requires is not known here")
+        return Check("packages", "uhkd itself is not installed, so that what it requires is not known here")
     problems = unmet(needs)
     if not problems:
         there = (need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""}))
-        return Finding("packages", ", ".join(f"{name} {_version(name)}" for name in there))
+        return Check("packages", ", ".join(f"{name} {_version(name)}" for name in there))
     found = "; ".join(
         f"{need.name} {version or 'is missing'}, needed is {need.specifier}" for need, version in problems
     )
     advice = "pip install " + " ".join(f'"{need.name}{need.specifier}"' for need, _ in problems)
-    return Finding("packages", found, "fault" if any(version is None for _, version in problems) else "warning", advice)
+    return Check("packages", found, "fault" if any(version is None for _, version in problems) else "warning", advice)
 
 
 def unmet(needs: list[Requirement]) -> list[tuple[Requirement, str | None]]:
@@ -152,7 +152,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def torchvision() -> Finding:
+def torchvision() -> Check:
     """Run one compiled operator of torchvision: it loads only if torchvision was built for this torch."""
     topic = "torch and torchvision"
     try:
@@ -162,11 +162,11 @@ def torchvision() -> Finding:
             torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5
         )
         if indices.tolist() == [0]:
-            return Finding(topic, f"{_version('torch')} and {_version('torchvision')} fit together")
+            return Check(topic, f"{_version('torch')} and {_version('torchvision')} fit together")
         why = f"torchvision's operators give {indices.tolist()}, expected [0]"
     except Exception as error:  # a broken pair can fail in any way
         why = f"do not fit together: {type(error).__name__}: {_first_line(error)}"
-    return Finding(topic, why, "fault", f"install both anew, from one place: pip install --force-reinstall {fitting()}")
+    return Check(topic, why, "fault", f"install both anew, from one place: pip install --force-reinstall {fitting()}")
 
 
 def fitting() -> str:
@@ -176,7 +176,7 @@ def fitting() -> str:
     return f"torchvision=={_version('torchvision')} torch{torch.specifier}" if torch else "torch torchvision"
 
 
-def device() -> Finding:
+def device() -> Check:
     """Run one kernel on the GPU; without a usable GPU, find out why."""
     import torch
 
@@ -194,29 +194,29 @@ def device() -> Finding:
     except RuntimeError as error:
         built = ", ".join(torch.cuda.get_arch_list())
         advice = f"this torch is built for {built}: install a build for this GPU, or use --device cpu"
-        return Finding("device", f"{found}, but it cannot compute: {_first_line(error)}", "fault", advice)
-    return Finding("device", found)
+        return Check("device", f"{found}, but it cannot compute: {_first_line(error)}", "fault", advice)
+    return Check("device", found)
 
 
-def without_gpu(built: str | None, there: bool, why: str) -> Finding:
+def without_gpu(built: str | None, there: bool, why: str) -> Check:
     """Judge a machine on which torch sees no GPU.
 
     built: CUDA version that torch was built for. there: whether the machine seems to have one. why: CUDA's error.
     """
     cpu = f"CPU; no GPU seen by torch ({f'built for CUDA {built}' if built else 'built without CUDA'})"
     if not there:
-        return Finding("device", cpu)
+        return Check("device", cpu)
     if built is None:
         advice = "this machine has an NVIDIA GPU: install a torch that is built for CUDA"
-        return Finding("device", cpu, "warning", advice)
+        return Check("device", cpu, "warning", advice)
     if "driver" in why and ("old" in why or "insufficient" in why):
         advice = f"update the NVIDIA driver, or install a torch built for an older CUDA than {built}"
     else:
         advice = "CUDA_VISIBLE_DEVICES may hide it, a container may lack it (docker run --gpus all), or the driver is not loaded"
-    return Finding("device", f"{cpu}, though there is one: {why or 'CUDA gives no reason'}", "fault", advice)
+    return Check("device", f"{cpu}, though there is one: {why or 'CUDA gives no reason'}", "fault", advice)
 
 
-def threads() -> Finding:
+def threads() -> Check:
     """Compare torch's threads with the cores that this process may use: more threads slow each other down."""
     import torch
 
@@ -225,38 +225,38 @@ def threads() -> Finding:
     used, usable = torch.get_num_threads(), usable_cores()
     found = f"torch uses {used}; {usable} of {os.cpu_count()} cores are usable"
     if used > usable:
-        return Finding("threads", found, "warning", f"export OMP_NUM_THREADS={usable} (and MKL_NUM_THREADS)")
-    return Finding("threads", found)
+        return Check("threads", found, "warning", f"export OMP_NUM_THREADS={usable} (and MKL_NUM_THREADS)")
+    return Check("threads", found)
 
 
-def shared_memory() -> Finding:
+def shared_memory() -> Check:
     """Check the memory by which loader processes hand over images (64 MB in a container by default)."""
     if not Path("/dev/shm").is_dir():
-        return Finding("shared memory", "no limit of its own on this system")
+        return Check("shared memory", "no limit of its own on this system")
     advice = "loader processes may end with a bus error: docker run --shm-size=8g, or --workers 0"
     return folder("shared memory", Path("/dev/shm"), 5e8, advice)
 
 
-def disk() -> Finding:
+def disk() -> Check:
     """Check the folder that runs are written to."""
     place = (Path("runs") if Path("runs").is_dir() else Path.cwd()).resolve()
     advice = "name a folder on another disk by --out (a run keeps weights, a checkpoint and pictures)"
     return folder("disk", place, 5e9, advice, fault_below=5e8)
 
 
-def temporary() -> Finding:
+def temporary() -> Check:
     """Check the folder for temporary files."""
     return folder("temporary files", Path(tempfile.gettempdir()), 1e8, "set TMPDIR to another folder")
 
 
-def weights() -> Finding:
+def weights() -> Check:
     """Check the folder that pretrained weights are downloaded to."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return folder("weights cache", Path(HF_HUB_CACHE), 1e9, "set HF_HOME to another folder")
 
 
-def folder(topic: str, place: Path, least: float, advice: str, fault_below: float = -1) -> Finding:
+def folder(topic: str, place: Path, least: float, advice: str, fault_below: float = -1) -> Check:
     """Judge whether a folder, or the nearest one above it that exists, can be written and has `least` bytes free.
 
     fault_below: bytes below which, as where nothing can be written, it is a fault; negative: never more than a warning.
@@ -267,14 +267,14 @@ def folder(topic: str, place: Path, least: float, advice: str, fault_below: floa
             free = shutil.disk_usage(there).free
     except OSError as error:
         state = "fault" if fault_below >= 0 else "warning"
-        return Finding(topic, f"{place} cannot be written: {error.strerror or error}", state, advice)
+        return Check(topic, f"{place} cannot be written: {error.strerror or error}", state, advice)
     found = f"{file_size(free)} free in {place}"
     if free >= least:
-        return Finding(topic, found)
-    return Finding(topic, found, "fault" if free < fault_below else "warning", f"make room; or {advice}")
+        return Check(topic, found)
+    return Check(topic, found, "fault" if free < fault_below else "warning", f"make room; or {advice}")
 
 
-CHECKS: dict[str, Callable[[], Finding]] = {
+CHECKS: dict[str, Callable[[], Check]] = {
     "packages": packages,
     "torch and torchvision": torchvision,
     "device": device,

@@ -13,7 +13,7 @@ from uhkd.commands.demo import comparison, new_folder
 from uhkd.commands.exporting import check_comparable, export_folder
 from uhkd.commands.judging import images_of, open_run
 from uhkd.commands.plan_table import described, described_data, disk, existing, parameters_of, shown_plan
-from uhkd.commands.storing import layout_of, room
+from uhkd.commands.storing import check_disk_space, record_format
 from uhkd.data import DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
@@ -71,12 +71,12 @@ def plan_cache(recipe: CacheRecipe) -> dict[str, Any]:
     data = open_recipe_data(recipe)
     inputs = Inputs(data=data, fabric=make_fabric(device, precision), folder=RunFolder(folder), workers=0, dry_run=True)
     teacher, _ = prepare_teacher(recipe, inputs)
-    layout, _ = layout_of(recipe, teacher)
+    layout, _ = record_format(recipe, teacher)
     augmentation = choose_augmentation(recipe, data, [teacher])
     log_augmentation(augmentation)
     exists = TeacherCache.exists(folder)
     shards = TeacherCache(folder).shards if exists else Shards(folder, len(data.train), layout.size, "")
-    error = room(existing(folder), shards, layout, recipe.views)
+    error = check_disk_space(existing(folder), shards, layout, recipe.views)
     missing = shards.missing(recipe.views)
     report = {
         "teacher": described(teacher),

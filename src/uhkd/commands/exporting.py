@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uhkd import export as forms
 from uhkd.commands.judging import images_of, open_run
-from uhkd.console import log_info, show, shown
+from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
@@ -138,7 +138,7 @@ def export_forms(
         }
         found[form] = {"path": path} | row
     title = f"{network.card.name} on {len(few)} {part} images of {data.name}"
-    show(_table(title, own, found))
+    print_table(_table(title, own, found))
     for form, row in found.items():
         if "accuracy" in row:
             log_info(f"{form}: {sentence(row)}")
@@ -148,7 +148,7 @@ def export_forms(
 def _table(title: str, own: tuple[str, str], found: dict[Form, dict[str, Any]]) -> Table:
     """A row a form below PyTorch's own; a column of accuracies where some were measured."""
     before = next((f"{row['accuracy_before']:.2%}" for row in found.values() if "accuracy" in row), None)
-    table = Table("form", "MB", "differs", "agrees", *(["accuracy"] * (before is not None)), "ms", title=shown(title))
+    table = Table("form", "MB", "differs", "agrees", *(["accuracy"] * (before is not None)), "ms", title=escape(title))
     table.add_row("PyTorch", own[0], "", "", *([before] if before else []), own[1])
     for form, row in found.items():
         agrees = "" if row["agrees"] is None else f"{row['agrees']:.1%}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd.console import count, print_result
+from uhkd.console import pluralize, print_result
 from uhkd.data import INDEX, make_index, refuse_packed, tars
 from uhkd.errors import UhkdError
 from uhkd.recipe import build
@@ -31,5 +31,7 @@ def index(arguments: IndexArguments | None = None, **options: Any) -> Path:
     write_atomically(folder / INDEX, made.to_bytes())
     classes = f"{len(made.classes)} classes by folders" if made.classes else "classes by number"
     class_text = classes if made.labels.max() >= 0 else "no classes"
-    print_result(f"{count(len(made.keys), 'sample')} in {count(len(names), 'shard')}, {class_text}: {folder / INDEX}")
+    print_result(
+        f"{pluralize(len(made.keys), 'sample')} in {pluralize(len(names), 'shard')}, {class_text}: {folder / INDEX}"
+    )
     return folder / INDEX

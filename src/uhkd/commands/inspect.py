@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from uhkd.console import print_result, show, shown
+from uhkd.console import escape, print_result, print_table
 from uhkd.data import ArraySource, Batch, DataSplits, eval_loader
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.recipe import DistillRecipe, build
@@ -36,10 +36,10 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
     setup = prepare(recipe, data=_random(arguments) if arguments.data is None else None, dry_run=True)
     learner, batch = setup.learner, _batch(setup)
     for role, network in (*(("teacher", network) for network in setup.networks), ("student", learner.student)):
-        show(_layers(role, network))
+        print_table(_layers(role, network))
     for teacher in setup.live_teachers:
         if teacher.ftm is not None:
-            show(_levels(teacher, learner.student, arguments.method))
+            print_table(_levels(teacher, learner.student, arguments.method))
             calibrate(teacher, [batch], setup.fabric.device)
     began = time.perf_counter()
     signals = NetworkOutput() if setup.teacher is None else setup.teacher.signals(batch, learner.teacher_needs)
@@ -79,10 +79,10 @@ def _batch(setup: Setup) -> Batch:
 def _layers(role: str, network: FeatureExtractor) -> Table:
     height, width = network.input_size
     parameters = sum(p.numel() for p in network.module.parameters())
-    title = f"{role} {shown(network.card.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
+    title = f"{role} {escape(network.card.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
     table = Table("level", "layer", "channels", "grid", title=title)
     for i, (name, (c, h, w)) in enumerate(zip(network.levels, network.shapes.maps, strict=True)):
-        table.add_row(str(i + 1), shown(name), str(c), f"{h}x{w}")
+        table.add_row(str(i + 1), escape(name), str(c), f"{h}x{w}")
     return table
 
 
@@ -92,7 +92,7 @@ def _levels(teacher: Teacher, student: FeatureExtractor, method: str) -> Table:
     assert teacher.ftm is not None
     target, network = teacher.ftm.target, teacher.network
     for level, (channels, k) in zip(target.levels, ftm_shapes(target, network.shapes.maps), strict=True):
-        layers = shown(student.levels[level.student]), shown(network.levels[level.teacher])
+        layers = escape(student.levels[level.student]), escape(network.levels[level.teacher])
         table.add_row(*layers, f"{'x'.join(map(str, level.size))} {level.form}", str(channels * k))
     return table
 

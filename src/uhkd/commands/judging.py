@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from uhkd.console import log_info, print_result, show, shown
+from uhkd.console import escape, log_info, print_result, print_table
 from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
 from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
@@ -41,10 +41,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     queries = arguments.split, arguments.batch_size, arguments.device, arguments.probe
     result, title, network = measure(arguments.run, source, *queries)
     metrics = result.metrics | {"latency_ms": latency(network)}
-    table = Table("metric", "value", title=shown(title))
+    table = Table("metric", "value", title=escape(title))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
-    show(table)
+    print_table(table)
     return metrics
 
 
@@ -141,7 +141,7 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
             (names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         if not arguments.csv:
-            print_result(shown(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in predictions[str(file)])))
+            print_result(escape(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in predictions[str(file)])))
     if arguments.csv:
         rows = [(file, n, *pair) for file, pairs in predictions.items() for n, pair in enumerate(pairs, 1)]
         page = io.StringIO()

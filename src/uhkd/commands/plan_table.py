@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from uhkd.console import file_size, print_result, show, shown
+from uhkd.console import escape, file_size, print_result, print_table
 from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
@@ -68,8 +68,8 @@ def shown_plan(what: str, plan: dict[str, Any]) -> dict[str, Any]:
     for name, value in plan.items():
         if name == "recipe":
             continue
-        table.add_row(f"  {name.replace('_', ' ')}", shown(_text(name, value)))
-    show(table)
+        table.add_row(f"  {name.replace('_', ' ')}", escape(_text(name, value)))
+    print_table(table)
     if recipe:
         print_result(
             "by this recipe:\n"

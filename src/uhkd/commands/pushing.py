@@ -11,7 +11,7 @@ from rich.table import Table
 
 from uhkd.commands.exporting import export_forms, sentence
 from uhkd.commands.judging import open_run
-from uhkd.console import escape_lines, log_info, print_result, show, shown
+from uhkd.console import escape, escape_lines, log_info, print_result, print_table
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
 from uhkd.export.snippets import on_hub, opened
@@ -104,7 +104,7 @@ def _show(arguments: PushArguments, sizes: dict[str, int], endpoint: str) -> Non
     table = Table("file", "MB")
     for name, size in sizes.items():
         table.add_row(name, f"{size / 1e6:.3f}")
-    show(table)
+    print_table(table)
 
 
 def _upload(api: Any, arguments: PushArguments, folder: Path) -> Any:
@@ -139,7 +139,7 @@ def _hub_errors(endpoint: str, repo: str) -> Iterator[None]:
             403: f"this token may not write to {repo}: use one with the right to write, or a name of your own",
             404: f"there is no {repo} for this token: does its owner exist?",
         }.get(status or 0, "nothing was changed by the last step")
-        raise UhkdError(f"{endpoint} refuses {repo} ({shown(why[0])}): {advice}") from error
+        raise UhkdError(f"{endpoint} refuses {repo} ({escape(why[0])}): {advice}") from error
     except Exception as error:
         # the client's own library for HTTP has errors of its own, which are none of the system's
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "requests"):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from uhkd.console import print_result, show, shown
+from uhkd.console import escape, print_result, print_table
 from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, RecipeError, TrainRecipe, build, find_recipe, load_yaml, recipe_names
 from uhkd.recipe.arguments import RecipesArguments
@@ -77,8 +77,8 @@ def _list() -> list[str]:
         fields = load_yaml(path)
         network = fields.get("student") or fields.get("model") or f"{len(fields.get('pairs', ()))} pairs"
         cells = (f"  {short}", kind_of(fields), network, fields.get("teacher") or "", next(iter(header(path)), ""))
-        table.add_row(*map(shown, cells))
-    show(table)
+        table.add_row(*map(escape, cells))
+    print_table(table)
     return names
 
 
@@ -87,13 +87,13 @@ def _compare(first: str, second: str) -> Differences:
     keys = [*a, *(key for key in b if key not in a)]
     pairs = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in keys}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    table = Table("key", shown(first), shown(second), box=None, pad_edge=False)
+    table = Table("key", escape(first), escape(second), box=None, pad_edge=False)
     for key, values in differing.items():
-        table.add_row(shown(key), *(shown(_text(value)) for value in values))
+        table.add_row(escape(key), *(escape(_text(value)) for value in values))
     if differing:
-        show(table)
+        print_table(table)
     else:
-        print_result(shown(f"{first} and {second} say the same"))
+        print_result(escape(f"{first} and {second} say the same"))
     return differing
 
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from uhkd.cache import Layout, Shards
+from uhkd.cache import RecordFormat, Shards
 from uhkd.console import file_size, log_info
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
@@ -12,7 +12,7 @@ from uhkd.spectral import SpectralTarget, resolve_channels, teacher_levels
 from uhkd.training import Teacher
 
 
-def layout_of(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, SpectralTarget | None]:
+def record_format(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[RecordFormat, SpectralTarget | None]:
     """How the records of a teacher are stored, and the target of the spectra in them.
 
     Raises:
@@ -32,13 +32,13 @@ def layout_of(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Layout, S
     ftm = Teacher(network, target).ftm
     available = {"logits": shapes.logits, "embedding": shapes.embedding}
     sizes = {name: size if name in recipe.keep else None for name, size in available.items()}
-    layout = Layout(**sizes, spectra=() if ftm is None else ftm.shapes, storage=recipe.storage)
+    layout = RecordFormat(**sizes, spectra=() if ftm is None else ftm.shapes, storage=recipe.storage)
     if not layout.holds:
         raise UhkdError(f"nothing to store: the teacher has none of {', '.join(recipe.keep)}")
     return layout, target
 
 
-def room(folder: Path, shards: Shards, layout: Layout, views: int) -> str:
+def check_disk_space(folder: Path, shards: Shards, layout: RecordFormat, views: int) -> str:
     """What is stored and what is still to be written, in words.
 
     Raises:

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from uhkd.console import show, shown
+from uhkd.console import escape, print_table
 from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import WatchArguments
-from uhkd.reporting.health import shares
-from uhkd.runs.status import LONGEST, STATES, State, look, moved, over, span
+from uhkd.reporting.health import gradient_shares
+from uhkd.runs.status import LONGEST, STATES, State, all_done, collect_status, run_progressed, span
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE, _NARROW = 30, 8  # characters of a curve: of one run, and of many
@@ -42,14 +42,14 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
     arguments = arguments or build(WatchArguments, options)
     place = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
-    states = look(place)
+    states = collect_status(place)
     if not states:
         raise UhkdError(
             f"{place} is no run folder and holds none: expected one that finetune, distill or compare writes to, or a folder "
             "of such"
         )
     if arguments.once:
-        show(*table(states))
+        print_table(*table(states))
         return states
     last_shown: dict[str, tuple[Any, ...]] = {}
     before: list[State] = []
@@ -58,13 +58,13 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
             if live is not None:
                 live.update(Group(*table(states)), refresh=True)
             for state in states if live is None else ():
-                if last_shown.get(state["run"]) != moved(state):
-                    last_shown[state["run"]] = moved(state)
+                if last_shown.get(state["run"]) != run_progressed(state):
+                    last_shown[state["run"]] = run_progressed(state)
                     print(line(state), flush=True)
-            if over(place, states, before):
+            if all_done(place, states, before):
                 return states
             time.sleep(arguments.every)
-            before, states = states, look(place, states)
+            before, states = states, collect_status(place, states)
 
 
 def table(states: Sequence[State]) -> tuple[Table, Text]:
@@ -85,17 +85,21 @@ def table(states: Sequence[State]) -> tuple[Table, Text]:
             else ""
         )
         loss = _number(terms["loss"]) if "loss" in terms else ""
-        row = [Text(shown(name)), Text(shown(status), _COLOURS.get(state["state"], "")), done, loss]
+        row = [Text(escape(name)), Text(escape(status), _COLOURS.get(state["state"], "")), done, loss]
         if several:
             score = f"{accuracy[-1]:.2%} {sparkline(accuracy, _NARROW)}" if accuracy else ""
             drawn.add_row(*row, sparkline(recent.get("loss", []), _NARROW), score, _eta(state))
             continue
         drawn.add_row(*row, sparkline(recent.get("loss", []), _WIDE))
-        parts = shares(state["rows"][-1]) if state["rows"] else {}
+        parts = gradient_shares(state["rows"][-1]) if state["rows"] else {}
         for term in (term for term in terms if term != "loss"):
             share = f"{parts[term]:.0%} of gradient" if term in parts else ""
             drawn.add_row(
-                Text(f"  {shown(term)}"), share, "", _number(terms[term]), sparkline(recent.get(term, []), _WIDE)
+                Text(f"  {escape(term)}"),
+                share,
+                "",
+                _number(terms[term]),
+                sparkline(recent.get(term, []), _WIDE),
             )
         if accuracy:
             best = f"best {max(accuracy):.2%}"
@@ -104,7 +108,7 @@ def table(states: Sequence[State]) -> tuple[Table, Text]:
     if several:
         counts = {kind: sum(state["state"] == kind for state in states) for kind in STATES}
         notes.append(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
-    return drawn, Text("\n".join(shown(note) for note in notes if note))
+    return drawn, Text("\n".join(escape(note) for note in notes if note))
 
 
 def line(state: State) -> str:
@@ -115,7 +119,7 @@ def line(state: State) -> str:
         parts.append(f"val accuracy {accuracy[-1]:.2%}")
     if state.get("health"):
         parts.append(f"health: {'; '.join(state['health'])}")
-    return shown("  ".join(parts))
+    return escape("  ".join(parts))
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

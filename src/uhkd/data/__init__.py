@@ -7,7 +7,7 @@ from uhkd.lazy import import_on_use
 if TYPE_CHECKING:
     from uhkd.data.augment import Augmentation, view
     from uhkd.data.batch import Batch
-    from uhkd.data.batch_transforms import views
+    from uhkd.data.batch_transforms import augment_batch
     from uhkd.data.file_cache import OpenFiles
     from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
     from uhkd.data.memory_cache import in_memory
@@ -34,6 +34,7 @@ __all__ = [
     "ShardOptions",
     "ShardSource",
     "Split",
+    "augment_batch",
     "batch_images",
     "eval_loader",
     "in_memory",
@@ -48,7 +49,6 @@ __all__ = [
     "train_loader",
     "usable_cores",
     "view",
-    "views",
 ]
 
 import_on_use(
@@ -56,7 +56,7 @@ import_on_use(
     {
         "uhkd.data.augment": ("Augmentation", "view"),
         "uhkd.data.batch": ("Batch",),
-        "uhkd.data.batch_transforms": ("views",),
+        "uhkd.data.batch_transforms": ("augment_batch",),
         "uhkd.data.file_cache": ("OpenFiles",),
         "uhkd.data.tar_index": ("INDEX",),
         "uhkd.data.loader": (

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from uhkd.data.color_transforms import check_randaugment, erase_, jitter, rand_augment
 from uhkd.data.rng import stream
-from uhkd.data.sampler import partners
-from uhkd.data.sources import ImageSource, addresses
+from uhkd.data.sampler import mix_candidates
+from uhkd.data.sources import ImageSource, view_keys
 from uhkd.errors import UhkdError
 
 _RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
@@ -82,18 +82,18 @@ def view(
     """Return view number `view` of image `index`, the same wherever and whenever it is asked for.
 
     The target is one-hot, or the mixture of two classes by their share of the pixels; None for a source without labels.
-    A mixed view's partner is the un-mixed view of another image under the same (seed, view); see `partners`.
+    A mixed view's partner is the un-mixed view of another image under the same (seed, view); see `mix_candidates`.
     """
     image = plain_view(source, index, seed=seed, view=view, augmentation=augmentation)
-    mix = Mix(index, ONE, None, 1.0)
+    mix = MixParameters(index, ONE, None, 1.0)
     if augmentation.mixes:
-        address = int(addresses(source, np.array([index]))[0])
-        mix = draw_mix(index, partners(source, index), augmentation, stream("mix", seed, view, address))
+        address = int(view_keys(source, np.array([index]))[0])
+        mix = draw_mix(index, mix_candidates(source, index), augmentation, stream("mix", seed, view, address))
         other = plain_view(source, mix.partner, seed=seed, view=view, augmentation=augmentation)
         if mix.box is None:
-            image = blend(image, other, mix.weight)
+            image = mixup_pair(image, other, mix.weight)
         else:
-            paste_(image, other, mix.box)
+            cutmix_(image, other, mix.box)
     if source.labels is None:
         return torch.from_numpy(image), None
     target = np.zeros(num_classes, dtype=np.float32)
@@ -104,7 +104,7 @@ def view(
 
 def plain_view(source: ImageSource, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
-    address = int(addresses(source, np.array([index]))[0])
+    address = int(view_keys(source, np.array([index]))[0])
     image = geometry(source.image(index), address, seed=seed, view=view, augmentation=augmentation)
     if augmentation.randaugment is not None:
         image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, address))
@@ -176,7 +176,7 @@ def mirror(positions: np.ndarray, length: int) -> np.ndarray:
     return np.minimum(positions, 2 * (length - 1) - positions)
 
 
-class Mix(NamedTuple):
+class MixParameters(NamedTuple):
     """What is mixed into a view: the partner's box (y0,y1,x0,x1), or, without one, all of it at 1 - weight / ONE.
 
     share: of the view's own class in the target.
@@ -188,24 +188,24 @@ class Mix(NamedTuple):
     share: float
 
 
-def draw_mix(index: int, among: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> Mix:
+def draw_mix(index: int, among: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> MixParameters:
     """Draw how view `index` is mixed, with which of the images `among` (first, last + 1); `rng` is its own stream."""
     first, count = among[0], among[1] - among[0]
     partner = index if count < 2 else first + (index - first + 1 + int(rng.random() * (count - 1))) % count
     if augmentation.cutmix and not (augmentation.mixup and rng.random() >= 0.5):
         box, share = _draw_box(augmentation.size, augmentation.cutmix, rng)
-        return Mix(partner, ONE, box, share)
+        return MixParameters(partner, ONE, box, share)
     weight = round(rng.beta(augmentation.mixup, augmentation.mixup) * ONE)
-    return Mix(partner, weight, None, weight / ONE)
+    return MixParameters(partner, weight, None, weight / ONE)
 
 
-def blend(image: np.ndarray, other: np.ndarray, weight: int | np.ndarray) -> np.ndarray:
+def mixup_pair(image: np.ndarray, other: np.ndarray, weight: int | np.ndarray) -> np.ndarray:
     """Return the mean of two uint8 arrays of one shape, rounded; weight: 0..ONE, int32 where it is an array."""
     mixed = image.astype(np.int32) * weight + other.astype(np.int32) * (ONE - weight)
     return ((mixed + ONE // 2) >> 16).astype(np.uint8)
 
 
-def paste_(image: np.ndarray, other: np.ndarray, box: tuple[int, int, int, int]) -> None:
+def cutmix_(image: np.ndarray, other: np.ndarray, box: tuple[int, int, int, int]) -> None:
     """Overwrite the box (y0,y1,x0,x1) of `image` (3,H,W) by that of `other`."""
     y0, y1, x0, x1 = box
     image[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]

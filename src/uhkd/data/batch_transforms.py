@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from uhkd.data.augment import Augmentation, Mix, blend, draw_mix, geometry, mirror, paste_
+from uhkd.data.augment import Augmentation, MixParameters, cutmix_, draw_mix, geometry, mirror, mixup_pair
 from uhkd.data.color_transforms import erase_, jitter, rand_augment_all_
 from uhkd.data.rng import streams, uniforms
-from uhkd.data.sampler import partners
-from uhkd.data.sources import Held, ImageSource, addresses, held
+from uhkd.data.sampler import mix_candidates
+from uhkd.data.sources import ImageSource, InMemoryImages, in_memory, view_keys
 
 
-def views(
+def augment_batch(
     source: ImageSource,
     indices: Int[np.ndarray, " b"],
     *,
@@ -31,20 +31,21 @@ def views(
     Raises:
         UhkdError: an image that cannot be read, named.
     """
-    images = plain_views(source, indices, seed=seed, view=view, augmentation=augmentation)
+    images = augment_unmixed(source, indices, seed=seed, view=view, augmentation=augmentation)
     mixes = None
     if augmentation.mixes:
         numbers = indices.tolist()
-        own = streams("mix", seed, view, addresses(source, indices).tolist())
+        own = streams("mix", seed, view, view_keys(source, indices).tolist())
         mixes = [
-            draw_mix(index, partners(source, index), augmentation, rng) for index, rng in zip(numbers, own, strict=True)
+            draw_mix(index, mix_candidates(source, index), augmentation, rng)
+            for index, rng in zip(numbers, own, strict=True)
         ]
         others = np.array([mix.partner for mix in mixes])
-        _mix_(images, plain_views(source, others, seed=seed, view=view, augmentation=augmentation), mixes)
+        _mix_(images, augment_unmixed(source, others, seed=seed, view=view, augmentation=augmentation), mixes)
     return torch.from_numpy(images), _targets(source.labels, indices, mixes, num_classes)
 
 
-def plain_views(
+def augment_unmixed(
     source: ImageSource, indices: Int[np.ndarray, " b"], *, seed: int, view: int, augmentation: Augmentation
 ) -> UInt8[np.ndarray, "b 3 h w"]:
     """Return the views before any mixing, freshly allocated.
@@ -53,7 +54,7 @@ def plain_views(
         UhkdError: an image that cannot be read, named.
     """
     images = _cut(source, indices, seed, view, augmentation)
-    numbers = addresses(source, indices).tolist()
+    numbers = view_keys(source, indices).tolist()
     if augmentation.randaugment is not None:
         rand_augment_all_(images, augmentation.randaugment, streams("randaugment", seed, view, numbers))
     if augmentation.jitters:
@@ -67,22 +68,24 @@ def plain_views(
 
 def _cut(source: ImageSource, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     if augmentation.crop != "resized":
-        found = held(source, indices)
+        found = in_memory(source, indices)
         if found is not None and tuple(found.images.shape[-2:]) == tuple(augmentation.size):
-            return _cut_held(found, addresses(source, indices), seed, view, augmentation)
-    own = zip(indices.tolist(), addresses(source, indices).tolist(), strict=True)
+            return _cut_held(found, view_keys(source, indices), seed, view, augmentation)
+    own = zip(indices.tolist(), view_keys(source, indices).tolist(), strict=True)
     return np.stack([geometry(source.image(i), a, seed=seed, view=view, augmentation=augmentation) for i, a in own])
 
 
-def _cut_held(found: Held, addresses: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def _cut_held(
+    found: InMemoryImages, view_keys: np.ndarray, seed: int, view: int, augmentation: Augmentation
+) -> np.ndarray:
     """Shift and flip by index arithmetic: first whole rows are gathered, then the columns of each image are set in order."""
     images, positions = found
     if augmentation.crop == "none" and not augmentation.flip:
         return images.numpy().take(positions, axis=0)
     height, width = augmentation.size
-    draws = uniforms("geometry", seed, view, addresses)
-    rows = np.broadcast_to(np.arange(height), (len(addresses), height))
-    columns = np.broadcast_to(np.arange(width), (len(addresses), width))
+    draws = uniforms("geometry", seed, view, view_keys)
+    rows = np.broadcast_to(np.arange(height), (len(view_keys), height))
+    columns = np.broadcast_to(np.arange(width), (len(view_keys), width))
     if augmentation.crop == "pad":
         rows = mirror(rows + _shifts(height, draws[:, 1]), height)
         columns = mirror(columns + _shifts(width, draws[:, 2]), width)
@@ -99,18 +102,18 @@ def _shifts(length: int, draws: np.ndarray) -> np.ndarray:
     return (draws * (2 * pad + 1)).astype(np.int64)[:, None] - pad
 
 
-def _mix_(images: np.ndarray, others: np.ndarray, mixes: list[Mix]) -> None:
+def _mix_(images: np.ndarray, others: np.ndarray, mixes: list[MixParameters]) -> None:
     blended = [row for row, mix in enumerate(mixes) if mix.box is None]
     for row, mix in enumerate(mixes):
         if mix.box is not None:
-            paste_(images[row], others[row], mix.box)
+            cutmix_(images[row], others[row], mix.box)
     if blended:
         weights = np.array([mixes[row].weight for row in blended], dtype=np.int32)[:, None, None, None]
-        images[blended] = blend(images[blended], others[blended], weights)
+        images[blended] = mixup_pair(images[blended], others[blended], weights)
 
 
 def _targets(
-    labels: np.ndarray | None, indices: np.ndarray, mixes: list[Mix] | None, num_classes: int
+    labels: np.ndarray | None, indices: np.ndarray, mixes: list[MixParameters] | None, num_classes: int
 ) -> Float[Tensor, "b k"] | None:
     if labels is None:
         return None

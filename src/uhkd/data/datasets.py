@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
 from uhkd.data.splits import stratified_split
 from uhkd.errors import UhkdError
@@ -100,7 +100,7 @@ def npz(path: Path) -> RawSplits:
         ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
-        found = ", ".join(map(shown, sorted(names))) or "none"
+        found = ", ".join(map(escape, sorted(names))) or "none"
         raise UhkdError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
     parts = {part: _npz_part(path, arrays, part) for part in ("train", "val", "test")}
     train = parts["train"]

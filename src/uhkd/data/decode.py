@@ -26,7 +26,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.errors import UhkdError
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
@@ -56,7 +56,7 @@ def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
         UhkdError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
             UHKD_MAX_PIXELS); the message names it.
     """
-    with _refusals(f"image file {shown(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
+    with _refusals(f"image file {escape(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
         return from_pil(image)
 
 
@@ -240,4 +240,4 @@ def _from_deep_grey(array: np.ndarray, full: int | None) -> UInt8[Tensor, "3 h w
 
 
 def _one_line(error: Exception) -> str:
-    return shown(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]
+    return escape(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]

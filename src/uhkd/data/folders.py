@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.data.decode import EXTENSIONS, decodable, decode_file, header_size, largest
 from uhkd.data.sources import FileSource
 from uhkd.errors import UhkdError
@@ -217,4 +217,4 @@ def _images(count: int) -> str:
 
 def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(shown, names[:limit])) + more
+    return ", ".join(map(escape, names[:limit])) + more

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from uhkd.data.augment import Augmentation
 from uhkd.data.batch import Batch
-from uhkd.data.batch_transforms import plain_views
-from uhkd.data.batch_transforms import views as views_of
+from uhkd.data.batch_transforms import augment_batch as views_of
+from uhkd.data.batch_transforms import augment_unmixed
 from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
@@ -134,7 +134,7 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Batches, steps: Iterable[Any], workers: int, device: torch.device | str | None = None
+        self, batches: BatchDataset, steps: Iterable[Any], workers: int, device: torch.device | str | None = None
     ) -> None:
         if workers < 0:
             raise UhkdError(f"workers must be 0 or more, found {workers}")
@@ -162,25 +162,25 @@ class Loader:
         if self._inner.num_workers:
             fill(self.source)
         for raw in self._made():
-            if isinstance(raw, Failure):
+            if isinstance(raw, LoadError):
                 raise UhkdError(raw.message)
             # bytes travel, between processes and to a GPU: a quarter of the memory that floats would need
             batch = Batch(*raw).to(self.device)
             yield batch._replace(image=batch.image.float().div_(255))
 
-    def _made(self) -> Iterator[Raw | Failure]:
+    def _made(self) -> Iterator[RawBatch | LoadError]:
         try:
             yield from self._inner
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            yield Failure(
+            yield LoadError(
                 f"a process that loads images was ended from outside ({error}); often memory is short: use fewer --workers "
                 "or a smaller batch, or --workers 0 to load in the training's own process"
             )
 
 
-class Raw(NamedTuple):
+class RawBatch(NamedTuple):
     image: Tensor  # uint8
     target: Tensor | None
     label: Tensor | None
@@ -188,34 +188,34 @@ class Raw(NamedTuple):
     record: Tensor | None
 
 
-class Failure(NamedTuple):
+class LoadError(NamedTuple):
     """A user's mistake found while loading; raised by the consumer, so that no worker's trace surrounds it."""
 
     message: str
 
 
-class Batches(Dataset[Raw | Failure], ABC):
-    """Batches of a source by their number; what a user can mend is returned as a `Failure`."""
+class BatchDataset(Dataset[RawBatch | LoadError], ABC):
+    """Batches of a source by their number; what a user can mend is returned as a `LoadError`."""
 
     source: ImageSource
 
-    def __getitem__(self, step: Any) -> Raw | Failure:
+    def __getitem__(self, step: Any) -> RawBatch | LoadError:
         try:
             return self.make(step)
         except ValueError as error:
-            return Failure(str(error))
+            return LoadError(str(error))
 
     @abstractmethod
-    def make(self, step: Any) -> Raw:
+    def make(self, step: Any) -> RawBatch:
         """The batch of one step."""
 
-    def raw(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> Raw:
+    def raw(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> RawBatch:
         labels = self.source.labels
         label = None if labels is None else torch.from_numpy(labels[index].astype(np.int64))
-        return Raw(image, target, label, torch.from_numpy(index.copy()), record)
+        return RawBatch(image, target, label, torch.from_numpy(index.copy()), record)
 
 
-class _TrainBatches(Batches):
+class _TrainBatches(BatchDataset):
     def __init__(
         self,
         source: ImageSource,
@@ -235,7 +235,7 @@ class _TrainBatches(Batches):
         self.per_epoch = steps_per_epoch(len(source), batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 
-    def make(self, step: int) -> Raw:
+    def make(self, step: int) -> RawBatch:
         epoch, position = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(self.source, seed=self.seed, epoch=epoch)
@@ -259,17 +259,17 @@ class _TrainBatches(Batches):
         return self.raw(image, target, index, record)
 
 
-class _EvalBatches(Batches):
+class _EvalBatches(BatchDataset):
     def __init__(
         self, source: ImageSource, size: tuple[int, int], batch_size: int, augmentation: Augmentation | None
     ) -> None:
         self.source, self.size, self.batch_size, self.augmentation = source, size, batch_size, augmentation
 
-    def make(self, step: int) -> Raw:
+    def make(self, step: int) -> RawBatch:
         start = step * self.batch_size
         index = np.arange(start, min(start + self.batch_size, len(self.source)))
         augmentation = Augmentation(self.size) if self.augmentation is None else self.augmentation
-        images = plain_views(self.source, index, seed=0, view=0, augmentation=augmentation)
+        images = augment_unmixed(self.source, index, seed=0, view=0, augmentation=augmentation)
         return self.raw(torch.from_numpy(images), None, index)
 
 

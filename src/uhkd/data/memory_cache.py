@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.data.datasets import RawSplits
-from uhkd.data.sources import ArraySource, DatasetSource, FileSource, Held, ImageSource, Split, fingerprint
+from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, InMemoryImages, Split, fingerprint
 from uhkd.data.tar_source import ShardSource
 
 BUDGET = 2**30  # bytes: 350,000 images of 32x32, 87,000 of 64x64
@@ -44,12 +44,12 @@ class CachedSource:
             return self._images[index].clone()
         return self._read(index) if self._keeping else self.source.image(index)
 
-    def held(self, indices: np.ndarray) -> Held | None:
+    def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
         """Return all images kept, those of `indices` among them; None once one had another size."""
         for index in indices[~self._there[indices]].tolist():
             if self._keeping:
                 self._read(index)
-        return Held(self._images, indices) if self._there[indices].all() else None
+        return InMemoryImages(self._images, indices) if self._there[indices].all() else None
 
     def fill(self, indices: np.ndarray) -> None:
         """Decode those of the images `indices` that are missing; what cannot be read is left for whoever asks for it."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from uhkd.data.augment import Augmentation
-from uhkd.data.batch_transforms import views
-from uhkd.data.loader import Batches, Loader, Raw
+from uhkd.data.batch_transforms import augment_batch
+from uhkd.data.loader import BatchDataset, Loader, RawBatch
 from uhkd.data.sources import ImageSource
 
 
@@ -40,13 +40,13 @@ def span_loader(
     return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
 
 
-class _SpanBatches(Batches):
+class _SpanBatches(BatchDataset):
     def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, num_classes: int) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def make(self, span: IndexRange) -> Raw:
+    def make(self, span: IndexRange) -> RawBatch:
         index = np.arange(span.start, span.stop)
-        image, target = views(
+        image, target = augment_batch(
             self.source,
             index,
             seed=self.seed,

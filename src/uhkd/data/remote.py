@@ -106,15 +106,15 @@ class ShardStore:
 
     def _make_room(self, size: int) -> None:
         """Delete the shards that were fetched first until `size` bytes more may be kept; who has one open still reads it."""
-        held: list[tuple[float, int, Path]] = []
+        in_memory: list[tuple[float, int, Path]] = []
         for path in self.folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError):  # what another process has just deleted takes no room
                 if path.name.startswith(".") and path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _STALE:
                     path.unlink()
                 elif path.suffix in (".tar", ".tmp"):
-                    held.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(each for _, each, _ in held)
-        for _, each, path in sorted(held):
+                    in_memory.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(each for _, each, _ in in_memory)
+        for _, each, path in sorted(in_memory):
             if total + size <= self.most:
                 break
             if path.suffix == ".tar":

@@ -12,7 +12,7 @@ from uhkd.data.sources import ImageSource
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class ShardShuffle:
     """How images that lie in shards are shuffled so that few shards are read at a time.
 
     bounds: (S+1,) rising positions; shard s holds images bounds[s] up to bounds[s+1]. at_a_time: shards whose images are
@@ -25,9 +25,9 @@ class Shuffle:
     at_a_time: int
     streams: int = 1
 
-    def part(self, indices: np.ndarray) -> Shuffle:
+    def part(self, indices: np.ndarray) -> ShardShuffle:
         """The same of some images, by rising positions."""
-        return Shuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
+        return ShardShuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
 
     def range_of(self, index: int) -> tuple[int, int]:
         """First and last + 1 of the images in the shard of image `index`."""
@@ -56,7 +56,7 @@ class Shuffle:
         return np.concatenate([shuffled.T.ravel(), positions[full:]])
 
 
-def shuffle_of(source: ImageSource) -> Shuffle | None:
+def shuffle_of(source: ImageSource) -> ShardShuffle | None:
     """How a source wants to be shuffled, by its own `shuffle`; None: all of it at once."""
     return getattr(source, "shuffle", None)
 
@@ -67,7 +67,7 @@ def epoch_order(source: ImageSource, *, seed: int, epoch: int) -> Int[np.ndarray
     return generator.permutation(len(source)) if own is None else own.order(generator)
 
 
-def partners(source: ImageSource, index: int) -> tuple[int, int]:
+def mix_candidates(source: ImageSource, index: int) -> tuple[int, int]:
     """First and last + 1 of the images that may be mixed into image `index`: all, or those of its shard."""
     own = shuffle_of(source)
     return (0, len(source)) if own is None else own.range_of(index)

@@ -34,26 +34,26 @@ class ImageSource(Protocol):
         ...
 
 
-class Held(NamedTuple):
+class InMemoryImages(NamedTuple):
     """Where a batch of images lies: image k is images[positions[k]]. To be read only, images: it is the source's own memory."""
 
     images: UInt8[Tensor, "n 3 h w"]
     positions: Int[np.ndarray, " b"]
 
 
-def held(source: ImageSource, indices: np.ndarray) -> Held | None:
+def in_memory(source: ImageSource, indices: np.ndarray) -> InMemoryImages | None:
     """Return where the images `indices`, (B,) integers, lie in memory; None when they have to be read one by one.
 
-    A source offers this by a method `held(indices)`, and need not.
+    A source offers this by a method `in_memory(indices)`, and need not.
 
     Raises:
         UhkdError: an image that cannot be read, named.
     """
-    own = getattr(source, "held", None)
+    own = getattr(source, "in_memory", None)
     return None if own is None else own(indices)
 
 
-def addresses(source: ImageSource, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
+def view_keys(source: ImageSource, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
     """Return the numbers by which the views of images are drawn: (B,) their keys, or else `indices`, where they stand.
 
     A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.
@@ -82,9 +82,9 @@ class ArraySource:
         """Image `index`, (3, H, W) bytes."""
         return self.images[index].clone()
 
-    def held(self, indices: np.ndarray) -> Held | None:
+    def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
         """Return all images and `indices`; None in a subclass that reads its images in another way."""
-        return Held(self.images, indices) if type(self).image is ArraySource.image else None
+        return InMemoryImages(self.images, indices) if type(self).image is ArraySource.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of all pixels and labels."""
@@ -182,9 +182,9 @@ class Split:
         """Image `index`, (3, H, W) bytes."""
         return self.source.image(int(self.indices[index]))
 
-    def held(self, indices: np.ndarray) -> Held | None:
+    def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
         """Return where the images lie in the whole source's memory."""
-        return held(self.source, self.indices[indices]) if type(self).image is Split.image else None
+        return in_memory(self.source, self.indices[indices]) if type(self).image is Split.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of the whole source and of the positions."""

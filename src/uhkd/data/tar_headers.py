@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.data.decode import EXTENSIONS
 from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
 from uhkd.errors import UhkdError
@@ -56,7 +56,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         samples += found
         counts.append(len(found))
         sizes.append(path.stat().st_size)
-    title = shown(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    title = escape(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     if not samples:
         raise UhkdError(
             f"no images in {title}: expected tar files of images, NAME.jpg beside NAME.cls or in class folders"
@@ -93,8 +93,8 @@ class _Group:
         """The sample, or the images by themselves where their names have further dots."""
         plain = [image for image in self.images if "." not in image[0]]
         label = self.labels.get("cls", self.labels.get("json"))
-        title = f"{shown(self.key)} in {shown(str(path))}"
-        names = ", ".join(shown(image[0]) for image in self.images)
+        title = f"{escape(self.key)} in {escape(str(path))}"
+        names = ", ".join(escape(image[0]) for image in self.images)
         if (
             len(plain) > 1
             or (self.labels and self.images and not plain)
@@ -121,7 +121,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     continue
                 if member.offset_data + member.size > size:
                     raise UhkdError(
-                        f"shard {shown(str(path))} is cut short: its headers promise more bytes than its {size:,}"
+                        f"shard {escape(str(path))} is cut short: its headers promise more bytes than its {size:,}"
                     )
                 stem, extension = _split(member.name)
                 if stem != group.key:
@@ -135,18 +135,18 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     group.labels[extension] = _label(archive, member, extension, path)
                 elif kind == "cls":
                     raise UhkdError(
-                        f"{shown(member.name)} in {shown(str(path))}: a sample's name ends at its first dot, so this is the "
+                        f"{escape(member.name)} in {escape(str(path))}: a sample's name ends at its first dot, so this is the "
                         "class of none: name it NAME.cls"
                     )
             yield from group.samples(path)
             # tarfile takes whatever it cannot read, but for the first header, for the end
             if any(_bytes(archive, archive.offset, size - archive.offset)):
                 raise UhkdError(
-                    f"shard {shown(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it anew"
+                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it anew"
                 )
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
         raise UhkdError(
-            f"{shown(str(path))} cannot be read as a tar file ({error}): expected a plain one, not compressed"
+            f"{escape(str(path))} cannot be read as a tar file ({error}): expected a plain one, not compressed"
         ) from error
 
 
@@ -172,7 +172,7 @@ def _hidden(name: str) -> bool:
 
 
 def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: Path) -> int | None:
-    title = f"{shown(member.name)} in {shown(str(path))}"
+    title = f"{escape(member.name)} in {escape(str(path))}"
     if member.size > _LONGEST:
         raise UhkdError(
             f"{title} has {member.size:,} bytes: expected a class, or a JSON description of up to {_LONGEST:,}"
@@ -189,7 +189,7 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: P
         # an empty text stands for what is no number
         text = str(found) if isinstance(found, int | str) and not isinstance(found, bool) else ""
     if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: not known, as in test parts
-        raise UhkdError(f"{title} is {shown(text[:40])!r}: expected the number of a class, from 0")
+        raise UhkdError(f"{title} is {escape(text[:40])!r}: expected the number of a class, from 0")
     return int(text)
 
 
@@ -197,7 +197,7 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
     """Labels by numbers, else by folders, else -1."""
     numbers = [sample.label for sample in samples]
     if any(number is not None for number in numbers):
-        if missing := [shown(sample.key) for sample in samples if sample.label is None]:
+        if missing := [escape(sample.key) for sample in samples if sample.label is None]:
             raise UhkdError(
                 f"{len(missing)} samples of {title} have no class (.cls or .json), others have: {missing[0]}, ..."
             )
@@ -208,7 +208,7 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
     if "" in folders:
         stray = next(sample.key for sample in samples if not sample.folder)
         raise UhkdError(
-            f"{shown(stray)} of {title} lies outside of the class folders ({', '.join(map(shown, folders[1:9]))})"
+            f"{escape(stray)} of {title} lies outside of the class folders ({', '.join(map(escape, folders[1:9]))})"
         )
     places = {name: place for place, name in enumerate(folders)}
     return np.array([places[sample.folder] for sample in samples], np.int64), tuple(folders)
@@ -225,7 +225,7 @@ def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndar
                 stem = stems[i]
                 if stem in inside:
                     raise UhkdError(
-                        f"two samples of one shard have the name {shown(f'{names[s]}/{stem}')}: members of a sample must lie "
+                        f"two samples of one shard have the name {escape(f'{names[s]}/{stem}')}: members of a sample must lie "
                         "side by side"
                     )
                 inside.add(stem)
@@ -248,6 +248,6 @@ def refuse_packed(path: Path) -> None:
     packed = [file.name for file in files if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", file.name.lower())]
     if packed and len(packed) == len(files):
         raise UhkdError(
-            f"{shown(str(path))} is compressed ({shown(min(packed))}): images are read by position, from .tar files as they are; "
-            "unpack them, to .tar or to folders of classes"
+            f"{escape(str(path))} is compressed ({escape(min(packed))}): images are read by position, "
+            "from .tar files as they are; unpack them, to .tar or to folders of classes"
         )

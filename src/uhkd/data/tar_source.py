@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from uhkd.console import count, shown
+from uhkd.console import escape, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import decodable, decode_bytes, header_size
 from uhkd.data.file_cache import OpenFiles
 from uhkd.data.names import is_remote, names_shards
 from uhkd.data.remote import ShardStore, check_address, fetch
-from uhkd.data.sampler import Shuffle
+from uhkd.data.sampler import ShardShuffle
 from uhkd.data.sources import ImageSource, Split, content_hash
 from uhkd.data.tar_headers import make_index
 from uhkd.data.tar_index import HEADER, INDEX, PARTS, Index, parts_of, read_index
@@ -34,7 +34,7 @@ _HEADERS = 16  # images whose header is read to learn whether all share one size
 class ShardOptions:
     """How tar shards are read.
 
-    at_a_time, streams: see `Shuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
+    at_a_time, streams: see `ShardShuffle`; at_a_time None: all images are shuffled at once. keep, keep_gb: where shards from
     elsewhere are kept, and how much of them; see `ShardStore`.
     """
 
@@ -47,7 +47,9 @@ class ShardOptions:
 class ShardSource:
     """Samples of tar shards by position; they have keys, so a view does not depend on the shard its image lies in."""
 
-    def __init__(self, store: ShardStore, index: Index, labels: np.ndarray | None, shuffle: Shuffle | None) -> None:
+    def __init__(
+        self, store: ShardStore, index: Index, labels: np.ndarray | None, shuffle: ShardShuffle | None
+    ) -> None:
         self.store, self.index, self.labels, self.shuffle = store, index, labels, shuffle
         self.keys = index.keys
         # shards from elsewhere are deleted to make room, which those that are open do not give back
@@ -71,7 +73,7 @@ class ShardSource:
         name, size = self.index.names[shard], int(self.index.sizes[shard])
         length, offset = int(self.index.lengths[index]), int(self.index.offsets[index])
         found, path = bytearray(HEADER + length), self.store.folder / name
-        title = f"image {index - int(self.index.bounds[shard])} of shard {shown(str(path))}"
+        title = f"image {index - int(self.index.bounds[shard])} of shard {escape(str(path))}"
         for last in (False, True):
             if not self._files.holds(path):
                 self.store.path(name, size)
@@ -145,8 +147,8 @@ def read_shards(
         least = min(len(index.names), at_a_time * options.streams) * int(index.sizes.max(initial=0))
         if least > store.most:
             raise UhkdError(
-                f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {count(at_a_time, 'shard')} in each of "
-                f"{count(options.streams, 'stream')} "
+                f"shard_cache_gb: expected at least {least / 1e9:.3g}, for the {pluralize(at_a_time, 'shard')} in each of "
+                f"{pluralize(options.streams, 'stream')} "
                 f"that are read at a time, found {options.keep_gb:.3g}"
             )
     else:
@@ -157,7 +159,7 @@ def read_shards(
     members = parts_of(index.names)
     if "train" not in members:
         raise UhkdError(
-            f"{shown(name)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
+            f"{escape(name)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
         )
     classes = index.classes and (class_names or tuple(_present(index, members["train"])))
     found = {
@@ -166,12 +168,12 @@ def read_shards(
     }
     train, sources = found["train"], dict[str, ImageSource](found)
     notes += [
-        f"{len(found[part]):,} {part} images in {count(len(shards), 'shard')}" for part, shards in members.items()
+        f"{len(found[part]):,} {part} images in {pluralize(len(shards), 'shard')}" for part, shards in members.items()
     ]
     if train.shuffle is not None:
         streams = f" in each of {options.streams} streams" if options.streams > 1 else ""
         notes.append(
-            f"shuffled {count(at_a_time or len(members['train']), 'shard')} at a time{streams}; mixed within a shard"
+            f"shuffled {pluralize(at_a_time or len(members['train']), 'shard')} at a time{streams}; mixed within a shard"
         )
     if skip_bad_images:
         sources = {part: _drop_bad(source, part, notes) for part, source in found.items()}
@@ -201,16 +203,16 @@ def _find(path: Path) -> tuple[Path, list[str]]:
     if path.is_dir():
         names = [tar.relative_to(path).as_posix() for tar in tars(path)]
         if not names:
-            raise UhkdError(f"no tar files in {shown(str(path))}: expected shards like train-0000.tar")
+            raise UhkdError(f"no tar files in {escape(str(path))}: expected shards like train-0000.tar")
         return path, names
     if "*" in path.name:
         raise UhkdError(
-            f"{shown(str(path))}: * is not understood: give the folder, or a range as in train-{{00..46}}.tar"
+            f"{escape(str(path))}: * is not understood: give the folder, or a range as in train-{{00..46}}.tar"
         )
     names = list(expand(path.name))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UhkdError(f"shard {shown(str(path.parent / missing[0]))} does not exist{more}")
+        raise UhkdError(f"shard {escape(str(path.parent / missing[0]))} does not exist{more}")
     return path.parent, names
 
 
@@ -279,10 +281,10 @@ def _source(
         places = {name: place for place, name in enumerate(classes)}
         if unknown := sorted({named[label] for label in np.unique(labels)} - places.keys()):
             raise UhkdError(
-                f"{part} shards have classes that are not among those expected: {', '.join(map(shown, unknown[:8]))}"
+                f"{part} shards have classes that are not among those expected: {', '.join(map(escape, unknown[:8]))}"
             )
         labels = np.array([places.get(name, -1) for name in named], np.int64)[labels]
-    shuffle = None if at_a_time is None else Shuffle(index.bounds, at_a_time, streams)
+    shuffle = None if at_a_time is None else ShardShuffle(index.bounds, at_a_time, streams)
     return ShardSource(store, index, None if len(labels) and labels.max() < 0 else labels, shuffle)
 
 

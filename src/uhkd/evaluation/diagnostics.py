@@ -20,7 +20,7 @@ Autocast = Callable[[], AbstractContextManager]
 """Makes the context in which networks run, with the precision of the training."""
 
 
-class Reference(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """What is shown of a teacher on the fixed images, level by level; small enough to be stored.
 
     spectra: (R,) energy by integer frequency radius. pooled: (N, C, 1, 1) means of the maps. targets: FTM outputs (N, C, K).
@@ -35,7 +35,7 @@ class Reference(NamedTuple):
         return {f"{name}.{i}": x for name, found in self._asdict().items() for i, x in enumerate(found)}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Reference":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "TeacherFeatures":
         """Take over what `tensors` gave, tensors of any shape by name."""
 
         def field(name: str) -> tuple[Tensor, ...]:
@@ -44,12 +44,12 @@ class Reference(NamedTuple):
         return cls(*map(field, cls._fields))
 
 
-def reference(network: FeatureExtractor, images: Tensor, autocast: Autocast, ftm: FTM | None) -> Reference:
+def reference(network: FeatureExtractor, images: Tensor, autocast: Autocast, ftm: FTM | None) -> TeacherFeatures:
     """What is shown of a live teacher on images (N, 3, H, W) in [0, 1]."""
     maps = _maps(network, images, autocast)
     # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
     pooled = tuple(m.mean((2, 3), keepdim=True) for m in maps)
-    return Reference(tuple(map(radial_spectrum, maps)), pooled, () if ftm is None else ftm(maps))
+    return TeacherFeatures(tuple(map(radial_spectrum, maps)), pooled, () if ftm is None else ftm(maps))
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ class Diagnostics:
         student: FeatureExtractor,
         images: Tensor,
         autocast: Autocast,
-        teacher: Reference | None = None,
+        teacher: TeacherFeatures | None = None,
         match: SpectralMatchingLoss | None = None,
     ) -> None:
         self.student, self.images, self.autocast, self.match = student, images, autocast, match

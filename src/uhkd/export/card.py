@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.export.snippets import example, takes
 from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
@@ -37,7 +37,7 @@ def card_text(
     metadata = yaml.safe_dump(_metadata(result, network, places, license), sort_keys=False, allow_unicode=True)
     does = f"sorts images into {card.num_classes} classes" if card.num_classes else "turns an image into an embedding"
     head = f"{card.num_classes} classes" if card.num_classes else "without a head"
-    lines = [f"---\n{metadata}---\n", f"# {shown(_named(card.name))}, {head}\n"]
+    lines = [f"---\n{metadata}---\n", f"# {escape(_named(card.name))}, {head}\n"]
     lines += [f"A network that {does}. {_origin(result)}\n", "## Use\n"]
     height, width = card.image_size
     for form, where in places.items():
@@ -49,7 +49,7 @@ def card_text(
     ]
     lines += ["## How it was made\n", "| | |\n|---|---|", *_facts(result, recipe, network), ""]
     if card.classes:
-        lines += ["Classes: " + ", ".join(shown(name) for name in card.classes) + "\n"]
+        lines += ["Classes: " + ", ".join(escape(name) for name in card.classes) + "\n"]
     if parts := {
         key: _named(value) for key, value in recipe.items() if key not in _PLACES and value not in (None, [], {})
     }:
@@ -91,7 +91,9 @@ def _dataset(name: Any) -> str | None:
 def _origin(result: Mapping[str, Any]) -> str:
     if result.get("verb") == "distill":
         teacher_metrics = _joined([str(_named(teacher)) for teacher, _ in _teachers(result, {})]) or "no teacher"
-        return f"Distilled with uhkd from {shown(teacher_metrics)}, method {shown(str(_named(result.get('method'))))}."
+        return (
+            f"Distilled with uhkd from {escape(teacher_metrics)}, method {escape(str(_named(result.get('method'))))}."
+        )
     return "Trained on labels with uhkd." if result else "Written by uhkd."
 
 
@@ -158,7 +160,7 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Featur
         )
         or None,
     }
-    return [f"| {name} | {shown(str(value))} |" for name, value in facts.items() if value is not None]
+    return [f"| {name} | {escape(str(value))} |" for name, value in facts.items() if value is not None]
 
 
 def _limits(result: Mapping[str, Any], classes: bool) -> str:

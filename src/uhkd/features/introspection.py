@@ -45,7 +45,7 @@ def probe_images(size: tuple[int, int], device: torch.device) -> Tensor:
     return torch.rand(PROBE_BATCH, 3, *size, generator=generator).to(device)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def outputs_match(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors agree up to the rounding of their type."""
     if one.shape != other.shape:
         return False

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from uhkd.features.introspection import first_tensor, same
+from uhkd.features.introspection import first_tensor, outputs_match
 from uhkd.features.outputs import NetworkOutput
 from uhkd.features.selection import Levels, choose, find
 
@@ -60,7 +60,7 @@ def timm_reader(
         again = first_tensor(timm.forward_head(feature))
     except Exception:  # a foreign forward may fail in any way; the hooks are the answer to all of them
         return None
-    if plain is None or again is None or not same(again, plain) or not maps:
+    if plain is None or again is None or not outputs_match(again, plain) or not maps:
         return None
     if not all(isinstance(item, Tensor) and item.ndim == 4 for item in maps):
         return None
@@ -77,7 +77,7 @@ def timm_reader(
     classifier = timm.get_classifier()
     linear = False
     if has_logits and pooled is not None and isinstance(classifier, nn.Linear):
-        linear = classifier.in_features == pooled.shape[1] and same(classifier(pooled), plain)
+        linear = classifier.in_features == pooled.shape[1] and outputs_match(classifier(pooled), plain)
     return TimmExtractor(
         levels=tuple(str(i) if isotropic else names[i] for i in indices),
         indices=indices,
@@ -97,7 +97,7 @@ def _gives_tokens(timm: Any, image: Tensor, maps: Sequence[Tensor]) -> bool:
     except Exception:  # most families refuse, each in its way
         return False
     return len(found) == len(maps) and all(
-        isinstance(x, Tensor) and x.ndim == 3 and x.shape[1] == m[0, 0].numel() and same(x.mT, m.flatten(2))
+        isinstance(x, Tensor) and x.ndim == 3 and x.shape[1] == m[0, 0].numel() and outputs_match(x.mT, m.flatten(2))
         for x, m in zip(found, maps, strict=True)
     )
 

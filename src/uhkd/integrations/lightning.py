@@ -54,7 +54,7 @@ class UHKDLightningModule(LightningModule):
         super().__init__()
         self.distillation = Distillation(teacher, student, **options)
         self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
-        own = [f"distillation.{name}" for name in self.distillation.own_buffers()]
+        own = [f"distillation.{name}" for name in self.distillation.unsynced_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
 
     @property
@@ -64,7 +64,7 @@ class UHKDLightningModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (B,K) of images as the loaders give them."""
-        return self.distillation.scores(images)
+        return self.distillation.student_logits(images)
 
     def on_train_start(self) -> None:
         """Fix the statistics of the teacher's spectra, unless a checkpoint brought them."""

@@ -16,15 +16,15 @@ from uhkd.recipe.method_table import method_names, names_of, suggest
 __all__ = [
     "DistillationLoss",
     "Requirements",
-    "build",
-    "check",
+    "build_losses",
     "default_balance",
-    "effective",
     "find_matching_loss",
     "label_free_weights",
     "method_class",
     "method_names",
-    "numbered",
+    "parse_methods",
+    "prefix_names",
+    "resolve_settings",
     "settings_of",
     "teacher_index",
     "uses_logits",
@@ -54,7 +54,7 @@ def _drop_duplicate_logit_terms(names: list[str], plan: Mapping[str, tuple[dict[
         has_logit_term = has_logit_term or bool(auxiliary_logit_terms)
 
 
-def check(
+def parse_methods(
     method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
 ) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
     """Sort settings and weights by method and check names and types before anything is loaded.
@@ -102,20 +102,20 @@ def check(
     return plan
 
 
-def effective(
+def resolve_settings(
     method: str, settings: Mapping[str, Any] | None = None, weights: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """{name: {"settings", "weights"}} with defaults filled in: what a run must note, as a default may change.
 
     Raises:
-        UhkdError: as `check`.
+        UhkdError: as `parse_methods`.
     """
     return {
         name: {
             "settings": {key: chosen.get(key, parameter.default) for key, parameter in settings_of(name).items()},
             "weights": {**method_class(name).default_weights, **given},
         }
-        for name, (chosen, given) in check(method, settings, weights).items()
+        for name, (chosen, given) in parse_methods(method, settings, weights).items()
     }
 
 
@@ -134,7 +134,7 @@ def uses_logits(
     """Whether any term that counts is about the logits of both sides."""
     return any(
         weight and (method_class(name).is_logit_method or term in method_class(name).auxiliary_logit_terms)
-        for name, chosen in effective(method, settings, weights).items()
+        for name, chosen in resolve_settings(method, settings, weights).items()
         for term, weight in chosen["weights"].items()
     )
 
@@ -165,19 +165,19 @@ def label_free_weights(
     return {key: w for key, w in silent.items() if key.partition(".")[2] not in weights} | dict(weights)
 
 
-def build(
+def build_losses(
     method: str,
     shapes: PairShapes,
     settings: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> nn.ModuleDict:
-    """Distillers by method name, ready to train, from measured shapes and words (see `check`).
+    """Distillers by method name, ready to train, from measured shapes and words (see `parse_methods`).
 
     Raises:
         UhkdError: for unknown or impossible settings, or for a field of the teacher that cannot be had.
     """
     distillers = nn.ModuleDict()
-    for name, (chosen, term_weights) in check(method, settings, weights).items():
+    for name, (chosen, term_weights) in parse_methods(method, settings, weights).items():
         make: Any = method_class(name)  # each takes settings of its own, checked above
         distillers[name] = make(shapes, term_weights, **chosen)
     targets = set()
@@ -208,7 +208,7 @@ def build(
     return distillers
 
 
-def numbered(number: int | None, distillers: nn.ModuleDict) -> dict[str, nn.Module]:
+def prefix_names(number: int | None, distillers: nn.ModuleDict) -> dict[str, nn.Module]:
     """The distillers of teacher `number` (1, 2, ...) among several, under names that say so: "2:uhkd"; None: of one alone."""
     return {name if number is None else f"{number}:{name}": distiller for name, distiller in distillers.items()}
 
@@ -221,7 +221,7 @@ def teacher_index(name: str) -> int:
 
 def _on_logits(distiller: DistillationLoss) -> str:
     """The weights that would have to go for a method to need no logits."""
-    terms = sorted(filter(distiller.wants, distiller.auxiliary_logit_terms or distiller.weights))
+    terms = sorted(filter(distiller.is_active, distiller.auxiliary_logit_terms or distiller.weights))
     return f"the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)}"
 
 

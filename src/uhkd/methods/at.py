@@ -10,13 +10,13 @@ from torch import Tensor
 from uhkd.data import Batch
 from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, check_positive, wide
-from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
+from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32, check_positive
+from uhkd.methods.feature_pairs import match_feature_maps, pool_to_common_grid
 
 
 def attention(x: Float[Tensor, "b c h w"], power: int = 2) -> Float[Tensor, "b n"]:
     """Mean over channels of |x|^power, as a vector of Euclidean length 1 for each image (0 for a map of zeros)."""
-    return F.normalize(wide(x).abs().pow(power).mean(1).flatten(1))
+    return F.normalize(at_least_float32(x).abs().pow(power).mean(1).flatten(1))
 
 
 class AT(DistillationLoss):
@@ -40,22 +40,22 @@ class AT(DistillationLoss):
         super().__init__(weights)
         check_positive(power, "power")
         self.power = power
-        self.pairs, student, teacher = paired_taps(shapes, "at")
+        self.pairs, student, teacher = match_feature_maps(shapes, "at")
         if all(min(student[s][i], teacher[t][i]) == 1 for s, t in self.pairs for i in (1, 2)):
             raise UhkdError(
                 "at compares where networks look, and every matched level has one cell; use larger images, or name shallower "
                 "taps (student_levels, teacher_levels)"
             )
-        if self.wants("attention"):
+        if self.is_active("attention"):
             self.needs = Requirements(frozenset({"maps"}), frozenset({"maps"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"attention": sum over levels of mean (a(student) - a(teacher))^2}."""
-        if not self.wants("attention"):
+        if not self.is_active("attention"):
             return {}
         assert student.maps is not None and teacher.maps is not None
         total = batch.image.new_zeros(())
         for s, t in self.pairs:
-            ours, theirs = on_smaller_grid(student.maps[s], teacher.maps[t])
+            ours, theirs = pool_to_common_grid(student.maps[s], teacher.maps[t])
             total = total + F.mse_loss(attention(ours, self.power), attention(theirs, self.power))
         return {"attention": total}

@@ -55,7 +55,7 @@ class DistillationLoss(nn.Module, ABC):
         self.weights = {**self.default_weights, **(weights or {})}
         self.needs = Requirements()
 
-    def wants(self, term: str) -> bool:
+    def is_active(self, term: str) -> bool:
         """Whether a term counts; the work of a term of weight 0 is skipped."""
         return self.weights[term] != 0
 
@@ -93,7 +93,7 @@ def embedding_widths(shapes: PairShapes, method: str) -> tuple[int, int]:
     return student, teacher
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x` in at least float32: losses are not computed in half precision."""
     return x if x.dtype.itemsize >= 4 else x.float()
 
@@ -104,14 +104,14 @@ def z_scores(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     The variance divides by K - 1. A shift or a positive factor of an image's logits changes nothing (but for the 1e-7). Equal
     logits become zeros; the gradient there is finite, but up to 1e7 times as large, as the divisor is 1e-7.
     """
-    x = wide(logits)
+    x = at_least_float32(logits)
     x = x - x.mean(1, keepdim=True)
     # not std(): of a single class it is NaN; the gradient of the norm is 0 where all are equal
     std = x.norm(dim=1, keepdim=True) / max(x.shape[1] - 1, 1) ** 0.5
     return x / (1e-7 + std)
 
 
-def classes_of(batch: Batch, method: str) -> Int[Tensor, " b"]:
+def hard_labels(batch: Batch, method: str) -> Int[Tensor, " b"]:
     """The class each image counts as: that of the largest share where images are mixed.
 
     Raises:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, require_batch, wide
+from uhkd.methods.base import (
+    DistillationLoss,
+    Requirements,
+    at_least_float32,
+    check_positive,
+    embedding_widths,
+    require_batch,
+)
 
 
 def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
@@ -19,7 +26,7 @@ def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, 
         UhkdError: for a single image.
     """
     require_batch(len(student), "cc", "relates neighbours in a batch")
-    gap = (wide(student) - wide(teacher)).abs()
+    gap = (at_least_float32(student) - at_least_float32(teacher)).abs()
     return (gap[:-1] * gap[1:]).sum(1).mean()
 
 
@@ -44,13 +51,13 @@ class CC(DistillationLoss):
         super().__init__(weights)
         check_positive(dim, "dim")
         student, teacher = embedding_widths(shapes, "cc")
-        if self.wants("correlation"):
+        if self.is_active("correlation"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"correlation": see `neighbour_correlation`}."""
-        if not self.wants("correlation"):
+        if not self.is_active("correlation"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
         ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from uhkd.methods.base import wide
+from uhkd.methods.base import at_least_float32
 
 
 def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
@@ -23,16 +23,16 @@ def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Fl
 def class_distances(
     student: Float[Tensor, "b k"],
     teacher: Float[Tensor, "b k"],
-    wants: Callable[[str], bool],
+    is_active: Callable[[str], bool],
     temperature: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
     """T^2 times the correlation distance of both sides' class probabilities, in at least float32, those that are wanted.
 
     "inter": among the classes of each image (DIST, Eq. 8); "intra": among the images of the batch, for each class (Eq. 9).
     """
-    p, q = (F.softmax(wide(x) / temperature, 1) for x in (student, teacher))
+    p, q = (F.softmax(at_least_float32(x) / temperature, 1) for x in (student, teacher))
     sides = {"inter": (p, q), "intra": (p.T, q.T)}
-    return {name: temperature**2 * correlation_distance(*both) for name, both in sides.items() if wants(name)}
+    return {name: temperature**2 * correlation_distance(*both) for name, both in sides.items() if is_active(name)}
 
 
 def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:
@@ -42,7 +42,10 @@ def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kap
     the teacher's of the same place and with no other.
     """
     with torch.autocast(student.device.type, enabled=False):
-        z_s, z_t = ((x - x.mean(0)) / (x.std(0, correction=0) + 1e-5) for x in (wide(student), wide(teacher)))
+        z_s, z_t = (
+            (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
+            for x in (at_least_float32(student), at_least_float32(teacher))
+        )
         identity = torch.eye(z_s.shape[1], dtype=z_s.dtype, device=z_s.device)
         errors = (z_t.T @ z_s / len(z_s) - identity).square()
         return (errors * (kappa + (1 - kappa) * identity)).sum()

@@ -13,7 +13,7 @@ from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
 from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, check_positive, embedding_widths, wide
+from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32, check_positive, embedding_widths
 
 _EPS = 1e-7  # the authors'
 _FULL_BANK = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
@@ -88,7 +88,7 @@ class CRD(DistillationLoss):
             raise UhkdError(f"momentum must be from 0 to below 1, got {momentum}")
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         student, teacher = embedding_widths(shapes, "crd")
-        if self.wants("contrast"):
+        if self.is_active("contrast"):
             self.embed_student, self.embed_teacher = nn.Linear(student, dim), nn.Linear(teacher, dim)
             spread = 1 / math.sqrt(dim / 3)  # rows of expected length 1
             for name in ("student_bank", "teacher_bank"):
@@ -98,7 +98,7 @@ class CRD(DistillationLoss):
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"contrast": student's and teacher's loss}; in training the banks take in this batch."""
-        if not self.wants("contrast"):
+        if not self.is_active("contrast"):
             return {}
         count, images = len(self.student_bank), len(batch.index)
         drawn = torch.randint(count, (images, self.negatives), device=batch.index.device)
@@ -116,7 +116,7 @@ class CRD(DistillationLoss):
         ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
         count = len(self.student_bank)
         with torch.autocast(index.device.type, enabled=False):
-            ours, theirs = F.normalize(wide(ours)), F.normalize(wide(theirs))
+            ours, theirs = F.normalize(at_least_float32(ours)), F.normalize(at_least_float32(theirs))
             drawn = torch.cat((index[:, None], negatives), 1)
             found = [
                 exponents(anchor, bank, drawn, self.temperature)

@@ -37,7 +37,7 @@ class DIST(DistillationLoss):
         teacher_shapes(shapes, "dist")
         check_positive(temperature, "temperature")
         self.temperature = temperature
-        if any(map(self.wants, self.weights)):
+        if any(map(self.is_active, self.weights)):
             self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
@@ -46,6 +46,6 @@ class DIST(DistillationLoss):
             return {}
         assert student.logits is not None and teacher.logits is not None
         ours, theirs = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
-        if self.wants("intra"):
+        if self.is_active("intra"):
             require_batch(len(ours), "dist", "correlates images of a batch")
-        return class_distances(ours, theirs, self.wants, self.temperature)
+        return class_distances(ours, theirs, self.is_active, self.temperature)

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, check_positive, classes_of, teacher_shapes, wide, z_scores
+from uhkd.methods.base import (
+    DistillationLoss,
+    Requirements,
+    at_least_float32,
+    check_positive,
+    hard_labels,
+    teacher_shapes,
+    z_scores,
+)
 
 
 def decoupled_losses(
@@ -30,7 +38,7 @@ def decoupled_losses(
     others = columns + (columns >= target)  # (B,K-1): all classes but the target
     binary, rest = [], []
     for logits in (student, teacher):
-        z = wide(logits) / temperature
+        z = at_least_float32(logits) / temperature
         remaining = z.gather(1, others)
         two = torch.cat((z.gather(1, target), remaining.logsumexp(1, keepdim=True)), 1)
         binary.append(F.log_softmax(two, 1))
@@ -73,7 +81,7 @@ class DKD(DistillationLoss):
         check_positive(temperature, "temperature")
         self.temperature = temperature
         self.standardise_logits = standardise_logits
-        if any(map(self.wants, self.weights)):
+        if any(map(self.is_active, self.weights)):
             self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
@@ -84,5 +92,5 @@ class DKD(DistillationLoss):
         ours, theirs = student.logits, teacher.logits
         if self.standardise_logits:
             ours, theirs = z_scores(ours), z_scores(theirs)
-        losses = decoupled_losses(ours, theirs, classes_of(batch, "dkd"), self.temperature)
-        return {term: loss for term, loss in zip(("tckd", "nckd"), losses, strict=True) if self.wants(term)}
+        losses = decoupled_losses(ours, theirs, hard_labels(batch, "dkd"), self.temperature)
+        return {term: loss for term, loss in zip(("tckd", "nckd"), losses, strict=True) if self.is_active(term)}

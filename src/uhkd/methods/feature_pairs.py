@@ -10,7 +10,7 @@ from uhkd.methods.base import teacher_shapes
 from uhkd.spectral import Maps, match_by_depth
 
 
-def paired_taps(shapes: PairShapes, method: str) -> tuple[list[tuple[int, int]], Maps, Maps]:
+def match_feature_maps(shapes: PairShapes, method: str) -> tuple[list[tuple[int, int]], Maps, Maps]:
     """Pairs (student tap, teacher tap) at equal relative depth, and both sides' (C, H, W).
 
     Raises:
@@ -24,7 +24,7 @@ def paired_taps(shapes: PairShapes, method: str) -> tuple[list[tuple[int, int]],
     return match_by_depth(len(student), len(teacher)), student, teacher
 
 
-def on_smaller_grid(
+def pool_to_common_grid(
     a: Float[Tensor, "b c h w"], b: Float[Tensor, "b d i j"]
 ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b d y x"]]:
     """Both maps area-pooled, each axis to the smaller of its two sizes; equal grids stay as they are."""

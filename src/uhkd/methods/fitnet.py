@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, wide
-from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
+from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32
+from uhkd.methods.feature_pairs import match_feature_maps, pool_to_common_grid
 
 
 class FitNet(DistillationLoss):
@@ -29,8 +29,8 @@ class FitNet(DistillationLoss):
 
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
-        self.pairs, student, teacher = paired_taps(shapes, "fitnet")
-        if self.wants("features"):
+        self.pairs, student, teacher = match_feature_maps(shapes, "fitnet")
+        if self.is_active("features"):
             mixes = [nn.Conv2d(student[s][0], teacher[t][0], 1, bias=False) for s, t in self.pairs]
             for mix in mixes:
                 nn.init.kaiming_normal_(mix.weight, mode="fan_out", nonlinearity="relu")
@@ -39,12 +39,12 @@ class FitNet(DistillationLoss):
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"features": sum over levels of MSE(mix(student map), teacher map)}."""
-        if not self.wants("features"):
+        if not self.is_active("features"):
             return {}
         assert student.maps is not None and teacher.maps is not None
         errors = []
         for mix, (s, t) in zip(self.mixes, self.pairs, strict=True):
             # pooling and mixing commute, and the smaller grid is the cheaper one to mix
-            ours, theirs = on_smaller_grid(student.maps[s], teacher.maps[t])
-            errors.append(F.mse_loss(wide(mix(ours)), wide(theirs)))
+            ours, theirs = pool_to_common_grid(student.maps[s], teacher.maps[t])
+            errors.append(F.mse_loss(at_least_float32(mix(ours)), at_least_float32(theirs)))
         return {"features": torch.stack(errors).sum()}

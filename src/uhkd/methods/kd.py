@@ -12,7 +12,15 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import NOTHING, DistillationLoss, Requirements, check_positive, teacher_shapes, wide, z_scores
+from uhkd.methods.base import (
+    NOTHING,
+    DistillationLoss,
+    Requirements,
+    at_least_float32,
+    check_positive,
+    teacher_shapes,
+    z_scores,
+)
 
 
 def soft_target_loss(
@@ -22,7 +30,7 @@ def soft_target_loss(
 
     Zero exactly when both distributions agree. The factor T^2 keeps the gradient's size independent of T.
     """
-    log_p, log_q = (F.log_softmax(wide(x) / temperature, -1) for x in (student, teacher))
+    log_p, log_q = (F.log_softmax(at_least_float32(x) / temperature, -1) for x in (student, teacher))
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -37,12 +45,12 @@ class SoftTargetLoss(DistillationLoss):
         super().__init__(weights)
         check_positive(temperature, "temperature")
         self.temperature = temperature
-        self.logits = frozenset({"logits"}) if self.wants("kl") else NOTHING
+        self.logits = frozenset({"logits"}) if self.is_active("kl") else NOTHING
         self.needs = Requirements(self.logits, self.logits)
 
     def soft_targets(self, student: NetworkOutput, teacher: NetworkOutput) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}, or nothing when its weight is 0."""
-        if not self.wants("kl"):
+        if not self.is_active("kl"):
             return {}
         assert student.logits is not None and teacher.logits is not None
         return {"kl": soft_target_loss(student.logits, teacher.logits, self.temperature)}
@@ -75,7 +83,7 @@ class KD(SoftTargetLoss):
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student)}."""
-        if self.standardise_logits and self.wants("kl"):
+        if self.standardise_logits and self.is_active("kl"):
             assert student.logits is not None and teacher.logits is not None
             student = student._replace(logits=z_scores(student.logits))
             teacher = teacher._replace(logits=z_scores(teacher.logits))

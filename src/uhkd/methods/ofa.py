@@ -16,11 +16,11 @@ from uhkd.methods.base import (
     NOTHING,
     DistillationLoss,
     Requirements,
+    at_least_float32,
     check_positive,
-    classes_of,
+    hard_labels,
     require_batch,
     teacher_shapes,
-    wide,
 )
 
 Head = Literal["auto", "conv", "tokens"]
@@ -39,7 +39,7 @@ def enhanced_loss(
     q, p: softened classes of teacher and student. With eps = 1 the cross-entropy between them, at its minimum where both
     agree; a larger eps enhances the target class of a confident teacher.
     """
-    student, teacher = wide(student), wide(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     # not F.one_hot, which looks at the labels and makes the host wait for them
     target = (label[:, None] == torch.arange(student.shape[1], device=label.device)).to(teacher.dtype)
     shares = (F.softmax(teacher / temperature, 1) + target) ** eps - target
@@ -89,7 +89,7 @@ class OFA(DistillationLoss):
             raise UhkdError(
                 f"eps must be >= 1: one number, or {len(maps)} for the exits and one for the logits; got {eps}"
             )
-        if self.wants("stages"):
+        if self.is_active("stages"):
             if not maps:
                 raise UhkdError("ofa puts exits on feature maps, and found no taps in the student")
             self.head = ("tokens" if shapes.student.tokens else "conv") if head == "auto" else head
@@ -101,29 +101,29 @@ class OFA(DistillationLoss):
                 build(shape, len(maps) - 1 - i, inner, shapes.num_classes) for i, shape in enumerate(maps)
             )
             self.exits.apply(_initialise)
-        wanted = any(map(self.wants, self.weights))
+        wanted = any(map(self.is_active, self.weights))
         logits = frozenset({"logits"}) if wanted else NOTHING
-        needed = (logits if self.wants("logits") else NOTHING) | ({"maps"} if self.wants("stages") else NOTHING)
+        needed = (logits if self.is_active("logits") else NOTHING) | ({"maps"} if self.is_active("stages") else NOTHING)
         self.needs = Requirements(needed, logits)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"stages": sum of the exits' losses, "logits": that of the final logits}, those whose weight is not 0."""
         if not self.needs.student:
             return {}
-        label, terms = classes_of(batch, "ofa"), {}
+        label, terms = hard_labels(batch, "ofa"), {}
         assert teacher.logits is not None
 
         def loss(logits: Tensor, eps: float) -> Tensor:
             assert teacher.logits is not None
             return enhanced_loss(logits, teacher.logits, label, eps, self.temperature)
 
-        if self.wants("stages"):
+        if self.is_active("stages"):
             assert student.maps is not None
             if self.training and self.head == "conv":
                 require_batch(len(label), "ofa", "has batch norm in its exits")
             exits = [exit_(x) for exit_, x in zip(self.exits, student.maps, strict=True)]
             terms["stages"] = torch.stack([loss(x, eps) for x, eps in zip(exits, self.eps, strict=False)]).sum()
-        if self.wants("logits"):
+        if self.is_active("logits"):
             assert student.logits is not None
             terms["logits"] = loss(student.logits, self.eps[-1])
         return terms

@@ -11,7 +11,7 @@ from torch import Tensor
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import DistillationLoss, Requirements, embedding_widths, require_batch, wide
+from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32, embedding_widths, require_batch
 
 
 def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
@@ -48,7 +48,7 @@ class RKD(DistillationLoss):
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
         embedding_widths(shapes, "rkd")
-        if any(map(self.wants, self.weights)):
+        if any(map(self.is_active, self.weights)):
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
@@ -56,11 +56,14 @@ class RKD(DistillationLoss):
         if not self.needs.student:
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = all_gather_batch(wide(student.embedding)), all_gather_batch(wide(teacher.embedding))
+        ours, theirs = (
+            all_gather_batch(at_least_float32(student.embedding)),
+            all_gather_batch(at_least_float32(teacher.embedding)),
+        )
         require_batch(len(ours), "rkd", "relates the images of a batch")
         terms = {}
         with torch.autocast(ours.device.type, enabled=False):
             for term, relation in (("distance", relative_distances), ("angle", angles)):
-                if self.wants(term):
+                if self.is_active(term):
                     terms[term] = F.smooth_l1_loss(relation(ours), relation(theirs))
         return terms

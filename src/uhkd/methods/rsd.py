@@ -40,7 +40,7 @@ class RSD(DistillationLoss):
         check_positive(expansion, "expansion")
         self.kappa = kappa
         student, teacher = embedding_widths(shapes, "rsd")
-        if self.wants("redundancy"):
+        if self.is_active("redundancy"):
             hidden = expansion * student
             layers = (nn.Linear(student, hidden, bias=False), nn.Linear(hidden, teacher, bias=False))
             for layer in layers:
@@ -50,7 +50,7 @@ class RSD(DistillationLoss):
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"redundancy": see `redundancy`}."""
-        if not self.wants("redundancy"):
+        if not self.is_active("redundancy"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
         ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)

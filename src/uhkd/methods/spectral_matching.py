@@ -144,14 +144,14 @@ class MultiLevelLoss(SoftTargetLoss):
 
     def __init__(self, weights: Mapping[str, float] | None, temperature: float) -> None:
         super().__init__(weights, temperature)
-        if any(map(self.wants, self.auxiliary_logit_terms)):
+        if any(map(self.is_active, self.auxiliary_logit_terms)):
             self.logits = frozenset({"logits"})
             self.needs = Requirements(self.logits, self.logits)
 
     @property
     def matches(self) -> bool:
         """Whether any term on features counts."""
-        return any(map(self.wants, _ON_FEATURES))
+        return any(map(self.is_active, _ON_FEATURES))
 
     def match_features(self, shapes: PairShapes, target: SpectralTarget, **settings: Any) -> None:
         """Align the student's maps with `target`; settings as of `SpectralMatchingLoss`."""
@@ -162,18 +162,18 @@ class MultiLevelLoss(SoftTargetLoss):
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """The terms whose weight is not 0; "features": sum over levels of w_l times the error of FAM_l(map) to FTM_l(map)."""
         terms = self.soft_targets(student, teacher)
-        if self.wants("inter") or self.wants("intra"):
+        if self.is_active("inter") or self.is_active("intra"):
             assert student.logits is not None and teacher.logits is not None
             logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
-            terms |= class_distances(*logits, self.wants, self.temperature)
+            terms |= class_distances(*logits, self.is_active, self.temperature)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
             spectra = tuple(map(all_gather_batch, teacher.spectra)) if self.training else teacher.spectra
-            if self.wants("features"):
+            if self.is_active("features"):
                 terms["features"] = self.match.error(predictions, spectra)
             for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):
-                if self.wants(name):
+                if self.is_active(name):
                     pairs = zip(self.match.level_weights, predictions, spectra, strict=True)
                     terms[name] = torch.stack([w * function(p, t) for w, p, t in pairs]).sum()
         return terms

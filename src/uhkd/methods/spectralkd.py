@@ -10,8 +10,8 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput, PairShapes
-from uhkd.methods.base import Requirements, wide
-from uhkd.methods.feature_pairs import on_smaller_grid, paired_taps
+from uhkd.methods.base import Requirements, at_least_float32
+from uhkd.methods.feature_pairs import match_feature_maps, pool_to_common_grid
 from uhkd.methods.kd import SoftTargetLoss
 
 
@@ -24,7 +24,7 @@ def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b 
     count = min(student.shape[1], teacher.shape[1])
     spectra = []
     for x in (student, teacher):
-        spectra.append(torch.view_as_real(torch.fft.rfft2(_fewer_channels(wide(x), count), norm="ortho")))
+        spectra.append(torch.view_as_real(torch.fft.rfft2(_fewer_channels(at_least_float32(x), count), norm="ortho")))
     return F.mse_loss(*spectra)
 
 
@@ -58,15 +58,15 @@ class SpectralKD(SoftTargetLoss):
         self, shapes: PairShapes, weights: Mapping[str, float] | None = None, *, temperature: float = 1.0
     ) -> None:
         super().__init__(weights, temperature)
-        self.pairs, _, _ = paired_taps(shapes, "spectralkd")
-        if self.wants("fft"):
+        self.pairs, _, _ = match_feature_maps(shapes, "spectralkd")
+        if self.is_active("fft"):
             self.needs = Requirements(self.logits | {"maps"}, self.logits | {"maps"})
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """{"kl": T^2 KL(teacher || student), "fft": mean over levels of the spectral error}."""
         terms = self.soft_targets(student, teacher)
-        if self.wants("fft"):
+        if self.is_active("fft"):
             assert student.maps is not None and teacher.maps is not None
-            errors = [spectral_error(*on_smaller_grid(student.maps[s], teacher.maps[t])) for s, t in self.pairs]
+            errors = [spectral_error(*pool_to_common_grid(student.maps[s], teacher.maps[t])) for s, t in self.pairs]
             terms["fft"] = torch.stack(errors).mean()
         return terms

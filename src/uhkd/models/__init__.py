@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from uhkd.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from uhkd.models.build import brings_weights, create, load_run, save, wrap
+    from uhkd.models.build import create, has_weights, load_run, save, wrap_module
     from uhkd.models.card import ModelCard
     from uhkd.models.names import model_names
     from uhkd.models.preprocessing import native_preprocessing, native_size_of
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelCard",
-    "brings_weights",
     "create",
     "fingerprint",
     "fingerprint_of",
+    "has_weights",
     "load_run",
     "load_state",
     "model_names",
@@ -24,13 +24,13 @@ __all__ = [
     "native_size_of",
     "read_safetensors",
     "save",
-    "wrap",
+    "wrap_module",
 ]
 
 import_on_use(
     __name__,
     {
-        "uhkd.models.build": ("brings_weights", "create", "load_run", "save", "wrap"),
+        "uhkd.models.build": ("has_weights", "create", "load_run", "save", "wrap_module"),
         "uhkd.models.card": ("ModelCard",),
         "uhkd.models.preprocessing": ("native_preprocessing", "native_size_of"),
         "uhkd.models.names": ("model_names",),

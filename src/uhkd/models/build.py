@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, UnsupportedImageSize
+from uhkd.models import transformers
 from uhkd.models.card import ModelCard
-from uhkd.models.factories import Input, build, input_of, read_folder
+from uhkd.models.factories import Preprocessing, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
-from uhkd.models.names import Reference, check_run, parse
+from uhkd.models.names import ModelName, check_run, parse
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
-from uhkd.models.transformers import config_of, find, has_weights, stage_ends
+from uhkd.models.transformers import config_of, find, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
 
@@ -25,14 +26,14 @@ Levels = int | Sequence[int | str]
 class _Request:
     """An architecture to build and the weights to put in."""
 
-    reference: Reference
+    reference: ModelName
     num_classes: int | None
     size: tuple[int, int] | None
     options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     state: Mapping[str, Tensor] | None = None
     source: str = ""
-    input: Input | None = None
+    input: Preprocessing | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -67,7 +68,7 @@ def create(
         request = _Request(
             parse(card.name), _or(num_classes, card.num_classes), size or card.image_size, {**card.options, **options}
         )
-        described = Input(request.size or card.image_size, card.mean, card.std, card.interpolation)
+        described = Preprocessing(request.size or card.image_size, card.mean, card.std, card.interpolation)
         request = replace(request, state=state, source=f"'{reference.name}'", input=described)
         classes = card.classes
         if levels == 4:
@@ -96,7 +97,7 @@ def create(
     if str(start) not in ("random", "pretrained"):
         file = _weights_file(start)
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
-    tapped = _realise(request, levels)
+    tapped = _instantiate(request, levels)
     if len(classes) == tapped.shapes.logits:
         tapped.card = replace(tapped.card, classes=classes)
     if str(start) == "pretrained" and request.state is not None and reference.library != "transformers":
@@ -104,7 +105,7 @@ def create(
     return tapped
 
 
-def wrap(
+def wrap_module(
     module: nn.Module,
     *,
     num_classes: int | None,
@@ -123,7 +124,7 @@ def wrap(
         UhkdError: it gives another number of classes, no usable taps, or cannot process images of this size.
     """
     given = _size(image_size) or native_size_of(module) or (224, 224)
-    own = native_preprocessing(module, given) or Input(given)
+    own = native_preprocessing(module, given) or Preprocessing(given)
     tapped = FeatureExtractor(
         module,
         input_size=own.size,
@@ -149,12 +150,12 @@ def load_run(folder: str | Path) -> FeatureExtractor:
     """
     card, state = _read_run(folder)
     probe = {key: state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
-    described = Input(card.image_size, card.mean, card.std, card.interpolation)
+    described = Preprocessing(card.image_size, card.mean, card.std, card.interpolation)
     if card.name.startswith("module/"):
         raise UhkdError(
             f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and uhkd.models.wrap"
         )
-    tapped = _realise(
+    tapped = _instantiate(
         _Request(
             parse(card.name), card.num_classes, card.image_size, card.options, False, state, f"'{folder}'", described
         ),
@@ -188,14 +189,14 @@ def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] =
     return run.path
 
 
-def brings_weights(name: str) -> bool:
+def has_weights(name: str) -> bool:
     """Whether a name stands for a network with its weights: a run folder or a model folder."""
     if name.startswith(PREFIX):
-        return has_weights(name.removeprefix(PREFIX))
+        return transformers.has_weights(name.removeprefix(PREFIX))
     return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
 
 
-def _realise(request: _Request, levels: Levels) -> FeatureExtractor:
+def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
     """Build, load, tap, and write the card."""
     reference, classes = request.reference, request.num_classes
     settings: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 from uhkd.models.cifar_variants import build_variant
-from uhkd.models.names import Reference
+from uhkd.models.names import ModelName
 from uhkd.models.pretrained import hub_within_reach, unavailable
 from uhkd.models.weights import apply_state
 from uhkd.runs import read_mapping
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Input:
+class Preprocessing:
     """What a network expects its images to be; `size` is (height, width)."""
 
     size: Size
@@ -30,18 +30,18 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltModel:
     """A module with its input, what has to be announced, and the size its architecture was made for."""
 
     module: nn.Module
-    input: Input
+    input: Preprocessing
     notes: tuple[str, ...] = ()
     made_for: Size = (224, 224)
 
 
 def build(
-    reference: Reference, *, size: Size | None, num_classes: int | None, options: Mapping[str, Any], pretrained: bool
-) -> Built:
+    reference: ModelName, *, size: Size | None, num_classes: int | None, options: Mapping[str, Any], pretrained: bool
+) -> BuiltModel:
     """The module that a reference to a library names; `num_classes` None keeps its own head.
 
     Raises:
@@ -80,7 +80,9 @@ def read_folder(path: str) -> tuple[str, dict[str, Any], dict[str, Any], Path]:
     return architecture, dict(config.get("model_args") or {}), described, weights
 
 
-def _uhkd(name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool) -> Built:
+def _uhkd(
+    name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool
+) -> BuiltModel:
     if pretrained:
         raise unavailable(f"uhkd/{name}", ValueError("our small variants have none"))
     size = size or (32, 32)
@@ -88,10 +90,12 @@ def _uhkd(name: str, size: Size | None, num_classes: int | None, options: dict[s
     module = construct(
         f"uhkd/{name}", size, lambda: build_variant(name, size=size, num_classes=classes, options=options)
     )
-    return Built(module, Input(size), made_for=(32, 32))
+    return BuiltModel(module, Preprocessing(size), made_for=(32, 32))
 
 
-def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool) -> Built:
+def _timm(
+    name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool
+) -> BuiltModel:
     import timm
 
     cfg = timm.get_pretrained_cfg(name)
@@ -124,18 +128,18 @@ def _timm(name: str, size: Size | None, num_classes: int | None, options: dict[s
         notes.append(
             f"the pretrained head is for {own.get('num_classes')} classes: the one for {num_classes} starts at random"
         )
-    return Built(module, input_of(own, size), tuple(notes), input_of(own, None).size)
+    return BuiltModel(module, input_of(own, size), tuple(notes), input_of(own, None).size)
 
 
 # arguments of timm.create_model that are no architecture: a model card from elsewhere must not open what it likes
 _ELSEWHERE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
-def input_of(cfg: Mapping[str, Any], size: Size | None) -> Input:
+def input_of(cfg: Mapping[str, Any], size: Size | None) -> Preprocessing:
     """The input that a timm configuration describes, at another size if one is given."""
     shape = cfg.get("input_size") or (3, 224, 224)
     mean, std = (tuple(map(float, cfg.get(key) or default)) for key, default in _NORMS)
-    return Input(size or (int(shape[1]), int(shape[2])), mean, std, str(cfg.get("interpolation") or "bicubic"))
+    return Preprocessing(size or (int(shape[1]), int(shape[2])), mean, std, str(cfg.get("interpolation") or "bicubic"))
 
 
 _NORMS = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
@@ -143,7 +147,7 @@ _NORMS = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
 
 def _torchvision(
     name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool
-) -> Built:
+) -> BuiltModel:
     import torchvision
 
     weights = torchvision.models.get_model_weights(name).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
@@ -172,7 +176,7 @@ def _torchvision(
         notes = apply_state(module, state, num_classes=num_classes or 1000, source="torchvision's pretrained weights")
     if num_classes == 0:
         _behead(module, full)
-    return Built(module, replace(Input(where), interpolation="bilinear"), tuple(notes), made_for)
+    return BuiltModel(module, replace(Preprocessing(where), interpolation="bilinear"), tuple(notes), made_for)
 
 
 def _behead(module: nn.Module, name: str) -> None:

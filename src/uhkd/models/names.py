@@ -17,7 +17,7 @@ LOCAL_DIR = "local-dir:"
 
 
 @dataclass(frozen=True)
-class Reference:
+class ModelName:
     """What a model name refers to: an architecture of a library, a timm model folder, or a run folder of ours.
 
     In transformers: a family, a folder of save_pretrained, or a name of the hub.
@@ -40,7 +40,7 @@ def _listed() -> list[str]:
     return [f"{library}/{name}" for library, known in listing().items() for name in known]
 
 
-def parse(name: str) -> Reference:
+def parse(name: str) -> ModelName:
     """What a model name refers to.
 
     Raises:
@@ -55,7 +55,7 @@ def parse(name: str) -> Reference:
     if library in ("uhkd", "torchvision", "timm") and rest:
         return _in_library(library, rest, name)
     if _is_timm(name):
-        return Reference("timm", name)
+        return ModelName("timm", name)
     if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         return _run_folder(name)
     raise UhkdError(_unknown(name))
@@ -74,27 +74,27 @@ def check_name(name: str) -> None:
         parse(name)
 
 
-def _in_library(library: str, rest: str, name: str) -> Reference:
+def _in_library(library: str, rest: str, name: str) -> ModelName:
     if library == "timm" and _is_timm(rest):
-        return Reference("timm", rest)
+        return ModelName("timm", rest)
     if library == "torchvision" and exists("torchvision", rest):
-        return Reference("torchvision", rest)
+        return ModelName("torchvision", rest)
     if library == "uhkd" and rest in VARIANTS:
-        return Reference("uhkd", rest)
+        return ModelName("uhkd", rest)
     raise UhkdError(_unknown(name))
 
 
-def _in_transformers(name: str) -> Reference:
+def _in_transformers(name: str) -> ModelName:
     check_available(PREFIX + name)
     path = Path(name).expanduser()
     if name in families() or (path / "config.json").is_file():
-        return Reference("transformers", name if name in families() else str(path))
+        return ModelName("transformers", name if name in families() else str(path))
     if path.exists() or name.startswith((".", "/", "~")):
         raise UhkdError(
             f"'{path}' is no folder of transformers: expected config.json in it, as save_pretrained writes it"
         )
     if is_hub_name(name):
-        return Reference("transformers", name)
+        return ModelName("transformers", name)
     near = difflib.get_close_matches(name.lower(), families(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(PREFIX + item for item in near)}?" if near else "no family is near it"
     raise UhkdError(
@@ -164,17 +164,17 @@ def _holds_model(path: Path) -> bool:
     return RunFolder(path).exists() or (path / "config.json").is_file()
 
 
-def _model_folder(text: str) -> Reference:
+def _model_folder(text: str) -> ModelName:
     path = Path(text).expanduser()
     if not (path / "config.json").is_file():
         raise UhkdError(f"'{path}' is no timm model folder: expected config.json and model.safetensors in it")
-    return Reference("folder", str(path))
+    return ModelName("folder", str(path))
 
 
-def _run_folder(text: str) -> Reference:
+def _run_folder(text: str) -> ModelName:
     path = Path(text).expanduser()
     if RunFolder(path).exists():
-        return Reference("run", str(path))
+        return ModelName("run", str(path))
     if not path.exists():
         parent = path.parent
         others = [item.name for item in parent.iterdir()] if parent.is_dir() else []

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from uhkd.models.factories import Input, Size, input_of
+from uhkd.models.factories import Preprocessing, Size, input_of
 from uhkd.models.transformers import described as described_by_transformers
 
 
@@ -19,9 +19,9 @@ def native_size_of(module: nn.Module) -> Size | None:
     return None
 
 
-def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Input | None:
+def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Preprocessing | None:
     """Images of a size as a network of timm or transformers wants them, by its own configuration; None: it does not say."""
     if (described := described_by_transformers(module)) is not None:
-        return Input(size, described.mean, described.std, described.interpolation)
+        return Preprocessing(size, described.mean, described.std, described.interpolation)
     cfg = getattr(module, "pretrained_cfg", None)
     return input_of(cfg, size) if isinstance(cfg, Mapping) else None

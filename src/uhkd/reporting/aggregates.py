@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from uhkd.reporting.grouping import Family, Group, Teacher
+from uhkd.reporting.grouping import MethodGroup, StudentGroup, Teacher
 from uhkd.reporting.run_data import Run
 
 Labels = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class Gain:
+class ClassGain:
     """Accuracy on one class, in percent: of the baseline, of the other, and the images of the class."""
 
     name: str
@@ -59,10 +59,10 @@ def accuracy_by_class(predictions: Sequence[Labels], labels: Labels) -> dict[int
     return {int(c): 100 * float(right[labels == c].mean()) for c in np.unique(labels)}
 
 
-def gains(before: Sequence[Labels], after: Sequence[Labels], labels: Labels, classes: Sequence[str]) -> list[Gain]:
+def gains(before: Sequence[Labels], after: Sequence[Labels], labels: Labels, classes: Sequence[str]) -> list[ClassGain]:
     """Every class, the greatest gain first."""
     one, two = accuracy_by_class(before, labels), accuracy_by_class(after, labels)
-    found = [Gain(class_name(classes, c), one[c], two[c], int((labels == c).sum())) for c in one]
+    found = [ClassGain(class_name(classes, c), one[c], two[c], int((labels == c).sum())) for c in one]
     return sorted(found, key=lambda gain: (-gain.points, gain.name))
 
 
@@ -87,7 +87,7 @@ def confusion_changes(
     return sorted((Confusion(*n) for n in named), key=lambda c: c.after - c.before)
 
 
-def predicted(group: Group, labels: Labels) -> list[Labels]:
+def predicted(group: MethodGroup, labels: Labels) -> list[Labels]:
     """The predictions of those runs of a group that have the same validation images."""
     found = [run.predictions() for run in group.runs if same_images(run, labels)]
     return [p for p in found if p is not None]
@@ -104,18 +104,18 @@ def teacher_predictions(teacher: Teacher | None, labels: Labels) -> Labels | Non
     return predictions if predictions is not None and predictions.shape == labels.shape else None
 
 
-def labels_of(family: Family) -> Labels | None:
+def labels_of(family: StudentGroup) -> Labels | None:
     """The classes of the validation images of a family, as the first run that noted them says."""
     found = (run.labels for group in family.groups for run in group.runs if run.predictions() is not None)
     return next(found, None)
 
 
-def classes_of(family: Family) -> tuple[str, ...]:
+def classes_of(family: StudentGroup) -> tuple[str, ...]:
     """Names of the classes."""
     return next((run.classes for group in family.groups for run in group.runs if run.classes), ())
 
 
-def agreement(family: Family) -> tuple[list[str], Float[np.ndarray, "k k"]] | None:
+def agreement(family: StudentGroup) -> tuple[list[str], Float[np.ndarray, "k k"]] | None:
     """Share of validation images, in percent, for which two name the same class: teachers and groups with each other.
 
     Between groups the mean over all pairs of their runs; within a group, over pairs of different seeds (100 for one seed).
@@ -158,7 +158,7 @@ KINDS = {
 }
 
 
-def examples(family: Family, most: int = 6) -> list[Example]:
+def examples(family: StudentGroup, most: int = 6) -> list[Example]:
     """Images among the thumbnails on which teacher, baseline and the student in focus differ, up to `most` of each kind."""
     focus, base, labels = family.focus, family.baseline, labels_of(family)
     if labels is None:

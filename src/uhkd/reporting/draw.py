@@ -3,19 +3,19 @@
 matplotlib is imported where something is drawn, as it takes longer to import than most commands run.
 """
 
+import html
 import io
 import math
 import re
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
-from uhkd.console import shown
+from uhkd.console import escape
 from uhkd.reporting.figure_data import DASHES, LIGHT, Bars, Curves, Heat, Legend, Panel, Series
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def inline(panel: Panel, alt: str, key: str, hidden: Container[str] = ()) -> Mar
         one = series[int(name[2])]
         data = "" if one.frame is None else f' data-frame="{one.frame}"'
         data += f' data-group="{one.group}"{" hidden" * (one.group in hidden)}' if one.group else ""
-        return f"<g{data}><title>{escape(shown(one.label))}</title>"
+        return f"<g{data}><title>{html.escape(escape(one.label))}</title>"
 
     body = text[text.index("</defs>") + 7 :]  # the first ones hold a style for all elements of the page
     frame = '<svg class="panel" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}">'
     body = re.sub(r"<[^>]*>", tag, re.sub(r">\s+<", "><", body)).strip()
-    return Markup(frame).format(shown(alt), _WIDTH, height, _WIDTH, height) + Markup(body)
+    return Markup(frame).format(escape(alt), _WIDTH, height, _WIDTH, height) + Markup(body)
 
 
 def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legend: Legend = ()) -> list[bytes]:
@@ -268,6 +268,6 @@ def _dashes(dash: int) -> Any:
 
 def _name(text: str, longest: int = _LONGEST) -> str:
     """Words from elsewhere as a label: one short line, never hidden from a legend, as those that begin with "_" are."""
-    line = shown(str(text))
+    line = escape(str(text))
     line = line if len(line) <= longest else f"{line[: longest - 1]}…"
     return f"{' ' * line.startswith('_')}{line}"

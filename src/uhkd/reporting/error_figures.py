@@ -14,14 +14,14 @@ from uhkd.reporting.aggregates import (
     teacher_predictions,
 )
 from uhkd.reporting.figure_data import Bar, Bars, Drawing, Heat
-from uhkd.reporting.grouping import Family
+from uhkd.reporting.grouping import StudentGroup
 
 _MOST_NAMES = 26  # of an agreement matrix: cells of a phone's width
 _NAMED_COLUMNS = 12
 _MOST_CLASSES = 24
 
 
-def compared(family: Family) -> tuple[str, list[np.ndarray], list[np.ndarray], np.ndarray] | None:
+def compared(family: StudentGroup) -> tuple[str, list[np.ndarray], list[np.ndarray], np.ndarray] | None:
     """Name and predictions of what the focus is compared with, predictions of the focus, and the labels."""
     labels = labels_of(family)
     if labels is None:
@@ -34,12 +34,12 @@ def compared(family: Family) -> tuple[str, list[np.ndarray], list[np.ndarray], n
     return None
 
 
-def _hue_of(name: str, family: Family) -> str:
+def _hue_of(name: str, family: StudentGroup) -> str:
     """The colour of what the focus is compared with: a group's, or the teacher's."""
     return next((f"s{g.hue}" for g in family.groups if g.label == name), "ink")
 
 
-def by_class(family: Family) -> Drawing | None:
+def by_class(family: StudentGroup) -> Drawing | None:
     """Accuracy on each class minus that of what the focus is compared with."""
     known = compared(family)
     if known is None:
@@ -67,7 +67,7 @@ def by_class(family: Family) -> Drawing | None:
     )
 
 
-def confusions(family: Family) -> Drawing | None:
+def confusions(family: StudentGroup) -> Drawing | None:
     """The pairs of classes that are mixed up more or less often."""
     known = compared(family)
     if known is None:
@@ -97,7 +97,7 @@ def confusions(family: Family) -> Drawing | None:
     )
 
 
-def agreements(family: Family) -> Drawing | None:
+def agreements(family: StudentGroup) -> Drawing | None:
     """Who names the same class as who."""
     found = agreement(family)
     if found is None or len(found[0]) < 2:

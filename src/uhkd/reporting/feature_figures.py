@@ -4,19 +4,19 @@ import numpy as np
 
 from uhkd.reporting.aggregates import by_frequency
 from uhkd.reporting.figure_data import Curves, Drawing, Line, Panel
-from uhkd.reporting.grouping import Group
+from uhkd.reporting.grouping import MethodGroup
 from uhkd.reporting.plots import cka, spectrum
 
 _MOST_LEVELS = 32  # cells of a row that can be told apart
 _MOST_FRAMES = 24  # places of the slider: evaluations between are left out
 
 
-def of_group(group: Group) -> list[Drawing]:
+def of_group(group: MethodGroup) -> list[Drawing]:
     """Every figure that the runs of a group have the arrays for."""
     return [drawn for make in (_spectra, _errors, _cka) if (drawn := make(group)) is not None]
 
 
-def missing_of(group: Group) -> list[str]:
+def missing_of(group: MethodGroup) -> list[str]:
     """What a reader would look for and no run of the group recorded, and why that may be."""
     found = []
     if not group.mean_levels("student_spectrum", 2):
@@ -34,7 +34,7 @@ def missing_of(group: Group) -> list[str]:
     return found
 
 
-def _spectra(group: Group) -> Drawing | None:
+def _spectra(group: MethodGroup) -> Drawing | None:
     students, starts = group.mean_levels("student_spectrum", 2), group.mean_levels("start_spectrum", 1)
     teachers = group.mean_levels("teacher_spectrum", 1)
     if not students:
@@ -75,7 +75,7 @@ def _high(line: Line) -> float:
     return float(sum(line.y[1:]) / max(sum(line.y), 1e-30))
 
 
-def _errors(group: Group) -> Drawing | None:
+def _errors(group: MethodGroup) -> Drawing | None:
     errors, frequencies = group.mean_levels("error", 2), group.mean_levels("frequency", 1)
     pairs = [(e, f) for e, f in zip(errors, frequencies, strict=False) if e.shape[1] == len(f) and np.isfinite(f).any()]
     steps = group.mean_array("steps", 1)
@@ -106,7 +106,7 @@ def _errors(group: Group) -> Drawing | None:
     )
 
 
-def _cka(group: Group) -> Drawing | None:
+def _cka(group: MethodGroup) -> Drawing | None:
     panels: list[Panel] = []
     captions = []
     for name, title in (("cka_start", "before training"), ("cka_end", "after training")):

@@ -7,8 +7,8 @@ import numpy as np
 
 from uhkd.reporting.error_figures import agreements, by_class, confusions
 from uhkd.reporting.figure_data import Bar, Bars, Curves, Drawing, Legend, Line
-from uhkd.reporting.grouping import Family, Group, Spread
-from uhkd.reporting.health import factors, leads, shares
+from uhkd.reporting.grouping import MeanStd, MethodGroup, StudentGroup
+from uhkd.reporting.health import factors, gradient_shares, leads
 from uhkd.reporting.run_data import ABSURD
 
 _NOT_TERMS = {"step", "epoch", "lr", "seconds", "images_per_second", "data_wait", "skipped"}
@@ -16,9 +16,9 @@ _MOST_ROWS = 60
 _MOST_POINTS = 300  # of a line
 
 
-def of_family(family: Family) -> list[Drawing]:
+def of_family(family: StudentGroup) -> list[Drawing]:
     """Every figure that the runs of a family have the numbers for."""
-    makers: tuple[Callable[[Family], Drawing | None], ...] = (
+    makers: tuple[Callable[[StudentGroup], Drawing | None], ...] = (
         _accuracy,
         _learning,
         _terms,
@@ -32,19 +32,19 @@ def of_family(family: Family) -> list[Drawing]:
     return [drawn for make in makers if (drawn := make(family)) is not None]
 
 
-def percent(spread: Spread | None) -> str:
+def percent(spread: MeanStd | None) -> str:
     """'97.2 ± 0.4' of fractions, in percent; 'not recorded' without any."""
     if spread is None:
         return "not recorded"
     return f"{100 * spread.mean:.1f}" + ("" if spread.sd is None else f" ± {100 * spread.sd:.1f}")
 
 
-def legend_of(groups: Sequence[Group]) -> Legend:
+def legend_of(groups: Sequence[MethodGroup]) -> Legend:
     """Label, colour, dash and key of each group."""
     return tuple((group.label, f"s{group.hue}", group.dash, group.key) for group in groups)
 
 
-def _accuracy(family: Family) -> Drawing | None:
+def _accuracy(family: StudentGroup) -> Drawing | None:
     known = [(g, s) for g in family.groups if (s := g.metric("val_accuracy")) is not None]
     if not known:
         return None
@@ -73,12 +73,12 @@ def _accuracy(family: Family) -> Drawing | None:
     )
 
 
-def _lines(groups: Sequence[Group], column: str, scale: float = 1.0) -> tuple[Line, ...]:
+def _lines(groups: Sequence[MethodGroup], column: str, scale: float = 1.0) -> tuple[Line, ...]:
     lines = (_line(group, [row for run in group.runs for row in run.rows], column, scale) for group in groups)
     return tuple(line for line in lines if line is not None)
 
 
-def _line(group: Group, rows: Sequence[Mapping[str, float]], column: str, scale: float) -> Line | None:
+def _line(group: MethodGroup, rows: Sequence[Mapping[str, float]], column: str, scale: float) -> Line | None:
     """A column of a group's rows over epochs: the mean over runs that have it, a band of one sd."""
     by_epoch: dict[float, list[float]] = {}
     for row in rows:
@@ -96,7 +96,7 @@ def _line(group: Group, rows: Sequence[Mapping[str, float]], column: str, scale:
     return Line(group.label, epochs, means, f"s{group.hue}", group.dash, band, group=group.key)
 
 
-def _learning(family: Family) -> Drawing | None:
+def _learning(family: StudentGroup) -> Drawing | None:
     panels = []
     for column, title, scale in (
         ("val_accuracy", "validation accuracy (%)", 100.0),
@@ -120,12 +120,12 @@ def _learning(family: Family) -> Drawing | None:
     )
 
 
-def _columns(family: Family) -> list[str]:
+def _columns(family: StudentGroup) -> list[str]:
     rows = [row for group in family.groups for run in group.runs for row in run.rows]
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _terms(family: Family) -> Drawing | None:
+def _terms(family: StudentGroup) -> Drawing | None:
     balance = _balance_columns(family)
     names = [c for c in _columns(family) if c not in _NOT_TERMS | {*balance} and not c.startswith(("val_", "grad_"))]
     alike: dict[str, list[str]] = {}
@@ -152,12 +152,14 @@ def _terms(family: Family) -> Drawing | None:
     )
 
 
-def _gradients(family: Family) -> Drawing | None:
+def _gradients(family: StudentGroup) -> Drawing | None:
     names = [c.removeprefix("grad_") for c in _columns(family) if c.startswith("grad_")]
     panels = []
     for group in family.groups:
         lines = []
-        rows = [shares(row) | {"epoch": row["epoch"]} for run in group.runs for row in run.rows if "epoch" in row]
+        rows = [
+            gradient_shares(row) | {"epoch": row["epoch"]} for run in group.runs for row in run.rows if "epoch" in row
+        ]
         for place, name in enumerate(names):
             own = _line(group, rows, name, 100.0)
             if own is not None:
@@ -182,7 +184,7 @@ def _gradients(family: Family) -> Drawing | None:
     )
 
 
-def _balance_columns(family: Family) -> dict[str, str]:
+def _balance_columns(family: StudentGroup) -> dict[str, str]:
     """Columns of factors, then those of leads, each with its words."""
     seen = dict.fromkeys(_columns(family), 0.0)
     names = {"features": "feature terms", "logits": "logit terms"}
@@ -197,7 +199,7 @@ def _balance_columns(family: Family) -> dict[str, str]:
     return found
 
 
-def _balance(family: Family) -> Drawing | None:
+def _balance(family: StudentGroup) -> Drawing | None:
     named = _balance_columns(family)
     # factors are often the same: one line must be seen through the other
     marks = {c: (f"s{i % 8}", 2 if c.startswith("lead") else int(c.endswith("logits"))) for i, c in enumerate(named)}
@@ -231,8 +233,8 @@ def _balance(family: Family) -> Drawing | None:
     )
 
 
-def _speed(family: Family) -> Drawing | None:
-    last: Mapping[str, Callable[[Group], Spread | None]] = {
+def _speed(family: StudentGroup) -> Drawing | None:
+    last: Mapping[str, Callable[[MethodGroup], MeanStd | None]] = {
         "images_per_second": lambda g: g.metric("images_per_second"),
         "data_wait": lambda g: g.metric("data_wait"),
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from uhkd.reporting.figure_data import hue_of
 from uhkd.reporting.run_data import Run, number, text
-from uhkd.reporting.teachers import Teacher, folder_of, several_of, teacher_of
+from uhkd.reporting.teachers import Teacher, folder_of, teacher_of, teachers_of
 from uhkd.runs import ELSEWHERE
 
 # what differs between repetitions of one recipe, or says where and how comfortably it ran
@@ -21,7 +21,7 @@ _LEVELS = 16  # that are drawn: a page has an end
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """A number over the seeds of a group: mean, sample sd (None: one seed) and how many."""
 
     mean: float
@@ -29,7 +29,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+    def of(cls, values: Iterable[float | None]) -> "MeanStd | None":
         """Of those that are known; None where none is."""
         known = [v for v in values if v is not None]
         if not known:
@@ -38,7 +38,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Group:
+class MethodGroup:
     """Runs that differ in their seed alone.
 
     key: an identifier within the page. label: short, unique within the family. hue: 0 ... 7, its colour, and dash: its line.
@@ -83,11 +83,11 @@ class Group:
         known = [run for run in self.runs if number(run.recipe, "seed") is not None]
         return [run for run in known if run.metric("val_accuracy") is not None and run.name not in newest]
 
-    def spread(self, of: Callable[[Run], float | None]) -> Spread | None:
+    def spread(self, of: Callable[[Run], float | None]) -> MeanStd | None:
         """A number over its runs."""
-        return Spread.of(map(of, self.runs))
+        return MeanStd.of(map(of, self.runs))
 
-    def metric(self, name: str) -> Spread | None:
+    def metric(self, name: str) -> MeanStd | None:
         """A metric of the validation part after the last evaluation."""
         return self.spread(lambda run: run.metric(name))
 
@@ -106,7 +106,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Family:
+class StudentGroup:
     """All groups that train one network on one data set, teachers that are runs themselves apart.
 
     groups: the best by scratch, kd and uhkd, then the others, the most accurate first.
@@ -115,7 +115,7 @@ class Family:
     key: str
     student: str
     data: str
-    groups: tuple[Group, ...]
+    groups: tuple[MethodGroup, ...]
     teachers: tuple[Teacher, ...] = ()
 
     @property
@@ -131,7 +131,7 @@ class Family:
         return tuple(name for name in BASELINES if not any(g.method == name for g in self.groups))
 
     @cached_property
-    def focus(self) -> Group:
+    def focus(self) -> MethodGroup:
         """The group that figures of one student are about: UHKD, or else the most accurate that learned from a teacher."""
         teacher_runs = [g for g in self.groups if g.method not in ("scratch", "finetune")] or list(self.groups)
         plain = (
@@ -142,7 +142,7 @@ class Family:
         return max(plain, key=lambda g: s.mean if (s := g.metric("val_accuracy")) else -1.0)
 
     @cached_property
-    def baseline(self) -> Group | None:
+    def baseline(self) -> MethodGroup | None:
         """What the focus is compared with: the same network from labels alone, or None."""
         rest = [g for g in self.groups if g is not self.focus]
         return next((g for name in ("scratch", "finetune", "kd") for g in rest if g.method == name), None)
@@ -153,7 +153,7 @@ class Report:
     """All that the page shows. notes: what was passed over or could not be read."""
 
     title: str
-    families: tuple[Family, ...]
+    families: tuple[StudentGroup, ...]
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -205,7 +205,9 @@ def _progress(run: Run) -> str:
     return f"{done or 0:.0f} of {epochs:.0f} epochs" if epochs else "no epoch yet"
 
 
-def _family(key: str, runs: Sequence[Run], teacher_runs: dict[str, Run], hues: dict[str, tuple[int, int]]) -> Family:
+def _family(
+    key: str, runs: Sequence[Run], teacher_runs: dict[str, Run], hues: dict[str, tuple[int, int]]
+) -> StudentGroup:
     alike: dict[str, list[Run]] = {}
     for run in runs:
         options = {k: v for k, v in run.options.items() if k not in PLACES}
@@ -216,20 +218,20 @@ def _family(key: str, runs: Sequence[Run], teacher_runs: dict[str, Run], hues: d
     for place, (label, own) in enumerate(named):
         hue, dash = hues.setdefault(label, hue_of(label, len({*hues} - {*BASELINES})))
         alone = teacher_of(own, teacher_runs)
-        each = several_of(own) if alone is None else (alone,)
-        groups.append(Group(f"{key}g{place}", label, tuple(own), hue, dash, alone, each))
+        each = teachers_of(own) if alone is None else (alone,)
+        groups.append(MethodGroup(f"{key}g{place}", label, tuple(own), hue, dash, alone, each))
     teachers: dict[str, Teacher] = {}
     for one in (one for group in groups for one in group.teachers):
         if one.name not in teachers or "accuracy" in one.metrics:
             teachers[one.name] = one
-    return Family(key, runs[0].student, runs[0].data_name, tuple(groups), tuple(teachers.values()))
+    return StudentGroup(key, runs[0].student, runs[0].data_name, tuple(groups), tuple(teachers.values()))
 
 
 def _in_order(named: Sequence[tuple[str, list[Run]]]) -> list[tuple[str, list[Run]]]:
     """The best by each method that readers look for, then the others, the most accurate first."""
 
     def accuracy(pair: tuple[str, list[Run]]) -> float:
-        spread = Spread.of(run.metric("val_accuracy") for run in pair[1])
+        spread = MeanStd.of(run.metric("val_accuracy") for run in pair[1])
         return -1.0 if spread is None else spread.mean
 
     best = sorted(named, key=lambda pair: (-accuracy(pair), pair[0]))

@@ -78,7 +78,7 @@ def trend(values: Sequence[float]) -> Trend | None:
     return "flat" if uncertainty < math.log1p(4 * CHANGE) else None
 
 
-def shares(row: Mapping[str, float]) -> dict[str, float]:
+def gradient_shares(row: Mapping[str, float]) -> dict[str, float]:
     """Each term's part of the gradient, 0..1 in sum, largest first: its norm by the sum of all norms; {} where not measured.
 
     What no norm can be, negative or not finite, is left out.
@@ -155,8 +155,8 @@ def _lead(row: Mapping[str, float]) -> list[str]:
 
 def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """Medians over the last three evaluations: one batch says little."""
-    recent = [found for row in rows[-3:] if (found := shares(row))]
-    if not recent or not shares(rows[-1]):
+    recent = [found for row in rows[-3:] if (found := gradient_shares(row))]
+    if not recent or not gradient_shares(rows[-1]):
         return []
     middle = {name: float(np.median([found.get(name, 0.0) for found in recent])) for name in recent[-1]}
     first = max(middle, key=lambda name: middle[name])

@@ -18,7 +18,7 @@ from uhkd.reporting import error_figures, feature_figures, figures, tables, thum
 from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, labels_of, predicted
 from uhkd.reporting.draw import inline
 from uhkd.reporting.figure_data import DARK, DASHES, LIGHT, Drawing
-from uhkd.reporting.grouping import Family, Group, Report
+from uhkd.reporting.grouping import MethodGroup, Report, StudentGroup
 from uhkd.reporting.run_data import Run
 from uhkd.reporting.summary import verdict
 from uhkd.runs import RunFolder, leads_out
@@ -86,7 +86,7 @@ def _swatch(hue: str, dash: int) -> Markup:
     )
 
 
-def _family(family: Family) -> dict[str, Any]:
+def _family(family: StudentGroup) -> dict[str, Any]:
     first = {group.key for group in family.groups[:LINES]}
     some = family.groups[:_INSIDE]
     return {
@@ -127,7 +127,7 @@ def _figure(drawing: Drawing, first: set[str] | None = None) -> dict[str, Any]:
     }
 
 
-def _inside(group: Group) -> dict[str, Any]:
+def _inside(group: MethodGroup) -> dict[str, Any]:
     drawings = feature_figures.of_group(group)
     return {
         "key": group.key,
@@ -139,7 +139,7 @@ def _inside(group: Group) -> dict[str, Any]:
     }
 
 
-def _recipe(group: Group) -> dict[str, Any]:
+def _recipe(group: MethodGroup) -> dict[str, Any]:
     labels = yaml.safe_dump(dict(group.first.recipe), sort_keys=False, allow_unicode=True) if group.first.recipe else ""
     cut = len(labels) > _RECIPE
     return {
@@ -150,7 +150,7 @@ def _recipe(group: Group) -> dict[str, Any]:
     }
 
 
-def _class_table(family: Family) -> dict[str, Any] | None:
+def _class_table(family: StudentGroup) -> dict[str, Any] | None:
     """Gain of up to `_NAMES` groups on what the focus is compared with, class by class."""
     known, labels = error_figures.compared(family), labels_of(family)
     if known is None or labels is None:
@@ -171,7 +171,7 @@ def _class_table(family: Family) -> dict[str, Any] | None:
     return {"base": name, "columns": [*found], "rows": rows[:_CLASSES], "left_out": max(0, len(rows) - _CLASSES)}
 
 
-def _examples(family: Family) -> dict[str, Any]:
+def _examples(family: StudentGroup) -> dict[str, Any]:
     """Examples by kind, each with its picture; or why there are none."""
     found = examples(family)
     if not found:
@@ -203,7 +203,7 @@ def _examples(family: Family) -> dict[str, Any]:
     return {"kinds": [(KINDS[kind].format(**labels), cards) for kind, cards in kinds.items()], "why": ""}
 
 
-def _images(family: Family) -> list[np.ndarray] | None:
+def _images(family: StudentGroup) -> list[np.ndarray] | None:
     """The thumbnails of the run that kept them largest: each student's are as large as it sees them."""
     wanted = next((s for r in family.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
     best: list[np.ndarray] | None = None
@@ -234,8 +234,8 @@ def _data_address(image: np.ndarray) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
 
 
-def _lacking(family: Family) -> list[tuple[str, str]]:
-    def labels(group: Group, run: Run) -> list[str]:
+def _lacking(family: StudentGroup) -> list[tuple[str, str]]:
+    def labels(group: MethodGroup, run: Run) -> list[str]:
         known = group.teacher is not None and group.teacher.prediction is not None
         return [w for w in tables.lacking(run) if not (known and w == "predictions of the teacher")]
 

@@ -25,7 +25,7 @@ class PairedDifference:
         return "a difference" if abs(self.mean) > self.half else "no difference shown"
 
 
-def gap(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDifference | None:
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDifference | None:
     """The paired difference over the seeds that both have; None where they share none."""
     found = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     if not found:

@@ -1,13 +1,13 @@
 """What may be said of the student in focus, in a sentence or two."""
 
-from uhkd.reporting.grouping import Family, Group
+from uhkd.reporting.grouping import MethodGroup, StudentGroup
 from uhkd.reporting.run_data import Run, number
-from uhkd.reporting.stats import gap
+from uhkd.reporting.stats import paired_difference
 
 _LONGEST = 90  # letters of words from elsewhere in a cell
 
 
-def verdict(family: Family) -> str:
+def verdict(family: StudentGroup) -> str:
     """One sentence on what the focus gained on the baseline, paired by seed, and what that rests on."""
     focus, base, own = family.focus, family.baseline, family.focus.metric("val_accuracy")
     if own is None:
@@ -23,7 +23,9 @@ def verdict(family: Family) -> str:
         return f"{sentence}. Without the same network from labels alone (--method scratch) nobody can say what the teacher gave."
     ours, theirs = focus.by_seed(), base.by_seed()
     shared = sorted(ours.keys() & theirs.keys())
-    found = gap(*({seed: runs[seed].metric("val_accuracy") or 0.0 for seed in shared} for runs in (ours, theirs)))
+    found = paired_difference(
+        *({seed: runs[seed].metric("val_accuracy") or 0.0 for seed in shared} for runs in (ours, theirs))
+    )
     if found is None:
         return f"{sentence}. It and {base.label} have no seed in common, so their difference is not paired."
     s = "s" if found.seeds > 1 else ""
@@ -37,7 +39,7 @@ def verdict(family: Family) -> str:
     return f"{sentence}: {found.mean:+.1f}{width} points against {base.label} ({found.seeds} seed{s}: {found.verdict})."
 
 
-def _without_accuracy(focus: Group) -> str:
+def _without_accuracy(focus: MethodGroup) -> str:
     """What is known of a student that has no accuracy."""
     if focus.failure is not None:
         return f"{focus.label} has failed: {cut(focus.failure, 300)}"
@@ -58,12 +60,12 @@ def _without_accuracy(focus: Group) -> str:
     )
 
 
-def evaluator_of(group: Group) -> str | None:
+def evaluator_of(group: MethodGroup) -> str | None:
     """What the accuracy of a group is by, where it is a probe's."""
     return next((run.evaluator[0] for run in group.runs if run.evaluator is not None), None)
 
 
-def _teacher_clause(group: Group) -> str:
+def _teacher_clause(group: MethodGroup) -> str:
     """Its teachers with their accuracies, where one is known."""
     known = [(t.name, t.metrics.get("accuracy")) for t in group.teachers]
     if len(known) == 1:
@@ -72,7 +74,7 @@ def _teacher_clause(group: Group) -> str:
     return f", its teachers {' and '.join(names)}" if names else ""
 
 
-def _teacher_of_group(group: Group) -> str:
+def _teacher_of_group(group: MethodGroup) -> str:
     """A sentence on whom it learned from."""
     names = [t.name for t in group.teachers]
     return f" It learned from {' and '.join(names)}." if names else ""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uhkd.reporting.aggregates import labels_of, same_images, teacher_predictions
-from uhkd.reporting.grouping import PLACES, Family, Group, Spread, Teacher
+from uhkd.reporting.grouping import PLACES, MeanStd, MethodGroup, StudentGroup, Teacher
 from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.summary import cut, evaluator_of
 
@@ -49,7 +49,7 @@ HEAD = (
 )
 
 
-def summary_rows(family: Family, drawn: set[str]) -> list[Row]:
+def summary_rows(family: StudentGroup, drawn: set[str]) -> list[Row]:
     """Teachers, what was not run, then the groups in their order. drawn: keys of groups in the figures."""
     rows = [_teacher_row(t, len(family.teachers) > 1) for t in family.teachers]
     if not family.teachers:
@@ -78,7 +78,7 @@ def _teacher_row(teacher: Teacher, several: bool) -> Row:
     return Row(f"teacher {teacher.name}" if several else f"teacher: {teacher.name}", cells, "teacher", dash=1)
 
 
-def _untrained_row(group: Group) -> Row | None:
+def _untrained_row(group: MethodGroup) -> Row | None:
     """The student before its first step, where a probe measured it."""
     start = group.spread(lambda run: run.evaluator[1] if run.evaluator else None)
     if start is None:
@@ -86,7 +86,7 @@ def _untrained_row(group: Group) -> Row | None:
     return Row("untrained student", (Cell("-"), _spread(start, 100), *(Cell("-") for _ in HEAD[2:])), "missing")
 
 
-def _group_row(group: Group, family: Family, drawn: set[str]) -> Row:
+def _group_row(group: MethodGroup, family: StudentGroup, drawn: set[str]) -> Row:
     labels = labels_of(family)
     agreement = None if labels is None or group.teacher is None else teacher_predictions(group.teacher, labels)
 
@@ -123,7 +123,7 @@ def _latency(run: Run) -> float | None:
     return None if found is None else number(float(found[0]))
 
 
-def _first(group: Group, *keys: str) -> float | None:
+def _first(group: MethodGroup, *keys: str) -> float | None:
     return next((n for run in group.runs if (n := number(run.result, *keys)) is not None), None)
 
 
@@ -131,14 +131,14 @@ def _percent(value: float | None, otherwise: str = NOT_RECORDED) -> Cell:
     return Cell(otherwise) if value is None else Cell(f"{100 * value:.1f}", value)
 
 
-def _spread(spread: Spread | None, scale: float, otherwise: str = NOT_RECORDED) -> Cell:
+def _spread(spread: MeanStd | None, scale: float, otherwise: str = NOT_RECORDED) -> Cell:
     if spread is None:
         return Cell(otherwise)
     sd = "" if spread.sd is None else f" ± {scale * spread.sd:.1f}"
     return Cell(f"{scale * spread.mean:.1f}{sd}", spread.mean)
 
 
-def _minutes(spread: Spread | None) -> Cell:
+def _minutes(spread: MeanStd | None) -> Cell:
     return Cell(NOT_RECORDED) if spread is None else Cell(f"{spread.mean / 60:.1f}", spread.mean)
 
 
@@ -161,7 +161,7 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def differing(family: Family) -> list[tuple[str, str]]:
+def differing(family: StudentGroup) -> list[tuple[str, str]]:
     """For every group the words of its recipe that are not the family's most common ones."""
     flat = {g.label: _flat_recipe(g.first.options) for g in family.groups}
     common = {
@@ -181,7 +181,7 @@ def _flat_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {str(k): str(v) for k, v in recipe.items() if k not in PLACES | {"method", "teacher_views"}}
 
 
-def run_rows(family: Family) -> list[tuple[str, ...]]:
+def run_rows(family: StudentGroup) -> list[tuple[str, ...]]:
     """Every run: name, group, seed, state, accuracy, epochs, speed, commit."""
     rows = []
     for group in family.groups:

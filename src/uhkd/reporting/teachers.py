@@ -45,7 +45,7 @@ def folder_of(values: str | None, runs: Sequence[Run]) -> Run | None:
     return None
 
 
-def several_of(runs: Sequence[Run]) -> tuple[Teacher, ...]:
+def teachers_of(runs: Sequence[Run]) -> tuple[Teacher, ...]:
     """Several teachers, as the first run that measured them says."""
     known = [run for run in runs if run.teachers]
     best = next((run for run in known if any(metrics for _, metrics in run.teachers)), known[0] if known else None)

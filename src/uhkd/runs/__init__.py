@@ -14,7 +14,7 @@ from uhkd.runs.files import (
     write_tensors,
 )
 from uhkd.runs.folder import ELSEWHERE, RunFolder
-from uhkd.runs.lock import may_live
+from uhkd.runs.lock import process_may_be_alive
 from uhkd.runs.machine import environment
 from uhkd.runs.progress_file import ProgressFile
 
@@ -28,7 +28,7 @@ __all__ = [
     "drop_leftovers",
     "environment",
     "leads_out",
-    "may_live",
+    "process_may_be_alive",
     "read_mapping",
     "write_atomically",
     "write_tensors",

@@ -16,7 +16,7 @@ from uhkd.errors import UhkdError
 from uhkd.recipe import as_recorded
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
-from uhkd.runs.lock import held
+from uhkd.runs.lock import run_lock
 from uhkd.runs.machine import environment
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ class RunFolder:
         """The folder, made if need be, as this process's own while the context lasts.
 
         Raises:
-            UhkdError: when another process works in it (see `held`), or the folder of its checkpoints is a link.
+            UhkdError: when another process works in it (see `run_lock`), or the folder of its checkpoints is a link.
         """
         with ExitStack() as stack:
             with self.writing("the folder", "nothing in it was touched"):
                 self.path.mkdir(parents=True, exist_ok=True)
                 check_own(self.path, self.checkpoints.name)
-                stack.enter_context(held(self.path))
+                stack.enter_context(run_lock(self.path))
                 for leftover in self.path.glob(".*.tmp"):  # of a process that was killed: the folder is ours alone
                     leftover.unlink()
             yield

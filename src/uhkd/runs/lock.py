@@ -18,7 +18,7 @@ PATIENCE = 30.0  # seconds in which the loader's processes of a killed training 
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """The folder as this process's own while the context lasts; one that ends, however it ends, holds nothing.
 
     A file system without locks (some network mounts) goes unguarded.
@@ -36,7 +36,7 @@ def held(folder: Path) -> Iterator[None]:
             yield
             return
         except Timeout as error:
-            if may_live(owner_of(folder)) or time.monotonic() > patient_until:
+            if process_may_be_alive(owner_of(folder)) or time.monotonic() > patient_until:
                 raise UhkdError(
                     f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
                 ) from error
@@ -67,7 +67,7 @@ def _owner(folder: Path) -> str:
     return f"process {noted.get('process')} on {noted.get('machine')} since {noted.get('since')}"
 
 
-def may_live(noted: Mapping[str, object]) -> bool:
+def process_may_be_alive(noted: Mapping[str, object]) -> bool:
     """Whether the noted {"process", "machine"} may still be at work: not when it was one of this machine and is gone."""
     process = noted.get("process")
     if noted.get("machine") != platform.node() or not isinstance(process, int) or os.name != "posix":

@@ -12,7 +12,7 @@ from typing import Any
 from uhkd.recipe import TASK_KEYS, rename_keys
 from uhkd.runs.files import read_mapping
 from uhkd.runs.folder import RunFolder
-from uhkd.runs.lock import may_live, owner_of
+from uhkd.runs.lock import owner_of, process_may_be_alive
 from uhkd.runs.progress_file import ProgressFile
 
 SILENT = (
@@ -25,13 +25,13 @@ _DEEPEST = 4  # folders between a folder of runs and a run
 State = dict[str, Any]
 
 
-def look(place: Path, before: Sequence[State] = ()) -> list[State]:
+def collect_status(place: Path, before: Sequence[State] = ()) -> list[State]:
     """The state of the run in `place`, or of all runs below it, by path, and behind them what a comparison has yet to begin.
 
     Those that were finished `before` are not read again.
     """
     finished = {state["run"]: state for state in before if state["state"] == "finished"}
-    states = [finished.get(str(folder)) or state_of(folder) for folder in _runs(place)]
+    states = [finished.get(str(folder)) or run_status(folder) for folder in _runs(place)]
     if not _compared(place):
         return states
     for state in states:
@@ -73,7 +73,7 @@ def _read_failure(place: Path, state: State) -> None:
             }
 
 
-def state_of(folder: Path) -> State:
+def run_status(folder: Path) -> State:
     """Where one run stands, as plain data.
 
     state: beginning, running, lost (no sign of life for long, or its process is gone), stopped, failed or finished. what: words
@@ -95,7 +95,7 @@ def state_of(folder: Path) -> State:
         "running",
         "finished",
     ):  # a finished training still writes its network
-        gone = not may_live({"process": progress.process, "machine": progress.machine})
+        gone = not process_may_be_alive({"process": progress.process, "machine": progress.machine})
         state["state"] = "lost" if gone or progress.age() > SILENT else "running"
         why = "its process is gone" if gone else f"no sign of life for {span(progress.age())}"
         state["advice"] = f"{why}; {_resume(run)}" if state["state"] == "lost" else ""
@@ -134,16 +134,16 @@ def _resume(run: RunFolder) -> str:
     return "no checkpoint was written: start it again with --resume"
 
 
-def moved(state: State) -> tuple[Any, ...]:
+def run_progressed(state: State) -> tuple[Any, ...]:
     """What differs from look to look where somebody works."""
     return state["state"], state.get("step"), len(state["rows"])
 
 
-def over(place: Path, states: Sequence[State], before: Sequence[State]) -> bool:
+def all_done(place: Path, states: Sequence[State], before: Sequence[State]) -> bool:
     """Whether nothing more is to come: all ended, or nobody is at work and nothing has moved since the look before."""
     if all(state["state"] in ("finished", "failed") for state in states):
         return True
-    still = [(s["run"], *moved(s)) for s in states] == [(s["run"], *moved(s)) for s in before]
+    still = [(s["run"], *run_progressed(s)) for s in states] == [(s["run"], *run_progressed(s)) for s in before]
     return still and not _worked_on(place) and not any(map(_at_work, states))
 
 
@@ -153,7 +153,7 @@ def _at_work(state: State) -> bool:
         return state["state"] == "running"
     owner, folder = owner_of(Path(state["run"])), Path(state["run"])
     if os.name == "posix" and owner.get("machine") == platform.node():
-        return may_live(owner)
+        return process_may_be_alive(owner)
     # of another machine, or on a disk without locks: every write replaces a file, which changes the folder
     try:
         return (bool(owner) or state["state"] == "beginning") and time.time() - folder.stat().st_mtime < SILENT
@@ -165,7 +165,7 @@ def _worked_on(place: Path) -> bool:
     """Whether a process that gave orders to a comparison's workers may live."""
     for order in (place / "plan").glob(".order-*.json"):
         machine, _, process = order.stem.removeprefix(".order-").rpartition("-")
-        if process.isdecimal() and may_live({"process": int(process), "machine": machine}):
+        if process.isdecimal() and process_may_be_alive({"process": int(process), "machine": machine}):
             return True
     return False
 

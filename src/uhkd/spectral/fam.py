@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.distributed import all_gather_batch, processes
+from uhkd.distributed import all_gather_batch, world_size
 from uhkd.errors import UhkdError
 from uhkd.spectral import Form, SpectralTransform, radial_frequencies, rotate
 
@@ -82,19 +82,19 @@ class FAM(nn.Module):
         Raises:
             UhkdError: for a batch of one image in training mode.
         """
-        if self.training and len(x) * processes() < 2:
+        if self.training and len(x) * world_size() < 2:
             raise UhkdError(
                 f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
                 "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
             )
         x = self.before(x)
         with torch.autocast(x.device.type, enabled=False):
-            coefficients = self.represent.coefficients(x)
+            coefficients = self.represent.project(x)
             if self.form in ("offset", "rotation"):
                 rows, cols = self.get_buffer("row_orders"), self.get_buffer("col_orders")
                 coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
             mixed = self._mixed(coefficients)
-            predicted = self.represent.finish(mixed)
+            predicted = self.represent.to_features(mixed)
             if self.training:
                 predicted = all_gather_batch(predicted)
             return self.norm(predicted.flatten(1)).view_as(predicted)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.errors import UhkdError
-from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, count_of, crop_index, ftm_shapes
+from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, crop_indices, ftm_shapes, num_coefficients
 from uhkd.spectral.transform import SpectralTransform
 
 # No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
@@ -50,13 +50,13 @@ class FTM(nn.Module):
         ]
         for i, (level, (channels, _)) in enumerate(zip(target.levels, self.shapes, strict=True)):
             c, h, w = maps[level.teacher]
-            k = count_of(level.made, level.form)
-            self.represent.append(SpectralTransform((h, w), level.made, level.form))
+            k = num_coefficients(level.full_size, level.form)
+            self.represent.append(SpectralTransform((h, w), level.full_size, level.form))
             self.register_buffer(f"mean{i}", torch.zeros(c, k))
             self.register_buffer(f"scale{i}", torch.ones(c, k))
             if self.reduced[i]:
                 self.register_buffer(f"pca{i}", torch.zeros(channels, c))
-            crop = crop_index(level.made, level.size, level.form)
+            crop = crop_indices(level.full_size, level.size, level.form)
             self.register_buffer(f"crop{i}", None if crop is None else torch.tensor(crop), persistent=False)
         self.register_buffer("calibrated", torch.tensor(False))
 

@@ -31,7 +31,7 @@ class LevelPair:
     own: tuple[int, int] | None = None
 
     @property
-    def made(self) -> tuple[int, int]:
+    def full_size(self) -> tuple[int, int]:
         """Coefficients per axis before cropping."""
         return self.own or self.size
 
@@ -116,13 +116,13 @@ def resolve_channels(channels: Channels, form: Form) -> int | None:
     return channels
 
 
-def count_of(size: tuple[int, int], form: Form) -> int:
+def num_coefficients(size: tuple[int, int], form: Form) -> int:
     """K, the numbers a channel has in a representation."""
     pairs = size[0] * size[1]
     return pairs if form in ("pairs", "area") else (pairs + 1) // 2
 
 
-def crop_index(own: tuple[int, int], size: tuple[int, int], form: Form) -> list[int] | None:
+def crop_indices(own: tuple[int, int], size: tuple[int, int], form: Form) -> list[int] | None:
     """Positions of the numbers of the smaller `size` among those of `own`; None where the two are equal."""
     if own == size:
         return None
@@ -139,5 +139,5 @@ def ftm_shapes(target: SpectralTarget, maps: Maps) -> tuple[tuple[int, int], ...
     for level in target.levels:
         channels = maps[level.teacher][0]
         used = channels if target.channels is None else min(channels, target.channels)
-        shapes.append((used, count_of(level.size, level.form)))
+        shapes.append((used, num_coefficients(level.size, level.form)))
     return tuple(shapes)

@@ -36,11 +36,11 @@ class SpectralTransform(nn.Module):
         self.register_buffer("rows", bases[0], persistent=False)
         self.register_buffer("cols", bases[1], persistent=False)
 
-    def coefficients(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
+    def project(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
         """The linear part, which commutes with any mixing of channels."""
         return project(x, self.rows, self.cols)
 
-    def finish(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b c k"]:
+    def to_features(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b c k"]:
         """The rest: flatten ("pairs", "area"), or forget the phase."""
         if self.form in ("pairs", "area"):
             return coefficients.flatten(-2)
@@ -53,7 +53,7 @@ class SpectralTransform(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c k"]:
         """(B, C, H, W) -> (B, C, K), float32."""
-        return self.finish(self.coefficients(x))
+        return self.to_features(self.project(x))
 
 
 def radial_frequencies(size: tuple[int, int], form: Form) -> Float[Tensor, " k"]:

@@ -21,7 +21,7 @@ _LOOKED_AT = 64  # views made anew and compared with those that the teacher saw 
 _OPEN = {("crop", "auto"), ("flip", None)}  # words that leave the choice to others, here to the cache
 
 
-def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
+def inherit_cache_views(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
     """The recipe with what it leaves open about views taken from its cache; a run that is resumed keeps its number of views.
 
     Raises:
@@ -43,7 +43,7 @@ def follow(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
 
 
 def open_cache(recipe: DistillRecipe, data: DataSplits, teacher: nn.Module | None = None) -> TeacherCache:
-    """The cache of a recipe (see `follow`), if it is whole and of these images, views and this teacher.
+    """The cache of a recipe (see `inherit_cache_views`), if it is whole and of these images, views and this teacher.
 
     teacher: an object of the user's own, in place of the recipe's word.
 
@@ -104,7 +104,7 @@ def log_view_mismatch(given: DistillRecipe, data: DataSplits, student: FeatureEx
         log_info(f"  beside its live teacher this student would see {' and '.join(others)}: this is another training")
 
 
-def facts_of(stored: TeacherCache, recipe: DistillRecipe) -> dict[str, Any]:
+def cache_metadata(stored: TeacherCache, recipe: DistillRecipe) -> dict[str, Any]:
     """What a run notes about the cache that it learned from."""
     manifest = stored.manifest
     return {

@@ -5,10 +5,10 @@ from torch import Tensor
 from uhkd.cache import TeacherCache
 from uhkd.data import Batch
 from uhkd.errors import UhkdError
-from uhkd.evaluation.diagnostics import Reference
+from uhkd.evaluation.diagnostics import TeacherFeatures
 from uhkd.features import NetworkOutput
 from uhkd.methods import Requirements
-from uhkd.spectral import SpectralTarget, crop_index
+from uhkd.spectral import SpectralTarget, crop_indices
 
 
 class CachedTeacher:
@@ -33,7 +33,7 @@ class CachedTeacher:
                     f"the method asks for other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
                     "cache's settings (--settings), or make a cache with the method's"
                 )
-            self.crops = [(v.teacher, crop_index(v.made, v.size, v.form)) for v in target.levels]
+            self.crops = [(v.teacher, crop_indices(v.full_size, v.size, v.form)) for v in target.levels]
 
     def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Exactly the fields asked for, float32."""
@@ -51,11 +51,11 @@ class CachedTeacher:
         assert spectra is not None
         return tuple(spectra[tap] if crop is None else spectra[tap][..., crop] for tap, crop in self.crops)
 
-    def reference(self, images: Tensor) -> Reference:
+    def reference(self, images: Tensor) -> TeacherFeatures:
         """What diagnostics show of it: kept with the cache, on the same images (N, 3, H, W); nothing where the run has others."""
         if not self.stored.same_validation:
-            return Reference((), ())
-        shown = Reference.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
+            return TeacherFeatures((), ())
+        shown = TeacherFeatures.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
         return shown._replace(targets=self._cropped(shown.targets) if self.crops else ())
 
     def state(self) -> dict[str, Tensor]:
@@ -78,8 +78,10 @@ def target_differences(wanted: SpectralTarget, own: SpectralTarget | None) -> li
             found.append(f"level {level.teacher}, stored are {sorted(there)}")
         elif level.form != stored.form:
             found.append(f"form {level.form}, stored {stored.form}")
-        elif level.made != stored.made:
-            found.append(f"{_times(level.made)} coefficients of level {level.teacher}, stored {_times(stored.made)}")
+        elif level.full_size != stored.full_size:
+            found.append(
+                f"{_times(level.full_size)} coefficients of level {level.teacher}, stored {_times(stored.full_size)}"
+            )
     return list(dict.fromkeys(found))
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
-from uhkd.distributed import processes
+from uhkd.distributed import world_size
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
-from uhkd.methods import DistillationLoss, build, check, default_balance
-from uhkd.models import brings_weights, create, native_preprocessing, native_size_of, save, wrap
+from uhkd.methods import DistillationLoss, build_losses, default_balance, parse_methods
+from uhkd.models import create, has_weights, native_preprocessing, native_size_of, save, wrap_module
 from uhkd.spectral import FTM
 from uhkd.training import StudentWithLosses, Teacher, calibrate, make_balance, weighted_sum
 
@@ -96,7 +96,7 @@ class Distillation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check(method, settings, weights)
+        parse_methods(method, settings, weights)
         if (mean is None) != (std is None):
             raise UhkdError(f"mean and std belong together; found mean {mean} and std {std}")
         with torch.random.fork_rng([]):  # alike in every process, whatever was drawn before
@@ -113,14 +113,14 @@ class Distillation(nn.Module):
                 own = {} if native_preprocessing(teacher) else norms
                 teacher = _wrapped(teacher, None, native_size_of(teacher) or image_size, teacher_levels, own).to(device)
             elif teacher is not None:
-                start = teacher_start or ("random" if brings_weights(str(teacher)) else "pretrained")
+                start = teacher_start or ("random" if has_weights(str(teacher)) else "pretrained")
                 options = {"start": start, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **options).to(device)
             if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
                 raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")
             shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # a method's own layers never shift the student's first weights
-            distillers = build(method, shapes, settings, weights).to(device)
+            distillers = build_losses(method, shapes, settings, weights).to(device)
         own = [d for d in distillers.values() if isinstance(d, DistillationLoss)]
         self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
         self.needs_indices = any(d.needs.index for d in own)
@@ -149,7 +149,7 @@ class Distillation(nn.Module):
             self.register_buffer(name, norm, persistent=False)
         self._ready = False
         # alike in all processes by themselves, so DDP need not send them at each step
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.own_buffers())
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.unsynced_buffers())
 
     @property
     def student(self) -> FeatureExtractor:
@@ -166,7 +166,7 @@ class Distillation(nn.Module):
         """Whether `calibrate` has still to be called before the first step."""
         return self.ftm is not None and not bool(self.ftm.calibrated)
 
-    def own_buffers(self) -> list[str]:
+    def unsynced_buffers(self) -> list[str]:
         """Names of the buffers that the processes of a training hold alike by themselves."""
         return [name for name, _ in self.named_buffers() if not name.startswith("learner.student.")]
 
@@ -187,7 +187,7 @@ class Distillation(nn.Module):
             return 0
         device = next(self.parameters()).device
         used = calibrate(self._teachers[0], (self._batch(_first(item).to(device)) for item in images), device, count)
-        if processes() > 1:
+        if world_size() > 1:
             for buffer in self.ftm.buffers():
                 dist.broadcast(buffer, 0)
         return used
@@ -225,13 +225,13 @@ class Distillation(nn.Module):
             weights = balance.scheduled(weights, min(self._step, self.total_steps), self.total_steps)
         loss = weighted_sum(terms, weights, balance)
         if self.training:
-            balance.update(images * processes())
+            balance.update(images * world_size())
             if self.total_steps is not None:
                 self._step += 1
                 self.steps += 1
         return loss
 
-    def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
+    def student_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """The student's class scores of images as the loop gives them: in [0,1], or normalised by `mean` and `std`."""
         logits = self.student(self._plain(images)).logits
         assert logits is not None
@@ -308,7 +308,7 @@ def _wrapped(
     norms: Mapping[str, Any],
 ) -> FeatureExtractor:
     if not isinstance(module, FeatureExtractor):
-        return wrap(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
+        return wrap_module(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
     if num_classes is not None and module.shapes.logits != num_classes:
         raise UhkdError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
     return module

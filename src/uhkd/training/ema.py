@@ -40,7 +40,7 @@ class ModelEMA:
             value.copy_(tensors[name])
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def swap_in(self) -> Iterator[None]:
         """The network with averaged weights; its own come back afterwards."""
         held = {name: value.clone() for name, value in self._live.items()}
         self.copy_to_model()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uhkd.console import count, log_info, print_result
+from uhkd.console import log_info, pluralize, print_result
 from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
@@ -18,7 +18,7 @@ from uhkd.runs import RunFolder
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
 from uhkd.training.setup import Setup, log_loss
 from uhkd.training.students import load_finished_model
-from uhkd.training.summary import ended, usage_hints
+from uhkd.training.summary import final_summary, usage_hints
 from uhkd.training.trainer import Trainer
 
 
@@ -48,7 +48,7 @@ def fit(setup: Setup) -> Result:
         averaged = f", weights averaged with decay {recipe.ema_decay}" if recipe.ema_decay else ""
         millions = sum(p.numel() for p in student.parameters()) / 1e6
         log_info(
-            f"training {millions:.2f} M parameters for {count(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
+            f"training {millions:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
             f"{recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
         log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes))
@@ -107,7 +107,7 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
         figures = ", ".join(path.name for path in draw(folder))
         folder.write_json(folder.result.name, facts)  # the last: it marks the run as finished
     folder.drop_checkpoints()
-    for line in ended(facts):
+    for line in final_summary(facts):
         print_result(line)
     log_info(f"run folder {folder.path} with {figures}")
     if card["name"].startswith("module/"):

@@ -105,7 +105,7 @@ def open_probe_data(recipe: DistillRecipe, data: DataSplits) -> DataSplits | Non
     return opened
 
 
-def described(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
+def describe_probe(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
     """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
     start = evaluator(student)["accuracy"]
     log_info(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[evaluator.kind]})")
@@ -120,7 +120,7 @@ def described(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict[str,
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TeacherAgreement:
     """How often a network names the class that its teacher names, on the same images."""
 
     predictions: torch.Tensor
@@ -140,10 +140,10 @@ def predict_classes(network: FeatureExtractor, data: DataSplits, fabric: Fabric,
     return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
 
 
-def agreement(
+def make_agreement_evaluator(
     teacher: FeatureExtractor | TeacherCache | None, classes: int, data: DataSplits, fabric: Fabric, workers: int
 ) -> Callable[[FeatureExtractor], dict[str, float]]:
     """What judges a student without labelled images: a live teacher's own answers, if there are any, or nothing."""
     if classes and isinstance(teacher, FeatureExtractor):
-        return Agreement(predict_classes(teacher, data, fabric, workers), data, fabric, workers)
+        return TeacherAgreement(predict_classes(teacher, data, fabric, workers), data, fabric, workers)
     return lambda network: {}

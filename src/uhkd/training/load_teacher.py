@@ -15,7 +15,7 @@ from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
 from uhkd.features import FeatureExtractor
 from uhkd.methods import DistillationLoss, find_matching_loss, teacher_index
-from uhkd.models import brings_weights, create, native_size_of, wrap
+from uhkd.models import create, has_weights, native_size_of, wrap_module
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.training.checkpoint_checks import check_tensors
@@ -39,7 +39,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
         return module
     if module is not None:
         size = native_size_of(module) or inputs.data.native_size
-        return wrap(module, num_classes=None, image_size=size, levels=levels)
+        return wrap_module(module, num_classes=None, image_size=size, levels=levels)
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
         held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
@@ -48,7 +48,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
                 f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may "
                 "have seen validation images, and its accuracy below may be too good"
             )
-    start = recipe.teacher_start or ("random" if brings_weights(recipe.teacher) else "pretrained")
+    start = recipe.teacher_start or ("random" if has_weights(recipe.teacher) else "pretrained")
     start = inputs.start_of(recipe.teacher, start)
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)

@@ -41,7 +41,7 @@ def check_loggers(names: Sequence[str]) -> None:
                 raise UhkdError(f"log {name}: the package {package} is missing: pip install 'uhkd[{name}]'")
 
 
-class _Sink(ABC):
+class _Backend(ABC):
     """One logger, open; any call may raise anything."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class _Sink(ABC):
         """The last call."""
 
 
-class _TensorBoard(_Sink):
+class _TensorBoard(_Backend):
     def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
@@ -82,7 +82,7 @@ class _TensorBoard(_Sink):
         self.logger.finalize(ending)
 
 
-class _WandB(_Sink):
+class _WandB(_Backend):
     def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from pytorch_lightning.loggers import WandbLogger
 
@@ -101,7 +101,7 @@ class _WandB(_Sink):
         self.logger.experiment.finish(exit_code=int(ending != "success"))
 
 
-class _MLflow(_Sink):
+class _MLflow(_Backend):
     def __init__(self, folder: RunFolder, options: Mapping[str, Any], start_step: int, ids: dict[str, str]) -> None:
         from pytorch_lightning.loggers import MLFlowLogger
 
@@ -128,17 +128,17 @@ class _MLflow(_Sink):
         self.logger.finalize("KILLED" if ending == "stopped" else ending)
 
 
-_Opening = Callable[[RunFolder, Mapping[str, Any], int, dict[str, str]], _Sink]
+_Opening = Callable[[RunFolder, Mapping[str, Any], int, dict[str, str]], _Backend]
 _SINKS: dict[str, _Opening] = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow}
 
 
 class _LoggerThread:
     """Tells one logger, in a thread of its own, what it is handed; after the first thing that fails, nothing more."""
 
-    def __init__(self, name: str, sink: _Sink) -> None:
+    def __init__(self, name: str, sink: _Backend) -> None:
         self.name, self.sink, self.why = name, sink, None
         self.reported = False  # of the failure
-        self.waiting: queue.Queue[Callable[[_Sink], None] | None] = queue.Queue(_AHEAD)
+        self.waiting: queue.Queue[Callable[[_Backend], None] | None] = queue.Queue(_AHEAD)
         self.thread = threading.Thread(target=self._deliver, name=f"log {name}", daemon=True)
         self.thread.start()
 
@@ -150,7 +150,7 @@ class _LoggerThread:
                 except BaseException as error:  # a server that is away, a full disk, a client that exits: in any way
                     self.why = f"{type(error).__name__}: {error}".splitlines()[0]
 
-    def hand(self, message: Callable[[_Sink], None]) -> None:
+    def hand(self, message: Callable[[_Backend], None]) -> None:
         try:
             self.waiting.put_nowait(message)
         except queue.Full:
@@ -228,7 +228,7 @@ class Loggers:
         self._warn()
         self._threads = []
 
-    def _hand(self, message: Callable[[_Sink], None]) -> None:
+    def _hand(self, message: Callable[[_Backend], None]) -> None:
         for thread in self._threads:
             if thread.why is None:
                 thread.hand(message)

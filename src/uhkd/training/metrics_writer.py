@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 
-from uhkd.reporting.health import factors, health, leads, shares, terms_of
+from uhkd.reporting.health import factors, gradient_shares, health, leads, terms_of
 from uhkd.runs import ProgressFile
 from uhkd.training.loggers import Loggers
-from uhkd.training.progress import Progress
+from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.setup import Setup
 
@@ -39,7 +39,7 @@ class MetricsWriter:
     def __init__(
         self,
         setup: Setup,
-        progress: Progress,
+        progress: ProgressBar,
         rows: list[dict[str, float]],
         weights: Mapping[str, float],
         log_line: Callable[[str], None],
@@ -135,7 +135,7 @@ class MetricsWriter:
         if self.step % self.recipe.log_every:  # else the log line has told them
             values |= {"lr": row["lr"], "epochs_done": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
-        values |= {f"gradient/{name}": share for name, share in shares(row).items()}
+        values |= {f"gradient/{name}": share for name, share in gradient_shares(row).items()}
         values |= {f"factor/{name}": factor for name, factor in factors(row).items()}
         values |= {f"lead/{teacher}" if teacher else "lead": lead for teacher, lead in leads(row).items()}
         values |= {name: row[name] for name in ("skipped",) if name in row}

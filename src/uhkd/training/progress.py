@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from uhkd import console
@@ -20,7 +19,7 @@ _BAR = 20  # letters: with the counts and times beside it, it leaves room for a 
 FORMS = {"accuracy": ".2%", "agreement": ".2%", "feature_error": ".3f", "cka": ".3f"}
 
 
-class Progress:
+class ProgressBar:
     """Counts steps and seconds, shows ETA, images a second and the share of time spent waiting for data.
 
     Args:
@@ -37,7 +36,9 @@ class Progress:
         if console.is_interactive():
             columns = (BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the terminal
-            self.bar = Bar(*columns, TextColumn("{task.description}", table_column=rest), transient=True, expand=True)
+            self.bar = Progress(
+                *columns, TextColumn("{task.description}", table_column=rest), transient=True, expand=True
+            )
             self.task = self.bar.add_task("", total=total, completed=start)
 
     def __enter__(self) -> Self:

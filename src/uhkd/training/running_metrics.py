@@ -65,14 +65,14 @@ class RunningMetrics:
                 f"{PATIENCE} steps in a row, up to step {step}, gave no finite gradient; {last_checkpoint}. {ADVICE}"
             )
 
-    def look_at(self, weights: Iterable[Tensor]) -> None:
+    def check_parameters(self, weights: Iterable[Tensor]) -> None:
         """Note whether all weights are finite: the last resort where gradients were not looked at."""
         self.finite &= torch.stack([w.detach().isfinite().all() for w in weights]).all()
 
     def _note(self, good: Tensor, step: int) -> None:
         self.first = torch.where((self.first < 0) & ~good, step, self.first)
 
-    def first_bad(self) -> int | None:
+    def first_nonfinite_step(self) -> int | None:
         """Number of the first step whose loss or gradient was not finite, if it was seen (this waits for the device)."""
         return None if (step := int(self.first)) < 0 else step
 

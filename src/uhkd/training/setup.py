@@ -12,10 +12,10 @@ from uhkd.console import log_info
 from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, check
+from uhkd.methods import DistillationLoss, parse_methods
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
-from uhkd.training.cache_checks import follow, log_view_mismatch
+from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
 from uhkd.training.inputs import (
     Inputs,
@@ -26,7 +26,7 @@ from uhkd.training.inputs import (
     open_recipe_data,
     run_folder,
 )
-from uhkd.training.label_free import agreement, described, log_frozen, make_probe_evaluator
+from uhkd.training.label_free import describe_probe, log_frozen, make_agreement_evaluator, make_probe_evaluator
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
@@ -107,7 +107,7 @@ def prepare(
         UhkdError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
     """
     for one, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
-        check(one.method, one.settings, one.weights)
+        parse_methods(one.method, one.settings, one.weights)
     setup = _open(recipe, data, dry_run)
     if setup.finished:
         return setup
@@ -138,7 +138,7 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
     opened = open_recipe_data(recipe, data)
     if isinstance(recipe, DistillRecipe):
         if recipe.teacher_cache is not None:
-            recipe = follow(recipe, folder)
+            recipe = inherit_cache_views(recipe, folder)
         recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.batch_size % fabric.world_size:
@@ -201,9 +201,9 @@ def _add_networks(
     if setup.dry_run:
         return
     if evaluator is not None:
-        setup.facts["probe"] = described(evaluator, network)
+        setup.facts["probe"] = describe_probe(evaluator, network)
     source = next(one.source for one in teachers if one.source is not None)
-    setup.evaluator = evaluator or agreement(source, classes, data, fabric, setup.workers)
+    setup.evaluator = evaluator or make_agreement_evaluator(source, classes, data, fabric, setup.workers)
 
 
 def _add_views(setup: Setup) -> None:

@@ -51,7 +51,7 @@ class SignalHandler:
         self.signal = number
 
 
-class Agreement:
+class ProcessGroupSync:
     """Several processes answer alike: what any of them says counts for all.
 
     By a group of CPU tensors, so that no GPU is waited for; with one process nothing is sent.

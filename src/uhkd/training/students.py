@@ -8,7 +8,7 @@ from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
-from uhkd.models import ModelCard, create, load_run, native_size_of, read_safetensors, wrap
+from uhkd.models import ModelCard, create, load_run, native_size_of, read_safetensors, wrap_module
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import Inputs
@@ -38,7 +38,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
-        network = wrap(module, num_classes=classes, image_size=size, levels=levels or 4)
+        network = wrap_module(module, num_classes=classes, image_size=size, levels=levels or 4)
     else:
         network = create(
             name,
@@ -93,7 +93,7 @@ def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureE
     card = ModelCard.from_json(folder.read_card())
     network = module
     if not isinstance(network, FeatureExtractor):
-        network = wrap(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
+        network = wrap_module(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
     network.module.load_state_dict(read_safetensors(folder.weights))
     network.card = card
     return network

@@ -8,7 +8,7 @@ from uhkd.training.progress import FORMS
 KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
 
 
-def ended(facts: dict[str, Any]) -> list[str]:
+def final_summary(facts: dict[str, Any]) -> list[str]:
     """Validation after the last epoch beside the baselines, a line each; what was not run says so."""
     metrics = facts["metrics"]
     own = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.evaluation.diagnostics import Reference, reference
+from uhkd.evaluation.diagnostics import TeacherFeatures, reference
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.spectral import FTM, SpectralTarget
 
@@ -59,7 +59,7 @@ class Teacher:
         """Return the teachers: itself alone."""
         return (self,)
 
-    def reference(self, images: Tensor) -> Reference:
+    def reference(self, images: Tensor) -> TeacherFeatures:
         """What diagnostics show of it on images (N, 3, H, W) in [0, 1]."""
         return reference(self.network, images, self.autocast, self.ftm)
 
@@ -94,7 +94,7 @@ class TeacherEnsemble:
         first, *others = (teacher.signals(batch, own & needs) for teacher, own in self.each)
         return first._replace(others=tuple(others))
 
-    def reference(self, images: Tensor) -> Reference:
+    def reference(self, images: Tensor) -> TeacherFeatures:
         """What diagnostics show of one of them on images (N, 3, H, W) in [0, 1]."""
         return self.each[self.shown][0].reference(images)
 

@@ -7,17 +7,25 @@ from typing import Any
 from torch import nn
 
 from uhkd.cache import TeacherCache
-from uhkd.console import log_info, shown
+from uhkd.console import escape, log_info
 from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation
 from uhkd.features import FeatureExtractor, OutputShapes, PairShapes
-from uhkd.methods import DistillationLoss, build, default_balance, effective, numbered, teacher_index, uses_logits
+from uhkd.methods import (
+    DistillationLoss,
+    build_losses,
+    default_balance,
+    prefix_names,
+    resolve_settings,
+    teacher_index,
+    uses_logits,
+)
 from uhkd.models import fingerprint
 from uhkd.recipe import DistillRecipe, balance_settings
 from uhkd.runs import RunFolder
 from uhkd.training.balance import Balance, Lead, make_balance
-from uhkd.training.cache_checks import facts_of, open_cache
+from uhkd.training.cache_checks import cache_metadata, open_cache
 from uhkd.training.inputs import Inputs
 from uhkd.training.label_free import ProbeEvaluator, weights_without_labels
 from uhkd.training.load_teacher import prepare_teacher
@@ -73,7 +81,7 @@ def prepare_teachers(
             pass
         elif one.teacher_cache is not None:
             source = open_cache(one, inputs.data, module)
-            facts = facts_of(source, one)
+            facts = cache_metadata(source, one)
         else:
             source, evaluation = prepare_teacher(
                 one, inputs, module, evaluator=evaluator, number=number if len(taught) > 1 else None
@@ -106,8 +114,8 @@ def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tu
         if names != named[0][1]:
             raise UhkdError(
                 f"the teachers {named[0][0].recipe.teacher} and {one.recipe.teacher} know other classes, or the same in "
-                f"another order ({', '.join(map(shown, named[0][1][:3]))}, ... and {', '.join(map(shown, names[:3]))}, ...), and "
-                "without labels one head learns both: leave one out, or give it a method without logits, as rsd"
+                f"another order ({', '.join(map(escape, named[0][1][:3]))}, ... and {', '.join(map(escape, names[:3]))}, ...), "
+                "and without labels one head learns both: leave one out, or give it a method without logits, as rsd"
             )
     if prepared:
         _, logits, names = prepared[0]
@@ -123,13 +131,13 @@ def distillers_of(
     """The methods of all teachers, their weights in shares; of several teachers under numbered names.
 
     Raises:
-        UhkdError: as `uhkd.methods.build`, naming the teacher among several.
+        UhkdError: as `uhkd.methods.build_losses`, naming the teacher among several.
     """
     distillers = nn.ModuleDict()
     for number, one in enumerate(teachers, 1):
         recipe, shapes = one.recipe, PairShapes(student.shapes, one.shapes, classes, len(data.train))
         try:
-            own = build(recipe.method, shapes, recipe.settings, one.weights)
+            own = build_losses(recipe.method, shapes, recipe.settings, one.weights)
         except ValueError as error:
             which = f"teacher {number} ({recipe.teacher}): " if len(teachers) > 1 else ""
             raise UhkdError(f"{which}{error}") from error
@@ -137,7 +145,7 @@ def distillers_of(
             for distiller in own.values():
                 assert isinstance(distiller, DistillationLoss)
                 distiller.weights = {term: weight * one.share for term, weight in distiller.weights.items()}
-        distillers.update(numbered(number if len(teachers) > 1 else None, own))
+        distillers.update(prefix_names(number if len(teachers) > 1 else None, own))
     return distillers
 
 
@@ -189,7 +197,7 @@ def balance_of(
 
 def facts_of_teachers(teachers: Sequence[PreparedTeacher]) -> dict[str, Any]:
     """What a run notes of its teachers."""
-    plans = [effective(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
+    plans = [resolve_settings(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
     if len(teachers) == 1:
         return {"methods": plans[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
     names = [str(one.recipe.teacher) for one in teachers]

@@ -24,11 +24,11 @@ from uhkd.training.gradient_norms import GradientNorms
 from uhkd.training.metrics_writer import MetricsWriter
 from uhkd.training.oom import memory_advice
 from uhkd.training.optimizer import make_optimizer
-from uhkd.training.progress import Progress
+from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import lr_factor
 from uhkd.training.setup import Setup
-from uhkd.training.signals import Agreement, SignalHandler, TrainingInterrupted
+from uhkd.training.signals import ProcessGroupSync, SignalHandler, TrainingInterrupted
 from uhkd.training.state import TrainingState
 from uhkd.training.step import TrainStep
 from uhkd.training.teacher import TeacherEnsemble
@@ -88,7 +88,7 @@ class Trainer:
         )
         self.stored = teacher.stored if isinstance(teacher, CachedTeacher) else None
         self.sources = {"data": setup.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
-        self.totals, self.processes = RunningMetrics(fabric.device), Agreement()
+        self.totals, self.processes = RunningMetrics(fabric.device), ProcessGroupSync()
         self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average)
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
@@ -105,7 +105,7 @@ class Trainer:
         recipe = self.recipe
         self._restore()
         loader = self._loader()
-        self.progress = Progress(self.total, recipe.batch_size, start=self.step, log_line=log_info)
+        self.progress = ProgressBar(self.total, recipe.batch_size, start=self.step, log_line=log_info)
         self.report = MetricsWriter(
             self.setup,
             self.progress,
@@ -264,7 +264,7 @@ class Trainer:
         self.report.beat(step, self.seconds, "validating")
         balanced = {} if balance is None else balance.columns(step - 1, self.total)
         norms = self.probe(batch, step, self.step_weights if balance is None else balance.gated(self.step_weights))
-        with self.average.shown():
+        with self.average.swap_in():
             student, metrics, evaluation = self.learner.student, {}, None
             if setup.evaluator is None:
                 evaluation = evaluate(student, self.val, self.fabric.device, self.fabric.autocast)
@@ -332,12 +332,12 @@ class Trainer:
     def _check_finite(self, *, weights: bool = True) -> None:
         """Raise a ValueError if loss, gradient or weights are no longer finite (this waits for the device)."""
         if weights:
-            self.totals.look_at(self.learner.parameters())
+            self.totals.check_parameters(self.learner.parameters())
         try:
             self.totals.check_finite(self.step, self.last_checkpoint)
             self.totals.check_skipped(self.step, self.last_checkpoint)
         except ValueError:
-            bad = self.totals.first_bad()
+            bad = self.totals.first_nonfinite_step()
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
                 self._note_nonfinite(self.totals.skipped if bad is None else [*self.totals.skipped, bad])
             raise

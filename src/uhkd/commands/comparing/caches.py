@@ -13,7 +13,7 @@ import torch
 
 from uhkd.features import OutputShapes, PairShapes
 from uhkd.methods import DistillationLoss
-from uhkd.methods import build as build_method
+from uhkd.methods import build_losses as build_method
 from uhkd.recipe import CacheRecipe, DistillRecipe, RecipeError, build
 from uhkd.recipe.cache import STORABLE
 from uhkd.spectral import SpectralTarget, teacher_levels
@@ -26,7 +26,7 @@ _ANYTHING = PairShapes(_SIDE, _SIDE, 10, 1024)
 
 
 @dataclass(frozen=True)
-class Shared:
+class CacheTask:
     """A cache to be made. name: its folder below the comparison's; words: of `CacheRecipe`; serves: trainings by name."""
 
     name: str
@@ -35,7 +35,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Spectra:
+class SpectraSettings:
     """The words by which a cache stores a method's spectra."""
 
     radius: int
@@ -44,13 +44,13 @@ class Spectra:
     channels: int | None
 
 
-def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[Shared], dict[str, str]]:
+def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[CacheTask], dict[str, str]]:
     """The caches that pay for trainings given by name and words, and of every other training why it goes without.
 
     A cache holds the views of one seed's epochs, so that each training sees what it would see with its teacher. It costs as
     many passes of the teacher as one training makes: from two trainings on it saves some.
     """
-    groups: dict[str, dict[str, tuple[frozenset[str], Spectra | None]]] = {}
+    groups: dict[str, dict[str, tuple[frozenset[str], SpectraSettings | None]]] = {}
     recipes: dict[str, DistillRecipe] = {}
     live: dict[str, str] = {}
     for name, options in trainings.items():
@@ -82,8 +82,8 @@ def _views(recipe: DistillRecipe) -> dict[str, Any]:
 
 
 def _cache(
-    recipes: list[DistillRecipe], fields: frozenset[str], spectra: Spectra | None, serves: tuple[str, ...]
-) -> Shared:
+    recipes: list[DistillRecipe], fields: frozenset[str], spectra: SpectraSettings | None, serves: tuple[str, ...]
+) -> CacheTask:
     first = recipes[0]
     options = _views(first) | {"views": first.epochs, "keep": [name for name in STORABLE if name in fields]}
     options |= {
@@ -93,10 +93,10 @@ def _cache(
     options |= vars(spectra) if spectra else {}
     # by its words, so that a comparison that grows never finds another cache under the name of this one
     digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=3).hexdigest()
-    return Shared(f"caches/{Path(str(first.teacher)).name}/seed-{first.seed}-{digest}", options, serves)
+    return CacheTask(f"caches/{Path(str(first.teacher)).name}/seed-{first.seed}-{digest}", options, serves)
 
 
-def _reads(recipe: DistillRecipe) -> tuple[frozenset[str], Spectra | None] | str:
+def _reads(recipe: DistillRecipe) -> tuple[frozenset[str], SpectraSettings | None] | str:
     """The fields of the teacher that a training reads and the spectra it wants, or why no cache of ours can serve it."""
     if recipe.teacher_cache is not None:
         return "name a cache of their own"
@@ -106,7 +106,7 @@ def _reads(recipe: DistillRecipe) -> tuple[frozenset[str], Spectra | None] | str
 
 
 @lru_cache
-def _outputs_needed(method: str, settings: str, weights: str) -> tuple[frozenset[str], Spectra | None] | str:
+def _outputs_needed(method: str, settings: str, weights: str) -> tuple[frozenset[str], SpectraSettings | None] | str:
     try:
         with torch.random.fork_rng(devices=[]):
             distillers = build_method(method, _ANYTHING, json.loads(settings), json.loads(weights))
@@ -125,10 +125,10 @@ def _outputs_needed(method: str, settings: str, weights: str) -> tuple[frozenset
     return "want targets that a cache does not hold" if spectra is None else (fields, spectra)
 
 
-def _stored_as(target: SpectralTarget) -> Spectra | None:
+def _stored_as(target: SpectralTarget) -> SpectraSettings | None:
     """The words of a cache whose spectra meet the target; None where there are none."""
-    radius = max((axis - 1) // 2 for level in target.levels for axis in level.made)
-    found = Spectra(radius, target.levels[0].form, target.standardise, target.channels)
+    radius = max((axis - 1) // 2 for level in target.levels for axis in level.full_size)
+    found = SpectraSettings(radius, target.levels[0].form, target.standardise, target.channels)
     try:
         build(CacheRecipe, {"teacher": "any", "data": "any", "out": "any", **vars(found)})
     except RecipeError:

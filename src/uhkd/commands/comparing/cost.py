@@ -18,10 +18,10 @@ from scipy.stats import t
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from uhkd.commands.comparing.costs import document, show
+from uhkd.commands.comparing.costs import document, print_costs
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.step import Step, StepFactory
+from uhkd.commands.comparing.step import BenchmarkStep, StepFactory
 from uhkd.console import log_info
 from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe
@@ -75,7 +75,7 @@ def measure_costs(recipe: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any
     out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write_json("cost.json", costs)
     write_atomically(out / "cost.md", document(costs))
-    show(costs)
+    print_costs(costs)
     log_info(f"what these numbers rest on is in {out / 'cost.json'}, the whole table in {out / 'cost.md'}")
     return costs
 
@@ -133,7 +133,7 @@ def _measure_pair(
     """Facts and measurements of every method of one pair, and why others are missing."""
     methods: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
-    steps: dict[str, Step] = {}
+    steps: dict[str, BenchmarkStep] = {}
     factory = StepFactory(untrained, BATCHES)
     log_info(f"{pair}: building a step of each of {', '.join(recipes)}")
     # all learners of a pair are in memory together: only so can their steps be interleaved
@@ -174,7 +174,7 @@ def _measure_pair(
     return {"methods": methods, "missing": missing}
 
 
-def _facts(step: Step) -> dict[str, Any]:
+def _facts(step: BenchmarkStep) -> dict[str, Any]:
     setup = step.setup
     recipe = setup.recipe
     return {

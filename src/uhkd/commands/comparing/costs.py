@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from uhkd.commands.comparing.tables import Rows, inline, markdown
-from uhkd.console import print_result, shown
-from uhkd.console import show as show_parts
+from uhkd.console import escape, print_result
+from uhkd.console import print_table as show_parts
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
 _HEAD += ["GFLOP an image", "GFLOP x kd", "extra parameters"]
@@ -30,15 +30,15 @@ def document(costs: Mapping[str, Any]) -> str:
     return "\n\n".join([*blocks, note(costs)]) + "\n"
 
 
-def show(costs: Mapping[str, Any]) -> None:
+def print_costs(costs: Mapping[str, Any]) -> None:
     """The tables on standard output."""
     for pair, measured in costs["pairs"].items():
         rows = [[row[i] for i in _ON_TERMINAL] for row in cost_rows(measured)]
-        table = Table(title=shown(f"{costs['title']}: {pair}"))
+        table = Table(title=escape(f"{costs['title']}: {pair}"))
         for head, *cells in zip(*rows, strict=True):
             table.add_column(head, min_width=max(map(len, cells)))  # a head may wrap, a number may not
         for row in rows[1:]:
-            table.add_row(*map(shown, row))
+            table.add_row(*map(escape, row))
         show_parts(table)
         for line in (setting(measured), *_reasons(measured)):
             print_result(line)

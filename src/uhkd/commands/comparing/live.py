@@ -13,7 +13,7 @@ from rich.table import Table
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import TaskStore, workers_of
 from uhkd.commands.comparing.serving import is_complete
-from uhkd.console import is_interactive, log_info, shown
+from uhkd.console import escape, is_interactive, log_info
 from uhkd.errors import UhkdError
 
 _LOOK = 0.5  # seconds between two looks at the folder
@@ -92,7 +92,7 @@ def _live_table(plan: Plan, store: TaskStore, began: float, done: int) -> Group:
     """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
     tasks = {task.name: task for task in plan.tasks}
     pairs = list(plan.teachers)
-    table = Table("method", *map(shown, pairs))
+    table = Table("method", *map(escape, pairs))
     for method in dict.fromkeys(cell.method for cell in plan.cells.values()):
         row = []
         for pair in pairs:
@@ -107,5 +107,5 @@ def _live_table(plan: Plan, store: TaskStore, began: float, done: int) -> Group:
     elapsed = time.monotonic() - began
     eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
     making = [cache.name for cache in plan.caches if store.state(cache) == "begun"]
-    stored = f", storing the teacher's signals: {', '.join(map(shown, making))}" if making else ""
+    stored = f", storing the teacher's signals: {', '.join(map(escape, making))}" if making else ""
     return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}{stored}")

@@ -9,7 +9,7 @@ from typing import Any
 from uhkd.commands.comparing.caches import shared_caches
 from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.commands.comparing.tuning import changes_tried
-from uhkd.methods import check, method_names
+from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 
@@ -37,7 +37,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Where a task stands in the table. variant: its method is one with words of its own."""
 
     pair: str
@@ -51,8 +51,8 @@ class Plan:
     """All trainings in the order of work, what the table is made of, and the caches that trainings share."""
 
     tasks: tuple[Task, ...]
-    cells: dict[str, Cell]
-    trials: dict[str, Cell]  # settings tried, by task
+    cells: dict[str, TableCell]
+    trials: dict[str, TableCell]  # settings tried, by task
     teachers: dict[str, str]  # pair -> where its teacher is or will be: a folder, or a network's name
     caches: tuple[Task, ...] = ()
     live: dict[str, str] = field(default_factory=dict)  # why students go without a cache; empty where none is wanted
@@ -89,8 +89,8 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
         raise RecipeError(problems)
     teachers, teacher_tasks = _teachers(recipe, pairs, out)
     tasks = {task.name: task for task in teacher_tasks.values()}
-    trials: dict[str, Cell] = {}
-    cells: dict[str, Cell] = {}
+    trials: dict[str, TableCell] = {}
+    cells: dict[str, TableCell] = {}
     choices: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     students: list[Task] = []
     for pair, own in pairs.items():
@@ -103,7 +103,7 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
                 named = {f"tune/{pair}/{label}/setting-{i}": change for i, change in enumerate(tried)}
                 choices[pair, label] = named
                 for name, change in named.items():
-                    trials[name] = Cell(pair, label, TUNING_SEED)
+                    trials[name] = TableCell(pair, label, TUNING_SEED)
                     tuned = merged(options, change) | {"seed": TUNING_SEED}
                     problems += _problems_of(tuned, f"{pair} by {label}, setting tried {change}")
                     students.append(Task(name, tuned, _teacher_first(options, teacher_tasks.get(pair))))
@@ -113,7 +113,7 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
                 options = _student(recipe, own, label, teachers[pair]) | {"seed": seed}
                 tried = choices.get((pair, label), {})
                 name = f"{pair}/{label}/seed-{seed}"
-                cells[name] = Cell(pair, label, seed, label in recipe.variants)
+                cells[name] = TableCell(pair, label, seed, label in recipe.variants)
                 after = _teacher_first(options, teacher_tasks.get(pair))
                 students.append(Task(name, options, after, tried, measured=recipe.split == "test"))
     if problems:
@@ -167,7 +167,7 @@ def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
     """What is wrong with a training's words, a line each."""
     try:
         checked = build(DistillRecipe, options)
-        check(checked.method, checked.settings, checked.weights)
+        parse_methods(checked.method, checked.settings, checked.weights)
     except ValueError as error:
         return [f"{where}: {line}" for line in str(error).split("\n")]
     return []

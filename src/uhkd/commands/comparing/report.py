@@ -18,8 +18,8 @@ from uhkd.commands.comparing.tables import (
     pair_rows,
     run_rows,
 )
-from uhkd.console import log_info, shown
-from uhkd.console import show as show_parts
+from uhkd.console import escape, log_info
+from uhkd.console import print_table as show_parts
 from uhkd.reporting.plots import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
 
@@ -109,14 +109,14 @@ def _percent(accuracy: float | None) -> str:
 
 
 def _table(rows: Rows, title: str) -> Table:
-    head, *body = [[*map(shown, row)] for row in rows]
-    table = Table(*head, title=shown(title))
+    head, *body = [[*map(escape, row)] for row in rows]
+    table = Table(*head, title=escape(title))
     for row in body:
         table.add_row(*row)
     return table
 
 
-def show(summary: Mapping[str, Any]) -> None:
+def print_report(summary: Mapping[str, Any]) -> None:
     """The tables on standard output, what may be said of UHKD on standard error."""
     pairs = [
         _table([[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)], pair) for pair in summary["pairs"]

@@ -14,11 +14,11 @@ from filelock import FileLock
 
 from uhkd.cache import TeacherCache
 from uhkd.commands.caching import cache
-from uhkd.console import count, log_info
+from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
 from uhkd.methods import DistillationLoss
-from uhkd.methods import build as build_method
+from uhkd.methods import build_losses as build_method
 from uhkd.models import create
 from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
@@ -136,7 +136,7 @@ def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str,
         raise UhkdError(f"only {len(left)} of {len(served)} trainings are left to use it")
     stored = cache(build(CacheRecipe, {**options, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
-        raise UhkdError(f"{count(len(missing), 'shard is', 'shards are')} being made by somebody else")
+        raise UhkdError(f"{pluralize(len(missing), 'shard is', 'shards are')} being made by somebody else")
     with _notes(out) as notes:
         notes[name]["seconds"] = time.monotonic() - began if fresh else None
     write_atomically(folder / _COMPLETE, "")

@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 
 @dataclass
-class Step:
+class BenchmarkStep:
     """What one recipe's training does between two batches; the learning rate is 0, so all steps have the same weights."""
 
     setup: Setup
@@ -75,7 +75,7 @@ class StepFactory:
         self.untrained, self.batches = untrained, batches
         self._made: dict[str, Any] = {}
 
-    def step(self, fields: Mapping[str, Any]) -> Step:
+    def step(self, fields: Mapping[str, Any]) -> BenchmarkStep:
         """Return a step by a recipe of distill, networks with random weights (a run folder with its own).
 
         Raises:
@@ -92,7 +92,7 @@ class StepFactory:
         for teacher in setup.live_teachers:
             if teacher.ftm is not None:
                 calibrate(teacher, batches[:1], setup.fabric.device, setup.recipe.batch_size)
-        return Step(setup, batches)
+        return BenchmarkStep(setup, batches)
 
     def _teacher(self, recipe: DistillRecipe, classes: int) -> FeatureExtractor:
         name, levels = recipe.teacher, recipe.teacher_levels or 4

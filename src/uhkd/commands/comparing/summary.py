@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uhkd.commands.comparing.plan import Cell, Plan, Task
+from uhkd.commands.comparing.plan import Plan, TableCell, Task
 from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.serving import stored_in
-from uhkd.reporting.stats import PairedDifference, gap
+from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
 
 # what differs between the cells of one pair, or names places on this machine
@@ -71,7 +71,7 @@ def _caches(plan: Plan, store: TaskStore) -> list[dict[str, Any]]:
     return [{"name": c.name, "meant_for": len(c.serves), **known[c.name]} for c in plan.caches if c.name in known]
 
 
-def _any(done: Mapping[str, Cell], pair: str) -> bool:
+def _any(done: Mapping[str, TableCell], pair: str) -> bool:
     return any(cell.pair == pair for cell in done.values())
 
 
@@ -168,7 +168,7 @@ def _trials(plan: Plan, store: TaskStore, tasks: Mapping[str, Task]) -> list[dic
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """One method on one pair."""
 
     pair: str
@@ -195,7 +195,7 @@ class Line:
         return self.mean / self.hours
 
 
-def lines(summary: Mapping[str, Any]) -> list[Line]:
+def lines(summary: Mapping[str, Any]) -> list[TableRow]:
     """One line a pair and method, in order of first appearance."""
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in summary["runs"]:
@@ -203,7 +203,7 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     scores = {key: {run["seed"]: run["accuracy"] for run in runs} for key, runs in cells.items()}
     tuned = {(trial["pair"], trial["method"]) for trial in summary["tuning"]}
     return [
-        Line(
+        TableRow(
             pair,
             method,
             dict(sorted(scores[pair, method].items())),
@@ -211,7 +211,7 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
             runs[0]["extra_parameters"],
             summary["settings_tried"] if (pair, method) in tuned else 1,
             {
-                base: gap(scores[pair, method], scores[pair, base])
+                base: paired_difference(scores[pair, method], scores[pair, base])
                 if base != method and (pair, base) in scores
                 else None
                 for base in _BASELINES
@@ -226,7 +226,7 @@ def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
     found = {(line.pair, line.method): line.accuracy for line in lines(summary)}
     for pair in summary["pairs"]:
         for _, rival in [key for key in found if key[0] == pair and key[1] != method and (pair, method) in found]:
-            notes = gap(found[pair, method], found[pair, rival])
+            notes = paired_difference(found[pair, method], found[pair, rival])
             if notes is None:
                 yield f"{pair}: {method} and {rival} have no seed in common"
             else:

@@ -5,8 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uhkd.commands.comparing.summary import Line, PairedDifference, lines
-from uhkd.console import shown
+from uhkd.commands.comparing.summary import PairedDifference, TableRow, lines
+from uhkd.console import escape
 
 Rows = list[list[str]]
 _LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$"}
@@ -14,7 +14,7 @@ _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 _MARKDOWN = {"|": r"\|", "<": "&lt;"}
 
 
-def mean_sd(line: Line) -> str:
+def mean_sd(line: TableRow) -> str:
     """'97.21 ± 0.35' in percent, the sample standard deviation over seeds."""
     return f"{line.mean:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
 
@@ -100,7 +100,7 @@ def run_rows(summary: Mapping[str, Any]) -> Rows:
 
 def _no_formula(name: str) -> str:
     """A name that a spreadsheet takes for text: pairs are called by their files, methods by plain words."""
-    return f"'{shown(name)}" if name.startswith(("=", "+", "-", "@")) else shown(name)
+    return f"'{escape(name)}" if name.startswith(("=", "+", "-", "@")) else escape(name)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -111,14 +111,14 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def inline(text: str) -> str:
     """Words as text of a Markdown line or cell: what they hold is neither HTML, nor a link, a picture or another cell."""
-    return "".join(_MARKDOWN.get(letter, letter) for letter in shown(text)).replace("](", r"]\(")
+    return "".join(_MARKDOWN.get(letter, letter) for letter in escape(text)).replace("](", r"]\(")
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
     """A table in LaTeX (booktabs); the first row is its head."""
 
     def cell(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in shown(text))
+        return "".join(_LATEX.get(letter, letter) for letter in escape(text))
 
     first, *body = (" & ".join(map(cell, row)) + r" \\" for row in rows)
     head = [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from uhkd.errors import UhkdError
-from uhkd.models.factories import Built, Input, Size, construct
+from uhkd.models.factories import BuiltModel, Preprocessing, Size, construct
 from uhkd.models.families import PREFIX, quiet_torchao
 
 # no architecture: what a configuration from elsewhere must not choose, or what we choose
@@ -19,7 +19,7 @@ _OURS = {"dtype", "torch_dtype", "id2label", "label2id", "num_labels", "output_a
 _OURS |= {"return_dict", "transformers_version", "model_type", "problem_type"}
 
 
-def build_family(name: str, size: Size | None, num_classes: int | None, options: Mapping[str, Any]) -> Built:
+def build_family(name: str, size: Size | None, num_classes: int | None, options: Mapping[str, Any]) -> BuiltModel:
     """A network of a family with random weights; `options` are words of its configuration.
 
     Raises:
@@ -41,7 +41,7 @@ def build_family(name: str, size: Size | None, num_classes: int | None, options:
     config: Any = construct(full, size or (224, 224), lambda: make_config(name, fields, num_classes))
     own = size_of_config(config) or (224, 224)
     module = construct(full, size or own, lambda: network_class(config)(config))
-    return Built(module, Input(size or own), made_for=own)
+    return BuiltModel(module, Preprocessing(size or own), made_for=own)
 
 
 def config_fields(config: Any) -> dict[str, Any]:

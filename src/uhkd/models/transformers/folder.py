@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uhkd.errors import UhkdError
-from uhkd.models.factories import Input, construct
+from uhkd.models.factories import Preprocessing, construct
 from uhkd.models.families import PREFIX, families
 from uhkd.models.pretrained import hub_within_reach
 from uhkd.models.transformers.configuration import config_fields, make_config, network_class, plain_fields
@@ -22,13 +22,13 @@ _PICKLED = ("pytorch_model*.bin", "flax_model*", "tf_model*")
 
 
 @dataclass(frozen=True)
-class Found:
+class HFModel:
     """A model folder: its family and the words of its configuration, its input, names of classes, and weights if asked for."""
 
     family: str
     options: dict[str, Any]
     num_classes: int
-    input: Input
+    input: Preprocessing
     classes: tuple[str, ...]
     state: dict[str, Tensor] | None = None
     notes: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ def has_weights(name: str) -> bool:
     return any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
 
 
-def find(name: str, *, pretrained: bool) -> Found:
+def find(name: str, *, pretrained: bool) -> HFModel:
     """What a folder of save_pretrained, or a model of the hub, holds. A folder always brings its weights, where it has some.
 
     Raises:
@@ -64,7 +64,7 @@ def find(name: str, *, pretrained: bool) -> Found:
     named = labels and not all(label == f"LABEL_{i}" for i, label in enumerate(labels))
     processor = folder / PROCESSOR
     described = described_by(config, read_mapping(processor) if processor.is_file() else None)
-    found = Found(family, config_fields(config), config.num_labels, described, tuple(labels) if named else ())
+    found = HFModel(family, config_fields(config), config.num_labels, described, tuple(labels) if named else ())
     if local and not has_weights(name):
         other = next((file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))), None)
         if other is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from uhkd.models.factories import Input
+from uhkd.models.factories import Preprocessing
 from uhkd.models.families import PREFIX, families, is_hub_name
 from uhkd.models.transformers.configuration import config_fields, network_class
 from uhkd.models.transformers.folder import PROCESSOR
@@ -14,7 +14,7 @@ from uhkd.models.transformers.processor import described_by
 from uhkd.runs import read_mapping
 
 
-def described(module: nn.Module) -> Input | None:
+def described(module: nn.Module) -> Preprocessing | None:
     """The input of an object of transformers, by the folder or cached hub model it came from; None: another's object."""
     library: Any = sys.modules.get("transformers.modeling_utils")
     if library is None or not isinstance(module, library.PreTrainedModel):

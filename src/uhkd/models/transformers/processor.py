@@ -5,13 +5,13 @@ from typing import Any
 
 from uhkd.errors import UhkdError
 from uhkd.models.card import LARGEST_SIDE
-from uhkd.models.factories import Input, Size
+from uhkd.models.factories import Preprocessing, Size
 from uhkd.models.transformers.configuration import pair, size_of_config
 
 _PIXELS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of its filters
 
 
-def described_by(config: Any, processor: Mapping[str, Any] | None) -> Input:
+def described_by(config: Any, processor: Mapping[str, Any] | None) -> Preprocessing:
     """Size, mean, std and filter; a processor's arithmetic on bytes is said in terms of images in [0,1].
 
     Raises:
@@ -19,7 +19,7 @@ def described_by(config: Any, processor: Mapping[str, Any] | None) -> Input:
     """
     own = size_of_config(config)
     if processor is None:
-        return Input(own or (224, 224))
+        return Preprocessing(own or (224, 224))
     try:
         found = _described(processor, own or (224, 224))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -34,7 +34,7 @@ def described_by(config: Any, processor: Mapping[str, Any] | None) -> Input:
     return found
 
 
-def _described(processor: Mapping[str, Any], own: Size) -> Input:
+def _described(processor: Mapping[str, Any], own: Size) -> Preprocessing:
     scale = 255 * float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 255.0
     offset = 1.0 if processor.get("rescale_offset") else 0.0
     mean, std = processor.get("image_mean"), processor.get("image_std")
@@ -44,7 +44,7 @@ def _described(processor: Mapping[str, Any], own: Size) -> Input:
     given = given or processor.get("size") or own
     if isinstance(given, Mapping):
         given = given["shortest_edge"] if "shortest_edge" in given else (given["height"], given["width"])
-    return Input(
+    return Preprocessing(
         pair(given),
         tuple((float(m) + offset) / scale for m in mean),
         tuple(float(s) / scale for s in std),

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from uhkd.distributed import processes
+from uhkd.distributed import world_size
 from uhkd.recipe.balance import FamoSettings
 from uhkd.training.balance.base import SMALLEST, Balance
 
@@ -50,9 +50,9 @@ class Famo(Balance):
     def update(self, images: int) -> None:
         """Move xi by how much each logarithm fell since the last step."""
         mean = self.now / self.passes[1].clamp_min(1)
-        if processes() > 1:
+        if world_size() > 1:
             dist.all_reduce(mean)
-            mean /= processes()
+            mean /= world_size()
         used = sorted({0, *self.rows.values()})
         fell = (self.before - mean)[used] * self.passes[0]
         z = self.xi[used].softmax(0)

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from uhkd.distributed import processes
+from uhkd.distributed import world_size
 from uhkd.recipe.balance import LeadSettings
 from uhkd.training.balance.base import SMALLEST, Factors
 
@@ -76,7 +76,7 @@ class Lead(Factors):
     @torch.no_grad()
     def update(self, images: int) -> None:
         """Update the running means and the factors after an optimiser step."""
-        if processes() > 1:
+        if world_size() > 1:
             dist.all_reduce(self.pending)
         torch.add(self.pending, self.counts, alpha=math.exp(-images / self.settings.window), out=self.counts)
         self.pending.zero_()
