@@ -1,4 +1,4 @@
-"""Images a second and core that the loader makes, beside timm's own loader doing the same work.
+"""Images per second and core that the loader makes, compared with timm's loader on the same work.
 
     python benchmarks/data.py --rounds 10 --out data.json
 
@@ -43,7 +43,7 @@ QUALITY = 90
 Maker = Callable[[], Iterator[Any]]
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """Images in memory as torchvision's CIFAR-100 gives them; timm sets `transform`."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -134,7 +134,7 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def speed(make: Maker, batches: int, batch: int, workers: int) -> float:
-    """Images a second and core over `batches` batches of a new iterator.
+    """Images per second and core over `batches` batches of a new iterator.
 
     Without workers by processor time, which on a shared machine is nearer to what a core of one's own would take.
     """
@@ -153,10 +153,10 @@ def speed(make: Maker, batches: int, batch: int, workers: int) -> float:
 def paths(images: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, dict[str, Any]]:
     """By name: how many batches of how many images, by how many processes, and the makers of each loader by round."""
     found: dict[str, dict[str, Any]] = {}
-    source, pictures = ArraySource(images, labels), Pictures(images, labels)
+    source, dataset = ArraySource(images, labels), Images(images, labels)
     extras = {"mixup, cutmix": {"mixup": 0.8, "cutmix": 1.0}, "RandAugment": {"randaugment": RANDAUGMENT}}
     for name, batches in TIMED.items():
-        extra = next((words for key, words in extras.items() if name.endswith(key)), {})
+        extra = next((options for key, options in extras.items() if name.endswith(key)), {})
         augmentation = Augmentation((32, 32), crop="pad", flip=True, **extra)
         found[f"32 px in memory: {name}"] = {
             "batches": batches,
@@ -165,7 +165,7 @@ def paths(images: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, dic
             "loaders": {
                 "uhkd": lambda n, a=augmentation: ours(source, a, SMALL, 0, n),
                 "one by one": lambda n, a=augmentation: one_by_one(source, a, SMALL, n),
-                "timm": lambda n, a=augmentation: timms(pictures, 32, SMALL, 0, a),
+                "timm": lambda n, a=augmentation: timms(dataset, 32, SMALL, 0, a),
             },
         }
     resized = Augmentation((224, 224), crop="resized", flip=True, crop_scale=0.08)
@@ -175,7 +175,7 @@ def paths(images: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, dic
             "batch": LARGE,
             "workers": workers,
             "loaders": {
-                # opened anew: images decoded in an earlier round must not be remembered
+                # opened again: images decoded in an earlier round must not be remembered
                 "uhkd": lambda n, w=workers: ours(open_data(folder).train, resized, LARGE, w, n),
                 "timm": lambda n, w=workers: timms(create_dataset("", str(folder)), 224, LARGE, w, resized),
             },
@@ -185,16 +185,16 @@ def paths(images: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, dic
 
 def main() -> None:
     """Measure and write."""
-    asked = parser(__doc__, rounds=10).parse_args()
+    arguments = parser(__doc__, rounds=10).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     count = 10_000
     files = (TIMED_LARGE + 8) * LARGE * 10 // 9 + LARGE  # a tenth is cut for validation
     with tempfile.TemporaryDirectory() as place:
         write_photographs(Path(place), files)
-        measured = measure(paths(*small_images(count), Path(place)), asked.rounds)
+        measured = measure(paths(*small_images(count), Path(place)), arguments.rounds)
     settings = {
-        "rounds": asked.rounds,
+        "rounds": arguments.rounds,
         "images_32px": count,
         "jpeg_files": files,
         "jpeg_size": [375, 500],
@@ -204,7 +204,7 @@ def main() -> None:
         "cutmix": 1.0,
         "crop_scale": 0.08,
     }
-    save(asked.out, "Images a second and core", settings, paths=measured)
+    save(arguments.out, "Images per second and core", settings, paths=measured)
 
 
 def measure(found: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
@@ -222,12 +222,12 @@ def measure(found: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
         report[name] = {key: found[name][key] for key in ("batches", "batch", "workers")}
         report[name]["images_per_second_and_core"] = by_loader
         report[name]["ratios"] = {}
-        said = [f"{key} {np.median(values):,.0f}" for key, values in by_loader.items()]
+        line = [f"{key} {np.median(values):,.0f}" for key, values in by_loader.items()]
         for other in (key for key in by_loader if key != "uhkd"):
             ratio = geometric_mean(by_loader["uhkd"], by_loader[other])
             report[name]["ratios"][f"uhkd / {other}"] = asdict(ratio)
-            said.append(f"uhkd / {other} {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
-        print(f"{name}\n  {', '.join(said)}", flush=True)
+            line.append(f"uhkd / {other} {ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
+        print(f"{name}\n  {', '.join(line)}", flush=True)
     return report
 
 

@@ -1,4 +1,4 @@
-"""Whether trainings on a GPU repeat to the bit by --deterministic, also when they are stopped and resumed, and without it.
+"""Check whether trainings on a GPU are bit-exact: with --deterministic, stopped and resumed, and without the option.
 
     python benchmarks/deterministic.py --out deterministic.json
 
@@ -31,38 +31,43 @@ from uhkd.training.signals import TrainingInterrupted
 from uhkd.training.step import TrainStep
 
 PAIRS = (("resnet10", "vit_micro"), ("vit_micro", "resnet10"))
-WORDS = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "mixup": 0.8, "ema_decay": 0.9, "workers": 0}
+OPTIONS = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "mixup": 0.8, "ema_decay": 0.9, "workers": 0}
 IMAGES, MIDDLE = 512, 10  # MIDDLE: the step after which a training is stopped, of some twenty
 
 
-def look(place: Path, pair: tuple[str, str], method: str, word: bool) -> dict[str, Any]:
-    """What of one method repeats, with the word or without it."""
+def look(place: Path, pair: tuple[str, str], method: str, deterministic: bool) -> dict[str, Any]:
+    """Return which trainings of one method are bit-exact, with the option or without it."""
     began = time.monotonic()
 
     def run(name: str, *, stop: bool = False) -> dict[str, torch.Tensor]:
-        out = str(place / f"{'-'.join(pair)}-{method}-{word}-{name}")
-        asked = {"teacher": str(place / pair[0]), "allow_weak_teacher": True, "student": f"uhkd/{pair[1]}", "out": out}
-        asked |= {
+        out = str(place / f"{'-'.join(pair)}-{method}-{deterministic}-{name}")
+        arguments = {
+            "teacher": str(place / pair[0]),
+            "allow_weak_teacher": True,
+            "student": f"uhkd/{pair[1]}",
+            "out": out,
+        }
+        arguments |= {
             "data": str(place / "random-32.npz"),
             "method": method,
             "device": DEVICE,
-            "deterministic": word,
-        } | WORDS
+            "deterministic": deterministic,
+        } | OPTIONS
         if stop:
             with contextlib.suppress(TrainingInterrupted), signalled():
-                distill(**asked)
-        distill(**asked, resume=stop)
+                distill(**arguments)
+        distill(**arguments, resume=stop)
         return load_file(RunFolder(out).weights)
 
     found: dict[str, Any] = {}
     try:
         first, second = run("first"), run("second")
-        found["repeats with" if word else "repeats without"] = equal(first, second)
-        if word:
+        found["repeats with" if deterministic else "repeats without"] = equal(first, second)
+        if deterministic:
             found["stopped and resumed"] = equal(first, run("stopped", stop=True))
     except ValueError as error:
         found["refused"] = str(error).partition(";")[0]
-    return found | {"seconds with" if word else "seconds without": round(time.monotonic() - began, 2)}
+    return found | {"seconds with" if deterministic else "seconds without": round(time.monotonic() - began, 2)}
 
 
 @contextlib.contextmanager
@@ -93,22 +98,24 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options.add_argument("--methods", nargs="+", default=list(method_names()))
     options.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    asked = options.parse_args()
-    rows = {(pair, method): {"pair": "-".join(pair), "method": method} for pair in PAIRS for method in asked.methods}
+    arguments = options.parse_args()
+    rows = {
+        (pair, method): {"pair": "-".join(pair), "method": method} for pair in PAIRS for method in arguments.methods
+    }
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         data = make_images(place, 32, IMAGES)
         for name in PAIRS[0]:
-            words = ["--epochs", "1", "--batch-size", "64", "--lr", "0.001", "--workers", "0", "--data", str(data)]
-            uhkd("finetune", "--model", f"uhkd/{name}", *words, "--out", str(place / name))
+            fields = ["--epochs", "1", "--batch-size", "64", "--lr", "0.001", "--workers", "0", "--data", str(data)]
+            uhkd("finetune", "--model", f"uhkd/{name}", *fields, "--out", str(place / name))
         # a process for each: torch's switch stays for the process, and cuBLAS looks at its settings but once
         fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}
-        with ProcessPoolExecutor(asked.jobs, **fresh) as pool:
+        with ProcessPoolExecutor(arguments.jobs, **fresh) as pool:
             tasks = list(itertools.product(rows, (False, True)))
-            found = pool.map(look, *zip(*((place, *row, word) for row, word in tasks), strict=True))
+            found = pool.map(look, *zip(*((place, *row, deterministic) for row, deterministic in tasks), strict=True))
             for (row, _), result in zip(tasks, found, strict=True):
                 rows[row] |= result
-    save(asked.out, "Repeating to the bit", {"images": IMAGES, **WORDS}, rows=list(rows.values()))
+    save(arguments.out, "Bit-exact repetition", {"images": IMAGES, **OPTIONS}, rows=list(rows.values()))
     print(*rows.values(), sep="\n")
 
 

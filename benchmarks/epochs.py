@@ -1,4 +1,4 @@
-"""Wall time of an epoch by a live teacher and by stored signals, beside training without a teacher; and waiting for data.
+"""Wall time of an epoch by a live teacher and by stored signals, compared with training without a teacher; and waiting for data.
 
     python benchmarks/epochs.py --pair resnet10--vit-micro-32 --out epochs.json
 
@@ -24,8 +24,8 @@ CANDIDATES = ("scratch", "kd", "uhkd", "kd-stored", "uhkd-stored")
 def train(recipe: Path, candidate: str, cache: Path, out: Path) -> tuple[float, float]:
     """Seconds of a later epoch, and the share of time that was spent waiting for data."""
     method, _, stored = candidate.partition("-")
-    words = ["--teacher-cache", str(cache)] if stored else []
-    uhkd("distill", "-c", str(recipe), "--method", method, *words, "--out", str(out))
+    fields = ["--teacher-cache", str(cache)] if stored else []
+    uhkd("distill", "-c", str(recipe), "--method", method, *fields, "--out", str(out))
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     first, last = rows[0], rows[-1]
@@ -39,35 +39,35 @@ def main() -> None:
     options.add_argument("--images", type=int, default=2000, help="of an epoch")
     options.add_argument("--epochs", type=int, default=3, help="at least 2; the first is not counted")
     options.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES)
-    asked = options.parse_args()
-    if asked.epochs < 2 or asked.candidates[0] != "scratch":
+    arguments = options.parse_args()
+    if arguments.epochs < 2 or arguments.candidates[0] != "scratch":
         options.error("two epochs at least, and scratch first, to which the others are compared")
-    batch = asked.batch or batch_of(asked.pair)
-    seconds: dict[str, list[float]] = {name: [] for name in asked.candidates}
-    waiting: dict[str, list[float]] = {name: [] for name in asked.candidates}
+    batch = arguments.batch or batch_of(arguments.pair)
+    seconds: dict[str, list[float]] = {name: [] for name in arguments.candidates}
+    waiting: dict[str, list[float]] = {name: [] for name in arguments.candidates}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        data = make_images(place, size_of(asked.pair), count=asked.images + 100)
-        held_out = 100 / (asked.images + 100)
-        words: dict[str, Any] = {"val_fraction": held_out, "batch_size": batch}
-        words |= {"epochs": asked.epochs, "eval_every": 1, "warmup_epochs": 0}
-        recipe = write_recipe(asked.pair, data, place / f"{asked.pair}.yaml", **words)
-        cache = make_cache(asked.pair, data, place / "cache", batch, "--val-fraction", str(held_out))
-        for number in range(asked.rounds):
-            for name in asked.candidates[:: -1 if number % 2 else 1]:
+        data = make_images(place, size_of(arguments.pair), count=arguments.images + 100)
+        held_out = 100 / (arguments.images + 100)
+        fields: dict[str, Any] = {"val_fraction": held_out, "batch_size": batch}
+        fields |= {"epochs": arguments.epochs, "eval_every": 1, "warmup_epochs": 0}
+        recipe = write_recipe(arguments.pair, data, place / f"{arguments.pair}.yaml", **fields)
+        cache = make_cache(arguments.pair, data, place / "cache", batch, "--val-fraction", str(held_out))
+        for number in range(arguments.rounds):
+            for name in arguments.candidates[:: -1 if number % 2 else 1]:
                 taken, waited = train(recipe, name, cache, place / f"{name}-{number}")
                 seconds[name].append(taken)
                 waiting[name].append(waited)
     ratios = {name: asdict(geometric_mean(own, seconds["scratch"])) for name, own in seconds.items()}
     settings = {
-        "pair": asked.pair,
+        "pair": arguments.pair,
         "batch": batch,
-        "rounds": asked.rounds,
-        "epochs": asked.epochs,
-        "images": asked.images,
+        "rounds": arguments.rounds,
+        "epochs": arguments.epochs,
+        "images": arguments.images,
     }
     found = {"seconds": seconds, "to_scratch": ratios, "data_wait": waiting}
-    save(asked.out, "Wall time of an epoch", settings, **found)
+    save(arguments.out, "Wall time of an epoch", settings, **found)
     for name, ratio in ratios.items():
         print(f"{name}: {ratio['mean']:.3f} of scratch, waiting {fmean(waiting[name]):.1%}")
 

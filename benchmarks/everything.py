@@ -55,8 +55,8 @@ def measure(command: list[str], seconds: float, environ: Mapping[str, str]) -> A
     """A section's JSON, or why there is none. Whatever it started is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "section.json")
-        said = Path(folder, "said")
-        with said.open("w") as errors:
+        log = Path(folder, "said")
+        with log.open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, str(HERE / command[0]), *command[1:], "--out", str(out)],
                 stdout=subprocess.DEVNULL,
@@ -73,7 +73,7 @@ def measure(command: list[str], seconds: float, environ: Mapping[str, str]) -> A
                 os.killpg(process.pid, signal.SIGKILL)  # its children too
             process.wait()
         if process.returncode or not out.exists():
-            last = (said.read_text().strip().splitlines() or [f"ended with {process.returncode}"])[-1]
+            last = (log.read_text().strip().splitlines() or [f"ended with {process.returncode}"])[-1]
             return f"failed: {last.replace(folder, '...').replace(str(HERE.parent), '.')[:300]}"
         return json.loads(out.read_text())
 
@@ -86,27 +86,29 @@ def main() -> None:
     options.add_argument("--sections", nargs="+", help="some only, by the beginning of their names; none: all")
     options.add_argument("--device", choices=("auto", "cpu"), default="auto", help="cpu: leave the GPU alone")
     options.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    asked = options.parse_args()
-    end = time.monotonic() + 60 * asked.minutes
+    arguments = options.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `measure`, which ends what it started
     environ = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
-    if asked.device == "cpu":
+    if arguments.device == "cpu":
         environ["CUDA_VISIBLE_DEVICES"] = ""
-    gpu = asked.device == "auto" and torch.cuda.is_available()
-    commands = sections(asked.rounds, gpu)
-    if asked.sections:
-        if unknown := [word for word in asked.sections if not any(name.startswith(word) for name in commands)]:
+    gpu = arguments.device == "auto" and torch.cuda.is_available()
+    commands = sections(arguments.rounds, gpu)
+    if arguments.sections:
+        if unknown := [
+            section for section in arguments.sections if not any(name.startswith(section) for name in commands)
+        ]:
             options.error(f"no section begins with {', '.join(unknown)}; there are: {', '.join(commands)}")
-        commands = {k: v for k, v in commands.items() if k.startswith(tuple(asked.sections))}
+        commands = {k: v for k, v in commands.items() if k.startswith(tuple(arguments.sections))}
     content: dict[str, Any] = {"title": "Everything on one machine", "environment": FACTS, "sections": {}}
     for name, command in commands.items():
         began = time.monotonic()
         left = end - began
         result = "not run: no time left" if left < LEAST else measure(command, left, environ)
         content["sections"][name] = result
-        write_atomically(asked.out, json.dumps(content, indent=1) + "\n")
-        told = f" ({result})" if isinstance(result, str) else ""
-        print(f"{name}: {time.monotonic() - began:.0f} s{told}", flush=True)
+        write_atomically(arguments.out, json.dumps(content, indent=1) + "\n")
+        detail = f" ({result})" if isinstance(result, str) else ""
+        print(f"{name}: {time.monotonic() - began:.0f} s{detail}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ GRACE = 5.0  # seconds between the request to end and the end
 LEAST = 45.0  # seconds in which no step gets anywhere
 PACKING = 20.0  # seconds kept for packing
 HEAVY = (".safetensors", ".npz", ".png", ".pt", ".lock", ".pid")  # not carried
-WORK = "folder of work, the same on every machine: its teachers' places are words of the comparisons"
+WORK = "folder of work, the same on every machine: the paths of its teachers are part of the recipes"
 LARGEST = 16 * 2**20  # bytes a file may have
 DONE = "done.txt"
 
@@ -47,8 +47,8 @@ DONE = "done.txt"
 class Queue:
     """The folder of work on this machine, what of it is carried, and the time that is left."""
 
-    def __init__(self, words: dict[str, Any], state: Path, work: Path, data: str, jobs: int, end: float) -> None:
-        self.words, self.state, self.work, self.data, self.jobs, self.end = words, state, work, data, jobs, end
+    def __init__(self, plan: dict[str, Any], state: Path, work: Path, data: str, jobs: int, end: float) -> None:
+        self.plan, self.state, self.work, self.data, self.jobs, self.end = plan, state, work, data, jobs, end
         for folder in (state, work):
             folder.mkdir(parents=True, exist_ok=True)
         for archive in sorted(state.glob("*.tar*")):
@@ -80,22 +80,22 @@ class Queue:
         folder = Path("teachers", name)
         if (self.work / folder / "result.json").is_file():
             return True
-        if isinstance(kept := self.words["teachers"][name], str):
-            shutil.copytree(HERE.parent / kept, self.work / folder, dirs_exist_ok=True)
+        if isinstance(teacher := self.plan["teachers"][name], str):
+            shutil.copytree(HERE.parent / teacher, self.work / folder, dirs_exist_ok=True)
             return True
-        asked = dict(kept)
-        verb, base, by = asked.pop("verb"), asked.pop("recipe"), asked.pop("teacher", None)
-        words = load_yaml(find_recipe(base)) | asked | {"data": self.data, "out": str(folder)}
+        arguments = dict(teacher)
+        command, base, by = arguments.pop("verb"), arguments.pop("recipe"), arguments.pop("teacher", None)
+        plan = load_yaml(find_recipe(base)) | arguments | {"data": self.data, "out": str(folder)}
         if by is not None:
             if not self.teacher(by):
                 return False
-            words["teacher"] = str(Path("teachers", by))
+            plan["teacher"] = str(Path("teachers", by))
         if self.left < LEAST:
             return False
         file = self.work / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(words))
+        file.write_text(yaml.safe_dump(plan))
         if not self.run(
-            ["-m", "uhkd", verb, "-c", file.name, "--resume" if (self.work / folder).exists() else "--no-resume"]
+            ["-m", "uhkd", command, "-c", file.name, "--resume" if (self.work / folder).exists() else "--no-resume"]
         ):
             return False
         weights = self.work / folder / "model.safetensors"
@@ -108,13 +108,13 @@ class Queue:
         note = f"{' '.join(names)}: {','.join(methods)} {seeds}"
         if note in self.done():
             return True
-        if not all(self.teacher(self.words["comparisons"][name]["teacher"]) for name in names) or self.left < LEAST:
+        if not all(self.teacher(self.plan["comparisons"][name]["teacher"]) for name in names) or self.left < LEAST:
             return False
         commands = []
         for name in names:
-            asked = dict(self.words["comparisons"][name])
-            teacher = asked.pop("teacher")
-            words = asked | {
+            arguments = dict(self.plan["comparisons"][name])
+            teacher = arguments.pop("teacher")
+            plan = arguments | {
                 "data": self.data,
                 "teachers": [str(self.work / "teachers" / teacher)],
                 "out": str(Path("cells", name)),
@@ -123,19 +123,19 @@ class Queue:
                 "jobs": max(1, self.jobs // len(names)),
             }
             file = self.work / f"{name}.yaml"
-            file.write_text(yaml.safe_dump(words))
+            file.write_text(yaml.safe_dump(plan))
             commands.append(["-m", "uhkd", "compare", "-c", file.name])
 
-        def lane(first: int) -> list[bool]:
-            """The comparisons from one of them on: where another lane is at work this one joins it, so that none stands idle."""
+        def worker(first: int) -> list[bool]:
+            """The comparisons from one of them on: a worker without work joins another one."""
             return [self.run(command) for command in commands[first:] + commands[:first]]
 
-        with ThreadPoolExecutor(len(commands)) as lanes:
-            whole = all(all(done) for done in lanes.map(lane, range(len(commands))))
-        if whole:
+        with ThreadPoolExecutor(len(commands)) as workers:
+            complete = all(all(done) for done in workers.map(worker, range(len(commands))))
+        if complete:
             (self.work / "cells" / DONE).write_text("\n".join([*self.done(), note]) + "\n")
         self.pack("cells.tar.gz", [self.work / "cells"])
-        return whole
+        return complete
 
     def done(self) -> list[str]:
         """Steps that are complete: looking at each of their trainings again would take seconds."""
@@ -177,23 +177,23 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "uhkd-gpu-queue"), help=WORK)
     options.add_argument("--list", type=Path, default=HERE / "gpu_queue.yaml", help="what is to be done")
     options.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time: one a core")
-    asked = options.parse_args()
-    if Path(asked.data).suffix and not Path(asked.data).exists():
-        options.error(f"--data: there is no {asked.data}; expected an .npz file, an image folder or cifar100:ROOT")
-    if not asked.list.is_file():
-        options.error(f"--list: there is no {asked.list}; expected a YAML file like {HERE / 'gpu_queue.yaml'}")
-    end = time.monotonic() + 60 * asked.minutes
-    words = yaml.safe_load(asked.list.read_text())
-    if problem := wrong(words):
-        options.error(f"--list: {asked.list}: {problem}")
-    state, work = asked.state.resolve(), asked.work.resolve()
-    queue = Queue(words, state, work, place_data(asked.data, work), asked.jobs, end)
+    arguments = options.parse_args()
+    if Path(arguments.data).suffix and not Path(arguments.data).exists():
+        options.error(f"--data: there is no {arguments.data}; expected an .npz file, an image folder or cifar100:ROOT")
+    if not arguments.list.is_file():
+        options.error(f"--list: there is no {arguments.list}; expected a YAML file like {HERE / 'gpu_queue.yaml'}")
+    end = time.monotonic() + 60 * arguments.minutes
+    plan = yaml.safe_load(arguments.list.read_text())
+    if problem := wrong(plan):
+        options.error(f"--list: {arguments.list}: {problem}")
+    state, work = arguments.state.resolve(), arguments.work.resolve()
+    queue = Queue(plan, state, work, place_data(arguments.data, work), arguments.jobs, end)
     with sharing_the_gpu(work):
-        for step in words["steps"]:
-            began, methods = time.monotonic(), words["methods"][step["methods"]]
-            whole = queue.step(step["comparisons"], methods, step["seeds"])
-            said = f"{', '.join(step['comparisons'])}: {len(methods)} methods, {step['seeds']} seeds"
-            print(f"{said}: {'done' if whole else 'not done'} after {time.monotonic() - began:.0f} s", flush=True)
+        for step in plan["steps"]:
+            began, methods = time.monotonic(), plan["methods"][step["methods"]]
+            complete = queue.step(step["comparisons"], methods, step["seeds"])
+            title = f"{', '.join(step['comparisons'])}: {len(methods)} methods, {step['seeds']} seeds"
+            print(f"{title}: {'done' if complete else 'not done'} after {time.monotonic() - began:.0f} s", flush=True)
             if queue.left < LEAST:
                 return
     if not (state / "speed.json").is_file():  # alone on the GPU
@@ -201,20 +201,20 @@ def main() -> None:
         queue.run([str(HERE / "everything.py"), "--minutes", minutes, "--out", str(state / "speed.json")])
 
 
-def wrong(words: dict[str, Any]) -> str | None:
+def wrong(plan: dict[str, Any]) -> str | None:
     """What is wrong with a list, if anything: found before the minutes of a GPU are spent."""
-    for step in words["steps"]:
+    for step in plan["steps"]:
         if missing := {"comparisons", "methods", "seeds"} - step.keys():
             return f"the step {step} lacks {', '.join(sorted(missing))}"
         for kind, names in (("comparisons", step["comparisons"]), ("methods", [step["methods"]])):
-            if unknown := [name for name in names if name not in words[kind]]:
-                return f"a step names {', '.join(unknown)}; expected of {', '.join(words[kind])}"
-    for name, own in words["comparisons"].items():
-        if own.get("teacher") not in words["teachers"]:
-            return f"{name} has the teacher {own.get('teacher')}; expected one of {', '.join(words['teachers'])}"
-    for name, kept in words["teachers"].items():
-        if isinstance(kept, str) and not (HERE.parent / kept / "result.json").is_file():
-            return f"teacher {name}: {kept} is no finished run below {HERE.parent}"
+            if unknown := [name for name in names if name not in plan[kind]]:
+                return f"a step names {', '.join(unknown)}; expected of {', '.join(plan[kind])}"
+    for name, own in plan["comparisons"].items():
+        if own.get("teacher") not in plan["teachers"]:
+            return f"{name} has the teacher {own.get('teacher')}; expected one of {', '.join(plan['teachers'])}"
+    for name, teacher in plan["teachers"].items():
+        if isinstance(teacher, str) and not (HERE.parent / teacher / "result.json").is_file():
+            return f"teacher {name}: {teacher} is no finished run below {HERE.parent}"
     return None
 
 
@@ -242,7 +242,7 @@ def sharing_the_gpu(work: Path) -> Iterator[None]:
 
 
 def place_data(data: str, work: Path) -> str:
-    """The name of the data in the folder of work: a link, so that a comparison's words are the same on every machine."""
+    """The name of the data in the folder of work: a link, so that the recipe of a comparison is the same on every machine."""
     if not (path := Path(data).resolve()).exists():
         return data
     link = work / f"data{path.suffix}"

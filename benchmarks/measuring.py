@@ -53,39 +53,39 @@ def make_images(folder: Path, size: int, count: int) -> Path:
     return file
 
 
-def view_words(pair: str, data: Path) -> dict[str, Any]:
+def view_options(pair: str, data: Path) -> dict[str, Any]:
     """What a pair's trainings and its cache have in common."""
     return {"data": str(data), "flip": True, "crop": "resized" if size_of(pair) == 224 else "pad"}
 
 
-def write_recipe(pair: str, data: Path, file: Path, **words: Any) -> Path:
+def write_recipe(pair: str, data: Path, file: Path, **fields: Any) -> Path:
     """A recipe of distill for a pair, its networks with random weights, as a file."""
     own = {k: v for k, v in PAIRS[pair].items() if k.startswith("student")}
     teacher = {"teacher": PAIRS[pair]["teacher"], "teacher_start": "random", "allow_weak_teacher": True}
-    recipe = build(DistillRecipe, view_words(pair, data) | own | teacher | words)
+    recipe = build(DistillRecipe, view_options(pair, data) | own | teacher | fields)
     file.write_text(to_yaml(recipe))
     return file
 
 
 def make_cache(pair: str, data: Path, folder: Path, batch: int, *more: str) -> Path:
     """One view of every image by a pair's teacher, with random weights."""
-    views = view_words(pair, data)
-    words = ["--data", views["data"], "--crop", views["crop"], "--flip", "--teacher", PAIRS[pair]["teacher"]]
-    words += ["--teacher-start", "random", "--allow-weak-teacher", "--views", "1", "--batch-size", str(batch), *more]
-    uhkd("cache", *words, "--out", str(folder))
+    views = view_options(pair, data)
+    fields = ["--data", views["data"], "--crop", views["crop"], "--flip", "--teacher", PAIRS[pair]["teacher"]]
+    fields += ["--teacher-start", "random", "--allow-weak-teacher", "--views", "1", "--batch-size", str(batch), *more]
+    uhkd("cache", *fields, "--out", str(folder))
     return folder
 
 
-def uhkd(*words: str) -> None:
-    """The command line in a process of its own; what it says is shown when it fails.
+def uhkd(*fields: str) -> None:
+    """The command line in a process of its own; its output is shown when it fails.
 
     Raises:
         RuntimeError: when it fails, with its last line.
     """
-    done = subprocess.run([sys.executable, "-m", "uhkd", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "uhkd", *fields], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise RuntimeError(f"uhkd {words[0]}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise RuntimeError(f"uhkd {fields[0]}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
 def wait() -> None:
@@ -110,8 +110,8 @@ def copy_bandwidth() -> float:
 def parser(description: str | None, *, pair: bool = False, rounds: int = 20, least: int = 2) -> argparse.ArgumentParser:
     """The options that all scripts have; fewer rounds than `least` are refused."""
 
-    def count(word: str) -> int:
-        if (found := int(word)) < least:
+    def count(name: str) -> int:
+        if (found := int(name)) < least:
             raise argparse.ArgumentTypeError(f"expected at least {least}, found {found}")
         return found
 

@@ -60,15 +60,15 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=256 if DEVICE == "cuda" else 4)
     options.add_argument("--networks", nargs="+", default=list(NETWORKS))
     options.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
-    asked = options.parse_args()
+    arguments = options.parse_args()
     found: dict[str, dict[str, Any]] = {}
-    for name in asked.networks:
-        chosen = dict.fromkeys(("packaged", *asked.options))
-        steps = {label: make_step(name, asked.batch, **OPTIONS[label]) for label in chosen}
+    for name in arguments.networks:
+        chosen = dict.fromkeys(("packaged", *arguments.options))
+        steps = {label: make_step(name, arguments.batch, **OPTIONS[label]) for label in chosen}
         for step in steps.values():
             for number in range(3):
                 step(number)
-        seconds = time_steps(steps, asked.rounds)
+        seconds = time_steps(steps, arguments.rounds)
         del steps
         found[name] = {
             label: {"seconds": own, "to_packaged": asdict(geometric_mean(own, seconds["packaged"]))}
@@ -76,8 +76,8 @@ def main() -> None:
         }
         for label, own in found[name].items():
             print(f"{name}, {label}: {own['to_packaged']['mean']:.3f} of the packaged step's time")
-    settings = {"batch": asked.batch, "rounds": asked.rounds}
-    save(asked.out, "Options of the student's step", settings, networks=found)
+    settings = {"batch": arguments.batch, "rounds": arguments.rounds}
+    save(arguments.out, "Options of the student's step", settings, networks=found)
 
 
 if __name__ == "__main__":

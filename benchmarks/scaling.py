@@ -136,7 +136,7 @@ def train(place: Path, name: str, images: int, processes: int, epochs: int = 2) 
                     Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(file, "PNG")
                     files |= {f"{n:06d}.png": file.getvalue(), f"{n:06d}.cls": b"%d" % (n % 10)}
                 write_tar(data / f"{part}-{shard:04d}.tar", files)
-    words = [
+    fields = [
         "finetune",
         "--model",
         "uhkd/resnet10",
@@ -149,7 +149,7 @@ def train(place: Path, name: str, images: int, processes: int, epochs: int = 2) 
         "--out",
         str(out),
     ]
-    words += [
+    fields += [
         "--workers",
         "0",
         "--device",
@@ -173,10 +173,10 @@ def train(place: Path, name: str, images: int, processes: int, epochs: int = 2) 
             "-m",
             "uhkd",
         ]
-    done = subprocess.Popen([*start, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, said = done.communicate()
+    done = subprocess.Popen([*start, *fields], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, output = done.communicate()
     if done.returncode:
-        raise RuntimeError(said.decode()[-500:])
+        raise RuntimeError(output.decode()[-500:])
     with (out / "metrics.csv").open() as file:
         *_, row = csv.DictReader(file)
     return {"images_per_second": float(row["images_per_second"]), "seconds": float(row["seconds"]) / epochs}
@@ -192,25 +192,25 @@ def main() -> None:
     options = parser(__doc__, rounds=5, least=1)
     options.add_argument("--samples", type=int, nargs="+", default=list(SAMPLES), help="sizes of an index")
     options.add_argument("--images", type=int, nargs="+", default=[1000, 4000, 16_000], help="sizes of a training")
-    asked = options.parse_args()
-    found: dict[str, Any] = {"opening": {str(n): opening(n) for n in asked.samples}}
+    arguments = options.parse_args()
+    found: dict[str, Any] = {"opening": {str(n): opening(n) for n in arguments.samples}}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         found["headers_per_second"] = headers(place)
-        settings = {"rounds": asked.rounds, "samples_a_shard": A_SHARD, "batch": BATCH} | photos(place)
-        found["reading"] = reading(place, asked.rounds)
+        settings = {"rounds": arguments.rounds, "samples_a_shard": A_SHARD, "batch": BATCH} | photos(place)
+        found["reading"] = reading(place, arguments.rounds)
         found["growth"] = {}
-        for images in sorted(asked.images):
+        for images in sorted(arguments.images):
             found["growth"][str(images)] = train(place, f"grow-{images}", images, 1) | {
                 "peak_bytes": peak_of_children()
             }
         found["processes"] = {"1": [], "2": []}
-        for number in range(asked.rounds):
+        for number in range(arguments.rounds):
             for processes, rates in found["processes"].items():
                 rates.append(
-                    train(place, f"{processes}-{number}", min(asked.images), int(processes))["images_per_second"]
+                    train(place, f"{processes}-{number}", min(arguments.images), int(processes))["images_per_second"]
                 )
-    save(asked.out, "Growth with samples and processes", settings, **found)
+    save(arguments.out, "Growth with samples and processes", settings, **found)
     print(found)
 
 

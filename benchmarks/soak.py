@@ -45,9 +45,9 @@ LEAK = 24.0  # MB that a process may grow by while it settles, whatever it does 
 
 @dataclass(frozen=True)
 class Task:
-    """A command that makes a folder. resumed: whether it goes on with --resume and not by itself."""
+    """A command that makes a folder. resumed: whether it resumes with --resume only."""
 
-    words: list[str]
+    fields: list[str]
     resumed: bool
     faults: tuple[str, ...]
 
@@ -70,10 +70,10 @@ class Soak:
         teacher, cache = str(self.place / "teacher"), str(self.place / "cache")
         common, run = ("kill", "kill", "term", "usr1"), ("flip", "cut")
         full = ("full",) if self.mounted else ()
-        taught = ["distill", *DIGITS, *PLAIN, *STUDENT, "--method", "uhkd", "--epochs", "12"]
-        live = [*taught, "--workers", "0", "--teacher", teacher, "--allow-weak-teacher"]
-        words = ["cache", *DIGITS, "--device", "cpu", "--precision", "fp32", "--workers", "0", "--batch-size", "20"]
-        words += ["--teacher", teacher, "--allow-weak-teacher", "--mixup", "0.4", "--views", "12"]
+        student = ["distill", *DIGITS, *PLAIN, *STUDENT, "--method", "uhkd", "--epochs", "12"]
+        live = [*student, "--workers", "0", "--teacher", teacher, "--allow-weak-teacher"]
+        fields = ["cache", *DIGITS, "--device", "cpu", "--precision", "fp32", "--workers", "0", "--batch-size", "20"]
+        fields += ["--teacher", teacher, "--allow-weak-teacher", "--mixup", "0.4", "--views", "12"]
         images = [
             "finetune",
             *NETWORK,
@@ -89,8 +89,8 @@ class Soak:
         return {
             "finetune": Task([*images, "--workers", "1"], True, (*common, *run, *full, "image")),
             "distill": Task(live, True, (*common, *run, *full)),
-            "cache": Task(words, False, (*common, *full, "shard")),
-            "cached": Task([*taught, "--workers", "0", "--teacher-cache", cache], True, (*common, *run, *full)),
+            "cache": Task(fields, False, (*common, *full, "shard")),
+            "cached": Task([*student, "--workers", "0", "--teacher-cache", cache], True, (*common, *run, *full)),
             "compare": Task(["compare", *pairs], False, (*common, *full)),
         }
 
@@ -102,8 +102,8 @@ class Soak:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 120 + 100 * (i % 2), (24, 24, 3), np.uint8)).save(file)
         teacher = ["finetune", *NETWORK, *DIGITS, *PLAIN, "--workers", "0", "--image-size", "16", "--epochs", "2"]
-        for name, words in {"teacher": teacher, **{name: task.options for name, task in self.tasks().items()}}.items():
-            child = start([*words, "--out", str(self.place / name)], self.place / f"{name}.log")
+        for name, fields in {"teacher": teacher, **{name: task.options for name, task in self.tasks().items()}}.items():
+            child = start([*fields, "--out", str(self.place / name)], self.place / f"{name}.log")
             if (code := ended(child)) != 0:
                 raise SystemExit(
                     f"undisturbed, {name} failed with {code}:\n{(self.place / f'{name}.log').read_text()[-3000:]}"
@@ -117,8 +117,8 @@ class Soak:
         damaged: set[Path] = set()
 
         def live(fault: str | None) -> int:
-            words = [*task.options, "--out", str(out)]
-            child = start([*words, "--resume"] if task.resumed and RunFolder(out).started() else words, log)
+            fields = [*task.options, "--out", str(out)]
+            child = start([*fields, "--resume"] if task.resumed and RunFolder(out).started() else fields, log)
             self.lives += 1
             with self.around(fault, child):
                 code = ended(child)
@@ -165,7 +165,7 @@ class Soak:
         filler = self.work / "filler"
         if fault in SIGNALS:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, SIGNALS[fault])  # not waited for yet: nobody else has its number
+                os.kill(child, SIGNALS[fault])  # not waited for yet: no other process has its number
         elif fault == "full":
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
@@ -178,8 +178,8 @@ class Soak:
     def damage(self, out: Path, fault: str, damaged: set[Path]) -> None:
         """A byte, or the end, of the newest checkpoint, as long as another one is sound."""
         there = sorted(out.glob("checkpoints/step-*"), key=lambda p: int(p.name[5:]))
-        sound = [p for p in there if p not in damaged]
-        if len(sound) < 2 or sound[-1] != there[-1]:
+        intact = [p for p in there if p not in damaged]
+        if len(intact) < 2 or intact[-1] != there[-1]:
             return
         file = self.chance.choice(sorted(there[-1].iterdir()))
         content = bytearray(file.read_bytes())
@@ -190,13 +190,13 @@ class Soak:
 
     def steady(self, rounds: int, epochs: int) -> dict[str, Any]:
         """Memory (MB) and open files of one process over many trainings, and of one training over many epochs."""
-        words = [*self.tasks()["distill"].options, "--out"]
+        fields = [*self.tasks()["distill"].options, "--out"]
         noted = self.place / "steady.json"
 
         def trainings() -> None:
             found = []
             for number in range(rounds):
-                uhkd([*words, str(self.place / f"steady-{number}"), "--epochs", "2"])
+                uhkd([*fields, str(self.place / f"steady-{number}"), "--epochs", "2"])
                 found.append([resident(os.getpid()), len(list(Path("/proc/self/fd").iterdir()))])
                 shutil.rmtree(self.place / f"steady-{number}")
             noted.write_text(json.dumps(found))
@@ -204,7 +204,7 @@ class Soak:
         if code := ended(fork(trainings, self.place / "steady.log")):
             raise SystemExit(f"trainings one after the other failed with {code}")
         over_trainings = json.loads(noted.read_text())
-        child = start([*words, str(self.place / "steady"), "--epochs", str(epochs)], self.place / "steady.log")
+        child = start([*fields, str(self.place / "steady"), "--epochs", str(epochs)], self.place / "steady.log")
         over_epochs = []
         while wait(child, 0.1):
             if (self.place / "steady" / "metrics.csv").exists():
@@ -243,9 +243,9 @@ def fork(work: Callable[[], object], log: Path) -> int:
         os._exit(int(code))  # pyright: ignore[reportArgumentType]
 
 
-def start(words: list[str], log: Path) -> int:
+def start(fields: list[str], log: Path) -> int:
     """A command of uhkd."""
-    return fork(lambda: uhkd(words), log)
+    return fork(lambda: uhkd(fields), log)
 
 
 def wait(child: int, seconds: float) -> bool:
@@ -312,7 +312,7 @@ def differences(one: Path, two: Path) -> list[str]:
 
 
 def in_own_namespace() -> bool:
-    """Whether this process may mount a file system of its own; it then does, and goes on in there."""
+    """Whether this process may mount a file system of its own; it then does, and continues there."""
     probe = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs none "$0"', tempfile.gettempdir()]
     return bool(shutil.which("unshare")) and subprocess.run(probe, capture_output=True).returncode == 0
 
@@ -325,8 +325,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", nargs="*", help="of finetune, distill, cache, cached, compare (default: all)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if not asked.inside and in_own_namespace():
+    arguments = parser.parse_args()
+    if not arguments.inside and in_own_namespace():
         os.execvp("unshare", ["unshare", "-rm", sys.executable, *sys.argv, "--inside"])
     import torch
 
@@ -336,22 +336,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="uhkd-soak-") as folder:
         work = Path(folder, "work")
         work.mkdir()
-        if asked.inside:
+        if arguments.inside:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "soak", work], check=True)
-        soak = Soak(Path(folder), work, random.Random(asked.seed), asked.inside)
+        soak = Soak(Path(folder), work, random.Random(arguments.seed), arguments.inside)
         soak.begin()
-        steady = soak.steady(rounds=6 if asked.minutes < 5 else 40, epochs=40 if asked.minutes < 5 else 600)
+        steady = soak.steady(rounds=6 if arguments.minutes < 5 else 40, epochs=40 if arguments.minutes < 5 else 600)
         # each in turn, and at least once, however little time there is
-        names = asked.tasks or list(soak.tasks())
-        while time.monotonic() - began < 60 * asked.minutes or set(names) - soak.ended.keys():
+        names = arguments.tasks or list(soak.tasks())
+        while time.monotonic() - began < 60 * arguments.minutes or set(names) - soak.ended.keys():
             soak.disturb(names[sum(soak.ended.values()) % len(names)])
             if len(soak.failures) > 20:
                 break
-        if asked.inside:
+        if arguments.inside:
             subprocess.run(["umount", work], check=True)
     found = {
         "minutes": round((time.monotonic() - began) / 60, 2),
-        "seed": asked.seed,
+        "seed": arguments.seed,
         "ended": dict(soak.ended),
         "lives": soak.lives,
         "faults": dict(soak.faults),
@@ -359,9 +359,9 @@ def main() -> None:
         "memory (MB) and open files": steady,
         "environment": {k: v for k, v in environment().items() if k != "command"},
     }
-    write_atomically(asked.out, json.dumps(found, indent=1) + "\n")
+    write_atomically(arguments.out, json.dumps(found, indent=1) + "\n")
     met = f"{soak.lives} lives of {soak.ended.total()} commands, {soak.faults.total()} faults"
-    print(f"{met}, {len(soak.failures)} failures: {asked.out}")
+    print(f"{met}, {len(soak.failures)} failures: {arguments.out}")
     sys.exit(1 if soak.failures else 0)
 
 

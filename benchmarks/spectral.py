@@ -36,7 +36,7 @@ ROUTES = ("ours", "rfft2")
 
 
 def maps_of(grid: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The student's map, which wants a gradient, and the teacher's."""
+    """The student's map, which requires a gradient, and the teacher's."""
     generator = torch.Generator().manual_seed(grid)
     made = (torch.randn(batch, c, grid, grid, generator=generator).to(dtype) for c in LEVELS[grid])
     student, teacher = (x.to(DEVICE).contiguous(memory_format=torch.channels_last) for x in made)
@@ -153,18 +153,18 @@ def main() -> None:
     argv = [f"--{name}={value}" for name, value in settings.items() if value is not None]
     grids, limit = {}, copy_bandwidth()
     for grid in LEVELS:
-        mine, theirs = (seconds[f"{route} {grid}"] for route in ROUTES)
-        ratio, peaks = geometric_mean(mine, theirs), {route: memory(route, grid, argv) for route in ROUTES}
-        share = least_bytes(grid, args) / statistics.median(mine) / limit
+        ours, theirs = (seconds[f"{route} {grid}"] for route in ROUTES)
+        ratio, peaks = geometric_mean(ours, theirs), {route: memory(route, grid, argv) for route in ROUTES}
+        share = least_bytes(grid, args) / statistics.median(ours) / limit
         grids[str(grid)] = {
             "channels": dict(zip(("student", "teacher"), LEVELS[grid], strict=True)),
-            "seconds": {"ours": mine, "rfft2": theirs},
+            "seconds": {"ours": ours, "rfft2": theirs},
             "ours_to_rfft2": asdict(ratio),
             "share_of_copy": share,
             "extra_bytes": peaks,
         }
         print(
-            f"{grid:>2}x{grid:<2} ours {1e3 * statistics.median(mine):7.2f} ms, rfft2 {1e3 * statistics.median(theirs):7.2f} ms, "
+            f"{grid:>2}x{grid:<2} ours {1e3 * statistics.median(ours):7.2f} ms, rfft2 {1e3 * statistics.median(theirs):7.2f} ms, "
             f"ratio {ratio.mean:.3f} ({ratio.low:.3f} to {ratio.high:.3f}); {share:.0%} of a copy's speed; extra bytes {peaks}"
         )
     title = "Transform, FAM and loss of a level, forward and backward, against rfft2 of the whole map"

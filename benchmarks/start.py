@@ -44,8 +44,8 @@ def measure(line: str, folder: Path) -> tuple[float, float]:
         RuntimeError: when it ends otherwise than by an answer or a mistake of the user's.
     """
     before, began = os.times(), time.perf_counter()
-    words = [sys.executable, "-m", "uhkd", *line.split()]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, "-m", "uhkd", *line.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     wall, after = time.perf_counter() - began, os.times()
     if done.returncode not in (0, 2):
         raise RuntimeError(f"uhkd {line}: {done.stderr.strip()}")
@@ -55,13 +55,13 @@ def measure(line: str, folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and write."""
-    asked = parser(__doc__, rounds=5).parse_args()
+    arguments = parser(__doc__, rounds=5).parse_args()
     rounds: dict[str, list[tuple[float, float]]] = {line: [] for line in TARGETS}
     with tempfile.TemporaryDirectory() as place:
         run = Path(place, "run")
         run.mkdir()
         (run / "recipe.yaml").write_text("model: uhkd/vit_micro\ndata: digits\n")
-        for number in range(asked.rounds + 1):
+        for number in range(arguments.rounds + 1):
             for line, found in rounds.items():
                 seconds = measure(line, Path(place))
                 if number:
@@ -77,7 +77,9 @@ def main() -> None:
             "target": TARGETS[line],
         }
         print(f"uhkd {line}: {median:.2f} s of the processor, expected at most {TARGETS[line]:g}")
-    save(asked.out, "Processor time of a command before it answers", {"rounds": asked.rounds}, commands=commands)
+    save(
+        arguments.out, "Processor time of a command before it answers", {"rounds": arguments.rounds}, commands=commands
+    )
 
 
 if __name__ == "__main__":

@@ -25,28 +25,38 @@ def main() -> None:
     """Measure and write."""
     options = parser(__doc__, pair=True)
     options.add_argument("--methods", nargs="+", default=list(METHODS))
-    asked = options.parse_args()
-    batch = asked.batch or batch_of(asked.pair)
+    arguments = options.parse_args()
+    batch = arguments.batch or batch_of(arguments.pair)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        data = make_images(place, size_of(asked.pair), count=max(250, 6 * batch))
-        cache = make_cache(asked.pair, data, place / "cache", batch)
-        recipe = write_recipe(asked.pair, data, place / f"{asked.pair}.yaml", batch_size=batch, epochs=1)
-        stored = [f"{method}-stored" for method in STORED if method in asked.methods]
+        data = make_images(place, size_of(arguments.pair), count=max(250, 6 * batch))
+        cache = make_cache(arguments.pair, data, place / "cache", batch)
+        recipe = write_recipe(arguments.pair, data, place / f"{arguments.pair}.yaml", batch_size=batch, epochs=1)
+        stored = [f"{method}-stored" for method in STORED if method in arguments.methods]
         variants = [f"{n}={{method: {n.split('-')[0]}, teacher_cache: '{cache}'}}" for n in stored]
-        measured = [*asked.methods, *stored]
+        measured = [*arguments.methods, *stored]
         # processes that measure memory: a GPU's minutes are lent, and a CPU has no core to spare
         jobs = min(usable_cores(), len(measured)) if DEVICE == "cuda" else 1
-        words = ["--cost", "--jobs", str(jobs), "--pairs", str(recipe), "--methods", *measured, "--variants", *variants]
-        uhkd("compare", *words, "--rounds", str(asked.rounds), "--out", str(place / "cost"))
-        found = json.loads((place / "cost" / "cost.json").read_text())["pairs"][asked.pair]
+        fields = [
+            "--cost",
+            "--jobs",
+            str(jobs),
+            "--pairs",
+            str(recipe),
+            "--methods",
+            *measured,
+            "--variants",
+            *variants,
+        ]
+        uhkd("compare", *fields, "--rounds", str(arguments.rounds), "--out", str(place / "cost"))
+        found = json.loads((place / "cost" / "cost.json").read_text())["pairs"][arguments.pair]
         for facts in found["methods"].values():
             facts["recipe"].pop("teacher_cache", None)
             facts["images_per_second"] = facts["batch_size"] / facts["median_seconds"]
         layout = TeacherCache(cache).manifest.layout
         sizes = {storage: HEAD + replace(layout, storage=storage).size for storage in ("fp16", "int8")}
-    settings = {"pair": asked.pair, "batch": batch, "rounds": asked.rounds}
-    save(asked.out, "Cost of one training step", settings, record_bytes=sizes, **found)
+    settings = {"pair": arguments.pair, "batch": batch, "rounds": arguments.rounds}
+    save(arguments.out, "Cost of one training step", settings, record_bytes=sizes, **found)
     for label, facts in found["methods"].items():
         print(
             f"{label}: {facts['to_scratch']['time']['mean']:.3f} of scratch, {facts['to_kd']['time']['mean']:.3f} of KD"

@@ -65,22 +65,22 @@ def main() -> None:
     options.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 50_000])
     options.add_argument("--seconds", type=float, default=2.0, help="of reading, at least, a round")
     options.add_argument("--read", nargs=2, metavar=("FOLDER", "IMAGES"), help=argparse.SUPPRESS)
-    asked = options.parse_args()
-    if asked.read:
-        read(asked.read[0], int(asked.read[1]), asked.seconds)
+    arguments = options.parse_args()
+    if arguments.read:
+        read(arguments.read[0], int(arguments.read[1]), arguments.seconds)
         return
     with tempfile.TemporaryDirectory() as place:
-        sizes = {images: write(Path(place, str(images)), images) for images in asked.images}
+        sizes = {images: write(Path(place, str(images)), images) for images in arguments.images}
         rows: dict[str, list[dict[str, float]]] = {str(images): [] for images in sizes}
-        for _ in range(asked.rounds):  # in turn, so that a noisy machine is noisy for all
+        for _ in range(arguments.rounds):  # in turn, so that a noisy machine is noisy for all
             for images, shards in sizes.items():
-                words = [sys.executable, __file__, "--read", str(shards.folder), str(images)]
-                said = subprocess.run(
-                    [*words, "--seconds", str(asked.seconds)], check=True, capture_output=True, text=True
+                command = [sys.executable, __file__, "--read", str(shards.folder), str(images)]
+                output = subprocess.run(
+                    [*command, "--seconds", str(arguments.seconds)], check=True, capture_output=True, text=True
                 )
-                rows[str(images)].append(json.loads(said.stdout))
-    settings = {"rounds": asked.rounds, "batch": BATCH}
-    save(asked.out, "Stored records read at random", settings, record_bytes=LAYOUT.size + HEAD, images=rows)
+                rows[str(images)].append(json.loads(output.stdout))
+    settings = {"rounds": arguments.rounds, "batch": BATCH}
+    save(arguments.out, "Stored records read at random", settings, record_bytes=LAYOUT.size + HEAD, images=rows)
     for images, found in rows.items():
         rate = sorted(row["records_per_second"] for row in found)[len(found) // 2]
         grown = max(row["resident_after"] - row["resident_before"] for row in found) / 2**20

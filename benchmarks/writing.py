@@ -1,4 +1,4 @@
-"""How fast `uhkd cache` writes, beside the plain forward pass of the same teacher over the same images.
+"""How fast `uhkd cache` writes, compared with the forward pass of the same teacher on the same images.
 
     python benchmarks/writing.py --pair swin-t--resnet18-224 --out writing.json
 
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from measuring import DEVICE, PAIRS, batch_of, make_images, parser, save, size_of, view_words, wait
+from measuring import DEVICE, PAIRS, batch_of, make_images, parser, save, size_of, view_options, wait
 
 from uhkd.commands.caching import CacheWriter
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
@@ -25,16 +25,16 @@ def main() -> None:
     """Measure and write."""
     options = parser(__doc__, pair=True)
     options.add_argument("--images", type=int, help="stored in a round; none: by device and image size")
-    asked = options.parse_args()
-    size, batch = size_of(asked.pair), asked.batch or batch_of(asked.pair)
-    images = asked.images or IMAGES[DEVICE, size]
+    arguments = options.parse_args()
+    size, batch = size_of(arguments.pair), arguments.batch or batch_of(arguments.pair)
+    images = arguments.images or IMAGES[DEVICE, size]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        words = view_words(asked.pair, make_images(place, size, count=images + 100)) | {"train_limit": images}
-        words |= {"teacher": PAIRS[asked.pair]["teacher"], "teacher_start": "random", "allow_weak_teacher": True}
-        words |= {"views": 1, "batch_size": batch, "out": str(place / "cache"), "val_fraction": 100 / (images + 100)}
+        fields = view_options(arguments.pair, make_images(place, size, count=images + 100)) | {"train_limit": images}
+        fields |= {"teacher": PAIRS[arguments.pair]["teacher"], "teacher_start": "random", "allow_weak_teacher": True}
+        fields |= {"views": 1, "batch_size": batch, "out": str(place / "cache"), "val_fraction": 100 / (images + 100)}
         (place / "cache").mkdir()
-        work = CacheWriter(build(CacheRecipe, words), None, None)
+        work = CacheWriter(build(CacheRecipe, fields), None, None)
         shards = work.stored.shards
         network = work.teacher.network
         device = work.fabric.device
@@ -57,12 +57,18 @@ def main() -> None:
         for step in steps.values():
             step(0)
         clock = time.process_time if DEVICE == "cpu" and not work.workers else time.perf_counter
-        seconds = time_steps(steps, asked.rounds, clock)
+        seconds = time_steps(steps, arguments.rounds, clock)
     share = geometric_mean(seconds["teacher"], seconds["write"])
     speeds = {name: [count / taken for taken in own] for name, own in seconds.items()}
-    settings = {"pair": asked.pair, "batch": batch, "rounds": asked.rounds, "images": count, "workers": work.workers}
-    title = "Writing of signals beside the teacher alone"
-    save(asked.out, title, settings, images_per_second=speeds, writing_to_teacher=asdict(share))
+    settings = {
+        "pair": arguments.pair,
+        "batch": batch,
+        "rounds": arguments.rounds,
+        "images": count,
+        "workers": work.workers,
+    }
+    title = "Writing teacher outputs, compared with the forward pass alone"
+    save(arguments.out, title, settings, images_per_second=speeds, writing_to_teacher=asdict(share))
     print(f"writing at {share.mean:.3f} [{share.low:.3f}, {share.high:.3f}] of the teacher's own speed")
 
 

@@ -23,13 +23,13 @@ class Digits(torch.utils.data.Dataset):
     def __init__(self, train: bool) -> None:
         found = load_digits()
         part = slice(0, 1437) if train else slice(1437, None)
-        self.pictures, self.labels = (found.images[part] * 15.9).astype(np.uint8), found.target[part]
+        self.images, self.labels = (found.images[part] * 15.9).astype(np.uint8), found.target[part]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.pictures[index]).convert("RGB")), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
 
 
 def main(teacher: str, epochs: int = 2, folder: str = ".") -> float:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 HERE = Path(__file__).resolve().parent
 CHANGES = ("clean", "noise 0.05", "noise 0.1", "blur 1")
-CACHE_WORDS = ("data", "train_limit", "crop", "flip", "crop_scale")
+CACHE_OPTIONS = ("data", "train_limit", "crop", "flip", "crop_scale")
 OWN = {"out", "seed", "resume", "teacher_cache", "thumbnails", "log"}
 
 
@@ -31,12 +31,12 @@ def cells(plan: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def config_fields(plan: dict[str, Any], regime: str, variant: str, data: dict[str, str]) -> dict[str, Any]:
     """The recipe of a cell without seed and place."""
-    words = {**plan["common"], **plan["regimes"][regime], **plan["variants"][variant]}
-    return words | {"data": data[words["data"]]}
+    options = {**plan["common"], **plan["regimes"][regime], **plan["variants"][variant]}
+    return options | {"data": data[options["data"]]}
 
 
 def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
-    """Train whatever nobody has trained or is training, until nothing is left."""
+    """Train every cell that no process has trained or is training."""
     import uhkd
 
     caches: dict[str, str] = {}
@@ -46,8 +46,8 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
         for regime, variant, seed in cells(plan):
             if (variant, seed) in collected[regime]:
                 continue
-            words = config_fields(plan, regime, variant, data)
-            live, part = words.pop("live", False), words.pop("part", "val")
+            options = config_fields(plan, regime, variant, data)
+            live, part = options.pop("live", False), options.pop("part", "val")
             folder = out / regime / variant / f"seed-{seed}"
             if (folder / "judged.json").is_file() or (folder / "failed.txt").is_file():
                 continue
@@ -57,17 +57,17 @@ def train(plan: dict[str, Any], data: dict[str, str], out: Path) -> None:
                     if (folder / "judged.json").is_file():
                         continue
                     if (folder / "result.json").is_file():
-                        judge(folder, words["data"], part)
+                        evaluate_run(folder, options["data"], part)
                         continue
-                    if words["method"] == "scratch":
-                        del words["teacher"]
+                    if options["method"] == "scratch":
+                        del options["teacher"]
                     elif not live:
-                        words["teacher"] = str(teacher(plan, words["teacher"], data, out))
-                        caches[regime] = caches.get(regime) or stored(words, out / regime / "cache")
-                        words["teacher_cache"] = caches[regime]
+                        options["teacher"] = str(teacher(plan, options["teacher"], data, out))
+                        caches[regime] = caches.get(regime) or stored(options, out / regime / "cache")
+                        options["teacher_cache"] = caches[regime]
                     began = (folder / "recipe.yaml").is_file()
-                    uhkd.distill(**words, seed=seed, out=str(folder), resume=began)
-                    judge(folder, words["data"], part)
+                    uhkd.distill(**options, seed=seed, out=str(folder), resume=began)
+                    evaluate_run(folder, options["data"], part)
                     break
             except Timeout:
                 busy = True
@@ -90,13 +90,13 @@ def teacher(plan: dict[str, Any], name: str, data: dict[str, str], out: Path) ->
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "result.json").is_file():
-            words = {**plan["common"], **plan["teachers"][name]}
-            words["data"] = data[words["data"]]
-            uhkd.finetune(**words, out=str(folder), resume=(folder / "recipe.yaml").is_file())
+            options = {**plan["common"], **plan["teachers"][name]}
+            options["data"] = data[options["data"]]
+            uhkd.finetune(**options, out=str(folder), resume=(folder / "recipe.yaml").is_file())
     return folder
 
 
-def judge(folder: Path, word: str, part: str) -> None:
+def evaluate_run(folder: Path, data: str, part: str) -> None:
     """Write judged.json: accuracy, calibration and robustness of a run's student on one part of the data.
 
     ece and gap are those of the logits as they are; ece_fitted is measured on every second image of the part after one
@@ -112,7 +112,7 @@ def judge(folder: Path, word: str, part: str) -> None:
     from uhkd.evaluation.metrics import predict_logits, score
     from uhkd.training.inputs import image_size
 
-    network, opened = load_run(folder), open_data(word)
+    network, opened = load_run(folder), open_data(data)
     source = getattr(opened, part)
     size, device = image_size(opened, [network]), torch.device("cpu")
     found: dict[str, Any] = {"part": part}
@@ -134,13 +134,13 @@ def judge(folder: Path, word: str, part: str) -> None:
     (folder / "judged.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def stored(words: dict[str, Any], folder: Path) -> str:
-    """The teacher's outputs for every epoch of a training by `words`."""
+def stored(options: dict[str, Any], folder: Path) -> str:
+    """The teacher's outputs for every epoch of a training by `options`."""
     import uhkd
 
     with FileLock(f"{folder}.lock"):
-        asked = {k: words[k] for k in CACHE_WORDS if k in words}
-        uhkd.cache(**asked, teacher=words["teacher"], views=words["epochs"], batch_size=256, out=str(folder))
+        arguments = {k: options[k] for k in CACHE_OPTIONS if k in options}
+        uhkd.cache(**arguments, teacher=options["teacher"], views=options["epochs"], batch_size=256, out=str(folder))
     return str(folder)
 
 
@@ -202,18 +202,16 @@ def collect(plan: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", nargs="*", default=[], metavar="NAME=WORD", help="where each data set of the file lies"
-    )
+    parser.add_argument("--data", nargs="*", default=[], metavar="NAME=PATH", help="path of each data set of the file")
     parser.add_argument("--plan", type=Path, default=HERE / "balance.yaml")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--collect", action="store_true")
-    asked = parser.parse_args()
-    plan = yaml.safe_load(asked.plan.read_text())
-    if asked.collect:
-        collect(plan, asked.out)
+    arguments = parser.parse_args()
+    plan = yaml.safe_load(arguments.plan.read_text())
+    if arguments.collect:
+        collect(plan, arguments.out)
     else:
-        train(plan, dict(pair.split("=", 1) for pair in asked.data), asked.out)
+        train(plan, dict(pair.split("=", 1) for pair in arguments.data), arguments.out)
 
 
 if __name__ == "__main__":

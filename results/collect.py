@@ -26,18 +26,18 @@ def main() -> None:
     parser.add_argument("name", help="name of the file to write, without .json")
     parser.add_argument("folders", type=Path, nargs="+", help="folder of a finished comparison; several with --cost")
     parser.add_argument("--cost", action="store_true", help="take cost.json instead of compare.json")
-    asked = parser.parse_args()
-    if len(asked.folders) > 1 and not asked.cost:
+    arguments = parser.parse_args()
+    if len(arguments.folders) > 1 and not arguments.cost:
         parser.error("only costs can be put together: one folder for a comparison")
-    file = "cost.json" if asked.cost else "compare.json"
-    summary, *others = (json.loads((folder / file).read_text()) for folder in asked.folders)
+    file = "cost.json" if arguments.cost else "compare.json"
+    summary, *others = (json.loads((folder / file).read_text()) for folder in arguments.folders)
     for other in others:
         if {**other, "pairs": None} != {**summary, "pairs": None}:
-            parser.error("these were not measured alike: title, rounds, versions, commit and machine must agree")
+            parser.error("these measurements differ: title, rounds, versions, commit and machine must agree")
         summary["pairs"] |= other["pairs"]
     if summary.get("missing"):
         parser.error(f"{len(summary['missing'])} cells are missing: finish the comparison first")
-    (HERE / f"{asked.name}.json").write_text(json.dumps(placeless(summary), indent=1) + "\n")
+    (HERE / f"{arguments.name}.json").write_text(json.dumps(placeless(summary), indent=1) + "\n")
 
 
 if __name__ == "__main__":

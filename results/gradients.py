@@ -65,22 +65,22 @@ def measure(step: BenchmarkStep, times: int) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the file to write, without .json")
-    for word in ("recipe", "teacher", "data"):
-        parser.add_argument(f"--{word}", required=True)
+    for name in ("recipe", "teacher", "data"):
+        parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--times", type=int, default=11)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     where = {name: value for name, value in environment().items() if name != "command"}
-    words = load_yaml(find_recipe(asked.recipe)) | {"teacher": asked.teacher, "data": asked.data}
-    step = StepFactory({}, batches=10**9).step(words)  # all batches of the training
-    told = {
-        "recipe": asked.recipe,
-        "teacher": Path(asked.teacher).name,
+    options = load_yaml(find_recipe(arguments.recipe)) | {"teacher": arguments.teacher, "data": arguments.data}
+    step = StepFactory({}, batches=10**9).step(options)  # all batches of the training
+    result = {
+        "recipe": arguments.recipe,
+        "teacher": Path(arguments.teacher).name,
         "method": step.setup.recipe.method,
         "seed": step.setup.recipe.seed,
     }
-    told |= {"weights": step.weights, "rows": measure(step, asked.times), "environment": where}
+    result |= {"weights": step.weights, "rows": measure(step, arguments.times), "environment": where}
     (HERE / "search" / "gradients").mkdir(exist_ok=True)
-    write_atomically(HERE / "search" / "gradients" / f"{asked.name}.json", json.dumps(told, indent=1) + "\n")
+    write_atomically(HERE / "search" / "gradients" / f"{arguments.name}.json", json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the folder to write")
     parser.add_argument("run", type=RunFolder, help="folder of a finished run of finetune or distill")
-    asked = parser.parse_args()
-    run = asked.run
+    arguments = parser.parse_args()
+    run = arguments.run
     if not run.result.is_file():
         parser.error(f"{run.path} is no finished run: it has no {run.result.name}")
     result, recipe = run.read_result(), run.read_recipe()
@@ -31,13 +31,13 @@ def main() -> None:
         if source.get("teacher"):
             source["teacher"] = Path(source["teacher"]).name
     result["environment"].pop("command", None)
-    kept = RunFolder(HERE / "teachers" / asked.name)
-    kept.path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(HERE / "teachers" / arguments.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(run.weights).items()}
-    write_atomically(kept.weights, save(half))
-    kept.write_json(kept.card.name, run.read_card())
-    write_atomically(kept.recipe, yaml.safe_dump(recipe, sort_keys=False))
-    kept.write_json(kept.result.name, result)  # last: the folder is whole
+    write_atomically(folder.weights, save(half))
+    folder.write_json(folder.card.name, run.read_card())
+    write_atomically(folder.recipe, yaml.safe_dump(recipe, sort_keys=False))
+    folder.write_json(folder.result.name, result)  # last: the folder is whole
 
 
 if __name__ == "__main__":

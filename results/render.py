@@ -12,7 +12,7 @@ from render_ablations import ablations
 from render_balance import balance
 from render_large import TITLE, large
 from render_performance import measured
-from render_picture import METHODS, picture
+from render_picture import METHODS, figure
 from render_report import gaps, merged, number
 from render_scaling import scaling
 from render_why import why
@@ -100,11 +100,11 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def _machines(environments: list[dict[str, Any]]) -> str:
-    said = []
+    lines = []
     for facts in environments:
         where = facts["gpu"] or f"{facts['cpu_cores']} shared CPU cores, {facts['threads']} thread a run"
-        said.append(f"{where}; torch {facts['versions']['torch']}, timm {facts['versions']['timm']}")
-    return " / ".join(said)
+        lines.append(f"{where}; torch {facts['versions']['torch']}, timm {facts['versions']['timm']}")
+    return " / ".join(lines)
 
 
 def pages() -> dict[Path, str]:
@@ -138,7 +138,7 @@ def pages() -> dict[Path, str]:
         ),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
-        **({HERE.parent / "docs" / "figures" / "report.svg": picture(found["report"])} if parts else {}),
+        **({HERE.parent / "docs" / "figures" / "report.svg": figure(found["report"])} if parts else {}),
         readme: f"{before}{BEGIN}\n\n{short}\n\n{END}{after}",
     }
 

@@ -20,12 +20,12 @@ def searched() -> dict[str, dict[str, Any]]:
 
 
 def ablations() -> str:
-    """The page: one question after the other, each with its table and what it says."""
-    content, words = searched(), yaml.safe_load((HERE / "ablations.yaml").read_text())
+    """The page: one question after the other, each with its table and its result."""
+    content, fields = searched(), yaml.safe_load((HERE / "ablations.yaml").read_text())
     found, pairs = gathered(content)
     commits = sorted({run["commit"] for summary in content.values() for run in summary["runs"]})
-    blocks = ["# Ablations", words["head"].strip(), markdown(_pairs(pairs))]
-    for question in words["questions"]:
+    blocks = ["# Ablations", fields["head"].strip(), markdown(_pairs(pairs))]
+    for question in fields["questions"]:
         blocks += [f"## {question['question']}", question["answer"].strip()]
         if "rows" in question:
             shown = [pair for pair in pairs if pair in question.get("pairs", pairs)]
@@ -56,11 +56,11 @@ def gathered(content: dict[str, dict[str, Any]]) -> tuple[Found, dict[str, dict[
             pairs.setdefault(_name(name, own), own)
         for run in summary["runs"]:
             key = (_name(run["pair"], summary["pairs"][run["pair"]]), run["method"])
-            # runs of before the option hold no word on it, and beside them those that hold its default "differ"
+            # runs from before the option do not record it and would differ from those that record its default
             differs = {k: v for k, v in run["differs"].items() if (k, v) != ("weights_schedule", "constant")}
-            words = [*(run[word] for word in ("joined", "settings", "weights", "lr")), differs]
-            if meant.setdefault(key, words) != words:
-                raise ValueError(f"{file}: {key} is {words}, and elsewhere {meant[key]}")
+            fields = [*(run[name] for name in ("joined", "settings", "weights", "lr")), differs]
+            if meant.setdefault(key, fields) != fields:
+                raise ValueError(f"{file}: {key} is {fields}, and elsewhere {meant[key]}")
             seeds = found.setdefault(key, {})
             if seeds.setdefault(run["seed"], run["accuracy"]) != run["accuracy"]:
                 raise ValueError(f"{file}: {key} with seed {run['seed']} has another result than elsewhere")
@@ -80,7 +80,7 @@ def table(found: Found, pairs: list[str], rows: dict[str, str]) -> list[list[str
 
 
 def pulls(names: dict[str, str]) -> list[list[str]]:
-    """Of each term of a training: its gradient's norm relative to the cross-entropy's, and their cosine, as training goes on."""
+    """Of each term of a training: its gradient's norm relative to the cross-entropy's, and their cosine, during training."""
     lines: list[list[str]] = []
     for pair, name in names.items():
         rows = json.loads((HERE / "search" / "gradients" / f"{name}.json").read_text())["rows"]
@@ -105,7 +105,7 @@ def _cell(seeds: dict[int, float] | None) -> str:
 
 
 def _name(pair: str, own: dict[str, Any]) -> str:
-    """Teachers of one architecture are told apart by their accuracy."""
+    """Teachers of one architecture are distinguished by their accuracy."""
     teacher = own["teacher"]
     return f"{teacher['name'].removeprefix('uhkd/')} ({100 * teacher['accuracy']:.1f}) -> {pair}"
 

@@ -34,8 +34,8 @@ def _regime(name: str, content: dict[str, Any]) -> str:
         cells = [_cell([100 * run["judged"][key] for run in own]) for key in COLUMNS]
         rows.append([variant, _described(content["recipe"] | own[0]["recipe"]), str(len(own)), *cells])
     recipe = content["recipe"]
-    taught = [run["teacher"]["accuracy"] for run in runs if run["teacher"].get("accuracy")]
-    teacher = f"teacher {100 * taught[0]:.1f} %, " if taught else ""
+    accuracies = [run["teacher"]["accuracy"] for run in runs if run["teacher"].get("accuracy")]
+    teacher = f"teacher {100 * accuracies[0]:.1f} %, " if accuracies else ""
     images = f"{recipe['train_limit']:,} images" if recipe.get("train_limit") else "all images"
     where = " / ".join(
         f"{e['gpu'] or str(e['cpu_cores']) + ' shared CPU cores'}; torch {e['versions']['torch']}"

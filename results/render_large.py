@@ -32,13 +32,13 @@ def large(files: Summaries) -> str:
         if not is_small:
             continue
         part = PARTS[small["part"]]
-        said = f"`{pair}`, accuracy (%) on the {part} after the last epoch; no setting was tuned. {facts(small, big)}"
+        lines = f"`{pair}`, accuracy (%) on the {part} after the last epoch; no setting was tuned. {facts(small, big)}"
         table = both(small, big) if big else [["method", "small"], *rows(small)]
-        blocks += [said, markdown(table), agreement(small, big) if big else "Large: **not yet run**."]
+        blocks += [lines, markdown(table), agreement(small, big) if big else "Large: **not yet run**."]
         if again := files.get(f"{pair}-again.json"):
             blocks.append(repeated(again))
         if tried := [
-            line for kind, told in _TRIED.items() if (line := other_weights(files.get(f"{pair}-{kind}.json"), told))
+            line for kind, text in _TRIED.items() if (line := other_weights(files.get(f"{pair}-{kind}.json"), text))
         ]:
             blocks.append(f"Other weights, large, one seed: {'; '.join(tried)}.")
     return "\n\n".join(blocks)
@@ -56,8 +56,8 @@ def both(small: Mapping[str, Any], big: Mapping[str, Any]) -> list[list[str]]:
     """Accuracies and ranks of the methods that ran in both sizes, best of the large comparison first."""
     ours, theirs = both_ran(small, big)
     rank, rank_small = (dict(zip(of, rankdata([-v for v in of.values()]), strict=True)) for of in (theirs, ours))
-    (_, taught), *others = (row for row in rows(big) if row[0] in {"(teacher)", *theirs})
-    lines = [["method", "large", "rank", "small", "rank"], ["(teacher)", taught, "", rows(small)[0][1], ""]]
+    (_, teacher_recipe), *others = (row for row in rows(big) if row[0] in {"(teacher)", *theirs})
+    lines = [["method", "large", "rank", "small", "rank"], ["(teacher)", teacher_recipe, "", rows(small)[0][1], ""]]
     for method, accuracy in others:
         lines.append([method, accuracy, f"{rank[method]:g}", cell(small, method), f"{rank_small[method]:g}"])
     return lines
@@ -84,43 +84,47 @@ def both_ran(small: Mapping[str, Any], big: Mapping[str, Any]) -> tuple[dict[str
 
 def repeated(summary: Mapping[str, Any]) -> str:
     """Some methods of the large comparison run again with more seeds, in a sentence."""
-    said = ", ".join(f"`{method}` {cell(summary, method)}" for method in means(summary))
+    lines = ", ".join(f"`{method}` {cell(summary, method)}" for method in means(summary))
     seeds, commits = ({run[name] for run in summary["runs"]} for name in ("seed", "commit"))
-    return f"Run again with {len(seeds)} seeds (commit {', '.join(sorted(commits))}): {said}."
+    return f"Run again with {len(seeds)} seeds (commit {', '.join(sorted(commits))}): {lines}."
 
 
-def other_weights(summary: Mapping[str, Any] | None, told: str) -> str:
+def other_weights(summary: Mapping[str, Any] | None, text: str) -> str:
     """The methods of the large comparison at other weights, in a phrase; nothing where none ran."""
     if summary is None:
         return ""
     changed = {run["method"]: run["weights"] for run in summary["runs"]}
-    said = [
+    lines = [
         f"`{method}` {cell(summary, method)}"
         + (f" ({' '.join(f'{name}={value:g}' for name, value in changed[method].items())})" if changed[method] else "")
         for method in means(summary)
     ]
-    return ", ".join(said) + told
+    return ", ".join(lines) + text
 
 
 def facts(small: Mapping[str, Any], big: Mapping[str, Any] | None) -> str:
     """What the two sizes are, and where they ran."""
-    told, summaries = [], {"Small": small} | ({"large": big} if big else {})
+    text, summaries = [], {"Small": small} | ({"large": big} if big else {})
     for size, summary in summaries.items():
         (own,) = summary["pairs"].values()
-        recipe, taught, seeds = own["recipe"], teacher(summary)["recipe"], {run["seed"] for run in summary["runs"]}
-        told.append(
+        recipe, teacher_recipe, seeds = (
+            own["recipe"],
+            teacher(summary)["recipe"],
+            {run["seed"] for run in summary["runs"]},
+        )
+        text.append(
             f"{size}: {own['train_images']:,} images, {recipe['epochs']} epochs, batch {recipe['batch_size']}, "
             f"{recipe['optimizer']} lr {summary['runs'][0]['lr']:g}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-            f"teacher `{teacher(summary)['name']}`{with_options(taught)} of {taught['epochs']} epochs"
+            f"teacher `{teacher(summary)['name']}`{with_options(teacher_recipe)} of {teacher_recipe['epochs']} epochs"
         )
     machines = {facts["gpu"] or "CPU" for summary in summaries.values() for facts in summary["environments"]}
     commits = {run["commit"] for summary in summaries.values() for run in summary["runs"]}
-    return f"{'; '.join(told)}. {', '.join(sorted(machines))}; commits {', '.join(sorted(commits))}."
+    return f"{'; '.join(text)}. {', '.join(sorted(machines))}; commits {', '.join(sorted(commits))}."
 
 
-def with_options(taught: Mapping[str, Any]) -> str:
-    """A teacher's own sizes, in words."""
-    options = taught.get("options") or taught.get("student_options") or {}
+def with_options(teacher_recipe: Mapping[str, Any]) -> str:
+    """The sizes of a teacher as text."""
+    options = teacher_recipe.get("options") or teacher_recipe.get("student_options") or {}
     return f" ({', '.join(f'{name} {value}' for name, value in options.items())})" if options else ""
 
 

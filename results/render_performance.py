@@ -57,7 +57,7 @@ def epochs(content: dict[str, Any]) -> str:
 
 
 def writing(content: dict[str, Any]) -> str:
-    """Writing beside the plain forward pass."""
+    """Writing compared with the forward pass alone."""
     own, speeds = content["settings"], content["images_per_second"]
     rows = [["", "images a second (median)"], *([name, f"{median(found):,.0f}"] for name, found in speeds.items())]
     rows.append(["writing / teacher alone", _ratio(content["writing_to_teacher"])])
@@ -116,7 +116,7 @@ def stored(content: dict[str, Any]) -> str:
 
 
 def data(content: dict[str, Any]) -> str:
-    """Images a second of each path beside timm's loader."""
+    """Images a second of each path compared with timm's loader."""
     rows = [["path", "workers", "uhkd", "timm", "uhkd / timm"]]
     for path, own in content["paths"].items():
         speed = own["images_per_second_and_core"]
@@ -132,18 +132,18 @@ def data(content: dict[str, Any]) -> str:
 
 
 def deterministic(content: dict[str, Any]) -> str:
-    """What repeats to the bit, by method and pair."""
-    asked = ("repeats without", "repeats with", "stopped and resumed")
+    """Which trainings are bit-exact, by method and pair."""
+    arguments = ("repeats without", "repeats with", "stopped and resumed")
     pairs = list(dict.fromkeys(row["pair"] for row in content["rows"]))
     found: dict[str, list[str]] = {}
     for row in content["rows"]:
-        said = ", ".join("yes" if row[key] else "**no**" for key in asked if key in row)
+        answers = ", ".join("yes" if row[key] else "**no**" for key in arguments if key in row)
         refused = row.get("refused", "").removeprefix("deterministic: ")
-        found.setdefault(row["method"], []).append(f"{said}; refused: {refused}" if refused else said)
+        found.setdefault(row["method"], []).append(f"{answers}; refused: {refused}" if refused else answers)
     return (
-        f"### {content['title']}: `--deterministic`\n\nWhether a second training equals the first in all bits: without the word, "
+        f"### {content['title']}: `--deterministic`\n\nWhether a second training is bit-equal to the first: without the option, "
         f"with it, and with it stopped in the middle and resumed; {content['settings']['epochs']} epochs of "
-        f"{content['settings']['images']} images, mixup and averaged weights, beside other trainings on the same GPU.\n\n"
+        f"{content['settings']['images']} images, mixup and averaged weights, with other trainings on the same GPU.\n\n"
         + markdown([["method", *pairs], *([method, *cells] for method, cells in found.items())])
     )
 

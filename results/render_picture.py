@@ -26,34 +26,34 @@ _STYLE = """
 """
 
 
-def picture(summary: Mapping[str, Any]) -> str:
+def figure(summary: Mapping[str, Any]) -> str:
     """An SVG of mean accuracy (%) with its standard deviation over seeds, a panel a pair; the same numbers in its description."""
     found, pairs = scores(summary), list(summary["pairs"])
     height = _HEAD + len(METHODS) * _ROW + 26
     rows = (len(pairs) + 1) // 2
-    width, whole = 2 * _PANEL + 3 * _GAP, _TOP + rows * (height + _GAP) + 10
+    width, total = 2 * _PANEL + 3 * _GAP, _TOP + rows * (height + _GAP) + 10
     seeds = len({run["seed"] for run in summary["runs"]})
     title = f"Accuracy (%) on the test part: mean ± standard deviation of {seeds} seeds"
-    words = "scratch: no teacher. twin_a: uhkd with pooled maps in place of frequencies."
-    panels, told = [], []
+    note = "scratch: no teacher. twin_a: uhkd with pooled maps in place of frequencies."
+    panels, captions = [], []
     for at, pair in enumerate(pairs):
         teacher = 100 * summary["pairs"][pair]["teacher"]["accuracy"]
         values = {method: list(found[method][pair].values()) for method in METHODS if pair in found.get(method, {})}
         left, top = _GAP + at % 2 * (_PANEL + _GAP), _TOP + at // 2 * (height + _GAP)
         panels.append(f'<g transform="translate({left} {top})">\n{_panel(pair, teacher, values)}\n</g>')
-        told.append(
+        captions.append(
             f"{_named(pair)}: teacher {teacher:.1f}, " + ", ".join(f"{m} {fmean(v):.1f}" for m, v in values.items())
         )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" width="{width}" height="{whole}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}" role="img">',
             f"<title>{escape(summary['title'])}</title>",
-            f"<desc>{escape(title)}. {escape(words)} {escape('. '.join(told))}.</desc>",
+            f"<desc>{escape(title)}. {escape(note)} {escape('. '.join(captions))}.</desc>",
             f"<style>{_STYLE}</style>",
-            f'<rect class="ground" width="{width}" height="{whole}" rx="8"/>',
+            f'<rect class="ground" width="{width}" height="{total}" rx="8"/>',
             f'<text class="text head" x="{_GAP}" y="22">{escape(summary["title"])}</text>',
             f'<text class="quiet" x="{_GAP}" y="40">{escape(title)}</text>',
-            f'<text class="quiet" x="{_GAP}" y="56">{escape(words)}</text>',
+            f'<text class="quiet" x="{_GAP}" y="56">{escape(note)}</text>',
             *panels,
             "</svg>\n",
         ]

@@ -21,29 +21,29 @@ def merged(parts: Mapping[str, Mapping[str, Any]], title: str) -> dict[str, Any]
     """
     first = next(iter(parts.values()))
     alike = ("part", "settings_tried")
-    whole: dict[str, Any] = {"title": title} | {word: first[word] for word in alike}
-    whole |= {"pairs": {}, "environments": [], "runs": [], "tuning": []}
+    merged_summary: dict[str, Any] = {"title": title} | {name: first[name] for name in alike}
+    merged_summary |= {"pairs": {}, "environments": [], "runs": [], "tuning": []}
     for name, part in sorted(parts.items(), key=lambda item: number(item[0])):
-        if len(part["pairs"]) != 1 or any(part[word] != first[word] for word in alike):
-            raise ValueError(
-                f"{name} and others were not made alike: expected one pair, and the same {' and '.join(alike)}"
-            )
+        if len(part["pairs"]) != 1 or any(part[name] != first[name] for name in alike):
+            raise ValueError(f"{name} and others differ: expected one pair, and the same {' and '.join(alike)}")
         pair, own = name.rpartition("-")[0], next(iter(part["pairs"].values()))
-        if not same(whole["pairs"].setdefault(pair, own), own):
+        if not same(merged_summary["pairs"].setdefault(pair, own), own):
             raise ValueError(f"{name} is of another pair than the files before it")
-        machines = whole["environments"]
+        machines = merged_summary["environments"]
         machines += [facts for facts in part["environments"] if facts not in machines]
         at = [machines.index(facts) for facts in part["environments"]]
         again = {(pair, run["method"]) for run in part["runs"]}
         for kind in ("runs", "tuning"):
-            whole[kind] = [entry for entry in whole[kind] if (entry["pair"], entry["method"]) not in again]
-        whole["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
-        whole["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
-    whole["pairs"] = dict(sorted(whole["pairs"].items()))
+            merged_summary[kind] = [
+                entry for entry in merged_summary[kind] if (entry["pair"], entry["method"]) not in again
+            ]
+        merged_summary["runs"] += [run | {"pair": pair, "environment": at[run["environment"]]} for run in part["runs"]]
+        merged_summary["tuning"] += [trial | {"pair": pair} for trial in part["tuning"]]
+    merged_summary["pairs"] = dict(sorted(merged_summary["pairs"].items()))
     # measured again, a method keeps its place
     order = list(dict.fromkeys(run["method"] for part in parts.values() for run in part["runs"]))
-    whole["runs"].sort(key=lambda run: order.index(run["method"]))
-    return whole
+    merged_summary["runs"].sort(key=lambda run: order.index(run["method"]))
+    return merged_summary
 
 
 def number(name: str) -> int:

@@ -78,7 +78,7 @@ def _arithmetic(content: dict[str, Any]) -> str:
     per_sample = max(own["order_seconds_near"] / int(n) for n, own in content["opening"].items())
 
     def row(title: str, value: Any) -> None:
-        rows.append([title, *(value(*words) for words in SETS.values())])
+        rows.append([title, *(value(*key) for key in SETS.values())])
 
     row("samples, and bytes of images", lambda n, classes, image: f"{n:,}, {_bytes(n * image)}")
     row("index file, once in each process's memory", lambda n, *_: _bytes(A_SAMPLE * n))

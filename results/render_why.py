@@ -19,12 +19,12 @@ def pair(file: str, content: Mapping[str, Any]) -> str:
     own, data = content["runs"], content["data"]
     teacher, student = own["teacher"][0], own["uhkd"][0]
     name, seeds = content["pair"], ", ".join(str(run["seed"]) for run in own["uhkd"])
-    taught = "; ".join(f"{SIDES[side]}: {recipe(own[side][0])}" for side in ("kd", "uhkd"))
+    recipes = "; ".join(f"{SIDES[side]}: {recipe(own[side][0])}" for side in ("kd", "uhkd"))
     facts, commits = content["environment"], sorted({str(run["commit"]) for runs in own.values() for run in runs})
     where = facts["gpu"] or f"{facts['cpu_cores']} shared CPU cores"
     blocks = [
         f"### {name}: {teacher['network']} -> {student['network']}",
-        f"{student['train_images']:,} images of {data['name']}, {student['epochs']} epochs, seeds {seeds}; {taught}. Mean ± sd "
+        f"{student['train_images']:,} images of {data['name']}, {student['epochs']} epochs, seeds {seeds}; {recipes}. Mean ± sd "
         f"over seeds, on {data['held_out_images']:,} held-out images.",
         f"**After training**\n\n{markdown(calibration(content))}",
         f"**CKA of matched levels**, maps pooled over space\n\n{markdown(cka(content))}",
@@ -58,7 +58,7 @@ def calibration(content: Mapping[str, Any]) -> Rows:
     own = content["calibration"]
     heads = {"accuracy": "accuracy (%)", "top5": "top-5 (%)", "nll": "nll (nats)", "ece": "ece (%)"}
     shown = {key: head for key, head in heads.items() if key in own["kd"]}
-    rows = [[n, *(told(own[s][key], 1 if key == "nll" else 100) for key in shown)] for s, n in SIDES.items()]
+    rows = [[n, *(numbers(own[s][key], 1 if key == "nll" else 100) for key in shown)] for s, n in SIDES.items()]
     return [["", *shown.values()], *rows]
 
 
@@ -69,7 +69,7 @@ def cka(content: Mapping[str, Any]) -> Rows:
     rows = [
         [
             f"{s + 1} with teacher's {t + 1}",
-            *("not recorded" if c is None else told(c, 1, s, t) for c in columns.values()),
+            *("not recorded" if c is None else numbers(c, 1, s, t) for c in columns.values()),
         ]
         for s, t in content["matched"]
     ]
@@ -86,7 +86,7 @@ def error(content: Mapping[str, Any]) -> Rows:
     for number, level in enumerate(own["levels"], 1):
         texts = {}
         for k, name in enumerate(level["bands"]):
-            first, last = (told(level["error"], 1, row, k) for row in (0, -1))
+            first, last = (numbers(level["error"], 1, row, k) for row in (0, -1))
             texts[name] = last if len(own["steps"]) == 1 else f"{first} -> {last}"
         rows.append([str(number), *(texts.get(name, "") for name in names)])
     return rows
@@ -100,7 +100,7 @@ def bands(content: Mapping[str, Any]) -> Rows:
     for student, teacher in content["matched"]:
         for side, title in SIDES.items():
             level = own[side][teacher if side == "teacher" else student]
-            cells = (told(level[name]) if name in level else "" for name in names)
+            cells = (numbers(level[name]) if name in level else "" for name in names)
             rows.append([str((teacher if side == "teacher" else student) + 1), title, *cells])
     return rows
 
@@ -110,13 +110,13 @@ def changed(content: Mapping[str, Any]) -> Rows:
     own = content["robustness"]
     head = ["images", *(SIDES[side] for side in own), *(f"{SIDES[side]} keeps" for side in own)]
     rows = [
-        [name, *(told(own[side][kind][name]) for kind in ("accuracy", "kept") for side in own)]
+        [name, *(numbers(own[side][kind][name]) for kind in ("accuracy", "kept") for side in own)]
         for name in own["kd"]["accuracy"]
     ]
     return [head, *rows]
 
 
-def told(values: Mapping[str, Any], scale: float = 100, *at: int) -> str:
+def numbers(values: Mapping[str, Any], scale: float = 100, *at: int) -> str:
     """'21.30 ± 0.45': mean and sd of one number, or of the one at a place in an array."""
 
     def number(x: float | Sequence[Any]) -> float:

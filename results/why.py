@@ -45,10 +45,10 @@ def over(values: Sequence[Any]) -> dict[str, Any]:
     return {"mean": x.mean(0).round(6).tolist(), "sd": sd, "runs": x.round(6).tolist()}
 
 
-def likeness(found: Sequence[Arrays]) -> dict[str, Any]:
+def similarity(found: Sequence[Arrays]) -> dict[str, Any]:
     """CKA before and after training, (student levels, teacher levels), over runs; None where a run has none."""
-    told = {when: [a[f"cka_{when}"] for a in found if f"cka_{when}" in a] for when in ("start", "end")}
-    return {when: over(values) if len(values) == len(found) else None for when, values in told.items()}
+    accuracies = {when: [a[f"cka_{when}"] for a in found if f"cka_{when}" in a] for when in ("start", "end")}
+    return {when: over(values) if len(values) == len(found) else None for when, values in accuracies.items()}
 
 
 def errors(found: Sequence[Arrays]) -> dict[str, Any] | None:
@@ -66,27 +66,29 @@ def errors(found: Sequence[Arrays]) -> dict[str, Any] | None:
 def energies(found: Sequence[Arrays]) -> dict[str, Any]:
     """Energy by integer frequency radius of each level over runs: the teacher's, and at first and last evaluation."""
     teachers, students = ([n for n in found[0] if n.startswith(f"{w}_spectrum_")] for w in ("teacher", "student"))
-    told = {w: [over([a[n][row] for a in found]) for n in students] for w, row in (("first", 0), ("last", -1))}
-    told["teacher"] = [over([a[n] for a in found]) for n in teachers]
-    return {"steps": found[0]["steps"][[0, -1]].tolist()} | told
+    accuracies = {w: [over([a[n][row] for a in found]) for n in students] for w, row in (("first", 0), ("last", -1))}
+    accuracies["teacher"] = [over([a[n] for a in found]) for n in teachers]
+    return {"steps": found[0]["steps"][[0, -1]].tolist()} | accuracies
 
 
 def facts(run: RunFolder) -> dict[str, Any]:
     """What a run's numbers rest on, without places of the machine."""
     result, recipe, card = run.read_result(), run.read_recipe(), run.read_card()
-    words = ("epochs", "optimizer", "lr", "batch_size", "weights_schedule", "val_fraction")
-    told = {"network": card["name"], "options": card["options"], "method": recipe.get("method", result["verb"])}
-    told |= {"settings_and_weights": result.get("methods")} | {word: recipe.get(word) for word in words}
-    told |= {"train_images": result["train_images"], "seed": result["seed"]}
-    return told | {"commit": result["environment"]["commit"]}
+    argv = ("epochs", "optimizer", "lr", "batch_size", "weights_schedule", "val_fraction")
+    accuracies = {"network": card["name"], "options": card["options"], "method": recipe.get("method", result["verb"])}
+    accuracies |= {"settings_and_weights": result.get("methods")} | {option: recipe.get(option) for option in argv}
+    accuracies |= {"train_images": result["train_images"], "seed": result["seed"]}
+    return accuracies | {"commit": result["environment"]["commit"]}
 
 
-def settled(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], data: DataSplits) -> None:
+def check_data(teacher: RunFolder, students: Mapping[str, Sequence[RunFolder]], data: DataSplits) -> None:
     """Raises ValueError unless runs of a side differ by their seeds alone, and all had this teacher and held-out part."""
     own = fingerprint(load_run(teacher.path))
     for side, runs in students.items():
-        told = [{k: v for k, v in facts(run).items() if k not in ("seed", "commit")} for run in runs]
-        if any(other != told[0] for other in told) or len({run.read_result()["seed"] for run in runs}) < len(runs):
+        accuracies = [{k: v for k, v in facts(run).items() if k not in ("seed", "commit")} for run in runs]
+        if any(other != accuracies[0] for other in accuracies) or len(
+            {run.read_result()["seed"] for run in runs}
+        ) < len(runs):
             raise ValueError(f"the runs of {side} are not seeds of one recipe")
         if any(run.read_result().get("teacher_fingerprint") != own for run in runs):
             raise ValueError(f"a run of {side} had another teacher")
@@ -113,24 +115,24 @@ def probes(
 ) -> list[dict[str, float]]:
     """Accuracy of a probe of each band, and of all of them, a level."""
     labels = [torch.from_numpy(source.labels) for source in (fit, held) if source.labels is not None]
-    told: list[dict[str, float]] = []
+    accuracies: list[dict[str, float]] = []
     seen = [project(network, source, size) for source in (fit, held)]
     for x, y, (_, *grid) in zip(*seen, network.shapes.maps, strict=True):
-        kept = tuple(2 * min(RADIUS, max_radius(n)) + 1 for n in grid)
-        places = bands(radial_frequencies(kept, "pairs").numpy()) | {"all": list(range(x.shape[2]))}
+        sizes = tuple(2 * min(RADIUS, max_radius(n)) + 1 for n in grid)
+        places = bands(radial_frequencies(sizes, "pairs").numpy()) | {"all": list(range(x.shape[2]))}
         sets = {name: [part[..., at].flatten(1) for part in (x, y)] for name, at in places.items()}
-        told.append({name: probe(a, labels[0], b, labels[1], classes) for name, (a, b) in sets.items()})
-    return told
+        accuracies.append({name: probe(a, labels[0], b, labels[1], classes) for name, (a, b) in sets.items()})
+    return accuracies
 
 
 def robustness(network: FeatureExtractor, held: ImageSource, size: tuple[int, int]) -> dict[str, float]:
     """Accuracy on the held-out images under each change."""
-    told, device = {}, next(network.parameters()).device
+    accuracies, device = {}, next(network.parameters()).device
     for name, change in CHANGES.items():
         batches = (b._replace(image=change(b.image, b.index)) for b in eval_loader(held, size, batch_size=100))
         logits, labels = predict_logits(network, batches, device)
-        told[name] = (logits.argmax(1) == labels).double().mean().item()
-    return told
+        accuracies[name] = (logits.argmax(1) == labels).double().mean().item()
+    return accuracies
 
 
 def probed(runs: Sequence[RunFolder], data: DataSplits, fit: ImageSource) -> dict[str, Any]:
@@ -155,8 +157,8 @@ def changed(runs: Sequence[RunFolder], data: DataSplits) -> dict[str, Any]:
         network = load(run)
         found.append(robustness(network, data.val, image_size(data, [network])))
     shares = [{name: own[name] / max(own["clean"], 1e-12) for name in CHANGES} for own in found]
-    told = {"accuracy": found, "kept": shares}
-    return {kind: {name: over([own[name] for own in each]) for name in CHANGES} for kind, each in told.items()}
+    accuracies = {"accuracy": found, "kept": shares}
+    return {kind: {name: over([own[name] for own in each]) for name in CHANGES} for kind, each in accuracies.items()}
 
 
 def calibration(runs: Sequence[RunFolder]) -> dict[str, Any]:
@@ -171,18 +173,18 @@ def load(run: RunFolder) -> FeatureExtractor:
     return load_run(run.path).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure(pair: str, word: Any, runs: Mapping[str, Sequence[RunFolder]], images: int) -> dict[str, Any]:
+def measure(pair: str, option: Any, runs: Mapping[str, Sequence[RunFolder]], images: int) -> dict[str, Any]:
     """The whole JSON of a pair; runs by side: teacher (one), kd, uhkd. images: how many the probes are fitted to."""
     # asked first, as files may change meanwhile; the command would name places of the machine
     where = {name: value for name, value in environment().items() if name != "command"}
-    data = open_data(word, val_fraction=runs["teacher"][0].read_recipe()["val_fraction"])
+    data = open_data(option, val_fraction=runs["teacher"][0].read_recipe()["val_fraction"])
     students = {name: runs[name] for name in ("kd", "uhkd")}
-    settled(runs["teacher"][0], students, data)
+    check_data(runs["teacher"][0], students, data)
     # of all training images, not of the few that a student may have seen, and with a seed of its own
     chosen = stratified_subset(data.train.labels, min(images, len(data.train)), SEED)
     counts = {"classes": len(data.classes), "fitting_images": len(chosen), "held_out_images": len(data.val)}
-    told = {name: probed(own, data, Split(data.train, chosen)) for name, own in runs.items()}
-    levels = {name: own["levels"] for name, own in told.items()}
+    accuracies = {name: probed(own, data, Split(data.train, chosen)) for name, own in runs.items()}
+    levels = {name: own["levels"] for name, own in accuracies.items()}
     arrays = {name: [run.read_arrays() for run in own] for name, own in students.items()}
     return {
         "pair": pair,
@@ -192,16 +194,16 @@ def measure(pair: str, word: Any, runs: Mapping[str, Sequence[RunFolder]], image
         "runs": {name: [facts(run) for run in own] for name, own in runs.items()},
         "levels": levels,
         "matched": match_by_depth(len(levels["uhkd"]), len(levels["teacher"])),  # (student's level, teacher's)
-        "cka": {name: likeness(own) for name, own in arrays.items()},
+        "cka": {name: similarity(own) for name, own in arrays.items()},
         "spectral_error": errors(arrays["uhkd"]),
         "spectra": {name: energies(own) for name, own in arrays.items()},
-        "bands": {name: own["bands"] for name, own in told.items()},
+        "bands": {name: own["bands"] for name, own in accuracies.items()},
         "robustness": {name: changed(own, data) for name, own in students.items()},
         "calibration": {name: calibration(own) for name, own in runs.items()},
     }
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the runs' data")
     parser.add_argument("--pair", required=True, help="name of the file to write, without .json")
@@ -210,12 +212,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "why")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--images", type=int, default=5000, help="training images that the probes are fitted to")
-    asked = parser.parse_args(words)
-    runs = {name: getattr(asked, name) for name in ("teacher", "kd", "uhkd")}
-    found = measure(asked.pair, asked.data, runs, asked.images)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(asked.out / f"{asked.pair}.json", json.dumps(found, indent=1) + "\n")
-    draw(found, asked.figures)
+    arguments = parser.parse_args(argv)
+    runs = {name: getattr(arguments, name) for name in ("teacher", "kd", "uhkd")}
+    found = measure(arguments.pair, arguments.data, runs, arguments.images)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.out / f"{arguments.pair}.json", json.dumps(found, indent=1) + "\n")
+    draw(found, arguments.figures)
 
 
 if __name__ == "__main__":

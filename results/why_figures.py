@@ -10,7 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-COLOURS = {"teacher": "0.55", "kd": "#D55E00", "uhkd": "#0072B2"}  # Okabe and Ito's: told apart by colour-blind readers
+COLOURS = {
+    "teacher": "0.55",
+    "kd": "#D55E00",
+    "uhkd": "#0072B2",
+}  # Okabe and Ito's: distinguishable for colour-blind readers
 LABELS = {"teacher": "teacher", "kd": "KD", "uhkd": "UHKD"}
 
 
@@ -32,8 +36,8 @@ def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
 def cka(found: Mapping[str, Any]) -> Figure | None:
     """Likeness of student and teacher levels: before training, after KD, after UHKD; matched levels in bold."""
     own = found["cka"]
-    told = {"before training": own["uhkd"]["start"], "after KD": own["kd"]["end"], "after UHKD": own["uhkd"]["end"]}
-    shown = {name: np.array(values["mean"]) for name, values in told.items() if values is not None}
+    matrices = {"before training": own["uhkd"]["start"], "after KD": own["kd"]["end"], "after UHKD": own["uhkd"]["end"]}
+    shown = {name: np.array(values["mean"]) for name, values in matrices.items() if values is not None}
     if not shown:
         return None
     figure = Figure(figsize=(2.7 * len(shown) + 0.8, 3.0), layout="constrained")
@@ -41,9 +45,9 @@ def cka(found: Mapping[str, Any]) -> Figure | None:
         image = axes.imshow(values, vmin=0, vmax=1, origin="lower", cmap="cividis")
         for (row, column), value in np.ndenumerate(values):
             matched = [row, column] in [list(pair) for pair in found["matched"]]
-            words = {"fontsize": 9, "fontweight": "bold" if matched else "normal"}
+            style = {"fontsize": 9, "fontweight": "bold" if matched else "normal"}
             axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center", color="w" if value < 0.55 else "k", **words
+                column, row, f"{value:.2f}", ha="center", va="center", color="w" if value < 0.55 else "k", **style
             )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("teacher level")
@@ -72,20 +76,20 @@ def bands(found: Mapping[str, Any]) -> Figure:
 
 def error(found: Mapping[str, Any]) -> Figure | None:
     """Above, UHKD's error of each frequency, over training where it was noted more than once; below, spectra."""
-    told, spectra = found["spectral_error"], found["spectra"]
-    if told is None:
+    matrices, spectra = found["spectral_error"], found["spectra"]
+    if matrices is None:
         return None
-    figure = Figure(figsize=(3.0 * len(told["levels"]), 5.2), layout="constrained")
-    upper, lower = figure.subplots(2, len(told["levels"]), squeeze=False)
+    figure = Figure(figsize=(3.0 * len(matrices["levels"]), 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, len(matrices["levels"]), squeeze=False)
     hues = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")
-    for axes, level, (student, teacher) in zip(upper, told["levels"], found["matched"], strict=True):
+    for axes, level, (student, teacher) in zip(upper, matrices["levels"], found["matched"], strict=True):
         mean = np.array(level["error"]["mean"])
         sd = np.zeros_like(mean) if level["error"]["sd"] is None else np.array(level["error"]["sd"])
         for k, band in enumerate(level["bands"]):
             if len(mean) > 1:
-                axes.plot(told["steps"], mean[:, k], label=band, color=hues[k % 6])
+                axes.plot(matrices["steps"], mean[:, k], label=band, color=hues[k % 6])
                 axes.fill_between(
-                    told["steps"], mean[:, k] - sd[:, k], mean[:, k] + sd[:, k], color=hues[k % 6], alpha=0.2
+                    matrices["steps"], mean[:, k] - sd[:, k], mean[:, k] + sd[:, k], color=hues[k % 6], alpha=0.2
                 )
             else:
                 axes.bar(band, mean[0, k], yerr=sd[0, k] or None, color=hues[k % 6], width=0.6)
@@ -95,7 +99,7 @@ def error(found: Mapping[str, Any]) -> Figure | None:
         axes.set_xlabel("step" if len(mean) > 1 else "frequency (cycles per image)")
     _alike(upper)
     upper[0].set_ylabel("error of the aligned spectrum")
-    if len(told["steps"]) > 1:
+    if len(matrices["steps"]) > 1:
         upper[0].legend(title="frequency", fontsize=8, title_fontsize=8)
     for axes, (student, teacher) in zip(lower, found["matched"], strict=True):
         _spectrum(axes, spectra["uhkd"]["teacher"][teacher], COLOURS["teacher"], "-", "teacher")
@@ -140,14 +144,14 @@ def _alike(panels: Sequence[Axes]) -> None:
         axes.set_ylim(min(lows), max(highs))
 
 
-def _bars(axes: Axes, names: Sequence[str], told: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> None:
+def _bars(axes: Axes, names: Sequence[str], matrices: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> None:
     """Grouped bars in percent with sd; nothing where a side lacks a number."""
-    width = 0.8 / len(told)
-    for k, (side, values) in enumerate(told.items()):
+    width = 0.8 / len(matrices)
+    for k, (side, values) in enumerate(matrices.items()):
         at = [i for i, value in enumerate(values) if value is not None]
         own = [value for value in values if value is not None]
         sd = None if any(v["sd"] is None for v in own) else [100 * v["sd"] for v in own]
-        places = np.array(at) + (k - (len(told) - 1) / 2) * width
+        places = np.array(at) + (k - (len(matrices) - 1) / 2) * width
         axes.bar(places, [100 * v["mean"] for v in own], width, yerr=sd, color=COLOURS[side], label=LABELS[side])
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="y", alpha=0.3)

@@ -50,9 +50,9 @@ def probe(fit: Tensor, fit_labels: Tensor, held: Tensor, held_labels: Tensor, cl
     The strength is the best on a fifth of the fitting images (of equals the strongest), and then all of them are fitted.
     """
     mean, sd = fit.mean(0), fit.std(0)
-    sd = sd.where(sd > 1e-6 * sd.max(), torch.ones_like(sd))  # a channel that sleeps stays at zero
+    sd = sd.where(sd > 1e-6 * sd.max(), torch.ones_like(sd))  # an inactive channel stays at zero
     x, y = (fit - mean) / sd, (held - mean) / sd
-    if x.shape[1] > WIDEST:  # a projection that knows neither images nor labels
+    if x.shape[1] > WIDEST:  # a projection that depends on neither images nor labels
         drawn = torch.randn(x.shape[1], WIDEST, generator=torch.Generator().manual_seed(SEED)).to(x) / WIDEST**0.5
         x, y = x @ drawn, y @ drawn
     x, y = x.double(), y.double()
@@ -68,7 +68,7 @@ def probe(fit: Tensor, fit_labels: Tensor, held: Tensor, held_labels: Tensor, cl
 
 
 def noise(images: Tensor, index: Tensor, sd: float) -> Tensor:
-    """Gaussian noise, cut to [0, 1]: each image's own, whatever batch it lies in, the same pattern for every sd."""
+    """Gaussian noise, cut to [0, 1]: independent per image and of the batch, the same pattern for every sd."""
     drawn = [np.random.default_rng((SEED, int(i))).standard_normal(images.shape[1:], np.float32) for i in index]
     return (images + sd * torch.from_numpy(np.stack(drawn)).to(images)).clamp(0, 1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from references.pages import commands
-from uhkd.__main__ import VERBS
+from uhkd.__main__ import COMMANDS
 from uhkd.cli.parser import SCHEMAS, parse, read_flags
 from uhkd.console import parse_output_options
 from uhkd.recipe import RecipeError
@@ -23,7 +23,7 @@ def complaints(words, whole):
     verb, *rest = words or ("VERB",)
     if verb in ("-h", "--help", "--version", "VERB", "help"):
         return []
-    if verb not in VERBS:
+    if verb not in COMMANDS:
         return [f"unknown verb {verb!r}"]
     if rest[:1] == ["verify"] and verb == "cache":
         verb, rest = "cache verify", rest[1:]

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import uhkd
 from uhkd import console
-from uhkd.__main__ import VERBS, main
+from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import json_output
 from uhkd.cli.parser import CONFIGURED, SCHEMAS
 from uhkd.recipe import build, find_recipe, load_yaml, recipe_names
@@ -406,6 +406,6 @@ def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
 
 def test_verbs_and_schemas_and_the_page_agree():
     page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
-    assert set(console.PLANS) <= set(VERBS)
+    assert set(console.PLANS) <= set(COMMANDS)
     for word in (*console.OPTIONS, console.DRY_RUN, console.VERBOSITY, "NO_COLOR", "UHKD_TRACEBACK", "uhkd completion"):
         assert word in page

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import uhkd
-from uhkd.__main__ import VERBS, main
+from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import names, parser
 from uhkd.recipe import RecipeError
 
@@ -38,13 +38,13 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
     for argv in ([], ["--help"], ["-h"]):
         assert main(argv) == 0
         text = capsys.readouterr().out
-        assert all(f"\n  {verb} " in text for verb in VERBS)
+        assert all(f"\n  {verb} " in text for verb in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"uhkd {uhkd.__version__}\n"
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]):
-    assert set(VERBS) == {verb for verb in parser.SCHEMAS if " " not in verb}
+    assert set(COMMANDS) == {verb for verb in parser.SCHEMAS if " " not in verb}
     for verb, schema in parser.SCHEMAS.items():
         assert main([*verb.split(), "--help"]) == 0
         text = capsys.readouterr().out

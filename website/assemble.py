@@ -42,7 +42,7 @@ def assemble(into: Path, docs: Path = DOCS) -> Path:
 
 
 def generated() -> dict[str, str]:
-    """Markdown by page name: the command line, the recipe's words and the Python names, as the code states them."""
+    """Markdown by page name: the command line, the recipe's options and the Python names, from the code."""
     pages = {"reference/command-line.md": command_line(), "reference/recipe.md": recipe_words()}
     for module in MODULES:
         pages[f"reference/python/{module}.md"] = python_page(module)
@@ -50,40 +50,40 @@ def generated() -> dict[str, str]:
 
 
 def without_paths(text: str, page: Path) -> str:
-    """The page with each link that leaves docs/ as words: the site has no sources, and they have no address of their own."""
+    """Return the page with links that leave docs/ as plain text: the site has no source files."""
 
-    def words(link: re.Match[str]) -> str:
+    def link_text(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", page.parent.as_posix(), link["target"]))
         if target.startswith("docs/"):
             return link[0]
         text = link["text"]
         return text if text.strip("`") == target else f"{text} (`{target}`)"
 
-    kept: list[str] = []
+    lines: list[str] = []
     end = 0
     for fence in _FENCE.finditer(text):
-        kept += [_LINK.sub(words, text[end : fence.start()]), fence[0]]
+        lines += [_LINK.sub(link_text, text[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*kept, _LINK.sub(words, text[end:])])
+    return "".join([*lines, _LINK.sub(link_text, text[end:])])
 
 
 def navigation(nav: list[Any], there: set[str]) -> list[Any]:
     """The settings' navigation without pages that do not exist; existing ones that it does not name come under More."""
     named: set[str] = set()
 
-    def kept(entries: list[Any]) -> list[Any]:
+    def lines(entries: list[Any]) -> list[Any]:
         result: list[Any] = []
         for entry in entries:
             title, value = next(iter(entry.items())) if isinstance(entry, dict) else (None, entry)
             if isinstance(value, list):
-                if below := kept(value):
+                if below := lines(value):
                     result.append({title: below})
             elif value in there:
                 named.add(value)
                 result.append(entry)
         return result
 
-    shown = kept(nav)
+    shown = lines(nav)
     reference = next(entry["Reference"] for entry in shown if isinstance(entry, dict) and "Reference" in entry)
     python = sorted(page for page in there - named if page.startswith("reference/python/"))
     reference += [{Path(page).stem: page} for page in python]

@@ -25,9 +25,9 @@ def build(into: Path, docs: Path = DOCS) -> Path:
     settings = assemble(into, docs)
     command = [sys.executable, "-m", "zensical", "build", "--config-file", settings.name, "--strict", "--clean"]
     ended = subprocess.run(command, cwd=into, capture_output=True, text=True, encoding="utf-8")
-    said = re.sub(r"\x1b\[[\d;]*m", "", ended.stdout + ended.stderr).split("Traceback (most")[0]
-    if ended.returncode or any(word in said.lower() for word in _WARNINGS):
-        raise ValueError(said.strip())
+    output = re.sub(r"\x1b\[[\d;]*m", "", ended.stdout + ended.stderr).split("Traceback (most")[0]
+    if ended.returncode or any(warning in output.lower() for warning in _WARNINGS):
+        raise ValueError(output.strip())
     return into / "site"
 
 
@@ -45,11 +45,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help="show the site when it is built")
     parser.add_argument("--port", type=int, default=8000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         site = build(ROOT / "build")
     except ValueError as error:
         sys.exit(f"{error}\nthe site has warnings (above): it is not done")
     print(f"{site / 'index.html'}: open it from disk, or `make docs-serve`")
-    if asked.serve:
-        serve(site, asked.port)
+    if arguments.serve:
+        serve(site, arguments.port)

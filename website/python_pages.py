@@ -26,7 +26,9 @@ MODULES = (
     "uhkd.integrations.lightning",
     "uhkd.integrations.timm",
 )
-_BESIDE = {"uhkd.recipe": "The words of each kind of recipe, with bounds and defaults: [Recipe](../recipe.md)."}
+_INTRODUCTIONS = {
+    "uhkd.recipe": "The options of each kind of recipe, with bounds and defaults: [Recipe](../recipe.md)."
+}
 
 
 def source(module: str) -> Path:
@@ -54,4 +56,4 @@ def python_page(module: str) -> str:
     """A page that shows the module's docstring and all its public names."""
     entries = "\n\n".join(f"::: {module}.{name}" for name in public_names(module) if name != "__version__")
     head = ast.get_docstring(ast.parse(source(module).read_text(encoding="utf-8"))) or ""
-    return f"# {module}\n\n{head}\n\n{_BESIDE.get(module, '')}\n\n{entries}\n"
+    return f"# {module}\n\n{head}\n\n{_INTRODUCTIONS.get(module, '')}\n\n{entries}\n"

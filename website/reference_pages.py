@@ -1,4 +1,4 @@
-"""Pages of the site made from the schemas: verbs, options and the words of recipes, as the program itself reads them."""
+"""Pages of the site made from the schemas: commands, command-line options and recipe options."""
 
 from collections.abc import Iterable, Sequence
 from types import NoneType
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from uhkd.__main__ import VERBS
+from uhkd.__main__ import COMMANDS
 from uhkd.cli.parser import SCHEMAS
 from uhkd.console import DRY_RUN, OPTIONS, PLANS
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, StrictModel, recipe_names
@@ -20,33 +20,33 @@ def reference(modules: Sequence[str]) -> str:
     python = "\n".join(f"- [`{module}`](python/{module}.md)" for module in modules)
     return (
         f"{_HEAD}# Reference\n\nWhat is here is read from the code when the site is built.\n\n"
-        "- [Command line](command-line.md): every verb and option, with its default.\n"
-        "- [Recipe](recipe.md): the same words as they stand in a YAML file.\n"
-        "- [Glossary](../glossary.md): the terms in plain words.\n\n"
+        "- [Command line](command-line.md): every command and option, with its default.\n"
+        "- [Recipe](recipe.md): the same options in a YAML file.\n"
+        "- [Glossary](../glossary.md): the terms explained.\n\n"
         f"## Python\n\nBegin with `uhkd`; the others are its parts, each usable alone.\n\n{python}\n"
     )
 
 
 def command_line() -> str:
-    """Every verb with its options, defaults and meanings."""
-    listed = "\n".join(f"| [`{verb}`](#{verb}) | {line} |" for verb, line in VERBS.items())
+    """Return the page of all commands with their options, defaults and meanings."""
+    listed = "\n".join(f"| [`{command}`](#{command}) | {line} |" for command, line in COMMANDS.items())
     dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
     shared = "\n".join(f"| `{option}` | {meaning} |" for option, meaning in (OPTIONS | dry).items())
     parts = [
         f"{_HEAD}# Command line",
-        "`uhkd VERB --help` prints the same in a terminal. Options may be written `--batch-size 64` or `--batch-size=64`.",
-        f"| verb | what it does |\n|---|---|\n{listed}",
-        "Before the verb or behind it, for every verb ([scripting](../scripting.md)):",
+        "`uhkd COMMAND --help` prints the same in a terminal. Options may be written `--batch-size 64` or `--batch-size=64`.",
+        f"| command | what it does |\n|---|---|\n{listed}",
+        "Before or after the command, for every command ([scripting](../scripting.md)):",
         f"| option | meaning |\n|---|---|\n{shared}",
     ]
-    for verb, schema in SCHEMAS.items():
+    for command, schema in SCHEMAS.items():
         positional: tuple[str, ...] = getattr(schema, "positional", ())
         config = " [-c RECIPE]" if issubclass(schema, _RECIPES) else ""
-        words = "".join(f" {name.upper()}{'...' if _many(schema.model_fields[name]) else ''}" for name in positional)
+        names = "".join(f" {name.upper()}{'...' if _many(schema.model_fields[name]) else ''}" for name in positional)
         parts += [
-            f"## {verb} {{#{verb.replace(' ', '-')}}}",
+            f"## {command} {{#{command.replace(' ', '-')}}}",
             schema.__doc__ or "",
-            f"    uhkd {verb}{config}{words} [OPTIONS]",
+            f"    uhkd {command}{config}{names} [OPTIONS]",
         ]
         if config:
             parts.append(
@@ -61,22 +61,22 @@ def command_line() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def recipe_words() -> str:
-    """The words of recipes: what each kind of YAML file may say."""
+def recipe_options() -> str:
+    """Return the page of the options of each kind of recipe."""
     packaged = "\n".join(f"- `{name}`" for name in recipe_names())
     parts = [
         f"{_HEAD}# Recipe",
-        "A recipe is a YAML file of plain words. The same words are options of the command line (`batch_size` is `--batch-size`) "
-        "and keyword arguments in Python. An unknown word is refused with the nearest known one. Every run folder holds the "
+        "A recipe is a YAML file of options. The same options are used on the command line (`batch_size` is `--batch-size`) "
+        "and keyword arguments in Python. An unknown option is an error that names the nearest known one. Every run folder holds the "
         "recipe it was made by, with all defaults written out: `uhkd distill -c runs/student --out runs/again` runs it again.",
     ]
     for schema in _RECIPES:
-        verb = next(verb for verb, of in SCHEMAS.items() if of is schema)
+        command = next(command for command, of in SCHEMAS.items() if of is schema)
         parts += [
-            f"## {verb} {{#recipe-{verb}}}",
+            f"## {command} {{#recipe-{command}}}",
             schema.__doc__ or "",
             _table(
-                ("word", "takes", "default", "meaning"),
+                ("option", "takes", "default", "meaning"),
                 [
                     (f"`{n}`", _takes(f), _default(f), _cell(f.description or ""))
                     for n, f in ((name, schema.model_fields[name]) for name in _sorted(schema, ()))
@@ -85,7 +85,7 @@ def recipe_words() -> str:
         ]
     parts += [
         "## Packaged recipes",
-        "`uhkd recipes NAME` shows one, two names the words in which they differ.",
+        "`uhkd recipes NAME` shows one, two names the options that differ.",
         packaged,
     ]
     return "\n\n".join(parts) + "\n"
@@ -115,7 +115,7 @@ def _many(field: FieldInfo) -> bool:
 
 
 def _takes(field: FieldInfo) -> str:
-    """What a value looks like, in words."""
+    """Return the form of a value as text."""
     (part, *_) = _parts(field)
     if get_origin(part) is Literal:
         return _cell(" or ".join(f"`{choice}`" for choice in get_args(part)))
@@ -138,9 +138,9 @@ def _takes(field: FieldInfo) -> str:
 
 
 def _bounds(rule: Any) -> Iterable[tuple[str, float]]:
-    for word, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
-        if getattr(rule, word, None) is not None:
-            yield sign, getattr(rule, word)
+    for bound, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+        if getattr(rule, bound, None) is not None:
+            yield sign, getattr(rule, bound)
 
 
 def _default(field: FieldInfo) -> str:
