@@ -67,7 +67,7 @@ def recipe_options() -> str:
     parts = [
         f"{_HEAD}# Recipe",
         "A recipe is a YAML file of options. The same options are used on the command line (`batch_size` is `--batch-size`) "
-        "and keyword arguments in Python. An unknown option is an error that names the nearest known one. Every run folder holds the "
+        "and keyword arguments in Python. An unknown option is an error that names the nearest known one. A run folder holds the "
         "recipe it was made by, with all defaults written out: `uhkd distill -c runs/student --out runs/again` runs it again.",
     ]
     for schema in _RECIPES:
