@@ -1,4 +1,4 @@
-"""Run folders -> one self-contained HTML page, and its figures as files."""
+"""Create a self-contained HTML page from run folders, and its figures as files."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""What a figure shows, as plain data; `uhkd.reporting.draw` draws it."""
+"""The content of figures as plain data; `uhkd.reporting.draw` draws it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# s0 ... s7 are series, ink is text and the teacher, muted the axes' labels; the page has them as CSS variables
+# s0 ... s7: series; ink: text and the teacher; muted: axis labels. CSS variables on the page.
 LIGHT = {
     "s0": "#b93a0b",
     "s1": "#1d4ed8",
@@ -44,14 +44,14 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
 def hue_of(label: str, count: int) -> tuple[int, int]:
-    """Return the colour (0 ... 7) and dash of a method, the same in all figures; count: other methods before it."""
+    """Return the colour (0 to 7) and dash of a method, the same in all figures. count: number of other methods before it."""
     fixed = {"uhkd": (0, 0), "kd": (1, 0), "scratch": (2, 0)}
     return fixed.get(label) or (3 + count % 5, count // 5 % 4)
 
 
 @dataclass(frozen=True)
 class Series:
-    """What belongs together in a panel. group: key of a group that the page can hide. frame: shown at one place of a slider."""
+    """A series of a panel. group: key of a group that the page can hide. frame: the slider position that shows it."""
 
     label: str
     group: str | None = field(default=None, kw_only=True)
@@ -60,9 +60,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Line(Series):
-    """Points joined by a line, those that are not finite left out. hue: a name in `LIGHT`. dash: index into `DASHES`.
+    """Points connected by a line, without those that are not finite. hue: a name in `LIGHT`. dash: index into `DASHES`.
 
-    band: low and high around it.
+    band: lower and upper edge of an area around the line.
     """
 
     x: Sequence[float]
@@ -75,7 +75,7 @@ class Line(Series):
 
 @dataclass(frozen=True)
 class Curves:
-    """A panel of lines over two axes."""
+    """A panel of lines."""
 
     title: str
     x_label: str
@@ -86,7 +86,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Bar(Series):
-    """A row: values side by side, each with its colour and its text; dots: single runs behind a value."""
+    """A row of bars. values: value, colour and text of each. dots: the single runs."""
 
     values: tuple[tuple[float, str, str], ...]
     dots: tuple[float, ...] = ()
@@ -104,7 +104,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heat:
-    """A panel of cells, (rows, columns), coloured from `low` to `high`; `digits` after the point."""
+    """A heat map of values (rows, columns), coloured from `low` to `high`, with `digits` decimal places."""
 
     title: str
     x_label: str
@@ -118,19 +118,19 @@ class Heat:
 
 
 Panel = Curves | Bars | Heat
-Legend = tuple[tuple[str, str, int, str | None], ...]  # label, colour, dash and group of what is in all panels
+Legend = tuple[tuple[str, str, int, str | None], ...]  # label, colour, dash and group
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure. key: unique, fit for a file's name. alt: what it shows, in words with its numbers. how: how to read it.
+    """A figure. key: unique, usable as a file name. caption: how to read it. alt: its content as text.
 
-    frames: words for the places of a slider, empty without one.
+    frames: labels of the slider positions; empty without a slider.
     """
 
     key: str
     title: str
-    how: str
+    caption: str
     alt: str
     panels: tuple[Panel, ...]
     frames: tuple[str, ...] = ()
