@@ -16,11 +16,12 @@ import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli.parser import parse
 from uhkd.recipe import DistillRecipe
-from uhkd.reporting import arrange, read_runs
 from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains
 from uhkd.reporting.draw import HEAT, heat_ink, images, inline
 from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
 from uhkd.reporting.figures import of_family
+from uhkd.reporting.grouping import arrange
+from uhkd.reporting.run_data import read_runs
 from uhkd.reporting.summary import summary_sentence
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.runs import RunFolder

@@ -10,7 +10,10 @@ from uhkd.console import log_info
 from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ReportArguments
-from uhkd.reporting import MARK, arrange, read_runs, render, write_figures
+from uhkd.reporting.grouping import arrange
+from uhkd.reporting.page import MARK, render
+from uhkd.reporting.run_data import read_runs
+from uhkd.reporting.save_figures import write_figures
 from uhkd.runs import check_own, check_place, read_mapping, write_atomically
 
 _NAME = "report.html"

@@ -3,43 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# s0 ... s7: series; ink: text and the teacher; muted: axis labels. CSS variables on the page.
-LIGHT = {
-    "s0": "#b93a0b",
-    "s1": "#1d4ed8",
-    "s2": "#5f6773",
-    "s3": "#15743a",
-    "s4": "#7e22ce",
-    "s5": "#0b6b75",
-    "s6": "#b8145a",
-    "s7": "#7a5200",
-    "ink": "#1b1f24",
-    "muted": "#57606a",
-    "grid": "#d0d7de",
-    "paper": "#ffffff",
-    "raised": "#f4f6f8",
-    "link": "#0a4fb3",
-    "good": "#116329",
-    "bad": "#a40e26",
+# light and dark; s0 ... s7: series; ink: text and the teacher; muted: axis labels. CSS variables on the page.
+_COLOURS = {
+    "s0": ("#b93a0b", "#ff9b5e"),
+    "s1": ("#1d4ed8", "#84aaff"),
+    "s2": ("#5f6773", "#a9b1bd"),
+    "s3": ("#15743a", "#5fd38a"),
+    "s4": ("#7e22ce", "#d0a2ff"),
+    "s5": ("#0b6b75", "#4fd3dd"),
+    "s6": ("#b8145a", "#ff8ab8"),
+    "s7": ("#7a5200", "#e2b84b"),
+    "ink": ("#1b1f24", "#e8ebef"),
+    "muted": ("#57606a", "#aeb6c0"),
+    "grid": ("#d0d7de", "#3a424c"),
+    "paper": ("#ffffff", "#14171b"),
+    "raised": ("#f4f6f8", "#1e2329"),
+    "link": ("#0a4fb3", "#8ab8ff"),
+    "good": ("#116329", "#6fdd8b"),
+    "bad": ("#a40e26", "#ff9b9b"),
 }
-DARK = {
-    "s0": "#ff9b5e",
-    "s1": "#84aaff",
-    "s2": "#a9b1bd",
-    "s3": "#5fd38a",
-    "s4": "#d0a2ff",
-    "s5": "#4fd3dd",
-    "s6": "#ff8ab8",
-    "s7": "#e2b84b",
-    "ink": "#e8ebef",
-    "muted": "#aeb6c0",
-    "grid": "#3a424c",
-    "paper": "#14171b",
-    "raised": "#1e2329",
-    "link": "#8ab8ff",
-    "good": "#6fdd8b",
-    "bad": "#ff9b9b",
-}
+LIGHT, DARK = ({name: colours[i] for name, colours in _COLOURS.items()} for i in (0, 1))
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 

@@ -109,10 +109,9 @@ def _ranges(levels: Sequence[int]) -> str:
     """Return [1, 3, 4] as "levels 1 and 3-4"."""
     runs: list[list[int]] = []
     for level in levels:
-        if runs and level == runs[-1][-1] + 1:
-            runs[-1].append(level)
-        else:
-            runs.append([level])
+        if not runs or level > runs[-1][-1] + 1:
+            runs.append([])
+        runs[-1].append(level)
     spans = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
     return f"level{'s' * (len(levels) > 1)} {_join(spans)}"
 
@@ -150,8 +149,8 @@ def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
         messages.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
     # the default weights make ce that small
     if small := [name for name, value in median.items() if value < SLIGHT and name != "ce"]:
-        verb = "has" if len(small) == 1 else "have"
-        messages.append(f"{_join(small)} {verb} almost no effect, below {SLIGHT:.0%} of the gradient")
+        have = "has" if len(small) == 1 else "have"
+        messages.append(f"{_join(small)} {have} almost no effect, below {SLIGHT:.0%} of the gradient")
     return messages
 
 

@@ -78,10 +78,10 @@ def _colours() -> str:
 
 def _swatch(hue: str, dash: int) -> Markup:
     dashes = Markup(' stroke-dasharray="{}"').format(DASHES[dash % 4]) if dash % 4 else ""
-    line = Markup('<path fill="none" stroke="var(--{})" stroke-width="2" d="M1 5L29 5"{}/>').format(hue, dashes)
-    return Markup('<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">{}</svg>').format(
-        line
-    )
+    return Markup(
+        '<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">'
+        '<path fill="none" stroke="var(--{})" stroke-width="2" d="M1 5L29 5"{}/></svg>'
+    ).format(hue, dashes)
 
 
 def _family(family: StudentGroup) -> dict[str, Any]:
