@@ -82,11 +82,9 @@ def table(states: Sequence[State]) -> tuple[Table, Text]:
         name, (status, error) = os.path.relpath(state["run"], root), _status(state)
         notes += [f"{name}: {note}" for note in (error, *state.get("health", [])) if note]
         accuracy, terms, recent = _accuracy(state), state.get("terms", {}), state.get("recent", {})
-        done = (
-            f"{state['epoch']}/{state['epochs']} {min(1, state['step'] / state['total']):.0%}"
-            if "step" in state
-            else ""
-        )
+        done = ""
+        if "step" in state:
+            done = f"{state['epoch']}/{state['epochs']} {min(1, state['step'] / state['total']):.0%}"
         loss = _number(terms["loss"]) if "loss" in terms else ""
         row = [Text(escape(name)), Text(escape(status), _COLOURS.get(state["state"], "")), done, loss]
         if several:
@@ -97,13 +95,8 @@ def table(states: Sequence[State]) -> tuple[Table, Text]:
         parts = gradient_shares(state["rows"][-1]) if state["rows"] else {}
         for term in (term for term in terms if term != "loss"):
             share = f"{parts[term]:.0%} of gradient" if term in parts else ""
-            rows.add_row(
-                Text(f"  {escape(term)}"),
-                share,
-                "",
-                _number(terms[term]),
-                sparkline(recent.get(term, []), _WIDE),
-            )
+            curve = sparkline(recent.get(term, []), _WIDE)
+            rows.add_row(Text(f"  {escape(term)}"), share, "", _number(terms[term]), curve)
         if accuracy:
             best = f"best {max(accuracy):.2%}"
             rows.add_row("  val accuracy", best, "", f"{accuracy[-1]:.2%}", sparkline(accuracy, _WIDE))
