@@ -664,6 +664,6 @@ def test_from_the_command_line_to_all_files(recipes: Path, capfd: pytest.Capture
     (out / "compare.md").unlink()
     assert main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out)]) == 0 and (out / "compare.md").is_file()
     said = capfd.readouterr().err
-    assert "warning: the page of the comparison was not written: " in said and "is no report of ours" in said
+    assert "warning: the page of the comparison was not written: " in said and "is not a report of uhkd" in said
     assert main(["compare", "-c", str(file), "--methods", "kd", "--seeds", "x", "--out", str(out)]) == 2
     assert "seeds: expected a whole number, found 'x'" in capfd.readouterr().err

@@ -76,10 +76,16 @@ def test_shares_of_the_gradient_are_of_the_sum_of_norms():
         ({"ce": 1.0, "kd.kl": 9.0}, ["kd.kl dominates the gradient 9:1"]),
         ({"ce": 1.0, "kd.kl": 4.0}, ["kd.kl dominates the gradient 4:1"]),
         ({"ce": 1.0, "kd.kl": 3.9}, []),
-        ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01}, ["a.c hardly counts, below 1% of the gradient"]),
-        ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01, "a.d": 0.0}, ["a.c and a.d hardly count, below 1% of the gradient"]),
+        ({"ce": 2.0, "a.b": 2.0, "a.c": 0.01}, ["a.c has almost no effect, below 1% of the gradient"]),
+        (
+            {"ce": 2.0, "a.b": 2.0, "a.c": 0.01, "a.d": 0.0},
+            ["a.c and a.d have almost no effect, below 1% of the gradient"],
+        ),
         ({"ce": 0.001, "a.b": 1.0, "a.c": 1.0}, []),  # usual by our defaults
-        ({"ce": 2.0, "a.b": 0.0}, ["ce dominates the gradient alone", "a.b hardly counts, below 1% of the gradient"]),
+        (
+            {"ce": 2.0, "a.b": 0.0},
+            ["ce dominates the gradient alone", "a.b has almost no effect, below 1% of the gradient"],
+        ),
     ],
 )
 def test_a_term_that_dominates_or_hardly_counts_is_named(norms: dict[str, float], said: list[str]):
@@ -97,7 +103,7 @@ def test_terms_that_rise_and_overfitting_are_told():
     rows = [{"loss": a, "val_nll": b, "uhkd.features": b} for a, b in zip(FALLING, RISING, strict=True)]
     assert health(rows, {}) == [
         "uhkd.features rising",
-        "overfitting: the training loss falls, that on validation images rises",
+        "overfitting: the training loss falls, the validation loss rises",
     ]
     assert health([row | {"val_nll": 1.0, "uhkd.features": 1.0} for row in rows], {}) == []
 
@@ -162,12 +168,10 @@ def test_collapsing_features_waiting_and_skipped_steps_are_told():
         "student_spectrum_0": np.ones((3, 2)),
         "student_spectrum_1": np.array([[1.0, 3.0], [4.0, 4.0], [0.1, 0.2]]),
     }
-    assert health([{"step": 9}], spectra) == [
-        "student's features collapsing: energy at level 2 fallen to 3.8% of its highest"
-    ]
+    assert health([{"step": 9}], spectra) == ["student's features collapsing: energy at level 2 is 3.8% of its maximum"]
     assert health([{"step": 9, "data_wait": 0.371, "skipped": 2}], {}) == [
         "waiting for data 37% of the time",
-        "2 of 9 steps left out, not finite",
+        "2 of 9 steps skipped, not finite",
     ]
     assert health([{"step": 9, "data_wait": 0.2, "skipped": 0}], {}) == []
 
@@ -177,7 +181,7 @@ def test_the_page_explains_the_thresholds_as_they_are():
     page = " ".join(page.split())
     for threshold in (
         f"last {module.WINDOW} evaluations",
-        f"at least {module.FEWEST}",
+        f"at least {module.MIN_ROWS}",
         f"{module.CHANGE:.0%}".replace("%", " %"),
         f"{module.CERTAIN:.0f} standard errors",
         f"{module.DOMINANT:.0f}:1",
@@ -206,7 +210,7 @@ def test_a_bar_keeps_count_and_rest_of_the_time_beside_what_it_says(width: int, 
     from uhkd.training.progress import ProgressBar
 
     monkeypatch.setattr("uhkd.console.is_interactive", lambda: True)
-    progress = ProgressBar(12000, 128, start=0, log_info=print)
+    progress = ProgressBar(12000, 128, start=0, log_line=print)
     assert progress.bar is not None
     means = {"loss": 12.345, "ce": 2.0} | {f"uhkd.a-long-name-{i}": 1.0 for i in range(9)}
     progress.log(means, 1e-3)

@@ -230,7 +230,7 @@ def test_a_recipe_takes_two_steps(name: str, rooms: Path, tmp_path: Path, monkey
 def test_the_list_names_every_recipe(capsys: pytest.CaptureFixture[str]):
     assert recipes() == recipe_names()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["recipe", "verb"]
+    assert lines[0].split()[:2] == ["recipe", "command"]
     folder, listed = "", []
     for line in lines[1:]:
         folder, listed = (folder, [*listed, folder + line.split()[0]]) if line[0] == " " else (line, listed)
@@ -257,7 +257,7 @@ def test_two_names_show_the_keys_that_differ(capsys: pytest.CaptureFixture[str],
     }
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["key", *found]
     assert recipes(names=("digits/vit", "digits/vit")) == {}
-    assert capsys.readouterr().out == "digits/vit and digits/vit say the same\n"
+    assert capsys.readouterr().out == "digits/vit and digits/vit are the same\n"
 
 
 def test_differences_are_those_of_the_resolved_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path):

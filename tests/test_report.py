@@ -16,12 +16,13 @@ import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli.parser import parse
 from uhkd.recipe import DistillRecipe
-from uhkd.reporting import arrange, read_runs
 from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains
 from uhkd.reporting.draw import HEAT, heat_ink, images, inline
 from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
 from uhkd.reporting.figures import of_family
-from uhkd.reporting.summary import verdict
+from uhkd.reporting.grouping import arrange
+from uhkd.reporting.run_data import read_runs
+from uhkd.reporting.summary import summary_sentence
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.runs import RunFolder
 
@@ -94,13 +95,13 @@ def test_runs_become_groups_of_seeds_and_a_family_with_its_teacher(compared: Pat
     assert whole.focus.label == "uhkd" and whole.baseline is not None and whole.baseline.label == "scratch"
     assert [t.name for t in whole.teachers] == ["timm/huge"] and whole.teachers[0].parameters == 9_000_000
     # paired by seed: 0.75 - 0.45 at every one
-    assert "+30.0 ± 0.0 points against scratch (3 seeds: " in verdict(whole)
+    assert "+30.0 ± 0.0 points against scratch (3 seeds: " in summary_sentence(whole)
     rows = {
         row.label: dict(zip([name for name, _ in HEAD], row.cells, strict=True)) for row in summary_rows(whole, set())
     }
-    assert rows["uhkd"]["top-1 %"].words == "75.0 ± 5.0" and rows["uhkd"]["FLOPs"].words == "2 M"
-    assert rows["teacher: timm/huge"]["latency ms"].words == "7" and rows["teacher: timm/huge"]["size MB"].words == "36"
-    assert rows["scratch"]["agrees with teacher %"].words == "-"
+    assert rows["uhkd"]["top-1 %"].text == "75.0 ± 5.0" and rows["uhkd"]["FLOPs"].text == "2 M"
+    assert rows["teacher: timm/huge"]["latency ms"].text == "7" and rows["teacher: timm/huge"]["size MB"].text == "36"
+    assert rows["scratch"]["agrees with teacher %"].text == "-"
     assert any(note.startswith("kd/seed-0: not finished (2 of 3 epochs)") for note in report.notes)
 
 
@@ -109,7 +110,7 @@ def test_an_unfinished_run_stands_beside_the_others_of_its_data(compared: Path):
     (family,) = arrange(read_runs([compared])[0], "title").families
     assert sorted(g.label for g in family.groups) == ["kd", "scratch", "uhkd"]
     kd = next(row for row in summary_rows(family, set()) if row.label == "kd")
-    assert kd.cells[0].words == "0 of 1 finished" and "not recorded" in [cell.words for cell in kd.cells]
+    assert kd.cells[0].text == "0 of 1 finished" and "not recorded" in [cell.text for cell in kd.cells]
 
 
 def test_the_page_is_whole_and_can_be_read_aloud(page: Page):
@@ -143,8 +144,8 @@ def test_every_part_is_there_and_says_how_to_read_it(page: Page):
     for words in (
         *("Summary", "Accuracy", "Learning curves", "Loss by term", "Gain by class: uhkd against scratch"),
         *("Confusions that changed: uhkd against scratch", "Agreement", "Speed of the training", "Spectra"),
-        *("Error by frequency over the training", "Likeness of all levels (CKA)", "Recipes", "Environment"),
-        *("not finished (2 of 3 epochs)", "None shown: no images were recorded with these runs"),
+        *("Error by frequency over the training", "Similarity of all levels (CKA)", "Recipes", "Environment"),
+        *("not finished (2 of 3 epochs)", "None: no images were recorded with these runs"),
     ):
         assert words in page.text, words
     assert page.text.count("Look ") >= 8
@@ -153,9 +154,9 @@ def test_every_part_is_there_and_says_how_to_read_it(page: Page):
 def test_one_run_alone_reads_well(tmp_path: Path):
     page = page_of(write_run(tmp_path / "mine"), out=tmp_path / "page.html")
     assert page.text.count("not run") >= 2, "scratch and kd"
-    assert "nobody can say what the teacher gave" in page.text
+    assert "trained on labels alone (--method scratch) the gain is unknown" in page.text
     assert "Gain by class: uhkd against teacher" in page.text
-    assert "mistakes that the teacher does not make" in page.text and "cured" not in page.text
+    assert "mistakes that the teacher does not make" in page.text and "corrected" not in page.text
 
 
 def test_words_from_run_folders_are_escaped(tmp_path: Path):
@@ -258,7 +259,7 @@ def test_gradient_shares_are_drawn_where_they_were_noted(tmp_path: Path):
     rows = [row | {"grad_ce": 0.3, "grad_uhkd.features": 2.7} for row in folder.read_metrics()]
     folder.write_metrics([rows[0] | {"grad_ce": 0.9}, *rows[1:]])
     page = page_of(tmp_path / "run", out=tmp_path / "page.html")
-    assert "Who pulls" in page.text and "Last share in percent. uhkd: ce 10, uhkd.features 90." in page.text
+    assert "Gradient by term" in page.text and "Last share in percent. uhkd: ce 10, uhkd.features 90." in page.text
 
 
 def test_factors_and_lead_of_a_balance_are_drawn_and_are_no_terms(tmp_path: Path):
@@ -332,7 +333,7 @@ def test_figures_are_written_as_pictures_and_as_drawings(compared: Path, tmp_pat
 def test_the_page_of_others_is_not_overwritten_and_ours_is(tmp_path: Path):
     run = write_run(tmp_path / "run")
     (run / "report.html").write_text("mine")
-    with pytest.raises(ValueError, match="no report of ours"):
+    with pytest.raises(ValueError, match="not a report of uhkd"):
         uhkd.report(runs=[run])
     (run / "report.html").unlink()
     for _ in range(2):
@@ -345,7 +346,7 @@ def test_settings_tried_by_a_comparison_are_left_out_and_told(tmp_path: Path):
     write_run(tmp_path / "all/tune/pair/uhkd/setting-0", seed=1000)
     (tmp_path / "all/compare.yaml").write_text("title: All of it\n")
     answer = uhkd.report(runs=[tmp_path / "all"])
-    assert answer["runs"] == ["seed-0"] and "1 trainings that tried settings are left out" in answer["notes"][0]
+    assert answer["runs"] == ["seed-0"] and "1 tuning run left out" in answer["notes"][0]
     assert "<h1>All of it</h1>" in answer["page"].read_text(encoding="utf-8")
 
 
@@ -451,9 +452,11 @@ def test_several_teachers_have_a_row_each_and_are_named(words: dict[str, object]
     write_run(tmp_path / "alone", method="scratch")
     (family,) = arrange(read_runs([tmp_path])[0], "").families
     rows = {row.label: row for row in summary_rows(family, set())}
-    assert rows["teacher timm/huge"].cells[1].words == "90.0"
-    assert rows["teacher timm/wide"].cells[1].words == "not recorded" and "teacher" not in rows
-    assert ", its teachers timm/huge 90.0 % and timm/wide (accuracy not recorded): +0.0 points" in verdict(family)
+    assert rows["teacher timm/huge"].cells[1].text == "90.0"
+    assert rows["teacher timm/wide"].cells[1].text == "not recorded" and "teacher" not in rows
+    assert ", its teachers timm/huge 90.0 % and timm/wide (accuracy not recorded): +0.0 points" in summary_sentence(
+        family
+    )
     page = page_of(tmp_path, out=tmp_path / "page.html")
     assert "teacher timm/wide" in page.text
 
@@ -462,10 +465,8 @@ def test_an_accuracy_by_a_probe_says_so_and_stands_beside_the_untrained_student(
     run = write_run(tmp_path / "run", accuracy=0.5, unlabelled=True, probe_data="pets", probe="knn")
     config_fields(run, probe={"kind": "knn", "data": "pets", "classes": 4, "start": 0.2, "by": "k-NN on pets"})
     page = page_of(run, out=tmp_path / "page.html")
-    said = (
-        "uhkd names 50.0 % of the validation images right by k-NN on pets: +30.0 points against the untrained student"
-    )
-    assert f"{said} (20.0 %)." in page.text and "It learned from timm/huge." in page.text
+    said = "uhkd classifies 50.0 % of the validation images correctly by k-NN on pets: +30.0 points against the untrained student"
+    assert f"{said} (20.0 %)." in page.text and "Its teacher is timm/huge." in page.text
     assert "50.0 by k-NN on pets" in page.text and "untrained student" in page.text
     assert "--method scratch" not in page.text and "not run" not in page.text
 
@@ -475,22 +476,27 @@ def test_a_run_without_labels_or_judge_tells_its_likeness(tmp_path: Path):
     rows = [{"step": 1, "epoch": 1, "loss": 1.0, "val_agreement": 0.75, "val_feature_error": 0.5}]
     folder.write_metrics(rows)
     page = page_of(folder.path, out=tmp_path / "page.html")
-    assert "uhkd learned without labels, and no labelled images judge it (--probe-data): 75.0 % agreement" in page.text
+    assert (
+        "uhkd was trained without labels, and no labelled images evaluate it (--probe-data): 75.0 % agreement"
+        in page.text
+    )
     assert "feature error 0.500" in page.text and "not been validated" not in page.text
 
 
-def test_a_seed_counts_once_and_other_lengths_have_no_verdict(tmp_path: Path):
+def test_a_seed_counts_once_and_other_lengths_have_no_summary_sentence(tmp_path: Path):
     for seed in range(3):
         write_run(tmp_path / f"uhkd-{seed}", seed=seed, accuracy=0.7)
         write_run(tmp_path / f"scratch-{seed}", method="scratch", seed=seed, accuracy=0.4 + 0.1 * (seed % 2))
     write_run(tmp_path / "uhkd-again", seed=0, accuracy=0.9)
     report = arrange(read_runs([tmp_path])[0], "")
-    assert "(3 seeds: a difference)" in verdict(report.families[0]) and "+26.7" in verdict(report.families[0])
-    assert report.notes == ("uhkd-again: its seed was run before in uhkd, so paired differences leave it out",)
+    assert "(3 seeds: a difference)" in summary_sentence(report.families[0]) and "+26.7" in summary_sentence(
+        report.families[0]
+    )
+    assert report.notes == ("uhkd-again: uhkd has an earlier run with its seed, so paired differences leave it out",)
     for seed in range(3):
         folder = RunFolder(tmp_path / f"scratch-{seed}")
         folder.write_metrics(folder.read_metrics()[:1])
-    said = verdict(arrange(read_runs([tmp_path])[0], "").families[0])
+    said = summary_sentence(arrange(read_runs([tmp_path])[0], "").families[0])
     assert said.endswith("(3 seeds), but scratch trained 1 epoch, uhkd 3.") and "a difference" not in said
 
 
@@ -521,7 +527,7 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path):
     (run / "card.json").unlink()
     (run / "card.json").symlink_to(run / "real.json")
     page = page_of(run, out=tmp_path / "page.html")
-    assert "SECRET" not in page.text and "environment.json: is a link out of the run's folder" in page.text
+    assert "SECRET" not in page.text and "environment.json: is a link out of the run folder" in page.text
     assert "recipe.yaml: is a link out" in page.text and "card.json: " not in page.text
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "figures").symlink_to(secret)
@@ -542,7 +548,7 @@ def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "iterdir", refused)
     runs, notes = read_runs([tmp_path / "runs"])
-    assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be looked into: Permission denied"]
+    assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be read: Permission denied"]
 
 
 def test_ticks_are_told_apart_and_epochs_are_whole():

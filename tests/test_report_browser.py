@@ -75,7 +75,7 @@ def test_it_opens_without_a_complaint_or_a_request_and_every_figure_is_there(ope
     titles = [figure.query_selector("h4, h5").inner_text() for figure in figures]
     for wanted in ("Accuracy", "Learning curves", "Loss by term", "Agreement", "Speed of the training", "Spectra"):
         assert wanted in titles
-    assert {"Error by frequency over the training", "Likeness of all levels (CKA)"} <= {*titles}
+    assert {"Error by frequency over the training", "Similarity of all levels (CKA)"} <= {*titles}
     assert {"Gain by class: uhkd against scratch", "Confusions that changed: uhkd against scratch"} <= {*titles}
     for figure in figures:
         panels = figure.query_selector_all("svg.panel")

@@ -1,4 +1,4 @@
-"""`uhkd models`: which networks there are, how large, and how fast here."""
+"""`models`: list the available networks with their size and their speed on this machine."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ from uhkd.recipe.arguments import ModelsArguments
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One network: parameters (with its own head) and, if measured, milliseconds for one image; None: cannot be had."""
+    """A network: parameters with its original head, and milliseconds per image if measured; None if it cannot be built."""
 
     name: str
     parameters: int | None
@@ -23,33 +23,36 @@ class ModelInfo:
 
 
 def models(arguments: ModelsArguments | None = None) -> list[ModelInfo]:
-    """Print the networks that match, a line each as they are found, and return them.
+    """Print the networks that match a pattern, each as soon as it is built, and return them.
 
     Raises:
         UhkdError: when no name matches.
     """
-    chosen = arguments or ModelsArguments()
-    names = model_names(chosen.pattern)
+    arguments = arguments or ModelsArguments()
+    names = model_names(arguments.pattern)
     if not names:
-        raise UhkdError(f"no network matches {chosen.pattern!r}; names look like timm/resnet18, * stands for anything")
+        raise UhkdError(
+            f"no network matches {arguments.pattern!r}; expected a name such as timm/resnet18, where * matches any text"
+        )
     width = max(map(len, names))
-    print_result(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if chosen.measured else ""))
+    print_result(f"{'network':<{width}}  {'parameters':>12}" + ("  ms per image" if arguments.measured else ""))
     rows: list[ModelInfo] = []
-    for row in _matching(names, chosen.max_params):
-        if len(rows) == chosen.limit:
-            log_info(f"... and more; narrow the pattern or raise --limit ({chosen.limit})")
+    for row in _matching(names, arguments.max_params):
+        if len(rows) == arguments.limit:
+            log_info(f"... and more; use a narrower pattern or raise --limit ({arguments.limit})")
             break
-        row = ModelInfo(row.name, row.parameters, _milliseconds(row.name) if chosen.measured else None)
+        row = ModelInfo(row.name, row.parameters, _milliseconds(row.name) if arguments.measured else None)
         size = "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
-        print_result(f"{row.name:<{width}}  {size:>12}" + (_time_cell(row) if chosen.measured else ""))
+        time_ms = "-" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+        print_result(f"{row.name:<{width}}  {size:>12}" + (f"  {time_ms:>12}" if arguments.measured else ""))
         rows.append(row)
     if not rows:
-        log_info(f"none of {len(names)} names has at most {chosen.max_params:g} M parameters")
+        log_info(f"none of {len(names)} names has at most {arguments.max_params:g} M parameters")
     return rows
 
 
 def _matching(names: list[str], max_params: float | None) -> Iterator[ModelInfo]:
-    """Rows one by one, so that no network is built that is not listed (or weighed against `max_params`)."""
+    """Yield the networks one by one, so that networks beyond the limit are not built."""
     for name in names:
         parameters = count_parameters(name)
         if max_params is None or (parameters is not None and parameters <= max_params * 1e6):
@@ -57,9 +60,9 @@ def _matching(names: list[str], max_params: float | None) -> Iterator[ModelInfo]
 
 
 def count_parameters(name: str) -> int | None:
-    """Parameters of a network with its own head; None if it cannot be built.
+    """Return the number of parameters of a network with its original head, or None if it cannot be built.
 
-    Those of uhkd are noted; another is built on the meta device (no memory, no random numbers).
+    The numbers of uhkd's networks are constants; others are built on the meta device (no memory, no random numbers).
     """
     reference = parse(name)
     if reference.library == "uhkd":
@@ -75,13 +78,13 @@ def count_parameters(name: str) -> int | None:
     except (ValueError, RuntimeError, NotImplementedError):
         if reference.library != "torchvision":
             return None
-        # its RegNets compute widths with tensors, which the meta device cannot; torchvision publishes the number
+        # torchvision's RegNets compute with tensor values, which the meta device has not; the number is in their metadata
         return next(iter(torchvision.models.get_model_weights(reference.name))).meta["num_params"]
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _milliseconds(name: str) -> float | None:
-    """Median time of one image through the network on the CPU; None if it cannot run here."""
+    """Return the median forward time of one image on the CPU in milliseconds, or None if the network cannot be built."""
     import torch
 
     from uhkd.models import create
@@ -98,7 +101,3 @@ def _milliseconds(name: str) -> float | None:
             network.plain(image)
             times.append(time.perf_counter() - began)
     return 1e3 * statistics.median(times[2:])
-
-
-def _time_cell(row: ModelInfo) -> str:
-    return f"  {'-' if row.milliseconds is None else f'{row.milliseconds:.1f}':>12}"

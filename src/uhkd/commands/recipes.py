@@ -1,7 +1,8 @@
-"""`uhkd recipes`: which recipes come along, what one says, and in which keys two of them differ."""
+"""`recipes`: list the packaged recipes, print one, or compare two."""
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from uhkd.recipe.arguments import RecipesArguments
 from uhkd.recipe.json_schema import RECIPES, editor_schema
 
 _ABSENT = "-"
-_WIDE = 1000  # columns of a value in a table
+_WIDE = 1000  # characters of a value on one line
 
 Differences = dict[str, tuple[Any, Any]]
 
@@ -23,20 +24,20 @@ Differences = dict[str, tuple[Any, Any]]
 def recipes(
     arguments: RecipesArguments | None = None, *, names: Sequence[str | Path] = ()
 ) -> list[str] | str | Differences | dict[str, Any]:
-    """Print all packaged recipes, one as it stands, or the keys in which two differ, and return what was printed.
+    """Print and return the packaged recipes, the text of one, or the keys in which two differ.
 
-    Without a name: the list of names. With one: the file's text. With two: key -> (value of the first, value of the
-    second), defaults filled in; "-" where a recipe has no such key or leaves it to the user. Names may also be files and
-    run folders. Asked for a verb's schema: that JSON Schema.
+    Without a name: the list of names. With one: the text of the file. With two: key -> (value of the first, value of the
+    second) including defaults; "-" where a recipe does not have a key or requires it from the user. Names may also be files or
+    run folders. With the option `schema`: the JSON Schema of a command's recipe.
 
     Raises:
-        UhkdError: an unknown name (with near ones), more than two names, or a file that is no recipe.
+        UhkdError: for an unknown name (with similar ones), more than two names, or a file that is no recipe.
     """
     names = [str(name) for name in (arguments.names if arguments is not None else names)]
     if arguments is not None and arguments.schema_ is not None:
-        made = editor_schema(arguments.schema_)
-        print_result(json.dumps(made, indent=2))
-        return made
+        schema = editor_schema(arguments.schema_)
+        print_result(json.dumps(schema, indent=2))
+        return schema
     if not names:
         return _list()
     if len(names) == 1:
@@ -49,34 +50,30 @@ def recipes(
 
 
 def kind_of(fields: dict[str, Any]) -> str:
-    """The verb that a recipe's keys are for: compare, distill or finetune."""
+    """Return the command of a recipe: compare, distill or finetune."""
     return "compare" if "pairs" in fields else "distill" if "student" in fields else "finetune"
 
 
 def header(path: Path) -> list[str]:
-    """The comment lines at the head of a recipe file, without their #."""
-    lines: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line[1:].removeprefix(" "))
-    return lines
+    """Return the comment lines at the top of a recipe file, without their #."""
+    comments = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return [line[1:].removeprefix(" ") for line in comments]
 
 
 def _list() -> list[str]:
     names = recipe_names()
     table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "verb", "student or model", "teacher", "what it is"):
-        table.add_column(column, no_wrap=True)  # one line a recipe, cut with an ellipsis on a narrow terminal
-    folder = None
-    for here, _, short in sorted(name.rpartition("/") for name in names):
-        if here != folder:
-            table.add_row(f"{here}/")
-            folder = here
-        path = find_recipe(f"{here}/{short}")
+    for column in ("recipe", "command", "student or model", "teacher", "description"):
+        table.add_column(column, no_wrap=True)  # one line per recipe, cut with an ellipsis on a narrow terminal
+    last_folder = None
+    for folder, _, name in sorted(name.rpartition("/") for name in names):
+        if folder != last_folder:
+            table.add_row(f"{folder}/")
+            last_folder = folder
+        path = find_recipe(f"{folder}/{name}")
         fields = load_yaml(path)
         network = fields.get("student") or fields.get("model") or f"{len(fields.get('pairs', ()))} pairs"
-        cells = (f"  {short}", kind_of(fields), network, fields.get("teacher") or "", next(iter(header(path)), ""))
+        cells = (f"  {name}", kind_of(fields), network, fields.get("teacher") or "", next(iter(header(path)), ""))
         table.add_row(*map(escape, cells))
     print_table(table)
     return names
@@ -84,8 +81,7 @@ def _list() -> list[str]:
 
 def _compare(first: str, second: str) -> Differences:
     a, b = _resolved(first), _resolved(second)
-    keys = [*a, *(key for key in b if key not in a)]
-    pairs = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in keys}
+    pairs = {key: (a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in a | b}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     table = Table("key", escape(first), escape(second), box=None, pad_edge=False)
     for key, values in differing.items():
@@ -93,19 +89,18 @@ def _compare(first: str, second: str) -> Differences:
     if differing:
         print_table(table)
     else:
-        print_result(escape(f"{first} and {second} say the same"))
+        print_result(escape(f"{first} and {second} are the same"))
     return differing
 
 
 def _resolved(name: str) -> dict[str, Any]:
-    """All keys and values of a recipe, defaults filled in; what the user has to add is left out."""
+    """Return all keys and values of a recipe including defaults, without the keys that the user has to add."""
     path = find_recipe(name)
     fields = load_yaml(path)
     schema = RECIPES[kind_of(fields)]
-    open_keys = {key: "?" for key, info in schema.model_fields.items() if info.is_required()}
-    if schema is DistillRecipe:
-        open_keys["teacher"] = "?"
-    open_keys = {key: value for key, value in open_keys.items() if key not in fields}
+    required = [key for key, info in schema.model_fields.items() if info.is_required()]
+    required += ["teacher"] if schema is DistillRecipe else []
+    open_keys = {key: "?" for key in required if key not in fields}
     try:
         recipe = build(schema, open_keys | fields)
     except RecipeError as error:
@@ -116,7 +111,7 @@ def _resolved(name: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A value as YAML would have it."""
+    """Return a value as YAML on one line."""
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=_WIDE, sort_keys=False).removesuffix("...\n").strip()

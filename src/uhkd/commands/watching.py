@@ -1,4 +1,4 @@
-"""`watch`: the state of trainings, from another terminal, read from their run folders alone."""
+"""`watch`: display the state of trainings, read from their run folders."""
 
 import math
 import os
@@ -22,31 +22,31 @@ from uhkd.reporting.health import gradient_shares
 from uhkd.runs.status import LONGEST, STATES, State, all_done, collect_status, run_progressed, span
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDE, _NARROW = 30, 8  # characters of a curve: of one run, and of many
+_WIDE, _NARROW = 30, 8  # characters of a sparkline: for one run, and for several
 _COLOURS = {"running": "green", "finished": "cyan", "lost": "yellow", "stopped": "yellow", "failed": "red"}
 
 
 def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State]:
-    """Show the state of the trainings in a folder until they are over, and return their last states.
+    """Display the state of the trainings in a folder until all have ended, and return their last states.
 
-    A row each; of one run also its loss terms. Over are runs that are finished or have failed, and those on which no process
-    works. On a terminal the table is renewed in place; elsewhere a line comes whenever a run has moved. Nothing is locked or
-    written.
+    A run has ended if it has finished or failed, or if no process works on it. One row per run; for a single run also its loss
+    terms. On a terminal the table is updated in place; otherwise a line is printed whenever a run has progressed. Nothing is
+    locked or written.
 
     Returns:
-        One mapping a run, by path: see `state_of`.
+        One mapping per run, sorted by path: see `uhkd.runs.status.run_status`.
 
     Raises:
         UhkdError: for a folder without runs.
     """
     arguments = arguments or build(WatchArguments, options)
-    place = Path(arguments.run)
+    folder = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
-    states = collect_status(place)
+    states = collect_status(folder)
     if not states:
         raise UhkdError(
-            f"{place} is no run folder and holds none: expected one that finetune, distill or compare writes to, or a folder "
-            "of such"
+            f"{folder} is no run folder and contains none: expected a folder that finetune, distill or compare wrote, or one "
+            "that contains such folders"
         )
     if arguments.once:
         print_table(*table(states))
@@ -61,58 +61,54 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
                 if last_shown.get(state["run"]) != run_progressed(state):
                     last_shown[state["run"]] = run_progressed(state)
                     print(line(state), flush=True)
-            if all_done(place, states, before):
+            if all_done(folder, states, before):
                 return states
             time.sleep(arguments.every)
-            before, states = states, collect_status(place, states)
+            before, states = states, collect_status(folder, states)
 
 
 def table(states: Sequence[State]) -> tuple[Table, Text]:
-    """A row a run, those at work first; of a single run a row for each loss term too. And below it: why, what to do, health."""
+    """Return a table of the runs, running ones first (a single run has a row per loss term), and notes to print below it.
+
+    The notes are errors, what to do, and health messages.
+    """
     several = len(states) > 1
-    drawn = Table(box=box.SIMPLE, header_style="dim", pad_edge=False)
+    rows = Table(box=box.SIMPLE, header_style="dim", pad_edge=False)
     for name in ("run", "state", "epoch", "loss", "", *(("val accuracy", "ETA") if several else ())):
-        drawn.add_column(name, no_wrap=name != "run", overflow="fold", min_width=8 if name == "run" else None)
+        rows.add_column(name, no_wrap=name != "run", overflow="fold", min_width=8 if name == "run" else None)
     root = os.path.commonpath([state["run"] for state in states]) if several else Path(states[0]["run"]).parent
     notes = []
-    for state in sorted(states, key=lambda one: STATES.index(one["state"])):
-        name, (status, why) = os.path.relpath(state["run"], root), _status(state)
-        notes += [f"{name}: {note}" for note in (why, *state.get("health", [])) if note]
+    for state in sorted(states, key=lambda state: STATES.index(state["state"])):
+        name, (status, error) = os.path.relpath(state["run"], root), _status(state)
+        notes += [f"{name}: {note}" for note in (error, *state.get("health", [])) if note]
         accuracy, terms, recent = _accuracy(state), state.get("terms", {}), state.get("recent", {})
-        done = (
-            f"{state['epoch']}/{state['epochs']} {min(1, state['step'] / state['total']):.0%}"
-            if "step" in state
-            else ""
-        )
+        done = ""
+        if "step" in state:
+            done = f"{state['epoch']}/{state['epochs']} {min(1, state['step'] / state['total']):.0%}"
         loss = _number(terms["loss"]) if "loss" in terms else ""
         row = [Text(escape(name)), Text(escape(status), _COLOURS.get(state["state"], "")), done, loss]
         if several:
             score = f"{accuracy[-1]:.2%} {sparkline(accuracy, _NARROW)}" if accuracy else ""
-            drawn.add_row(*row, sparkline(recent.get("loss", []), _NARROW), score, _eta(state))
+            rows.add_row(*row, sparkline(recent.get("loss", []), _NARROW), score, _eta(state))
             continue
-        drawn.add_row(*row, sparkline(recent.get("loss", []), _WIDE))
+        rows.add_row(*row, sparkline(recent.get("loss", []), _WIDE))
         parts = gradient_shares(state["rows"][-1]) if state["rows"] else {}
         for term in (term for term in terms if term != "loss"):
             share = f"{parts[term]:.0%} of gradient" if term in parts else ""
-            drawn.add_row(
-                Text(f"  {escape(term)}"),
-                share,
-                "",
-                _number(terms[term]),
-                sparkline(recent.get(term, []), _WIDE),
-            )
+            curve = sparkline(recent.get(term, []), _WIDE)
+            rows.add_row(Text(f"  {escape(term)}"), share, "", _number(terms[term]), curve)
         if accuracy:
             best = f"best {max(accuracy):.2%}"
-            drawn.add_row("  val accuracy", best, "", f"{accuracy[-1]:.2%}", sparkline(accuracy, _WIDE))
+            rows.add_row("  val accuracy", best, "", f"{accuracy[-1]:.2%}", sparkline(accuracy, _WIDE))
         notes = [state["what"], "  ".join(_progress(state)), *notes]
     if several:
         counts = {kind: sum(state["state"] == kind for state in states) for kind in STATES}
         notes.append(", ".join(f"{number} {kind}" for kind, number in counts.items() if number))
-    return drawn, Text("\n".join(escape(note) for note in notes if note))
+    return rows, Text("\n".join(escape(note) for note in notes if note))
 
 
 def line(state: State) -> str:
-    """One run in one plain line."""
+    """Return the state of a run as one line."""
     parts = [f"{state['run']}: {': '.join(filter(None, _status(state)))}", *_progress(state)]
     parts += [f"{name} {_number(value)}" for name, value in state.get("terms", {}).items()]
     if accuracy := _accuracy(state):
@@ -123,8 +119,8 @@ def line(state: State) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` finite values as bars between their smallest and largest; a level line lies in the middle."""
-    recent = [value / 8 for value in values if math.isfinite(value)][-width:]  # so that no span is infinite
+    """Return the last `width` finite values as bars scaled to their range; constant values are drawn at half height."""
+    recent = [value / 8 for value in values if math.isfinite(value)][-width:]  # prevents overflow of the range
     low, high = min(recent, default=0.0), max(recent, default=0.0)
     if high <= low:
         return _BARS[3] * len(recent)
@@ -132,17 +128,17 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _progress(state: State) -> list[str]:
-    """Step, learning rate, speed and time left, as far as they are known."""
-    found = (
-        [f"step {state['step']}/{state['total']}, epoch {state['epoch']}/{state['epochs']}"] if "step" in state else []
-    )
+    """Return step, learning rate, speed and remaining time, as far as they are recorded."""
+    parts = []
+    if "step" in state:
+        parts.append(f"step {state['step']}/{state['total']}, epoch {state['epoch']}/{state['epochs']}")
     if state.get("lr") is not None:
-        found.append(f"lr {state['lr']:.2g}")
+        parts.append(f"lr {state['lr']:.2g}")
     if state.get("images_per_second") is not None:
         wait = state.get("data_wait")
         waiting = f", waiting for data {wait:.0%}" if wait is not None and 0 <= wait <= 1 else ""
-        found.append(f"{_number(state['images_per_second'])} img/s{waiting}")
-    return [*found, f"ETA {_eta(state)}"] if _eta(state) else found
+        parts.append(f"{_number(state['images_per_second'])} img/s{waiting}")
+    return [*parts, f"ETA {eta}"] if (eta := _eta(state)) else parts
 
 
 def _eta(state: State) -> str:
@@ -156,14 +152,14 @@ def _accuracy(state: State) -> list[float]:
 
 
 def _number(value: float) -> str:
-    """Four digits, or more where they are whole; short where that would fill lines with them."""
+    """Return a number with four digits, integers in full up to `LONGEST`."""
     return f"{value:.4g}" if abs(value) < 1e3 or abs(value) >= LONGEST else f"{value:.0f}"
 
 
 def _status(state: State) -> tuple[str, str]:
-    """The state in words; and why, and what to do."""
+    """Return the state with the current activity; and the error with what to do."""
     status = state["state"]
     if status == "running" and state.get("doing") != "training":
         status += ", writing its result" if state.get("doing") == "nothing" else f", {state['doing']}"
-    why = state.get("why", "") if state["state"] in ("stopped", "failed") else ""
-    return status, "; ".join(filter(None, [why, state["advice"]]))
+    error = state.get("why", "") if state["state"] in ("stopped", "failed") else ""
+    return status, "; ".join(filter(None, [error, state["advice"]]))

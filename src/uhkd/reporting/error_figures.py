@@ -1,10 +1,11 @@
-"""The figures of what networks name the images: gains by class, confusions that changed, agreement."""
+"""Figures of predictions: gains by class, confusions that changed, agreement."""
 
-from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from uhkd.reporting.aggregates import (
+    Labels,
     agreement,
     classes_of,
     confusion_changes,
@@ -16,112 +17,111 @@ from uhkd.reporting.aggregates import (
 from uhkd.reporting.figure_data import Bar, Bars, Drawing, Heat
 from uhkd.reporting.grouping import StudentGroup
 
-_MOST_NAMES = 26  # of an agreement matrix: cells of a phone's width
-_NAMED_COLUMNS = 12
-_MOST_CLASSES = 24
+_MAX_NAMES = 26  # rows of the agreement matrix that fit on a phone
+_MAX_NAMED_COLUMNS = 12
+_MAX_CLASSES = 24
 
 
-def compared(family: StudentGroup) -> tuple[str, list[np.ndarray], list[np.ndarray], np.ndarray] | None:
-    """Name and predictions of what the focus is compared with, predictions of the focus, and the labels."""
+class Comparison(NamedTuple):
+    """Name, colour and predictions of the reference, predictions of the group in focus, and the labels."""
+
+    name: str
+    hue: str
+    before: list[Labels]
+    after: list[Labels]
+    labels: Labels
+
+
+def compared(family: StudentGroup) -> Comparison | None:
+    """Return the group in focus with its reference: the baseline, otherwise the teacher; None without predictions."""
     labels = labels_of(family)
-    if labels is None:
+    if labels is None or not (after := predicted(family.focus, labels)):
         return None
-    after = predicted(family.focus, labels)
-    if family.baseline is not None and (before := predicted(family.baseline, labels)) and after:
-        return family.baseline.label, before, after, labels
-    if (predictions := teacher_predictions(family.focus.teacher, labels)) is not None and after:
-        return "teacher", [predictions], after, labels
+    if (base := family.baseline) is not None and (before := predicted(base, labels)):
+        return Comparison(base.label, f"s{base.hue}", before, after, labels)
+    if (predictions := teacher_predictions(family.focus.teacher, labels)) is not None:
+        return Comparison("teacher", "ink", [predictions], after, labels)
     return None
 
 
-def _hue_of(name: str, family: StudentGroup) -> str:
-    """The colour of what the focus is compared with: a group's, or the teacher's."""
-    return next((f"s{g.hue}" for g in family.groups if g.label == name), "ink")
-
-
 def by_class(family: StudentGroup) -> Drawing | None:
-    """Accuracy on each class minus that of what the focus is compared with."""
-    known = compared(family)
-    if known is None:
+    """Return the figure of the accuracy on each class minus that of the reference."""
+    comparison = compared(family)
+    if comparison is None:
         return None
-    name, before, after, labels = known
-    found = gains(before, after, labels, classes_of(family))
-    half, own, other = _MOST_CLASSES // 2, f"s{family.focus.hue}", _hue_of(name, family)
-    some = found if len(found) <= _MOST_CLASSES else [*found[:half], *found[-half:]]
-    rows = tuple(Bar(g.name, ((g.points, own if g.points >= 0 else other, f"{g.points:+.0f}"),)) for g in some)
-    fewer = (
-        ""
-        if len(some) == len(found)
-        else f" The {half} that gained and the {half} that lost most of {len(found)} classes."
-    )
-    up, down = sum(g.points > 0 for g in found), sum(g.points < 0 for g in found)
-    few = min(g.images for g in found)
+    name, hue, before, after, labels = comparison
+    by_gain = gains(before, after, labels, classes_of(family))
+    half, focus_hue, shown, left_out = _MAX_CLASSES // 2, f"s{family.focus.hue}", by_gain, ""
+    if len(by_gain) > _MAX_CLASSES:
+        shown = [*by_gain[:half], *by_gain[-half:]]
+        left_out = f" The {half} that gained and the {half} that lost most of {len(by_gain)} classes."
+    rows = tuple(Bar(g.name, ((g.points, focus_hue if g.points >= 0 else hue, f"{g.points:+.0f}"),)) for g in shown)
+    up, down = sum(g.points > 0 for g in by_gain), sum(g.points < 0 for g in by_gain)
+    fewest = min(g.images for g in by_gain)
+    best, worst = by_gain[0], by_gain[-1]
     return Drawing(
         f"{family.key}-classes",
         f"Gain by class: {family.focus.label} against {name}",
-        f"Accuracy on each class minus that of {name}, in points.{fewer} Look for classes that lost: a better mean can hide "
-        f"them. The smallest class has {few} images, where one image is {100 / few:.0f} points.",
-        f"{up} classes gained and {down} lost. Best: {found[0].name} {found[0].points:+.1f}; worst: {found[-1].name} "
-        f"{found[-1].points:+.1f} points.",
+        f"Accuracy on each class minus that of {name}, in percentage points.{left_out} Look for classes that lost: a better "
+        f"mean can hide them. The smallest class has {fewest} images; one image is {100 / fewest:.0f} points.",
+        f"{up} classes gained and {down} lost. Best: {best.name} {best.points:+.1f}; worst: {worst.name} "
+        f"{worst.points:+.1f} points.",
         (Bars("", "points", rows),),
     )
 
 
 def confusions(family: StudentGroup) -> Drawing | None:
-    """The pairs of classes that are mixed up more or less often."""
-    known = compared(family)
-    if known is None:
+    """Return the figure of pairs of classes that are confused more or less often than by the reference."""
+    comparison = compared(family)
+    if comparison is None:
         return None
-    name, before, after, labels = known
-    found = confusion_changes(before, after, labels, classes_of(family))
-    if not found:
+    name, hue, before, after, labels = comparison
+    changes = confusion_changes(before, after, labels, classes_of(family))
+    if not changes:
         return None
-    own, other = f"s{family.focus.hue}", _hue_of(name, family)
+    focus, focus_hue = family.focus.label, f"s{family.focus.hue}"
     rows = tuple(
-        Bar(f"{c.true} → {c.named}", ((c.before, other, f"{c.before:.3g}"), (c.after, own, f"{c.after:.3g}")))
-        for c in found
+        Bar(f"{c.true} → {c.named}", ((c.before, hue, f"{c.before:.3g}"), (c.after, focus_hue, f"{c.after:.3g}")))
+        for c in changes
     )
-    best, worst = found[0], found[-1]
-    look = "Long bars that became short are mistakes that were cured; new long bars are new mistakes."
+    reading = "Long bars that became short are mistakes that were corrected; new long bars are new mistakes."
     if name.startswith("teacher"):
-        look = "Long lower bars are mistakes that the teacher does not make."
+        reading = "Long lower bars are mistakes that the teacher does not make."
+    less, more = (
+        f"{c.true} predicted as {c.named}, {c.before:.3g} to {c.after:.3g} images" for c in (changes[0], changes[-1])
+    )
     return Drawing(
         f"{family.key}-confusions",
-        f"Confusions that changed: {family.focus.label} against {name}",
-        f"Images of the class before the arrow that were named as the class behind it: above by {name}, below by "
-        f"{family.focus.label}. {look}",
-        f"Fell most: {best.true} named {best.named}, {best.before:.3g} to {best.after:.3g} images. "
-        f"Rose most: {worst.true} named {worst.named}, {worst.before:.3g} to {worst.after:.3g} images.",
+        f"Confusions that changed: {focus} against {name}",
+        f"Images of the class before the arrow that were predicted as the class after it: upper bar by {name}, lower bar by "
+        f"{focus}. {reading}",
+        f"Largest decrease: {less}. Largest increase: {more}.",
         (Bars("", "images", rows),),
-        legend=((name, other, 0, None), (family.focus.label, own, 0, None)),
+        legend=((name, hue, 0, None), (focus, focus_hue, 0, None)),
     )
 
 
 def agreements(family: StudentGroup) -> Drawing | None:
-    """Who names the same class as who."""
-    found = agreement(family)
-    if found is None or len(found[0]) < 2:
+    """Return the figure of how often two networks predict the same class."""
+    matrix_of = agreement(family)
+    if matrix_of is None or len(matrix_of[0]) < 2:
         return None
-    names, matrix = found
-    names, matrix = names[:_MOST_NAMES], matrix[:_MOST_NAMES, :_MOST_NAMES]
+    names, matrix = matrix_of[0][:_MAX_NAMES], matrix_of[1][:_MAX_NAMES, :_MAX_NAMES]
     values = [[float(v) for v in row] for row in matrix]
     rows, columns = names, names
-    if len(names) > _NAMED_COLUMNS:  # names would lie over each other
+    if len(names) > _MAX_NAMED_COLUMNS:  # names would overlap
         rows, columns = [f"{i + 1} {name}" for i, name in enumerate(names)], [str(i + 1) for i in range(len(names))]
-    off = matrix[~np.eye(len(matrix), dtype=bool)]
+    lowest = float(matrix[~np.eye(len(matrix), dtype=bool)].min())
+    reference = next((i for i, name in enumerate(names) if name.startswith("teacher")), 0)
+    text = "; ".join(
+        f"{name} with {names[reference]} {values[i][reference]:.0f}" for i, name in enumerate(names) if i != reference
+    )
     return Drawing(
         f"{family.key}-agreement",
         "Agreement",
-        "For how many of the validation images (percent) two name the same class; '(labels)' is the accuracy. On the "
-        "diagonal a group with itself over different seeds. A student that agrees with the teacher more than with the "
-        "labels also copies mistakes.",
-        "Agreement in percent. " + "; ".join(_agreeing(names, values)),
-        (Heat("", "", "", tuple(rows), tuple(columns), values, min(float(off.min()), 99.0), 100.0, 0),),
+        "Percentage of validation images for which two networks predict the same class; '(labels)' is the accuracy. On the "
+        "diagonal: agreement between different seeds of a group. A student that agrees more with the teacher than with the "
+        "labels also copies the teacher's mistakes.",
+        f"Agreement in percent. {text}",
+        (Heat("", "", "", tuple(rows), tuple(columns), values, min(lowest, 99.0), 100.0, 0),),
     )
-
-
-def _agreeing(names: Sequence[str], values: Sequence[Sequence[float]]) -> Iterator[str]:
-    reference = next((i for i, name in enumerate(names) if name.startswith("teacher")), 0)
-    for i, name in enumerate(names):
-        if i != reference:
-            yield f"{name} with {names[reference]} {values[i][reference]:.0f}"

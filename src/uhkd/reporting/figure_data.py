@@ -1,57 +1,40 @@
-"""What a figure shows, as plain data; `uhkd.reporting.draw` draws it."""
+"""The content of figures as plain data; `uhkd.reporting.draw` draws it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# s0 ... s7 are series, ink is text and the teacher, muted the axes' labels; the page has them as CSS variables
-LIGHT = {
-    "s0": "#b93a0b",
-    "s1": "#1d4ed8",
-    "s2": "#5f6773",
-    "s3": "#15743a",
-    "s4": "#7e22ce",
-    "s5": "#0b6b75",
-    "s6": "#b8145a",
-    "s7": "#7a5200",
-    "ink": "#1b1f24",
-    "muted": "#57606a",
-    "grid": "#d0d7de",
-    "paper": "#ffffff",
-    "raised": "#f4f6f8",
-    "link": "#0a4fb3",
-    "good": "#116329",
-    "bad": "#a40e26",
+# light and dark; s0 ... s7: series; ink: text and the teacher; muted: axis labels. CSS variables on the page.
+_COLOURS = {
+    "s0": ("#b93a0b", "#ff9b5e"),
+    "s1": ("#1d4ed8", "#84aaff"),
+    "s2": ("#5f6773", "#a9b1bd"),
+    "s3": ("#15743a", "#5fd38a"),
+    "s4": ("#7e22ce", "#d0a2ff"),
+    "s5": ("#0b6b75", "#4fd3dd"),
+    "s6": ("#b8145a", "#ff8ab8"),
+    "s7": ("#7a5200", "#e2b84b"),
+    "ink": ("#1b1f24", "#e8ebef"),
+    "muted": ("#57606a", "#aeb6c0"),
+    "grid": ("#d0d7de", "#3a424c"),
+    "paper": ("#ffffff", "#14171b"),
+    "raised": ("#f4f6f8", "#1e2329"),
+    "link": ("#0a4fb3", "#8ab8ff"),
+    "good": ("#116329", "#6fdd8b"),
+    "bad": ("#a40e26", "#ff9b9b"),
 }
-DARK = {
-    "s0": "#ff9b5e",
-    "s1": "#84aaff",
-    "s2": "#a9b1bd",
-    "s3": "#5fd38a",
-    "s4": "#d0a2ff",
-    "s5": "#4fd3dd",
-    "s6": "#ff8ab8",
-    "s7": "#e2b84b",
-    "ink": "#e8ebef",
-    "muted": "#aeb6c0",
-    "grid": "#3a424c",
-    "paper": "#14171b",
-    "raised": "#1e2329",
-    "link": "#8ab8ff",
-    "good": "#6fdd8b",
-    "bad": "#ff9b9b",
-}
+LIGHT, DARK = ({name: colours[i] for name, colours in _COLOURS.items()} for i in (0, 1))
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
 def hue_of(label: str, count: int) -> tuple[int, int]:
-    """Return the colour (0 ... 7) and dash of a method, the same in all figures; count: other methods before it."""
+    """Return the colour (0 to 7) and dash of a method, the same in all figures. count: number of other methods before it."""
     fixed = {"uhkd": (0, 0), "kd": (1, 0), "scratch": (2, 0)}
     return fixed.get(label) or (3 + count % 5, count // 5 % 4)
 
 
 @dataclass(frozen=True)
 class Series:
-    """What belongs together in a panel. group: key of a group that the page can hide. frame: shown at one place of a slider."""
+    """A series of a panel. group: key of a group that the page can hide. frame: the slider position that shows it."""
 
     label: str
     group: str | None = field(default=None, kw_only=True)
@@ -60,9 +43,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Line(Series):
-    """Points joined by a line, those that are not finite left out. hue: a name in `LIGHT`. dash: index into `DASHES`.
+    """Points connected by a line, without those that are not finite. hue: a name in `LIGHT`. dash: index into `DASHES`.
 
-    band: low and high around it.
+    band: lower and upper edge of an area around the line.
     """
 
     x: Sequence[float]
@@ -75,7 +58,7 @@ class Line(Series):
 
 @dataclass(frozen=True)
 class Curves:
-    """A panel of lines over two axes."""
+    """A panel of lines."""
 
     title: str
     x_label: str
@@ -86,7 +69,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Bar(Series):
-    """A row: values side by side, each with its colour and its text; dots: single runs behind a value."""
+    """A row of bars. values: value, colour and text of each. dots: the single runs."""
 
     values: tuple[tuple[float, str, str], ...]
     dots: tuple[float, ...] = ()
@@ -104,7 +87,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heat:
-    """A panel of cells, (rows, columns), coloured from `low` to `high`; `digits` after the point."""
+    """A heat map of values (rows, columns), coloured from `low` to `high`, with `digits` decimal places."""
 
     title: str
     x_label: str
@@ -118,19 +101,19 @@ class Heat:
 
 
 Panel = Curves | Bars | Heat
-Legend = tuple[tuple[str, str, int, str | None], ...]  # label, colour, dash and group of what is in all panels
+Legend = tuple[tuple[str, str, int, str | None], ...]  # label, colour, dash and group
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure. key: unique, fit for a file's name. alt: what it shows, in words with its numbers. how: how to read it.
+    """A figure. key: unique, usable as a file name. caption: how to read it. alt: its content as text.
 
-    frames: words for the places of a slider, empty without one.
+    frames: labels of the slider positions; empty without a slider.
     """
 
     key: str
     title: str
-    how: str
+    caption: str
     alt: str
     panels: tuple[Panel, ...]
     frames: tuple[str, ...] = ()

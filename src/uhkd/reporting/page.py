@@ -1,8 +1,9 @@
-"""The report as one HTML page that needs nothing else: no network, no model, no data."""
+"""The report as one HTML page that loads nothing else."""
 
 import base64
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -15,25 +16,24 @@ from PIL import Image
 
 from uhkd.console import escape_lines
 from uhkd.reporting import error_figures, feature_figures, figures, tables, thumbnails
-from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, labels_of, predicted
+from uhkd.reporting.aggregates import KINDS, classes_of, examples, gains, predicted
 from uhkd.reporting.draw import inline
 from uhkd.reporting.figure_data import DARK, DASHES, LIGHT, Drawing
 from uhkd.reporting.grouping import MethodGroup, Report, StudentGroup
 from uhkd.reporting.run_data import Run
-from uhkd.reporting.summary import verdict
+from uhkd.reporting.summary import summary_sentence
 from uhkd.runs import RunFolder, leads_out
 
-MARK = '<meta name="generator" content="uhkd report">'  # by this a page of ours is known
-LINES = 8  # drawn from the start in a figure that compares groups; the reader adds others
-_INSIDE = 60  # groups whose own figures are drawn: a page stays below some ten megabytes
-_RECIPE = 8_000  # letters of a recipe that are shown
-_CLASSES = 200  # rows of the table of gains by class
-_NAMES = 12  # its columns
-_LARGE = 64  # pixels from which an image is shown smoothly
+MARK = '<meta name="generator" content="uhkd report">'  # identifies a page that may be overwritten
+LINES = 8  # drawn at first in a figure that compares groups; the reader adds others
+_MAX_GROUPS = 60  # with figures of features: a page stays below about ten megabytes
+_MAX_RECIPE = 8_000  # characters
+_MAX_CLASSES, _MAX_METHODS = 200, 12  # rows and columns of the table of gains by class
+_LARGE = 64  # pixels from which an image is enlarged smoothly and stored as JPEG
 
 
 def render(report: Report, version: str) -> str:
-    """The page; version: of uhkd, for its foot."""
+    """Return the page. version: of uhkd, for the footer."""
     environment = Environment(
         loader=PackageLoader("uhkd.reporting"),
         autoescape=True,
@@ -44,22 +44,20 @@ def render(report: Report, version: str) -> str:
     )
     assert environment.loader is not None
     script, style = (Markup(environment.loader.get_source(environment, name)[0]) for name in ("page.js", "page.css"))
-    families = [_family(family) for family in report.families]
-    drawn = sum(len(f["inside"]) for f in families)
     notes = [*report.notes]
-    groups = sum(len(family.groups) for family in report.families)
-    if groups > drawn:
-        notes.append(f"the features of {groups - drawn} groups are not drawn here; report fewer runs to see them")
+    left_out = sum(max(0, len(family.groups) - _MAX_GROUPS) for family in report.families)
+    if left_out:
+        notes.append(f"the features of {left_out} groups are not drawn; report fewer runs to see them")
     return environment.get_template("page.html").render(
         mark=Markup(MARK),
         title=report.title,
         version=version,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=len(report.runs),
-        families=families,
+        families=[_family(family) for family in report.families],
         notes=notes,
         head=tables.HEAD,
-        machines=tables.machines(report.runs),
+        environments=tables.environments(report.runs),
         colours=Markup(_colours()),
         style=style,
         script=script,
@@ -80,123 +78,120 @@ def _colours() -> str:
 
 def _swatch(hue: str, dash: int) -> Markup:
     dashes = Markup(' stroke-dasharray="{}"').format(DASHES[dash % 4]) if dash % 4 else ""
-    line = Markup('<path fill="none" stroke="var(--{})" stroke-width="2" d="M1 5L29 5"{}/>').format(hue, dashes)
-    return Markup('<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">{}</svg>').format(
-        line
-    )
+    return Markup(
+        '<svg class="swatch" aria-hidden="true" viewBox="0 0 30 10" width="30" height="10">'
+        '<path fill="none" stroke="var(--{})" stroke-width="2" d="M1 5L29 5"{}/></svg>'
+    ).format(hue, dashes)
 
 
 def _family(family: StudentGroup) -> dict[str, Any]:
     first = {group.key for group in family.groups[:LINES]}
-    some = family.groups[:_INSIDE]
     return {
         "key": family.key,
         "title": family.title,
-        "verdict": verdict(family),
+        "sentence": summary_sentence(family),
         "rows": tables.summary_rows(family, first),
         "many": len(family.groups) > LINES,
         "figures": [_figure(drawing, first) for drawing in figures.of_family(family)],
         "focus": family.focus.label,
         "classes": _class_table(family),
         "examples": _examples(family),
-        "inside": [_inside(group) for group in some],
+        "features": [_features(group) for group in family.groups[:_MAX_GROUPS]],
         "recipes": [_recipe(group) for group in family.groups],
         "differing": tables.differing(family) if len(family.groups) > 1 else [],
         "run_rows": tables.run_rows(family),
-        "lacking": _lacking(family),
+        "missing": _missing(family),
     }
 
 
 def _figure(drawing: Drawing, first: set[str] | None = None) -> dict[str, Any]:
     hidden = [key for *_, key in drawing.legend if key and first is not None and key not in first]
     panels = []
-    for place, panel in enumerate(drawing.panels):
-        name = f"{drawing.title}, {panel.title}" if panel.title else drawing.title
-        panels.append(inline(panel, f"{name}. {drawing.alt}", f"{drawing.key}-{place}", hidden))
-    comparing = any(key for *_, key in drawing.legend)
+    for i, panel in enumerate(drawing.panels):
+        title = f"{drawing.title}, {panel.title}" if panel.title else drawing.title
+        panels.append(inline(panel, f"{title}. {drawing.alt}", f"{drawing.key}-{i}", hidden))
     return {
         "key": drawing.key,
         "title": drawing.title,
-        "how": drawing.how,
+        "caption": drawing.caption,
         "alt": drawing.alt,
         "panels": panels,
         "frames": drawing.frames,
         "legend": [(label, _swatch(hue, dash), key) for label, hue, dash, key in drawing.legend],
         "hidden": hidden,
-        "comparing": comparing,
+        "comparing": any(key for *_, key in drawing.legend),
     }
 
 
-def _inside(group: MethodGroup) -> dict[str, Any]:
-    drawings = feature_figures.of_group(group)
+def _features(group: MethodGroup) -> dict[str, Any]:
     return {
         "key": group.key,
         "label": group.label,
         "runs": len(group.runs),
         "swatch": _swatch(f"s{group.hue}", group.dash),
-        "figures": [_figure(drawing) for drawing in drawings],
+        "figures": [_figure(drawing) for drawing in feature_figures.of_group(group)],
         "missing": feature_figures.missing_of(group),
     }
 
 
 def _recipe(group: MethodGroup) -> dict[str, Any]:
-    labels = yaml.safe_dump(dict(group.first.recipe), sort_keys=False, allow_unicode=True) if group.first.recipe else ""
-    cut = len(labels) > _RECIPE
+    recipe = dict(group.first.recipe)
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else tables.NOT_RECORDED
     return {
         "label": group.label,
         "runs": [run.name for run in group.runs],
-        "words": labels[:_RECIPE] if labels else tables.NOT_RECORDED,
-        "cut": cut,
+        "text": text[:_MAX_RECIPE],
+        "cut": len(text) > _MAX_RECIPE,
     }
 
 
 def _class_table(family: StudentGroup) -> dict[str, Any] | None:
-    """Gain of up to `_NAMES` groups on what the focus is compared with, class by class."""
-    known, labels = error_figures.compared(family), labels_of(family)
-    if known is None or labels is None:
+    """Return the gain of up to `_MAX_METHODS` groups over the reference by class, the group in focus first."""
+    comparison = error_figures.compared(family)
+    if comparison is None:
         return None
-    name, before, _, _ = known
-    others = [g for g in family.groups if g.label != name]
-    order = sorted(others, key=lambda g: g is not family.focus)
-    classes = classes_of(family)
-    found = {
-        g.label: {x.name: x for x in gains(before, own, labels, classes)}
-        for g in order[:_NAMES]
-        if (own := predicted(g, labels))
+    others = [g for g in family.groups if g.label != comparison.name]
+    others.sort(key=lambda g: g is not family.focus)
+    columns = {
+        g.label: {x.name: x for x in gains(comparison.before, after, comparison.labels, classes_of(family))}
+        for g in others[:_MAX_METHODS]
+        if (after := predicted(g, comparison.labels))
     }
     rows = [
-        (x.name, x.images, f"{x.before:.0f}", [f"{found[label][x.name].points:+.1f}" for label in found])
-        for x in next(iter(found.values())).values()
+        (x.name, x.images, f"{x.before:.0f}", [f"{column[x.name].points:+.1f}" for column in columns.values()])
+        for x in next(iter(columns.values())).values()
     ]
-    return {"base": name, "columns": [*found], "rows": rows[:_CLASSES], "left_out": max(0, len(rows) - _CLASSES)}
+    left_out = max(0, len(rows) - _MAX_CLASSES)
+    return {"base": comparison.name, "columns": [*columns], "rows": rows[:_MAX_CLASSES], "left_out": left_out}
 
 
 def _examples(family: StudentGroup) -> dict[str, Any]:
-    """Examples by kind, each with its picture; or why there are none."""
-    found = examples(family)
-    if not found:
-        noted = any(run.array("val_shown", 1) is not None for g in family.groups for run in g.runs)
-        why = "on none of the images kept do they differ" if noted else "no images were recorded with these runs"
+    """Return example images by kind, or the reason why there are none."""
+    selected = examples(family)
+    if not selected:
+        recorded = any(run.array("val_shown", 1) is not None for g in family.groups for run in g.runs)
+        why = (
+            "the networks do not differ on the stored images" if recorded else "no images were recorded with these runs"
+        )
         return {"kinds": [], "why": why}
     images = _images(family)
     if images is None:
         return {"kinds": [], "why": "the file of images is missing or damaged"}
     labels = {"focus": family.focus.label, "base": family.baseline.label if family.baseline else "the baseline"}
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for example in found:
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for example in selected:
         image = images[example.thumbnail]
-        answers = [
-            (name, named, "" if sure is None else f" ({100 * sure:.0f} %)", right)
-            for name, named, sure, right in example.predictions
-        ]
-        text = "; ".join(f"{name} says {named}" for name, named, _, _ in answers)
-        kinds.setdefault(example.kind, []).append(
+        text = "; ".join(f"{name} predicts {named}" for name, named, _, _ in example.predictions)
+        kinds[example.kind].append(
             {
-                "source": _data_address(image),
+                "source": _data_url(image),
                 "alt": f"validation image {example.index} of class {example.true}; {text}",
                 "true": example.true,
                 "index": example.index,
-                "said": answers,
+                "predictions": [
+                    (name, named, "" if probability is None else f" ({100 * probability:.0f} %)", right)
+                    for name, named, probability, right in example.predictions
+                ],
                 "small": max(image.shape[:2]) < _LARGE,
             }
         )
@@ -204,39 +199,33 @@ def _examples(family: StudentGroup) -> dict[str, Any]:
 
 
 def _images(family: StudentGroup) -> list[np.ndarray] | None:
-    """The thumbnails of the run that kept them largest: each student's are as large as it sees them."""
-    wanted = next((s for r in family.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
-    best: list[np.ndarray] | None = None
-    for run in (run for group in family.groups for run in group.runs[:1]):
-        own = run.array("val_shown", 1)
-        if wanted is None or own is None or not np.array_equal(own, wanted):
+    """Return the largest thumbnails of the selected images: each run stores them at its input size."""
+    selected = next((s for r in family.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
+    largest: list[np.ndarray] | None = None
+    for run in (group.first for group in family.groups):
+        indices = run.array("val_shown", 1)
+        if selected is None or indices is None or not np.array_equal(indices, selected):
             continue
         sheet = RunFolder(run.path).thumbnails
         try:
-            if leads_out(sheet, run.path):
-                continue
-            found = thumbnails.read_sheet(sheet, len(own))
+            images = None if leads_out(sheet, run.path) else thumbnails.read_sheet(sheet, len(indices))
         except (ValueError, OSError):
             continue
-        if best is None or found[0].size > best[0].size:
-            best = found
-    return best
+        if images is not None and (largest is None or images[0].size > largest[0].size):
+            largest = images
+    return largest
 
 
-def _data_address(image: np.ndarray) -> Markup:
+def _data_url(image: np.ndarray) -> Markup:
     content = io.BytesIO()
-    if max(image.shape[:2]) < _LARGE:
-        Image.fromarray(image).save(content, format="PNG")
-        kind = "png"
-    else:
-        Image.fromarray(image).save(content, format="JPEG", quality=88)
-        kind = "jpeg"
+    kind = "png" if max(image.shape[:2]) < _LARGE else "jpeg"
+    Image.fromarray(image).save(content, format=kind, **({"quality": 88} if kind == "jpeg" else {}))
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
 
 
-def _lacking(family: StudentGroup) -> list[tuple[str, str]]:
-    def labels(group: MethodGroup, run: Run) -> list[str]:
-        known = group.teacher is not None and group.teacher.prediction is not None
-        return [w for w in tables.lacking(run) if not (known and w == "predictions of the teacher")]
+def _missing(family: StudentGroup) -> list[tuple[str, str]]:
+    def names(group: MethodGroup, run: Run) -> list[str]:
+        teacher_recorded = group.teacher is not None and group.teacher.prediction is not None
+        return [x for x in tables.missing(run) if not (teacher_recorded and x == "predictions of the teacher")]
 
-    return [(run.name, ", ".join(found)) for g in family.groups for run in g.runs if (found := labels(g, run))]
+    return [(run.name, ", ".join(missing)) for g in family.groups for run in g.runs if (missing := names(g, run))]

@@ -1,4 +1,4 @@
-"""Run folders as plain data, whoever wrote them and however far they came: what is missing or damaged is named, never fatal."""
+"""Run folders as plain data: missing and damaged files are recorded as problems, and never raise."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,20 +13,20 @@ from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 
-_DEEPEST = 6  # folders below one that was given; a comparison's runs lie three below
-_TEST = "test.json"  # a comparison's accuracy on the test part
-# beside the runs of a comparison: settings tried, bookkeeping, stored signals
+_MAX_DEPTH = 6  # folders below a given one; a comparison's runs are three below it
+_TEST = "test.json"  # accuracy on the test split, written by a comparison
+# folders of a comparison that have no runs to report: tuning, task files, caches
 _SKIPPED = {"tune", "plan", "locks", "logs", "failed", "chosen", "caches", "checkpoints", "export"}
-ABSURD = 1e12  # no loss, spectrum or error comes near it
+ABSURD = 1e12  # bound of losses, spectra and errors; larger values would break axes
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder says. Mappings and text come from elsewhere: any key may be missing, any value of another type.
+    """The content of a run folder. Mappings and text are unchecked: any key may be missing, any value of another type.
 
-    name: path below what all runs share. rows: of metrics.csv. test: metrics on the test part, of a comparison's run.
-    failure: what ended it, of one that failed. problems: files that could not be read, and why.
+    name: path relative to the common folder of all runs. card: the model's configuration. test: metrics on the test split.
+    rows: of metrics.csv. failure: the error that ended the run. problems: files that could not be read, with the reason.
     """
 
     name: str
@@ -43,162 +43,157 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training came to its end."""
+        """Whether the training has finished."""
         return bool(self.result)
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The recipe with what its words mean by default where an older version did not write them, lists for tuples."""
+        """The recipe with the defaults of options that an older version did not write, as JSON types."""
         kind = DistillRecipe if "student" in self.recipe else FinetuneRecipe if "model" in self.recipe else None
-        classes = (
-            {} if kind is None else {k: list(v) if isinstance(v, tuple) else v for k, v in kind.defaults().items()}
-        )
-        return classes | dict(self.recipe)
+        defaults = kind.defaults() if kind is not None else {}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()} | dict(self.recipe)
 
     @cached_property
     def student(self) -> str:
-        """The network that was trained."""
+        """The name of the trained network."""
         return text(self.recipe.get("student", self.recipe.get("model", self.card.get("name"))), "unknown network")
 
     @cached_property
     def method(self) -> str:
-        """The distillation method, or finetune."""
+        """The distillation method, or "finetune"."""
         return text(self.recipe.get("method"), "finetune" if "model" in self.recipe else "unknown method")
 
     @property
     def teacher(self) -> str | None:
-        """The teacher's name or folder; None where there is none."""
-        classes = self.recipe.get("teacher") or self.result.get("teacher")
-        return classes if isinstance(classes, str) else None
+        """The teacher's name or folder, or None."""
+        teacher = self.recipe.get("teacher") or self.result.get("teacher")
+        return teacher if isinstance(teacher, str) else None
 
     @cached_property
     def teachers(self) -> tuple[tuple[str, dict[str, float]], ...]:
-        """Names and validation metrics of its teachers, where there are several; metrics are noted at its end."""
-        classes = next(
-            filter(None, (self.result.get("teachers"), self.recipe.get("teachers"), self.recipe.get("teacher"))), ()
-        )
-        each = (
-            [one if isinstance(one, Mapping) else {"teacher": one} for one in classes]
-            if isinstance(classes, list)
-            else []
-        )
-        metrics = (one.get("teacher_metrics") for one in each)
-        known = [
-            {k: n for k in m if (n := number(m, k)) is not None} if isinstance(m, Mapping) else {} for m in metrics
-        ]
-        return tuple(
-            (name, own)
-            for one, own in zip(each, known, strict=True)
-            if (name := text(one.get("teacher"), "")) and len(each) > 1
-        )
+        """Names and validation metrics of several teachers; the metrics are empty before the run has finished."""
+        sources = (self.result.get("teachers"), self.recipe.get("teachers"), self.recipe.get("teacher"))
+        entries = next(filter(None, sources), ())
+        if not isinstance(entries, list) or len(entries) < 2:
+            return ()
+        teachers = []
+        for entry in entries:
+            fields = entry if isinstance(entry, Mapping) else {"teacher": entry}
+            metrics = fields.get("teacher_metrics")
+            keys = metrics if isinstance(metrics, Mapping) else ()
+            if name := text(fields.get("teacher"), ""):
+                teachers.append((name, {k: n for k in keys if (n := number(metrics, k)) is not None}))
+        return tuple(teachers)
 
     @cached_property
     def evaluator(self) -> tuple[str, float | None] | None:
-        """What its accuracy is by, where no head of its own has it, and that of the student before its first step."""
-        probed = self.result.get("probe")
-        if isinstance(probed, Mapping):
-            return text(probed.get("by"), "a probe"), number(probed, "start")
-        probe, images = self.recipe.get("probe"), self.recipe.get("probe_data")
+        """The probe that measures the accuracy and the accuracy of the untrained student; None with a classifier head."""
+        probe = self.result.get("probe")
+        if isinstance(probe, Mapping):
+            return text(probe.get("by"), "a probe"), number(probe, "start")
+        kind, data = self.recipe.get("probe"), self.recipe.get("probe_data")
         kinds = {"knn": "k-NN", "linear": "linear probe"}
-        return (f"{kinds.get(str(probe), 'a probe')} on {images}", None) if isinstance(images, str) else None
+        return (f"{kinds.get(str(kind), 'a probe')} on {data}", None) if isinstance(data, str) else None
 
     @property
     def unlabelled(self) -> bool:
-        """Whether it learned without labels."""
-        alike = {"val_agreement", "val_feature_error", "val_cka"}
-        only = bool(self.rows) and "val_accuracy" not in self.rows[-1] and bool(alike & self.rows[-1].keys())
-        return self.recipe.get("unlabelled") is True or self.evaluator is not None or only
+        """Whether it was trained without labels."""
+        last = self.rows[-1].keys() if self.rows else set()
+        label_free = "val_accuracy" not in last and not last.isdisjoint(
+            {"val_agreement", "val_feature_error", "val_cka"}
+        )
+        return self.recipe.get("unlabelled") is True or self.evaluator is not None or label_free
 
     @property
     def data(self) -> str:
-        """The data's name and what it consisted of."""
+        """The fingerprint of the data, otherwise its name."""
         return text(self.result.get("data_fingerprint"), text(self.recipe.get("data"), "unknown data"))
 
     @property
     def data_name(self) -> str:
-        """The data's name."""
+        """The name of the data."""
         return text(self.result.get("data"), text(self.recipe.get("data"), "unknown data"))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where they are not known."""
+        """The names of the classes; empty if they were not recorded."""
         classes = self.card.get("classes")
         return tuple(map(str, classes)) if isinstance(classes, list) else ()
 
     def metric(self, name: str) -> float | None:
-        """A metric of the validation part after the last evaluation."""
+        """Return a validation metric of the last evaluation."""
         return number(self.rows[-1].get(name)) if self.rows else number(self.result, "metrics", name)
 
     def array(self, name: str, dimensions: int) -> np.ndarray | None:
-        """An array of numbers with so many dimensions, absurd ones as NaN; None where it was not recorded or is another."""
-        found = self.arrays.get(name)
-        if found is None or found.ndim != dimensions or found.dtype.kind not in "iuf" or not found.size:
+        """Return a numeric array with this number of dimensions, or None. Values of `ABSURD` size become NaN."""
+        array = self.arrays.get(name)
+        if array is None or array.ndim != dimensions or array.dtype.kind not in "iuf" or not array.size:
             return None
-        if found.dtype.kind != "f":
-            return found
-        wide = found.astype(np.float64)
-        # no axis can hold the largest floats
+        if array.dtype.kind != "f":
+            return array
+        wide = array.astype(np.float64)
         return np.where(np.abs(wide) < ABSURD, wide, np.nan)
 
     def predictions(self, of: str = "val") -> np.ndarray | None:
-        """Classes named for the validation images, (N,), by the student (val) or the teacher; None where they do not fit the
-        labels."""
-        found, labels = self.array(f"{of}_prediction", 1), self.labels
-        return found if found is not None and labels is not None and found.shape == labels.shape else None
+        """Return the classes (N,) predicted for the validation images by the student ("val") or the "teacher".
+
+        None if they were not recorded, or do not have the shape of the labels.
+        """
+        predictions, labels = self.array(f"{of}_prediction", 1), self.labels
+        return (
+            predictions
+            if predictions is not None and labels is not None and predictions.shape == labels.shape
+            else None
+        )
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Classes of the validation images, (N,)."""
+        """The classes (N,) of the validation images."""
         return self.array("val_label", 1)
 
 
 def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
-    """Every run in the folders given, each once, and lines on what was passed over.
+    """Return every run in some folders once, and notes on what was skipped.
 
     Raises:
-        UhkdError: for a path that is no folder, or one without a run in it.
+        UhkdError: for a path that is no folder, or a folder without a run.
     """
-    places: dict[Path, Path] = {}
+    folders: set[Path] = set()
     notes: list[str] = []
     for path in map(Path, given):
         if not path.is_dir():
-            raise UhkdError(f"no such folder: {path}; give run folders, or folders of them")
-        tried: list[Path] = []
-        found = list(_below(path.resolve(), tried, notes))
-        if not found:
+            raise UhkdError(f"no such folder: {path}; give run folders, or folders that contain them")
+        tuning: list[Path] = []
+        run_folders = list(_below(path.resolve(), tuning, notes))
+        if not run_folders:
             raise UhkdError(
                 f"no run in {path}: expected a folder that finetune, distill, compare or demo wrote (with recipe.yaml)"
             )
-        places |= dict.fromkeys(found, path)
-        if tried:
-            trials = sum(len(list(_below(folder, [], notes))) for folder in tried)
-            notes.append(f"{trials} trainings that tried settings are left out; report {path / 'tune'} shows them")
-    shared = Path(os.path.commonpath([place.parent if len(places) == 1 else place for place in places]))
-    return [_read(place, place.relative_to(shared).as_posix()) for place in sorted(places)], notes
+        folders |= {*run_folders}
+        if tuning:
+            trials = sum(len(list(_below(folder, [], notes))) for folder in tuning)
+            notes.append(f"{trials} tuning run{'s' * (trials != 1)} left out; report {path / 'tune'} shows them")
+    common = Path(os.path.commonpath([folder.parent if len(folders) == 1 else folder for folder in folders]))
+    return [_read(folder, folder.relative_to(common).as_posix()) for folder in sorted(folders)], notes
 
 
-def _below(folder: Path, tried: list[Path], notes: list[str], depth: int = 0) -> Iterator[Path]:
-    """Run folders in a folder, itself included; links are not followed, and what cannot be looked into is noted."""
+def _below(folder: Path, tuning: list[Path], notes: list[str], depth: int = 0) -> Iterator[Path]:
+    """Yield the run folders in a folder, including itself; links are not followed, unreadable folders are noted."""
     try:
-        unfinished = RunFolder(folder).started() and not (folder / "cache.json").exists()
+        is_run = RunFolder(folder).started() and not (folder / "cache.json").exists()
         compared = (folder / "compare.yaml").is_file()
-        below = (
-            []
-            if unfinished or depth == _DEEPEST
-            else sorted(p for p in folder.iterdir() if not p.is_symlink() and p.is_dir())
-        )
+        leaf = is_run or depth == _MAX_DEPTH
+        below = [] if leaf else sorted(p for p in folder.iterdir() if not p.is_symlink() and p.is_dir())
     except OSError as error:
-        notes.append(f"{folder} could not be looked into: {error.strerror or error}")
+        notes.append(f"{folder} could not be read: {error.strerror or error}")
         return
-    if unfinished:
+    if is_run:
         yield folder
-    for inside in below:
-        if inside.name.startswith("."):
-            continue
-        if compared and inside.name in _SKIPPED:
-            tried += [inside] if inside.name == "tune" else []
-            continue
-        yield from _below(inside, tried, notes, depth + 1)
+    for path in below:
+        if compared and path.name in _SKIPPED:
+            tuning += [path] if path.name == "tune" else []
+        elif not path.name.startswith("."):
+            yield from _below(path, tuning, notes, depth + 1)
 
 
 def _read(path: Path, name: str) -> Run:
@@ -207,13 +202,13 @@ def _read(path: Path, name: str) -> Run:
     def attempt(read: Callable[[], Read], otherwise: Read, file: Path) -> Read:
         try:
             if leads_out(file, path):
-                raise UhkdError("is a link out of the run's folder, which is not followed")
+                raise UhkdError("is a link out of the run folder, which is not followed")
             return read() if file.is_file() else otherwise
         except (ValueError, OSError, MemoryError) as error:
             problems.append(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
             return otherwise
 
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "recipe": attempt(folder.read_recipe, {}, folder.recipe),
         "result": attempt(folder.read_result, {}, folder.result),
         "card": attempt(folder.read_card, {}, folder.card),
@@ -222,21 +217,22 @@ def _read(path: Path, name: str) -> Run:
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }
-    progress = attempt(lambda: ProgressFile.read(path), None, path / "progress.json") if not found["result"] else None
-    failure = (
-        (progress.why or "for a reason not noted") if progress is not None and progress.state == "failed" else None
-    )
-    return Run(name, path, **found, failure=failure, problems=tuple(problems))
+    failure = None
+    if not content["result"]:
+        progress = attempt(lambda: ProgressFile.read(path), None, path / "progress.json")
+        if progress is not None and progress.state == "failed":
+            failure = progress.why or "reason not recorded"
+    return Run(name, path, **content, failure=failure, problems=tuple(problems))
 
 
-def number(found: Any, *keys: str) -> float | None:
-    """The finite number under some keys of nested mappings; None where there is none."""
+def number(value: Any, *keys: str) -> float | None:
+    """Return the finite number under some keys of nested mappings, or None."""
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    real = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if real and abs(found) < 1e18 else None
+        value = value.get(key) if isinstance(value, Mapping) else None
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if real and abs(value) < 1e18 else None
 
 
-def text(found: Any, otherwise: str) -> str:
-    """A text that is not empty, or another."""
-    return found if isinstance(found, str) and found else otherwise
+def text(value: Any, otherwise: str) -> str:
+    """Return a value if it is a non-empty string, otherwise a default."""
+    return value if isinstance(value, str) and value else otherwise

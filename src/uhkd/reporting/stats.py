@@ -1,4 +1,4 @@
-"""Paired differences over seeds, and what may be said of them."""
+"""Paired differences over seeds and their interpretation."""
 
 import statistics
 from collections.abc import Mapping
@@ -9,7 +9,10 @@ from scipy.stats import t
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A paired difference in points: mean and half the width of its 95 % interval (Student's t over seeds; None: one seed)."""
+    """A paired difference in percentage points: its mean and half the width of its 95 % interval.
+
+    The interval is Student's t over seeds; half is None for one seed.
+    """
 
     mean: float
     half: float | None
@@ -17,7 +20,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """What may be said of it: fewer than three seeds say nothing."""
+        """What the difference shows; with fewer than three seeds, nothing."""
         if self.half is None or self.seeds < 3:
             return "too few seeds to tell"
         if self.half == 0:
@@ -26,11 +29,9 @@ class PairedDifference:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDifference | None:
-    """The paired difference over the seeds that both have; None where they share none."""
-    found = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-    if not found:
-        return None
-    if len(found) == 1:
-        return PairedDifference(found[0], None, 1)
-    error = statistics.stdev(found) / len(found) ** 0.5
-    return PairedDifference(statistics.fmean(found), error * float(t.ppf(0.975, len(found) - 1)), len(found))
+    """Return the paired difference over the seeds that both have, or None where they share none."""
+    points = [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    if len(points) < 2:
+        return PairedDifference(points[0], None, 1) if points else None
+    error = statistics.stdev(points) / len(points) ** 0.5
+    return PairedDifference(statistics.fmean(points), error * float(t.ppf(0.975, len(points) - 1)), len(points))

@@ -1,93 +1,90 @@
-"""What may be said of the student in focus, in a sentence or two."""
+"""The sentence above each table: what the group in focus gained."""
 
 from uhkd.reporting.grouping import MethodGroup, StudentGroup
 from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.stats import paired_difference
 
-_LONGEST = 90  # letters of words from elsewhere in a cell
+_MAX_LENGTH = 90  # characters of a value from a run folder in a table cell
 
 
-def verdict(family: StudentGroup) -> str:
-    """One sentence on what the focus gained on the baseline, paired by seed, and what that rests on."""
-    focus, base, own = family.focus, family.baseline, family.focus.metric("val_accuracy")
-    if own is None:
+def summary_sentence(family: StudentGroup) -> str:
+    """Return the accuracy of the group in focus and its gain over the baseline, paired by seed, with the number of seeds."""
+    focus, base, accuracy = family.focus, family.baseline, family.focus.metric("val_accuracy")
+    if accuracy is None:
         return _without_accuracy(focus)
-    sentence = f"{focus.label} names {100 * own.mean:.1f} % of the validation images right"
+    sentence = f"{focus.label} classifies {100 * accuracy.mean:.1f} % of the validation images correctly"
     if evaluator := evaluator_of(focus):
         start = focus.spread(lambda run: run.evaluator[1] if run.evaluator else None)
-        gained = "" if start is None else f": {100 * (own.mean - start.mean):+.1f} points against"
-        before = "" if start is None else f"{gained} the untrained student ({100 * start.mean:.1f} %)"
-        return f"{sentence} by {evaluator}{before}.{_teacher_of_group(focus)}"
-    sentence += _teacher_clause(focus)
+        if start is not None:
+            gain = 100 * (accuracy.mean - start.mean)
+            evaluator += f": {gain:+.1f} points against the untrained student ({100 * start.mean:.1f} %)"
+        return f"{sentence} by {evaluator}.{_teacher_sentence(focus)}"
+    sentence += _teacher_accuracies(focus)
     if base is None:
-        return f"{sentence}. Without the same network from labels alone (--method scratch) nobody can say what the teacher gave."
+        return f"{sentence}. Without the same network trained on labels alone (--method scratch) the gain is unknown."
     ours, theirs = focus.by_seed(), base.by_seed()
     shared = sorted(ours.keys() & theirs.keys())
-    found = paired_difference(
+    difference = paired_difference(
         *({seed: runs[seed].metric("val_accuracy") or 0.0 for seed in shared} for runs in (ours, theirs))
     )
-    if found is None:
+    if difference is None:
         return f"{sentence}. It and {base.label} have no seed in common, so their difference is not paired."
-    s = "s" if found.seeds > 1 else ""
-    lengths = [sorted({_epochs(runs[seed]) for seed in shared}) for runs in (theirs, ours)]
-    if lengths[0] != lengths[1]:
+    seeds = f"{difference.seeds} seed{'s' * (difference.seeds > 1)}"
+    base_epochs, epochs = (sorted({_epochs(runs[seed]) for seed in shared}) for runs in (theirs, ours))
+    if base_epochs != epochs:
+        unit = "epoch" if base_epochs == [1] else "epochs"
+        base_counts, counts = (" and ".join(map(str, lengths)) for lengths in (base_epochs, epochs))
         return (
-            f"{sentence}: {found.mean:+.1f} points against {base.label} ({found.seeds} seed{s}), but {base.label} trained "
-            f"{_counted(lengths[0])}, {focus.label} {_counted(lengths[1], '')}."
+            f"{sentence}: {difference.mean:+.1f} points against {base.label} ({seeds}), but {base.label} trained "
+            f"{base_counts} {unit}, {focus.label} {counts}."
         )
-    width = f" ± {found.half:.1f}" if found.half is not None and found.seeds > 2 else ""
-    return f"{sentence}: {found.mean:+.1f}{width} points against {base.label} ({found.seeds} seed{s}: {found.verdict})."
+    width = f" ± {difference.half:.1f}" if difference.half is not None and difference.seeds > 2 else ""
+    return f"{sentence}: {difference.mean:+.1f}{width} points against {base.label} ({seeds}: {difference.verdict})."
 
 
 def _without_accuracy(focus: MethodGroup) -> str:
-    """What is known of a student that has no accuracy."""
     if focus.failure is not None:
         return f"{focus.label} has failed: {cut(focus.failure, 300)}"
     if not any(run.rows for run in focus.runs):
         return f"{focus.label} has not been validated yet."
     if not any(run.unlabelled for run in focus.runs):
-        return f"{focus.label} has no accuracy on record."
-    forms = (
+        return f"{focus.label} has no recorded accuracy."
+    metrics = (
         ("val_agreement", "{:.1f} % agreement with its teacher", 100),
         ("val_feature_error", "feature error {:.3f}", 1),
+        ("val_cka", "CKA with its teacher {:.3f}", 1),
     )
-    forms += (("val_cka", "CKA with its teacher {:.3f}", 1),)
-    known = [form.format(scale * s.mean) for name, form, scale in forms if (s := focus.metric(name)) is not None]
-    alike = f": {', '.join(known)} on the validation images" if known else ""
+    recorded = [text.format(scale * s.mean) for name, text, scale in metrics if (s := focus.metric(name)) is not None]
+    similarity = f": {', '.join(recorded)} on the validation images" if recorded else ""
     return (
-        f"{focus.label} learned without labels, and no labelled images evaluate it (--probe-data){alike}."
-        f"{_teacher_of_group(focus)}"
+        f"{focus.label} was trained without labels, and no labelled images evaluate it (--probe-data){similarity}."
+        f"{_teacher_sentence(focus)}"
     )
 
 
 def evaluator_of(group: MethodGroup) -> str | None:
-    """What the accuracy of a group is by, where it is a probe's."""
+    """Return the probe that measured the accuracy of a group, or None where the network's own head did."""
     return next((run.evaluator[0] for run in group.runs if run.evaluator is not None), None)
 
 
-def _teacher_clause(group: MethodGroup) -> str:
-    """Its teachers with their accuracies, where one is known."""
-    known = [(t.name, t.metrics.get("accuracy")) for t in group.teachers]
-    if len(known) == 1:
-        return "" if known[0][1] is None else f", its teacher {100 * known[0][1]:.1f} %"
-    names = [f"{name} {'(accuracy not recorded)' if a is None else f'{100 * a:.1f} %'}" for name, a in known]
+def _teacher_accuracies(group: MethodGroup) -> str:
+    """Return a clause with the teachers and their accuracies; for one teacher, only if its accuracy was recorded."""
+    accuracies = [(t.name, t.metrics.get("accuracy")) for t in group.teachers]
+    if len(accuracies) == 1:
+        return "" if accuracies[0][1] is None else f", its teacher {100 * accuracies[0][1]:.1f} %"
+    names = [f"{name} {'(accuracy not recorded)' if a is None else f'{100 * a:.1f} %'}" for name, a in accuracies]
     return f", its teachers {' and '.join(names)}" if names else ""
 
 
-def _teacher_of_group(group: MethodGroup) -> str:
-    """A sentence on whom it learned from."""
+def _teacher_sentence(group: MethodGroup) -> str:
     names = [t.name for t in group.teachers]
-    return f" It learned from {' and '.join(names)}." if names else ""
+    return f" Its teacher{'s are' if len(names) > 1 else ' is'} {' and '.join(names)}." if names else ""
 
 
 def _epochs(run: Run) -> int:
-    """Epochs that a run has trained."""
     return round((number(run.rows[-1], "epoch") if run.rows else number(run.recipe, "epochs")) or 0)
 
 
-def _counted(epochs: list[int], unit: str = " epochs") -> str:
-    return " and ".join(map(str, epochs)) + (" epoch" if unit and epochs == [1] else unit)
-
-
-def cut(text: str, longest: int = _LONGEST) -> str:
+def cut(text: str, longest: int = _MAX_LENGTH) -> str:
+    """Return a text of at most `longest` characters, ending in an ellipsis where it was longer."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -1,4 +1,4 @@
-"""What is known of the teachers of runs, from the students' folders and from their own where these are here."""
+"""Data on the teachers of runs, from the students' run folders and from the teachers' own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ _METRICS = ("accuracy", "top5", "nll", "ece")
 
 @dataclass(frozen=True)
 class Teacher:
-    """What is known of a teacher on the data of a family; None and empty where it was not recorded.
+    """A teacher on the data of a student group; fields are None or empty where they were not recorded.
 
-    metrics: of the validation part. prediction: the class it names for each validation image.
+    metrics: on the validation images. test: accuracy on the test split. latency: in milliseconds. prediction: the predicted
+    class of each validation image, (N,).
     """
 
     name: str
@@ -29,64 +30,69 @@ class Teacher:
     confidence: np.ndarray | None = None
 
 
-def folder_of(values: str | None, runs: Sequence[Run]) -> Run | None:
-    """The run among these that a recipe names as its teacher, also where all of them were moved together."""
-    if values is None:
+def folder_of(teacher: str | None, runs: Sequence[Run]) -> Run | None:
+    """Return the run that a recipe names as its teacher, also after all folders were moved together."""
+    if teacher is None:
         return None
-    place = Path(values)
+    path = Path(teacher)
     candidates = [run for run in runs if run.method == "finetune" or run.finished]
-    exact = [run for run in candidates if place.is_absolute() and run.path == place]
-    if exact or len(place.parts) < 2:
-        return exact[0] if exact else None
-    for parts in (3, 2):
-        near = [run for run in candidates if run.path.parts[-parts:] == place.parts[-parts:]]
-        if len(near) == 1:
-            return near[0]
+    if exact := [run for run in candidates if path.is_absolute() and run.path == path]:
+        return exact[0]
+    for parts in (3, 2) if len(path.parts) >= 2 else ():
+        matches = [run for run in candidates if run.path.parts[-parts:] == path.parts[-parts:]]
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
 def teachers_of(runs: Sequence[Run]) -> tuple[Teacher, ...]:
-    """Several teachers, as the first run that measured them says."""
-    known = [run for run in runs if run.teachers]
-    best = next((run for run in known if any(metrics for _, metrics in run.teachers)), known[0] if known else None)
-    return () if best is None else tuple(Teacher(_brief(name), metrics) for name, metrics in best.teachers)
+    """Return the teachers of runs with several teachers, from the first run that recorded their metrics."""
+    by_run = [run.teachers for run in runs if run.teachers]
+    measured = (teachers for teachers in by_run if any(metrics for _, metrics in teachers))
+    teachers = next(measured, by_run[0] if by_run else ())
+    return tuple(Teacher(_short_name(name), metrics) for name, metrics in teachers)
 
 
-def teacher_of(runs: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher | None:
-    """What its own run folder says of a teacher, if that is here and of the same images, and what the students noted."""
-    run = next((r for r in runs if r.teacher is not None and not r.teachers and r.method != "scratch"), None)
-    if run is None:
+def teacher_of(students: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher | None:
+    """Return the single teacher of some runs, from the students' records and from its own run if it is among the runs.
+
+    runs_by_name: the run of the teacher of each student.
+    """
+    student = next((r for r in students if r.teacher is not None and not r.teachers and r.method != "scratch"), None)
+    if student is None:
         return None
-    assert run.teacher is not None
-    own = runs_by_name.get(run.name)
-    # another split of the images would make its predictions those of other images
-    same = own is not None and own.data == run.data
-    shown = own if same else None
-    noted = next((r for r in runs if r.predictions("teacher") is not None), None)
-    values = {k: number(run.result, "teacher_metrics", k) for k in _METRICS}
-    if shown is not None and not any(v is not None for v in values.values()):
-        values = {k: shown.metric(f"val_{k}") for k in _METRICS}
-    metrics = {k: v for k, v in values.items() if v is not None}
+    assert student.teacher is not None
+    run = runs_by_name.get(student.name)
+    # with another split, its predictions would be for other images
+    same_data = run if run is not None and run.data == student.data else None
+    metrics = {k: number(student.result, "teacher_metrics", k) for k in _METRICS}
+    if same_data is not None and all(value is None for value in metrics.values()):
+        metrics = {k: same_data.metric(f"val_{k}") for k in _METRICS}
 
     def size(name: str) -> float | None:
-        here = (number(r.result, "sizes", "teacher", name) for r in runs)
-        there = None if own is None else number(own.result, "sizes", "student", name)
-        return next((x for x in here if x is not None), there)
+        sizes = [number(r.result, "sizes", "teacher", name) for r in students]
+        sizes.append(None if run is None else number(run.result, "sizes", "student", name))
+        return next((value for value in sizes if value is not None), None)
 
-    latency = next((a for r in runs if (a := r.array("teacher_latency_ms", 1)) is not None), None)
-    if latency is None and own is not None:
-        latency = own.array("latency_ms", 1)
-    source = (noted, "teacher") if noted is not None else (shown, "val")
-    prediction = None if source[0] is None else source[0].predictions(source[1])
-    confidence = None if source[0] is None else source[0].array(f"{source[1]}_confidence", 1)
-    parameters = size("parameters") or (number(own.result, "parameters") if own else None)
-    named = f"{own.student} ({own.name})" if own is not None else _brief(run.teacher)
-    test = number(own.test, "accuracy") if own is not None else None
-    seconds = None if latency is None else float(latency[0])
-    return Teacher(named, metrics, test, parameters, size("flops"), size("bytes"), seconds, prediction, confidence)
+    latencies = [r.array("teacher_latency_ms", 1) for r in students] + (
+        [] if run is None else [run.array("latency_ms", 1)]
+    )
+    recorded = next((r for r in students if r.predictions("teacher") is not None), None)
+    source, prefix = (recorded, "teacher") if recorded is not None else (same_data, "val")
+    return Teacher(
+        f"{run.student} ({run.name})" if run is not None else _short_name(student.teacher),
+        {k: v for k, v in metrics.items() if v is not None},
+        number(run.test, "accuracy") if run is not None else None,
+        size("parameters") or (number(run.result, "parameters") if run is not None else None),
+        size("flops"),
+        size("bytes"),
+        next((float(latency[0]) for latency in latencies if latency is not None), None),
+        source.predictions(prefix) if source is not None else None,
+        source.array(f"{prefix}_confidence", 1) if source is not None else None,
+    )
 
 
-def _brief(teacher: str) -> str:
-    """A name without the places of a machine: the last two parts of a path."""
-    place = PurePath(teacher)
-    return "/".join(place.parts[-2:]) if place.is_absolute() else teacher
+def _short_name(teacher: str) -> str:
+    """Return a name without paths of a machine: the last two parts of an absolute path."""
+    path = PurePath(teacher)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else teacher

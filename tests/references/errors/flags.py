@@ -72,7 +72,7 @@ CASES = (
     Case(
         "a pattern that matches no network",
         "models 'resnet?x'",
-        "no network matches 'resnet?x'; names look like timm/resnet18, * stands for anything",
+        "no network matches 'resnet?x'; expected a name such as timm/resnet18, where * matches any text",
     ),
     Case(
         "three recipes to compare",

@@ -78,7 +78,7 @@ CASES = (
     Case(
         "a report on a folder that does not exist",
         "report runs/mine",
-        "no such folder: runs/mine; give run folders, or folders of them",
+        "no such folder: runs/mine; give run folders, or folders that contain them",
     ),
     Case(
         "a report on a folder without runs",
@@ -89,7 +89,7 @@ CASES = (
     Case(
         "a report over a page of somebody else",
         "report run",
-        "run/report.html is there already and is no report of ours; delete it, or choose another --out",
+        "run/report.html exists and is not a report of uhkd; delete it, or choose another --out",
         **RUN,
         make=lambda: write("run/report.html", "hello"),
     ),

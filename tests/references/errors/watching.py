@@ -19,8 +19,8 @@ CASES = (
     Case(
         "watching a folder without runs",
         "watch runs",
-        "runs is no run folder and holds none: expected one that finetune, distill or compare writes to, or a folder "
-        "of such",
+        "runs is no run folder and contains none: expected a folder that finetune, distill or compare wrote, or one "
+        "that contains such folders",
         make=lambda: Path("runs").mkdir(),
     ),
     Case(

@@ -3,7 +3,7 @@
   const every = (selector, inside = document) => [...inside.querySelectorAll(selector)];
   document.documentElement.classList.add("scripted");
 
-  // which groups are drawn in the figures that compare
+  // checkboxes show and hide groups in figures that compare groups
   const draw = (key, wanted) => {
     for (const mark of every(`figure[data-comparing] [data-group="${key}"]`)) mark.toggleAttribute("hidden", !wanted);
   };
@@ -25,17 +25,17 @@
     card.querySelector("[data-all]").addEventListener("click", pickAll(true));
     card.querySelector("[data-none]").addEventListener("click", pickAll(false));
     card.querySelector("[data-filter]").addEventListener("input", event => {
-      const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const terms = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
       let count = 0;
       for (const row of rows) {
-        row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+        row.hidden = !terms.every(term => row.textContent.toLowerCase().includes(term));
         count += row.hidden ? 0 : 1;
       }
-      status.textContent = words.length ? `${count} of ${rows.length} rows` : "";
+      status.textContent = terms.length ? `${count} of ${rows.length} rows` : "";
     });
   }
 
-  // a heading sorts by its column; cells without a number come last
+  // a click on a heading sorts the rows; cells without a number are last
   const value = (row, column, kind) => {
     const cell = row.cells[column];
     if (kind === "text") return cell.textContent.trim().toLowerCase();
@@ -63,19 +63,19 @@
     });
   }
 
-  // through the training
+  // a slider selects the step of the training
   for (const slider of every("input[data-frames]")) {
-    const figure = slider.closest("figure"), words = slider.dataset.frames.split("|");
+    const figure = slider.closest("figure"), labels = slider.dataset.frames.split("|");
     const show = () => {
       for (const mark of every("g[data-frame]", figure)) mark.classList.toggle("now", mark.dataset.frame === slider.value);
-      figure.querySelector("output").textContent = words[slider.value];
-      slider.setAttribute("aria-valuetext", words[slider.value]);
+      figure.querySelector("output").textContent = labels[slider.value];
+      slider.setAttribute("aria-valuetext", labels[slider.value]);
     };
     slider.addEventListener("input", show);
     show();
   }
 
-  // paper has no triangles to click
+  // open everything for printing
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = every("details:not([open])");
