@@ -16,7 +16,7 @@ from references.methods import fam, ftm, relations, soft_targets, soft_targets_g
 from references.rivals import dist
 from uhkd.data import Batch
 from uhkd.features import FeatureExtractor, NetworkOutput, OutputShapes, PairShapes
-from uhkd.methods import build_losses, find_matching_loss, method_class, parse_methods
+from uhkd.methods import MethodSpec, build_losses, find_matching_loss, method_class, parse_methods
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.spectral_matching import SpectralMatchingLoss, level_error, relation_error
 from uhkd.models import create
@@ -376,8 +376,8 @@ def assemble(
 def names_of(method: str) -> set[str]:
     """Terms that count: all, but soft targets that a method brings along give way to another method's."""
     found = set()
-    for name, (_, given) in parse_methods(method).items():
-        weights = {**method_class(name).default_weights, **given}
+    for name, spec in parse_methods(method).items():
+        weights = {**method_class(name).default_weights, **spec.weights}
         found |= {f"{name}.{term}" for term, weight in weights.items() if weight}
     return found
 
@@ -595,7 +595,7 @@ def test_words_are_sorted_by_method_and_turned_into_values():
     )
     uhkd = {"radius": 2, "temperature": 3.0, "level_weights": (1.0, 2.0)}
     weights = {"kl": 0.5, "features": 4.0, "inter": 0.0, "intra": 0.0}  # kd was asked for, so the others yield
-    assert plan == {"uhkd": (uhkd, weights), "kd": ({"temperature": 5.5}, {"kl": 0.5})}
+    assert plan == {"uhkd": MethodSpec(uhkd, weights), "kd": MethodSpec({"temperature": 5.5}, {"kl": 0.5})}
     distillers = build_losses("uhkd+kd", SMALL, {"uhkd.radius": 2, "form": "pairs", "kd.temperature": 7})
     assert distillers["uhkd"].needs.target.levels[0].size == (5, 3)
     assert (distillers["uhkd"].temperature, distillers["kd"].temperature) == (4.0, 7.0)
@@ -669,7 +669,7 @@ def test_temperature_must_be_positive_everywhere(method):
 
 
 def test_methods_that_want_different_spectra_of_one_teacher_are_refused():
-    with pytest.raises(ValueError, match="'uhkd\\+twin_a' ask for different targets of one teacher"):
+    with pytest.raises(ValueError, match="'uhkd\\+twin_a' need different spectral targets of one teacher"):
         build_losses("uhkd+twin_a", SMALL)
 
 

@@ -2,6 +2,7 @@
 
 from uhkd.methods.base import DistillationLoss, Requirements
 from uhkd.methods.factory import (
+    MethodSpec,
     build_losses,
     default_balance,
     find_matching_loss,
@@ -17,6 +18,7 @@ from uhkd.recipe.method_table import method_names
 
 __all__ = [
     "DistillationLoss",
+    "MethodSpec",
     "Requirements",
     "build_losses",
     "default_balance",
