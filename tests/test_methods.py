@@ -652,7 +652,7 @@ def test_scratch_has_no_settings():
         ({"fam": "lin"}, "fam='lin' of uhkd: input should be 'linear', 'bands'"),
         (
             {"fam": "offset", "form": "log-amplitude"},
-            "turns phases, and the form 'log-amplitude' has none; use form 'pairs'",
+            "rotates phases, and the form 'log-amplitude' has none; use form 'pairs'",
         ),
         ({"fam": "mlp", "hidden": 0}, "hidden must be at least 1"),
     ],
