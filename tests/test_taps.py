@@ -376,20 +376,20 @@ def test_layouts_from_shapes(shape: tuple[int, ...], size: tuple[int, int], expe
 
 
 def test_unknown_tap_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no tap 'layr3'; nearest taps: layer3"):
+    with pytest.raises(ValueError, match=r"no layer 'layr3'; nearest layers: layer3"):
         create("timm/test_resnet", num_classes=5, image_size=64, levels=["layr3"])
-    with pytest.raises(ValueError, match=r"no tap 'ones'; nearest taps: one"):
+    with pytest.raises(ValueError, match=r"no layer 'ones'; nearest layers: one"):
         FeatureExtractor(Pyramid(), input_size=(16, 16), levels=["ones"])
 
 
 def test_no_usable_tap() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 30), nn.ReLU(), nn.Linear(30, 5))
-    with pytest.raises(ValueError, match=r"no usable tap.*levels=0 to use logits alone"):
+    with pytest.raises(ValueError, match=r"no usable layer.*levels=0 to use logits alone"):
         FeatureExtractor(module, input_size=(8, 8))
     tapped = FeatureExtractor(module, input_size=(8, 8), levels=0)
     assert tapped.shapes.embedding == 30
     assert tapped(torch.rand(2, 3, 8, 8), frozenset({"logits", "embedding"})).logits.shape == (2, 5)
-    with pytest.raises(ValueError, match="without taps"):
+    with pytest.raises(ValueError, match="without layers"):
         tapped(torch.rand(2, 3, 8, 8), frozenset({"maps"}))
 
 
@@ -416,8 +416,8 @@ def test_signals_that_do_not_exist() -> None:
     assert tapped(image).logits.shape == (2, 5)
     for want, message in (
         ("embedding", "has no embedding"),
-        ("spectra", "ask for maps"),
-        ("map", "unknown signals map"),
+        ("spectra", "request maps"),
+        ("map", "unknown fields map"),
     ):
         with pytest.raises(ValueError, match=message):
             tapped(image, frozenset({want}))
