@@ -21,11 +21,6 @@ class LayerOutput:
     shape: tuple[int, ...]
     layout: Layout | None = None
 
-    @property
-    def parent(self) -> str:
-        """Return the name of the module that contains this one."""
-        return self.name.rpartition(".")[0]
-
 
 def trace(module: nn.Module, image: Tensor) -> tuple[list[LayerOutput], Tensor | None, str | None]:
     """Return every submodule's output shape in order of completion, the output, and the name of the linear layer behind it."""
@@ -67,7 +62,7 @@ def default_layers(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:
     groups: dict[tuple[Any, ...], list[LayerOutput]] = {}
     for item in items:
         if not item.leaf:
-            groups.setdefault((item.parent, item.kind, item.shape), []).append(item)
+            groups.setdefault((item.name.rpartition(".")[0], item.kind, item.shape), []).append(item)
     repeated = [group for group in groups.values() if len(group) > 1]
     blocks = max(repeated, key=len, default=[])
     # An isotropic network repeats blocks on one grid only; a pyramid repeats blocks on several grids.

@@ -130,23 +130,6 @@ class FeatureExtractor(nn.Module):
         self.probe = linear
         self.shapes = replace(self.shapes, logits=linear.out_features)
 
-    def spectral_levels(self, at_least: int = 2) -> tuple[str, ...]:
-        """Return the names of the layers with grids large enough for spectra (3x3 or more).
-
-        Raises:
-            UhkdError: for fewer than `at_least` such layers; the message lists every grid.
-        """
-        grids = {name: shape[1:] for name, shape in zip(self.levels, self.shapes.maps, strict=True)}
-        names = tuple(name for name, grid in grids.items() if min(grid) >= SMALLEST_GRID)
-        if len(names) < at_least:
-            listing = ", ".join(f"{name} {grid[0]}x{grid[1]}" for name, grid in grids.items()) or "none"
-            height, width = self.input_size
-            raise UhkdError(
-                f"maps of {type(self.module).__name__} at {height}x{width} px are too small for spectra: "
-                f"{at_least} levels of at least 3x3 needed, found {listing}; use larger images or shallower layers"
-            )
-        return names
-
     def _check_fields(self, fields: frozenset[str]) -> None:
         owner = type(self.module).__name__
         unknown = sorted(fields - set(FIELDS))
