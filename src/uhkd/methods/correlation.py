@@ -1,6 +1,6 @@
 """Correlation losses: of class probabilities (DIST, arXiv 2205.10536) and of features (RSD, arXiv 2507.21844)."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +23,16 @@ def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Fl
 def class_distances(
     student: Float[Tensor, "b k"],
     teacher: Float[Tensor, "b k"],
-    is_active: Callable[[str], bool],
     temperature: float = 1.0,
+    terms: Iterable[str] = ("inter", "intra"),
 ) -> dict[str, Float[Tensor, ""]]:
-    """Return T^2 times the correlation distance of class probabilities, for each active term, in at least float32.
+    """Return T^2 times the correlation distance of class probabilities, for each of `terms`, in at least float32.
 
     "inter": over the classes of each image (DIST, Eq. 8); "intra": over the images of the batch, for each class (Eq. 9).
     """
     p, q = (F.softmax(at_least_float32(x) / temperature, 1) for x in (student, teacher))
     pairs = {"inter": (p, q), "intra": (p.T, q.T)}
-    return {name: temperature**2 * correlation_distance(*pair) for name, pair in pairs.items() if is_active(name)}
+    return {term: temperature**2 * correlation_distance(*pairs[term]) for term in terms}
 
 
 def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:

@@ -48,4 +48,4 @@ class DIST(DistillationLoss):
         logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
         if self.is_active("intra"):
             require_batch(len(logits[0]), "dist", "correlates images of a batch")
-        return class_distances(*logits, self.is_active, self.temperature)
+        return class_distances(*logits, self.temperature, filter(self.is_active, ("inter", "intra")))

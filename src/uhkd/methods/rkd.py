@@ -31,6 +31,16 @@ def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
     return directions @ directions.transpose(1, 2)
 
 
+def distance_loss(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """Return the smooth L1 error of `relative_distances` (section 3.2.1)."""
+    return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher))
+
+
+def angle_loss(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """Return the smooth L1 error of `angles` (section 3.2.2)."""
+    return F.smooth_l1_loss(angles(student), angles(teacher))
+
+
 class RKD(DistillationLoss):
     """Match the geometry of a batch: smooth L1 of relative distances ("distance") and of angles ("angle").
 
@@ -58,10 +68,6 @@ class RKD(DistillationLoss):
         assert student.embedding is not None and teacher.embedding is not None
         x, y = (all_gather_batch(at_least_float32(embedding)) for embedding in (student.embedding, teacher.embedding))
         require_batch(len(x), "rkd", "relates the images of a batch")
-        relations = {"distance": relative_distances, "angle": angles}
+        losses = {"distance": distance_loss, "angle": angle_loss}
         with torch.autocast(x.device.type, enabled=False):
-            return {
-                term: F.smooth_l1_loss(relation(x), relation(y))
-                for term, relation in relations.items()
-                if self.is_active(term)
-            }
+            return {term: loss(x, y) for term, loss in losses.items() if self.is_active(term)}

@@ -164,10 +164,11 @@ class MultiLevelLoss(SoftTargetLoss):
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """Return the active terms. The terms on features are sums over levels of w_l times the error of FAM_l to FTM_l."""
         terms = self.soft_targets(student, teacher)
-        if self.is_active("inter") or self.is_active("intra"):
+        correlations = [term for term in ("inter", "intra") if self.is_active(term)]
+        if correlations:
             assert student.logits is not None and teacher.logits is not None
             logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
-            terms |= class_distances(*logits, self.is_active, self.temperature)
+            terms |= class_distances(*logits, self.temperature, correlations)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
