@@ -80,7 +80,7 @@ def default_layers(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:
 
 
 def _without_downsampling(items: list[LayerOutput]) -> list[LayerOutput]:
-    """Leave out inner layers of modules that reduce the grid: they are at the begin of a stage, not at its end."""
+    """Leave out inner layers of modules that reduce the grid: they are at the start of a stage, not at its end."""
     grid_of = {item.name: _grid(item) for item in items}
     order = sorted(set(grid_of.values()), key=lambda grid: -grid[0] * grid[1])
     smaller = dict(pairwise(order))

@@ -141,7 +141,7 @@ class FeatureExtractor(nn.Module):
             raise UhkdError(f"{owner} has no embedding: no vector (B,D) enters a last linear layer")
         if "logits" in fields and self.shapes.logits is None:
             raise UhkdError(
-                f"{owner} has no logits: its output is no class scores; set a probe or request its embedding"
+                f"{owner} has no logits: its output has no class scores; set a probe or request its embedding"
             )
         if "maps" in fields and not self.shapes.maps:
             raise UhkdError(f"{owner} was built without layers to read (levels=0), so it has no maps")

@@ -93,7 +93,7 @@ class SpectralMatchingLoss(nn.Module):
                 f"level_weights needs {count} factors >= 0, one per matched level, got {list(level_weights)}"
             )
         self.level_weights = tuple(level_weights or [1 / count] * count)
-        self.taps = tuple(level.student for level in target.levels)
+        self.map_indices = tuple(level.student for level in target.levels)
         self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)
         self.fams = nn.ModuleList()
         for i, (level, shape) in enumerate(zip(target.levels, ftm_shapes(target, teacher), strict=True)):
@@ -109,7 +109,7 @@ class SpectralMatchingLoss(nn.Module):
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
         """Return the predicted spectra (B, C_target, K) of each level from the student's maps (B, C, H, W)."""
-        return tuple(fam(maps[tap]) for fam, tap in zip(self.fams, self.taps, strict=True))
+        return tuple(fam(maps[i]) for fam, i in zip(self.fams, self.map_indices, strict=True))
 
     def forward(self, maps: Sequence[Tensor], targets: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, ""]:
         """Return sum_l w_l * level_error_l of the student's maps."""

@@ -13,9 +13,8 @@ Standardise = Literal["none", "channel", "coefficient"]
 """Unit of a target's standardisation: none, all coefficients of a channel together, or each coefficient."""
 Channels = int | Literal["auto"] | None
 """Number of principal channels of a target: None: all; "auto": see `resolve_channels`."""
-_CHANNELS = (
-    64  # results/screens/channels.json: not worse than all channels, and the target is small to predict and store
-)
+# results/screens/channels.json: not worse than all channels, and the target is small to predict and store
+_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,10 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
     for s, t in match_by_depth(len(student), len(teacher)):
         axes = zip(student[s][1:], teacher[t][1:], strict=True)
         size = tuple(2 * min(radius, max_radius(a), max_radius(b)) + 1 for a, b in axes)
-        levels.append(
-            LevelPair(s, t, (size[0], size[1]), form, None if form == "area" else _teacher_size(teacher[t], radius))
-        )
+        own = None if form == "area" else _teacher_size(teacher[t], radius)
+        levels.append(LevelPair(s, t, (size[0], size[1]), form, own))
     if sum(max(level.size) >= 3 for level in levels) < 2:
-        grids = (
-            ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no feature maps"
-        )
+        grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no maps"
         raise UhkdError(
             f"feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found {grids}; "
             "use larger images, a smaller patch size, or name shallower layers (student_levels, teacher_levels)"
@@ -137,9 +133,8 @@ def crop_indices(own: tuple[int, int], size: tuple[int, int], form: Form) -> lis
 
 def ftm_shapes(target: SpectralTarget, maps: Maps) -> tuple[tuple[int, int], ...]:
     """Return (C_target, K) of the target spectrum of each level."""
-    shapes = []
-    for level in target.levels:
-        channels = maps[level.teacher][0]
-        used = channels if target.channels is None else min(channels, target.channels)
-        shapes.append((used, num_coefficients(level.size, level.form)))
-    return tuple(shapes)
+    channels = [maps[level.teacher][0] for level in target.levels]
+    if target.channels is not None:
+        channels = [min(count, target.channels) for count in channels]
+    coefficients = [num_coefficients(level.size, level.form) for level in target.levels]
+    return tuple(zip(channels, coefficients, strict=True))
