@@ -59,7 +59,7 @@ def test_bands_mix_the_channels_of_each_radial_frequency_by_themselves():
 
 
 def test_bands_of_a_spatial_twin_are_refused():
-    with pytest.raises(ValueError, match="'bands' mixes each frequency by itself, and a spatial twin has none"):
+    with pytest.raises(ValueError, match="'bands' mixes each frequency separately, and a spatial twin has none"):
         make("bands", "area")
 
 
@@ -192,7 +192,7 @@ def test_one_image_is_enough_to_predict_and_refused_in_training():
 @pytest.mark.parametrize("form", ["offset", "rotation"])
 def test_turning_phases_that_are_not_there_is_refused(form, represent):
     with pytest.raises(
-        ValueError, match=f"'{form}' turns phases, and the form '{represent}' has none; use form 'pairs'"
+        ValueError, match=f"'{form}' rotates phases, and the form '{represent}' has none; use form 'pairs'"
     ):
         make(form, represent)
 

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from uhkd.data import Batch
 from uhkd.evaluation.metrics import predict_logits
-from uhkd.methods import DistillationLoss, PairShapes, build_losses, method_names
+from uhkd.features import PairShapes
+from uhkd.methods import DistillationLoss, build_losses, method_names
 from uhkd.models import create
 from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.teacher import Teacher

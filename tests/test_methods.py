@@ -16,7 +16,7 @@ from references.methods import fam, ftm, relations, soft_targets, soft_targets_g
 from references.rivals import dist
 from uhkd.data import Batch
 from uhkd.features import FeatureExtractor, NetworkOutput, OutputShapes, PairShapes
-from uhkd.methods import build_losses, find_matching_loss, method_class, parse_methods
+from uhkd.methods import MethodSpec, build_losses, find_matching_loss, method_class, parse_methods
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.spectral_matching import SpectralMatchingLoss, level_error, relation_error
 from uhkd.models import create
@@ -376,8 +376,8 @@ def assemble(
 def names_of(method: str) -> set[str]:
     """Terms that count: all, but soft targets that a method brings along give way to another method's."""
     found = set()
-    for name, (_, given) in parse_methods(method).items():
-        weights = {**method_class(name).default_weights, **given}
+    for name, spec in parse_methods(method).items():
+        weights = {**method_class(name).default_weights, **spec.weights}
         found |= {f"{name}.{term}" for term, weight in weights.items() if weight}
     return found
 
@@ -475,7 +475,7 @@ def test_without_labels_only_the_methods_own_terms_remain(case):
     said = teacher.signals(batch, learner.teacher_needs)
     apart = [name for name in method.split("+") if name in ("dkd", "ofa")]
     if apart:
-        with pytest.raises(ValueError, match=f"{apart[0]} treats the labelled class apart and needs labels"):
+        with pytest.raises(ValueError, match=f"{apart[0]} needs the labelled class"):
             learner(batch, said)
         return
     terms = learner(batch, said)
@@ -595,7 +595,7 @@ def test_words_are_sorted_by_method_and_turned_into_values():
     )
     uhkd = {"radius": 2, "temperature": 3.0, "level_weights": (1.0, 2.0)}
     weights = {"kl": 0.5, "features": 4.0, "inter": 0.0, "intra": 0.0}  # kd was asked for, so the others yield
-    assert plan == {"uhkd": (uhkd, weights), "kd": ({"temperature": 5.5}, {"kl": 0.5})}
+    assert plan == {"uhkd": MethodSpec(uhkd, weights), "kd": MethodSpec({"temperature": 5.5}, {"kl": 0.5})}
     distillers = build_losses("uhkd+kd", SMALL, {"uhkd.radius": 2, "form": "pairs", "kd.temperature": 7})
     assert distillers["uhkd"].needs.target.levels[0].size == (5, 3)
     assert (distillers["uhkd"].temperature, distillers["kd"].temperature) == (4.0, 7.0)
@@ -646,13 +646,13 @@ def test_scratch_has_no_settings():
         ({"temperature": float("inf")}, "temperature=inf of uhkd: input should be a finite number"),
         ({"channels": 0}, "channels must be at least 1"),
         ({"channels": 4, "form": "amplitude"}, "channels=4 mixes channels linearly and fits form 'pairs'"),
-        ({"level_weights": [1.0]}, "level_weights needs 2 factors >= 0, one a matched level, got \\[1.0\\]"),
+        ({"level_weights": [1.0]}, "level_weights needs 2 factors >= 0, one per matched level, got \\[1.0\\]"),
         ({"level_weights": [1.0, -1.0]}, "level_weights needs 2 factors >= 0"),
-        ({"form": "area"}, "form 'area' is spatial: use method 'twin_a'"),
+        ({"form": "area"}, "form 'area' is spatial; use method 'twin_a'"),
         ({"fam": "lin"}, "fam='lin' of uhkd: input should be 'linear', 'bands'"),
         (
             {"fam": "offset", "form": "log-amplitude"},
-            "turns phases, and the form 'log-amplitude' has none; use form 'pairs'",
+            "rotates phases, and the form 'log-amplitude' has none; use form 'pairs'",
         ),
         ({"fam": "mlp", "hidden": 0}, "hidden must be at least 1"),
     ],
@@ -669,7 +669,7 @@ def test_temperature_must_be_positive_everywhere(method):
 
 
 def test_methods_that_want_different_spectra_of_one_teacher_are_refused():
-    with pytest.raises(ValueError, match="'uhkd\\+twin_a' ask for different targets of one teacher"):
+    with pytest.raises(ValueError, match="'uhkd\\+twin_a' need different spectral targets of one teacher"):
         build_losses("uhkd+twin_a", SMALL)
 
 
@@ -703,7 +703,7 @@ def test_pairs_too_small_for_spectra_are_refused_with_the_reason():
 
 def test_networks_without_taps_are_refused():
     bare = OutputShapes((), 4, CLASSES)
-    with pytest.raises(ValueError, match="found no taps"):
+    with pytest.raises(ValueError, match="found no maps"):
         build_losses("uhkd", PairShapes(bare, SMALL.teacher, CLASSES, 10))
 
 

@@ -252,9 +252,9 @@ def test_an_untrained_teacher_is_found_out_where_labelled_images_judge_it(images
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"method": "kd"}, "kd imitates class scores, and this teacher has none; choose rsd"),
-        ({"method": "uhkd+dkd", "teacher_options": {}}, "dkd treats the labelled class apart"),
-        ({"method": "scratch"}, "scratch learns from labels alone, and these images have none"),
+        ({"method": "kd"}, "kd compares class scores, and this teacher has none; choose rsd"),
+        ({"method": "uhkd+dkd", "teacher_options": {}}, "dkd needs the labelled class"),
+        ({"method": "scratch"}, "scratch only uses labels, and these images have none"),
         ({"teacher_head": "probe"}, "teacher_head=probe trains a head on labels, and these images have none"),
         ({"weights": {"kl": 1.0}}, "uhkd needs student logits, and the student has none"),
         ({"probe_data": "flat"}, "has no labels to judge by"),

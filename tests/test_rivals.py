@@ -215,7 +215,7 @@ def test_without_standardised_logits_nothing_changes_by_a_bit(dtype: torch.dtype
 
 def test_a_setting_of_uhkds_features_is_not_one_of_the_logits():
     plan = parse_methods("uhkd+kd", {"standardise": "channel", "standardise_logits": "true"})
-    assert plan["uhkd"][0] == {"standardise": "channel"} and plan["kd"][0] == {"standardise_logits": True}
+    assert plan["uhkd"].kwargs == {"standardise": "channel"} and plan["kd"].kwargs == {"standardise_logits": True}
     with pytest.raises(ValueError, match="uhkd has no setting 'standardise_logits'; did you mean 'standardise'"):
         parse_methods("uhkd", {"standardise_logits": True})
 
@@ -659,7 +659,7 @@ def test_embeddings_are_needed_on_both_sides(method: str):
 
 @pytest.mark.parametrize("method", ["fitnet", "at", "spectralkd", "ofa"])
 def test_taps_are_needed(method: str):
-    with pytest.raises(ValueError, match=f"{method} .*found no taps in the student"):
+    with pytest.raises(ValueError, match=f"{method} .*feature maps, and the student has none"):
         build_losses(method, PairShapes(OutputShapes((), 4, CLASSES), SHAPES.teacher, CLASSES, IMAGES))
 
 
@@ -740,11 +740,11 @@ UHKDS = {"uhkd.kl", "uhkd.inter", "uhkd.intra"}
 )
 def test_one_imitation_of_the_logits_counts(method: str, silent: set[str]):
     found = {
-        f"{name}.{term}" for name, (_, given) in parse_methods(method).items() for term, w in given.items() if w == 0
+        f"{name}.{term}" for name, spec in parse_methods(method).items() for term, w in spec.weights.items() if w == 0
     }
     assert found == silent
     asked = dict.fromkeys(silent, 1.0)
-    assert all(w == 1.0 for _, given in parse_methods(method, weights=asked).values() for w in given.values())
+    assert all(w == 1.0 for spec in parse_methods(method, weights=asked).values() for w in spec.weights.values())
 
 
 def test_a_list_is_the_sum_of_its_methods():

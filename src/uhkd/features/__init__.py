@@ -1,4 +1,4 @@
-"""Taps: any vision network as a source of signals (logits, maps of several depths, embedding)."""
+"""Feature extraction: logits, feature maps of several depths and the embedding of any vision network."""
 
 from uhkd.features.extractor import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, UnsupportedImageSize
 from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes, PairShapes

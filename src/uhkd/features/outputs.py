@@ -1,4 +1,4 @@
-"""What one network says about one batch, and the measured shapes of that."""
+"""Outputs of one network for one batch, and their shapes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 FIELDS = ("logits", "maps", "spectra", "embedding")
-"""What `NetworkOutput` can hold, by name."""
+"""Names of the fields of `NetworkOutput` that can be requested."""
 
 
 class NetworkOutput(NamedTuple):
-    """What one network says about one batch; a field is None unless it was asked for.
+    """Outputs of one network for one batch; a field that was not requested is None.
 
-    A named tuple, because Fabric and DDP look inside those.
+    It is a named tuple because Fabric and DDP process the tensors inside those.
 
-    logits: (B,K). maps: shallow to deep, each (B,C,H,W) without prefix tokens. spectra: FTM outputs, each (B,C,K).
-    embedding: (B,D), the pooled vector before the classifier. others: what further networks say, where several are asked.
+    logits: (B,K). maps: feature maps (B,C,H,W) without prefix tokens, shallow to deep. spectra: FTM outputs (B,C,K).
+    embedding: (B,D), the pooled vector before the classifier. others: outputs of further teachers.
     """
 
     logits: Tensor | None = None
@@ -25,22 +25,22 @@ class NetworkOutput(NamedTuple):
     others: "tuple[NetworkOutput, ...]" = ()
 
     def tensors(self) -> list[Tensor]:
-        """All that is said, by the others too, tensors of any shape."""
-        own = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
-        return [x for x in own if x is not None] + [x for other in self.others for x in other.tensors()]
+        """Return all tensors, including those of `others`."""
+        tensors = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
+        return [x for x in tensors if x is not None] + [x for other in self.others for x in other.tensors()]
 
     def finite(self) -> Tensor | None:
-        """Whether all its numbers are finite, a () boolean on their device, which is not waited for; None without any."""
+        """Return whether all numbers are finite, as a boolean () tensor without waiting for the device; None without tensors."""
         tensors = [x.detach() for x in self.tensors()]
-        # by their largest: a few kernels for all of them, where a GPU's time goes into starting many
+        # the largest number decides: a few kernels for all tensors, because the number of kernels determines the GPU's time
         return nn.utils.get_total_norm(tensors, float("inf")).isfinite() if tensors else None
 
 
 @dataclass(frozen=True)
 class OutputShapes:
-    """Shapes of one network's signals for one image: (C,H,W) of each level, D, K; None for a signal it lacks.
+    """Output shapes of one network for one image: (C,H,W) of each feature map, D, K; None for a missing output.
 
-    tokens: whether the network itself holds its maps as tokens (or channels last), as transformers and MLPs do.
+    tokens: whether the network computes on tokens or channels-last maps, as transformers and MLPs do.
     """
 
     maps: tuple[tuple[int, int, int], ...]
@@ -51,7 +51,7 @@ class OutputShapes:
 
 @dataclass(frozen=True)
 class PairShapes:
-    """Everything a method needs to know before it is built: both sides' shapes, classes and training images."""
+    """What the constructor of a method needs: output shapes of both networks, number of classes and of training images."""
 
     student: OutputShapes
     teacher: OutputShapes | None

@@ -1,4 +1,4 @@
-"""Deciding from shapes alone how a tensor holds a feature map, and turning it into (B,C,H,W)."""
+"""Memory layouts of feature maps, inferred from shapes, and their conversion to (B,C,H,W)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,20 @@ from torch import Tensor
 Kind = Literal["nchw", "nhwc", "tokens", "tokens_first", "channels_tokens"]
 Grid = tuple[int, int]
 
-# More than class + distillation + eight registers has not been seen; a wider range only adds false grids.
+# Known networks have at most a class, a distillation and eight register tokens; a wider range only adds false grids.
 MAX_PREFIX = 16
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a tensor as (B,C,H,W): axis order, grid (H,W) and the number of leading tokens to drop."""
+    """Axis order of a tensor, its grid (H,W) and the number of leading tokens that are no cells."""
 
     kind: Kind
     grid: Grid
     prefix: int = 0
 
-    def channels(self, shape: Sequence[int]) -> int:
-        """Number of channels of a tensor of this layout."""
-        return int(shape[1] if self.kind in ("nchw", "channels_tokens") else shape[-1])
-
     def to_map(self, tensor: Tensor) -> Tensor:
-        """The same numbers as a (B,C,H,W) map, prefix tokens removed."""
+        """Return the tensor as a map (B,C,H,W), without prefix tokens."""
         if self.kind == "nchw":
             return tensor
         if self.kind == "nhwc":
@@ -39,7 +35,7 @@ class Layout:
 
 
 def stride_grids(input_size: Grid) -> dict[Grid, int]:
-    """Grids that one stride on both axes can make of an input, with 0 for exact division and 1 for rounded."""
+    """Return the grids that equal strides on both axes give for an input: 0 for an exact division, 1 for a rounded one."""
     height, width = input_size
     grids: dict[Grid, int] = {}
     for stride in range(1, max(height, width) + 1):
@@ -60,10 +56,15 @@ def infer(
     known: Mapping[Grid, int] | None = None,
     channels_last: bool = False,
 ) -> Layout | None:
-    """The most plausible layout of a tensor, or None if it holds no feature map.
+    """Return the most plausible layout of a tensor, or None for a tensor that is no feature map.
 
-    `known` are grids already seen as plain 4-d maps of the same network, `channels_last` breaks ties between NCHW and
-    NHWC, `prefix_tokens` fixes the number of leading tokens (None: the most plausible one is found).
+    Args:
+        shape: of the tensor.
+        batch: number of images.
+        input_size: (H,W) of the images.
+        prefix_tokens: number of leading tokens; None: inferred.
+        known: grids of unambiguous 4-d maps of the same network.
+        channels_last: whether a shape that fits NCHW and NHWC equally well is NHWC.
     """
     if len(shape) == 4 and shape[0] == batch:
         return _infer_image(shape, input_size, known or {}, channels_last)
@@ -73,25 +74,20 @@ def infer(
 
 
 def _infer_image(shape: Sequence[int], input_size: Grid, known: Mapping[Grid, int], last: bool) -> Layout | None:
-    first_cost = _grid_cost((shape[2], shape[3]), input_size, known)
-    last_cost = _grid_cost((shape[1], shape[2]), input_size, known)
-    if first_cost is None and last_cost is None:
-        return None
-    if last_cost is None or (
-        first_cost is not None and (first_cost < last_cost or (first_cost == last_cost and not last))
-    ):
-        return Layout("nchw", (shape[2], shape[3]))
-    return Layout("nhwc", (shape[1], shape[2]))
+    layouts = [Layout("nchw", (shape[2], shape[3])), Layout("nhwc", (shape[1], shape[2]))]
+    costs = [(_grid_cost(layout.grid, input_size, known), layout) for layout in (layouts[::-1] if last else layouts)]
+    possible = [(cost, layout) for cost, layout in costs if cost is not None]
+    return min(possible, key=lambda pair: pair[0])[1] if possible else None  # of equal costs, min takes the first
 
 
 def is_ambiguous(shape: Sequence[int], input_size: Grid) -> bool:
-    """Whether a 4-d shape reads equally well as NCHW and as NHWC."""
+    """Return whether a 4-d shape fits NCHW and NHWC equally well."""
     first, last = (_grid_cost((shape[i], shape[i + 1]), input_size, {}) for i in (2, 1))
     return first == last
 
 
 def _grid_cost(grid: Grid, input_size: Grid, known: Mapping[Grid, int]) -> float | None:
-    """How far a grid is from what a network makes of the input; None: not a grid of it."""
+    """Return how unlikely a grid is for this input size; None: impossible."""
     if min(grid) < 1 or grid[0] > input_size[0] or grid[1] > input_size[1]:
         return None
     if grid in known:
@@ -99,7 +95,7 @@ def _grid_cost(grid: Grid, input_size: Grid, known: Mapping[Grid, int]) -> float
     rank = stride_grids(input_size).get(grid)
     if rank is not None:
         return float(rank)
-    # Unpadded convolutions cut borders, so grids need not follow a stride; their shape still resembles the input's.
+    # Unpadded convolutions cut borders, so grids need not follow a stride, but their shape is similar to the input's.
     stretch = grid[0] * input_size[1] / (grid[1] * input_size[0])
     mismatch = max(stretch, 1 / stretch) - 1
     return 2.0 + mismatch if mismatch < 0.25 and min(grid) >= 2 else None
@@ -120,7 +116,7 @@ def _infer_tokens(
             left = count - grid[0] * grid[1]
             if grid == (1, 1) or not 0 <= left <= MAX_PREFIX or (prefix is not None and left != prefix):
                 continue
-            # A rounded grid is as unlikely as four extra tokens: the one weight needed to rank the readings.
+            # A rounded grid is as unlikely as four extra tokens; no other weight is needed to rank the layouts.
             cost = extra + left + 4.0 * rank
             if best is None or cost < best[0]:
                 best = (cost, Layout(kind, grid, left))

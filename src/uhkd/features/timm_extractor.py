@@ -1,4 +1,4 @@
-"""Signals of timm models through their own `forward_intermediates` and `forward_head`."""
+"""Outputs of timm models through their `forward_intermediates` and `forward_head`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from uhkd.features.introspection import first_tensor, outputs_match
 from uhkd.features.outputs import NetworkOutput
-from uhkd.features.selection import Levels, choose, find
+from uhkd.features.selection import Levels, choose, find_layers
 
 
 @dataclass(frozen=True)
 class TimmExtractor:
-    """Reads maps at `indices` of `forward_intermediates`; `linear_head`: logits = classifier(embedding).
+    """Reads maps at `indices` of `forward_intermediates`.
 
-    tokens: the network holds its maps as tokens or channels last. grids: what to lay tokens out on, for families that give
-    them as they are ("NLC"): their own maps are copies in another memory order, forward and backward. Empty: timm turns them.
+    linear_head: whether logits = classifier(embedding). tokens: whether the network computes on tokens or channels-last maps.
+    grids: (H,W) of each map, for families that can return tokens ("NLC"): timm's conversion of those to maps would copy them to
+    another memory order, forward and backward. Empty: timm returns maps.
     """
 
     levels: tuple[str, ...]
@@ -27,40 +28,43 @@ class TimmExtractor:
     tokens: bool
     grids: tuple[tuple[int, int], ...] = ()
 
-    def read(self, module: nn.Module, image: Tensor, want: frozenset[str]) -> NetworkOutput:
-        """Signals of a prepared image in one pass of the module."""
-        if want == {"logits"}:
+    def read(self, module: nn.Module, image: Tensor, fields: frozenset[str]) -> NetworkOutput:
+        """Return the requested outputs of a prepared image, from one forward pass of the module."""
+        if fields == {"logits"}:
             return NetworkOutput(logits=first_tensor(module(image)))
         timm: Any = module
         form = {"output_fmt": "NLC"} if self.grids else {}
         feature, maps = timm.forward_intermediates(image, indices=list(self.indices) or [0], **form)
         maps = [x.mT.unflatten(2, grid) for x, grid in zip(maps, self.grids, strict=True)] if self.grids else maps
         logits = embedding = None
-        if "embedding" in want:
+        if "embedding" in fields:
             embedding = _pooled(timm, feature)
-        if "logits" in want:
+        if "logits" in fields:
             reuse = self.linear_head and embedding is not None
             logits = timm.get_classifier()(embedding) if reuse else first_tensor(timm.forward_head(feature))
-        return NetworkOutput(logits=logits, maps=tuple(maps) if "maps" in want else None, embedding=embedding)
+        return NetworkOutput(logits=logits, maps=tuple(maps) if "maps" in fields else None, embedding=embedding)
 
 
-def timm_reader(
+def build_timm_extractor(
     module: nn.Module, image: Tensor, plain: Tensor | None, levels: Levels, *, head: bool = True
 ) -> TimmExtractor | None:
-    """A reader for a module that speaks timm's interface and agrees with its plain forward; None if it does not.
+    """Return an extractor for a module with timm's interface, if its logits equal those of its forward pass; else None.
+
+    Args:
+        plain: output of the module's forward pass for the image.
 
     Raises:
-        UhkdError: a level asked for by name or number is not one of timm's own taps.
+        UhkdError: for a requested layer that is not one of timm's.
     """
     timm: Any = module
     if not all(hasattr(module, name) for name in ("forward_intermediates", "forward_head", "get_classifier")):
         return None
     try:
         feature, maps = timm.forward_intermediates(image)
-        again = first_tensor(timm.forward_head(feature))
-    except Exception:  # a foreign forward may fail in any way; the hooks are the answer to all of them
+        output = first_tensor(timm.forward_head(feature))
+    except Exception:  # any failure of another library's code; hooks are used instead
         return None
-    if plain is None or again is None or not outputs_match(again, plain) or not maps:
+    if plain is None or output is None or not outputs_match(output, plain) or not maps:
         return None
     if not all(isinstance(item, Tensor) and item.ndim == 4 for item in maps):
         return None
@@ -69,8 +73,7 @@ def timm_reader(
     if isinstance(levels, int):
         indices = choose(grids, levels) if levels else ()
     else:
-        indices = find(levels, [(name, str(i)) for i, name in enumerate(names)], type(module).__name__)
-    picked = tuple(grids[i] for i in indices)
+        indices = find_layers(levels, [(name, str(i)) for i, name in enumerate(names)], type(module).__name__)
     isotropic = len(set(grids)) == 1
     has_logits = head and getattr(timm, "num_classes", None) != 0 and plain.ndim == 2
     pooled = _pooled(timm, feature)
@@ -84,40 +87,36 @@ def timm_reader(
         has_logits=has_logits,
         has_embedding=pooled is not None,
         linear_head=linear,
-        # timm's own word where there is one; networks of one grid all hold tokens
+        # timm's attribute if there is one; networks with a single grid all compute on tokens
         tokens=isotropic or str(getattr(timm, "output_fmt", "NCHW")).rpartition(".")[2] != "NCHW",
-        grids=picked if _gives_tokens(timm, image, maps) else (),
+        grids=tuple(grids[i] for i in indices) if _returns_tokens(timm, image, maps) else (),
     )
 
 
-def _gives_tokens(timm: Any, image: Tensor, maps: Sequence[Tensor]) -> bool:
-    """Whether the family gives the same numbers as tokens (B,N,C) in the order of the grid's rows."""
+def _returns_tokens(timm: Any, image: Tensor, maps: Sequence[Tensor]) -> bool:
+    """Return whether the family can return the maps as tokens (B,N,C) in row-major order."""
     try:
-        found = timm.forward_intermediates(image, output_fmt="NLC")[1]
-    except Exception:  # most families refuse, each in its way
+        tokens = timm.forward_intermediates(image, output_fmt="NLC")[1]
+    except Exception:  # most families fail, with different exceptions
         return False
-    return len(found) == len(maps) and all(
+    return len(tokens) == len(maps) and all(
         isinstance(x, Tensor) and x.ndim == 3 and x.shape[1] == m[0, 0].numel() and outputs_match(x.mT, m.flatten(2))
-        for x, m in zip(found, maps, strict=True)
+        for x, m in zip(tokens, maps, strict=True)
     )
 
 
 def _names(timm: Any, count: int) -> Sequence[str]:
-    """Module names of the intermediates where timm tells them apart, else their numbers."""
+    """Return the module names of the intermediates if timm has a distinct name for each, else their indices."""
     info = getattr(timm, "feature_info", None) or []
     names = [str(item["module"]) for item in getattr(info, "info", info)]
     return names if len(names) == len(set(names)) == count else [str(i) for i in range(count)]
 
 
 def _pooled(timm: Any, feature: Any) -> Tensor | None:
-    """The vector (B,D) before the classifier, or None where the family has no such thing."""
+    """Return the vector (B,D) before the classifier, or None if the family has none."""
     try:
         pooled = timm.forward_head(feature, pre_logits=True)
-    except (
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ):  # families without the flag, or with a head of another kind
+    except (TypeError, AttributeError, NotImplementedError):  # a family without the flag, or with another kind of head
         return None
     if isinstance(pooled, Tensor) and pooled.ndim == 4 and pooled.shape[2:] == (1, 1):
         pooled = pooled.flatten(1)

@@ -1,4 +1,4 @@
-"""The contract every distillation method obeys: what it needs of each side, and its raw, named loss terms."""
+"""What every distillation method implements: the outputs it needs, and its raw loss terms by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ NOTHING: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Requirements:
-    """Fields of `NetworkOutput` a method reads on each side, and how the teacher's spectra are to be made if it reads them.
+    """Inputs of a method.
 
-    index: whether it reads `Batch.index`, which image is which.
+    student, teacher: fields of `NetworkOutput` that it reads. target: how to compute the teacher's spectra, if it reads them.
+    index: whether it reads `Batch.index`, the index of each image in the training data.
     """
 
     student: frozenset[str] = NOTHING
@@ -30,15 +31,20 @@ class Requirements:
 
 
 class DistillationLoss(nn.Module, ABC):
-    """A distillation method: its trainable parts and its loss terms, blind to models, data and training loop.
+    """A distillation method: its trainable parts and its loss terms, independent of models, data and training loop.
 
-    Subclasses take the measured `PairShapes`, `weights` by term name and their own keyword settings; they set `needs` and
-    compute, in `forward`, one raw scalar per term whose weight is not 0. Weights are applied by `weighted_sum` alone.
+    Subclasses take the measured `PairShapes`, `weights` by term name and keyword settings. They set `needs`, and `forward`
+    returns one raw scalar for each term with a weight other than 0; only `weighted_sum` applies the weights.
 
-    default_weights: weight of each term. main_term: the term whose weight is tuned. companions: terms that stand in for a
-    logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is
-    such a logits method. needs_labels: whether it treats the labelled class apart. knob: the one setting that is tuned, with
-    the values tried. balance: how much its terms count over a training where none is asked for.
+    Class attributes:
+        default_weights: weight of each term.
+        main_term: the term whose weight is tuned.
+        auxiliary_logit_terms: terms that compare logits in addition to the method's main terms. They get weight 0 next to a
+            method with `is_logit_method`, as in "uhkd+dkd".
+        is_logit_method: whether the method is made to compare logits.
+        needs_labels: whether it reads the labelled class.
+        tunable: the one setting that is tuned, with the values to try.
+        balance: the default balance: how the weights of its terms change during training.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
@@ -56,80 +62,69 @@ class DistillationLoss(nn.Module, ABC):
         self.needs = Requirements()
 
     def is_active(self, term: str) -> bool:
-        """Whether a term counts; the work of a term of weight 0 is skipped."""
+        """Return whether the weight of a term is not 0; other terms are not computed."""
         return self.weights[term] != 0
 
     @abstractmethod
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """Raw scalar terms by name, in float32, finite for finite signals."""
+        """Return the raw scalar terms by name, in at least float32, finite for finite inputs."""
 
 
 def teacher_shapes(shapes: PairShapes, method: str) -> OutputShapes:
-    """The teacher's measured shapes.
-
-    Raises:
-        UhkdError: when there is no teacher.
-    """
+    """Return the teacher's measured shapes; raise `UhkdError` without a teacher."""
     if shapes.teacher is None:
         raise UhkdError(f"method {method!r} needs a teacher; give one (--teacher) or choose method 'scratch'")
     return shapes.teacher
 
 
 def embedding_widths(shapes: PairShapes, method: str) -> tuple[int, int]:
-    """Width of the student's and the teacher's embedding.
+    """Return the width of the student's and of the teacher's embedding.
 
     Raises:
-        UhkdError: when there is no teacher, or a side has no embedding.
+        UhkdError: without a teacher, or for a network without embedding.
     """
-    sides = {"student": shapes.student.embedding, "teacher": teacher_shapes(shapes, method).embedding}
-    for side, width in sides.items():
-        if width is None:
+    widths: list[int] = []
+    for side, outputs in (("student", shapes.student), ("teacher", teacher_shapes(shapes, method))):
+        if outputs.embedding is None:
             raise UhkdError(
                 f"{method} needs {side} embedding, and the {side} has none: no vector before a linear classifier was found; "
-                "choose a method that reads logits or maps"
+                "choose a method that reads logits or feature maps"
             )
-    student, teacher = sides.values()
-    assert student is not None and teacher is not None
-    return student, teacher
+        widths.append(outputs.embedding)
+    return widths[0], widths[1]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in at least float32: losses are not computed in half precision."""
+    """Convert half precision to float32, because losses are not computed in half precision; keep other types."""
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def z_scores(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """(x - mean) / (1e-7 + std) over the classes of each image (Sun et al. 2024, arXiv 2403.01427), in at least float32.
+    """Return (x - mean) / (1e-7 + std) over the classes of each image, in at least float32 (Sun et al. 2024, arXiv 2403.01427).
 
-    The variance divides by K - 1. A shift or a positive factor of an image's logits changes nothing (but for the 1e-7). Equal
-    logits become zeros; the gradient there is finite, but up to 1e7 times as large, as the divisor is 1e-7.
+    The variance divides by K - 1. Apart from the 1e-7, a shift or a positive factor of an image's logits changes nothing.
+    Equal logits become zeros. The gradient is finite there, but up to 1e7 times as large, because the divisor is 1e-7.
     """
     x = at_least_float32(logits)
     x = x - x.mean(1, keepdim=True)
-    # not std(): of a single class it is NaN; the gradient of the norm is 0 where all are equal
+    # not std(): it is NaN for a single class; the gradient of the norm is 0 where all logits are equal
     std = x.norm(dim=1, keepdim=True) / max(x.shape[1] - 1, 1) ** 0.5
     return x / (1e-7 + std)
 
 
 def hard_labels(batch: Batch, method: str) -> Int[Tensor, " b"]:
-    """The class each image counts as: that of the largest share where images are mixed.
+    """Return the class of each image; of a mixed image, the class with the largest share.
 
     Raises:
         UhkdError: for images without labels.
     """
     if batch.target is None:
-        raise UhkdError(
-            f"{method} treats the labelled class apart and needs labels; without them choose kd, rsd or uhkd"
-        )
+        raise UhkdError(f"{method} needs the labelled class, and these images have no labels; choose kd, rsd or uhkd")
     return batch.target.argmax(1)
 
 
 def require_batch(count: int, method: str, why: str) -> None:
-    """Refuse a batch of one image.
-
-    Raises:
-        UhkdError: for fewer than two images.
-    """
+    """Raise `UhkdError` for fewer than two images."""
     if count < 2:
         raise UhkdError(
             f"{method} {why} and needs at least 2 images a step, got {count}; use a larger batch (or fewer accumulation steps)"
@@ -137,10 +132,6 @@ def require_batch(count: int, method: str, why: str) -> None:
 
 
 def check_positive(value: float, name: str) -> None:
-    """Refuse a setting that is not above 0.
-
-    Raises:
-        UhkdError: naming the setting and the value.
-    """
+    """Raise `UhkdError` for a setting that is not above 0."""
     if not value > 0:
         raise UhkdError(f"{name} must be above 0, got {value}")

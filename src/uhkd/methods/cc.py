@@ -1,4 +1,4 @@
-"""CC: correlation congruence (Peng et al. 2019, arXiv 1904.01802), as the field's tables run it."""
+"""CC: correlation congruence (Peng et al. 2019, arXiv 1904.01802), in the form that comparison tables use."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -20,27 +20,27 @@ from uhkd.methods.base import (
 
 
 def neighbour_correlation(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Mean over neighbours b, b+1 in the batch of <d_b, d_(b+1)>, d = |student - teacher|. Zero for equal embeddings.
+    """Return the mean over neighbours b, b+1 in the batch of <d_b, d_(b+1)>, d = |student - teacher|: 0 for equal embeddings.
 
     Raises:
         UhkdError: for a single image.
     """
     require_batch(len(student), "cc", "relates neighbours in a batch")
-    gap = (at_least_float32(student) - at_least_float32(teacher)).abs()
-    return (gap[:-1] * gap[1:]).sum(1).mean()
+    difference = (at_least_float32(student) - at_least_float32(teacher)).abs()
+    return (difference[:-1] * difference[1:]).sum(1).mean()
 
 
 class CC(DistillationLoss):
-    """Both embeddings, each through a learned linear map, agree in the sense of `neighbour_correlation`.
+    """Project both embeddings by learned linear maps to one space and minimise `neighbour_correlation`.
 
-    This is what RepDistiller and OFA-KD run under the name, with weight 0.02; the paper's Taylor expansion of a kernel between
-    images is another loss.
+    RepDistiller and OFA-KD use this loss under the name CC, with weight 0.02. The paper has another loss, a Taylor expansion
+    of a kernel between images.
 
     Args:
         dim: width of the shared space, at least 1.
 
     Raises:
-        UhkdError: for a dim below 1, or a side without embedding; in training, for a single image.
+        UhkdError: for a dim below 1, or a network without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"correlation": 0.02}
@@ -56,10 +56,11 @@ class CC(DistillationLoss):
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"correlation": see `neighbour_correlation`}."""
+        """Return {"correlation": `neighbour_correlation` of the projected embeddings}."""
         if not self.is_active("correlation"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
-        ours, theirs = self.embed_student(ours), self.embed_teacher(theirs)
-        return {"correlation": neighbour_correlation(ours, theirs)}
+        embeddings = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
+        return {
+            "correlation": neighbour_correlation(self.embed_student(embeddings[0]), self.embed_teacher(embeddings[1]))
+        }

@@ -1,6 +1,6 @@
-"""Correlation in place of equality: of class probabilities (DIST, arXiv 2205.10536) and of features (RSD, arXiv 2507.21844)."""
+"""Correlation losses: of class probabilities (DIST, arXiv 2205.10536) and of features (RSD, arXiv 2507.21844)."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ from uhkd.methods.base import at_least_float32
 
 
 def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
-    """1 - mean over rows of Pearson's correlation: from 0, where every row of `a` is a rising linear image of `b`'s, to 2.
+    """Return 1 - mean over rows of Pearson's correlation, from 0 (each row of `a` is a rising linear function of `b`'s) to 2.
 
-    The authors' 1e-8 in the denominator makes a constant row uncorrelated, and a nearly constant one less correlated than
-    it is: for a thousand classes and sharp probabilities, columns of equal inputs stay clearly above 0.
+    With the authors' 1e-8 in the denominator, a constant row has correlation 0, and a nearly constant row has a smaller
+    correlation than exact: for a thousand classes and sharp probabilities, the distance of equal columns is clearly above 0.
     """
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
@@ -23,23 +23,23 @@ def correlation_distance(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> Fl
 def class_distances(
     student: Float[Tensor, "b k"],
     teacher: Float[Tensor, "b k"],
-    is_active: Callable[[str], bool],
     temperature: float = 1.0,
+    terms: Iterable[str] = ("inter", "intra"),
 ) -> dict[str, Float[Tensor, ""]]:
-    """T^2 times the correlation distance of both sides' class probabilities, in at least float32, those that are wanted.
+    """Return T^2 times the correlation distance of class probabilities, for each of `terms`, in at least float32.
 
-    "inter": among the classes of each image (DIST, Eq. 8); "intra": among the images of the batch, for each class (Eq. 9).
+    "inter": over the classes of each image (DIST, Eq. 8); "intra": over the images of the batch, for each class (Eq. 9).
     """
     p, q = (F.softmax(at_least_float32(x) / temperature, 1) for x in (student, teacher))
-    sides = {"inter": (p, q), "intra": (p.T, q.T)}
-    return {name: temperature**2 * correlation_distance(*both) for name, both in sides.items() if is_active(name)}
+    pairs = {"inter": (p, q), "intra": (p.T, q.T)}
+    return {term: temperature**2 * correlation_distance(*pairs[term]) for term in terms}
 
 
 def redundancy(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], kappa: float = 0.01) -> Float[Tensor, ""]:
-    """sum of (P - I)^2, off the diagonal times kappa, of the cross-correlation P = z_t^T z_s / B, in at least float32.
+    """Return the sum of (P - I)^2, off the diagonal times kappa, for P = z_t^T z_s / B, in at least float32.
 
-    z: standardised over the batch (population deviation plus 1e-5). Near zero when every student number correlates fully with
-    the teacher's of the same place and with no other.
+    z: inputs standardised over the batch (population deviation plus 1e-5), so P is their cross-correlation. The loss is near
+    zero if each student feature correlates fully with the teacher feature of the same index, and with no other.
     """
     with torch.autocast(student.device.type, enabled=False):
         z_s, z_t = (

@@ -15,16 +15,16 @@ from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32, check_positive, embedding_widths
 
-_EPS = 1e-7  # the authors'
-_FULL_BANK = 4  # bank rows per drawn one up to which the product with the whole bank is cheaper than gathering rows
+_EPS = 1e-7  # as in the authors' code
+_FULL_BANK = 4  # up to so many bank rows per drawn row, a product with the whole bank is cheaper than gathering rows
 
 
 def exponents(
     anchor: Float[Tensor, "b d"], bank: Float[Tensor, "n d"], drawn: Int[Tensor, "b k1"], temperature: float
 ) -> Float[Tensor, "b k1"]:
-    """<anchor, bank row> / T for the drawn rows of each image."""
+    """Return <anchor, bank row> / T for the drawn rows of each image."""
     if len(bank) <= _FULL_BANK * drawn.shape[1]:
-        # of a copy: the bank is overwritten before the backward pass reads it
+        # a copy, because the bank is overwritten before the backward pass reads it
         products = (anchor @ bank.clone().T).gather(1, drawn)
     else:
         products = torch.einsum("bkd,bd->bk", bank[drawn], anchor)
@@ -32,10 +32,10 @@ def exponents(
 
 
 def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samples: int) -> Float[Tensor, ""]:
-    """Noise-contrastive loss (Eq. 18) of p = exp(exponent) / Z: column 0 is the positive, the rest K draws from N images.
+    """Return the noise-contrastive loss (Eq. 18) of p = exp(exponent) / Z; column 0: positive, others: K draws from N images.
 
-    -1/B sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N. In logarithms, so
-    that no temperature overflows.
+    It is -1/B times the sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N,
+    computed with logarithms, so that no temperature overflows.
     """
     noise = (exponent.shape[1] - 1) / num_samples
     log_p = exponent - log_z
@@ -44,23 +44,23 @@ def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samp
 
 
 class CRD(DistillationLoss):
-    """An image's two embeddings recognise each other among many others, kept from earlier steps in two memory banks.
+    """Distinguish the pair of student and teacher embeddings of one image from embeddings of other images.
 
-    Both embeddings go through a learned linear map and are divided by their length. The student's meets the teacher's bank and
-    the other way round; then the rows of this batch's images (`Batch.index`) move towards the new embeddings. The constants Z
-    are set by the first batch. The banks (2 x N x dim numbers) are buffers, so they lie in checkpoints. Loss and banks are
-    the authors' code; negatives are drawn over all images, the positive among them, as its memory does by itself, while
-    their data loaders draw from other classes only. Of several processes each draws negatives for its own images, and all keep
-    the same banks.
+    Two memory banks hold the embeddings of earlier steps. Both embeddings go through a learned linear map and are divided by
+    their length. The student's embedding is compared with the teacher's bank and the teacher's with the student's bank; then
+    the rows of the batch's images (`Batch.index`) move towards the new embeddings. The first batch sets the constants Z. The
+    banks (2 x N x dim numbers) are buffers and therefore part of checkpoints. Loss and banks follow the authors' code.
+    Negatives are drawn from all images, including the positive, as in its memory module; its data loaders draw from other
+    classes only. Each of several processes draws negatives for its own images, and all processes have equal banks.
 
     Args:
         dim: width of the shared space, at least 1.
-        negatives: K, draws per image, at least 1.
+        negatives: K, number of draws for each image, at least 1.
         temperature: T > 0.
-        momentum: share of its old value that a bank row keeps, from 0 to below 1.
+        momentum: share of the old value in an updated bank row, from 0 to below 1.
 
     Raises:
-        UhkdError: for settings out of range, or a side without embedding.
+        UhkdError: for settings out of range, or a network without embedding.
     """
 
     default_weights: ClassVar = {"contrast": 1.0}
@@ -97,7 +97,7 @@ class CRD(DistillationLoss):
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}), index=True)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"contrast": student's and teacher's loss}; in training the banks take in this batch."""
+        """Return {"contrast": sum of both sides' losses}; in training, update the banks with this batch."""
         if not self.is_active("contrast"):
             return {}
         count, images = len(self.student_bank), len(batch.index)
@@ -112,19 +112,20 @@ class CRD(DistillationLoss):
         negatives: Int[Tensor, "b k"],
         z: tuple[float, float] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss for given negatives, and given Z of student and teacher in place of the own ones."""
-        ours, theirs = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
+        """Return the loss for given negatives; `z`: constants Z of student and teacher to use instead of the stored ones."""
+        student_rows, teacher_rows = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding)
         count = len(self.student_bank)
         with torch.autocast(index.device.type, enabled=False):
-            ours, theirs = F.normalize(at_least_float32(ours)), F.normalize(at_least_float32(theirs))
+            student_rows = F.normalize(at_least_float32(student_rows))
+            teacher_rows = F.normalize(at_least_float32(teacher_rows))
             drawn = torch.cat((index[:, None], negatives), 1)
-            found = [
+            scores = [
                 exponents(anchor, bank, drawn, self.temperature)
-                for anchor, bank in ((ours, self.teacher_bank), (theirs, self.student_bank))
+                for anchor, bank in ((student_rows, self.teacher_bank), (teacher_rows, self.student_bank))
             ]
             if z is None:
-                # of N times the mean of all exponentials of the first batch, over all processes
-                total = [all_gather_batch(x.detach().logsumexp(1)) for x in found]
+                # Z = N times the mean of all exponentials of the first batch, over all processes
+                total = [all_gather_batch(x.detach().logsumexp(1)) for x in scores]
                 first = torch.stack([x.logsumexp(0) + math.log(count / (len(x) * drawn.shape[1])) for x in total])
                 log_z = torch.where(
                     self.log_normalisers.isinf(), first.to(self.log_normalisers.dtype), self.log_normalisers
@@ -133,13 +134,13 @@ class CRD(DistillationLoss):
                 log_z = torch.tensor(z, dtype=torch.float64).log().to(self.log_normalisers)
             if self.training:
                 self.log_normalisers.copy_(log_z)
-                # the same rows in all processes, which so keep the same banks
+                # the same rows in all processes keep the banks equal
                 index = all_gather_batch(index)
-                self._remember(self.student_bank, index, all_gather_batch(ours.detach()))
-                self._remember(self.teacher_bank, index, all_gather_batch(theirs.detach()))
-            return torch.stack([contrast(x, log_z[i], count) for i, x in enumerate(found)]).sum()
+                self._update(self.student_bank, index, all_gather_batch(student_rows.detach()))
+                self._update(self.teacher_bank, index, all_gather_batch(teacher_rows.detach()))
+            return torch.stack([contrast(x, log_z[i], count) for i, x in enumerate(scores)]).sum()
 
     @torch.no_grad()
-    def _remember(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
+    def _update(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
         moved = self.momentum * bank[index] + (1 - self.momentum) * rows.to(bank.dtype)
         bank.index_copy_(0, index, F.normalize(moved))

@@ -13,16 +13,16 @@ from uhkd.methods.correlation import class_distances
 
 
 class DIST(DistillationLoss):
-    """Correlation of class probabilities instead of their equality.
+    """Match correlations of class probabilities instead of their values.
 
-    "inter": among the classes of each image (rows of the B x K probabilities, Eq. 8); "intra": among the images for each class
-    (columns, Eq. 9); both times T^2 as in OFA-KD's code (which runs T = 1).
+    "inter": over the classes of each image (rows of the B x K probabilities, Eq. 8); "intra": over the images for each class
+    (columns, Eq. 9); both times T^2 as in OFA-KD's code (which uses T = 1).
 
     Args:
         temperature: T > 0.
 
     Raises:
-        UhkdError: for a temperature of 0 or below; in training, "intra" of a single image.
+        UhkdError: for a temperature of 0 or below; in training, for "intra" of a single image.
     """
 
     default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}
@@ -41,11 +41,11 @@ class DIST(DistillationLoss):
             self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"inter", "intra"}, those whose weight is not 0."""
+        """Return the active terms of "inter" and "intra"."""
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        ours, theirs = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
+        logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
         if self.is_active("intra"):
-            require_batch(len(ours), "dist", "correlates images of a batch")
-        return class_distances(ours, theirs, self.is_active, self.temperature)
+            require_batch(len(logits[0]), "dist", "correlates images of a batch")
+        return class_distances(*logits, self.temperature, filter(self.is_active, ("inter", "intra")))

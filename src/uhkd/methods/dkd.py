@@ -1,6 +1,6 @@
 """DKD: decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679, Eq. 6 and 7).
 
-Optionally of standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
+Optionally with standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ from uhkd.methods.base import (
 def decoupled_losses(
     student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], label: Int[Tensor, " b"], temperature: float = 1.0
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(TCKD, NCKD), each T^2 * KL(teacher || student), mean over the batch, in at least float32.
+    """Return (TCKD, NCKD), each T^2 * KL(teacher || student), mean over the batch, in at least float32.
 
-    TCKD compares the two numbers "target class" and "all others", NCKD the classes other than the target among themselves.
-    Both are zero when the softened distributions agree. The authors' code takes logarithms of sums of probabilities and
-    masks the target by -1000; the same values are had here from logits alone, and stay finite for any finite ones.
+    TCKD compares the probabilities of the target class and of all other classes together; NCKD compares the distributions
+    over the other classes. Both are zero for equal softened distributions. The authors' code takes logarithms of sums of
+    probabilities and masks the target by -1000. The values here are the same, but finite for all finite logits.
     """
     target = label[:, None]
     columns = torch.arange(student.shape[1] - 1, device=student.device)
-    others = columns + (columns >= target)  # (B,K-1): all classes but the target
+    others = columns + (columns >= target)  # (B,K-1): all classes except the target
     binary, rest = [], []
     for logits in (student, teacher):
         z = at_least_float32(logits) / temperature
@@ -48,15 +48,15 @@ def decoupled_losses(
 
 
 class DKD(DistillationLoss):
-    """Decoupled knowledge distillation: target class and the rest weighed separately ("tckd" is alpha, "nckd" beta).
+    """Match the target class and the other classes with separate weights ("tckd": alpha, "nckd": beta).
 
-    Weights 1 and 2 and T = 1 are the defaults of OFA-KD's code; the paper tunes beta by pair (up to 8) at T = 4 and warms the
-    weight up over the first epochs, which is no part of the loss here. Of a mixed image the larger share is the target.
+    Weights 1 and 2 and T = 1 are the defaults of OFA-KD's code. The paper tunes beta for each pair (up to 8) at T = 4 and
+    warms the weight up over the first epochs; this loss has no warm-up. The target of a mixed image is its largest share.
 
     Args:
         temperature: T > 0.
-        standardise_logits: both terms compare Z-scores of each image's logits (`z_scores`, over all classes, the target
-            among them) in place of the logits.
+        standardise_logits: compare Z-scores of each image's logits (`z_scores`, over all classes including the target)
+            instead of the logits.
 
     Raises:
         UhkdError: for a temperature of 0 or below; in training, for images without labels.
@@ -85,12 +85,12 @@ class DKD(DistillationLoss):
             self.needs = Requirements(frozenset({"logits"}), frozenset({"logits"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"tckd", "nckd"}, those whose weight is not 0."""
+        """Return the active terms of "tckd" and "nckd"."""
         if not self.needs.student:
             return {}
         assert student.logits is not None and teacher.logits is not None
-        ours, theirs = student.logits, teacher.logits
+        logits = student.logits, teacher.logits
         if self.standardise_logits:
-            ours, theirs = z_scores(ours), z_scores(theirs)
-        losses = decoupled_losses(ours, theirs, hard_labels(batch, "dkd"), self.temperature)
+            logits = z_scores(logits[0]), z_scores(logits[1])
+        losses = decoupled_losses(*logits, hard_labels(batch, "dkd"), self.temperature)
         return {term: loss for term, loss in zip(("tckd", "nckd"), losses, strict=True) if self.is_active(term)}

@@ -1,4 +1,4 @@
-"""FitNet: hints from intermediate features (Romero et al. 2015, arXiv 1412.6550, Eq. 3), in a form for heterogeneous pairs."""
+"""FitNet: hints from intermediate features (Romero et al. 2015, arXiv 1412.6550, Eq. 3), for heterogeneous pairs."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,14 +14,14 @@ from uhkd.methods.feature_pairs import match_feature_maps, pool_to_common_grid
 
 
 class FitNet(DistillationLoss):
-    """The student's maps, mixed by a 1x1 convolution, regress the teacher's: sum over levels of the mean squared error.
+    """Regress the teacher's maps from the student's by 1x1 convolutions: sum over levels of the mean squared error.
 
     As in OFA-KD's code: all matched levels, trained jointly with the labels (the paper: one hint layer, trained first), weight
-    1, convolutions without bias, no soft targets (`fitnet+kd` adds them). That code takes CNNs only; here token maps count as
-    maps on their grid, and of two grids the larger is pooled to the smaller.
+    1, convolutions without bias, no soft targets (`fitnet+kd` adds them). That code accepts CNNs only; here tokens are maps
+    on their grid, and the larger of two grids is pooled to the smaller.
 
     Raises:
-        UhkdError: for a network without taps.
+        UhkdError: for a network without feature maps.
     """
 
     default_weights: ClassVar = {"features": 1.0}
@@ -38,13 +38,13 @@ class FitNet(DistillationLoss):
             self.needs = Requirements(frozenset({"maps"}), frozenset({"maps"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"features": sum over levels of MSE(mix(student map), teacher map)}."""
+        """Return {"features": sum over levels of MSE(mix(student map), teacher map)}."""
         if not self.is_active("features"):
             return {}
         assert student.maps is not None and teacher.maps is not None
         errors = []
         for mix, (s, t) in zip(self.mixes, self.pairs, strict=True):
-            # pooling and mixing commute, and the smaller grid is the cheaper one to mix
-            ours, theirs = pool_to_common_grid(student.maps[s], teacher.maps[t])
-            errors.append(F.mse_loss(at_least_float32(mix(ours)), at_least_float32(theirs)))
+            # pooling and mixing commute, and mixing is cheaper on the smaller grid
+            student_map, teacher_map = pool_to_common_grid(student.maps[s], teacher.maps[t])
+            errors.append(F.mse_loss(at_least_float32(mix(student_map)), at_least_float32(teacher_map)))
         return {"features": torch.stack(errors).sum()}

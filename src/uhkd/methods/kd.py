@@ -1,6 +1,6 @@
 """KD: soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2).
 
-Optionally of standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
+Optionally with standardised logits (Sun et al. 2024, arXiv 2403.01427, Algorithm 1).
 """
 
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ from uhkd.methods.base import (
 def soft_target_loss(
     student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """T^2 * KL(softmax(teacher/T) || softmax(student/T)), mean over the batch, in at least float32.
+    """Return T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, in at least float32.
 
-    Zero exactly when both distributions agree. The factor T^2 keeps the gradient's size independent of T.
+    It is zero exactly when both distributions are equal. The factor T^2 makes the size of the gradient independent of T.
     """
     log_p, log_q = (F.log_softmax(at_least_float32(x) / temperature, -1) for x in (student, teacher))
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
 class SoftTargetLoss(DistillationLoss):
-    """What KD and the methods that bring soft targets along have in common: one term "kl" at temperature T > 0.
+    """Base class of KD and of methods that include soft targets: one term "kl" at temperature T > 0.
 
     Raises:
         UhkdError: for a temperature of 0 or below.
@@ -49,7 +49,7 @@ class SoftTargetLoss(DistillationLoss):
         self.needs = Requirements(self.logits, self.logits)
 
     def soft_targets(self, student: NetworkOutput, teacher: NetworkOutput) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student)}, or nothing when its weight is 0."""
+        """Return {"kl": T^2 KL(teacher || student)}, or {} if its weight is 0."""
         if not self.is_active("kl"):
             return {}
         assert student.logits is not None and teacher.logits is not None
@@ -57,11 +57,11 @@ class SoftTargetLoss(DistillationLoss):
 
 
 class KD(SoftTargetLoss):
-    """Knowledge distillation on logits.
+    """Match the teacher's softened class probabilities.
 
     Args:
         temperature: T > 0.
-        standardise_logits: compare Z-scores of each image's logits (`z_scores`) in place of the logits.
+        standardise_logits: compare Z-scores of each image's logits (`z_scores`) instead of the logits.
     """
 
     default_weights: ClassVar = {"kl": 1.0}
@@ -82,7 +82,7 @@ class KD(SoftTargetLoss):
         self.standardise_logits = standardise_logits
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student)}."""
+        """Return {"kl": T^2 KL(teacher || student)}."""
         if self.standardise_logits and self.is_active("kl"):
             assert student.logits is not None and teacher.logits is not None
             student = student._replace(logits=z_scores(student.logits))

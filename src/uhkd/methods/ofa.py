@@ -1,4 +1,4 @@
-"""OFA: one for all (Hao et al. 2023, arXiv 2310.19444, section 3): exits project features into the space of logits."""
+"""OFA: one for all (Hao et al. 2023, arXiv 2310.19444, section 3). Exits project feature maps to logits."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -24,7 +24,7 @@ from uhkd.methods.base import (
 )
 
 Head = Literal["auto", "conv", "tokens"]
-_GRID = 7  # tokens are merged while twice this grid is left
+_GRID = 7  # tokens are merged while the grid is at least twice this
 
 
 def enhanced_loss(
@@ -34,35 +34,34 @@ def enhanced_loss(
     eps: float = 1.0,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Mean over the batch of -sum_k [(q_k + 1[k = label])^eps - 1[k = label]] log p_k, in at least float32.
+    """Return the mean over the batch of -sum_k [(q_k + 1[k = label])^eps - 1[k = label]] log p_k, in at least float32.
 
-    q, p: softened classes of teacher and student. With eps = 1 the cross-entropy between them, at its minimum where both
-    agree; a larger eps enhances the target class of a confident teacher.
+    q, p: softened class probabilities of teacher and student. With eps = 1 it is their cross-entropy, minimal where both are
+    equal; a larger eps enhances the target class of a confident teacher.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
-    # not F.one_hot, which looks at the labels and makes the host wait for them
+    # not F.one_hot, which reads the labels on the host and so waits for the GPU
     target = (label[:, None] == torch.arange(student.shape[1], device=label.device)).to(teacher.dtype)
     shares = (F.softmax(teacher / temperature, 1) + target) ** eps - target
     return -(shares * F.log_softmax(student / temperature, 1)).sum(1).mean()
 
 
 class OFA(DistillationLoss):
-    """The student's stages each get an exit to logits, and every exit learns from the teacher's logits by `enhanced_loss`.
+    """Give each stage of the student an exit to logits, and train the exits on the teacher's logits by `enhanced_loss`.
 
-    Exits as in the authors' code: for maps of a CNN, separable convolutions that halve the grid once for each stage that
-    follows, then pooling and a linear layer; for tokens, patch merging to a grid near 7 x 7, transformer blocks, their mean
-    and a linear layer; `head` "auto" tells them apart by how the network itself holds its maps. Class tokens are no part of
-    maps, so tokens always meet in their mean, where theirs reads the class token; odd grids are padded by zeros before merging,
-    and a level whose width is not the embedding's is projected to it.
+    Exits follow the authors' code. For maps of a CNN: one separable convolution with stride 2 for each following stage,
+    pooling and a linear layer. For tokens: patch merging to a grid near 7 x 7, transformer blocks, the mean token and a
+    linear layer. Differences: the mean token always replaces the class token, which is no part of a map; odd grids are
+    zero-padded before merging; a level is projected to the width of the embedding if its width differs.
 
     Args:
-        eps: exponent >= 1 for exits and final logits alike, or one for each exit and the last for the logits.
+        eps: exponent >= 1 for the exits and the final logits, or one for each exit and a last one for the logits.
         temperature: T > 0, 1 in all tables; the loss has no factor T^2.
-        head: the kind of exit.
+        head: kind of the exits; "auto": "tokens" for a network that computes on tokens or channels-last maps, else "conv".
 
     Raises:
-        UhkdError: for settings out of range, or a student without taps; in training, for images without labels or (exits of
-            convolutions) a single image.
+        UhkdError: for settings out of range, or a student without feature maps; in training, for images without labels, or
+            for a single image (convolutional exits).
     """
 
     default_weights: ClassVar = {"stages": 1.0, "logits": 1.0}
@@ -91,23 +90,22 @@ class OFA(DistillationLoss):
             )
         if self.is_active("stages"):
             if not maps:
-                raise UhkdError("ofa puts exits on feature maps, and found no taps in the student")
+                raise UhkdError("ofa puts exits on feature maps, and the student has none")
             self.head = ("tokens" if shapes.student.tokens else "conv") if head == "auto" else head
             width = shapes.student.embedding or maps[-1][0]
             build = _conv_exit if self.head == "conv" else _token_exit
-            # theirs takes the wider of both sides for convolutions, the student's for tokens
+            # the authors' code takes the wider embedding of both networks for convolutions, the student's for tokens
             inner = max(width, teacher.embedding or 0) if self.head == "conv" else width
             self.exits = nn.ModuleList(
                 build(shape, len(maps) - 1 - i, inner, shapes.num_classes) for i, shape in enumerate(maps)
             )
             self.exits.apply(_initialise)
-        wanted = any(map(self.is_active, self.weights))
-        logits = frozenset({"logits"}) if wanted else NOTHING
-        needed = (logits if self.is_active("logits") else NOTHING) | ({"maps"} if self.is_active("stages") else NOTHING)
-        self.needs = Requirements(needed, logits)
+        fields = {"stages": "maps", "logits": "logits"}
+        student = frozenset(field for term, field in fields.items() if self.is_active(term))
+        self.needs = Requirements(student, frozenset({"logits"}) if student else NOTHING)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"stages": sum of the exits' losses, "logits": that of the final logits}, those whose weight is not 0."""
+        """Return the active terms of {"stages": sum of the exits' losses, "logits": loss of the final logits}."""
         if not self.needs.student:
             return {}
         label, terms = hard_labels(batch, "ofa"), {}
@@ -121,8 +119,8 @@ class OFA(DistillationLoss):
             assert student.maps is not None
             if self.training and self.head == "conv":
                 require_batch(len(label), "ofa", "has batch norm in its exits")
-            exits = [exit_(x) for exit_, x in zip(self.exits, student.maps, strict=True)]
-            terms["stages"] = torch.stack([loss(x, eps) for x, eps in zip(exits, self.eps, strict=False)]).sum()
+            levels = zip(self.exits, student.maps, self.eps[:-1], strict=True)
+            terms["stages"] = torch.stack([loss(exit_(x), eps) for exit_, x, eps in levels]).sum()
         if self.is_active("logits"):
             assert student.logits is not None
             terms["logits"] = loss(student.logits, self.eps[-1])
@@ -130,7 +128,7 @@ class OFA(DistillationLoss):
 
 
 def _conv_exit(shape: tuple[int, int, int], following: int, width: int, classes: int) -> nn.Module:
-    """Map (B,C,H,W) -> logits: one separable convolution a following stage (channels doubled, at last `width`), pool, linear."""
+    """Map (B,C,H,W) -> logits (B,K): a separable convolution per following stage (to 2C, at last `width`), pool, linear."""
     channels = shape[0]
     layers: list[nn.Module] = []
     for i in range(following):
@@ -143,7 +141,7 @@ def _conv_exit(shape: tuple[int, int, int], following: int, width: int, classes:
 
 
 def _separable(channels: int, out: int) -> nn.Sequential:
-    """Two depthwise 3x3 convolutions, each mixed by a 1x1 one, with batch norm and ReLU; halves the grid."""
+    """Two 3x3 depthwise convolutions, each followed by a 1x1 convolution, batch norm and ReLU; the grid is halved."""
 
     def half(to: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
@@ -153,7 +151,7 @@ def _separable(channels: int, out: int) -> nn.Sequential:
 
 
 def _token_exit(shape: tuple[int, int, int], following: int, width: int, classes: int) -> nn.Module:
-    """Map (B,C,H,W) -> logits: patch merging, one transformer block a following stage (at least one), mean of tokens, linear."""
+    """Map (B,C,H,W) -> logits (B,K): patch merging, a transformer block per following stage (>= 1), mean token, linear."""
     channels, *grid = shape
     layers: list[nn.Module] = []
     while min(grid) >= 2 * _GRID:
@@ -164,13 +162,13 @@ def _token_exit(shape: tuple[int, int, int], following: int, width: int, classes
     if channels != width:
         layers.append(_ChannelMix(channels, width))
     heads = next(n for n in (4, 2, 1) if width % n == 0)
-    # LayerNorm with torch's epsilon, as in the timm that the authors pin; newer ones have another
+    # LayerNorm with torch's epsilon, as in the timm version of the authors; newer versions have another
     blocks = [Block(dim=width, num_heads=heads, norm_layer=nn.LayerNorm) for _ in range(max(following, 1))]
     return nn.Sequential(*layers, _Tokens(), *blocks, _MeanToken(), nn.Linear(width, classes))
 
 
 class _PatchMerging(nn.Module):
-    """Four neighbours in one: (B,C,H,W) -> (B,D,ceil(H/2),ceil(W/2)), as in Swin."""
+    """Merge 2x2 neighbours, as in Swin: (B,C,H,W) -> (B,D,ceil(H/2),ceil(W/2))."""
 
     def __init__(self, channels: int, out: int, act: nn.Module) -> None:
         super().__init__()
@@ -204,7 +202,7 @@ class _MeanToken(nn.Module):
 
 
 def _initialise(module: Any) -> None:
-    """The authors' first weights."""
+    """Initialise as in the authors' code."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

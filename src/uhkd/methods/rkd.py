@@ -15,7 +15,7 @@ from uhkd.methods.base import DistillationLoss, Requirements, at_least_float32, 
 
 
 def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
-    """Euclidean distances between images, divided by their mean over all pairs; squares below 1e-12 count as that."""
+    """Return Euclidean distances between images, divided by their mean over all pairs; squares are at least 1e-12."""
     squares = x.square().sum(1)
     distances = (squares[:, None] + squares[None] - 2 * x @ x.T).clamp(min=1e-12).sqrt()
     distances = distances * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
@@ -23,23 +23,33 @@ def relative_distances(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
 
 
 def angles(x: Float[Tensor, "b d"]) -> Float[Tensor, "b b b"]:
-    """Cosines of the angle at image i between images j and k; 0 where j or k is i.
+    """Return the cosine [i, j, k] of the angle at image i between images j and k; 0 if j or k is i.
 
-    Where two embeddings are equal to the bit and the teacher's are not, the gradient is huge, as in the authors' code.
+    The gradient is huge where two student embeddings are bitwise equal and the teacher's are not, as in the authors' code.
     """
     directions = F.normalize(x[None] - x[:, None], dim=2)
     return directions @ directions.transpose(1, 2)
 
 
-class RKD(DistillationLoss):
-    """The geometry of a batch: smooth L1 between relative distances ("distance") and between angles ("angle").
+def distance_loss(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """Return the smooth L1 error of `relative_distances` (section 3.2.1)."""
+    return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher))
 
-    Weights 25 and 50 are those of the authors' script for classification and of the field's tables (which, as here, neither
-    normalise embeddings first nor add soft targets). Needs no layers, and no equal widths. The angles take B^2 D + B^3
-    numbers for B images.
+
+def angle_loss(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b e"]) -> Float[Tensor, ""]:
+    """Return the smooth L1 error of `angles` (section 3.2.2)."""
+    return F.smooth_l1_loss(angles(student), angles(teacher))
+
+
+class RKD(DistillationLoss):
+    """Match the geometry of a batch: smooth L1 of relative distances ("distance") and of angles ("angle").
+
+    Weights 25 and 50 are those of the authors' script for classification and of common comparison tables. Like those, this
+    loss neither normalises embeddings first nor adds soft targets. It has no trained layers, and both widths may differ. The
+    angles need B^2 D + B^3 numbers for B images.
 
     Raises:
-        UhkdError: for a side without embedding; in training, for a single image.
+        UhkdError: for a network without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"distance": 25.0, "angle": 50.0}
@@ -52,18 +62,12 @@ class RKD(DistillationLoss):
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"distance", "angle"}, those whose weight is not 0."""
+        """Return the active terms of "distance" and "angle"."""
         if not self.needs.student:
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = (
-            all_gather_batch(at_least_float32(student.embedding)),
-            all_gather_batch(at_least_float32(teacher.embedding)),
-        )
-        require_batch(len(ours), "rkd", "relates the images of a batch")
-        terms = {}
-        with torch.autocast(ours.device.type, enabled=False):
-            for term, relation in (("distance", relative_distances), ("angle", angles)):
-                if self.is_active(term):
-                    terms[term] = F.smooth_l1_loss(relation(ours), relation(theirs))
-        return terms
+        x, y = (all_gather_batch(at_least_float32(embedding)) for embedding in (student.embedding, teacher.embedding))
+        require_batch(len(x), "rkd", "relates the images of a batch")
+        losses = {"distance": distance_loss, "angle": angle_loss}
+        with torch.autocast(x.device.type, enabled=False):
+            return {term: loss(x, y) for term, loss in losses.items() if self.is_active(term)}

@@ -14,17 +14,17 @@ from uhkd.methods.correlation import redundancy
 
 
 class RSD(DistillationLoss):
-    """What both architectures' embeddings share is kept, what is redundant is suppressed.
+    """Correlate the features of both embeddings one to one, and decorrelate all other pairs of features (`redundancy`).
 
-    The student's embedding goes through Linear(D_s, 2 D_s), BatchNorm, GELU, Linear(2 D_s, D_t), no biases, and meets the
-    teacher's in `redundancy`. Weight 0.1; no soft targets of its own (`rsd+kd` adds them). As the authors' code.
+    As in the authors' code, the student's embedding goes through Linear(D_s, 2 D_s), BatchNorm, GELU, Linear(2 D_s, D_t)
+    without biases; weight 0.1, and no soft targets (`rsd+kd` adds them).
 
     Args:
         kappa: weight of the entries off the diagonal, at least 0.
-        expansion: width of the hidden layer in student embeddings, at least 1.
+        expansion: width of the hidden layer as a multiple of the student's embedding, at least 1.
 
     Raises:
-        UhkdError: for settings out of range, or a side without embedding; in training, for a single image.
+        UhkdError: for settings out of range, or a network without embedding; in training, for a single image.
     """
 
     default_weights: ClassVar = {"redundancy": 0.1}
@@ -49,10 +49,10 @@ class RSD(DistillationLoss):
             self.needs = Requirements(frozenset({"embedding"}), frozenset({"embedding"}))
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"redundancy": see `redundancy`}."""
+        """Return {"redundancy": `redundancy` of the projected student embedding and the teacher's}."""
         if not self.is_active("redundancy"):
             return {}
         assert student.embedding is not None and teacher.embedding is not None
-        ours, theirs = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
-        require_batch(len(ours), "rsd", "correlates over the images of a batch")
-        return {"redundancy": redundancy(self.project(ours), theirs, self.kappa)}
+        embeddings = all_gather_batch(student.embedding), all_gather_batch(teacher.embedding)
+        require_batch(len(embeddings[0]), "rsd", "correlates over the images of a batch")
+        return {"redundancy": redundancy(self.project(embeddings[0]), embeddings[1], self.kappa)}

@@ -1,4 +1,4 @@
-"""No distillation: the baseline every other method is measured against."""
+"""No distillation: the baseline for every other method."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from uhkd.methods.base import DistillationLoss
 
 
 class Scratch(DistillationLoss):
-    """Cross-entropy on the labels alone (added by the trainer); the teacher is never run."""
+    """No loss terms: the student learns from the trainer's cross-entropy on the labels, and the teacher is never run."""
 
     def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(weights)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """No terms."""
+        """Return no terms."""
         return {}

@@ -1,8 +1,8 @@
-"""The spatial twins A and B of UHKD: the same matching without a Fourier transform. Ablations, not rivals.
+"""Spatial twins A and B of UHKD: the same matching without a Fourier transform, for ablations.
 
-A pools both maps by area to as many cells as UHKD keeps coefficients in its form "pairs"; B to the smaller of the two
-grids. Standardisation, channel reduction, projector, levels and soft targets are UHKD's, so a difference in accuracy is the
-representation's.
+A area-pools both maps to as many cells as UHKD has coefficients in its form "pairs"; B pools to the smaller of the two
+grids. Standardisation, channel reduction, projector, levels and soft targets are the same as in UHKD, so a difference in
+accuracy comes from the representation.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from uhkd.spectral.fam import FAMForm
 
 
 class PooledTwin(MultiLevelLoss):
-    """Spatial twin A: both maps area-pooled to (2*radius+1) cells an axis, then matched as UHKD matches coefficients.
+    """Spatial twin A: area-pool both maps to (2*radius+1) cells per axis and match the cells as UHKD matches coefficients.
 
-    Args: as `UHKD`, without the options that only a spectrum has.
+    The settings are those of `UHKD`, except the spectral ones.
     """
 
     full_grid = False
@@ -51,7 +51,7 @@ class PooledTwin(MultiLevelLoss):
 
 
 class FullGridTwin(PooledTwin):
-    """Spatial twin B: as twin A, on the smaller of the two full grids of each level (`radius` is not used)."""
+    """Spatial twin B: as twin A, but on the smaller of the two full grids of each level (`radius` has no effect)."""
 
     full_grid = True
     tunable = ("standardise", ("channel", "none"))

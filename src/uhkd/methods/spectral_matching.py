@@ -1,4 +1,4 @@
-"""Multi-level matching: one FAM per pair of taps, what is left of each level, and the objective over logits and levels."""
+"""Multi-level spectral matching: one FAM per matched level, the error of each level, and the loss over logits and levels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -28,10 +28,10 @@ def level_error(
     weights: Float[Tensor, " k"],
     norm: Norm = "mse",
 ) -> Float[Tensor, ""]:
-    """Mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE.
+    """Return the mean over batch and channels of sum_k w_k (predicted - target)^2; with weights 1/K, the plain MSE.
 
-    norm: "mse"; "mae", absolute instead of squared errors; "log", the logarithm of "mse", whose gradient does not fade as
-    the error does; "log-band", the sum over k of w_k times the logarithm of each coefficient's own error.
+    norm: "mse"; "mae": absolute errors; "log": the logarithm of "mse", so that the gradient does not vanish with the error;
+    "log-band": sum over k of w_k times the logarithm of the mean squared error of coefficient k.
     """
     difference = predicted - target
     errors = (difference.abs() if norm == "mae" else difference.square()).mean((0, 1))
@@ -42,7 +42,7 @@ def level_error(
 
 
 def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
-    """Mean squared difference of the two matrices of cosine similarities between the images of a batch, diagonal left out."""
+    """Return the mean squared difference of both (B,B) matrices of cosine similarities of images, without the diagonal."""
     count = len(predicted)
     with torch.autocast(predicted.device.type, enabled=False):
         units = [F.normalize(x.flatten(1), dim=1) for x in (predicted, target)]
@@ -51,16 +51,19 @@ def relation_error(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c
 
 
 class SpectralMatchingLoss(nn.Module):
-    """Aligns the student's maps with the teacher's targets, level by level, and measures what is left.
+    """Align the student's maps with the teacher's spectra by one FAM per level, and sum the errors of all levels.
 
     Args:
-        student, teacher: (C, H, W) of the taps of each side.
-        target: levels and standardisation; the same object makes the teacher's FTM.
+        student, teacher: (C, H, W) of each feature map of both networks.
+        target: levels and standardisation; the teacher's FTM has the same.
         fam, hidden: see `FAM`.
-        level_weights: one factor >= 0 a level, shallow to deep (default: 1 / number of levels).
-        frequency_decay: coefficient weights fall as (1 + |frequency|)^-decay; 0 weighs all alike. They belong to the loss,
-            not to the target.
-        norm: of the errors, see `level_error`.
+        level_weights: w_l >= 0 of each level, shallow to deep (default: 1 / number of levels).
+        frequency_decay: coefficient weights decrease as (1 + |frequency|)^-decay; 0: equal weights. They are part of the
+            loss, not of the target.
+        norm: see `level_error`.
+
+    Raises:
+        UhkdError: for settings out of range, or that do not fit the form of the spectra.
     """
 
     def __init__(
@@ -86,9 +89,11 @@ class SpectralMatchingLoss(nn.Module):
             raise UhkdError(f"channels={target.channels} mixes channels linearly and fits form 'pairs', not {form!r}")
         count = len(target.levels)
         if level_weights is not None and (len(level_weights) != count or min(level_weights) < 0):
-            raise UhkdError(f"level_weights needs {count} factors >= 0, one a matched level, got {list(level_weights)}")
+            raise UhkdError(
+                f"level_weights needs {count} factors >= 0, one per matched level, got {list(level_weights)}"
+            )
         self.level_weights = tuple(level_weights or [1 / count] * count)
-        self.taps = tuple(level.student for level in target.levels)
+        self.map_indices = tuple(level.student for level in target.levels)
         self.frequencies = tuple(radial_frequencies(level.size, level.form) for level in target.levels)
         self.fams = nn.ModuleList()
         for i, (level, shape) in enumerate(zip(target.levels, ftm_shapes(target, teacher), strict=True)):
@@ -96,38 +101,35 @@ class SpectralMatchingLoss(nn.Module):
                 FAM(student[level.student], shape, size=level.size, represent=level.form, form=fam, hidden=hidden)
             )
             decay = (1 + self.frequencies[i]).pow(-frequency_decay)
-            # A standardised coefficient counts 1 whatever its energy, so the sum is a mean. Raw pairs keep Parseval's scale:
-            # their sum is the mean over cells.
+            # Standardised coefficients have equal variance, so their errors are averaged. Raw pairs have Parseval's scale:
+            # the sum of their squares is the mean over cells, so their errors are summed.
             raw = target.standardise == "none" and level.form == "pairs"
             weights = decay if raw else decay / decay.sum()
             self.register_buffer(f"weights{i}", weights, persistent=False)
 
     def predict(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
-        """The student's maps, aligned: one (B, C_target, K) per level."""
-        return tuple(fam(maps[tap]) for fam, tap in zip(self.fams, self.taps, strict=True))
+        """Return the predicted spectra (B, C_target, K) of each level from the student's maps (B, C, H, W)."""
+        return tuple(fam(maps[i]) for fam, i in zip(self.fams, self.map_indices, strict=True))
 
     def forward(self, maps: Sequence[Tensor], targets: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, ""]:
-        """sum_l w_l * level_error_l."""
+        """Return sum_l w_l * level_error_l of the student's maps."""
         return self.error(self.predict(maps), targets)
 
     def error(
         self, predictions: Sequence[Float[Tensor, "b _ _"]], targets: Sequence[Float[Tensor, "b _ _"]]
     ) -> Float[Tensor, ""]:
-        """sum_l w_l * level_error_l of what `predict` gave."""
-        errors = [
-            w * level_error(predicted, target, self.get_buffer(f"weights{i}"), self.norm)
-            for i, (w, predicted, target) in enumerate(zip(self.level_weights, predictions, targets, strict=True))
-        ]
+        """Return sum_l w_l * level_error_l of predicted spectra."""
+        levels = enumerate(zip(self.level_weights, predictions, targets, strict=True))
+        errors = [w * level_error(p, t, self.get_buffer(f"weights{i}"), self.norm) for i, (w, p, t) in levels]
         return torch.stack(errors).sum()
 
 
 class MultiLevelLoss(SoftTargetLoss):
-    """The objective that UHKD shares with its spatial twins: terms on logits, and matched features at several levels.
+    """The loss of UHKD and its spatial twins: terms on logits, and terms on matched feature maps of several levels.
 
-    On logits, at one temperature: "inter" and "intra", DIST's correlations of class probabilities; "kl", soft targets, weight 0
-    unless asked for. On features: "features", the error of each level; "relations", how alike the images of the batch are to
-    each other; "redundancy", weight 0 unless asked for. A subclass says what is matched, by `match_features`; until then
-    only logits are asked for.
+    On logits, at one temperature: "inter" and "intra" (DIST), "kl" (soft targets, default weight 0). On features: "features"
+    (`SpectralMatchingLoss`), "relations" (`relation_error`) and "redundancy" (RSD, default weight 0). Subclasses call
+    `match_features`.
     """
 
     default_weights: ClassVar = {
@@ -150,22 +152,23 @@ class MultiLevelLoss(SoftTargetLoss):
 
     @property
     def matches(self) -> bool:
-        """Whether any term on features counts."""
+        """Return whether any term on features is active."""
         return any(map(self.is_active, _ON_FEATURES))
 
     def match_features(self, shapes: PairShapes, target: SpectralTarget, **settings: Any) -> None:
-        """Align the student's maps with `target`; settings as of `SpectralMatchingLoss`."""
-        assert shapes.teacher is not None, "subclasses refuse a run without teacher"
+        """Match the student's maps with `target`; settings: see `SpectralMatchingLoss`."""
+        assert shapes.teacher is not None, "constructors of subclasses require a teacher"
         self.match = SpectralMatchingLoss(shapes.student.maps, shapes.teacher.maps, target, **settings)
         self.needs = Requirements(self.logits | {"maps"}, self.logits | {"spectra"}, target)
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """The terms whose weight is not 0; "features": sum over levels of w_l times the error of FAM_l(map) to FTM_l(map)."""
+        """Return the active terms. The terms on features are sums over levels of w_l times the error of FAM_l to FTM_l."""
         terms = self.soft_targets(student, teacher)
-        if self.is_active("inter") or self.is_active("intra"):
+        correlations = [term for term in ("inter", "intra") if self.is_active(term)]
+        if correlations:
             assert student.logits is not None and teacher.logits is not None
             logits = all_gather_batch(student.logits), all_gather_batch(teacher.logits)
-            terms |= class_distances(*logits, self.is_active, self.temperature)
+            terms |= class_distances(*logits, self.temperature, correlations)
         if self.matches:
             assert student.maps is not None and teacher.spectra is not None
             predictions = self.match.predict(student.maps)
@@ -174,11 +177,11 @@ class MultiLevelLoss(SoftTargetLoss):
                 terms["features"] = self.match.error(predictions, spectra)
             for name, function in (("redundancy", _spectral_redundancy), ("relations", relation_error)):
                 if self.is_active(name):
-                    pairs = zip(self.match.level_weights, predictions, spectra, strict=True)
-                    terms[name] = torch.stack([w * function(p, t) for w, p, t in pairs]).sum()
+                    levels = zip(self.match.level_weights, predictions, spectra, strict=True)
+                    terms[name] = torch.stack([w * function(p, t) for w, p, t in levels]).sum()
         return terms
 
 
 def _spectral_redundancy(predicted: Float[Tensor, "b c k"], target: Float[Tensor, "b c k"]) -> Float[Tensor, ""]:
-    """RSD's `redundancy` between all numbers of a level, divided by their count."""
+    """Return RSD's `redundancy` of all C * K numbers of a level, divided by their count."""
     return redundancy(predicted.flatten(1), target.flatten(1)) / predicted[0].numel()

@@ -16,37 +16,37 @@ from uhkd.methods.kd import SoftTargetLoss
 
 
 def spectral_error(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d h w"]) -> Float[Tensor, ""]:
-    """Mean squared difference of real and imaginary parts of the orthonormal `rfft2`, in at least float32.
+    """Return the mean squared difference of the real and imaginary parts of orthonormal `rfft2`s, in at least float32.
 
-    The side with more channels is averaged over neighbouring ones down to the other's count; zero exactly where both are then
-    equal.
+    Neighbouring channels of the wider map are averaged to the channel count of the other map first. Zero exactly for equal
+    averaged maps.
     """
     count = min(student.shape[1], teacher.shape[1])
-    spectra = []
-    for x in (student, teacher):
-        spectra.append(torch.view_as_real(torch.fft.rfft2(_fewer_channels(at_least_float32(x), count), norm="ortho")))
-    return F.mse_loss(*spectra)
+    maps = [_pool_channels(at_least_float32(x), count) for x in (student, teacher)]
+    spectra = [torch.view_as_real(torch.fft.rfft2(x, norm="ortho")) for x in maps]
+    return F.mse_loss(spectra[0], spectra[1])
 
 
-def _fewer_channels(x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b k h w"]:
-    """Averaged over neighbouring channels down to `count` of them."""
-    if x.shape[1] % count == 0:  # its backward pass repeats to the bit on a GPU too
+def _pool_channels(x: Float[Tensor, "b c h w"], count: int) -> Float[Tensor, "b k h w"]:
+    """Average neighbouring channels to `count` channels."""
+    if x.shape[1] % count == 0:  # the backward pass of this is deterministic on a GPU
         return x.unflatten(1, (count, -1)).mean(2)
     return F.adaptive_avg_pool3d(x, (count, None, None))
 
 
 class SpectralKD(SoftTargetLoss):
-    """The same spectrum at every matched level, nothing learned in between; soft targets come along.
+    """Match full spectra at every matched level without trained layers, and add soft targets.
 
-    As in the authors' code, which pools the teacher's channels where they are more; where it has no answer (a wider student,
-    another grid) the larger side is pooled too. They match chosen layers, here all matched levels count. Weight 0.2 as
-    theirs; they weigh cross-entropy 0.1 and soft targets 0.9 (`--weights ce=0.1 kl=0.9`), here both are 1 as in every method.
+    As in the authors' code, more teacher channels than student channels are pooled. For cases that it does not cover (a
+    wider student, different grids), the larger map is pooled too. The authors match selected layers; here all matched levels
+    count. The weight is theirs, 0.2. They use cross-entropy weight 0.1 and soft-target weight 0.9 (`--weights ce=0.1
+    kl=0.9`); here both are 1, as in every method.
 
     Args:
         temperature: T > 0 of the soft targets.
 
     Raises:
-        UhkdError: for a temperature of 0 or below, or a network without taps.
+        UhkdError: for a temperature of 0 or below, or a network without feature maps.
     """
 
     default_weights: ClassVar = {"kl": 1.0, "fft": 0.2}
@@ -63,7 +63,7 @@ class SpectralKD(SoftTargetLoss):
             self.needs = Requirements(self.logits | {"maps"}, self.logits | {"maps"})
 
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """{"kl": T^2 KL(teacher || student), "fft": mean over levels of the spectral error}."""
+        """Return {"kl": T^2 KL(teacher || student), "fft": mean over levels of `spectral_error`}."""
         terms = self.soft_targets(student, teacher)
         if self.is_active("fft"):
             assert student.maps is not None and teacher.maps is not None

@@ -3,12 +3,12 @@
     L = CE(labels) + a * D(teacher logits, student logits) + sum_l w_l * (b * MSE(p_l, t_l) + c * R(p_l, t_l)),
     p_l = FAM_l(student map), t_l = FTM_l(teacher map)
 
-The paper's D is KL. By default ours is DIST's pair of correlations ("inter", "intra"), which suited the students of the search
-(docs/ablations.md). R compares the similarities between the images of a batch; it is ours. The paper's form is the weights
-kl=1 inter=0 intra=0 relations=0 features=10 (it gives no weights). The cross-entropy is the trainer's; b is the weight
-"features", c "relations". FTM is `uhkd.spectral.FTM`, FAM is `uhkd.spectral.fam.FAM`, multi-level matching is
-`uhkd.spectral.match_levels`. What the paper's abstract leaves open is an option here; docs/method.md says what each default
-rests on.
+D is KL in the paper. The default here is DIST's pair of correlations ("inter", "intra"), which was better for the students
+in docs/ablations.md. R compares similarities between the images of a batch and is not in the paper. The weights kl=1 inter=0
+intra=0 relations=0 features=10 give the paper's form (the paper gives no weights). The trainer adds the cross-entropy; b is
+the weight "features", c the weight "relations". FTM: `uhkd.spectral.FTM`; FAM: `uhkd.spectral.fam.FAM`; multi-level
+matching: `uhkd.spectral.match_levels`. Choices that the paper's abstract leaves open are settings here; docs/method.md
+gives the reason for each default.
 """
 
 from collections.abc import Mapping
@@ -22,21 +22,21 @@ from uhkd.spectral.fam import FAMForm
 
 
 class UHKD(MultiLevelLoss):
-    """Frequency-domain matching of intermediate features at several levels, beside a term on logits.
+    """Match feature maps of several levels in the frequency domain, and logits.
 
     Args:
-        radius: frequencies kept per axis, 1..floor((n-1)/2) of the smaller grid; (2*radius+1)^2 numbers a
-            channel as pairs, about half as many as amplitudes.
-        form: "pairs" (cosines and sines), "amplitude", "log-amplitude".
-        standardise: of the teacher's coefficients: "none", "channel", "coefficient".
-        channels: keep so many principal channels of the teacher (None: all; "auto": 64, or all for amplitudes).
-        fam, hidden: the alignment's form, see `FAM`.
+        radius: number of frequencies per axis, 1..floor((n-1)/2) of the smaller grid: (2*radius+1)^2 numbers per channel as
+            pairs, about half as many as amplitudes.
+        form: "pairs" (cosines and sines), "amplitude" or "log-amplitude".
+        standardise: standardisation of the teacher's coefficients: "none", "channel" or "coefficient".
+        channels: number of principal channels of the teacher (None: all; "auto": 64, or all for amplitudes).
+        fam, hidden: form of the alignment, see `FAM`.
         level_weights, frequency_decay, norm: see `SpectralMatchingLoss`.
-        whiten: 0..1, how far the spread of the teacher's principal channels is evened out.
-        temperature: T of the terms on logits, above 0.
+        whiten: 0..1, how far the variances of the teacher's principal channels are equalised.
+        temperature: T > 0 of the terms on logits.
 
     Raises:
-        UhkdError: for settings out of range, or maps of which fewer than two levels reach 3x3.
+        UhkdError: for settings out of range, or fewer than two levels with grids of 3x3 or more.
     """
 
     tunable = ("radius", (2, 3))
@@ -61,7 +61,7 @@ class UHKD(MultiLevelLoss):
         teacher = teacher_shapes(shapes, "uhkd")
         super().__init__(weights, temperature)
         if form == "area":
-            raise UhkdError("form 'area' is spatial: use method 'twin_a'; uhkd takes pairs, amplitude or log-amplitude")
+            raise UhkdError("form 'area' is spatial; use method 'twin_a', or form pairs, amplitude or log-amplitude")
         if self.matches:
             levels = match_levels(shapes.student.maps, teacher.maps, radius, form)
             self.match_features(

@@ -1,9 +1,9 @@
-"""Fourier representations of feature maps: the Feature Transformation Module (FTM) and its pure functions.
+"""Fourier coefficients of feature maps: the Feature Transformation Module (FTM) and its pure functions.
 
-Coefficients are taken at *cell centres*, `y_h = (h + 1/2) / H`, and divided by the number of cells, so that grids of any
-two sizes that sample the same scene give the same numbers. They are laid out in a real orthonormal basis: per axis
-`1, sqrt2 cos 1, sqrt2 sin 1, sqrt2 cos 2, ...`, a lower radius being a prefix of a higher one. A sum of squares is then the
-mean energy of the band-limited map, and no complex tensor ever appears.
+Basis functions are sampled at cell centres, `y_h = (h + 1/2) / H`, and coefficients are divided by the number of cells, so
+that grids of different sizes that sample the same scene give the same numbers. The basis is real and orthonormal, per axis
+`1, sqrt2 cos 1, sqrt2 sin 1, sqrt2 cos 2, ...`: coefficients of a lower radius are a prefix of those of a higher one, and the
+sum of squares is the mean energy of the band-limited map. No complex tensors are used.
 """
 
 from uhkd.spectral.fourier import (

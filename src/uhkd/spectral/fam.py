@@ -1,4 +1,4 @@
-"""The Feature Alignment Module (FAM): a learnable projection of a student map onto a spectral target."""
+"""FAM: a trained projection of the student's feature maps to spectral targets (UHKD, arXiv 2510.24116)."""
 
 import math
 from typing import Literal, get_args
@@ -12,22 +12,30 @@ from uhkd.errors import UhkdError
 from uhkd.spectral import Form, SpectralTransform, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
-"""How a student's coefficients are mixed onto a target; `FAM` says what each does."""
+"""How the student's coefficients are mixed, see `FAM`."""
 
 
 class FAM(nn.Module):
-    """Feature Alignment Module of one level: student map (B, C_s, H, W) -> (B, C_t, K), comparable with the FTM's target.
+    """Feature Alignment Module of one level: student map (B, C_s, H, W) -> prediction (B, C_t, K) of the FTM's target.
 
-    The map is transformed first (H*W cells -> a few coefficients) and its channels are mixed after: both are linear and
-    commute, so this is a 1x1 convolution before the transform at a small fraction of the cost. The prediction is then
-    standardised over the batch and given a learnable gain and bias per channel and coefficient, which frees the student
-    from the scale and decay of its own spectrum. All of it is trained, and thrown away with the teacher.
+    The map is transformed first (H*W cells -> a few coefficients), then its channels are mixed. Both are linear and commute,
+    so this equals a 1x1 convolution before the transform, at a small fraction of the cost. Batch norm then standardises the
+    prediction, with a gain and a bias per channel and coefficient, so that scale and decay of the student's spectrum do not
+    matter. FAM is trained with the student and not part of the exported student.
+    Source: FAM of UHKD (arXiv 2510.24116), whose abstract leaves the form open.
 
-    Forms (`form`): "linear" channel mix; "bands" a mix of its own for each radial frequency (a global convolution without
-    phase); "mlp" two layers with normalisation, applied at each coefficient; "offset" linear
-    after a learnable sampling offset (one phase per axis, for strided CNNs whose taps sit off-centre); "rotation" the same
-    with a free angle per frequency; "conv" a 3x3 depthwise convolution before the transform.
-    Source: FAM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
+    Args:
+        shape: (C_s, H, W) of the student's map.
+        target: (C_t, K) of the FTM's target.
+        size: coefficients per axis; represent: form of the features, see `SpectralTransform`.
+        form: "linear": channel mix; "bands": a separate mix for each radial frequency (a global convolution without phase);
+            "mlp": two layers with normalisation, at each coefficient; "offset": linear after a trained sampling offset (one
+            phase per axis, for strided CNNs with off-centre cells); "rotation": the same with a free angle per frequency;
+            "conv": a 3x3 depthwise convolution before the transform and the linear mix.
+        hidden: hidden width of "mlp"; None: twice the larger number of channels.
+
+    Raises:
+        UhkdError: for an unknown form, a form that does not fit `represent`, or `hidden` below 1.
     """
 
     def __init__(
@@ -45,10 +53,10 @@ class FAM(nn.Module):
             raise UhkdError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
         if form == "bands" and represent == "area":
             raise UhkdError(
-                "FAM form 'bands' mixes each frequency by itself, and a spatial twin has none; use 'linear'"
+                "FAM form 'bands' mixes each frequency separately, and a spatial twin has none; use 'linear'"
             )
         if form in ("offset", "rotation") and represent != "pairs":
-            raise UhkdError(f"FAM form {form!r} turns phases, and the form {represent!r} has none; use form 'pairs'")
+            raise UhkdError(f"FAM form {form!r} rotates phases, and the form {represent!r} has none; use form 'pairs'")
         if hidden is not None and hidden < 1:
             raise UhkdError(f"hidden must be at least 1, got {hidden}")
         (channels, height, width), (out, k) = shape, target
@@ -75,9 +83,9 @@ class FAM(nn.Module):
         self.norm = nn.BatchNorm1d(out * k)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n t k"]:
-        """Student map -> predicted target, computed in float32 also inside autocast.
+        """Return the predicted target, computed in float32 also inside autocast.
 
-        In training, of the images of all processes (`all_gather_batch`): they are standardised over the whole batch.
+        In training, it is standardised over the images of all processes and contains all of them (`all_gather_batch`).
 
         Raises:
             UhkdError: for a batch of one image in training mode.
@@ -85,7 +93,7 @@ class FAM(nn.Module):
         if self.training and len(x) * world_size() < 2:
             raise UhkdError(
                 f"feature matching standardises over the batch and needs at least 2 images in training, got {len(x)}; "
-                "use a larger batch (or fewer accumulation steps), or give the terms on features the weight 0"
+                "use a larger batch (or fewer accumulation steps), or set the weights of the terms on features to 0"
             )
         x = self.before(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -93,13 +101,12 @@ class FAM(nn.Module):
             if self.form in ("offset", "rotation"):
                 rows, cols = self.get_buffer("row_orders"), self.get_buffer("col_orders")
                 coefficients = rotate(coefficients, self.row_angles * rows, self.col_angles * cols)
-            mixed = self._mixed(coefficients)
-            predicted = self.represent.to_features(mixed)
+            predicted = self.represent.to_features(self._mix_channels(coefficients))
             if self.training:
                 predicted = all_gather_batch(predicted)
             return self.norm(predicted.flatten(1)).view_as(predicted)
 
-    def _mixed(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:
+    def _mix_channels(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b t u v"]:
         rows = coefficients.permute(0, 2, 3, 1)
         if not isinstance(self.mix, nn.ModuleList):
             return self.mix(rows).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""FTM: teacher maps to compact, standardised spectra."""
+"""FTM: feature maps of the teacher -> compact, standardised spectra (UHKD, arXiv 2510.24116)."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -11,24 +11,26 @@ from uhkd.errors import UhkdError
 from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, crop_indices, ftm_shapes, num_coefficients
 from uhkd.spectral.transform import SpectralTransform
 
-# No coefficient is divided by less than this share of the median over channels: a channel that slept on the calibration
-# images and wakes up later would otherwise give targets of thousands and drown the loss.
+# The divisor of a coefficient is at least this share of the median over channels. Otherwise a channel that is inactive on
+# the calibration images and active later would give targets of thousands and dominate the loss.
 _SPREAD_FLOOR = 0.1
-# Whitening enlarges no principal channel of less than this share of the kept channels' mean variance any further.
+# Whitening scales a principal channel as if its variance were at least this share of the mean variance of those kept.
 _LEAST_VARIANCE = 0.01
 
 
 class FTM(nn.Module):
-    """Feature Transformation Module: teacher maps -> compact, standardised spectra. Nothing in it is trained.
+    """Feature Transformation Module: transform, standardise and reduce the teacher's maps, without trained parameters.
 
-    Per level: low-frequency coefficients -> standardise -> optional fixed channel reduction (PCA). Its statistics come from
-    one calibration pass (`calibrate`) and are then frozen. Standardisation subtracts the mean of each coefficient of each
-    channel and divides by its own standard deviation ("coefficient"), by the root mean square of the standard deviations of
-    the channel's coefficients ("channel"), or does neither ("none"). No divisor is smaller than a tenth of
-    the median over channels. PCA is left out where a level has no more channels than are kept; its scores are divided by one
-    number a level, so that their mean square is 1 as without PCA. Statistics and PCA belong to the teacher alone: where a
-    student's grid carries fewer coefficients, the target is cropped last.
-    Source: FTM of UHKD (arXiv 2510.24116); the form is ours, the paper's abstract leaves it open.
+    Per level: low-frequency coefficients -> standardisation -> optional channel reduction (PCA) -> crop to the coefficients
+    that the student's grid has too. The statistics come from one calibration pass (`calibrate`) on the teacher alone and are
+    then fixed. Standardisation subtracts the mean of each coefficient of each channel and divides by its standard deviation
+    ("coefficient") or by the root mean square of the standard deviations of the channel's coefficients ("channel"); "none"
+    does neither. Divisors are at least a tenth of the median over channels. A level without surplus channels has no PCA;
+    otherwise one divisor per level gives the scores a mean square of 1, as without PCA.
+    Source: FTM of UHKD (arXiv 2510.24116), whose abstract leaves these details open.
+
+    Raises:
+        UhkdError: for an unknown standardisation, or `whiten` outside 0..1.
     """
 
     calibrated: Tensor
@@ -43,14 +45,12 @@ class FTM(nn.Module):
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)
         if not 0 <= target.whiten <= 1:
-            raise UhkdError(f"whiten must be from 0 (spreads as they are) to 1 (all alike), got {target.whiten}")
-        self.reduced = [
-            target.whiten > 0 or channels < maps[lv.teacher][0]
-            for lv, (channels, _) in zip(target.levels, self.shapes, strict=True)
-        ]
+            raise UhkdError(f"whiten must be from 0 (variances unchanged) to 1 (equal variances), got {target.whiten}")
+        self.reduced: list[bool] = []
         for i, (level, (channels, _)) in enumerate(zip(target.levels, self.shapes, strict=True)):
             c, h, w = maps[level.teacher]
             k = num_coefficients(level.full_size, level.form)
+            self.reduced.append(target.whiten > 0 or channels < c)
             self.represent.append(SpectralTransform((h, w), level.full_size, level.form))
             self.register_buffer(f"mean{i}", torch.zeros(c, k))
             self.register_buffer(f"scale{i}", torch.ones(c, k))
@@ -61,17 +61,18 @@ class FTM(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
 
     def raw(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
-        """Representations (B, C, K) before standardisation, one per level."""
-        return tuple(rep(maps[lv.teacher]) for rep, lv in zip(self.represent, self.target.levels, strict=True))
+        """Return the features (B, C, K) of each level before standardisation."""
+        pairs = zip(self.represent, self.target.levels, strict=True)
+        return tuple(transform(maps[level.teacher]) for transform, level in pairs)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b _ _"], ...]:
-        """All the teacher's maps, each (B, C, H, W) -> one (B, C_target, K) spectrum per level, float32."""
+        """Return the spectrum (B, C_target, K) of each level from all maps (B, C, H, W) of the teacher, in float32."""
         spectra = []
         for i, x in enumerate(self.raw(maps)):
             x = (x - self.get_buffer(f"mean{i}")) / self.get_buffer(f"scale{i}")
             if self.reduced[i]:
                 with torch.autocast(x.device.type, enabled=False):
-                    # as one product in the order of the memory, where channels lie last
+                    # one product without a copy: features are channels-last in memory
                     x = (x.mT @ self.get_buffer(f"pca{i}").mT).mT
             crop = self.get_buffer(f"crop{i}")
             spectra.append(x if crop is None else x[..., crop])
@@ -79,7 +80,7 @@ class FTM(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, raw: Sequence[Float[Tensor, "n _ _"]]) -> None:
-        """Set mean, scale and PCA of every level from the raw representations of n >= 2 images.
+        """Set mean, scale and PCA of every level from the output of `raw` for n >= 2 images.
 
         Raises:
             UhkdError: for fewer than two images, or values that are not finite.
@@ -88,7 +89,7 @@ class FTM(nn.Module):
             if len(x) < 2 or not x.isfinite().all():
                 raise UhkdError(
                     f"calibration of level {i} needs at least 2 images with finite teacher features, got {len(x)}"
-                    f"{'' if x.isfinite().all() else ' with NaN or infinite values: is the teacher sound?'}"
+                    f"{'' if x.isfinite().all() else ' with NaN or infinite values; check the teacher'}"
                 )
             x = x.double()
             mean, scale = x.mean(0), torch.ones_like(x[0])
@@ -103,7 +104,7 @@ class FTM(nn.Module):
                 x = (x - mean) / scale
             if self.reduced[i]:
                 rows = x.mT.flatten(0, 1)
-                # eigh sorts upwards; the largest components come first and get a fixed sign, so that reruns agree
+                # eigh sorts in ascending order; the largest components come first, with a fixed sign, so that runs agree
                 values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
                 values, components = values.flip(0)[:channels], vectors.flip(1)[:, :channels].T
                 sign = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
@@ -115,9 +116,9 @@ class FTM(nn.Module):
 
 
 def _spread_floor(spread: Float[Tensor, "c k"], size: Tensor) -> Float[Tensor, " k"]:
-    """Least divisor of each coefficient: a share of the channels' median spread, which a few huge channels do not move.
+    """Return the smallest divisor of each coefficient: a share of the channels' median spread, robust to a few huge channels.
 
-    A spread of 1e-5 of the values' mean size and less is rounding noise; a coefficient of nothing else gets 1.
+    A spread up to 1e-5 of the values' mean size is rounding noise and not counted; a coefficient with only such gets 1.
     """
-    alive = spread.where(spread > 1e-5 * size, torch.nan)
-    return (_SPREAD_FLOOR * alive.nanmedian(0).values).nan_to_num(1.0)
+    counted = spread.where(spread > 1e-5 * size, torch.nan)
+    return (_SPREAD_FLOOR * counted.nanmedian(0).values).nan_to_num(1.0)

@@ -1,4 +1,4 @@
-"""A feature map as a few numbers per channel, the same way for teacher and student."""
+"""Transform of feature maps to a few numbers per channel, the same for teacher and student."""
 
 import math
 from typing import Literal
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from uhkd.spectral.fourier import area_basis, complex_halfplane, fourier_basis, halfplane_frequencies, project
 
 Form = Literal["pairs", "amplitude", "log-amplitude", "area"]
-"""What is kept of a frequency: its cosine and sine pairs, its amplitude or the logarithm of that; area: mean values of cells."""
+"""Numbers per frequency: cosine and sine coefficients, amplitude, or its logarithm; "area": means of cells."""
 
 
 class SpectralTransform(nn.Module):
-    """A feature map as K numbers per channel; the same object serves teacher (FTM) and student (FAM). No state is saved.
+    """Transform maps (B, C, H, W) to (B, C, K), for the teacher (in `FTM`) and the student (in `FAM`). No state is saved.
 
     Args:
-        grid: (H, W) of the maps it will meet.
-        size: coefficients kept per axis, (2*r_h+1, 2*r_w+1); cells per axis for the form "area".
-        form: "pairs" (cosine and sine coefficients, K = size product); "amplitude" (|X[u,v]| of one frequency of each
-            conjugate pair, K about half as large; DC keeps its sign, which holds no position); "log-amplitude" (the same,
-            the logarithm of all but DC); "area" (the spatial twin).
+        grid: (H, W) of the maps.
+        size: number of coefficients per axis, (2*r_h+1, 2*r_w+1); cells per axis for the form "area".
+        form: "pairs": cosine and sine coefficients, K = size[0] * size[1]. "amplitude": |X[u,v]| of one frequency of each
+            conjugate pair, K about half as large; DC keeps its sign, which contains no position. "log-amplitude": the same,
+            but the logarithm of all amplitudes except DC. "area": means of cells (the spatial twins).
     """
 
     rows: Tensor
@@ -37,27 +37,27 @@ class SpectralTransform(nn.Module):
         self.register_buffer("cols", bases[1], persistent=False)
 
     def project(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c u v"]:
-        """The linear part, which commutes with any mixing of channels."""
+        """Return the linear part of the transform, which commutes with any mixing of channels."""
         return project(x, self.rows, self.cols)
 
     def to_features(self, coefficients: Float[Tensor, "b c u v"]) -> Float[Tensor, "b c k"]:
-        """The rest: flatten ("pairs", "area"), or forget the phase."""
+        """Return the features of projected maps: flattened coefficients ("pairs", "area") or amplitudes."""
         if self.form in ("pairs", "area"):
             return coefficients.flatten(-2)
         real, imaginary = complex_halfplane(coefficients)
-        # The small constant keeps the gradient finite at a zero of the spectrum, where |X| has a corner.
+        # 1e-8 keeps the gradient finite where the spectrum is zero and |X| is not differentiable.
         amplitude = (real[..., 1:].square() + imaginary[..., 1:].square() + 1e-8).sqrt()
         if self.form == "log-amplitude":
             amplitude = (amplitude + 1e-3).log()
         return torch.cat((real[..., :1], amplitude), -1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c k"]:
-        """(B, C, H, W) -> (B, C, K), float32."""
+        """Return the features of maps, in float32."""
         return self.to_features(self.project(x))
 
 
 def radial_frequencies(size: tuple[int, int], form: Form) -> Float[Tensor, " k"]:
-    """sqrt(u^2 + v^2) of each of the K numbers of a representation, in cycles per image; zeros for the form "area"."""
+    """Return sqrt(u^2 + v^2) of each of the K features, in cycles per image; zeros for the form "area"."""
     if form == "area":
         return torch.zeros(size[0] * size[1])
     if form == "pairs":

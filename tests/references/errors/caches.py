@@ -105,7 +105,7 @@ CASES = (
         "layers too coarse for spectra",
         f"{TRAIN} --student-levels 0",
         "feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found"
-        " (4, 4) with (2, 2); use larger images, a smaller patch size, or name shallower taps "
+        " (4, 4) with (2, 2); use larger images, a smaller patch size, or name shallower layers "
         "(student_levels, teacher_levels)",
         **HAS,
     ),

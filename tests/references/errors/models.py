@@ -193,7 +193,7 @@ CASES = (
     Case(
         "an unknown layer",
         finetune("uhkd/resnet10", "--levels layer1 layer9"),
-        "ResNet has no tap 'layer9'; nearest taps: layer4, layer3, layer2, layer1 (… in all)",
+        "ResNet has no layer 'layer9'; nearest layers: layer4, layer3, layer2, layer1 (… in all)",
     ),
     Case(
         "pretrained weights of a network that has none",

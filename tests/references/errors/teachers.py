@@ -11,19 +11,19 @@ CASES = (
     Case(
         "class scores of a teacher that has none, without labels",
         f"{DISTILL} {HEADLESS} --data flat --method kd",
-        f"kd imitates class scores, and this teacher has none; choose {OTHERS}",
+        f"kd compares class scores, and this teacher has none; choose {OTHERS}",
         **FLAT,
     ),
     Case(
         "a method that needs labels, without any",
         f"{DISTILL} --teacher teacher --data flat --method dkd",
-        f"dkd treats the labelled class apart, and these images have no labels; choose kd, {OTHERS}",
+        f"dkd needs the labelled class, and these images have no labels; choose kd, {OTHERS}",
         **FLAT,
     ),
     Case(
         "scratch without labels",
         f"{DISTILL} --data flat --method scratch",
-        f"scratch learns from labels alone, and these images have none; choose {OTHERS}",
+        f"scratch only uses labels, and these images have none; choose {OTHERS}",
         **FLAT,
     ),
     Case(
