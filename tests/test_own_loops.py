@@ -182,7 +182,7 @@ def test_a_timm_loop_cannot_say_which_image_is_which() -> None:
     from uhkd.integrations.timm import UHKDTask
 
     model = timm.create_model("test_resnet", num_classes=own_loops.CLASSES)
-    with pytest.raises(ValueError, match="crd must know which image is which, and timm's loops do not say"):
+    with pytest.raises(ValueError, match="crd needs the index of each image, which timm's loops do not pass"):
         UHKDTask(model, own_loops.teacher(), method="crd", num_samples=12, image_size=32)
 
 
