@@ -65,7 +65,7 @@ def images_for(run: Path) -> Tensor:
     return next(iter(eval_loader(open_data("digits").val, network.input_size, batch_size=7))).image
 
 
-def by_timm(path: Path) -> forms.Answer:
+def by_timm(path: Path) -> forms.Predictor:
     """As timm's own users would: its transform's numbers, its loader."""
     import timm
 
@@ -76,14 +76,14 @@ def by_timm(path: Path) -> forms.Answer:
     return lambda image: model((image - mean) / std)
 
 
-def by_export(path: Path) -> forms.Answer:
+def by_export(path: Path) -> forms.Predictor:
     files = {"card.json": ""}
     program = torch.export.load(path, extra_files=files)
     assert json.loads(files["card.json"])["classes"] == [str(i) for i in range(10)]
     return program.module()
 
 
-def by_onnx(path: Path) -> forms.Answer:
+def by_onnx(path: Path) -> forms.Predictor:
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx.checker.check_model(str(path))
@@ -92,7 +92,7 @@ def by_onnx(path: Path) -> forms.Answer:
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-OPENERS: dict[str, Callable[[Path], forms.Answer]] = {
+OPENERS: dict[str, Callable[[Path], forms.Predictor]] = {
     "safetensors": lambda path: lambda image: uhkd.load_run(path)(image).logits,
     "timm": by_timm,
     "pt2": by_export,
@@ -149,7 +149,7 @@ def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: 
         "| validation accuracy, last epoch | ",
         "Classes: 0, 1",
         "optimizer: adamw",
-        "nobody has looked for bias",
+        "it was not tested for bias",
     ):
         assert said in card
     assert str(tmp_path) not in card and str(runs) not in card  # places on this machine are nobody's business
@@ -162,7 +162,7 @@ def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: 
     from uhkd.export.card import _licence
 
     assert _licence("timm/resnet18", None) == "apache-2.0"
-    assert _licence("torchvision/resnet18", None) == "not known here: ask whoever made them"
+    assert _licence("torchvision/resnet18", None) == "unknown: ask the authors of the weights"
     began = runs / "timm_test_resnet" / "recipe.yaml"
     copy = tmp_path / "pretrained"
     copy.mkdir()
@@ -204,7 +204,7 @@ def test_no_place_of_this_machine_is_on_a_card(tmp_path: Path):
     assert (
         "| validation accuracy, last epoch, k-NN on judged | 90.00% |" in card and "base: torchvision/resnet18" in card
     )
-    assert "| licence of the teacher's weights | not known here: ask whoever made them; apache-2.0 |" in card
+    assert "| licence of the teacher's weights | unknown: ask the authors of the weights; apache-2.0 |" in card
     assert "model-index" not in yaml.safe_load(card.split("---")[1])  # no accuracy of the network on its data
 
 
@@ -287,7 +287,7 @@ def test_int8_is_small_and_tells_what_it_costs(quantized_forms: dict[str, dict[s
         assert row["images"] == len(everything.label) and row["calibrated"] == 40  # all there are
         card = (row["path"].parent / "README.md").read_text()
         assert f"Accuracy {row['accuracy_before']:.2%} before, {row['accuracy']:.2%} in 8-bit integers" in card
-        assert f"{row['agrees']:.1%} of the answers are equal. Calibrated on 40 training images." in card
+        assert f"{row['agrees']:.1%} of the predictions are equal. Calibrated on 40 training images." in card
 
 
 @pytest.mark.parametrize("form", [pytest.param("int8", marks=pytest.mark.slow), "onnx-int8"])
@@ -296,7 +296,7 @@ def test_int8_that_loses_too_much_is_refused(
 ):
     opened = forms.reopen
 
-    def wrong(form: Any, path: Path) -> forms.Answer:
+    def wrong(form: Any, path: Path) -> forms.Predictor:
         answer = opened(form, path)
         return (lambda image: -answer(image)) if form in forms.QUANTIZED else answer
 
@@ -321,7 +321,7 @@ def test_int8_that_loses_too_much_is_refused(
 
 def test_an_answer_that_differs_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(forms.ExportModule, "forward", lambda self, image: self.module(image))  # forgets to normalise
-    with pytest.raises(ValueError, match=r"model\.pt2 answers otherwise than PyTorch: its logits differ by up to"):
+    with pytest.raises(ValueError, match=r"model\.pt2 gives other outputs than PyTorch: its logits differ by up to"):
         export(run=str(runs / "timm_test_resnet"), to=["pt2"], out=str(tmp_path / "out"))
 
 
@@ -330,7 +330,7 @@ def test_a_network_that_mixes_its_batch_is_noticed(runs: Path, tmp_path: Path, m
         return self.module((image - self.mean) / self.std) + image.mean()
 
     monkeypatch.setattr(forms.ExportModule, "forward", forward)
-    with pytest.raises(ValueError, match=r"^pt2 answers otherwise when an image is in a batch than alone"):
+    with pytest.raises(ValueError, match=r"^pt2 gives another output for an image in a batch than alone"):
         export(run=str(runs / "timm_test_resnet"), to=["pt2"], out=str(tmp_path / "out"))
     assert not (tmp_path / "out" / "pt2").exists()
 
@@ -365,7 +365,7 @@ def test_what_cannot_be_exported_is_said(
     network = load_run(resnet)
     network.module = Fixed()
     with pytest.raises(
-        ValueError, match=r"torch cannot follow Fixed with a batch of any size .* export it as safetensors"
+        ValueError, match=r"torch cannot export Fixed with a variable batch size .* export it as safetensors"
     ):
         forms.write("pt2", network, tmp_path / "c")
     probed = load_run(resnet)
@@ -386,7 +386,7 @@ def test_a_dry_run_refuses_int8_that_no_label_judges(runs: Path, tmp_path: Path,
     with (run / "recipe.yaml").open("a") as recipe:
         recipe.write("unlabelled: true\n")
     assert main(["export", str(run), "--to", "onnx-int8", "--dry-run"]) == 2
-    assert "int8 is judged by accuracy" in capsys.readouterr().err
+    assert "int8 is checked by its accuracy" in capsys.readouterr().err
     assert main(["export", str(run), "--to", "onnx", "--dry-run"]) == 0
 
 
@@ -413,7 +413,7 @@ def test_a_student_without_a_head_leaves_as_an_embedding(tmp_path: Path, capsys:
     network = create("timm/test_resnet", num_classes=0, image_size=32).eval()
     run = saved(network, tmp_path / "run")
     with pytest.raises(
-        ValueError, match="timm/test_resnet has no classes, by whose accuracy int8 is judged: leave int8 out"
+        ValueError, match="timm/test_resnet has no classes, and int8 is checked by its accuracy: leave int8 out"
     ):
         export(run=run, to=["int8"], data="digits")
     found = export(run=run, to=["timm", "onnx"], data="digits", images=4)

@@ -68,11 +68,11 @@ def test_a_name_without_library_is_timm() -> None:
 def test_paths_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "weights.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"there is no .*techer'; nearest in .*: teacher"):
+    with pytest.raises(ValueError, match=r"techer' does not exist; nearest in .*: teacher"):
         create(str(tmp_path / "techer"), num_classes=5)
     with pytest.raises(ValueError, match="is no run folder of uhkd"):
         create(str(tmp_path / "teacher"), num_classes=5)
-    with pytest.raises(ValueError, match=r"is a file: .* weights files as start"):
+    with pytest.raises(ValueError, match=r"is a file: .* a weights file is given with start"):
         create(str(tmp_path / "weights.pt"), num_classes=5)
     with pytest.raises(ValueError, match="is no timm model folder"):
         create(f"local-dir:{tmp_path}", num_classes=5)
@@ -107,12 +107,12 @@ def test_the_own_size_and_normalisation_are_used() -> None:
         ("uhkd/vit_micro", {"image_size": 0}, "image_size must be one or two positive numbers"),
         ("uhkd/vit_micro", {"image_size": (32, 32, 3)}, "image_size must be one or two positive numbers"),
         ("torchvision/inception_v3", {"image_size": 32}, "cannot process images of 32x32 px"),
-        ("torchvision/vit_b_16", {"image_size": (32, 64)}, "takes square images only"),
+        ("torchvision/vit_b_16", {"image_size": (32, 64)}, "takes only square images"),
         ("timm/vit_tiny_patch16_224", {"options": {"dept": 2}}, r"takes no option 'dept'; did you mean depth"),
         ("uhkd/vit_micro", {"options": {"embed_dims": 2}}, r"takes no option 'embed_dims'; did you mean embed_dim"),
         ("timm/resmlp_12_224", {"options": {"num_blocks": 2}}, "sets this option itself"),
         ("uhkd/vit_micro", {"num_classes": -1}, "num_classes must be at least 1"),
-        ("torchvision/squeezenet1_0", {"num_classes": 0}, "cannot be had without a head"),
+        ("torchvision/squeezenet1_0", {"num_classes": 0}, "cannot be built without a head"),
         ("uhkd/vit_micro", {"levels": -2}, "levels must be"),
     ],
 )
@@ -162,9 +162,9 @@ def test_code_in_a_weights_file_is_refused_and_not_executed(tmp_path: Path) -> N
     torch.save({"state_dict": {"a": torch.zeros(1)}, "trap": Trap(witness)}, tmp_path / "bad.pth")
     (tmp_path / "raw.pkl").write_bytes(pickle.dumps({"a": Trap(witness)}, protocol=2))
     for name in ("bad.pth", "raw.pkl"):
-        with pytest.raises(ValueError, match=r"was refused|is no whole torch weights file"):
+        with pytest.raises(ValueError, match=r"was refused|is no complete torch weights file"):
             load_state(tmp_path / name)
-        with pytest.raises(ValueError, match=r"was refused|is no whole torch weights file"):
+        with pytest.raises(ValueError, match=r"was refused|is no complete torch weights file"):
             create("uhkd/resnet10", num_classes=5, start=tmp_path / name)
         assert not witness.exists()
     pickle.loads((tmp_path / "raw.pkl").read_bytes())
@@ -176,9 +176,9 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, message in (
-        ("cut.safetensors", "no whole safetensors file"),
+        ("cut.safetensors", "no complete safetensors file"),
         ("text.pth", "text.pth"),
-        ("list.pth", "holds no named tensors"),
+        ("list.pth", "contains no named tensors"),
         ("none.pth", "there is no weights file"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -370,6 +370,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["timm/test_vit.r160_in1k", "timm/test_vit", "torchvision/resnet18", "uhkd/vit_micro"])
 def test_pretrained_without_network_fails_quickly_and_clearly(name: str) -> None:
     begin = time.perf_counter()
-    with pytest.raises(ValueError, match=r"pretrained weights of .* cannot be had .*start=random.*run folder"):
+    with pytest.raises(ValueError, match=r"pretrained weights of .* are not available .*start=random.*run folder"):
         create(name, num_classes=5, start="pretrained")
     assert time.perf_counter() - begin < 10

@@ -79,7 +79,7 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
 
     from uhkd.integrations.lightning import UHKDLightningModule
 
-    loader = DataLoader(TensorDataset(*own_loops.is_complete()), batch_size=4)
+    loader = DataLoader(TensorDataset(*own_loops.whole()), batch_size=4)
     words: dict[str, Any] = {**QUIET, "logger": False, "enable_checkpointing": False}
 
     def fitted(epochs: int, ckpt_path: str | None = None) -> UHKDLightningModule:
@@ -134,7 +134,7 @@ def test_a_timm_task_goes_on_from_a_checkpoint() -> None:
 
     model = timm.create_model("test_resnet")
     mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    images, labels = own_loops.is_complete()
+    images, labels = own_loops.whole()
     images = (images.repeat_interleave(2, 2).repeat_interleave(2, 3) - mean) / std  # as timm's loader gives them
     model, task, optimizer = fresh([(images, labels)])
     task.setup_ema(decay=0.5)
@@ -182,7 +182,7 @@ def test_a_timm_loop_cannot_say_which_image_is_which() -> None:
     from uhkd.integrations.timm import UHKDTask
 
     model = timm.create_model("test_resnet", num_classes=own_loops.CLASSES)
-    with pytest.raises(ValueError, match="crd must know which image is which, and timm's loops do not say"):
+    with pytest.raises(ValueError, match="crd needs the index of each image, which timm's loops do not pass"):
         UHKDTask(model, own_loops.teacher(), method="crd", num_samples=12, image_size=32)
 
 

@@ -93,27 +93,25 @@ def test_what_a_hub_refuses_is_one_line(
     run: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     hub.files[REPO], hub.private[REPO] = {}, False
-    assert refusal(run, capsys) == (
-        f"{REPO} is there already and everyone can see it: add --public, or name another --repo"
-    )
+    assert refusal(run, capsys) == (f"{REPO} exists already and is public: add --public, or name another --repo")
     assert hub.files.pop(REPO) == {}
     for status, advice in (
-        (403, f"this token may not write to {REPO}: use one with the right to write, or a name of your own"),
-        (404, f"there is no {REPO} for this token: does its owner exist?"),
+        (403, f"this token may not write to {REPO}: use a token with write access, or another --repo"),
+        (404, f"{REPO} does not exist for this token: check its owner"),
     ):
         hub.refuses = status
         said = refusal(run, capsys)
         assert said.startswith(f"{hub.address} refuses {REPO} (") and said.endswith(advice)
     hub.refuses = None
     monkeypatch.setenv("HF_TOKEN", "hf_of_others")
-    assert "the hub does not know this token: log in with `hf auth login`, or set HF_TOKEN" in refusal(run, capsys)
+    assert "the hub does not accept this token: log in with `hf auth login`, or set HF_TOKEN" in refusal(run, capsys)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert refusal(run, capsys) == (
-        "http://127.0.0.1:9 cannot be reached: is there a network, and HF_HUB_OFFLINE not set?"
+        "http://127.0.0.1:9 cannot be reached: check the network, and that HF_HUB_OFFLINE is not set"
     )
     hub.asked.clear()
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert refusal(run, capsys) == "there is no token of the hub: log in with `hf auth login`, or set HF_TOKEN"
+    assert refusal(run, capsys) == "there is no token for the hub: log in with `hf auth login`, or set HF_TOKEN"
     assert hub.asked == []
 
 

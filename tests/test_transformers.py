@@ -217,12 +217,12 @@ def test_a_hub_name_is_read_from_the_cache(folder: Path, tmp_path: Path, monkeyp
     assert not torch.equal(fresh.module.vit.embeddings.cls_token, own.module.vit.embeddings.cls_token)
     with pytest.raises(
         ValueError,
-        match=r"someone/other cannot be had from the hub \(it cannot be reached, and the local cache does not [^:]*give a folder",
+        match=r"someone/other is not available from the hub \(it cannot be reached, and the local cache does not [^:]*give a folder",
     ):
         create("transformers/someone/other", num_classes=3)
     module = transformers.ViTForImageClassification.from_pretrained(folder)
     module.config._name_or_path = module.name_or_path = "someone/small-vit"
-    assert uhkd.models.wrap(module, num_classes=None).mean == (0.4,) * 3
+    assert uhkd.models.wrap_module(module, num_classes=None).mean == (0.4,) * 3
 
 
 def test_names_are_listed_and_told() -> None:
@@ -292,12 +292,12 @@ def test_code_that_a_folder_brings_is_not_run(folder: Path, tmp_path: Path) -> N
     assert not {"auto_map", "attn_implementation", "_attn_implementation"} & tapped.card.options.keys()
     assert tapped.module.config._attn_implementation == own.module.config._attn_implementation != "someone/kernel"
     nested = {"vision_config": VIT | {"_attn_implementation": "someone/kernel"}}
-    with pytest.raises(ValueError, match="the option _attn_implementation would fetch or run other things"):
+    with pytest.raises(ValueError, match="the option _attn_implementation is not part of an architecture"):
         create("transformers/clip", num_classes=3, image_size=32, options=nested)
     assert not (tmp_path / "executed").exists()
     config["model_type"] = "evil"
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="holds 'evil', which is no family"):
+    with pytest.raises(ValueError, match="has the model type 'evil', which is no image classifier"):
         create(f"transformers/{place}", num_classes=None)
     assert not (tmp_path / "executed").exists()
 

@@ -1,10 +1,9 @@
-"""`export`: a run's network for other programs, checked on real images, with a model card beside it."""
+"""`export`: write a run's network in formats of other programs, check each on real images, and write its model card."""
 
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +18,52 @@ from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
-from uhkd.export.snippets import here, opened
+from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ExportArguments, ExportCheckOptions, Form
 from uhkd.runs import check_place, write_atomically
 
-# of the largest logit: what other orders of adding up make of float32, with room; a wrong normalisation makes far more
+# share of the largest logit: above the rounding of float32 in another order; wrong normalisation gives far more
 _TOLERANCE = 1e-3
-# of 8-bit numbers, between one image alone and the same in a batch: a rounding that falls to the other side, with room
-_ROUNDING = 5e-2
+# the same for 8-bit integers, between one image alone and in a batch, where a value may round the other way
+_INT8_TOLERANCE = 5e-2
 _REPEATS = 30
 _BATCH = 64
 
 
 def export(arguments: ExportArguments | None = None, **options: Any) -> dict[Form, dict[str, Any]]:
-    """Write a run's network in each form asked for and return, by form, the `path` to be opened and what was measured.
+    """Write a run's network in each requested form and return, by form, the `path` to open and what was measured.
 
-    Every form is opened again by the library that others would use, and asked the same images as PyTorch, one by one and all at
-    once: `differs` (largest difference, of the largest logit), `agrees` (share of equal answers; None without classes), `mb`,
-    `ms` (one image on this machine). Forms of 8-bit integers are judged on all evaluation images instead: `accuracy_before` and
-    `accuracy` (fractions), `calibrated` (images).
+    Each form is opened again with the library that other programs would use. Its outputs for the same images, alone and as a
+    batch, are compared with PyTorch's: `differs` (largest difference, as a share of the largest logit), `agrees` (share of equal
+    predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine). The quantised forms are
+    checked on all evaluation images instead: `accuracy_before` and `accuracy` (fractions), `images` and `calibrated` (numbers
+    of evaluation and calibration images).
 
     Raises:
-        UhkdError: for a folder that is no run, a form that cannot hold this network, a missing package, a place that is
-            taken, a form that answers otherwise than PyTorch, or 8-bit integers that lose too much accuracy.
+        UhkdError: no run folder, a form that does not support this network, a missing package, an output folder that is not
+            empty, outputs that differ from PyTorch's, or quantised forms that lose too much accuracy.
     """
     arguments = arguments or build(ExportArguments, options)
     if not arguments.to:
         raise UhkdError(f"to: expected one form or more ({', '.join(forms.FORMS)}), found none")
     network, _ = open_run(arguments.run, "cpu")
     out = export_folder(arguments)
-    found = export_forms(arguments.run, network, arguments.to, arguments, out)
-    for form, row in found.items():
-        measured: dict[Form, str] = {form: sentence(row)} if "accuracy" in row else {}
-        place = "." if row["path"].is_dir() else row["path"].name
-        write_atomically(
-            out / form / "README.md", card_text(arguments.run, network, {form: here(form, place)}, measured)
-        )
-        log_info(f"{form}: {opened(form, here(form, row['path']))}")
-    return found
+    rows = export_forms(arguments.run, network, arguments.to, arguments, out)
+    for form, row in rows.items():
+        location = local_location(form, "." if row["path"].is_dir() else row["path"].name)
+        card = card_text(arguments.run, network, {form: location}, accuracy_sentences({form: row}))
+        write_atomically(out / form / "README.md", card)
+        log_info(f"{form}: {open_expression(form, local_location(form, row['path']))}")
+    return rows
 
 
 def export_folder(arguments: ExportArguments) -> Path:
-    """The folder that the forms go into.
+    """Return the folder that contains one subfolder per form.
 
     Raises:
-        UhkdError: when it cannot be a folder, or a form is there already.
+        UhkdError: the path is a file, or the subfolder of a form is not empty.
     """
     out = Path(arguments.out) if arguments.out else Path(arguments.run) / "export"
     check_place(out)
@@ -75,174 +73,158 @@ def export_folder(arguments: ExportArguments) -> Path:
     return out
 
 
-@dataclass(frozen=True)
-class _Images:
-    """What forms are asked: some images at once, and all evaluation and the calibrating ones in batches."""
-
-    few: Tensor
-    evaluation: ImageSource
-    calibration: ImageSource
-    size: tuple[int, int]
-
-    def all(self) -> Iterator[Any]:
-        yield from eval_loader(self.evaluation, self.size, batch_size=_BATCH)
-
-    def calibrating(self) -> Iterator[Tensor]:
-        yield from (batch.image for batch in eval_loader(self.calibration, self.size, batch_size=_BATCH))
-
-
 def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation: ImageSource) -> None:
-    """See that forms of 8-bit integers can be judged.
+    """Check that the accuracy of quantised forms can be measured.
 
     Raises:
-        UhkdError: for images without labels.
+        UhkdError: the images have no labels.
     """
     if set(to) & set(forms.QUANTIZED) and evaluation.labels is None:
         raise UhkdError(
-            f"int8 is judged by accuracy, and the {part} images of {data.name} have no labels; name others with --data"
+            f"int8 is checked by its accuracy, and the {part} images of {data.name} have no labels; name others with --data"
         )
 
 
 def export_forms(
     run: str, network: FeatureExtractor, to: Iterable[Form], options: ExportCheckOptions, out: Path
 ) -> dict[Form, dict[str, Any]]:
-    """Write forms below `out`, check and measure each, and show the table; see `export`."""
+    """Write forms into subfolders of `out`, check and measure each, and print the table; see `export`."""
     to = tuple(dict.fromkeys(to))
     for form in to:
         forms.check(form, network)
     data, part, evaluation = images_of(run, network, options.data)
     check_comparable(to, data, part, evaluation)
-    few = next(
-        iter(eval_loader(_spread(evaluation, options.images), network.input_size, batch_size=options.images))
-    ).image
-    images = _Images(few, evaluation, _spread(data.train, options.calibrate), network.input_size)
-    expected = _outputs("PyTorch", network.plain, few, _TOLERANCE)
-    own = f"{_bytes_of(network) / 1e6:.2f}", f"{_milliseconds(network.plain, few):.2f}"
-    found: dict[Form, dict[str, Any]] = {}
+    size = network.input_size
+    few = next(iter(eval_loader(_spread(evaluation, options.images), size, batch_size=options.images))).image
+    calibration = _spread(data.train, options.calibrate)
+    expected = _predict_checked("PyTorch", network.plain, few, _TOLERANCE)
+    rows: dict[Form, dict[str, Any]] = {}
     for form in to:
         try:
-            path = forms.write(form, network, out / form, images.calibrating())
-            answer = forms.reopen(form, path)
-            exact = form not in forms.QUANTIZED
-            row = (
-                _exact(form, network, path, answer, few, expected)
-                if exact
-                else _accuracy_of(form, network, answer, images, options.max_drop)
-            )
+            batches = (batch.image for batch in eval_loader(calibration, size, batch_size=_BATCH))
+            path = forms.write(form, network, out / form, batches)
+            predict = forms.reopen(form, path)
+            if form in forms.QUANTIZED:
+                _predict_checked(form, predict, few, _INT8_TOLERANCE)
+                loader = eval_loader(evaluation, size, batch_size=_BATCH)
+                measured = _compare_accuracy(form, network.plain, predict, loader, len(calibration), options.max_drop)
+            else:
+                measured = _compare_outputs(form, path, predict, few, expected)
         except ValueError:
             shutil.rmtree(out / form, ignore_errors=True)
             raise
-        row |= {
-            "mb": sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6,
-            "ms": _milliseconds(answer, few),
-        }
-        found[form] = {"path": path} | row
+        if network.shapes.logits is None:
+            measured["agrees"] = None
+        mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
+        rows[form] = {"path": path} | measured | {"mb": mb, "ms": _milliseconds(predict, few)}
     title = f"{network.card.name} on {len(few)} {part} images of {data.name}"
-    print_table(_table(title, own, found))
-    for form, row in found.items():
-        if "accuracy" in row:
-            log_info(f"{form}: {sentence(row)}")
-    return found
+    mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
+    print_table(_table(title, mb, _milliseconds(network.plain, few), rows))
+    for form, sentence in accuracy_sentences(rows).items():
+        log_info(f"{form}: {sentence}")
+    return rows
 
 
-def _table(title: str, own: tuple[str, str], found: dict[Form, dict[str, Any]]) -> Table:
-    """A row a form below PyTorch's own; a column of accuracies where some were measured."""
-    before = next((f"{row['accuracy_before']:.2%}" for row in found.values() if "accuracy" in row), None)
-    table = Table("form", "MB", "differs", "agrees", *(["accuracy"] * (before is not None)), "ms", title=escape(title))
-    table.add_row("PyTorch", own[0], "", "", *([before] if before else []), own[1])
-    for form, row in found.items():
+def _table(title: str, mb: float, ms: float, rows: dict[Form, dict[str, Any]]) -> Table:
+    """Return a table with a row for PyTorch and one per form; with a column of accuracies if some were measured."""
+    before = [f"{row['accuracy_before']:.2%}" for row in rows.values() if "accuracy" in row][:1]
+    table = Table("form", "MB", "differs", "agrees", *["accuracy" for _ in before], "ms", title=escape(title))
+    table.add_row("PyTorch", f"{mb:.2f}", "", "", *before, f"{ms:.2f}")
+    for form, row in rows.items():
         agrees = "" if row["agrees"] is None else f"{row['agrees']:.1%}"
-        accuracy = [f"{row['accuracy']:.2%}" if "accuracy" in row else ""] * (before is not None)
+        accuracy = [f"{row['accuracy']:.2%}" if "accuracy" in row else "" for _ in before]
         table.add_row(form, f"{row['mb']:.2f}", f"{row['differs']:.1e}", agrees, *accuracy, f"{row['ms']:.2f}")
     return table
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """What 8-bit integers cost, in words."""
-    before, after = row["accuracy_before"], row["accuracy"]
-    return (
-        f"Accuracy {before:.2%} before, {after:.2%} in 8-bit integers ({100 * (after - before):+.2f} points) on {row['images']} "
-        f"evaluation images; {row['agrees']:.1%} of the answers are equal. Calibrated on {row['calibrated']} training images."
-    )
+def accuracy_sentences(rows: dict[Form, dict[str, Any]]) -> dict[Form, str]:
+    """Return a sentence about the accuracy of each quantised form."""
+    return {
+        form: f"Accuracy {row['accuracy_before']:.2%} before, {row['accuracy']:.2%} in 8-bit integers "
+        f"({100 * (row['accuracy'] - row['accuracy_before']):+.2f} points) on {row['images']} evaluation images; "
+        f"{row['agrees']:.1%} of the predictions are equal. Calibrated on {row['calibrated']} training images."
+        for form, row in rows.items()
+        if "accuracy" in row
+    }
 
 
-def _exact(
-    form: str, network: FeatureExtractor, path: Path, answer: forms.Answer, images: Tensor, expected: Tensor
+def _compare_outputs(
+    form: str, path: Path, predict: forms.Predictor, images: Tensor, expected: Tensor
 ) -> dict[str, Any]:
-    got = _outputs(form, answer, images, _TOLERANCE)
-    difference = _difference(got, expected)
-    if not difference <= _TOLERANCE:
+    outputs = _predict_checked(form, predict, images, _TOLERANCE)
+    difference = _difference(outputs, expected)
+    if not difference <= _TOLERANCE:  # also true for NaN
         raise UhkdError(
-            f"{path} answers otherwise than PyTorch: its logits differ by up to {difference:.1%} of the largest; it was deleted, "
-            "please report this with the network's name"
+            f"{path} gives other outputs than PyTorch: its logits differ by up to {difference:.1%} of the largest; it was "
+            "deleted, please report this with the network's name"
         )
-    agrees = None if network.shapes.logits is None else float((got.argmax(1) == expected.argmax(1)).float().mean())
-    return {"differs": difference, "agrees": agrees}
+    return {"differs": difference, "agrees": float((outputs.argmax(1) == expected.argmax(1)).float().mean())}
 
 
 @torch.no_grad()
-def _accuracy_of(
-    form: str, network: FeatureExtractor, answer: forms.Answer, images: _Images, max_drop: float
+def _compare_accuracy(
+    form: str,
+    original: forms.Predictor,
+    predict: forms.Predictor,
+    loader: Iterable[Any],
+    calibrated: int,
+    max_drop: float,
 ) -> dict[str, Any]:
-    """Accuracy before and after, and how far the answers are the same."""
-    _outputs(form, answer, images.few, _ROUNDING)
-    before, after, labels = [], [], []
-    for batch in images.all():
-        before.append(network.plain(batch.image).float())
-        after.append(answer(batch.image).float())
-        labels.append(batch.label)
-    one, other, truth = torch.cat(before), torch.cat(after), torch.cat(labels)
-    accuracies = [float((logits.argmax(1) == truth).double().mean()) for logits in (one, other)]
-    agrees = float((one.argmax(1) == other.argmax(1)).double().mean())
-    drop = 100 * (accuracies[0] - accuracies[1])
+    """Compare accuracy and predictions of the original and the quantised network on labelled batches."""
+    results = [(original(batch.image).float(), predict(batch.image).float(), batch.label) for batch in loader]
+    before, after, labels = (torch.cat(parts) for parts in zip(*results, strict=True))
+    accuracy_before, accuracy = (float((x.argmax(1) == labels).double().mean()) for x in (before, after))
+    drop = 100 * (accuracy_before - accuracy)
     if drop > max_drop:
         raise UhkdError(
-            f"{form}: accuracy falls by {drop:.2f} points, from {accuracies[0]:.2%} to {accuracies[1]:.2%} on {len(truth)} "
-            f"images, --max-drop allows {max_drop:g}; try another --calibrate (now {len(images.calibration)} images), another "
-            "form, or a larger --max-drop"
+            f"{form}: accuracy falls by {drop:.2f} points, from {accuracy_before:.2%} to {accuracy:.2%} on {len(labels)} "
+            f"images, --max-drop allows {max_drop:g}; try another --calibrate (now {calibrated} images), another form, or a "
+            "larger --max-drop"
         )
-    row = {"differs": _difference(other, one), "agrees": agrees, "accuracy_before": accuracies[0]}
-    return row | {"accuracy": accuracies[1], "images": len(truth), "calibrated": len(images.calibration)}
+    return {
+        "differs": _difference(after, before),
+        "agrees": float((before.argmax(1) == after.argmax(1)).double().mean()),
+        "accuracy_before": accuracy_before,
+        "accuracy": accuracy,
+        "images": len(labels),
+        "calibrated": calibrated,
+    }
 
 
-def _difference(got: Tensor, expected: Tensor) -> float:
-    """The largest, as a share of the largest logit."""
-    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+def _difference(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest logit."""
+    return float((outputs - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 @torch.no_grad()
-def _outputs(form: str, answer: forms.Answer, images: Tensor, tolerance: float) -> Tensor:
-    """Answers to all images at once; two of them also alone, which must not matter.
+def _predict_checked(form: str, predict: forms.Predictor, images: Tensor, tolerance: float) -> Tensor:
+    """Return the outputs of a batch of images (B, 3, H, W).
 
     Raises:
-        UhkdError: where it does.
+        UhkdError: the first or last image alone gives another output than in the batch.
     """
-    together = answer(images).float()
+    outputs = predict(images).float()
     for i in (0, len(images) - 1):
-        alone = answer(images[i : i + 1]).float()[0]
-        most = tolerance * float(together.abs().max())
-        if not torch.allclose(alone, together[i], rtol=tolerance, atol=most):
+        alone = predict(images[i : i + 1]).float()[0]
+        if not torch.allclose(alone, outputs[i], rtol=tolerance, atol=tolerance * float(outputs.abs().max())):
             raise UhkdError(
-                f"{form} answers otherwise when an image is in a batch than alone: a network must treat each image by itself "
-                "(in eval mode too); choose another form, or another network"
+                f"{form} gives another output for an image in a batch than alone: a network must process each image "
+                "independently (also in eval mode); choose another form, or another network"
             )
-    return together
+    return outputs
 
 
 @torch.no_grad()
-def _milliseconds(answer: forms.Answer, images: Tensor) -> float:
+def _milliseconds(predict: forms.Predictor, images: Tensor) -> float:
+    """Return the median time for one image, in ms, after three runs to warm up."""
     times = []
     for i in range(_REPEATS + 3):
-        began = time.perf_counter()
-        answer(images[i % len(images)][None])
-        times.append(time.perf_counter() - began)
+        start = time.perf_counter()
+        predict(images[i % len(images)][None])
+        times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[3:])
 
 
 def _spread(source: ImageSource, count: int) -> ImageSource:
-    """Images at equal distances: folders have one class after the other."""
+    """Return `count` images at equal distances, because folders are ordered by class."""
     return Split(source, np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)))
-
-
-def _bytes_of(network: FeatureExtractor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.module.state_dict().values())

@@ -1,4 +1,4 @@
-"""`eval` and `predict`: what a trained network says of images."""
+"""`eval` and `predict`: a run's network on images."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from uhkd.data.augment import fit
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, latency
-from uhkd.evaluation.metrics import evaluate as score
+from uhkd.evaluation.metrics import evaluate as evaluate_network
 from uhkd.evaluation.probe import embed
 from uhkd.evaluation.probe import probe as fit_probe
 from uhkd.features import FeatureExtractor
@@ -28,18 +28,20 @@ from uhkd.training.summary import KINDS
 
 
 def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, float]:
-    """Measure a run's network on its own or other data; prints a table and returns the metrics (fractions, nats, ms).
+    """Measure a run's network on its own or other data; print a table and return the metrics (fractions, nats, ms).
 
     Raises:
-        UhkdError: for a folder that is no run, data without the network's classes, or a part that the data lacks.
+        UhkdError: no run folder, data without the network's classes, or data without the requested part.
     """
+    is_object = data is not None and not isinstance(data, str | Path)
     if arguments is None:
         if data is not None:
-            options["data"] = data if isinstance(data, str | Path) else f"object/{type(data).__name__}"
+            options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
-    source = data if data is not None and not isinstance(data, str | Path) else arguments.data
-    queries = arguments.split, arguments.batch_size, arguments.device, arguments.probe
-    result, title, network = measure(arguments.run, source, *queries)
+    source = data if is_object else arguments.data
+    result, title, network = measure(
+        arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
+    )
     metrics = result.metrics | {"latency_ms": latency(network)}
     table = Table("metric", "value", title=escape(title))
     for name, value in metrics.items():
@@ -56,50 +58,52 @@ def measure(
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
 ) -> tuple[Evaluation, str, FeatureExtractor]:
-    """A run's network on a part of some data (None: what it was trained on): the evaluation, a title, the network.
+    """Evaluate a run's network on a part of some data; return the evaluation, a title and the network.
 
-    probe: instead of its head, a probe on its embeddings, fitted on the data's training part.
+    data: None: the data that the run was trained on. probe: replaces the head by a probe on the embeddings, fitted on the
+    training part of the data.
 
     Raises:
         UhkdError: as `evaluate`.
     """
-    network, chosen = open_run(run, device)
+    network, torch_device = open_run(run, device)
     if probe == "none" and network.shapes.logits is None:
         raise UhkdError(
-            f"{run} has no head, as it learned without labels: measure its embedding with --probe knn or --probe linear, on "
-            "--data with labels"
+            f"{run} has no head, because it was trained without labels: measure its embedding with --probe knn or "
+            "--probe linear, on --data with labels"
         )
     opened, part, images = images_of(run, network, data, split, probed=probe != "none")
-    if probe != "none":
-        size = image_size(opened, [network])
-        known, queries = (
-            embed(network, eval_loader(source, size, batch_size=batch_size), chosen)
-            for source in (opened.train, images)
-        )
-        on = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
-        title = f"{network.card.name}, {KINDS[probe]} on {on}"
-        return fit_probe(probe, known, queries, len(opened.classes)), title, network
-    loader = eval_loader(images, image_size(opened, [network]), batch_size=batch_size)
-    title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
-    return score(network, loader, chosen), title, network
+    size = image_size(opened, [network])
+    loader = eval_loader(images, size, batch_size=batch_size)
+    if probe == "none":
+        title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
+        return evaluate_network(network, loader, torch_device), title, network
+    known = embed(network, eval_loader(opened.train, size, batch_size=batch_size), torch_device)
+    queries = embed(network, loader, torch_device)
+    counts = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
+    return (
+        fit_probe(probe, known, queries, len(opened.classes)),
+        f"{network.card.name}, {KINDS[probe]} on {counts}",
+        network,
+    )
 
 
 def images_of(
     run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
 ) -> tuple[DataSplits, str, ImageSource]:
-    """Some data (None: what a run was trained on), with the network's classes, and which part of it was asked for.
+    """Open data with the network's classes; return it, the name of the requested part (val or test) and its images.
 
-    probed: for a probe, which has classes of its own: those of the data, and None means what judged the run.
+    data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
+    is then the run's probe data, if it has some.
 
     Raises:
-        UhkdError: a run that does not say its data, other classes, or a part that the data lacks.
+        UhkdError: the run does not record its data, the classes differ, or the data has no such part.
     """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
     if probed and data is None and recipe.get("probe_data") is not None:
         data = recipe["probe_data"]
-    labels = data is not None or not recipe.get("unlabelled", False)
     if data is None and recipe.get("data", "object/").startswith("object/"):
-        raise UhkdError(f"{run} does not say what data it was trained on; name some with --data")
+        raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
     opened = open_data(
         recipe["data"] if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
@@ -107,7 +111,7 @@ def images_of(
         skip_bad_images=recipe.get("skip_bad_images", False),
         class_names=None if probed else network.card.classes or None,
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
-        labels=labels,
+        labels=data is not None or not recipe.get("unlabelled", False),
     )
     if probed and not opened.classes:
         raise UhkdError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
@@ -119,53 +123,53 @@ def images_of(
 
 
 def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[str, list[tuple[str, float]]]:
-    """The likeliest classes of image files: prints a line an image (or CSV) and returns {file: [(class, probability), ...]}.
+    """Print the most probable classes of image files, one line per image or as CSV; return {file: [(class, probability), ...]}.
 
     Raises:
-        UhkdError: for a folder that is no run, a path without images, or a file that cannot be read.
+        UhkdError: no run folder, a path without images, or an unreadable file.
     """
     arguments = build(PredictArguments, options) if arguments is None else arguments
     network, device = open_run(arguments.run, arguments.device)
     if network.shapes.logits is None:
         raise UhkdError(
-            f"{arguments.run} has no classes to tell, as it learned without labels; train a head on top: uhkd finetune with "
-            f"--start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
+            f"{arguments.run} has no classes to predict, because it was trained without labels; train a head on top: uhkd "
+            f"finetune with --start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
         )
-    names = network.card.classes or tuple(map(str, range(network.shapes.logits or 0)))
-    top, predictions = min(arguments.top, len(names)), {}
-    for file in _files(arguments.images):
+    names = network.card.classes or tuple(map(str, range(network.shapes.logits)))
+    predictions: dict[str, list[tuple[str, float]]] = {}
+    for file in _image_files(arguments.images):
         image = fit(decode_file(file), network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
-            best = network(image).logits.float().softmax(1)[0].topk(top)
-        predictions[str(file)] = [
-            (names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+            best = network(image).logits.float().softmax(1)[0].topk(min(arguments.top, len(names)))
+        pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        predictions[str(file)] = pairs
         if not arguments.csv:
-            print_result(escape(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in predictions[str(file)])))
+            print_result(escape(f"{file}: " + ", ".join(f"{name} {p:.1%}" for name, p in pairs)))
     if arguments.csv:
-        rows = [(file, n, *pair) for file, pairs in predictions.items() for n, pair in enumerate(pairs, 1)]
-        page = io.StringIO()
-        csv.writer(page, lineterminator="\n").writerows([("file", "rank", "class", "probability"), *rows])
-        print_result(page.getvalue().removesuffix("\n"))
+        rows = [(file, rank, *pair) for file, pairs in predictions.items() for rank, pair in enumerate(pairs, 1)]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("file", "rank", "class", "probability"), *rows])
+        print_result(text.getvalue().removesuffix("\n"))
     return predictions
 
 
 def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
-    """A run's network on a device (auto: a GPU where there is one), and that device.
+    """Load a run's network onto a device (auto: a GPU if there is one); return both.
 
     Raises:
-        UhkdError: for a folder that is no run, or a GPU that is not there.
+        UhkdError: no run folder, or no GPU for device cuda.
     """
     network = load_run(run)
     for note in network.notes:
         log_info(note)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UhkdError("device=cuda was asked for and torch sees no GPU")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    return network.to(chosen), chosen
+        raise UhkdError("device=cuda was requested, but torch finds no GPU; use device=auto")
+    torch_device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return network.to(torch_device), torch_device
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
+def _image_files(paths: Sequence[str]) -> list[Path]:
+    """Return the files, and all image files below the folders, in sorted order."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""`push`: an exported network with its card onto a hub of models."""
+"""`push`: upload an exported network with its model card to a hub."""
 
 import contextlib
 import shutil
@@ -9,13 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.commands.exporting import export_forms, sentence
+from uhkd.commands.exporting import accuracy_sentences, export_forms
 from uhkd.commands.judging import open_run
 from uhkd.console import escape, escape_lines, log_info, print_result, print_table
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
-from uhkd.export.snippets import on_hub, opened
-from uhkd.features import FeatureExtractor
+from uhkd.export.snippets import hub_location, open_expression
 from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.recipe.arguments import Form, PushArguments
@@ -25,107 +24,89 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, Any]:
-    """Export a run's network, checked as by `export`, and upload it with its card in one commit.
+    """Export a run's network with the checks of `export`, and upload it with its card in one commit.
 
-    Returns `repo`, `private` (what a new repository is), `files` (name: bytes), `card` (text), `measured` (see `export`), and of
-    what was uploaded `url` and `commit` (None after a dry run, which contacts nothing).
+    Returns:
+        `repo`, `private` (of a new repository), `files` (name: bytes), `card` (text), `measured` (see `export`), `url` and
+        `commit` (None after a dry run, which contacts no server).
 
     Raises:
-        UhkdError: as `export`; no valid name or token; a hub that cannot be reached or refuses; or a repository that is public
-            already, without `public`.
+        UhkdError: as `export`; an invalid name or token; a hub that is unreachable or denies access; or, without `public`, a
+            repository that is already public.
     """
     arguments = arguments or build(PushArguments, options)
-    api = _hub(arguments)
+    api = _hub_client(arguments)
     network, _ = open_run(arguments.run, "cpu")
     to = arguments.forms or (("timm",) if network.card.name.startswith("timm/") else ("safetensors",))
-    with tempfile.TemporaryDirectory(prefix="uhkd-push-") as place:
-        found = export_forms(arguments.run, network, to, arguments, Path(place, "forms"))
-        folder, card = _collect(arguments, network, found, Path(place, "repo"))
+    with tempfile.TemporaryDirectory(prefix="uhkd-push-") as temporary:
+        rows = export_forms(arguments.run, network, to, arguments, Path(temporary, "forms"))
+        folder = Path(temporary, "repo")
+        for form in rows:  # timm and safetensors share model.safetensors
+            shutil.copytree(Path(temporary, "forms", form), folder, dirs_exist_ok=True)
+        locations: dict[Form, str] = {
+            form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
+        }
+        card = card_text(arguments.run, network, locations, accuracy_sentences(rows), arguments.license)
+        write_atomically(folder / "README.md", card)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        _show(arguments, sizes, api.endpoint)
+        log_info(f"to {api.endpoint}/{arguments.repo} ({'public' if arguments.public else 'private'}, if it is new):")
+        table = Table("file", "MB")
+        for name, size in sizes.items():
+            table.add_row(name, f"{size / 1e6:.3f}")
+        print_table(table)
         result = {
             "repo": arguments.repo,
             "private": not arguments.public,
             "files": sizes,
             "card": card,
-            "measured": found,
+            "measured": rows,
         }
         if arguments.dry_run:
             print_result(escape_lines(card).rstrip())
-            log_info("a dry run: nothing was contacted")
+            log_info("dry run: no server was contacted")
             return result | {"url": None, "commit": None}
         commit = _upload(api, arguments, folder)
     log_info(f"uploaded: {commit.commit_url}")
-    for form, row in found.items():
-        log_info(f"{form}: {opened(form, on_hub(form, arguments.repo, row['path'].name))}")
+    for form, location in locations.items():
+        log_info(f"{form}: {open_expression(form, location)}")
     return result | {"url": f"{api.endpoint}/{arguments.repo}", "commit": commit.oid}
 
 
 def plan_push(arguments: PushArguments) -> dict[str, Any]:
-    """What `push` would upload; see there."""
+    """Return what `push` would upload, without contacting a server."""
     return push(arguments.model_copy(update={"dry_run": True}))
 
 
-def _hub(arguments: PushArguments) -> Any:
-    """The hub's client, before any work is done in vain."""
+def _hub_client(arguments: PushArguments) -> Any:
+    """Return the client of the hub, after checking repository name and token before any work is done."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(arguments.repo)
+        valid = arguments.repo.count("/") == 1
     except HFValidationError:
-        arguments = arguments.model_copy(update={"repo": ""})
-    if arguments.repo.count("/") != 1:
+        valid = False
+    if not valid:
         raise UhkdError("repo: expected OWNER/NAME of letters, numbers and ._-, as in me/my-student")
     if not arguments.dry_run and get_token() is None:
-        raise UhkdError(f"there is no token of the hub: {_LOGIN}")
+        raise UhkdError(f"there is no token for the hub: {_LOGIN}")
     return HfApi(library_name="uhkd")
 
 
-def _collect(
-    arguments: PushArguments, network: FeatureExtractor, found: dict[Form, dict[str, Any]], folder: Path
-) -> tuple[Path, str]:
-    """All forms side by side in one folder with one card; timm and safetensors share their file of weights."""
-    folder.mkdir()
-    for row in found.values():
-        place: Path = row["path"] if row["path"].is_dir() else row["path"].parent
-        for file in place.iterdir():
-            shutil.copy2(file, folder / file.name)
-    places: dict[Form, str] = {form: on_hub(form, arguments.repo, row["path"].name) for form, row in found.items()}
-    measured: dict[Form, str] = {form: sentence(row) for form, row in found.items() if "accuracy" in row}
-    card = card_text(arguments.run, network, places, measured, arguments.license)
-    write_atomically(folder / "README.md", card)
-    return folder, card
-
-
-def _show(arguments: PushArguments, sizes: dict[str, int], endpoint: str) -> None:
-    seen = "public" if arguments.public else "private"
-    log_info(f"to {endpoint}/{arguments.repo} ({seen}, if it is new):")
-    table = Table("file", "MB")
-    for name, size in sizes.items():
-        table.add_row(name, f"{size / 1e6:.3f}")
-    print_table(table)
-
-
 def _upload(api: Any, arguments: PushArguments, folder: Path) -> Any:
-    """One commit: a reader of the repository sees all of it or nothing."""
-    from huggingface_hub import CommitOperationAdd
-
+    """Create the repository if it does not exist, and upload all files in one commit; return the commit."""
     with _hub_errors(api.endpoint, arguments.repo):
         api.create_repo(arguments.repo, private=not arguments.public, exist_ok=True)
         if not arguments.public and not api.model_info(arguments.repo).private:
-            raise UhkdError(
-                f"{arguments.repo} is there already and everyone can see it: add --public, or name another --repo"
-            )
-        files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
-        return api.create_commit(
-            arguments.repo, files, commit_message=f"Written by uhkd push ({', '.join(arguments.forms) or 'weights'})"
-        )
+            raise UhkdError(f"{arguments.repo} exists already and is public: add --public, or name another --repo")
+        message = f"Written by uhkd push ({', '.join(arguments.forms) or 'weights'})"
+        return api.upload_folder(repo_id=arguments.repo, folder_path=folder, commit_message=message)
 
 
 @contextlib.contextmanager
 def _hub_errors(endpoint: str, repo: str) -> Iterator[None]:
-    """What a hub or the way to it refuses becomes one line of advice."""
+    """Convert errors of the hub and of the connection to UhkdError with advice."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -133,15 +114,17 @@ def _hub_errors(endpoint: str, repo: str) -> Iterator[None]:
             yield
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
-        why = (error.server_message or str(error)).strip().splitlines() or [f"status {status}"]
+        reason = (error.server_message or str(error)).strip().splitlines() or [f"status {status}"]
         advice = {
-            401: f"the hub does not know this token: {_LOGIN}",
-            403: f"this token may not write to {repo}: use one with the right to write, or a name of your own",
-            404: f"there is no {repo} for this token: does its owner exist?",
+            401: f"the hub does not accept this token: {_LOGIN}",
+            403: f"this token may not write to {repo}: use a token with write access, or another --repo",
+            404: f"{repo} does not exist for this token: check its owner",
         }.get(status or 0, "nothing was changed by the last step")
-        raise UhkdError(f"{endpoint} refuses {repo} ({escape(why[0])}): {advice}") from error
+        raise UhkdError(f"{endpoint} refuses {repo} ({escape(reason[0])}): {advice}") from error
     except Exception as error:
-        # the client's own library for HTTP has errors of its own, which are none of the system's
+        # the HTTP library of the client has error types that are no OSError
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("httpx", "requests"):
             raise
-        raise UhkdError(f"{endpoint} cannot be reached: is there a network, and HF_HUB_OFFLINE not set?") from error
+        raise UhkdError(
+            f"{endpoint} cannot be reached: check the network, and that HF_HUB_OFFLINE is not set"
+        ) from error

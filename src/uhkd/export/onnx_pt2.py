@@ -1,4 +1,4 @@
-"""Forms that are a program: no library of networks is needed to run them; torch.export's file and ONNX."""
+"""Forms that contain the program of the network: a file of torch.export, and ONNX."""
 
 import json
 import warnings
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from uhkd.export.module import card_json, output_name, program_of
 from uhkd.features import FeatureExtractor
@@ -14,12 +13,12 @@ from uhkd.runs import write_atomically
 
 
 def write_pt2(network: FeatureExtractor, folder: Path) -> Path:
-    """model.pt2: `torch.export.load(FILE).module()`; the card lies in it as card.json."""
+    """Write model.pt2, for `torch.export.load(FILE).module()`."""
     return save_program(program_of(network), network, folder / "model.pt2")
 
 
 def save_program(program: torch.export.ExportedProgram, network: FeatureExtractor, file: Path) -> Path:
-    """A program and the network's card in one file, whole or not there."""
+    """Write a program atomically, with the network's card as the extra file card.json."""
     temporary = file.with_name(f".{file.name}")
     torch.export.save(program, temporary, extra_files={"card.json": card_json(network)})
     temporary.replace(file)
@@ -27,24 +26,24 @@ def save_program(program: torch.export.ExportedProgram, network: FeatureExtracto
 
 
 def open_pt2(path: Path) -> Any:
-    """What torch alone opens."""
+    """Open a program of torch.export."""
     return torch.export.load(path).module()
 
 
 def write_onnx(network: FeatureExtractor, folder: Path) -> Path:
-    """model.onnx: input "image", output "logits" (or "embedding"), any batch; the card is its metadata's "uhkd.card"."""
+    """Write model.onnx for any batch size: input "image", output "logits" (or "embedding")."""
     program = program_of(network)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and onnxscript warn of their own calls
-        made = torch.onnx.export(
+        warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript
+        exported = torch.onnx.export(
             program, input_names=["image"], output_names=[output_name(network)], dynamo=True, verbose=False
         )
-    assert made is not None
-    return save_onnx(made.model_proto, network, folder / "model.onnx")
+    assert exported is not None
+    return save_onnx(exported.model_proto, network, folder / "model.onnx")
 
 
 def save_onnx(model: Any, network: FeatureExtractor, file: Path) -> Path:
-    """An ONNX model with the network's card and class names as metadata."""
+    """Write an ONNX model with the metadata "uhkd.card" and "uhkd.classes"."""
     import onnx
 
     onnx.helper.set_model_props(
@@ -55,12 +54,8 @@ def save_onnx(model: Any, network: FeatureExtractor, file: Path) -> Path:
 
 
 def open_onnx(path: Path) -> Any:
-    """What onnxruntime opens, on the CPU."""
+    """Open an ONNX file with onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def answer(image: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-
-    return answer
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

@@ -1,4 +1,4 @@
-"""How each form is opened and run: one line for a table, a whole example for a card. Each example names its own library alone."""
+"""Python code that opens and runs each form, for log lines and model cards; it imports only the library of the form."""
 
 from pathlib import Path
 
@@ -6,113 +6,109 @@ from uhkd.export.module import output_name
 from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
-_OPENED: dict[Form, str] = {
-    "safetensors": "uhkd.load_run({where})",
-    "timm": "timm.create_model({where}, pretrained=True).eval()",
-    "pt2": "torch.export.load({where}).module()",
-    "onnx": "onnxruntime.InferenceSession({where})",
-    "int8": "torch.export.load({where}).module()  # after: import torchao.quantization.pt2e.quantize_pt2e",
-    "onnx-int8": "onnxruntime.InferenceSession({where})",
+_TORCHAO = "import torchao.quantization.pt2e.quantize_pt2e"
+_OPEN: dict[str, str] = {
+    "safetensors": "uhkd.load_run({location})",
+    "timm": "timm.create_model({location}, pretrained=True).eval()",
+    "pt2": "torch.export.load({location}).module()",
+    "onnx": "onnxruntime.InferenceSession({location})",
 }
-_WITHIN = "images in [0, 1] of {size}, float32 (B, 3, H, W), any B{most}; normalisation is inside"
-_TAKES: dict[Form, str] = {
-    "safetensors": "images in [0, 1] of any size, (B, 3, H, W); it resizes and normalises by itself",
+_PROGRAM_INPUT = "images in [0, 1] of {size}, float32 (B, 3, H, W), any B{limit}; normalisation is inside"
+_INPUT: dict[str, str] = {
+    "safetensors": "images in [0, 1] of any size, (B, 3, H, W); it resizes and normalises them",
     "timm": "normalised images; `timm.data.create_transform(**timm.data.resolve_model_data_config(model))` makes them",
-    "pt2": _WITHIN.replace("{most}", " up to 1,024"),
-    "onnx": f"`image`: {_WITHIN.replace('{most}', '')}. Output: `{{output}}`",
-    "int8": _WITHIN.replace("{most}", " up to 1,024"),
-    "onnx-int8": f"`image`: {_WITHIN.replace('{most}', '')}. Output: `{{output}}`",
+    "pt2": _PROGRAM_INPUT.replace("{limit}", " up to 1,024"),
+    "onnx": f"`image`: {_PROGRAM_INPUT.replace('{limit}', '')}. Output: `{{output}}`",
 }
-
-_FITTED = """\
+_LOAD_IMAGE = """\
 image = ImageOps.fit(Image.open("some.jpg").convert("RGB"), ({width}, {height}), Image.Resampling.{filter})
 image = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 """
-_TORCH = """\
+_EXAMPLES: dict[str, str] = {
+    "safetensors": "import uhkd\n\n{show}",
+    "timm": """\
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model({location}, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.no_grad():
+    answer = model(transform(Image.open("some.jpg").convert("RGB"))[None])[0]
+{show}""",
+    "pt2": """\
 import json
 
 import numpy as np
 import torch
-{more}from PIL import Image, ImageOps
+{torchao}from PIL import Image, ImageOps
 
 files = {{"card.json": ""}}
-model = torch.export.load({where}, extra_files=files).module()
-{fitted}\
+model = torch.export.load({location}, extra_files=files).module()
+{load_image}\
 with torch.no_grad():
     answer = model(torch.from_numpy(image))[0]
-{said}"""
-_ONNX = """\
+{show}""",
+    "onnx": """\
 import json
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession({where})
-{fitted}\
+session = onnxruntime.InferenceSession({location})
+{load_image}\
 answer = session.run(None, {{"image": image}})[0][0]
-{said}"""
-_EXAMPLES: dict[Form, str] = {
-    "safetensors": """\
-import uhkd
-
-{said}""",
-    "timm": """\
-import timm
-import torch
-from PIL import Image
-
-model = timm.create_model({where}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.no_grad():
-    answer = model(transform(Image.open("some.jpg").convert("RGB"))[None])[0]
-{said}""",
-    "pt2": _TORCH.replace("{more}", ""),
-    "onnx": _ONNX,
-    "int8": _TORCH.replace("{more}", "import torchao.quantization.pt2e.quantize_pt2e  # its operators\n"),
-    "onnx-int8": _ONNX,
+{show}""",
 }
-_NAMES: dict[Form, str] = {
+_CLASS_NAMES: dict[str, str] = {
     "timm": 'model.pretrained_cfg["label_names"]',
     "pt2": 'json.loads(files["card.json"])["classes"]',
     "onnx": 'json.loads(session.get_modelmeta().custom_metadata_map["uhkd.classes"])',
-    "int8": 'json.loads(files["card.json"])["classes"]',
-    "onnx-int8": 'json.loads(session.get_modelmeta().custom_metadata_map["uhkd.classes"])',
 }
 
 
-def here(form: Form, path: Path | str) -> str:
-    """A place on this machine as the examples write it."""
+def _float_form(form: Form) -> str:
+    return {"int8": "pt2", "onnx-int8": "onnx"}.get(form, form)
+
+
+def local_location(form: Form, path: Path | str) -> str:
+    """Return the Python expression for a path on this machine."""
     return f'"local-dir:{path}"' if form == "timm" else f'"{path}"'
 
 
-def on_hub(form: Form, repo: str, file: str) -> str:
-    """A place on a hub as the examples write it; all but timm fetch it by huggingface_hub first."""
+def hub_location(form: Form, repo: str, file: str) -> str:
+    """Return the Python expression for a file on the hub; all forms but timm download it with huggingface_hub first."""
     if form == "timm":
         return f'"hf-hub:{repo}"'
     return f'snapshot_download("{repo}")' if form == "safetensors" else f'hf_hub_download("{repo}", "{file}")'
 
 
-def opened(form: Form, where: str) -> str:
-    """The expression that opens a form."""
-    return _OPENED[form].format(where=where)
+def open_expression(form: Form, location: str) -> str:
+    """Return the Python expression that opens a form."""
+    code = _OPEN[_float_form(form)].format(location=location)
+    return f"{code}  # after: {_TORCHAO}" if form == "int8" else code
 
 
-def takes(form: Form, network: FeatureExtractor) -> str:
-    """What a form is fed, in words."""
+def input_description(form: Form, network: FeatureExtractor) -> str:
+    """Return a phrase that describes the input of a form."""
     height, width = network.card.image_size
-    return _TAKES[form].format(size=f"{height} x {width} pixels", output=output_name(network))
+    return _INPUT[_float_form(form)].format(size=f"{height} x {width} pixels", output=output_name(network))
 
 
-def example(form: Form, network: FeatureExtractor, where: str) -> str:
-    """Python that names the class of `some.jpg` (of a network without classes' names: the shape of what it answers)."""
+def example(form: Form, network: FeatureExtractor, location: str) -> str:
+    """Return a program that prints the class of `some.jpg`, or the shape of the output if there are no class names."""
     height, width = network.card.image_size
-    values = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "where": where}
+    values = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "location": location}
     if form == "safetensors":
-        named = 'uhkd.predict(run={where}, images=["some.jpg"])'
-        code = (named if network.card.classes else f"model = {_OPENED[form]}").format(where=where)
+        predict = f'uhkd.predict(run={location}, images=["some.jpg"])'
+        show = predict if network.card.classes else f"model = {open_expression(form, location)}"
+    elif network.card.classes:
+        show = f"print({_CLASS_NAMES[_float_form(form)]}[int(answer.argmax())])"
     else:
-        code = f"print({_NAMES[form]}[int(answer.argmax())])" if network.card.classes else "print(answer.shape)"
-    fetched = next((name for name in ("snapshot_download", "hf_hub_download") if where.startswith(name)), None)
-    fetching = f"from huggingface_hub import {fetched}\n" if fetched else ""
-    return fetching + _EXAMPLES[form].format(**values, fitted=_FITTED.format(**values), code=code)
+        show = "print(answer.shape)"
+    values |= {"show": show, "load_image": _LOAD_IMAGE.format(**values)}
+    values["torchao"] = f"{_TORCHAO}  # its operators\n" if form == "int8" else ""
+    download = next((name for name in ("snapshot_download", "hf_hub_download") if location.startswith(name)), None)
+    imports = f"from huggingface_hub import {download}\n" if download else ""
+    return imports + _EXAMPLES[_float_form(form)].format(**values)

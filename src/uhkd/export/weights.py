@@ -1,11 +1,10 @@
-"""Forms that are weights and a description, from which a library builds the network again: safetensors and timm."""
+"""Forms that contain weights and a description from which a library builds the network: safetensors and timm."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelCard
@@ -13,33 +12,29 @@ from uhkd.runs import RunFolder, write_atomically, write_tensors
 
 
 def write_safetensors(network: FeatureExtractor, folder: Path) -> Path:
-    """card.json and model.safetensors, the module's own names: what `uhkd.load_run` reads."""
+    """Write card.json and model.safetensors (names as in the module), for `uhkd.load_run`."""
     RunFolder(folder).write_model(network.card.to_json(), network.module.state_dict())
     return folder
 
 
 def open_safetensors(path: Path) -> Any:
-    """The network's own answer: it resizes and normalises by itself."""
+    """Open with uhkd; the network resizes and normalises its images."""
     from uhkd.models import load_run
 
     return load_run(path).plain
 
 
 def write_timm(network: FeatureExtractor, folder: Path) -> Path:
-    """config.json and model.safetensors: `timm.create_model("local-dir:FOLDER")`."""
+    """Write config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`."""
     card: ModelCard = network.card
-    name = card.name.removeprefix("timm/")
-    height, width = card.image_size
+    size = list(card.image_size)
     cfg: dict[str, Any] = getattr(network.module, "pretrained_cfg", None) or {}
-    arguments = dict(card.options)
-    if cfg.get("fixed_input_size"):
-        arguments["img_size"] = [height, width]
     config = {
-        "architecture": name.partition(".")[0],
+        "architecture": card.name.removeprefix("timm/").partition(".")[0],
         "num_classes": card.num_classes,
-        "model_args": arguments,
+        "model_args": card.options | ({"img_size": size} if cfg.get("fixed_input_size") else {}),
         "pretrained_cfg": {
-            "input_size": [3, height, width],
+            "input_size": [3, *size],
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "interpolation": card.interpolation,
             "crop_pct": 1.0,
@@ -60,14 +55,10 @@ def write_timm(network: FeatureExtractor, folder: Path) -> Path:
 
 
 def open_timm(path: Path) -> Any:
-    """timm's network, its images normalised by the numbers that timm read."""
+    """Open with timm, and normalise images with the mean and std that timm read."""
     import timm
 
     module = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     cfg: Any = module.pretrained_cfg
     mean, std = (torch.tensor(cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-
-    def answer(image: Tensor) -> Tensor:
-        return module((image - mean) / std)
-
-    return answer
+    return lambda image: module((image - mean) / std)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from uhkd.features import FeatureExtractor
 from uhkd.training.distillation import Distillation, Network
 
-_BATCH = 64  # images at a time whose statistics are taken
+_BATCH = 64  # images per batch of the calibration
 
 try:
     from pytorch_lightning import LightningModule
@@ -23,19 +23,19 @@ except ImportError as error:
 
 
 class UHKDLightningModule(LightningModule):
-    """A `Distillation` as a LightningModule: batches of (images, labels) or (images, labels, indices).
+    """A `Distillation` as a LightningModule, for batches (images, labels) or (images, labels, indices).
 
-    The statistics of the teacher's spectra come from the trainer's own training images before the first step. Every term, the
-    loss and the validation accuracy are logged ("train/NAME", "val/accuracy", "val/loss"). Checkpoints hold the student and the
-    method's layers, never the teacher. After training `module.student` is the student alone.
+    Before the first step, the teacher's spectra are calibrated on the trainer's training images. Logged are the loss and all
+    terms ("train/NAME"), "val/accuracy" and "val/loss". Checkpoints contain the student and the method's layers, but not the
+    teacher. `module.student` is the student alone.
 
     Args:
-        teacher: a module of your own, or a name as `uhkd.create` takes it; None: for methods without one.
+        teacher: a module, or a name as in `uhkd.create`; None for methods without a teacher.
         student: likewise; a module is trained in place.
-        optimizer: makes the optimiser of the parameters that are trained; None: AdamW with `lr` and weight decay 0.05.
-        scheduler: makes a schedule of an optimiser, stepped once an epoch; None: the rate stays.
-        lr: of the default optimiser.
-        words: everything else that `Distillation` takes: method, num_classes, image_size, settings, weights, mean, std ...
+        optimizer: builds the optimizer from the trained parameters; None: AdamW with `lr` and weight decay 0.05.
+        scheduler: builds the learning-rate scheduler from the optimizer, stepped once per epoch; None: constant rate.
+        lr: learning rate of the default optimizer.
+        **options: other arguments of `Distillation`: method, num_classes, image_size, settings, weights, mean, std ...
 
     Raises:
         UhkdError: as `Distillation`.
@@ -54,26 +54,26 @@ class UHKDLightningModule(LightningModule):
         super().__init__()
         self.distillation = Distillation(teacher, student, **options)
         self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
-        own = [f"distillation.{name}" for name in self.distillation.unsynced_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, own)
+        unsynced = [f"distillation.{name}" for name in self.distillation.unsynced_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unsynced)
 
     @property
     def student(self) -> FeatureExtractor:
-        """The student alone: images in [0,1] -> Signals with .logits."""
+        """The student alone: images in [0,1] -> NetworkOutput with .logits."""
         return self.distillation.student
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (B,K) of images as the loaders give them."""
+        """Return the student's logits (B, K) of images (B, 3, H, W) from the loader."""
         return self.distillation.student_logits(images)
 
     def on_train_start(self) -> None:
-        """Fix the statistics of the teacher's spectra, unless a checkpoint brought them."""
+        """Calibrate on the training images, unless a checkpoint contained the calibration."""
         if self.distillation.needs_calibration:
             assert self.trainer.train_dataloader is not None
-            self.distillation.calibrate(_options(self.trainer.train_dataloader))
+            self.distillation.calibrate(_calibration_loader(self.trainer.train_dataloader))
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch of images (B, 3, H, W), labels (B,), perhaps indices (B,): a scalar; all terms are logged."""
+        """Return the loss, a scalar, of images (B, 3, H, W), labels (B,) and optional indices (B,); log it and all terms."""
         images = batch[0]
         loss, terms = self.distillation(*batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
@@ -83,15 +83,15 @@ class UHKDLightningModule(LightningModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the student's accuracy and cross-entropy on images (B, 3, H, W) and labels (B,)."""
         images, labels = batch[:2]
-        scores = self(images).float()
-        found = {"loss": F.cross_entropy(scores, labels), "accuracy": (scores.argmax(1) == labels).float().mean()}
-        for name, value in found.items():
-            self.log(f"val/{name}", value, prog_bar=True, sync_dist=True, batch_size=len(images))
+        logits = self(images).float()
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        metrics = {"val/loss": F.cross_entropy(logits, labels), "val/accuracy": accuracy}
+        self.log_dict(metrics, prog_bar=True, sync_dist=True, batch_size=len(images))
 
     def configure_optimizers(self) -> Any:
-        """The optimiser asked for, and its schedule."""
+        """Return the optimizer, with its scheduler if there is one."""
         if self._optimizer is None:
-            # without decay for biases, norms and what the student's architecture exempts
+            # no weight decay for biases, norms and parameters that the student's architecture exempts
             optimizer = create_optimizer_v2(self.distillation, opt="adamw", lr=self._lr, weight_decay=0.05)
         else:
             optimizer = self._optimizer(self.distillation.parameters())
@@ -100,13 +100,13 @@ class UHKDLightningModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
 
-def _options(loader: Any) -> Any:
-    """A loader of the same images, shuffled, that takes none from `loader`, whose iterator may be the only one."""
+def _calibration_loader(loader: Any) -> Any:
+    """Return a shuffled loader of the same images, so that none are consumed from `loader`; itself if that is impossible."""
     if (
         not isinstance(loader, DataLoader)
         or isinstance(loader.dataset, IterableDataset)
         or loader.batch_sampler is None
     ):
         return loader
-    generator = torch.Generator().manual_seed(0)  # alike in all processes
+    generator = torch.Generator().manual_seed(0)  # the same in all processes
     return DataLoader(loader.dataset, _BATCH, shuffle=True, generator=generator, collate_fn=loader.collate_fn)

@@ -18,28 +18,29 @@ except ImportError as error:
 
 
 class UHKDTask(TrainingTask):
-    """A `Distillation` as a task of timm: `task(input, target)` gives {"loss", and every raw term by its name, detached}.
+    """A `Distillation` as a task of timm: `task(input, target)` returns {"loss", and every term by name, detached}.
 
-    What is trained is the student with the method's layers; what is evaluated, saved under "state_dict" and averaged (EMA) is the
-    bare student; the method's layers and the statistics of the teacher's spectra lie in "task_state". The teacher is in neither.
+    The student is trained together with the method's layers. The bare student is evaluated, averaged (EMA) and saved under
+    "state_dict"; the method's layers and the calibration of the teacher's spectra are saved under "task_state". The teacher is
+    in neither.
 
-    Images come as timm's loaders make them, normalised by mean and std of the student's own `pretrained_cfg`; say so
-    where yours are others. Targets are classes or, with mixup, their probabilities.
+    Images are those of timm's loaders, normalised with the mean and std in the student's `pretrained_cfg`. Targets are classes
+    or, with mixup, class probabilities.
 
     Args:
         student_model: a timm model, trained in place.
-        teacher_model: a module of your own, or a name as `uhkd.create` takes it.
-        loader: training images, un-mixed, from which the statistics of the teacher's spectra are taken; None: call
+        teacher_model: a module, or a name as in `uhkd.create`.
+        loader: training images without mixup, to calibrate the teacher's spectra; None: call
             `task.distillation.calibrate(loader)` before the first step, or load a checkpoint.
-        mean: by which images are normalised; None: the student's.
+        mean: mean that normalised the images; None: the student's.
         std: likewise.
-        device: as of `timm.task.TrainingTask`.
+        device: as in `timm.task.TrainingTask`.
         dtype: likewise.
         verbose: likewise.
-        words: everything else that `Distillation` takes: method, image_size, settings, weights, label_smoothing ...
+        **options: other arguments of `Distillation`: method, image_size, settings, weights, label_smoothing ...
 
     Raises:
-        UhkdError: as `Distillation`, and for methods that must know which image is which: timm's loops do not say.
+        UhkdError: as `Distillation`; and for methods that need the index of each image, which timm's loops do not pass.
     """
 
     def __init__(
@@ -62,36 +63,35 @@ class UHKDTask(TrainingTask):
         self.distillation = Distillation(teacher_model, student_model, **norms, **options)
         if self.distillation.needs_indices:
             raise UhkdError(
-                f"{self.distillation.method} must know which image is which, and timm's loops do not say; use uhkd.distill, or "
-                "uhkd.Distillation in a loop of your own"
+                f"{self.distillation.method} needs the index of each image, which timm's loops do not pass; use uhkd.distill, or "
+                "uhkd.Distillation in a custom loop"
             )
         self.trainable_module: nn.Module = self.distillation.learner
-        prefixes = ("distillers.", "balance.")
-        own = [name for name, _ in self.distillation.learner.named_buffers() if name.startswith(prefixes)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.distillation.learner, own)
+        unsynced = [n for n, _ in self.trainable_module.named_buffers() if n.startswith(("distillers.", "balance."))]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.trainable_module, unsynced)
         self.to(self.device)
         if loader is not None:
             self.distillation.calibrate(loader)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch (B,C,H,W) with its targets (B,) or (B,K), and its raw terms."""
+        """Return the loss of a batch (B, C, H, W) with targets (B,) or (B, K), and its terms."""
         terms = self.trainable_module(*self.distillation.prepare_batch(input, target))
         return {"loss": self.distillation.loss(terms, len(input))} | {k: v.detach() for k, v in terms.items()}
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "UHKDTask":
-        """Wrap what is trained in DistributedDataParallel."""
+        """Wrap the trained module in DistributedDataParallel."""
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the student, with the method's layers for training and alone for evaluation; returns the latter."""
-        how = {"backend": backend, "mode": mode, **compile_kwargs}
-        self.eval_model: Any = torch.compile(self.distillation.student.module, **how)
-        self.trainable_module = torch.compile(self.trainable_module, **how)  # pyright: ignore (it is a module again)
+        """Compile the trained module, and the bare student for evaluation; return the latter."""
+        arguments = {"backend": backend, "mode": mode, **compile_kwargs}
+        self.eval_model: Any = torch.compile(self.distillation.student.module, **arguments)
+        self.trainable_module = torch.compile(self.trainable_module, **arguments)  # pyright: ignore (a module again)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The bare student, or its average: normalised images -> logits."""
+        """Return the bare student, or its average: normalised images (B, 3, H, W) -> logits (B, K)."""
         compiled = getattr(self, "eval_model_ema" if ema else "eval_model", None)
         if module is None and compiled is not None:
             return compiled
@@ -99,12 +99,12 @@ class UHKDTask(TrainingTask):
         return None if learner is None else learner.student.module
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Parameters whose gradients are clipped together; the student's head is its last two."""
+        """Return the parameters whose gradients are clipped together; the last two of the student are its head."""
         student = list(self.distillation.student.parameters())
         return [*(student[:-2] if exclude_head else student), *self.distillation.learner.distillers.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds beside the student."""
+        """Return what a checkpoint contains in addition to the student."""
         learner = self._learner(module, ema)
         if learner is None:
             return {}
@@ -119,7 +119,7 @@ class UHKDTask(TrainingTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Take over what `get_task_state` gave."""
+        """Load what `get_task_state` returned."""
         learner = self._learner(module, ema)
         if not state or learner is None:
             return
@@ -131,8 +131,8 @@ class UHKDTask(TrainingTask):
             self.distillation.go_on_from(int(state["steps"]))
 
     def _learner(self, module: nn.Module | None, ema: bool) -> StudentWithLosses | None:
-        """What is trained, or its average, without the wrappers of DDP, EMA and compile."""
-        found: Any = self.get_trainable_module(ema=ema) if module is None else module
-        while found is not None and not isinstance(found, StudentWithLosses):
-            found = getattr(found, "module", None) or getattr(found, "_orig_mod", None)
-        return found
+        """Return the trained module, or its average, without the wrappers of DDP, EMA and compile."""
+        inner: Any = self.get_trainable_module(ema=ema) if module is None else module
+        while inner is not None and not isinstance(inner, StudentWithLosses):
+            inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        return inner

@@ -1,4 +1,4 @@
-"""Models: from a name, a file or a module of one's own to a TappedModel that can be rebuilt."""
+"""Models: build a `FeatureExtractor` from a name, a file or a custom module, and rebuild it from its run folder."""
 
 from typing import TYPE_CHECKING
 

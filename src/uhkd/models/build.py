@@ -1,4 +1,4 @@
-"""create, wrap and load_run: the three ways to a TappedModel with a card."""
+"""Build a FeatureExtractor with its card: `create` (by name), `wrap_module` (a custom network), `load_run` (a run folder)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,6 @@ from uhkd.models.factories import Preprocessing, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
 from uhkd.models.names import ModelName, check_run, parse
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
-from uhkd.models.transformers import config_of, find, stage_ends
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
 
@@ -24,16 +23,17 @@ Levels = int | Sequence[int | str]
 
 @dataclass(frozen=True)
 class _Request:
-    """An architecture to build and the weights to put in."""
+    """An architecture to build and the weights to load."""
 
     reference: ModelName
-    num_classes: int | None
-    size: tuple[int, int] | None
+    num_classes: int | None = None
+    size: tuple[int, int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     state: Mapping[str, Tensor] | None = None
     source: str = ""
     input: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -46,63 +46,60 @@ def create(
     options: Mapping[str, Any] | None = None,
     levels: Levels = 4,
 ) -> FeatureExtractor:
-    """The model of a name as a TappedModel, with its `card` and with `notes` on what has to be announced.
+    """Build the model of a name as a FeatureExtractor, with its `card` and with `notes` for the user.
 
-    `name`: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `transformers/NAME` (a family, a folder of
-    save_pretrained or a name of the hub), `local-dir:PATH` (a timm model folder) or a run folder of ours; folders bring their
-    weights. `start`: "random", "pretrained" (network), or the path of a
-    weights file or run folder. `num_classes` None keeps the model's own head, 0 is none; one that does not fit starts
-    at random. `image_size` is one side or (height, width) in pixels, by default the model's own.
+    Args:
+        name: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `transformers/NAME` (a family, a folder written by
+            save_pretrained, or a hub name), `local-dir:PATH` (a timm model folder), or a run folder. Folders include weights.
+        num_classes: None keeps the model's head, 0 removes it; a head for another number of classes is initialised at random.
+        start: "random", "pretrained" (may need a network connection), or the path of a weights file or run folder.
+        image_size: one side or (height, width) in pixels; None: the model's default.
+        options: arguments of the architecture.
+        levels: number or names of the layers whose feature maps are returned.
 
     Raises:
-        UhkdError: unknown name, impossible size or option, weights that do not fit or cannot be had.
+        UhkdError: unknown name, impossible size or option, or weights that do not fit or are not available.
     """
     if num_classes is not None and num_classes < 0:
         raise UhkdError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
-    reference, size, options = parse(name), _size(image_size), dict(options or {})
-    classes: tuple[str, ...] = ()
-    num_classes = _or(num_classes, options.pop("num_classes", None))
+    reference, size, options, pretrained = (
+        parse(name),
+        _size(image_size),
+        dict(options or {}),
+        str(start) == "pretrained",
+    )
     if reference.library == "run":
         card, state = _read_run(reference.name)
-        state = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
-        request = _Request(
-            parse(card.name), _or(num_classes, card.num_classes), size or card.image_size, {**card.options, **options}
-        )
-        described = Preprocessing(request.size or card.image_size, card.mean, card.std, card.interpolation)
-        request = replace(request, state=state, source=f"'{reference.name}'", input=described)
-        classes = card.classes
-        if levels == 4:
-            levels = card.levels or levels
+        body = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
+        request = _request_of_card(card, body, reference.name)
+        levels = (card.levels or levels) if levels == 4 else levels
     elif reference.library == "folder":
-        architecture, own, cfg, weights = read_folder(reference.name)
-        described = input_of(cfg, size)
+        architecture, arguments, cfg, weights = read_folder(reference.name)
         request = _Request(
-            parse(f"timm/{architecture}"), _or(num_classes, cfg.get("num_classes")), described.size, {**own, **options}
+            parse(f"timm/{architecture}"), cfg.get("num_classes"), None, arguments, input=input_of(cfg, None)
         )
-        request = replace(request, state=load_state(weights), source=f"'{weights}'", input=described)
+        request = replace(request, state=load_state(weights), source=f"'{weights}'")
     elif reference.library == "transformers" and reference.name not in families():
-        found = find(reference.name, pretrained=str(start) == "pretrained")
-        request = _Request(
-            replace(reference, name=found.family),
-            _or(num_classes, found.num_classes),
-            size,
-            {**found.options, **options},
-        )
-        described = replace(found.input, size=size or found.input.size)
-        request = replace(request, size=described.size, input=described, notes=found.notes)
-        request = replace(request, state=found.state, source=f"'{reference.name}'")
-        classes = found.classes
+        request = _request_of_transformers(reference, pretrained)
     else:
-        request = _Request(reference, num_classes, size, options, pretrained=str(start) == "pretrained")
+        request = _Request(reference, pretrained=pretrained)
+    default_classes = options.pop("num_classes", request.num_classes)
+    request = replace(
+        request,
+        num_classes=default_classes if num_classes is None else num_classes,
+        size=size or (request.input.size if request.input else None),
+        options={**request.options, **options},
+        input=request.input and replace(request.input, size=size or request.input.size),
+    )
     if str(start) not in ("random", "pretrained"):
         file = _weights_file(start)
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
-    tapped = _instantiate(request, levels)
-    if len(classes) == tapped.shapes.logits:
-        tapped.card = replace(tapped.card, classes=classes)
-    if str(start) == "pretrained" and request.state is not None and reference.library != "transformers":
-        tapped.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
-    return tapped
+    network = _instantiate(request, levels)
+    if len(request.classes) == network.shapes.logits:
+        network.card = replace(network.card, classes=request.classes)
+    if pretrained and request.state is not None and reference.library != "transformers":
+        network.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
+    return network
 
 
 def wrap_module(
@@ -115,67 +112,55 @@ def wrap_module(
     levels: Levels = 4,
     name: str | None = None,
 ) -> FeatureExtractor:
-    """A network of one's own as a TappedModel; `num_classes` 0 says that its output is an embedding, None: as it is.
+    """Wrap a custom network as a FeatureExtractor.
 
-    Size and normalisation are by default those that a network of timm or transformers knows of itself; others get 224 px and
-    ImageNet's.
+    `num_classes`: expected number of outputs; 0: the output is an embedding; None: not checked. Size and normalisation default
+    to those in the configuration of a network of timm or transformers, else to 224 px and ImageNet's mean and std.
 
     Raises:
-        UhkdError: it gives another number of classes, no usable taps, or cannot process images of this size.
+        UhkdError: another number of classes, no usable layers, or an image size that the network cannot process.
     """
-    given = _size(image_size) or native_size_of(module) or (224, 224)
-    own = native_preprocessing(module, given) or Preprocessing(given)
-    tapped = FeatureExtractor(
-        module,
-        input_size=own.size,
-        mean=mean or own.mean,
-        std=std or own.std,
-        interpolation=own.interpolation,
-        levels=_levels(module, levels),
-        head=num_classes != 0,
-    )
-    found = tapped.shapes.logits
-    if num_classes and found != num_classes:
-        gives = "no class scores" if found is None else f"{found} classes"
+    size = _size(image_size) or native_size_of(module) or (224, 224)
+    native = native_preprocessing(module, size) or Preprocessing(size)
+    native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
+    network = _extractor(module, native, levels, head=num_classes != 0)
+    outputs = network.shapes.logits
+    if num_classes and outputs != num_classes:
+        gives = "no class scores" if outputs is None else f"{outputs} classes"
         raise UhkdError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
-    known, options = config_of(module) or (f"module/{type(module).__name__}", {})
-    return _with_card(tapped, name or known, options)
+    native_name, options = transformers.config_of(module) or (f"module/{type(module).__name__}", {})
+    return _with_card(network, name or native_name, options)
 
 
 def load_run(folder: str | Path) -> FeatureExtractor:
-    """The trained network of a run folder of ours, in eval mode, with its card (and its linear probe, if it has one).
+    """Load the trained network of a run folder in eval mode, with its card and, if there is one, its linear probe.
 
     Raises:
-        UhkdError: no run folder, a network that was given as a module, or weights that do not fit the card.
+        UhkdError: no run folder, a network that was passed as a module, or weights that do not fit the card.
     """
     card, state = _read_run(folder)
-    probe = {key: state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
-    described = Preprocessing(card.image_size, card.mean, card.std, card.interpolation)
     if card.name.startswith("module/"):
         raise UhkdError(
-            f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and uhkd.models.wrap"
+            f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and "
+            "uhkd.models.wrap_module"
         )
-    tapped = _instantiate(
-        _Request(
-            parse(card.name), card.num_classes, card.image_size, card.options, False, state, f"'{folder}'", described
-        ),
-        card.levels,
-    )
+    probe = {key.removeprefix("probe."): state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
+    network = _instantiate(_request_of_card(card, state, folder), card.levels)
     if probe:
-        linear = nn.Linear(*reversed(probe["probe.weight"].shape), bias="probe.bias" in probe)
-        linear.load_state_dict({key.removeprefix("probe."): tensor for key, tensor in probe.items()})
-        tapped.set_probe(linear)
-    tapped.card = card
-    return tapped.eval()
+        linear = nn.Linear(*reversed(probe["weight"].shape), bias="bias" in probe)
+        linear.load_state_dict(probe)
+        network.set_probe(linear)
+    network.card = card
+    return network.eval()
 
 
 def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] = ()) -> Path:
-    """Write card and weights of a network into a new folder, which `load_run` opens (modules of one's own: `load_state`).
+    """Write the card and weights of a network into a new folder and return its path.
 
-    `classes`: names of its outputs, in order.
+    `load_run` opens the folder, or `load_state` for a custom module. `classes`: names in the order of the outputs.
 
     Raises:
-        UhkdError: when the folder is a file or holds something already, or the names are not as many as the classes.
+        UhkdError: the folder is a file or not empty, or the number of names differs from the number of classes.
     """
     assert isinstance(network.card, ModelCard)
     if classes and len(classes) != network.card.num_classes:
@@ -190,49 +175,76 @@ def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] =
 
 
 def has_weights(name: str) -> bool:
-    """Whether a name stands for a network with its weights: a run folder or a model folder."""
+    """Return whether a name refers to a network with weights: a run folder or a model folder."""
     if name.startswith(PREFIX):
         return transformers.has_weights(name.removeprefix(PREFIX))
     return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
 
 
+def _request_of_card(card: ModelCard, state: Mapping[str, Tensor], folder: str | Path) -> _Request:
+    return _Request(
+        parse(card.name),
+        card.num_classes,
+        card.image_size,
+        card.options,
+        state=state,
+        source=f"'{folder}'",
+        input=Preprocessing(card.image_size, card.mean, card.std, card.interpolation),
+        classes=card.classes,
+    )
+
+
+def _request_of_transformers(reference: ModelName, pretrained: bool) -> _Request:
+    model = transformers.find(reference.name, pretrained=pretrained)
+    return _Request(
+        replace(reference, name=model.family),
+        model.num_classes,
+        options=model.options,
+        state=model.state,
+        source=f"'{reference.name}'",
+        input=model.input,
+        classes=model.classes,
+        notes=model.notes,
+    )
+
+
 def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
-    """Build, load, tap, and write the card."""
+    """Build the module, load its weights, and wrap it with its card."""
     reference, classes = request.reference, request.num_classes
-    settings: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
-    built = build(reference, num_classes=classes, **settings)
+    arguments: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
+    built = build(reference, num_classes=classes, **arguments)
     notes = [*request.notes, *built.notes]
     if request.state is not None:
-        own = _own_classes(built.module)
-        if classes is None and own is not None:
-            held = head_classes(request.state, head_names(built.module, own))
-            if held not in (None, own):  # the file's head is the one to keep
-                built, own = build(reference, num_classes=held, **settings), held
-        notes += apply_state(built.module, request.state, num_classes=own or classes or 0, source=request.source)
-    given = request.input or built.input
+        outputs = _num_outputs(built.module)
+        if classes is None and outputs is not None:
+            stored = head_classes(request.state, head_names(built.module, outputs))
+            if stored not in (None, outputs):  # keep the head of the file
+                built, outputs = build(reference, num_classes=stored, **arguments), stored
+        notes += apply_state(built.module, request.state, num_classes=outputs or classes or 0, source=request.source)
+    name = f"{reference.library}/{reference.name}"
     try:
-        tapped = FeatureExtractor(
-            built.module,
-            input_size=given.size,
-            mean=given.mean,
-            std=given.std,
-            interpolation=given.interpolation,
-            levels=_levels(built.module, levels),
-            head=classes != 0,
-        )
+        network = _extractor(built.module, request.input or built.input, levels, head=classes != 0)
     except UnsupportedImageSize as error:
         height, width = built.made_for
-        raise UhkdError(f"{error}; {reference.library}/{reference.name} was made for {height}x{width}") from error
-    tapped.notes[:0] = notes
-    return _with_card(tapped, f"{reference.library}/{reference.name}", request.options)
+        raise UhkdError(f"{error}; {name} was made for {height}x{width}") from error
+    network.notes[:0] = notes
+    return _with_card(network, name, request.options)
 
 
-def _levels(module: nn.Module, levels: Levels) -> Levels:
-    return (stage_ends(module, levels) or levels) if isinstance(levels, int) else levels
+def _extractor(module: nn.Module, preprocessing: Preprocessing, levels: Levels, head: bool) -> FeatureExtractor:
+    return FeatureExtractor(
+        module,
+        input_size=preprocessing.size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
+        levels=(transformers.stage_ends(module, levels) or levels) if isinstance(levels, int) else levels,
+        head=head,
+    )
 
 
-def _own_classes(module: nn.Module) -> int | None:
-    """Number of classes a freshly built module has: timm and transformers say so, elsewhere its last layer with outputs does."""
+def _num_outputs(module: nn.Module) -> int | None:
+    """Return the number of classes of a new module: an attribute in timm and transformers, else that of its last layer."""
     classes = getattr(module, "num_classes", getattr(module, "num_labels", None))
     if isinstance(classes, int):
         return classes
@@ -240,18 +252,18 @@ def _own_classes(module: nn.Module) -> int | None:
     return next((item for item in reversed(outputs) if isinstance(item, int)), None)
 
 
-def _with_card(tapped: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
-    tapped.card = ModelCard(
+def _with_card(network: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
+    network.card = ModelCard(
         name=name,
-        num_classes=tapped.shapes.logits or 0,
-        image_size=tapped.input_size,
+        num_classes=network.shapes.logits or 0,
+        image_size=network.input_size,
         options=dict(options),
-        mean=tapped.mean,
-        std=tapped.std,
-        interpolation=tapped.interpolation,
-        levels=tapped.levels,
+        mean=network.mean,
+        std=network.std,
+        interpolation=network.interpolation,
+        levels=network.levels,
     )
-    return tapped
+    return network
 
 
 def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
@@ -264,7 +276,7 @@ def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
 
 
 def _weights_file(start: str | Path) -> Path:
-    """The weights file that `start` names: itself, or the one of a run folder or timm model folder."""
+    """Return the weights file of `start`: the file itself, or that of a run folder or timm model folder."""
     path = Path(start).expanduser()
     if path.is_file():
         return path
@@ -282,7 +294,3 @@ def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if len(pair) != 2 or min(pair) < 1:
         raise UhkdError(f"image_size must be one or two positive numbers of pixels, found {size}")
     return (int(pair[0]), int(pair[1]))
-
-
-def _or(first: int | None, second: int | None) -> int | None:
-    return second if first is None else first

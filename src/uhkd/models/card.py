@@ -1,4 +1,4 @@
-"""The card of a model: the few facts from which the same architecture is built again."""
+"""The configuration of a model, stored as card.json: what is needed to build the same architecture again."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,15 @@ from pydantic import TypeAdapter, ValidationError
 from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 
-LARGEST_SIDE = 16384  # px: a card from elsewhere must not ask for all memory
+LARGEST_SIDE = 16384  # px: a downloaded card must not be able to use up all memory
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Name, head, input and taps of a model; `classes` are the names of its outputs, empty if unknown.
+    """Name, options, input and feature layers of a model.
 
-    `num_classes` is 0 for a model without a head. `image_size` is (height, width).
+    `num_classes` is 0 for a model without a head. `image_size` is (height, width). `classes` are the class names in the order
+    of the outputs, empty if unknown.
     """
 
     name: str
@@ -31,37 +32,32 @@ class ModelCard:
     classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain data: strings, numbers, lists and dictionaries only."""
+        """Return strings, numbers, lists and dictionaries only."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModelCard":
-        """The card written by `to_json`; entries it does not know are left aside.
+        """Read what `to_json` wrote; unknown entries are ignored.
 
         Raises:
-            UhkdError: name, number of classes or image size are missing, or something is of another type.
+            UhkdError: name, number of classes or image size are missing, or a value has a wrong type or range.
         """
         missing = [key for key in ("name", "num_classes", "image_size") if data.get(key) is None]
         if missing:
             raise UhkdError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
-        known = {item.name for item in fields(cls)}
         try:
-            card = TypeAdapter(cls).validate_python({key: value for key, value in data.items() if key in known})
+            card = TypeAdapter(cls).validate_python({f.name: data[f.name] for f in fields(cls) if f.name in data})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UhkdError(
-                f"the model card's {where} cannot be used: {first['msg']}, found {first['input']!r}"
-            ) from None
+            key = ".".join(map(str, first["loc"]))
+            raise UhkdError(f"the model card's {key} is invalid: {first['msg']}, found {first['input']!r}") from None
         if card.num_classes < 0 or min(card.image_size) < 1 or max(card.image_size) > LARGEST_SIDE:
             raise UhkdError(
                 f"the model card has {card.num_classes} classes and images of {card.image_size}; expected 0 or more, and "
                 f"sides of 1 to {LARGEST_SIDE} px"
             )
-        if (
-            not all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (card.mean, card.std))
-            or min(card.std) <= 0
-        ):
+        norms_valid = all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (card.mean, card.std))
+        if not norms_valid or min(card.std) <= 0:
             raise UhkdError(
                 f"the model card has mean {card.mean} and std {card.std}; expected one number or three each, std above 0"
             )

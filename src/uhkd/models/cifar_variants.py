@@ -1,4 +1,4 @@
-"""Our own small architectures for 32-px images, built from timm's classes (`uhkd/...`)."""
+"""Small architectures for 32-px images, built from timm's classes (`uhkd/...`)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +13,10 @@ Size = tuple[int, int]
 
 
 def patch_for(size: Size, largest: int, smallest: int) -> int:
-    """The largest patch (a power of two up to `largest`) that divides both sides and leaves `smallest` cells a side.
+    """Return the largest patch (a power of two up to `largest`) that divides both sides into at least `smallest` cells each.
 
     Raises:
-        UhkdError: the image has fewer pixels a side than any grid needs.
+        UhkdError: the image is smaller than 4 px (or `smallest` px) a side.
     """
     patch = largest
     while patch > 1 and (size[0] % patch or size[1] % patch or min(size) // patch < smallest):
@@ -47,28 +47,22 @@ def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, *
 def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> "torch.nn.Module":
     from timm.models.swin_transformer import SwinTransformer
 
-    settings: dict[str, Any] = {
-        "patch_size": patch_for(size, 2, 16),
-        "embed_dim": dim,
-        "depths": (2, 2, 2, 2),
-        "num_heads": (2, 4, 8, 16),
-        "window_size": 4,
-        "drop_path_rate": 0.0,
-    }
+    settings: dict[str, Any] = {"patch_size": patch_for(size, 2, 16), "embed_dim": dim, "window_size": 4}
+    settings |= {"depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16), "drop_path_rate": 0.0}
     return SwinTransformer(img_size=size, num_classes=num_classes, **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
 def _resnet(
     size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any
 ) -> "torch.nn.Module":
-    """`stem_stride`: 1 keeps all cells of a 32-px image; 2 suits 64 to 96 px at a quarter of the cost."""
+    """`stem_stride`: 1 keeps the full grid of a 32-px image; 2 suits 64 to 96 px at a quarter of the cost."""
     from timm.models.resnet import BasicBlock, ResNet
     from torch import nn
 
     settings: dict[str, Any] = {"layers": (depth,) * 4, "channels": tuple(width * 2**i for i in range(4))}
     block: Any = BasicBlock  # timm annotates the class as if it were an instance
     model = ResNet(block, num_classes=num_classes, **(settings | options))
-    # timm's stem divides by four, made for 224 px; a 3x3 stem without pooling keeps all cells of a small image.
+    # timm's stem downsamples by four, for 224 px; a 3x3 stem without pooling keeps the full grid of a small image
     stem = model.conv1
     assert isinstance(stem, nn.Conv2d)
     model.conv1 = nn.Conv2d(3, stem.out_channels, 3, stride=stem_stride, padding=1, bias=False)
@@ -89,7 +83,7 @@ VARIANTS: "dict[str, Callable[..., torch.nn.Module]]" = {
     "resnet10": partial(_resnet, width=32, depth=1),
     "resnet18": partial(_resnet, width=64, depth=2),
 }
-# so that listing them imports neither torch nor timm: parameters at 32 px with a head of 1000 classes
+# parameters at 32 px with a head of 1000 classes; stored here so that listing them imports neither torch nor timm
 PARAMETERS = {
     "vit_micro": 555_592,
     "vit_tiny": 5_553_832,
@@ -105,5 +99,5 @@ PARAMETERS = {
 
 
 def build_variant(name: str, *, size: Size, num_classes: int, options: dict[str, Any]) -> "torch.nn.Module":
-    """One of VARIANTS for images of a size, with `options` overriding the settings of its timm class."""
+    """Build one of VARIANTS for images of `size` (height, width); `options` override the arguments of its timm class."""
     return VARIANTS[name](size, num_classes, **options)

@@ -1,4 +1,4 @@
-"""Names of transformers' families that classify images; the package is imported only where they are asked for."""
+"""Image classification families of transformers by name; the package is imported only when it is needed."""
 
 import contextlib
 import importlib.util
@@ -11,23 +11,19 @@ from uhkd.errors import UhkdError
 
 PREFIX = "transformers/"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# they take other things than plain images (pixel tokens, patches of any number), need other packages, or are timm's
-_OTHERS = {"dinat", "imagegpt", "perceiver", "shieldgemma2", "siglip2", "timm_wrapper"}
+# excluded: inputs other than plain images (pixel tokens, any number of patches), need of other packages, or a wrapper of timm
+_EXCLUDED = {"dinat", "imagegpt", "perceiver", "shieldgemma2", "siglip2", "timm_wrapper"}
 
 
 def check_available(name: str) -> None:
-    """See that the package is there.
-
-    Raises:
-        UhkdError: when it is not.
-    """
+    """Raise UhkdError if transformers is not installed; `name` is the model that needs it."""
     if importlib.util.find_spec("transformers") is None:
         raise UhkdError(f'{name} needs the package transformers: pip install "uhkd[transformers]"')
 
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Inside, torch does not warn of the way in which torchao, which transformers imports too, registers its own types."""
+    """Hide torch's warning about how torchao (also imported by transformers) registers its types."""
     logger = logging.getLogger("torch.utils._pytree")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -40,14 +36,14 @@ def quiet_torchao() -> Iterator[None]:
 @cache
 @quiet_torchao()
 def families() -> tuple[str, ...]:
-    """Names of the families that classify images; none without the package."""
+    """Return the names of the supported families; empty if transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return ()
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as NAMES
 
-    return tuple(sorted(set(NAMES) - _OTHERS))
+    return tuple(sorted(set(NAMES) - _EXCLUDED))
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name looks like OWNER/MODEL."""
+    """Return whether a name has the form OWNER/MODEL."""
     return _HUB_NAME.fullmatch(name) is not None

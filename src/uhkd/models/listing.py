@@ -1,7 +1,7 @@
-"""Names of the networks that come with uhkd, torchvision and timm, read from the sources of these packages.
+"""Names of the networks of uhkd, torchvision and timm, read from the source files of these packages.
 
-Importing timm and torchvision takes six seconds, in which a slip in a name would wait for its answer. Both register a network
-by a decorator above the function of its name.
+Importing timm and torchvision takes six seconds, too long for the error message of a misspelt name. Both packages register a
+network with a decorator above a function of the same name.
 """
 
 import re
@@ -17,9 +17,9 @@ _REGISTERED = re.compile(r"^@register_model(?:\(\))?\n(?:(?!def ).*\n)*?def (\w+
 
 @cache
 def _source(package: str) -> str:
-    """The text of a package's models; what is neither in a folder nor a plain file has none."""
+    """Return the source of a package's `models` folder; empty where there are no source files (such as in a zip file)."""
     spec = find_spec(package)
-    folders = [Path(place, "models") for place in (spec and spec.submodule_search_locations) or ()]
+    folders = [Path(path, "models") for path in (spec and spec.submodule_search_locations) or ()]
     return "\n".join(file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.glob("*.py")))
 
 
@@ -39,13 +39,13 @@ def _imported(package: str) -> tuple[str, ...]:
 
 
 def _natural(name: str) -> list[int | str]:
-    """As timm sorts: numbers by their size."""
+    """Sort key of timm: numbers are compared by value."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 @cache
 def listing() -> dict[str, tuple[str, ...]]:
-    """Every network by library, in the order in which the library lists them."""
+    """Return all network names by library, in the order of the library."""
     return {"uhkd": tuple(VARIANTS)} | {
         package: (package not in sys.modules and _registered(package)) or _imported(package)
         for package in ("torchvision", "timm")
@@ -53,10 +53,10 @@ def listing() -> dict[str, tuple[str, ...]]:
 
 
 def may_exist(package: str, name: str) -> bool:
-    """Return False where a package has no network of this name (without a tag), as far as is known without importing it.
+    """Return False if a package has no network of this name (without a tag), as far as is possible without importing it.
 
-    One that is imported is asked: it has the networks that a program registered itself. Else a network that a later version
-    registers in another way is still a function of its name.
+    An imported package is queried directly, because a program may have registered networks. Otherwise any function of this name
+    counts, in case a later version registers networks in another way.
     """
     if package in sys.modules:
         return name in _imported(package)
@@ -64,5 +64,5 @@ def may_exist(package: str, name: str) -> bool:
 
 
 def exists(package: str, name: str) -> bool:
-    """Return whether a package has a network of this name (without a tag); it is imported unless that is out of the question."""
+    """Return whether a package has a network of this name (without a tag); import it only if `may_exist`."""
     return may_exist(package, name) and name in _imported(package)

@@ -1,4 +1,4 @@
-"""What a network that was built elsewhere says of the images it wants."""
+"""The preprocessing that a network built by timm or transformers specifies in its own configuration."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,18 @@ from uhkd.models.transformers import described as described_by_transformers
 
 
 def native_size_of(module: nn.Module) -> Size | None:
-    """(height, width) that a network of timm or transformers was built for; None: it does not say, or takes any."""
+    """Return the (height, width) that a network of timm or transformers was built for; None: unspecified, or any size."""
     if (described := described_by_transformers(module)) is not None:
         return described.size
     if isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         sizes = (getattr(part, "img_size", None) for part in module.modules())
-        found = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
-        return found and (int(found[0]), int(found[1]))
+        size = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
+        return size and (int(size[0]), int(size[1]))
     return None
 
 
 def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Preprocessing | None:
-    """Images of a size as a network of timm or transformers wants them, by its own configuration; None: it does not say."""
+    """Return the preprocessing of a network of timm or transformers, for images of `size`; None for other networks."""
     if (described := described_by_transformers(module)) is not None:
         return Preprocessing(size, described.mean, described.std, described.interpolation)
     cfg = getattr(module, "pretrained_cfg", None)

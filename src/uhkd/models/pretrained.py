@@ -1,20 +1,18 @@
-"""timm's and torchvision's pretrained weights, with a quick clear answer where there is no network."""
+"""Access to pretrained weights on a hub, with a quick and clear error without a network connection."""
 
 import contextlib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-INSTEAD = (
-    "without a network choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
-    "or a run folder"
-)
-_PATIENCE = 5.0  # seconds
+from uhkd.errors import UhkdError
+
+_TIMEOUT = 5.0  # seconds
 
 
 @contextlib.contextmanager
 def hub_within_reach() -> Iterator[None]:
-    """Inside, the hub's client does not retry for a minute if its host cannot be reached: cached files, or an error."""
+    """Set huggingface_hub offline if its host does not answer: it then uses cached files or fails at once, without retries."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -26,18 +24,25 @@ def hub_within_reach() -> Iterator[None]:
 
 
 def _reachable(address: str) -> bool:
-    """Whether a host answers at all, through the proxies of the environment."""
+    """Return whether a host answers, through the proxies set in the environment."""
     request = urllib.request.Request(address, method="HEAD")
     try:
-        urllib.request.urlopen(request, timeout=_PATIENCE).close()
+        urllib.request.urlopen(request, timeout=_TIMEOUT).close()
     except urllib.error.HTTPError as error:
-        error.close()  # a refusal is an answer
+        error.close()  # an error status is an answer too
     except (OSError, ValueError):
         return False
     return True
 
 
-def unavailable(name: str, error: BaseException) -> ValueError:
-    """The error for pretrained weights that cannot be had."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(f"pretrained weights of {name} cannot be had ({reason}); {INSTEAD}")
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unavailable(name: str, reason: str) -> UhkdError:
+    """Return the error for pretrained weights that do not exist or cannot be loaded."""
+    return UhkdError(
+        f"pretrained weights of {name} are not available ({reason}); without a network use start=random, a weights file "
+        "(start=PATH), a timm model folder (local-dir:PATH) or a run folder"
+    )

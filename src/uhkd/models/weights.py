@@ -1,4 +1,4 @@
-"""Weights files: read without ever executing what is in them, and fitted to a module and its head."""
+"""Weights files: read without executing code, and loaded into a module whose head may differ."""
 
 import hashlib
 import pickle
@@ -15,93 +15,80 @@ from torch import Tensor, nn
 from uhkd.errors import UhkdError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "student")
-_REPLACE_IT = "write, copy or download it again"
 _PREFIXES = ("module.", "_orig_mod.")
+_REPLACE_FILE = "write, copy or download it again"
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors of any shape in a safetensors or torch file, on the CPU; code in the file is refused, never executed.
+    """Read the named tensors, of any shape, of a safetensors or torch file onto the CPU, without executing code in it.
 
-    A torch file may hold them directly or under "state_dict" or "model"; "module." in front of every name is dropped.
+    A torch file may contain them directly or under a key such as "state_dict" or "model". The prefix "module." is removed where
+    all names have it.
 
     Raises:
-        UhkdError: no such file, no named tensors in it, damaged, or holding more than tensors and plain data.
+        UhkdError: no such file, no named tensors, a damaged file, or objects other than tensors and plain data.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise UhkdError(f"there is no weights file '{file}'")
-    if file.suffix == ".safetensors":
-        content: Any = read_safetensors(file)
-    else:
-        content = _load_torch(file)
-    return _strip(_unwrap(content, file))
+    content = read_safetensors(file) if file.suffix == ".safetensors" else _load_torch(file)
+    return _strip_prefixes(_unwrap(content, file))
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors, of any shape, of a safetensors file by the names that they have there, on the CPU.
+    """Read all tensors, of any shape, of a safetensors file onto the CPU, under their names in the file.
 
     Raises:
-        UhkdError: when it is damaged, or cannot be read.
+        UhkdError: the file is damaged or cannot be read.
     """
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UhkdError(f"'{file}' is no whole safetensors file ({error}); {_REPLACE_IT}") from error
+        raise UhkdError(f"'{file}' is no complete safetensors file ({error}); {_REPLACE_FILE}") from error
 
 
 def _load_torch(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # whatever protocol, it is read or refused
+            # any pickle protocol: the file is either read or rejected
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UhkdError(
-            f"'{file}' was refused: it holds more than tensors and plain data, and reading it could run code; "
+            f"'{file}' was refused: it contains more than tensors and plain data, and reading it could run code; "
             "save model.state_dict() with safetensors"
         ) from error
-    except Exception as error:  # a damaged file can fail in any way
+    except Exception as error:  # a damaged file can raise any exception
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise UhkdError(f"'{file}' is no whole torch weights file ({reason}); {_REPLACE_IT}") from error
+        raise UhkdError(f"'{file}' is no complete torch weights file ({reason}); {_REPLACE_FILE}") from error
 
 
 def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
-    for _ in range(3):  # a state dict may lie in a wrapper within a wrapper
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for _ in range(3):  # a state dict may be nested, such as under "model", then "state_dict"
+        inner = content if isinstance(content, Mapping) else {}
+        content = next((inner[key] for key in _CONTAINERS if isinstance(inner.get(key), Mapping)), content)
+    found = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
+        if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
             return tensors
-    found = (
-        f"a mapping of {', '.join(map(str, content))}"
-        if isinstance(content, Mapping)
-        else f"a {type(content).__name__}"
-    )
-    raise UhkdError(f"'{file}' holds no named tensors: expected model.state_dict(), found {found[:200]}")
+        found = f"a mapping of {', '.join(map(str, content))}"
+    raise UhkdError(f"'{file}' contains no named tensors: expected model.state_dict(), found {found[:200]}")
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for _ in range(2):
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES * 2:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 def head_names(module: nn.Module, num_classes: int) -> tuple[str, ...]:
-    """Names of the layers giving the class scores: timm's classifier, else the last layer of `num_classes` outputs."""
+    """Return the names of the classifier layers: timm's classifier, else the last layer with `num_classes` outputs."""
     names = {id(part): name for name, part in module.named_modules() if name}
     classifier = getattr(module, "get_classifier", lambda: None)()
     parts = classifier if isinstance(classifier, (tuple, list, nn.ModuleList)) else [classifier]
-    found = tuple(names[id(part)] for part in parts if id(part) in names)
-    if found:
-        return found
+    if heads := tuple(names[id(part)] for part in parts if id(part) in names):
+        return heads
     sized = [
         name
         for name, part in module.named_modules()
@@ -111,7 +98,7 @@ def head_names(module: nn.Module, num_classes: int) -> tuple[str, ...]:
 
 
 def head_classes(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> int | None:
-    """Number of classes that the head in a file has, None if the file has no head of these names."""
+    """Return the number of classes of the head in a state dict; None if it contains none of `heads`."""
     for head in heads:
         for name in (f"{head}.weight", f"{head}.bias"):
             if name in state and state[name].ndim:
@@ -120,59 +107,55 @@ def head_classes(state: Mapping[str, Tensor], heads: tuple[str, ...]) -> int | N
 
 
 def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: int, source: str) -> list[str]:
-    """Copy weights into a module; a head for another number of classes, or none, leaves the fresh head in place.
+    """Copy weights into a module; a head in `state` that does not fit, or is missing, leaves the module's head as initialised.
 
-    Returns what has to be announced.
+    Returns:
+        Notes for the user. `source` names the weights in notes and errors.
 
     Raises:
-        UhkdError: names or shapes of the body differ; the first few are listed.
+        UhkdError: names or shapes of the body differ; the message lists the first few.
     """
-    own = module.state_dict()
+    target = module.state_dict()
     heads = head_names(module, num_classes)
-
-    def in_head(name: str) -> bool:
-        return any(name.startswith(f"{head}.") for head in heads)
-
-    other = {name for name in own if name in state and state[name].shape != own[name].shape}
-    missing = own.keys() - state.keys()
-    unexpected = {name for name in state.keys() - own.keys() if not in_head(name)}
-    fresh = {name for name in other | missing if in_head(name)}
+    in_head = {name for name in target.keys() | state.keys() if any(name.startswith(f"{head}.") for head in heads)}
+    reshaped = {name for name in target.keys() & state.keys() if state[name].shape != target[name].shape}
+    missing = target.keys() - state.keys()
+    shapes = [f"{n} {_shape(state[n])} for {_shape(target[n])}" for n in sorted(reshaped - in_head)]
     problems = [
-        *_list("missing", sorted(missing - fresh)),
-        *_list("unexpected", sorted(unexpected)),
-        *_list("of another shape", [f"{n} {_shape(state[n])} for {_shape(own[n])}" for n in sorted(other - fresh)]),
+        *_summarize("missing", sorted(missing - in_head)),
+        *_summarize("unexpected", sorted(state.keys() - target.keys() - in_head)),
+        *_summarize("of another shape", shapes),
     ]
     if problems:
         raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
-    if fresh:
-        # Half a head would be worse than none: weight and bias come from the same place.
-        fresh |= {name for name in own if in_head(name)}
-    module.load_state_dict({name: own[name] if name in fresh else state[name] for name in own})
+    # take weight and bias of the head from the same source: both from the file, or both as initialised
+    fresh = in_head if in_head & (reshaped | missing) else set()
+    module.load_state_dict({name: target[name] if name in fresh else state[name] for name in target})
     if not fresh:
         return []
-    found = head_classes(state, heads)
-    was = "no head" if found is None else f"a head for {found} classes"
-    return [f"{source} has {was}: the body was loaded, the head for {num_classes} classes starts at random"]
+    classes = head_classes(state, heads)
+    head = "no head" if classes is None else f"a head for {classes} classes"
+    return [f"{source} has {head}: the body was loaded, the head for {num_classes} classes starts at random"]
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _list(what: str, names: list[str], shown: int = 3) -> list[str]:
+def _summarize(problem: str, names: list[str], limit: int = 3) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return [f"{len(names)} {what} ({', '.join(names[:shown])}{more})"]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return [f"{len(names)} {problem} ({', '.join(names[:limit])}{more})"]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal digits that change with any name, shape, type or number of a module's state."""
+    """Return 16 hexadecimal digits that change with any name, shape, dtype or value of the module's state."""
     return fingerprint_of(module.state_dict())
 
 
 def fingerprint_of(state: Mapping[str, Tensor]) -> str:
-    """As `fingerprint`, of tensors of any shape by name in any order: a file of weights has that of its module."""
+    """Return the fingerprint of a state dict (tensors of any shape, in any order): equal to that of its module."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())

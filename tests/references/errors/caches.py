@@ -75,7 +75,7 @@ CASES = (
     Case(
         "a teacher whose weights are damaged",
         f"{TRAIN} --teacher teacher",
-        "'teacher/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        "'teacher/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
         **BOTH,
         make=lambda: write("teacher/model.safetensors", "hello"),
     ),
@@ -155,8 +155,8 @@ CASES = (
     Case(
         "checking a cache whose teacher is gone",
         "cache verify cache --device cpu",
-        "teacher: unknown model 'teacher': no name is near it (`uhkd models` lists all; a folder of a run or "
-        "local-dir:PATH also work)",
+        "teacher: unknown model 'teacher': no model has a similar name (`uhkd models` lists all; a run folder or "
+        "local-dir:PATH also works)",
         **HAS,
     ),
     Case(

@@ -51,8 +51,8 @@ CASES = (
     compare(
         "a teacher that does not exist",
         "--teachers runs/teacher",
-        "pair: teacher: unknown model 'runs/teacher': no name is near it (`uhkd models` lists all; a folder "
-        "of a run or local-dir:PATH also work); give one with --teachers: a run folder, a network, or a "
+        "pair: teacher: unknown model 'runs/teacher': no model has a similar name (`uhkd models` lists all; a run "
+        "folder or local-dir:PATH also works); give one with --teachers: a run folder, a network, or a "
         "recipe of finetune by which it is trained first",
     ),
     compare(

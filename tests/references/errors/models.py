@@ -73,13 +73,12 @@ CASES = (
         "a misspelt family of transformers",
         finetune("transformers/convnex"),
         "unknown model 'transformers/convnex': did you mean transformers/convnext, …? (`uhkd models "
-        "'transformers/*'` lists the families; a folder of save_pretrained or a name of the hub, OWNER/MODEL, "
-        "also work)",
+        "'transformers/*'` lists the families; a folder written by save_pretrained or a hub name OWNER/MODEL also works)",
     ),
     Case(
         "a folder without a configuration of transformers",
         finetune("transformers/./images"),
-        "'images' is no folder of transformers: expected config.json in it, as save_pretrained writes it",
+        "'images' is no model folder of transformers: expected config.json in it, as save_pretrained writes it",
         has=("images",),
     ),
     Case(
@@ -91,13 +90,13 @@ CASES = (
     Case(
         "a transformers model that classifies no images",
         finetune("transformers/saved"),
-        "'saved' holds 'bert', which is no family that classifies images; there are beit, bit, clip, convnext and others",
+        "'saved' has the model type 'bert', which is no image classifier; supported: beit, bit, clip, convnext and others",
         make=folder({"model_type": "bert"}),
     ),
     Case(
         "a transformers folder of quantised weights",
         finetune("transformers/saved"),
-        "'saved' holds quantised weights, which cannot be trained or tapped; take the plain ones",
+        "'saved' has quantised weights, which cannot be trained; use the weights in full precision",
         make=folder(SMALL_VIT | {"quantization_config": {"load_in_8bit": True}}),
     ),
     Case(
@@ -109,7 +108,8 @@ CASES = (
     Case(
         "a transformers folder of pickled weights",
         finetune("transformers/saved"),
-        "'saved/pytorch_model.bin' was not opened: weights of this kind can run code; save them again with save_pretrained, as "
+        "'saved/pytorch_model.bin' was not opened: reading weights of this kind can run code; save them again with "
+        "save_pretrained, as "
         "model.safetensors",
         make=lambda: (folder(SMALL_VIT)(), write("saved/pytorch_model.bin", pickle.dumps(Bomb()))),
     ),
@@ -122,8 +122,8 @@ CASES = (
     Case(
         "pretrained weights of a family of transformers",
         finetune("transformers/vit", "--start pretrained"),
-        "pretrained weights of transformers/vit cannot be had (a family has none; name a model of the hub); without a network "
-        "choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
+        "pretrained weights of transformers/vit are not available (a family has none; name a model of the hub); "
+        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
     ),
     Case(
         "an unknown option of a family of transformers",
@@ -133,7 +133,7 @@ CASES = (
     Case(
         "an option of transformers that would fetch code",
         finetune("transformers/vit", "--options attn_implementation=kernels-community/flash-attn"),
-        "transformers/vit: the option attn_implementation would fetch or run other things than an architecture",
+        "transformers/vit: the option attn_implementation is not part of an architecture and could fetch or run code",
     ),
     Case(
         "an option of transformers that cannot be",
@@ -143,24 +143,24 @@ CASES = (
     Case(
         "a misspelt network",
         finetune("timm/resnet81"),
-        "unknown model 'timm/resnet81': did you mean timm/resnet18, …? (`uhkd models` lists all; a folder of "
-        "a run or local-dir:PATH also work)",
+        "unknown model 'timm/resnet81': did you mean timm/resnet18, …? (`uhkd models` lists all; a run folder or "
+        "local-dir:PATH also works)",
     ),
     Case(
         "weights that timm does not have",
         finetune("timm/resnet18.mine"),
-        "unknown model 'timm/resnet18.mine': did you mean timm/resnet18.…? (`uhkd models` lists all; a folder"
-        " of a run or local-dir:PATH also work)",
+        "unknown model 'timm/resnet18.mine': did you mean timm/resnet18.…? (`uhkd models` lists all; a run folder or "
+        "local-dir:PATH also works)",
     ),
     Case(
         "a path where nothing lies",
         finetune("./runs/teacher"),
-        "there is no 'runs/teacher'; there is no folder 'runs' either",
+        "'runs/teacher' does not exist; its folder 'runs' does not exist either",
     ),
     Case(
         "a folder that is no run",
         finetune("./images"),
-        "'images' is no run folder of uhkd: give a run folder or a model name, and weights files as start",
+        "'images' is no run folder of uhkd: give a run folder or a model name; a weights file is given with start",
         has=("images",),
     ),
     Case(
@@ -182,8 +182,8 @@ CASES = (
     Case(
         "an option that would open other files",
         finetune("timm/resnet18", "--options checkpoint_path=weights.pth"),
-        "timm/resnet18: the option checkpoint_path would read other files or fetch weights; name weights with"
-        " start (--start, --student-start, --teacher-start)",
+        "timm/resnet18: the option checkpoint_path would read other files or fetch weights; set the weights with start "
+        "(--start, --student-start, --teacher-start)",
     ),
     Case(
         "an image size that the network cannot have",
@@ -198,8 +198,8 @@ CASES = (
     Case(
         "pretrained weights of a network that has none",
         finetune("uhkd/vit_micro", "--start pretrained"),
-        "pretrained weights of uhkd/vit_micro cannot be had (our small variants have none); without a network"
-        " choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run "
+        "pretrained weights of uhkd/vit_micro are not available (the small variants of uhkd have none); without a "
+        "network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run "
         "folder",
     ),
     Case(
@@ -210,26 +210,26 @@ CASES = (
     Case(
         "a damaged weights file",
         finetune("uhkd/vit_micro", "--start w.safetensors"),
-        "'w.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        "'w.safetensors' is no complete safetensors file (…); write, copy or download it again",
         make=lambda: write("w.safetensors", "hello"),
     ),
     Case(
         "a damaged file of torch",
         finetune("uhkd/vit_micro", "--start w.pth"),
-        "'w.pth' is no whole torch weights file (…); write, copy or download it again",
+        "'w.pth' is no complete torch weights file (…); write, copy or download it again",
         make=lambda: write("w.pth", "hello"),
     ),
     Case(
         "a weights file that would run code",
         finetune("uhkd/vit_micro", "--start weights.pth"),
-        "'weights.pth' was refused: it holds more than tensors and plain data, and reading it could run code;"
+        "'weights.pth' was refused: it contains more than tensors and plain data, and reading it could run code;"
         " save model.state_dict() with safetensors",
         make=pickled,
     ),
     Case(
         "a weights file without weights",
         finetune("uhkd/vit_micro", "--start w.pth"),
-        "'w.pth' holds no named tensors: expected model.state_dict(), found a mapping of epoch",
+        "'w.pth' contains no named tensors: expected model.state_dict(), found a mapping of epoch",
         make=lambda: torch.save({"epoch": 3}, "w.pth"),
     ),
     Case(
@@ -263,15 +263,15 @@ CASES = (
     Case(
         "a run folder whose weights are damaged",
         "eval run",
-        "'run/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        "'run/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
         has=("run",),
         make=lambda: write("run/model.safetensors", "hello"),
     ),
     Case(
         "a teacher without pretrained weights",
         f"{DISTILL} --teacher uhkd/vit_tiny {DIGITS}",
-        "teacher: pretrained weights of uhkd/vit_tiny cannot be had (our small variants have none); without a"
-        " network choose start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a"
+        "teacher: pretrained weights of uhkd/vit_tiny are not available (the small variants of uhkd have none); "
+        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a"
         " run folder (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
     ),
     Case(
@@ -297,7 +297,7 @@ CASES = (
     Case(
         "asking again for a finished run whose weights are damaged",
         lambda: own(3, data="images", out="mine", resume=True),
-        "'mine/model.safetensors' is no whole safetensors file (…); write, copy or download it again",
+        "'mine/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
         has=("images",),
         make=finished,
     ),

@@ -33,7 +33,8 @@ CASES = (
     Case(
         "going on with a finished run by other words",
         "finetune -c run --out run --resume --lr 0.1",
-        "cannot resume run with another recipe: lr was …, now 0.1; to train on by other words begin a new run from its weights: "
+        "cannot resume run with another recipe: lr was …, now 0.1; to train on by other words begin a new run from its "
+        "weights: "
         "--out NEW --start run",
         has=("run", "images"),
     ),
@@ -112,7 +113,7 @@ CASES = (
     Case(
         "measuring a run that was stopped",
         "eval stopped",
-        "the run 'stopped' is not finished; go on with it by its own command and --resume",
+        "the run 'stopped' is not finished: run its command again with --resume",
         **STOPPED,
     ),
     Case(

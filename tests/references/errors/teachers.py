@@ -55,8 +55,8 @@ CASES = (
     Case(
         "a mistyped run as the teacher",
         f"{DISTILL} {DIGITS} --teacher teecher",
-        "teacher: unknown model 'teecher': did you mean teacher? (`uhkd models` lists all; a folder of a run or "
-        "local-dir:PATH also work)",
+        "teacher: unknown model 'teecher': did you mean teacher? (`uhkd models` lists all; a run folder or "
+        "local-dir:PATH also works)",
         has=("teacher",),
     ),
     Case(

@@ -1,52 +1,74 @@
-"""What an image processor of transformers does to images, in terms of images in [0,1]."""
+"""Image processors of transformers, converted to preprocessing of images in [0,1]."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from uhkd.errors import UhkdError
 from uhkd.models.card import LARGEST_SIDE
 from uhkd.models.factories import Preprocessing, Size
-from uhkd.models.transformers.configuration import pair, size_of_config
+from uhkd.models.families import is_hub_name
+from uhkd.models.transformers.configuration import is_pretrained_model, pair, size_of_config
+from uhkd.runs import read_mapping
 
-_PIXELS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers of its filters
+PROCESSOR = "preprocessor_config.json"
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def described(module: nn.Module) -> Preprocessing | None:
+    """Return the preprocessing of an object of transformers, read from its folder or the hub cache; None for other modules."""
+    if not is_pretrained_model(module):
+        return None
+    origin = str(getattr(module, "name_or_path", "") or "")
+    file: Any = str(Path(origin, PROCESSOR)) if origin else None
+    if file and not Path(file).is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(origin, PROCESSOR) if is_hub_name(origin) else None
+    # the cache returns a marker object for a file that the hub is known not to have
+    is_file = isinstance(file, str) and Path(file).is_file()
+    return described_by(module.config, read_mapping(Path(file)) if is_file else None)
 
 
 def described_by(config: Any, processor: Mapping[str, Any] | None) -> Preprocessing:
-    """Size, mean, std and filter; a processor's arithmetic on bytes is said in terms of images in [0,1].
+    """Convert a processor's configuration; its scaling and normalisation of bytes become mean and std for images in [0,1].
 
     Raises:
-        UhkdError: for a processor of other words, or impossible numbers.
+        UhkdError: a configuration with missing fields or impossible numbers.
     """
-    own = size_of_config(config)
+    size = size_of_config(config) or (224, 224)
     if processor is None:
-        return Preprocessing(own or (224, 224))
+        return Preprocessing(size)
     try:
-        found = _described(processor, own or (224, 224))
+        preprocessing = _convert(processor, size)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UhkdError(
             f"the image processor's configuration cannot be used: {type(error).__name__} {error}"
         ) from error
-    if not (min(found.size) >= 1 and max(found.size) <= LARGEST_SIDE) or min(found.std) <= 0:
+    sides = preprocessing.size
+    if not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE) or min(preprocessing.std) <= 0:
         raise UhkdError(
-            f"the image processor has images of {found.size} and std {found.std}; expected sides of 1 to {LARGEST_SIDE} px, and "
-            "std above 0"
+            f"the image processor has images of {sides} and std {preprocessing.std}; expected sides of 1 to {LARGEST_SIDE} px, "
+            "and std above 0"
         )
-    return found
+    return preprocessing
 
 
-def _described(processor: Mapping[str, Any], own: Size) -> Preprocessing:
+def _convert(processor: Mapping[str, Any], default_size: Size) -> Preprocessing:
     scale = 255 * float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 255.0
     offset = 1.0 if processor.get("rescale_offset") else 0.0
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if not processor.get("do_normalize", True) or mean is None or std is None:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    given = processor.get("crop_size") if processor.get("do_center_crop") else None
-    given = given or processor.get("size") or own
-    if isinstance(given, Mapping):
-        given = given["shortest_edge"] if "shortest_edge" in given else (given["height"], given["width"])
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = crop or processor.get("size") or default_size
+    if isinstance(size, Mapping):
+        size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
     return Preprocessing(
-        pair(given),
+        pair(size),
         tuple((float(m) + offset) / scale for m in mean),
         tuple(float(s) / scale for s in std),
-        _PIXELS.get(processor.get("resample", 2), "bicubic"),
+        _FILTERS.get(processor.get("resample", 2), "bicubic"),
     )
