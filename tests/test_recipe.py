@@ -85,9 +85,9 @@ def test_a_field_that_is_wrong_by_itself_brings_no_second_complaint():
     [
         ({"schedule": "step"}, "step_epochs: schedule step needs at least one epoch"),
         ({"step_epochs": [3]}, "only schedule step uses it"),
-        ({"schedule": "step", "step_epochs": [9, 5]}, "rising numbers from 1 to 29, found [9, 5]"),
-        ({"schedule": "step", "step_epochs": [30]}, "rising numbers from 1 to 29"),
-        ({"schedule": "step", "step_epochs": [0, 3]}, "rising numbers from 1 to 29"),
+        ({"schedule": "step", "step_epochs": [9, 5]}, "increasing numbers from 1 to 29, found [9, 5]"),
+        ({"schedule": "step", "step_epochs": [30]}, "increasing numbers from 1 to 29"),
+        ({"schedule": "step", "step_epochs": [0, 3]}, "increasing numbers from 1 to 29"),
         ({"resume": True}, "resume: needs out"),
         ({"val_fraction": 1.0}, "val_fraction: expected a value < 1, found 1.0"),
         ({"label_smoothing": 1}, "label_smoothing: expected a value < 1"),

@@ -11,7 +11,8 @@ from uhkd.features import PairShapes
 from uhkd.methods.base import DistillationLoss, Requirements
 from uhkd.methods.registry import method_class, settings_of
 from uhkd.methods.spectral_matching import SpectralMatchingLoss
-from uhkd.recipe.method_table import method_names, names_of, suggest
+from uhkd.recipe import did_you_mean
+from uhkd.recipe.method_table import method_names, names_of
 
 __all__ = [
     "DistillationLoss",
@@ -85,7 +86,7 @@ def parse_methods(
             if not takers:
                 everything = sorted({w for terms in known.values() for w in terms} | ({"ce"} if kind else set()))
                 problems.append(
-                    f"{method} has no {what} {key!r}{suggest(term, everything)} (known: {', '.join(everything) or 'none'})"
+                    f"{method} has no {what} {key!r}{did_you_mean(term, everything, 1)} (known: {', '.join(everything) or 'none'})"
                 )
             for name in takers:
                 annotation = settings_of(name)[term].annotation if kind == 0 else float

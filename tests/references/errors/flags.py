@@ -66,8 +66,8 @@ CASES = (
         "  - unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?\n"
         "  - --weights: expected KEY=VALUE, found 'kl'\n"
         "  - epochs: expected a whole number, found 'x'\n"
-        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
-        "teachers, several; or teacher_cache, its stored signals)",
+        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
+        "for several use teachers, for stored outputs teacher_cache)",
     ),
     Case(
         "a pattern that matches no network",
