@@ -21,7 +21,7 @@ from rich.table import Table
 
 import uhkd
 from uhkd import console
-from uhkd.__main__ import VERBS, main
+from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import json_output
 from uhkd.cli.parser import CONFIGURED, SCHEMAS
 from uhkd.recipe import build, find_recipe, load_yaml, recipe_names
@@ -145,7 +145,7 @@ def test_results_become_plain_data():
     }
     text = json_output.dumps({"name": "caf\u00e9 \x1b[31m\udce9"})
     assert text.isascii() and "\x1b" not in text and json.loads(text)["name"].startswith("caf\u00e9")
-    with pytest.raises(TypeError, match="holds a object"):
+    with pytest.raises(TypeError, match="contains a object"):
         json_output.to_jsonable(object())
 
 
@@ -398,7 +398,7 @@ def test_tables_that_are_piped_are_whole_and_colourless(monkeypatch: pytest.Monk
 
 
 def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
-    code = "from uhkd.console import put; from uhkd.__main__ import main; main(['--version']); put('0.5 ± caf\u00e9')"
+    code = "from uhkd.console import print_result; from uhkd.__main__ import main; main(['--version']); print_result('0.5 ± caf\u00e9')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == r"0.5 \xb1 caf\xe9"
@@ -406,6 +406,6 @@ def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
 
 def test_verbs_and_schemas_and_the_page_agree():
     page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
-    assert set(console.PLANS) <= set(VERBS)
+    assert set(console.PLANS) <= set(COMMANDS)
     for word in (*console.OPTIONS, console.DRY_RUN, console.VERBOSITY, "NO_COLOR", "UHKD_TRACEBACK", "uhkd completion"):
         assert word in page

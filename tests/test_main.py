@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import uhkd
-from uhkd.__main__ import VERBS, main
+from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import names, parser
 from uhkd.recipe import RecipeError
 
@@ -38,13 +38,13 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
     for argv in ([], ["--help"], ["-h"]):
         assert main(argv) == 0
         text = capsys.readouterr().out
-        assert all(f"\n  {verb} " in text for verb in VERBS)
+        assert all(f"\n  {verb} " in text for verb in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"uhkd {uhkd.__version__}\n"
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]):
-    assert set(VERBS) == {verb for verb in parser.SCHEMAS if " " not in verb}
+    assert set(COMMANDS) == {verb for verb in parser.SCHEMAS if " " not in verb}
     for verb, schema in parser.SCHEMAS.items():
         assert main([*verb.split(), "--help"]) == 0
         text = capsys.readouterr().out
@@ -66,8 +66,8 @@ def test_help_imports_no_heavy_module():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["distil"], "uhkd: error: unknown verb 'distil'; did you mean 'distill'?"),
-        (["xyz"], "the verbs are demo, models"),
+        (["distil"], "uhkd: error: unknown command 'distil'; did you mean 'distill'?"),
+        (["xyz"], "the commands are demo, models"),
         (["--verson"], "unknown option '--verson'"),
         (
             ["finetune", "--model", "m", "--data", "d", "--epoch", "3"],
@@ -213,7 +213,7 @@ def test_stopping_says_how_to_go_on(
     assert "stopped before the first checkpoint" in capsys.readouterr().err
     (out / "checkpoints" / "step-3").mkdir(parents=True)
     assert main([*FINETUNE, "--out", str(out)]) == 130
-    assert f"go on with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
+    assert f"resume with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
     assert main(FINETUNE) == 130
     assert "--resume --out RUN_FOLDER" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlparse
 import griffe
 import pytest
 
-from uhkd.__main__ import VERBS
+from uhkd.__main__ import COMMANDS
 from uhkd.cli.parser import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def test_the_reference_has_every_name_verb_and_option(site, pages):
     for module in MODULES:
         ids = pages[f"reference/python/{module}.html"].ids
         assert {f"{module}.{name}" for name in public_names(module)} - {"uhkd.__version__"} <= ids, module
-    assert set(VERBS) <= pages["reference/command-line.html"].ids
+    assert set(COMMANDS) <= pages["reference/command-line.html"].ids
     text = re.sub(r"<[^>]+>", "", (site / "reference" / "command-line.html").read_text(encoding="utf-8"))
     for verb, schema in SCHEMAS.items():
         for name, field in schema.model_fields.items():

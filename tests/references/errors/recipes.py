@@ -131,7 +131,7 @@ CASES = (
     ),
     wrong("a number that is a key", FINETUNE, MODEL + "3: 4\n", "mine.yaml: expected names as keys, found 3"),
     wrong(
-        "a recipe of another verb",
+        "a recipe of another command",
         FINETUNE,
         PAIR,
         "3 problems:\n"
