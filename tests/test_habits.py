@@ -104,7 +104,7 @@ def test_a_refusal_is_a_document_too(line: list[str], code: int, kind: str, verb
 @pytest.mark.parametrize(
     ("error", "code", "kind"),
     [
-        (ValueError("no"), 2, "refused"),
+        (uhkd.UhkdError("no"), 2, "refused"),
         (PermissionError(13, "Permission denied", "x"), 2, "system"),
         (KeyboardInterrupt(), 130, "stopped"),
         (BrokenPipeError(), 141, None),

@@ -197,11 +197,15 @@ def test_errors_of_the_library(capsys: pytest.CaptureFixture[str], asked: dict, 
         main(FINETUNE)
 
 
-def test_foreign_errors_point_to_the_trace(
+def test_errors_of_other_modules_point_to_the_traceback(
     capsys: pytest.CaptureFixture[str], asked: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    raising(monkeypatch, ValueError("deep inside"))
+    raising(monkeypatch, OSError("deep inside"))
     assert "UHKD_TRACEBACK=1" in complaint(capsys, *FINETUNE)
+    raising(monkeypatch, ValueError("deep inside"))
+    with pytest.raises(ValueError, match="deep inside"):
+        main(FINETUNE)
+    assert "internal error, not a mistake in the command" in capsys.readouterr().err
 
 
 def test_stopping_says_how_to_go_on(

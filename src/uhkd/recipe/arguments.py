@@ -112,7 +112,7 @@ class WatchArguments(StrictModel):
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
-    run: str = Field(description="run folder, or a folder of runs such as a comparison")
+    run: str = Field(description="run folder, or a folder of runs, such as a comparison")
     once: bool = Field(default=False, description="print the state once and exit")
     every: float = Field(default=1.0, ge=0.1, description="seconds between updates")
 
