@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhkd.recipe.base import Device, Levels, StrictModel
+from uhkd.recipe.base import Device, Levels, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -18,10 +18,7 @@ class DemoArguments(StrictModel):
 
     out: str = Field(default="runs/demo", description="folder for runs, table and figures")
     seeds: int = Field(default=3, ge=1, description="number of seeds, for mean and standard deviation")
-    quick: bool = Field(
-        default=False,
-        description="one very short training each, as a test of the installation; the accuracies mean nothing",
-    )
+    quick: bool = Field(default=False, description="train very briefly, as a test; accuracies mean nothing")
 
 
 class ModelsArguments(StrictModel):
@@ -29,16 +26,10 @@ class ModelsArguments(StrictModel):
 
     positional: ClassVar[tuple[str, ...]] = ("pattern",)
 
-    pattern: str = Field(
-        default="*", description="names to list, with wildcards * and ?, for example 'timm/*swin*' or 'uhkd/*'"
-    )
-    max_params: float | None = Field(
-        default=None, gt=0, description="maximum number of parameters, in millions; none: unlimited"
-    )
+    pattern: str = Field(default="*", description="names with wildcards * and ?, such as 'timm/*swin*'")
+    max_params: float | None = Field(default=None, gt=0, description="maximum parameters in millions; none: no limit")
     limit: int = Field(default=50, ge=1, description="maximum number of networks to list")
-    measured: bool = Field(
-        default=False, description="also measure the latency of one image on this machine, in milliseconds"
-    )
+    measured: bool = Field(default=False, description="also measure the latency of one image, in ms")
 
 
 class RecipesArguments(StrictModel):
@@ -66,23 +57,15 @@ class IndexArguments(StrictModel):
 class InspectArguments(StrictModel):
     """Check a teacher and a student without training: layers, map sizes, spectra, memory and one step."""
 
-    teacher: str = Field(
-        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME"
-    )
-    student: str = Field(
-        description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
-    )
+    teacher: Teacher
+    student: Student
     data: str | None = Field(default=None, description="data for the step; none: random images")
     method: str = Field(default="uhkd", min_length=1, description="distillation method of the step")
-    settings: dict[str, Any] = Field(default={}, description="settings of the method, for example radius=2")
-    weights: dict[str, float] = Field(default={}, description="weights of loss terms by name, for example features=10")
-    teacher_levels: Levels = Field(
-        default=None, description="names of the teacher's layers to match; none: selected automatically"
-    )
+    settings: dict[str, Any] = Field(default={}, description="settings of the method, such as radius=2")
+    weights: dict[str, float] = Field(default={}, description="weights of loss terms by name, such as features=10")
+    teacher_levels: Levels = Field(default=None, description="names of teacher layers to match; none: automatic")
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
-    student_levels: Levels = Field(
-        default=None, description="names of the student's layers to match; none: selected automatically"
-    )
+    student_levels: Levels = Field(default=None, description="names of student layers to match; none: automatic")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
     image_size: int | None = Field(default=None, ge=4, description="student's input size in pixels; none: its default")
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
@@ -96,7 +79,7 @@ class EvalArguments(StrictModel):
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
     split: Literal["auto", "val", "test"] = Field(
-        default="auto", description="split to evaluate on; auto: test if the data has one, otherwise val"
+        default="auto", description="auto: test if the data has one, otherwise val"
     )
     probe: Literal["none", "knn", "linear"] = Field(
         default="none",
@@ -122,11 +105,7 @@ class ExportCheckOptions(StrictModel):
 
     data: str | None = Field(default=None, description="data for check and calibration; none: the data of the run")
     images: int = Field(default=64, ge=2, description="number of images to check on")
-    calibrate: int = Field(
-        default=256,
-        ge=1,
-        description="number of training images to calibrate the activation ranges of int8 and onnx-int8",
-    )
+    calibrate: int = Field(default=256, ge=1, description="training images to calibrate int8 and onnx-int8")
     max_drop: float = Field(
         default=1.0,
         ge=0,
@@ -146,9 +125,7 @@ class ExportArguments(ExportCheckOptions):
         description="formats: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), "
         "onnx, int8 (torchao), onnx-int8",
     )
-    out: str | None = Field(
-        default=None, description="folder to write, with a subfolder per format; none: export in the run folder"
-    )
+    out: str | None = Field(default=None, description="folder to write; none: export in the run folder")
 
 
 class PushArguments(ExportCheckOptions):
@@ -159,16 +136,10 @@ class PushArguments(ExportCheckOptions):
     run: Run
     repo: str = Field(description="repository on the hub, OWNER/NAME; created if it does not exist")
     to: Literal["hub"] = Field(default="hub", description="the Hugging Face Hub, or the hub at HF_ENDPOINT")
-    forms: tuple[Form, ...] = Field(
-        default=(), description="formats, as for export; none: timm for networks of timm, otherwise safetensors"
-    )
+    forms: tuple[Form, ...] = Field(default=(), description="as for export; none: timm if possible, else safetensors")
     public: bool = Field(default=False, description="make a newly created repository public")
-    license: str = Field(
-        default="other", min_length=1, description="licence of the weights, for the model card, for example apache-2.0"
-    )
-    dry_run: bool = Field(
-        default=False, description="show files, sizes, target and model card without any network access"
-    )
+    license: str = Field(default="other", min_length=1, description="licence of the weights, such as apache-2.0")
+    dry_run: bool = Field(default=False, description="show files, sizes, target and model card, stay offline")
 
 
 class ReportArguments(StrictModel):
@@ -176,16 +147,12 @@ class ReportArguments(StrictModel):
 
     positional: ClassVar[tuple[str, ...]] = ("runs",)
 
-    runs: tuple[str, ...] = Field(
-        min_length=1, description="run folders, or folders that contain runs, for example of compare or demo"
-    )
+    runs: tuple[str, ...] = Field(min_length=1, description="run folders, or folders that contain runs")
     out: str | None = Field(
         default=None,
         description="file or folder to write; none: report.html in the folder, for several in the current one",
     )
-    figures: bool = Field(
-        default=False, description="also write each figure as PNG and SVG, in folder figures next to the page"
-    )
+    figures: bool = Field(default=False, description="also write figures as PNG and SVG, next to the page")
 
 
 class PredictArguments(StrictModel):
@@ -218,11 +185,7 @@ class VerifyArguments(StrictModel):
     positional: ClassVar[tuple[str, ...]] = ("cache",)
 
     cache: str = Field(description="folder of the cache")
-    sample: int = Field(
-        default=64,
-        ge=0,
-        description="number of records to compute again and compare; 0: checksums only, without the teacher",
-    )
+    sample: int = Field(default=64, ge=0, description="records to compare with the teacher; 0: checksums only")
     data: str | None = Field(default=None, description="current location of the images; none: the recorded one")
     teacher: str | None = Field(default=None, description="current location of the teacher; none: the recorded one")
     device: Device = "auto"

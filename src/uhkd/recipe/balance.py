@@ -23,22 +23,12 @@ class LeadSettings(StrictModel):
     """
 
     features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms have full weight")
-    features_power: float = Field(
-        default=2.0, ge=0, description="exponent of lead / gate for feature terms; 0: no effect of the lead"
-    )
-    features_fall: Fall = Field(
-        default="constant", description="factor of feature terms over the training: 1, or from 1 to 0"
-    )
+    features_power: float = Field(default=2.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
+    features_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
     logits_gate: float = Field(default=0.2, gt=0, le=1, description="lead from which logit terms have full weight")
-    logits_power: float = Field(
-        default=1.0, ge=0, description="exponent of lead / gate for logit terms; 0: no effect of the lead"
-    )
-    logits_fall: Fall = Field(
-        default="constant", description="factor of logit terms over the training: 1, or from 1 to 0"
-    )
-    measure: Literal["accuracy", "odds"] = Field(
-        default="accuracy", description="quantity that the lead compares: accuracy a, or odds a / (1 - a)"
-    )
+    logits_power: float = Field(default=1.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
+    logits_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
+    measure: Literal["accuracy", "odds"] = Field(default="accuracy", description="accuracy a, or odds a / (1 - a)")
     bound: Literal["held-out", "none"] = Field(
         default="held-out",
         description="upper limit of the teacher's accuracy: its held-out accuracy, because it may have memorised the training "
@@ -50,9 +40,7 @@ class LeadSettings(StrictModel):
 class CapSettings(StrictModel):
     """Settings of balance "cap": the gradient norm of the feature terms is at most `ratio` times the cross-entropy's."""
 
-    ratio: float = Field(
-        default=0.5, gt=0, description="largest gradient norm of the feature terms, relative to the cross-entropy's"
-    )
+    ratio: float = Field(default=0.5, gt=0, description="maximum ratio of the two gradient norms")
     every: int = Field(default=50, ge=1, description="optimiser steps between measurements of the gradients")
 
 

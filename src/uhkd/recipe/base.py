@@ -67,6 +67,12 @@ Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_integers_as_text)]
 """Names of layers (block numbers as text); None: selected automatically."""
 
 
+Teacher = Annotated[
+    str, Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
+]
+Student = Annotated[
+    str, Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
 ]
@@ -86,15 +92,9 @@ class DataOptions(StrictModel):
         lt=1,
         description="share of the training images held out for validation if the data has no validation split",
     )
-    train_limit: int | None = Field(
-        default=None, ge=1, description="number of training images to use (stratified by class); none: all"
-    )
-    unlabelled: bool = Field(
-        default=False, description="ignore labels; images of a folder may then be in any subfolders, at any depth"
-    )
-    skip_bad_images: bool = Field(
-        default=False, description="skip image files that cannot be read; they are counted and listed"
-    )
+    train_limit: int | None = Field(default=None, ge=1, description="training images, stratified by class; none: all")
+    unlabelled: bool = Field(default=False, description="ignore labels; a folder may then have any subfolders")
+    skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
     shuffle_shards: int | None = Field(
         default=None,
         ge=1,
@@ -106,9 +106,7 @@ class DataOptions(StrictModel):
         description="parts of an epoch that shuffle_shards reads in parallel; set to the number of processes, each process reads "
         "only its own shards",
     )
-    shard_cache: str | None = Field(
-        default=None, description="folder for downloaded shards; none: the user's cache folder"
-    )
+    shard_cache: str | None = Field(default=None, description="folder for downloaded shards; none: in the user's cache")
     shard_cache_gb: float = Field(default=100.0, gt=0, description="maximum size of shard_cache, in GB")
 
 
@@ -118,12 +116,10 @@ class AugmentationOptions(StrictModel):
     crop: Literal["auto", "none", "pad", "resized"] = Field(
         default="auto", description="random crop of training images; auto: pad for small images, resized for large ones"
     )
-    crop_scale: float = Field(
-        default=0.25, gt=0, le=1, description="smallest share of the image area that crop resized keeps"
-    )
+    crop_scale: float = Field(default=0.25, gt=0, le=1, description="minimum share of the image area for crop resized")
     flip: bool | None = Field(default=None, description="mirror training images at random; none: depends on the data")
     randaugment: str | None = Field(
-        default=None, description="RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1; none: off"
+        default=None, description="RandAugment, such as timm's rand-m9-mstd0.5-inc1; none: off"
     )
     color_jitter: float = Field(
         default=0.0,
@@ -131,9 +127,7 @@ class AugmentationOptions(StrictModel):
         le=1,
         description="largest change of brightness, contrast and saturation, not used with randaugment other than -t3a; 0: off",
     )
-    erasing: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a random box of the image is replaced by noise"
-    )
+    erasing: float = Field(default=0.0, ge=0, le=1, description="probability that a random box becomes noise")
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's Beta distribution; 0: off")
 
@@ -160,12 +154,8 @@ class TeacherOptions(StrictModel):
         default="auto",
         description="teacher's classifier: keep it, or train a linear probe first; auto: probe if the classes differ",
     )
-    allow_weak_teacher: bool = Field(
-        default=False, description="continue with a teacher that is hardly better than chance"
-    )
-    teacher_levels: Levels = Field(
-        default=None, description="names of the teacher's layers to match; none: selected automatically"
-    )
+    allow_weak_teacher: bool = Field(default=False, description="accept a teacher hardly better than chance")
+    teacher_levels: Levels = Field(default=None, description="names of teacher layers to match; none: automatic")
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
 
 
@@ -175,9 +165,7 @@ class DeviceOptions(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="number format of the forward pass; auto: bf16 if the device computes it natively"
     )
-    workers: int | None = Field(
-        default=None, ge=0, description="loader processes; none: depends on the data and the CPU cores"
-    )
+    workers: int | None = Field(default=None, ge=0, description="loader processes; none: by data and number of cores")
     device: Device = "auto"
     deterministic: bool = Field(
         default=False,

@@ -11,9 +11,7 @@ from uhkd.recipe.base import StrictModel
 class CompareRecipe(StrictModel):
     """Train pairs x methods x seeds, in parallel and resumable, and write one table."""
 
-    pairs: tuple[str, ...] = Field(
-        min_length=1, description="one distill recipe per pair: packaged names, YAML files or run folders"
-    )
+    pairs: tuple[str, ...] = Field(min_length=1, description="distill recipes: packaged names, files or run folders")
     methods: tuple[str, ...] = Field(
         default=("scratch", "kd", "uhkd"), min_length=1, description="methods, combinations by +, or names of variants"
     )
@@ -28,17 +26,13 @@ class CompareRecipe(StrictModel):
     )
     seeds: int = Field(default=3, ge=1, description="number of seeds (0, 1, ...); differences are paired by seed")
     data: str | None = Field(default=None, description="data to use instead of the recipes' data")
-    overrides: dict[str, Any] = Field(
-        default={}, description="options to change in every student's recipe, for example epochs=10"
-    )
-    teacher_overrides: dict[str, Any] = Field(default={}, description="options to change in every teacher's recipe")
+    overrides: dict[str, Any] = Field(default={}, description="changed options of every student, for example epochs=10")
+    teacher_overrides: dict[str, Any] = Field(default={}, description="changed options of every teacher")
     split: Literal["val", "test"] = Field(
         default="val",
         description="split of the final table: held-out (val), or test, which is read once, after all choices are made",
     )
-    tune: int = Field(
-        default=0, ge=0, description="settings to try per method first, on the held-out split; 0: use the defaults"
-    )
+    tune: int = Field(default=0, ge=0, description="settings to try per method on the held-out split; 0: defaults")
     cache: Literal["auto", "never"] = Field(
         default="auto",
         description="auto: store teacher outputs once if two or more trainings of a seed use them; never: each training runs "

@@ -9,7 +9,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from uhkd.errors import UhkdError
 from uhkd.recipe.balance import BalanceName, balance_settings
-from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
+from uhkd.recipe.base import (
+    AugmentationOptions,
+    DataOptions,
+    DeviceOptions,
+    Levels,
+    StrictModel,
+    Student,
+    TeacherOptions,
+)
 from uhkd.recipe.errors import RecipeError, format_value
 
 # default peak learning rate and weight decay; those of lamb are from timm's A2 recipe (arXiv 2110.00476)
@@ -20,35 +28,27 @@ _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     """Options of every training: data, augmentation, optimiser, schedule, device, output."""
 
-    image_size: int | None = Field(
-        default=None, ge=4, description="input size of the trained model in pixels; none: the model's default"
-    )
+    image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
 
     epochs: int = Field(default=30, ge=1, description="passes over the training images")
     batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")
-    grad_accum_steps: int = Field(
-        default=1, ge=1, description="parts that a batch is split into to save memory; must divide batch_size"
-    )
+    grad_accum_steps: int = Field(default=1, ge=1, description="parts of a batch, to save memory; divides batch_size")
     optimizer: Literal["adamw", "sgd", "lamb"] = Field(default="adamw", description="optimiser")
     lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate; none: 0.001 for adamw, 0.05 for sgd, 0.005 for lamb"
+        default=None, gt=0, description="peak learning rate; none: adamw 0.001, sgd 0.05, lamb 0.005"
     )
     weight_decay: float | None = Field(
-        default=None, ge=0, description="weight decay; none: 0.05 for adamw, 0.0005 for sgd, 0.02 for lamb"
+        default=None, ge=0, description="weight decay; none: adamw 0.05, sgd 0.0005, lamb 0.02"
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate schedule")
     min_lr: float = Field(default=0.0, ge=0, description="final learning rate of schedule cosine")
     warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
     warmup_lr: float | None = Field(
-        default=None, ge=0, description="learning rate of the first warm-up step; none: lr / number of warm-up steps"
+        default=None, ge=0, description="learning rate of the first step; none: lr / warm-up steps"
     )
-    step_epochs: tuple[int, ...] = Field(
-        default=(), description="epochs after which schedule step lowers the learning rate"
-    )
-    step_gamma: float = Field(
-        default=0.1, gt=0, le=1, description="factor of the learning rate after each of step_epochs"
-    )
+    step_epochs: tuple[int, ...] = Field(default=(), description="epochs after which schedule step lowers lr")
+    step_gamma: float = Field(default=0.1, gt=0, le=1, description="factor of the learning rate at step_epochs")
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="probability mass spread over all classes")
     clip_grad: float | None = Field(
         default=5.0,
@@ -138,22 +138,16 @@ class FinetuneRecipe(TrainRecipe):
     """Train one network on labels: a teacher or a baseline from scratch."""
 
     model: str = Field(description="network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
-    start: str = Field(
-        default="random", description="initial weights: random, pretrained (by the network's library) or a weights file"
-    )
+    start: str = Field(default="random", description="initial weights: random, pretrained or a weights file")
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the network's constructor")
-    levels: Levels = Field(
-        default=None, description="names of the layers shown in diagnostics; none: selected automatically"
-    )
+    levels: Levels = Field(default=None, description="names of layers for diagnostics; none: automatic")
 
 
 class TeacherSpec(StrictModel):
     """One of several teachers. Options that are not given are those of the recipe."""
 
     teacher: str = Field(min_length=1, description="a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
-    weight: float = Field(
-        default=1.0, gt=0, description="weight of the teacher's loss terms, relative to the sum over all teachers"
-    )
+    weight: float = Field(default=1.0, gt=0, description="weight relative to the sum over all teachers")
     method: str | None = Field(
         default=None,
         min_length=1,
@@ -189,22 +183,16 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
         description="teachers with different options, instead of teacher: '{teacher: A, method: kd, weight: 2}'; other keys: "
         "settings, weights, start, head, levels, options",
     )
-    student: str = Field(
-        description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder"
-    )
+    student: Student
     method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
     settings: dict[str, Any] = Field(default={}, description="settings of the method, for example radius=2")
-    weights: _LossWeights = Field(
-        default={}, description="weights of loss terms by name, for example features=10; 0 skips a term"
-    )
+    weights: _LossWeights = Field(default={}, description="weights of loss terms, such as features=10; 0 skips a term")
     balance: BalanceName | None = Field(
         default=None,
         description="weight of the teacher's loss terms over the training (docs/balance.md): constant; linear or cosine, from 1 "
         "to 0; lead, while the teacher is ahead of the student; cap, by gradient norm; famo; none: the method's default",
     )
-    balance_settings: dict[str, Any] = Field(
-        default={}, description="settings of balance, for example features_gate=0.1; needs balance"
-    )
+    balance_settings: dict[str, Any] = Field(default={}, description="settings of balance, such as features_gate=0.1")
     teacher_cache: str | None = Field(
         default=None,
         description="folder of stored teacher outputs (uhkd cache) to use instead of the teacher; epochs use its views in turn, "
@@ -219,12 +207,8 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
     probe: Literal["knn", "linear"] = Field(
         default="knn", description="probe for probe_data: k nearest neighbours (20, cosine) or logistic regression"
     )
-    student_start: str = Field(
-        default="random", description="student's initial weights: random, pretrained or a weights file"
-    )
-    student_levels: Levels = Field(
-        default=None, description="names of the student's layers to match; none: selected automatically"
-    )
+    student_start: str = Field(default="random", description="initial weights: random, pretrained or a weights file")
+    student_levels: Levels = Field(default=None, description="names of student layers to match; none: automatic")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
     def teacher_recipes(self) -> tuple[tuple[Self, float], ...]:

@@ -16,7 +16,7 @@ CASES = (
     Case(
         "no pairs",
         "compare --out new",
-        "pairs: required but not given (one distill recipe per pair: packaged names, YAML files or run folders)",
+        "pairs: required but not given (distill recipes: packaged names, files or run folders)",
     ),
     Case(
         "a pair that does not exist",
