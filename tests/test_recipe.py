@@ -44,10 +44,10 @@ def test_defaults_of_the_short_form():
 )
 def test_learning_rate_and_decay_follow_the_optimizer(optimizer: str, rate: float, decay: float):
     recipe = build(FinetuneRecipe, FINETUNE | {"optimizer": optimizer})
-    assert (recipe.lr, recipe.learning_rate, recipe.decay) == (None, rate, decay)
+    assert (recipe.lr, recipe.learning_rate, recipe.effective_weight_decay) == (None, rate, decay)
     assert (recipe.resolved().lr, recipe.resolved().weight_decay) == (rate, decay)
     own = build(FinetuneRecipe, FINETUNE | {"optimizer": optimizer, "lr": 0.3, "weight_decay": 0})
-    assert (own.learning_rate, own.decay) == (0.3, 0.0)
+    assert (own.learning_rate, own.effective_weight_decay) == (0.3, 0.0)
 
 
 def test_every_problem_is_told_at_once():
@@ -150,10 +150,7 @@ def test_values_at_the_ends_of_their_ranges(words: dict):
 
 def test_loss_weights_are_numbers_from_zero():
     found = problems(DistillRecipe, **DISTILL, weights={"kl": -1, "features": "x"})
-    assert found == [
-        "weights.kl: expected a value >= 0, found -1",
-        "weights.features: expected a number, found 'x'",
-    ]
+    assert found == ["weights.kl: expected a value >= 0, found -1", "weights.features: expected a number, found 'x'"]
 
 
 def test_recipes_do_not_change():

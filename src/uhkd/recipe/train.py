@@ -92,13 +92,13 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
         return self.lr if self.lr is not None else _DEFAULTS[self.optimizer][0]
 
     @property
-    def decay(self) -> float:
+    def effective_weight_decay(self) -> float:
         """The weight decay: `weight_decay`, or the optimiser's default."""
         return self.weight_decay if self.weight_decay is not None else _DEFAULTS[self.optimizer][1]
 
     def resolved(self) -> Self:
         """Return the same recipe with numbers for `lr` and `weight_decay`."""
-        return self.model_copy(update={"lr": self.learning_rate, "weight_decay": self.decay})
+        return self.model_copy(update={"lr": self.learning_rate, "weight_decay": self.effective_weight_decay})
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
