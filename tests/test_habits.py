@@ -398,7 +398,8 @@ def test_tables_that_are_piped_are_whole_and_colourless(monkeypatch: pytest.Monk
 
 
 def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
-    code = "from uhkd.console import print_result; from uhkd.__main__ import main; main(['--version']); print_result('0.5 ± caf\u00e9')"
+    code = "from uhkd.console import print_result; from uhkd.__main__ import main; main(['--version']); "
+    code += "print_result('0.5 ± caf\u00e9')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == r"0.5 \xb1 caf\xe9"
