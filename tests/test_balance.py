@@ -369,7 +369,7 @@ def test_a_teacher_without_a_fitting_head_follows_the_schedule_alone(
 def test_older_words_keep_their_meaning(teacher: Path, tmp_path: Path):
     older = words(teacher, tmp_path / "older", weights_schedule="linear")
     assert build(DistillRecipe, older).balance == "linear"
-    with pytest.raises(RecipeError, match="weights_schedule: is called balance now, and both are given"):
+    with pytest.raises(RecipeError, match="weights_schedule: is now called balance, and both are given"):
         build(DistillRecipe, older | {"balance": "lead"})
 
 
@@ -397,7 +397,7 @@ def test_another_balance_is_no_way_to_resume(teacher: Path, tmp_path: Path):
     ("balance", "settings", "told"),
     [
         ("led", {}, "balance: expected constant, linear, cosine, lead, cap or famo, found 'led'; did you mean 'lead'"),
-        (None, {"window": 3}, "balance_settings: belong to a balance, and none is named"),
+        (None, {"window": 3}, "balance_settings: need a balance, and none is given"),
         ("lead", {"gate": 0.1}, "balance_settings.gate: unknown key"),
         ("lead", {"features_gate": 0}, "balance_settings.features_gate: expected a value > 0, found 0"),
         ("lead", {"features_gate": 1.5}, "balance_settings.features_gate: expected a value <= 1, found 1.5"),

@@ -443,7 +443,7 @@ def test_bad_words_are_told_together(capsys: pytest.CaptureFixture[str]):
     assert "keep: expected some of logits, embedding, spectra, each once, found logits, maps" in capsys.readouterr().err
     words = ["cache", "--data", "digits", "--teacher", "x", "--out", "y", "--form", "amplitude", "--channels", "8"]
     assert main(words) == 2
-    assert "mixes channels linearly and fits form pairs" in capsys.readouterr().err
+    assert "a linear mix of channels needs form pairs" in capsys.readouterr().err
 
 
 def _command(words: dict[str, Any]) -> list[str]:

@@ -20,11 +20,11 @@ READERS_OWN = ("required but not given", "no recipe ")  # complaints about what 
 def complaints(words, whole):
     """What uhkd would say about a command line, but for files that only the reader has."""
     _, words = parse_output_options(list(words))
-    verb, *rest = words or ("VERB",)
-    if verb in ("-h", "--help", "--version", "VERB", "help"):
+    verb, *rest = words or ("COMMAND",)
+    if verb in ("-h", "--help", "--version", "COMMAND", "help"):
         return []
     if verb not in COMMANDS:
-        return [f"unknown verb {verb!r}"]
+        return [f"unknown command {verb!r}"]
     if rest[:1] == ["verify"] and verb == "cache":
         verb, rest = "cache verify", rest[1:]
     if "--help" in rest:
@@ -61,7 +61,7 @@ def test_commands_are_found_and_mistakes_in_them_too(tmp_path):
     assert [command.is_complete for command in found] == [False, True, True, True, True]
     said = [complaints(*command) for command in found]
     assert said[0] == [] and said[4] == []
-    assert "unknown verb" in said[1][0] and "--bottom" in said[3][0]
+    assert "unknown command" in said[1][0] and "--bottom" in said[3][0]
     assert said[2] and "epochs" in said[2][0]
     assert len([command for page in PAGES for command in commands(page)]) > 60
 

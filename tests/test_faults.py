@@ -148,7 +148,7 @@ def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path)
     )
     assert done.returncode == 143, done.stderr[-3000:]
     assert (
-        "stopped by SIGTERM after step 4 of 15; the checkpoint of step 4 is kept; go on with: uhkd finetune"
+        "stopped by SIGTERM after step 4 of 15; the checkpoint of step 4 is kept; resume with: uhkd finetune"
         in done.stderr
     )
     assert f"--out '{out}' --resume\n" in done.stderr

@@ -104,7 +104,7 @@ def test_a_refusal_is_a_document_too(line: list[str], code: int, kind: str, verb
 @pytest.mark.parametrize(
     ("error", "code", "kind"),
     [
-        (ValueError("no"), 2, "refused"),
+        (uhkd.UhkdError("no"), 2, "refused"),
         (PermissionError(13, "Permission denied", "x"), 2, "system"),
         (KeyboardInterrupt(), 130, "stopped"),
         (BrokenPipeError(), 141, None),
@@ -145,7 +145,7 @@ def test_results_become_plain_data():
     }
     text = json_output.dumps({"name": "caf\u00e9 \x1b[31m\udce9"})
     assert text.isascii() and "\x1b" not in text and json.loads(text)["name"].startswith("caf\u00e9")
-    with pytest.raises(TypeError, match="holds a object"):
+    with pytest.raises(TypeError, match="contains a object"):
         json_output.to_jsonable(object())
 
 
@@ -398,7 +398,8 @@ def test_tables_that_are_piped_are_whole_and_colourless(monkeypatch: pytest.Monk
 
 
 def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
-    code = "from uhkd.console import put; from uhkd.__main__ import main; main(['--version']); put('0.5 ± caf\u00e9')"
+    code = "from uhkd.console import print_result; from uhkd.__main__ import main; main(['--version']); "
+    code += "print_result('0.5 ± caf\u00e9')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == r"0.5 \xb1 caf\xe9"

@@ -66,8 +66,8 @@ def test_help_imports_no_heavy_module():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["distil"], "uhkd: error: unknown verb 'distil'; did you mean 'distill'?"),
-        (["xyz"], "the verbs are demo, models"),
+        (["distil"], "uhkd: error: unknown command 'distil'; did you mean 'distill'?"),
+        (["xyz"], "the commands are demo, models"),
         (["--verson"], "unknown option '--verson'"),
         (
             ["finetune", "--model", "m", "--data", "d", "--epoch", "3"],
@@ -197,11 +197,15 @@ def test_errors_of_the_library(capsys: pytest.CaptureFixture[str], asked: dict, 
         main(FINETUNE)
 
 
-def test_foreign_errors_point_to_the_trace(
+def test_errors_of_other_modules_point_to_the_traceback(
     capsys: pytest.CaptureFixture[str], asked: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    raising(monkeypatch, ValueError("deep inside"))
+    raising(monkeypatch, OSError("deep inside"))
     assert "UHKD_TRACEBACK=1" in complaint(capsys, *FINETUNE)
+    raising(monkeypatch, ValueError("deep inside"))
+    with pytest.raises(ValueError, match="deep inside"):
+        main(FINETUNE)
+    assert "internal error, not a mistake in the command" in capsys.readouterr().err
 
 
 def test_stopping_says_how_to_go_on(
@@ -213,7 +217,7 @@ def test_stopping_says_how_to_go_on(
     assert "stopped before the first checkpoint" in capsys.readouterr().err
     (out / "checkpoints" / "step-3").mkdir(parents=True)
     assert main([*FINETUNE, "--out", str(out)]) == 130
-    assert f"go on with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
+    assert f"resume with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
     assert main(FINETUNE) == 130
     assert "--resume --out RUN_FOLDER" in capsys.readouterr().err
 

@@ -628,7 +628,7 @@ def test_unknown_methods_are_all_named():
     first, second = str(caught.value).splitlines()
     assert "unknown method 'uhdk'; did you mean 'uhkd'? (known: scratch, kd, dkd, " in first
     assert "unknown method 'twin_c'; did you mean 'twin_" in second
-    with pytest.raises(ValueError, match="names one method twice"):
+    with pytest.raises(ValueError, match="contains a name twice"):
         parse_methods("kd+kd")
 
 

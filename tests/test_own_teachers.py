@@ -355,13 +355,13 @@ def test_words_on_several_teachers():
     assert (first.teacher, first.method, first.settings) == ("a", "uhkd", {"radius": 2})
     assert (second.teacher, second.method, second.settings) == ("b", "kd", {})
     for words, says in (
-        ({"teacher": "a", "teachers": [{"teacher": "b"}]}, "stands in place of teacher"),
-        ({"teacher": ["a", "b"], "teacher_cache": "c"}, "teacher_cache: holds the signals of one teacher"),
+        ({"teacher": "a", "teachers": [{"teacher": "b"}]}, "teachers: replaces teacher"),
+        ({"teacher": ["a", "b"], "teacher_cache": "c"}, "teacher_cache: contains the outputs of one teacher"),
         ({"teacher": ["a", "b"], "teacher_levels": ["1"]}, "teacher_levels: names layers of one teacher"),
         ({"teacher": 5}, "teacher: expected the name of a teacher, or a list of names, found 5"),
         (
             {"teachers": [{"teacher": "a"}, {"teacher": "b", "weights": {"ce": 0.5}}]},
-            "teachers.1.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own weights",
+            "teachers.1.weights.ce: the label loss does not depend on a teacher; set it in the recipe's weights",
         ),
         ({"teachers": [{"method": "kd"}]}, "teachers.0.teacher: required but not given"),
         ({"teachers": [{"teacher": "a", "metod": "kd"}]}, "teachers.0.metod: unknown key; did you mean 'method'"),

@@ -44,10 +44,10 @@ def test_defaults_of_the_short_form():
 )
 def test_learning_rate_and_decay_follow_the_optimizer(optimizer: str, rate: float, decay: float):
     recipe = build(FinetuneRecipe, FINETUNE | {"optimizer": optimizer})
-    assert (recipe.lr, recipe.learning_rate, recipe.decay) == (None, rate, decay)
+    assert (recipe.lr, recipe.learning_rate, recipe.effective_weight_decay) == (None, rate, decay)
     assert (recipe.resolved().lr, recipe.resolved().weight_decay) == (rate, decay)
     own = build(FinetuneRecipe, FINETUNE | {"optimizer": optimizer, "lr": 0.3, "weight_decay": 0})
-    assert (own.learning_rate, own.decay) == (0.3, 0.0)
+    assert (own.learning_rate, own.effective_weight_decay) == (0.3, 0.0)
 
 
 def test_every_problem_is_told_at_once():
@@ -85,9 +85,9 @@ def test_a_field_that_is_wrong_by_itself_brings_no_second_complaint():
     [
         ({"schedule": "step"}, "step_epochs: schedule step needs at least one epoch"),
         ({"step_epochs": [3]}, "only schedule step uses it"),
-        ({"schedule": "step", "step_epochs": [9, 5]}, "rising numbers from 1 to 29, found [9, 5]"),
-        ({"schedule": "step", "step_epochs": [30]}, "rising numbers from 1 to 29"),
-        ({"schedule": "step", "step_epochs": [0, 3]}, "rising numbers from 1 to 29"),
+        ({"schedule": "step", "step_epochs": [9, 5]}, "increasing numbers from 1 to 29, found [9, 5]"),
+        ({"schedule": "step", "step_epochs": [30]}, "increasing numbers from 1 to 29"),
+        ({"schedule": "step", "step_epochs": [0, 3]}, "increasing numbers from 1 to 29"),
         ({"resume": True}, "resume: needs out"),
         ({"val_fraction": 1.0}, "val_fraction: expected a value < 1, found 1.0"),
         ({"label_smoothing": 1}, "label_smoothing: expected a value < 1"),
@@ -150,10 +150,7 @@ def test_values_at_the_ends_of_their_ranges(words: dict):
 
 def test_loss_weights_are_numbers_from_zero():
     found = problems(DistillRecipe, **DISTILL, weights={"kl": -1, "features": "x"})
-    assert found == [
-        "weights.kl: expected a value >= 0, found -1",
-        "weights.features: expected a number, found 'x'",
-    ]
+    assert found == ["weights.kl: expected a value >= 0, found -1", "weights.features: expected a number, found 'x'"]
 
 
 def test_recipes_do_not_change():

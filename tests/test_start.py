@@ -142,7 +142,7 @@ def test_a_lazy_package_has_the_names_that_type_checkers_see(package: str):
         for alias in node.names
     }
     assert seen == module._modules
-    assert set(module.__all__) - {"__version__"} == set(seen) and dir(module) == sorted(module.__all__)
+    assert set(module.__all__) - {"__version__", "UhkdError"} == set(seen) and dir(module) == sorted(module.__all__)
     for name, home in seen.items():
         assert getattr(module, name) is getattr(import_module(home), name)
 

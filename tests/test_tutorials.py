@@ -73,5 +73,5 @@ def test_each_tutorial_says_what_one_gets_and_how_long_it_takes():
 def test_a_page_that_fails_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```bash\necho begun\nuhkd destill\necho passed\n```\n", encoding="utf-8")
-    with pytest.raises(AssertionError, match=r"begun\n.*unknown verb 'destill'"):
+    with pytest.raises(AssertionError, match=r"begun\n.*unknown command 'destill'"):
         follow(page, tmp_path)

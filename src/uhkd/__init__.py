@@ -31,14 +31,10 @@ __all__ = [
     "watch",
 ]
 
-import_on_use(
-    __name__,
-    {
-        "uhkd.commands": (
-            *("Result", "cache", "compare", "distill", "evaluate", "finetune", "predict", "report", "watch"),
-        ),
-        "uhkd.data": ("open_data",),
-        "uhkd.training.distillation": ("Distillation",),
-        "uhkd.models": ("create", "load_run"),
-    },
-)
+_MODULES = {
+    "uhkd.commands": ("Result", "cache", "compare", "distill", "evaluate", "finetune", "predict", "report", "watch"),
+    "uhkd.data": ("open_data",),
+    "uhkd.training.distillation": ("Distillation",),
+    "uhkd.models": ("create", "load_run"),
+}
+import_on_use(__name__, _MODULES)

@@ -1,4 +1,4 @@
-"""The command `uhkd`: its help without heavy imports, its verbs, its errors and exit codes."""
+"""The command `uhkd`: help without heavy imports, commands, error messages and exit codes."""
 
 import contextlib
 import io
@@ -29,29 +29,29 @@ from uhkd.distributed import exit_with_parent, first_to_report
 from uhkd.errors import UhkdError
 
 COMMANDS = {
-    "demo": "a teacher and its students on handwritten digits, in minutes, with table and pictures",
+    "demo": "train a teacher and students on handwritten digits in minutes, with table and figures",
     "models": "list networks by name and size",
-    "recipes": "list packaged recipes, show one, or compare two key by key",
-    "inspect": "try a pair of networks without training: taps, spectra, memory",
-    "finetune": "train one network on labels: a teacher or a scratch baseline",
-    "distill": "train a student to imitate a teacher of any other architecture",
-    "cache": "store a teacher's signals once, for many students; cache verify checks them",
-    "compare": "pairs x methods x seeds side by side, resumable, in one table; or what a step costs",
-    "watch": "where trainings stand, live, from another terminal",
-    "eval": "accuracy of a trained run",
-    "predict": "classes of image files",
-    "report": "runs as one page to look at: tables, figures, images",
-    "export": "the trained network alone, for timm, torch.export or ONNX, also in int8, checked",
-    "push": "an exported network with its model card onto a hub, private by default",
-    "index": "note where the samples of tar shards lie",
-    "doctor": "what this machine offers, what is wrong with it, and what to do about that",
-    "completion": "the script by which bash, zsh or fish completes uhkd's words",
+    "recipes": "list packaged recipes, print one, or compare two key by key",
+    "inspect": "check a teacher and a student without training: layers, spectra, memory",
+    "finetune": "train one network on labels: a teacher or a baseline from scratch",
+    "distill": "train a student with a teacher of any other architecture",
+    "cache": "store a teacher's outputs once for many students; cache verify checks them",
+    "compare": "train pairs x methods x seeds, resumable, with one table; or measure the cost of a step",
+    "watch": "show the progress of running trainings",
+    "eval": "measure the accuracy of a trained network",
+    "predict": "predict the classes of image files",
+    "report": "write one HTML page about runs: tables, figures, images",
+    "export": "write the trained network for timm, torch.export or ONNX, also in int8, checked",
+    "push": "upload an exported network with its model card to a hub, private by default",
+    "index": "write an index of tar shards",
+    "doctor": "check this machine and suggest solutions to problems",
+    "completion": "print the completion script for bash, zsh or fish",
 }
 
-# a verb whose name is taken in Python has another name there
+# functions with another name than the command
 _FUNCTIONS = {"eval": "evaluate", "cache verify": "verify_cache"}
-# verbs that need no torch live outside of uhkd.commands
-_HOMES = {"completion": "uhkd.cli.completion"}
+# commands that need no torch are outside of uhkd.commands
+_MODULES = {"completion": "uhkd.cli.completion"}
 
 _EXAMPLES = """\
   uhkd demo
@@ -63,30 +63,33 @@ _EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 1 doctor found a fault, 2 the user's mistake (told on stderr),
-    130 stopped (143 and 138: by SIGTERM and SIGUSR1, saved before), 141 the reader of stdout is gone."""
+    """Run a command line and return its exit code.
+
+    0: success. 1: doctor found a problem. 2: user's mistake, reported on stderr. 130: interrupted (143 by SIGTERM, 138 by
+    SIGUSR1, after saving). 141: the reader of stdout has closed it.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a result is written whole where its letters are not known
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print results completely in encodings that lack some characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         output, remaining = parse_output_options(argv)
-    except ValueError as error:
+    except UhkdError as error:
         print(f"uhkd: error: {error}", file=sys.stderr)
         return 2
     try:
         with output_options(output):
-            return _answer(output, remaining)
+            return _run(output, remaining)
     except KeyboardInterrupt:
         print("\nuhkd: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of our output is gone (uhkd models | head): nothing more can be said on stdout
+        # the reader of stdout has closed it (uhkd models | head): discard the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
-def _answer(output: OutputOptions, remaining: list[str]) -> int:
-    """Answer by help, version or a verb."""
+def _run(output: OutputOptions, remaining: list[str]) -> int:
+    """Print the help, the version, or the result of a command."""
     if not remaining or remaining[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
@@ -95,66 +98,62 @@ def _answer(output: OutputOptions, remaining: list[str]) -> int:
         print(f"uhkd {__version__}")
         return 0
     if command not in COMMANDS:
-        return _refuse(output, "", "usage", _unknown_command(command))
+        return _usage_error(output, "", _unknown_command(command))
     if rest[:1] == ["verify"] and command == "cache":
         command, rest = "cache verify", rest[1:]
     if output.dry_run and command not in PLANS:
-        return _refuse(output, command, "usage", f"unknown option {DRY_RUN}; these verbs have it: {', '.join(PLANS)}")
+        return _usage_error(output, command, f"unknown option {DRY_RUN}; commands with it: {', '.join(PLANS)}")
     exit_with_parent()
     if not output.json or {"-h", "--help"} & {*rest}:
-        return _run(output, command, rest)[0]
+        return _run_command(output, command, rest)[0]
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tables for people
-            code, answer = _run(output, command, rest)
-    except Exception as error:  # a fault of ours: Python shows the trace
-        print(
-            json_output.dumps(json_output.error_document(command, "internal", f"{type(error).__name__}: {error}", 1)),
-            flush=True,
-        )
+            code, document = _run_command(output, command, rest)
+    except Exception as error:  # a bug: Python prints the traceback
+        document = json_output.error_document(command, "internal", f"{type(error).__name__}: {error}", 1)
+        print(json_output.dumps(document), flush=True)
         raise
-    if answer is not None and is_rank_zero():
-        print(json_output.dumps(answer), flush=True)
+    if document is not None and is_rank_zero():
+        print(json_output.dumps(document), flush=True)
     return code
 
 
 def _help() -> str:
-    listing = "".join(f"  {command:<12}{line}\n" for command, line in COMMANDS.items())
-    dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
-    options = "".join(f"  {name:<12}{line}\n" for name, line in (OPTIONS | dry).items())
+    commands = "".join(f"  {command:<12}{line}\n" for command, line in COMMANDS.items())
+    dry_run = {DRY_RUN: f"check everything without training or writing ({', '.join(PLANS)})"}
+    options = "".join(f"  {name:<12}{line}\n" for name, line in (OPTIONS | dry_run).items())
     return (
-        "usage: uhkd VERB [OPTIONS]      options of a verb: uhkd VERB --help\n\n"
+        "usage: uhkd COMMAND [OPTIONS]      options of a command: uhkd COMMAND --help\n\n"
         "Distil a large vision model into a small one of any other architecture, on your own images.\n\n"
-        f"verbs:\n{listing}\noptions of every verb, before or after it:\n{options}\nexamples:\n{_EXAMPLES}\n"
+        f"commands:\n{commands}\noptions of every command, before or after it:\n{options}\nexamples:\n{_EXAMPLES}\n"
         f"uhkd --version prints the version ({__version__}).\n"
     )
 
 
 def _unknown_command(command: str) -> str:
-    from difflib import get_close_matches
+    from uhkd.recipe.errors import did_you_mean
 
-    near = get_close_matches(command.lower(), COMMANDS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(COMMANDS)}"
-    kind = "option" if command.startswith("-") else "verb"
-    return f"unknown {kind} {command!r}; {hint}"
+    hint = did_you_mean(command, COMMANDS, 1) or f"; the commands are {', '.join(COMMANDS)}"
+    return f"unknown {'option' if command.startswith('-') else 'command'} {command!r}{hint}"
 
 
-def _refuse(output: OutputOptions, command: str, kind: str, message: str) -> int:
-    """Tell a mistake that is found before anything runs."""
+def _usage_error(output: OutputOptions, command: str, message: str) -> int:
+    """Report a mistake before any command runs."""
     print(f"uhkd{command and f' {command}'}: error: {message}", file=sys.stderr)
     if output.json:
-        print(json_output.dumps(json_output.error_document(command, kind, message, 2)))
+        print(json_output.dumps(json_output.error_document(command, "usage", message, 2)))
     return 2
 
 
-def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
-    """Parse, import the heavy code, run; (exit code, the answer as a JSON document; none after --help).
+def _run_command(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dict[str, Any] | None]:
+    """Parse the options, import the command and run it; return its exit code and, with --json, its document.
 
-    The user's mistakes become one message and exit code 2.
+    A user's mistake is printed in one message, with exit code 2.
     """
     parsed: Any = None
-    began = time.monotonic()
+    start = time.monotonic()
 
-    def refused(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
+    def failed(kind: str, code: int, message: str, line: str) -> tuple[int, dict[str, Any]]:
         if first_to_report(line):
             print(escape_lines(line), file=sys.stderr)
         return code, json_output.error_document(command, kind, message, code)
@@ -163,27 +162,24 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
         from uhkd.cli.parser import parse
 
         parsed = parse(command, rest)
-        if output.dry_run and hasattr(parsed, "dry_run"):  # push has the word in Python too
+        if output.dry_run and hasattr(parsed, "dry_run"):  # push has this option in Python too
             parsed = parsed.model_copy(update={"dry_run": True})
-        log_debug(
-            f"uhkd {__version__} in {Path(__file__).parent}, Python {sys.version.split()[0]}, {command}: {parsed}"
-        )
-        if command not in _HOMES:
+        python = sys.version.split()[0]
+        log_debug(f"uhkd {__version__} in {Path(__file__).parent}, Python {python}, {command}: {parsed}")
+        if command not in _MODULES:
             from uhkd.cli.names import check_names
 
             check_names(parsed)
-        home = import_module(_HOMES.get(command, "uhkd.commands"))
-        function = PLANS[command] if output.dry_run else _FUNCTIONS.get(command, command)
-        result = getattr(home, function)(parsed)
-        log_debug(f"{command} took {time.monotonic() - began:.1f} s")
-        return getattr(result, "exit_code", 0), json_output.result_document(
-            command, result, parsed
-        ) if output.json else None
-    except SystemExit as stop:  # after a verb's --help
+        module = import_module(_MODULES.get(command, "uhkd.commands"))
+        result = getattr(module, PLANS[command] if output.dry_run else _FUNCTIONS.get(command, command))(parsed)
+        log_debug(f"{command} took {time.monotonic() - start:.1f} s")
+        document = json_output.result_document(command, result, parsed) if output.json else None
+        return getattr(result, "exit_code", 0), document
+    except SystemExit as stop:  # after the help of a command
         return stop.code if isinstance(stop.code, int) else 0, None
-    except KeyboardInterrupt as stop:  # a training that was asked to end says where it stands
+    except KeyboardInterrupt as stop:  # a training reports its last checkpoint in it
         message = f"{str(stop) or 'stopped'}{_resume_hint(command, rest, parsed)}"
-        return refused("stopped", getattr(stop, "code", 130), message, f"\nuhkd {command}: {message}")
+        return failed("stopped", getattr(stop, "code", 130), message, f"\nuhkd {command}: {message}")
     except BrokenPipeError:
         raise
     except (UhkdError, OSError) as error:
@@ -192,11 +188,11 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
         if output.verbose:
             traceback.print_exc()
         kind = "usage" if parsed is None else "system" if isinstance(error, OSError) else "refused"
-        return refused(kind, 2, str(error), f"uhkd {command}: error: {error}{_trace_hint(error)}")
+        return failed(kind, 2, str(error), f"uhkd {command}: error: {error}{_traceback_hint(error)}")
     except Exception as error:
         if first_to_report(f"uhkd {command}: internal error {type(error).__name__}"):
             print(
-                f"uhkd {command}: internal error, not a mistake in the command; please report it with the trace below "
+                f"uhkd {command}: internal error, not a mistake in the command; please report it with the traceback below "
                 "and the output of uhkd doctor",
                 file=sys.stderr,
             )
@@ -204,29 +200,29 @@ def _run(output: OutputOptions, command: str, rest: list[str]) -> tuple[int, dic
 
 
 def _resume_hint(command: str, rest: Sequence[str], parsed: Any) -> str:
-    """How to go on with a stopped training."""
+    """Return how to resume a stopped training."""
     if command in ("compare", "cache") and parsed is not None:
-        return "; the same command goes on with it"
+        return "; run the same command again to resume"
     if command not in ("finetune", "distill"):
         return ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the first may still be writing
-        return "; go on with the same torchrun command and --resume"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the process of rank 0 may still be writing
+        return "; resume with the same torchrun command and --resume"
     out = getattr(parsed, "out", None)
     if out is None:
-        return "; if a checkpoint was written, go on with the same command and --resume --out RUN_FOLDER"
+        return "; if a checkpoint was written, resume with the same command and --resume --out RUN_FOLDER"
     if not any(Path(out).glob("checkpoints/step-*")):
         return " before the first checkpoint"
     remaining = [*rest] if "--resume" in rest else [*rest, "--resume"]
-    return f"; go on with: uhkd {command} {shlex.join(remaining)}"
+    return f"; resume with: uhkd {command} {shlex.join(remaining)}"
 
 
-def _trace_hint(error: BaseException) -> str:
-    """A pointer to the trace where the error does not come from a check of ours."""
+def _traceback_hint(error: BaseException) -> str:
+    """Return how to see the traceback, for an error that another library raised."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return "" if module.split(".")[0] == "uhkd" else "\n  (UHKD_TRACEBACK=1 shows where this came from)"
+    return "" if module.split(".")[0] == "uhkd" else "\n  (UHKD_TRACEBACK=1 shows the traceback)"
 
 
 if __name__ == "__main__":

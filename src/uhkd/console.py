@@ -1,4 +1,4 @@
-"""What is printed: the result on standard output, progress and messages on standard error; control characters are escaped."""
+"""Output: results on standard output, progress and messages on standard error, control characters escaped."""
 
 import contextlib
 import os
@@ -6,24 +6,24 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from uhkd.errors import UhkdError
 
-# parts of words in Persian and of emoji: a terminal obeys neither
+# joiners are part of Persian words and of emoji, and harmless in a terminal
 _JOINERS = frozenset("\u200c\u200d")
-VERBOSITY = "UHKD_VERBOSITY"  # in the environment, so that processes that a verb starts speak as it does
-_PIPED = 1000  # columns of a table that is no terminal's: its rows stay whole for grep
-_BEGAN = time.monotonic()
+VERBOSITY = "UHKD_VERBOSITY"  # an environment variable, so that child processes inherit it
+_PIPED = 1000  # columns of a table that is not printed to a terminal: rows are not folded, for grep
+_START = time.monotonic()
 
-# what every verb understands, before the verb and behind it
+# options of every command, before or after it
 OPTIONS = {
-    "--json": "the result as one JSON document on standard output",
-    "--quiet": "(-q) the result and errors, nothing on the way",
-    "--verbose": "(-v) more on the way: seconds, versions, every step, the trace of an error",
+    "--json": "print the result as one JSON document",
+    "--quiet": "(-q) print only the result and errors",
+    "--verbose": "(-v) print more: seconds, versions, every step, the traceback of an error",
 }
 DRY_RUN = "--dry-run"
-# verbs that can be asked what they would do, and the function that settles it
+# commands with --dry-run, and their functions for it
 PLANS = {
     "demo": "plan_demo",
     "finetune": "plan_training",
@@ -38,7 +38,7 @@ _FLAGS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How a command line wants to be answered."""
+    """Options of every command."""
 
     json: bool = False
     quiet: bool = False
@@ -47,23 +47,22 @@ class OutputOptions:
 
 
 def parse_output_options(argv: Sequence[str]) -> tuple[OutputOptions, list[str]]:
-    """The options that every verb understands, wherever they stand, and the other words.
+    """Return the options of every command, at any position in `argv`, and the remaining arguments.
 
     Raises:
         UhkdError: for quiet and verbose together.
     """
-    found = {_FLAGS[argument] for argument in argv if argument in _FLAGS}
-    if {"quiet", "verbose"} <= found:
-        raise UhkdError("--quiet and --verbose ask for opposite things; leave one of them out")
-    chosen = OutputOptions(**{field.name: field.name in found for field in fields(OutputOptions)})
-    return chosen, [argument for argument in argv if argument not in _FLAGS]
+    names = {_FLAGS[argument] for argument in argv if argument in _FLAGS}
+    if {"quiet", "verbose"} <= names:
+        raise UhkdError("--quiet and --verbose exclude each other; remove one")
+    return OutputOptions(**dict.fromkeys(names, True)), [argument for argument in argv if argument not in _FLAGS]
 
 
 @contextlib.contextmanager
-def output_options(chosen: OutputOptions) -> Iterator[None]:
-    """What is said inside is said in this manner, also by processes that are started there."""
+def output_options(options: OutputOptions) -> Iterator[None]:
+    """Apply quiet and verbose within a context, also to processes started there."""
     before = os.environ.get(VERBOSITY)
-    level = "quiet" if chosen.quiet else "verbose" if chosen.verbose else before
+    level = "quiet" if options.quiet else "verbose" if options.verbose else before
     try:
         if level is not None:
             os.environ[VERBOSITY] = level
@@ -76,48 +75,48 @@ def output_options(chosen: OutputOptions) -> Iterator[None]:
 
 
 def quiet() -> bool:
-    """Whether only results and errors are wanted."""
+    """Return whether only results and errors are printed."""
     return os.environ.get(VERBOSITY) == "quiet"
 
 
 def verbose() -> bool:
-    """Whether more than usual is wanted."""
+    """Return whether debug messages are printed."""
     return os.environ.get(VERBOSITY) == "verbose"
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one of several processes that speaks for all."""
+    """Return whether this is the one process of a distributed training that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_interactive() -> bool:
-    """Whether a bar or a table that moves can be shown on standard error."""
+    """Return whether standard error can display a progress bar."""
     return not quiet() and is_rank_zero() and sys.stderr.isatty()
 
 
 def log_info(line: str) -> None:
-    """One line for the person at the terminal, on standard error so that results can be piped; from the first process alone."""
+    """Print a message on standard error, so that results can be piped; only in the process of rank 0."""
     if is_rank_zero() and not quiet():
-        when = f"[{time.monotonic() - _BEGAN:7.1f} s] " if verbose() else ""
+        when = f"[{time.monotonic() - _START:7.1f} s] " if verbose() else ""
         print(escape_lines(f"{when}{line}"), file=sys.stderr, flush=True)
 
 
 def log_debug(line: str) -> None:
-    """As `log_info`, where more than usual is wanted."""
+    """Print a message as `log_info`, only with --verbose."""
     if verbose():
         log_info(line)
 
 
 def print_result(line: str) -> None:
-    """One line of the result, on standard output; from the first process alone."""
+    """Print a line of the result on standard output; only in the process of rank 0."""
     if is_rank_zero():
         print(escape_lines(line), flush=True)
 
 
 def print_table(*parts: object) -> None:
-    """Parts of the result that rich draws (tables, texts), on standard output: as wide as the terminal, or whole where piped.
+    """Print rich tables and texts on standard output, as wide as the terminal, or without folding if piped.
 
-    Cells that do not fit are folded, never cut. Colour only on terminals (NO_COLOR and FORCE_COLOR are obeyed).
+    Cells that do not fit are folded, never cut. Colours only on terminals (respects NO_COLOR and FORCE_COLOR).
     """
     from rich.console import Console
     from rich.table import Table
@@ -129,35 +128,35 @@ def print_table(*parts: object) -> None:
         if isinstance(part, Table):
             for column in part.columns:
                 column.overflow = "fold"
-    # printed by Python itself: rich would end the process where a reader closes the pipe
-    with console.capture() as drawn:
+    # not printed by rich, which ends the process if a reader closes the pipe
+    with console.capture() as output:
         console.print(*parts, sep="\n")
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
+    print("\n".join(line.rstrip() for line in output.get().splitlines()), flush=True)
 
 
 def escape(text: str) -> str:
-    """The words on one line, with all that a terminal would obey or hide written out (`\\x1b`, `\\n`, `\\u202e`).
+    """Return the text on one line with escapes (`\\x1b`, `\\n`, `\\u202e`) for characters that a terminal executes or hides.
 
-    Control characters, line ends, marks that change the direction of writing, invisible ones, and the surrogates that stand
-    for bytes of a file name that are no UTF-8.
+    These are control characters, line ends, marks of writing direction, invisible characters, and surrogates for bytes of a
+    file name that are not UTF-8.
     """
     if text.isprintable():
         return text
-    return "".join(letter if _plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode() for char in text)
 
 
 def escape_lines(text: str) -> str:
-    """As `escape`, with line ends and tabs left as they are: for messages of ours that have more than one line."""
+    """Return the text escaped except for its line ends and tabs, for messages of several lines."""
     return "\n".join("\t".join(map(escape, line.split("\t"))) for line in text.split("\n"))
 
 
-def pluralize(number: int, one: str, many: str | None = None) -> str:
-    """'1 shard', '2 shards', '1,797 images'."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def pluralize(number: int, singular: str, plural: str | None = None) -> str:
+    """Return '1 shard', '2 shards', '1,797 images'."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def file_size(amount: float) -> str:
-    """Bytes in words: '512 bytes', '3.2 MB'."""
+    """Return a number of bytes as '512 bytes', '3.2 MB'."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if amount < 1000:
             return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
@@ -165,5 +164,5 @@ def file_size(amount: float) -> str:
     return f"{amount:.1f} TB"
 
 
-def _plain(letter: str) -> bool:
-    return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
+def _is_plain(char: str) -> bool:
+    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"

@@ -1,4 +1,4 @@
-"""Several processes of one training: how many there are, the whole batch, and what torchrun started."""
+"""Distributed training: world size, all-gather of a batch, processes started by torchrun."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the command line asks for its launcher before it imports torch
+if TYPE_CHECKING:  # the command line calls exit_with_parent before it imports torch
     from torch import Tensor
 
 
@@ -19,11 +19,11 @@ def world_size() -> int:
 
 
 def all_gather_batch(x: "Tensor") -> "Tensor":
-    """(b, ...) of this process -> (b * processes, ...) of all, in the order that one process would have them; alone, x itself.
+    """Gather (b, ...) of each process into (b * processes, ...), in the order of a single process; one process returns x.
 
-    For losses that relate the images of a batch. Every process then computes the loss of the whole batch, and its gradient goes
-    to its own part alone, times the number of processes: DDP, which averages over them, is left with the gradient that one
-    process with the whole batch would have. Nothing is sent in the backward pass.
+    For losses between the images of a batch. Every process computes the loss of the whole batch; the gradient goes only to its
+    own part, times the number of processes. DDP averages over processes, so the result is the gradient of a single process with
+    the whole batch. The backward pass needs no communication.
     """
     return _gather_function().apply(x) if world_size() > 1 else x
 
@@ -38,7 +38,7 @@ def _gather_function() -> Any:
         def forward(ctx: Any, x: "Tensor") -> "Tensor":
             parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
             dist.all_gather(parts, x.contiguous())
-            # the loader deals images out in turn
+            # the loader distributes images to processes in turn
             return torch.stack(parts, 1).flatten(0, 1)
 
         @staticmethod
@@ -51,38 +51,37 @@ def _gather_function() -> Any:
 
 @cache
 def exit_with_parent() -> None:
-    """Ask this process to end, as a scheduler would, when torchrun, which started it, is gone; others are left alone.
+    """Send SIGTERM to this process when torchrun, which started it, has ended; do nothing without torchrun.
 
-    Killed, torchrun leaves its processes behind: they would train on unseen, or wait for half an hour for each other to begin.
-    To be called before anything slow: what has lost its parent already cannot tell.
+    A killed torchrun leaves its processes running: they would continue to train, or wait half an hour for each other at start.
+    Call it before any slow work: a process that has already lost its parent cannot detect it.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.name != "posix":
         return
     launcher = os.getppid()
 
-    def wait() -> None:
+    def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def first_to_report(line: str) -> bool:
-    """Whether no other process of this torchrun has said the same: a mistake that all of them meet is told once.
+    """Return whether no other process of this torchrun has reported the same line, so that an error of all is printed once.
 
-    The launcher's own store decides, so that a fault of one process alone is told by that one. Without it every process speaks.
+    Decided by torchrun's store, so that an error of a single process is printed too. Without the store, always True.
     """
-    environment = os.environ
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     try:
         from datetime import timedelta
 
         from torch.distributed import TCPStore
 
-        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
-        return store.add(f"uhkd/said/{line}", 1) == 1
-    except Exception:  # a line too many is better than none
+        return store.add(f"uhkd/reported/{line}", 1) == 1
+    except Exception:  # better to print a line twice than never
         return True

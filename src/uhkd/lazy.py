@@ -1,7 +1,7 @@
-"""Packages whose public names are imported on first use.
+"""Lazy imports: the public names of a package are imported on first use.
 
-torch costs two seconds of processor time, timm, torchvision and lightning_fabric together six more. A command that needs none
-of them, or ends with a mistake in a name, must not wait for them.
+Importing torch takes two seconds of CPU time; timm, torchvision and lightning_fabric together six more. A command that needs
+none of them, or stops at a wrong name, must not wait for them.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _LazyPackage(ModuleType):
-    """A package that imports a module when one of its names is first asked for."""
+    """A package that imports a module on the first access to one of its names."""
 
     _modules: Mapping[str, str]  # by name
 
@@ -24,7 +24,7 @@ class _LazyPackage(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # an import binds a submodule in its package, where it would hide the function of its name (uhkd.commands.compare)
+        # an import binds a submodule in its package, which would hide a function of the same name (uhkd.commands.compare)
         if not (name in self._modules and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
@@ -33,10 +33,7 @@ class _LazyPackage(ModuleType):
 
 
 def import_on_use(package: str, modules: Mapping[str, Sequence[str]]) -> None:
-    """Turn an imported package, by name, into one whose names come on first use.
-
-    modules: the names by the module that defines each.
-    """
+    """Make the names of an imported package lazy; `modules` maps each defining module to the names."""
     module = sys.modules[package]
-    module.__dict__["_modules"] = {name: home for home, names in modules.items() for name in names}
+    module.__dict__["_modules"] = {name: path for path, names in modules.items() for name in names}
     module.__class__ = _LazyPackage

@@ -23,7 +23,7 @@ class Command(NamedTuple):
     """A command line of uhkd: `words` without the program's name; `is_complete` unless the page leaves something out."""
 
     words: tuple[str, ...]
-    whole: bool
+    is_complete: bool
 
 
 def blocks(page: Path) -> list[Block]:

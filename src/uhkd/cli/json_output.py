@@ -1,4 +1,4 @@
-"""A verb's result as one JSON document for scripts; what a user is refused as another."""
+"""Results and errors of commands as JSON documents for scripts."""
 
 import dataclasses
 import json
@@ -11,30 +11,28 @@ from uhkd import __version__
 
 
 def result_document(command: str, result: Any, arguments: Any = None) -> dict[str, Any]:
-    """What a verb answers: its name, the version, the words that it was asked with, and its result."""
-    fields = arguments.model_dump(mode="json") if hasattr(arguments, "model_dump") else arguments
-    return {"verb": command, "version": __version__, "arguments": to_jsonable(fields), "result": to_jsonable(result)}
+    """Return the document of a result: command (key "verb"), version, parsed options and result."""
+    return {"verb": command, "version": __version__, "arguments": to_jsonable(arguments), "result": to_jsonable(result)}
 
 
 def error_document(command: str, kind: str, message: str, exit_code: int) -> dict[str, Any]:
-    """What stands in place of a result: kind is usage, refused, system, stopped or internal (docs/scripting.md)."""
+    """Return the document of an error; kind: usage, refused, system, stopped or internal (docs/scripting.md)."""
     error = {"kind": kind, "message": message, "exit_code": exit_code}
     return {"verb": command, "version": __version__, "error": error}
 
 
-def dumps(answer: Mapping[str, Any]) -> str:
-    """One JSON document (RFC 8259), all of it ASCII: no terminal and no encoding can harm it."""
-    return json.dumps(answer, indent=2, allow_nan=False)
+def dumps(document: Mapping[str, Any]) -> str:
+    """Return JSON (RFC 8259) in ASCII, which every terminal and encoding can represent."""
+    return json.dumps(document, indent=2, allow_nan=False)
 
 
 def to_jsonable(value: Any) -> Any:
-    """A value of JSON for a value of ours: numbers in full, paths as text, NaN and infinities as null.
+    """Convert a value to JSON types: paths to text, arrays and tensors to lists, NaN and infinities to null.
 
-    An object says what of it is data by a method `as_json`; of a data class that has none all fields count. Arrays and tensors
-    become lists.
+    Of an object, the result of its method `as_json` is converted; without it, all fields of a data class.
 
     Raises:
-        TypeError: for an object that is none of these.
+        TypeError: for any other object.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -43,12 +41,12 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): to_jsonable(below) for key, below in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [to_jsonable(below) for below in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [to_jsonable(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     for method in ("as_json", "model_dump", "tolist"):
-        if (data := getattr(value, method, None)) is not None:
-            return to_jsonable(data())
+        if (convert := getattr(value, method, None)) is not None:
+            return to_jsonable(convert())
     if dataclasses.is_dataclass(value):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    raise TypeError(f"a result holds a {type(value).__name__}, which is no plain data; give it a method as_json")
+    raise TypeError(f"a result contains a {type(value).__name__}, which is not plain data; give it a method as_json")

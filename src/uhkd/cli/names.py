@@ -1,4 +1,4 @@
-"""Names on a command line, looked up before the command imports torch: a slip is answered at once."""
+"""Checks of names on a command line before the command imports torch, so that errors are reported at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,25 +22,25 @@ from uhkd.runs import RunFolder, check_place
 
 
 def check_names(recipe: StrictModel) -> None:
-    """See that the methods, data, networks and runs that a command is given may be there; it then looks for itself.
+    """Check that the methods, data, networks and runs in a command's options can exist; the command itself opens them.
 
     Raises:
-        UhkdError: in the words of the command, for a method, for a folder that cannot be written, or with all other names that
-            cannot be meant.
+        UhkdError: with the command's own message, for a method, for a folder that cannot be written, or for all other names
+            together.
     """
-    if getattr(recipe, "resume", False):  # a finished run has no more need of what it was made from
+    if getattr(recipe, "resume", False):  # a finished run does not need its teacher and data
         return
     if isinstance(recipe, CompareRecipe):
         check_place(Path(recipe.out).resolve())
-        problems = _of_comparison(recipe)
+        problems = _comparison_problems(recipe)
     else:
-        students = [one for one, _ in recipe.teacher_recipes()] if isinstance(recipe, DistillRecipe) else [recipe]
-        for one in students:
-            if isinstance(one, DistillRecipe | InspectArguments):
-                _check_method(one)
+        recipes = [item for item, _ in recipe.teacher_recipes()] if isinstance(recipe, DistillRecipe) else [recipe]
+        for item in recipes:
+            if isinstance(item, DistillRecipe | InspectArguments):
+                _check_method(item)
         if isinstance(recipe, TrainRecipe) and recipe.out is not None:
             RunFolder(recipe.out).check({}, resume=False)
-        problems = _of_one(recipe, students)
+        problems = _problems(recipe, recipes)
     if problems := [*dict.fromkeys(problems)]:
         raise RecipeError(problems)
 
@@ -48,50 +48,49 @@ def check_names(recipe: StrictModel) -> None:
 def _check_method(recipe: DistillRecipe | InspectArguments) -> None:
     names_of(recipe.method)
     if recipe.settings or recipe.weights:
-        from uhkd.methods import (
-            parse_methods,  # the signature of a method says its settings: that takes torch, and no more
-        )
+        from uhkd.methods import parse_methods  # settings are defined by the method's signature, which needs torch
 
         parse_methods(recipe.method, recipe.settings, recipe.weights)
 
 
-def _of_one(recipe: StrictModel, students: Sequence[StrictModel]) -> Iterator[str]:
+def _problems(recipe: StrictModel, recipes: Sequence[StrictModel]) -> Iterator[str]:
+    """Yield the problems of a command's names; `recipes` has one recipe per teacher."""
     if isinstance(recipe, EvalArguments | PredictArguments | ExportArguments | PushArguments):
-        yield from _refused(check_run, recipe.run)
+        yield from _errors(check_run, recipe.run)
     for field in ("data", "probe_data"):
         if (name := getattr(recipe, field, None)) is not None:
-            yield from _refused(check_data_name, name)
-    for one in students:
-        # scratch has no teacher, and stored signals stand for theirs
-        alone = isinstance(one, DistillRecipe) and (one.method == "scratch" or one.teacher_cache is not None)
+            yield from _errors(check_data_name, name)
+    for item in recipes:
+        # method scratch has no teacher, and a cache replaces its teacher
+        unused = isinstance(item, DistillRecipe) and (item.method == "scratch" or item.teacher_cache is not None)
         if (
-            isinstance(one, DistillRecipe | InspectArguments | CacheRecipe)
-            and isinstance(one.teacher, str)
-            and not alone
+            isinstance(item, DistillRecipe | InspectArguments | CacheRecipe)
+            and isinstance(item.teacher, str)
+            and not unused
         ):
-            yield from (f"teacher: {problem}" for problem in _refused(check_name, one.teacher))
+            yield from (f"teacher: {problem}" for problem in _errors(check_name, item.teacher))
     for field in ("student", "model"):
         if (name := getattr(recipe, field, None)) is not None:
-            yield from _refused(check_name, name)
+            yield from _errors(check_name, name)
 
 
-def _of_comparison(recipe: CompareRecipe) -> Iterator[str]:
-    """Of methods and teachers: its data may have moved when all is trained and only the tables are written again."""
+def _comparison_problems(recipe: CompareRecipe) -> Iterator[str]:
+    """Yield problems of methods and teachers. Data is not checked: tables are written again after it has moved."""
     methods = {label: recipe.variants.get(label, {}).get("method", label) for label in recipe.methods}
     teachers = recipe.teachers * len(recipe.pairs) if len(recipe.teachers) == 1 else recipe.teachers
-    for i, (pair, place) in enumerate(zip(pair_names(recipe.pairs), recipe.pairs, strict=True)):
-        own = load_yaml(find_recipe(place))
+    for index, (pair, path) in enumerate(zip(pair_names(recipe.pairs), recipe.pairs, strict=True)):
+        options = load_yaml(find_recipe(path))
         for label, method in methods.items():
-            for problem in _refused(names_of, str(method)):
+            for problem in _errors(names_of, str(method)):
                 yield from (f"{pair} by {label}: {line}" for line in problem.split("\n"))
-        teacher = teachers[i] if teachers else own.get("teacher")
+        teacher = teachers[index] if teachers else options.get("teacher")
         if isinstance(teacher, str) and set(methods.values()) != {"scratch"} and finetune_options(teacher) is None:
-            yield from _refused(lambda name, pair=pair: look_up(check_name, name, pair), teacher)
+            yield from _errors(lambda name, pair=pair: look_up(check_name, name, pair), teacher)
 
 
-def _refused(check: Callable[[str], object], name: str) -> list[str]:
+def _errors(check: Callable[[str], object], name: str) -> list[str]:
     try:
         check(name)
-    except ValueError as error:
+    except ValueError as error:  # for example a null character in a path
         return [str(error)]
     return []

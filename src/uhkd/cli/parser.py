@@ -1,4 +1,4 @@
-"""Command-line flags into a validated object: tyro reads and explains the flags, pydantic judges the values."""
+"""Command-line options as validated objects: tyro parses them and prints the help, pydantic validates the values."""
 
 import contextlib
 import dataclasses
@@ -6,8 +6,8 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from pydantic.fields import FieldInfo
@@ -51,103 +51,103 @@ SCHEMAS: dict[str, type[StrictModel]] = {
     "completion": arguments.CompletionArguments,
 }
 
-CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # may begin with a recipe's words (-c)
-_OPTION = re.compile(r"--?[a-zA-Z]")  # and no negative number
+CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # accept a recipe to start from (-c)
+_OPTION = re.compile(r"--?[a-zA-Z]")  # does not match a negative number
 
 
 class _NotGiven(str):
-    """The default of all that is text on the command line: it must be a string too."""
+    """Default of every option with text: tyro requires a string."""
 
 
 _NOT_GIVEN = _NotGiven()
 
 
 def parse(command: str, argv: Sequence[str]) -> StrictModel:
-    """The validated object of one verb's command line; flags go before the values of `-c`'s YAML file.
+    """Return the validated options of a command line; they take precedence over the YAML file of `-c`.
 
-    Raises `RecipeError` with all unknown flags, missing and unfit values at once; `SystemExit(0)` after --help.
+    Raises:
+        RecipeError: with all unknown options, missing options and invalid values.
+        SystemExit: with code 0, after --help.
     """
     schema = SCHEMAS[command]
     given, problems = read_flags(command, schema, argv)
-    mapping: dict[str, Any] = {}
     config = given.pop("config", None)
-    if config is not None:
-        mapping = load_yaml(find_recipe(config))
+    mapping = {} if config is None else load_yaml(find_recipe(config))
     for key, value in given.items():
-        below = mapping.get(key)
-        mapping[key] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+        default = mapping.get(key)
+        mapping[key] = {**default, **value} if isinstance(value, dict) and isinstance(default, dict) else value
     try:
-        built = build(schema, mapping)
+        options = build(schema, mapping)
     except RecipeError as error:
         raise RecipeError([*problems, *error.problems]) from None
     if problems:
         raise RecipeError(problems)
-    return built
+    return options
 
 
 def read_flags(command: str, schema: type[StrictModel], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Only what the command line says, as raw values by field name, and its problems (unknown flags, bad pairs)."""
-    typed = form(schema)
+    """Return the raw values of the options given in `argv` by field name, and problems (unknown options, invalid pairs)."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             parsed, unknown = tyro.cli(
-                typed,
+                options_dataclass(schema),
                 prog=f"uhkd {command}",
-                description=f"{schema.__doc__}\n\nOptions of every verb: {', '.join(OPTIONS)}; uhkd --help explains them.",
+                description=f"{schema.__doc__}\n\nOptions of every command: {', '.join(OPTIONS)} (see uhkd --help).",
                 args=list(argv),
                 return_unknown_args=True,
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise RecipeError([_without_value(schema, argv)]) from None
-    flags = {_flag(name): name for name in shown_fields(schema)}
-    problems = _unknown(
-        unknown,
-        [*flags, *OPTIONS, "--help", *(["--config"] if issubclass(schema, CONFIGURED) else [])],
-    )
+        raise RecipeError([_missing_value(schema, argv)]) from None
+    config = ["--config"] if issubclass(schema, CONFIGURED) else []
+    problems = _unknown_options(unknown, [*map(_flag, ordered_fields(schema)), *OPTIONS, "--help", *config])
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(typed):
-        value = getattr(parsed, field.name)
-        info = schema.model_fields.get(field.name)
+    for name, value in vars(parsed).items():
+        info = schema.model_fields.get(name)
         if value is _NOT_GIVEN or value == []:
             continue
-        if info is not None and is_flag(info):
-            # tyro fills in a default, so a flag counts only where its name was typed
-            if {_flag(field.name), _flag(f"no_{field.name}")} & written:
-                given[field.name] = value
-        elif info is not None and get_origin(info.annotation) is dict:
-            pairs, bad = _pairs(field.name, [pair for group in value for pair in group])
-            given[field.name] = pairs
-            problems += bad
-        elif info is not None and _are_mappings(info):
-            given[field.name] = [scalar(given) for given in value]
-        elif isinstance(value, str) and value.lower() in ("none", "null") and info and _nullable(info):
-            given[field.name] = None
+        if info is None:
+            given[name] = value
+        elif is_flag(info):
+            # tyro fills in the default: only what was typed counts as given
+            if {_flag(name), _flag(f"no_{name}")} & written:
+                given[name] = value
+        elif get_origin(info.annotation) is dict:
+            texts = [text for group in value for text in group]
+            pairs = [text for text in texts if text.find("=") > 0]
+            given[name] = {key: scalar(text) for key, _, text in (pair.partition("=") for pair in pairs)}
+            problems += [f"{_flag(name)}: expected KEY=VALUE, found {text!r}" for text in texts if text not in pairs]
+        elif _is_list_of_models(info):
+            given[name] = [scalar(text) for text in value]
+        elif isinstance(value, str) and value.lower() in ("none", "null") and NoneType in get_args(info.annotation):
+            given[name] = None
         else:
-            given[field.name] = value
+            given[name] = value
     return given, problems
 
 
-def form(schema: type[StrictModel], choices: Callable[[str], Sequence[str]] = lambda name: ()) -> type:
-    """A data class that tyro can show: the schema's fields as raw text, all optional, required ones first.
+def options_dataclass(schema: type[StrictModel], choices: Callable[[str], Sequence[str]] = lambda name: ()) -> type:
+    """Return a data class for tyro: every field of the schema as optional raw text, required fields first.
 
-    choices: the only words that tyro lets a field have; none: any, as pydantic judges them with better messages.
+    Args:
+        schema: the options of a command.
+        choices: the values that tyro accepts for a field, by name; none: any text, because pydantic's errors are better.
     """
     positional: tuple[str, ...] = getattr(schema, "positional", ())
     fields: list[tuple[str, Any, Any]] = []
     if issubclass(schema, CONFIGURED):
         config = tyro.conf.arg(
             aliases=["-c"],
-            help="recipe to start from: a YAML file, a run folder or a packaged recipe's name; other flags override it",
+            help="recipe to start from: a YAML file, a run folder or the name of a packaged recipe; other options override it",
             help_behavior_hint="(optional)",
         )
-        text = _text(1, "RECIPE", choices("config"))
+        text = _raw_text(1, "RECIPE", choices("config"))
         fields.append(("config", Annotated[str, text, config], dataclasses.field(default=_NOT_GIVEN)))
-    for name in shown_fields(schema):
+    for name in ordered_fields(schema):
         info = schema.model_fields[name]
-        hint = "(required)" if info.is_required() else f"(default: {_shown_default(info.default)})"
+        hint = "(required)" if info.is_required() else f"(default: {_format_default(info.default)})"
         config = tyro.conf.arg(name=_flag(name)[2:], help=info.description, help_behavior_hint=hint)
         if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
@@ -158,69 +158,64 @@ def form(schema: type[StrictModel], choices: Callable[[str], Sequence[str]] = la
             fields.append((name, kind, dataclasses.field(default_factory=list)))
         else:
             text = str in (info.annotation, *get_args(info.annotation))
-            kind = Annotated[str if text else Any, spec, config]  # shells offer files for what is a string
+            kind = Annotated[str if text else Any, spec, config]  # shells complete a str with files
             kind = tyro.conf.Positional[kind] if name in positional else kind
             fields.append((name, kind, dataclasses.field(default=_NOT_GIVEN)))
     return dataclasses.make_dataclass(schema.__name__, fields)
 
 
-def shown_fields(schema: type[StrictModel]) -> list[str]:
-    """Field names in the order of the help: positional, required, the schema's own, the shared ones."""
+def ordered_fields(schema: type[StrictModel]) -> list[str]:
+    """Return field names in the order of the help: positional, required, of the schema itself, inherited."""
     positional: tuple[str, ...] = getattr(schema, "positional", ())
-    own = schema.__annotations__
-    fields = schema.model_fields
 
     def rank(name: str) -> int:
-        return 0 if name in positional else 1 if fields[name].is_required() else 2 if name in own else 3
+        required = schema.model_fields[name].is_required()
+        return 0 if name in positional else 1 if required else 2 if name in schema.__annotations__ else 3
 
-    return sorted(fields, key=rank)
+    return sorted(schema.model_fields, key=rank)
 
 
-def _spec(info: FieldInfo, called: str | None, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
-    """How many words a field takes and what the help calls them (by type, unless `called`); they stay text."""
-    annotation = info.annotation
-    parts = [part for part in (get_args(annotation) or (annotation,)) if part is not NoneType]
-    many = any((get_origin(part) or part) is tuple for part in [annotation, *parts])
-    if get_origin(annotation) is dict:
-        metavar, many = "KEY=VALUE ...", True
-    elif get_origin(annotation) is Literal:
-        metavar = "{" + ",".join(str(choice) for choice in get_args(annotation)) + "}"
+def _spec(info: FieldInfo, metavar: str | None, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
+    """Return how many arguments an option has, which stay text, and their name in the help (by type without `metavar`)."""
+    union = get_origin(info.annotation) in (Union, UnionType)
+    kinds = [kind for kind in (get_args(info.annotation) if union else (info.annotation,)) if kind is not NoneType]
+    many = any(get_origin(kind) in (tuple, dict) for kind in kinds)
+    value = get_args(kinds[0])[0] if get_origin(kinds[0]) is tuple else kinds[0]
+    if get_origin(value) is dict:
+        metavar = "KEY=VALUE"
+    elif get_origin(value) is Literal:
+        metavar = "{" + ",".join(map(str, get_args(value))) + "}"
     else:
-        inner = get_args(annotation)[0] if get_origin(annotation) is tuple else parts[0]
-        metavar = (called or {int: "INT", float: "NUMBER"}.get(inner, "TEXT")) + (" ..." if many else "")
-    return _text("*" if many else 1, metavar, choices)
+        metavar = metavar or {int: "INT", float: "NUMBER"}.get(value, "TEXT")
+    return _raw_text("*" if many else 1, metavar + " ..." * many, choices)
 
 
-def _text(nargs: Literal["*", 1], metavar: str, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
-    """One word, or a list of any number, taken as it is."""
+def _raw_text(nargs: Literal["*", 1], metavar: str, choices: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
+    """Return a tyro type for one text, or a list of any number, without conversion."""
     return PrimitiveConstructorSpec(
         nargs=nargs,
         metavar=metavar,
-        instance_from_str=lambda words: words[0] if nargs == 1 else list(words),
+        instance_from_str=lambda texts: texts[0] if nargs == 1 else list(texts),
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
         choices=tuple(choices) or None,
     )
 
 
-def _are_mappings(info: FieldInfo) -> bool:
-    inner = get_args(info.annotation)[:1] if get_origin(info.annotation) is tuple else ()
-    return bool(inner) and isinstance(inner[0], type) and issubclass(inner[0], StrictModel)
+def _is_list_of_models(info: FieldInfo) -> bool:
+    item = get_args(info.annotation)[0] if get_origin(info.annotation) is tuple else None
+    return isinstance(item, type) and issubclass(item, StrictModel)
 
 
 def is_flag(info: FieldInfo) -> bool:
     return info.annotation in (bool, bool | None)
 
 
-def _nullable(info: FieldInfo) -> bool:
-    return NoneType in get_args(info.annotation)
-
-
 def _flag(name: str) -> str:
-    return "--" + name.rstrip("_").replace("_", "-")  # schema_: pydantic has the name without
+    return "--" + name.rstrip("_").replace("_", "-")  # schema_: a pydantic model has an attribute schema
 
 
-def _shown_default(value: Any) -> str:
+def _format_default(value: Any) -> str:
     if value is None or value == () or value == {}:
         return "none"
     if isinstance(value, tuple):
@@ -228,37 +223,24 @@ def _shown_default(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _pairs(name: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """KEY=VALUE words as a mapping with YAML values, and the words that are none."""
-    pairs: dict[str, Any] = {}
-    bad: list[str] = []
-    for given in words:
-        key, sign, value = given.partition("=")
-        if key and sign:
-            pairs[key] = scalar(value)
-        else:
-            bad.append(f"{_flag(name)}: expected KEY=VALUE, found {given!r}")
-    return pairs, bad
-
-
-def _unknown(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """Unknown flags with the nearest known ones; the values that follow them are passed over."""
+def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Return one problem per unknown option, with similar names; the arguments after it are skipped."""
     problems: list[str] = []
     after_flag = False
     for token in tokens:
         if _OPTION.match(token):
-            given = token.split("=", 1)[0].replace("_", "-")
-            problems.append(f"unknown option {token.split('=', 1)[0]}{did_you_mean(given, flags)}")
+            option = token.split("=", 1)[0]
+            problems.append(f"unknown option {option}{did_you_mean(option.replace('_', '-'), flags)}")
             after_flag = True
         elif not after_flag:
             problems.append(f"unexpected argument {token!r}")
     return problems
 
 
-def _without_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
-    """The option without its value: the only mistake at which tyro itself stops, as all fields are optional text."""
-    taking = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
-    for given, after in pairwise([*argv, "--end"]):
-        if given.replace("_", "-") in taking and _OPTION.match(after):
-            return f"{given}: needs a value, found none"
-    return "the options cannot be read; `uhkd VERB --help` lists them"
+def _missing_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
+    """Return the problem of an option without value: tyro reports no other mistake, as all fields are optional text."""
+    with_value = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
+    for option, following in pairwise([*argv, "--end"]):
+        if option.replace("_", "-") in with_value and _OPTION.match(following):
+            return f"{option}: needs a value, found none"
+    return "the options cannot be parsed; `uhkd COMMAND --help` lists them"

@@ -12,7 +12,8 @@ from uhkd.features import PairShapes
 from uhkd.methods.base import DistillationLoss
 from uhkd.methods.registry import method_class, settings_of
 from uhkd.methods.spectral_matching import SpectralMatchingLoss
-from uhkd.recipe.method_table import names_of, suggest
+from uhkd.recipe import did_you_mean
+from uhkd.recipe.method_table import names_of
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # pydantic accepts "nan" and "inf" as floats; a loss must not
 
@@ -66,7 +67,7 @@ def parse_methods(
                 known = sorted(
                     {term for terms in types.values() for term in terms} | ({"ce"} if kind == "weight" else set())
                 )
-                hint = f"{suggest(term, known)} (known: {', '.join(known) or 'none'})"
+                hint = f"{did_you_mean(term, known, 1)} (known: {', '.join(known) or 'none'})"
                 problems.append(f"{method} has no {kind} {key!r}{hint}")
             for name in targets:
                 values = specs[name].kwargs if kind == "setting" else specs[name].weights

@@ -1,4 +1,4 @@
-"""How much the teacher's terms count during a training: the balances by name, with their settings."""
+"""Balances between the label loss and the teacher's loss terms: names and settings."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -6,55 +6,49 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from uhkd.recipe.base import StrictModel
-from uhkd.recipe.errors import RecipeError, build
+from uhkd.recipe.errors import UNKNOWN_HINT, RecipeError, build
 
 BalanceName = Literal["constant", "linear", "cosine", "lead", "cap", "famo"]
 Fall = Literal["constant", "linear", "cosine"]
 
 
 class ScheduleSettings(StrictModel):
-    """Settings of constant, linear and cosine: none."""
+    """Balances "constant", "linear" and "cosine" have no settings."""
 
 
 class LeadSettings(StrictModel):
-    """Settings of the balance "lead": factor = min(1, lead / gate)^power * fall, for feature terms and for logit terms.
+    """Settings of balance "lead": factor = min(1, lead / gate)^power * fall, for feature terms and for logit terms.
 
-    lead = max(0, 1 - a_s / a_t), of the running accuracies of student and teacher on the training views.
+    lead = max(0, 1 - a_s / a_t), with the running accuracies a of student and teacher on the training views.
     """
 
-    features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms count in full")
-    features_power: float = Field(default=2.0, ge=0, description="of lead / gate, for feature terms; 0: the fall alone")
-    features_fall: Fall = Field(
-        default="constant", description="factor of feature terms over the training, from 1 to 0"
-    )
-    logits_gate: float = Field(default=0.2, gt=0, le=1, description="lead from which logit terms count in full")
-    logits_power: float = Field(default=1.0, ge=0, description="of lead / gate, for logit terms; 0: the fall alone")
-    logits_fall: Fall = Field(default="constant", description="factor of logit terms over the training, from 1 to 0")
-    measure: Literal["accuracy", "odds"] = Field(
-        default="accuracy", description="what the lead compares: accuracies a, or their odds a / (1 - a)"
-    )
+    features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms have full weight")
+    features_power: float = Field(default=2.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
+    features_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
+    logits_gate: float = Field(default=0.2, gt=0, le=1, description="lead from which logit terms have full weight")
+    logits_power: float = Field(default=1.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
+    logits_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
+    measure: Literal["accuracy", "odds"] = Field(default="accuracy", description="accuracy a, or odds a / (1 - a)")
     bound: Literal["held-out", "none"] = Field(
         default="held-out",
-        description="largest accuracy that a teacher is credited with: its own on held-out images, or none; a teacher may have "
-        "learnt its training images by heart",
+        description="upper limit of the teacher's accuracy: its held-out accuracy, because it may have memorised the training "
+        "images; none: no limit",
     )
-    window: int = Field(default=3200, ge=1, description="training images over which the accuracies are averaged")
+    window: int = Field(default=3200, ge=1, description="number of training images over which accuracies are averaged")
 
 
 class CapSettings(StrictModel):
-    """Settings of the balance "cap": the gradient of the feature terms is at most `ratio` times the cross-entropy's."""
+    """Settings of balance "cap": the gradient norm of the feature terms is at most `ratio` times the cross-entropy's."""
 
-    ratio: float = Field(
-        default=0.5, gt=0, description="largest norm of the feature terms' gradient, in the cross-entropy's"
-    )
-    every: int = Field(default=50, ge=1, description="optimiser steps between two measurements of the gradients")
+    ratio: float = Field(default=0.5, gt=0, description="maximum ratio of the two gradient norms")
+    every: int = Field(default=50, ge=1, description="optimiser steps between measurements of the gradients")
 
 
 class FamoSettings(StrictModel):
-    """Settings of the balance "famo" (Liu et al. 2023, arXiv 2306.03792)."""
+    """Settings of balance "famo" (Liu et al. 2023, arXiv 2306.03792)."""
 
     rate: float = Field(default=0.025, gt=0, description="step size of the task weights")
-    decay: float = Field(default=0.001, ge=0, description="how strongly the task weights are drawn back to equality")
+    decay: float = Field(default=0.001, ge=0, description="weight decay that pulls the task weights towards equality")
 
 
 Settings = ScheduleSettings | LeadSettings | CapSettings | FamoSettings
@@ -62,10 +56,10 @@ _SETTINGS: dict[str, type[Settings]] = {"lead": LeadSettings, "cap": CapSettings
 
 
 def balance_settings(name: str, settings: Mapping[str, Any]) -> Settings:
-    """Return the checked settings of a balance, defaults filled in.
+    """Return the validated settings of a balance, including defaults.
 
     Raises:
-        RecipeError: for an unknown balance, an unknown setting or a value out of range, one line each.
+        RecipeError: for an unknown balance, unknown settings or values out of range, one line each.
     """
     if name not in get_args(BalanceName):
         raise RecipeError([f"balance: expected one of {', '.join(get_args(BalanceName))}, found {name!r}"])
@@ -73,8 +67,6 @@ def balance_settings(name: str, settings: Mapping[str, Any]) -> Settings:
     try:
         return build(kind, settings)
     except RecipeError as error:
-        known = ", ".join(kind.model_fields) or "none"
-        problems = [
-            p.replace("; `uhkd VERB --help` lists the known ones", f" (known: {known})") for p in error.problems
-        ]
+        known = f" (known: {', '.join(kind.model_fields) or 'none'})"
+        problems = [problem.replace(UNKNOWN_HINT, known) for problem in error.problems]
         raise RecipeError([f"balance_settings.{problem}" for problem in problems]) from None

@@ -1,4 +1,4 @@
-"""Groups of words that several kinds of recipe share: which images, which views of them, which teacher."""
+"""Option groups that several kinds of recipe share: data, augmentation, teacher, device."""
 
 import math
 import os
@@ -9,74 +9,79 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from uhkd.errors import UhkdError
-from uhkd.recipe.errors import shown
+from uhkd.recipe.errors import format_value
 from uhkd.recipe.old_names import RECIPE_KEYS, rename_keys
 
 
 class StrictModel(BaseModel):
-    """Plain-data options: unknown keys refused, values checked, immutable once built."""
+    """Immutable options of plain data; unknown keys and non-finite numbers are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """What each word means where it is not said; words that must be said are left out."""
+        """Return the default of every option that is not required."""
         return {name: info.get_default() for name, info in cls.model_fields.items() if not info.is_required()}
 
     @model_validator(mode="before")
     @classmethod
-    def _current_names(cls, values: Any) -> Any:
-        """Accept the option names of older versions."""
+    def _rename_old_keys(cls, values: Any) -> Any:
         table = {old: new for old, new in RECIPE_KEYS.items() if new in cls.model_fields}
         return rename_keys(values, table) if isinstance(values, dict) else values
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain(cls, value: Any, info: Any) -> Any:
-        """A path object becomes its text; True and False are no numbers (pydantic would read them as 1 and 0)."""
+    def _check_plain(cls, value: Any, info: Any) -> Any:
+        """Convert a path to text; reject true and false as numbers (pydantic reads them as 1 and 0)."""
         if isinstance(value, os.PathLike):
             return os.fspath(value)
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
             raise UhkdError(f"expected a number, found {str(value).lower()}")
-        if annotation in (dict[str, Any], dict[str, dict[str, Any]]) and (odd := _odd(value)):
+        if annotation in (dict[str, Any], dict[str, dict[str, Any]]) and (part := _unserializable(value)):
             raise UhkdError(
-                f"expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found {odd}"
+                f"expected text, finite numbers, true, false, none, and lists and 'key: value' of these, found {part}"
             )
         return value
 
 
-def _odd(value: Any) -> str | None:
-    """What in a value could not be written down and read again as it is, in words."""
+def _unserializable(value: Any) -> str | None:
+    """Describe the first part of a value that YAML cannot write and read back unchanged."""
     if isinstance(value, Mapping):
-        keys = (f"the key {shown(key)}" for key in value if not isinstance(key, str))
-        return next(keys, None) or next(filter(None, map(_odd, value.values())), None)
+        keys = (f"the key {format_value(key)}" for key in value if not isinstance(key, str))
+        return next(keys, None) or _unserializable(list(value.values()))
     if isinstance(value, list | tuple):
-        return next(filter(None, map(_odd, value)), None)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return (
-        None
-        if isinstance(value, str | int | float | os.PathLike | None) and finite
-        else f"a {type(value).__name__} ({str(value)[:80]})"
-    )
+        return next(filter(None, map(_unserializable, value)), None)
+    plain = math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | os.PathLike | None)
+    return None if plain else f"a {type(value).__name__} ({str(value)[:80]})"
 
 
-def _texts(value: Any) -> Any:
-    """Level names as text: block numbers are written without quotes in YAML."""
+def _integers_as_text(value: Any) -> Any:
+    """Convert layer names to text: YAML reads unquoted block numbers as integers."""
     if isinstance(value, list | tuple):
         return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
     return value
 
 
-Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_texts)]
-"""Names of layers, block numbers among them, as text; None: chosen."""
+Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_integers_as_text)]
+"""Names of layers (block numbers as text); None: selected automatically."""
 
+
+Teacher = Annotated[
+    str, Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
+]
+Student = Annotated[
+    str, Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
+]
 
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
 class DataOptions(StrictModel):
-    """Which images."""
+    """Images and labels."""
 
     data: str = Field(
         description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, hfds/NAME or torch/NAME"
@@ -85,62 +90,51 @@ class DataOptions(StrictModel):
         default=0.1,
         gt=0,
         lt=1,
-        description="share of the training images held out for validation where no val folder exists",
+        description="share of the training images held out for validation if the data has no validation split",
     )
-    train_limit: int | None = Field(
-        default=None, ge=1, description="train on this many images only (stratified); none: all"
-    )
-    unlabelled: bool = Field(
-        default=False, description="leave labels aside; in a folder, images may then lie in any folders, at any depth"
-    )
-    skip_bad_images: bool = Field(
-        default=False, description="leave out image files that cannot be read, counted and named"
-    )
+    train_limit: int | None = Field(default=None, ge=1, description="training images, stratified by class; none: all")
+    unlabelled: bool = Field(default=False, description="ignore labels; a folder may then have any subfolders")
+    skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
     shuffle_shards: int | None = Field(
         default=None,
         ge=1,
-        description="tar shards whose images are shuffled together, so that few are read at a time; none: all, or 8 from afar",
+        description="number of tar shards shuffled together, so that few are read at a time; none: all, or 8 if remote",
     )
     shuffle_streams: int = Field(
         default=1,
         ge=1,
-        description="parts of an epoch that shuffle_shards reads in parallel; the number of processes gives each its own shards",
+        description="parts of an epoch that shuffle_shards reads in parallel; set to the number of processes, each process reads "
+        "only its own shards",
     )
-    shard_cache: str | None = Field(
-        default=None, description="folder for shards fetched from elsewhere; none: the user's cache folder"
-    )
-    shard_cache_gb: float = Field(default=100.0, gt=0, description="how much of them is kept, in GB")
+    shard_cache: str | None = Field(default=None, description="folder for downloaded shards; none: in the user's cache")
+    shard_cache_gb: float = Field(default=100.0, gt=0, description="maximum size of shard_cache, in GB")
 
 
 class AugmentationOptions(StrictModel):
-    """How training images are varied."""
+    """Augmentation of training images."""
 
     crop: Literal["auto", "none", "pad", "resized"] = Field(
         default="auto", description="random crop of training images; auto: pad for small images, resized for large ones"
     )
-    crop_scale: float = Field(
-        default=0.25, gt=0, le=1, description="smallest share of the image's area that crop resized keeps"
-    )
-    flip: bool | None = Field(default=None, description="mirror training images at random; none: as suits the data")
+    crop_scale: float = Field(default=0.25, gt=0, le=1, description="minimum share of the image area for crop resized")
+    flip: bool | None = Field(default=None, description="mirror training images at random; none: depends on the data")
     randaugment: str | None = Field(
-        default=None, description="timm's configuration of RandAugment, as in rand-m9-mstd0.5-inc1; none: off"
+        default=None, description="RandAugment, such as timm's rand-m9-mstd0.5-inc1; none: off"
     )
     color_jitter: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="largest change of brightness, contrast and saturation, left out beside randaugment; 0: off",
+        description="largest change of brightness, contrast and saturation, not used with randaugment other than -t3a; 0: off",
     )
-    erasing: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a random box of the image becomes noise"
-    )
+    erasing: float = Field(default=0.0, ge=0, le=1, description="probability that a random box becomes noise")
     mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's Beta distribution; 0: off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's Beta distribution; 0: off")
 
     @field_validator("randaugment")
     @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        """timm overlooks sections it does not know, so a slip of the pen would train another recipe."""
+    def _check_randaugment(cls, value: str | None) -> str | None:
+        """Reject unknown sections: timm ignores them, so a typing error would train another recipe."""
         if value is not None and not _RANDAUGMENT.fullmatch(value):
             raise UhkdError(
                 "expected rand followed by sections such as -m9 (magnitude), -n2 (operations), -p0.5 (chance of each), "
@@ -150,35 +144,31 @@ class AugmentationOptions(StrictModel):
 
 
 class TeacherOptions(StrictModel):
-    """The teacher beside its name."""
+    """Weights, classifier and layers of the teacher."""
 
     teacher_start: str | None = Field(
         default=None,
-        description="teacher weights: pretrained or a file; none: a run folder's own, otherwise pretrained",
+        description="teacher's weights: pretrained or a weights file; none: those of the run folder, otherwise pretrained",
     )
     teacher_head: Literal["auto", "keep", "probe"] = Field(
         default="auto",
-        description="teacher's classifier: its own, or a linear probe trained first; auto: probe if classes differ",
+        description="teacher's classifier: keep it, or train a linear probe first; auto: probe if the classes differ",
     )
-    allow_weak_teacher: bool = Field(
-        default=False, description="go on with a teacher that is hardly better than chance"
-    )
-    teacher_levels: Levels = Field(default=None, description="names of the teacher's layers to match; none: chosen")
+    allow_weak_teacher: bool = Field(default=False, description="accept a teacher hardly better than chance")
+    teacher_levels: Levels = Field(default=None, description="names of teacher layers to match; none: automatic")
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
 
 
 class DeviceOptions(StrictModel):
-    """What the work runs on."""
+    """Device, precision and loader processes."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="number format of the forward pass; auto: bf16 where the device is fast at it"
+        default="auto", description="number format of the forward pass; auto: bf16 if the device computes it natively"
     )
-    workers: int | None = Field(
-        default=None, ge=0, description="loader processes; none: chosen from the data and the cores"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
+    workers: int | None = Field(default=None, ge=0, description="loader processes; none: by data and number of cores")
+    device: Device = "auto"
     deterministic: bool = Field(
         default=False,
-        description="on a GPU, use only operations that repeat to the bit, so that a resumed run equals an undisturbed one "
-        "(slower); on a CPU that is always so",
+        description="use only bitwise repeatable operations on a GPU (slower), so that a resumed run equals an uninterrupted "
+        "one; always so on a CPU",
     )

@@ -1,4 +1,4 @@
-"""What storing a teacher's signals may say: the teacher, the images, their views, and what is kept of each."""
+"""Recipe of a cache of teacher outputs: the teacher, the images, their views, and the outputs to store."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,67 +7,53 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from uhkd.errors import UhkdError
-from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, TeacherOptions
-from uhkd.recipe.errors import shown
+from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Teacher, TeacherOptions
+from uhkd.recipe.errors import format_value
 
 STORABLE = ("logits", "embedding", "spectra")
 MOST_VIEWS = 100_000
-"""Nobody trains for more epochs, and a slip of the pen is told before the disk is full."""
+"""More than the epochs of any training: a typing error is reported before it fills the disk."""
 
 
 class CacheRecipe(DataOptions, AugmentationOptions, TeacherOptions, DeviceOptions):
-    """Store what a teacher says about views of the training images, once, for many students, methods and seeds."""
+    """Store a teacher's outputs for augmented views of the training images, for many students, methods and seeds."""
 
-    teacher: str = Field(
-        description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME"
-    )
-    out: str = Field(description="folder of the cache; an unfinished one is gone on with, damaged parts are made anew")
+    teacher: Teacher
+    out: str = Field(description="folder of the cache; resumes an unfinished cache and repairs damaged shards")
     views: int = Field(
-        default=30,
-        ge=1,
-        le=MOST_VIEWS,
-        description="views of every image; epoch e of a training shows view e mod views",
+        default=30, ge=1, le=MOST_VIEWS, description="views per image; epoch e of a training uses view e mod views"
     )
-    keep: tuple[str, ...] = Field(
-        default=STORABLE, min_length=1, description="what is stored of each view, of logits, embedding, spectra"
-    )
+    keep: tuple[str, ...] = Field(default=STORABLE, min_length=1, description="some of logits, embedding, spectra")
     storage: Literal["fp16", "int8"] = Field(
-        default="fp16", description="numbers of spectra and embedding; int8 (with scales) takes half the room"
+        default="fp16", description="number format of spectra and embedding; int8 (with scales) takes half the space"
     )
-    radius: int = Field(default=1, ge=1, description="of the spectra, as of method uhkd")
-    form: Literal["pairs", "amplitude", "log-amplitude"] = Field(
-        default="pairs", description="of the spectra, as of method uhkd"
-    )
+    radius: int = Field(default=1, ge=1, description="radius of the spectra, as for method uhkd")
+    form: Literal["pairs", "amplitude", "log-amplitude"] = Field(default="pairs", description="as for method uhkd")
     standardise: Literal["none", "channel", "coefficient"] = Field(
-        default="coefficient", description="of the spectra, as of method uhkd"
+        default="coefficient", description="standardisation of the spectra, as for method uhkd"
     )
     channels: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
-        default="auto", description="of the spectra, as of method uhkd; none: all channels of the teacher"
+        default="auto", description="channels of the spectra, as for method uhkd; none: all channels of the teacher"
     )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**31,
-        description="of the views; a training by the same seed sees the same ones without a cache",
-    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of the views, as in a training without cache")
     batch_size: int = Field(default=128, ge=1, description="images per forward pass")
-    jobs: int = Field(default=1, ge=1, description="processes at work; more may join by the same command")
+    jobs: int = Field(default=1, ge=1, description="parallel processes; the same command started again adds more")
 
     @field_validator("channels", mode="wrap")
     @classmethod
-    def _drop_duplicates(cls, value: Any, validator: Callable[[Any], Any]) -> Any:
-        """pydantic would tell a mistake once for each kind of value that it might have been."""
+    def _check_channels(cls, value: Any, validator: Callable[[Any], Any]) -> Any:
+        """Report one mistake instead of pydantic's one per member of the union."""
         with contextlib.suppress(ValidationError):
             if not isinstance(value, bool):
                 return validator(value)
-        raise UhkdError(f"expected a whole number from 1 on, auto or none, found {shown(value)}")
+        raise UhkdError(f"expected a whole number >= 1, auto or none, found {format_value(value)}")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_combinations(self) -> Self:
         if len(set(self.keep)) < len(self.keep) or not set(self.keep) <= set(STORABLE):
             raise UhkdError(f"keep: expected some of {', '.join(STORABLE)}, each once, found {', '.join(self.keep)}")
         if "spectra" in self.keep and isinstance(self.channels, int) and self.form != "pairs":
             raise UhkdError(
-                f"channels: mixes channels linearly and fits form pairs, found form {self.form}; say --channels none"
+                f"channels: a linear mix of channels needs form pairs, found form {self.form}; use --channels none"
             )
         return self

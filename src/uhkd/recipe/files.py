@@ -1,4 +1,4 @@
-"""Recipes as YAML: plain data only, read with line numbers in errors, found by name or path."""
+"""Recipes as YAML files: plain data only, found by name or path, errors with line numbers."""
 
 import re
 from collections.abc import Hashable
@@ -9,40 +9,39 @@ from typing import Any
 import yaml
 
 from uhkd.recipe import safe_yaml
-from uhkd.recipe.errors import RecipeError, did_you_mean, shown
+from uhkd.recipe.errors import RecipeError, did_you_mean, format_value
 from uhkd.recipe.train import TrainRecipe
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that reads 1e-3 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
+    """PyYAML's safe loader, except that 1e-3 is a number (text in YAML 1.1) and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
-        if not isinstance(node, yaml.MappingNode):  # by a tag: !!map in front of something else
-            raise yaml.constructor.ConstructorError(None, None, "expected 'key: value' pairs", node.start_mark)
+        if not isinstance(node, yaml.MappingNode):  # tag !!map before another kind of value
+            raise _error("expected 'key: value' pairs", node)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # PyYAML's own error, below, names the line
+                continue  # PyYAML raises an error with the line below
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {shown(key)} given twice", key_node.start_mark
-                )
+                raise _error(f"key {format_value(key)} given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:  # PyYAML's own, where a tag or a date does not fit
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shown(node.value)} is no {kind}", node.start_mark
-            ) from error
+        except (ValueError, LookupError, AttributeError) as error:  # an invalid tag or date
+            raise _error(f"{format_value(node.value)} is not a {node.tag.rpartition(':')[2]}", node) from error
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that quotes text which `_Loader` would read as a number."""
+    """PyYAML's safe dumper, except that it quotes text that `_Loader` reads as a number."""
 
 
 _EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
@@ -51,7 +50,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123
 
 
 def scalar(text: str) -> Any:
-    """The plain value that `text` stands for in YAML: number, true or false, null, list or the text itself."""
+    """Return the YAML value of `text`: a number, bool, None, list or dict; `text` itself if it is not valid YAML."""
     try:
         return safe_yaml.load_yaml(text, _Loader)
     except (yaml.YAMLError, ValueError):
@@ -59,10 +58,11 @@ def scalar(text: str) -> Any:
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; nothing in it is executed and relative paths stay as they are.
+    """Return the keys and values of a YAML file. Nothing in it is executed; relative paths are not changed.
 
-    Raises `RecipeError` for an unreadable file, a syntax error (with its line), anything but a mapping, and a file that is too
-    long, too deep or by its aliases too large.
+    Raises:
+        RecipeError: for an unreadable file, a syntax error (with its line), content other than a mapping, and a file that is too
+            long, too deeply nested, or too large after expanding its aliases.
     """
     path = Path(path)
     try:
@@ -84,32 +84,36 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError([f"{path}, line 1: expected 'key: value' lines, found a {type(content).__name__}"])
     wrong = [key for key in content if not isinstance(key, str)]
     if wrong:
-        raise RecipeError([f"{path}: expected names as keys, found {shown(key)}" for key in wrong])
+        raise RecipeError([f"{path}: expected names as keys, found {format_value(key)}" for key in wrong])
     return content
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package, such as digits/teacher."""
+    """Return the names of the packaged recipes, for example digits/teacher."""
     root = Path(str(files("uhkd"))) / "recipes"
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The YAML file of `name`: a path, or the name of a packaged recipe. Raises `RecipeError` with near names."""
+    """Return the YAML file of a recipe: `name` is a YAML file, a run folder or the name of a packaged recipe.
+
+    Raises:
+        RecipeError: if there is none; the message suggests similar names.
+    """
     path = Path(name)
     if path.is_file():
         return path
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     names = recipe_names()
-    given = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
-    if given in names:
-        return Path(str(files("uhkd"))) / "recipes" / f"{given}.yaml"
-    hint = did_you_mean(given, names) or "; `uhkd recipes` lists those"
+    packaged = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
+    if packaged in names:
+        return Path(str(files("uhkd"))) / "recipes" / f"{packaged}.yaml"
+    hint = did_you_mean(packaged, names) or "; `uhkd recipes` lists them"
     raise RecipeError([f"no recipe {str(name)!r}: neither a file nor a packaged recipe{hint}"])
 
 
 def to_yaml(recipe: TrainRecipe) -> str:
-    """The whole recipe as YAML, learning rate and weight decay resolved: reading it back gives the same training."""
+    """Return the recipe as YAML with all options, including the resolved `lr` and `weight_decay`."""
     fields = recipe.resolved().model_dump(mode="json")
     return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""JSON Schema of recipes, by which editors complete and check YAML files."""
+"""JSON Schema of recipes, for completion and checks of YAML files in editors."""
 
 from typing import Any
 
@@ -18,22 +18,21 @@ RECIPES: dict[str, type[StrictModel]] = {
 
 
 def editor_schema(command: str) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a verb's recipes, each key with its description, bounds and default.
+    """Return the JSON Schema (draft 2020-12) of a command's recipes with descriptions, bounds and defaults.
 
-    No key is required, as a command line may add what a file leaves out. Rules between keys are not in it; the verb knows them.
+    No key is required, because a command line may add it. Rules between keys are not included.
 
     Raises:
-        UhkdError: for a verb without recipes.
+        UhkdError: for a command without recipes.
     """
     if command not in RECIPES:
-        raise UhkdError(f"no recipes of {command!r}: expected {', '.join(RECIPES)}")
-    made = RECIPES[command].model_json_schema()
-    made.pop("required", None)
-    for name, field in made["properties"].items():
+        raise UhkdError(f"{command!r} has no recipes: expected {', '.join(RECIPES)}")
+    schema = RECIPES[command].model_json_schema()
+    for name, field in schema["properties"].items():
         field.pop("title", None)
-        if name.endswith("_levels") or name == "levels":  # block numbers are written without quotes
+        if name.endswith("levels"):  # block numbers are written without quotes
             field["anyOf"][0]["items"] = {"type": ["string", "integer"]}
         if name == "method":
             field["examples"] = list(METHODS)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"Recipe of uhkd {command}"}
-    return head | {key: value for key, value in made.items() if key != "title"}
+    return head | {key: value for key, value in schema.items() if key not in ("title", "required")}

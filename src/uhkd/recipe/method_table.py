@@ -1,16 +1,16 @@
-"""The names of methods: ours, in the order of tables, and those that other packages bring as entry points "uhkd.methods".
+"""Names of methods: those of this package, in the order of tables, and plug-ins (entry points of group "uhkd.methods").
 
-No method is imported here, so that a slip in a name is answered without torch.
+No method is imported here, so that a wrong name is reported without importing torch.
 """
 
-import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from uhkd.errors import UhkdError
+from uhkd.recipe.errors import did_you_mean
 
 GROUP = "uhkd.methods"
-METHODS = {  # where each class stands below `uhkd.methods`
+METHODS = {  # name -> class below `uhkd.methods`
     "scratch": "scratch:Scratch",
     "kd": "kd:KD",
     "dkd": "dkd:DKD",
@@ -31,50 +31,44 @@ METHODS = {  # where each class stands below `uhkd.methods`
 
 @cache
 def entries() -> dict[str, EntryPoint]:
-    """Where each method is, by name."""
-    ours = {name: EntryPoint(name, f"uhkd.methods.{where}", GROUP) for name, where in METHODS.items()}
-    # a plug-in cannot replace a method of ours: a name in a table must mean one thing
-    return {point.name: point for point in entry_points(group=GROUP)} | ours
+    """Return the entry point of each method by name."""
+    packaged = {name: EntryPoint(name, f"uhkd.methods.{path}", GROUP) for name, path in METHODS.items()}
+    # a plug-in cannot replace a packaged method: a name in a table must have one meaning
+    return {point.name: point for point in entry_points(group=GROUP)} | packaged
 
 
 def method_names() -> list[str]:
-    """All known methods: ours in the order of the tables, then those of plug-ins."""
+    """Return all method names: the packaged ones in the order of tables, then plug-ins."""
     return [*METHODS, *sorted(set(entries()) - set(METHODS))]
 
 
 def entry_of(name: str) -> EntryPoint:
-    """Where a method is.
+    """Return the entry point of a method.
 
     Raises:
         UhkdError: for an unknown name.
     """
     if name not in entries():
-        near = suggest(name, method_names())
-        raise UhkdError(f"unknown method {name!r}{near} (known: {', '.join(method_names())})")
+        names = method_names()
+        raise UhkdError(f"unknown method {name!r}{did_you_mean(name, names, 1)} (known: {', '.join(names)})")
     return entries()[name]
 
 
 def names_of(method: str) -> list[str]:
-    """The names in a list of methods such as "uhkd+dkd".
+    """Return the names in a combination of methods such as "uhkd+dkd".
 
     Raises:
-        UhkdError: with every name that is unknown, or when one comes twice.
+        UhkdError: for unknown names (all of them) or a repeated name.
     """
     names = [part.strip() for part in method.split("+")]
     problems = []
     for name in names:
         try:
             entry_of(name)
-        except ValueError as error:
+        except UhkdError as error:
             problems.append(str(error))
     if problems:
         raise UhkdError("\n".join(problems))
     if len(set(names)) < len(names):
-        raise UhkdError(f"method {method!r} names one method twice")
+        raise UhkdError(f"method {method!r} contains a name twice")
     return names
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """'; did you mean ...?' with the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""

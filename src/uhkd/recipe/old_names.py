@@ -1,4 +1,4 @@
-"""Names that older versions wrote to recipes, caches and comparisons, translated when a file is read."""
+"""Old names in recipes, caches and comparisons of earlier versions, translated when a file is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +19,7 @@ RECIPE_KEYS = {
 
 
 def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
-    """Return a copy under current names.
-
-    Args:
-        content: what a file holds, under old or current names.
-        table: old name -> current name.
+    """Return a copy of a file's content with current names; `table` maps old names to current ones.
 
     Raises:
         UhkdError: if both names of a key are present with different values.
@@ -33,12 +29,12 @@ def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[st
         if old in current:
             value = current.pop(old)
             if current.setdefault(new, value) != value:
-                raise UhkdError(f"{old}: is called {new} now, and both are given; leave out {old}")
+                raise UhkdError(f"{old}: is now called {new}, and both are given; remove {old}")
     return current
 
 
 def as_recorded(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded recipe under current names; a distillation recorded without a balance had constant weights."""
+    """Return a recorded recipe with current names and, for a distillation without balance, its constant weights."""
     current = rename_keys(fields, RECIPE_KEYS)
     if "student" in current and current.get("balance") is None:
         current["balance"] = "constant"

@@ -14,7 +14,11 @@ FUSED = ("adamw", "sgd")
 
 def make_optimizer(learner: nn.Module, recipe: TrainRecipe) -> Optimizer:
     """timm's optimiser by the recipe's name, without decay for biases, norms and what the architecture exempts."""
-    own: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.decay, "momentum": recipe.momentum}
+    own: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.effective_weight_decay,
+        "momentum": recipe.momentum,
+    }
     if recipe.optimizer in FUSED:
         own["fused"] = True
     if recipe.optimizer == "lamb":

@@ -16,12 +16,12 @@ CASES = (
     Case(
         "no pairs",
         "compare --out new",
-        "pairs: required but not given (recipes of distill, one a pair: packaged names, YAML files or run folders)",
+        "pairs: required but not given (distill recipes: packaged names, files or run folders)",
     ),
     Case(
         "a pair that does not exist",
         "compare --pairs pairs/mine --out new",
-        "no recipe 'pairs/mine': neither a file nor a packaged recipe; `uhkd recipes` lists those",
+        "no recipe 'pairs/mine': neither a file nor a packaged recipe; `uhkd recipes` lists them",
     ),
     compare(
         "a pair that is a recipe of finetune",
@@ -64,7 +64,7 @@ CASES = (
     compare(
         "a changed field that a comparison sets",
         "--overrides seed=3",
-        "changes: seed has a field of its own in a comparison",
+        "overrides: seed cannot be overridden; the comparison sets it",
     ),
     compare(
         "a changed field that there is not",

@@ -3,28 +3,28 @@
 from references.errors.case import Case
 
 CASES = (
-    Case("a misspelt verb", "distil", "unknown verb 'distil'; did you mean 'distill'?"),
+    Case("a misspelt command", "distil", "unknown command 'distil'; did you mean 'distill'?"),
     Case(
-        "a verb that there is not",
+        "a command that does not exist",
         "xyz",
-        "unknown verb 'xyz'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, compare,"
+        "unknown command 'xyz'; the commands are demo, models, recipes, inspect, finetune, distill, cache, compare,"
         " watch, eval, predict, report, export, push, index, doctor, completion",
     ),
     Case(
-        "an option before the verb",
+        "an option before the command",
         "--seed 3",
-        "unknown option '--seed'; the verbs are demo, models, recipes, inspect, finetune, distill, cache, "
+        "unknown option '--seed'; the commands are demo, models, recipes, inspect, finetune, distill, cache, "
         "compare, watch, eval, predict, report, export, push, index, doctor, completion",
     ),
     Case(
         "quiet and verbose together",
         "--quiet eval run --verbose",
-        "--quiet and --verbose ask for opposite things; leave one of them out",
+        "--quiet and --verbose exclude each other; remove one",
     ),
     Case(
         "a dry run of what needs none",
         "eval run --dry-run",
-        "unknown option --dry-run; these verbs have it: demo, finetune, distill, cache, compare, export, push",
+        "unknown option --dry-run; commands with it: demo, finetune, distill, cache, compare, export, push",
     ),
     Case(
         "a shell that is not known",
@@ -66,8 +66,8 @@ CASES = (
         "  - unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?\n"
         "  - --weights: expected KEY=VALUE, found 'kl'\n"
         "  - epochs: expected a whole number, found 'x'\n"
-        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
-        "teachers, several; or teacher_cache, its stored signals)",
+        "  - teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
+        "for several use teachers, for stored outputs teacher_cache)",
     ),
     Case(
         "a pattern that matches no network",

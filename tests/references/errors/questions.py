@@ -73,7 +73,7 @@ CASES = (
     Case(
         "a report on nothing",
         "report",
-        "runs: required but not given (run folders, or folders of them as compare and demo write; all runs below are taken)",
+        "runs: required but not given (run folders, or folders that contain runs)",
     ),
     Case(
         "a report on a folder that does not exist",

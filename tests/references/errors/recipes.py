@@ -26,7 +26,7 @@ CASES = (
     Case(
         "a folder without a recipe",
         "distill -c mine",
-        "no recipe 'mine': neither a file nor a packaged recipe; `uhkd recipes` lists those",
+        "no recipe 'mine': neither a file nor a packaged recipe; `uhkd recipes` lists them",
         make=lambda: Path("mine").mkdir(),
     ),
     wrong(
@@ -96,13 +96,13 @@ CASES = (
         "a date that there is not",
         FINETUNE,
         MODEL + "options: {day: 2026-02-31}\n",
-        "mine.yaml, line 3, column 16: '2026-02-31' is no timestamp",
+        "mine.yaml, line 3, column 16: '2026-02-31' is not a timestamp",
     ),
     wrong(
         "a tag that does not fit",
         FINETUNE,
         MODEL + "flip: !!bool perhaps\n",
-        "mine.yaml, line 3, column 7: 'perhaps' is no bool",
+        "mine.yaml, line 3, column 7: 'perhaps' is not a bool",
     ),
     wrong(
         "lists in lists without end",
@@ -114,7 +114,7 @@ CASES = (
         "a list that contains itself",
         FINETUNE,
         MODEL + "step_epochs: &all [*all]\n",
-        "cannot read recipe mine.yaml: it stands for more than 20,000 values, its aliases (*name) written out",
+        "cannot read recipe mine.yaml: it has more than 20,000 values after expanding its aliases (*name)",
     ),
     wrong(
         "a value that is no plain data",
@@ -127,17 +127,17 @@ CASES = (
         "a number of channels that is none",
         CACHE,
         STORED + "channels: many\n",
-        "channels: expected a whole number from 1 on, auto or none, found 'many'",
+        "channels: expected a whole number >= 1, auto or none, found 'many'",
     ),
     wrong("a number that is a key", FINETUNE, MODEL + "3: 4\n", "mine.yaml: expected names as keys, found 3"),
     wrong(
-        "a recipe of another verb",
+        "a recipe of another command",
         FINETUNE,
         PAIR,
         "3 problems:\n"
         "  - model: required but not given (network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder)\n"
-        "  - teacher: unknown key; `uhkd VERB --help` lists the known ones\n"
-        "  - student: unknown key; `uhkd VERB --help` lists the known ones",
+        "  - teacher: unknown key; `uhkd COMMAND --help` lists the known ones\n"
+        "  - student: unknown key; `uhkd COMMAND --help` lists the known ones",
     ),
     wrong(
         "several mistakes at once",
@@ -189,20 +189,20 @@ CASES = (
         "going on without saying where",
         FINETUNE,
         MODEL + "resume: true\n",
-        "resume: needs out, the run folder to go on from",
+        "resume: needs out, the run folder to resume",
     ),
     wrong(
         "no teacher",
         DISTILL,
         "student: uhkd/vit_micro\ndata: digits\n",
-        "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; or "
-        "teachers, several; or teacher_cache, its stored signals)",
+        "teacher: required but not given (a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME; "
+        "for several use teachers, for stored outputs teacher_cache)",
     ),
     wrong(
         "views of no cache",
         DISTILL,
         PAIR + "teacher_views: 3\n",
-        "teacher_views: counts the views of teacher_cache, which is not given",
+        "teacher_views: needs teacher_cache, which is not given",
     ),
     wrong(
         "an unknown method",
@@ -211,7 +211,7 @@ CASES = (
         "unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, at, cc, rkd, "
         "crd, ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
     ),
-    wrong("a method twice", DISTILL, PAIR + "method: kd+kd\n", "method 'kd+kd' names one method twice"),
+    wrong("a method twice", DISTILL, PAIR + "method: kd+kd\n", "method 'kd+kd' contains a name twice"),
     wrong(
         "an unknown setting",
         DISTILL,
@@ -248,7 +248,7 @@ CASES = (
         "settings of no balance",
         DISTILL,
         PAIR + "balance_settings: {window: 100}\n",
-        "balance_settings: belong to a balance, and none is named (--balance)",
+        "balance_settings: need a balance, and none is given (--balance)",
     ),
     wrong(
         "an unknown setting of a balance",
@@ -266,7 +266,7 @@ CASES = (
         "a balance under its old name and another under its new one",
         DISTILL,
         PAIR + "balance: lead\nweights_schedule: linear\n",
-        "weights_schedule: is called balance now, and both are given; leave out weights_schedule",
+        "weights_schedule: is now called balance, and both are given; remove weights_schedule",
     ),
     wrong(
         "signals that are not stored",
@@ -278,6 +278,6 @@ CASES = (
         "mixed channels of amplitudes",
         CACHE,
         STORED + "form: amplitude\nchannels: 8\n",
-        "channels: mixes channels linearly and fits form pairs, found form amplitude; say --channels none",
+        "channels: a linear mix of channels needs form pairs, found form amplitude; use --channels none",
     ),
 )

@@ -62,22 +62,22 @@ CASES = (
     Case(
         "a weight of the labels' term for one of several teachers",
         f"{DISTILL} {DIGITS} --teachers '{{teacher: teacher, weights: {{ce: 0.5}}}}'",
-        "teachers.0.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own weights",
+        "teachers.0.weights.ce: the label loss does not depend on a teacher; set it in the recipe's weights",
     ),
     Case(
         "a teacher and several",
         f"{DISTILL} {DIGITS} --teacher teacher --teachers '{{teacher: teacher}}'",
-        "teachers: stands in place of teacher, and both are given; leave one out",
+        "teachers: replaces teacher, and both are given; remove one",
     ),
     Case(
         "several teachers and stored signals",
         f"{DISTILL} {DIGITS} --teacher a b --teacher-cache cache",
-        "teacher_cache: holds the signals of one teacher, and several are given; leave it out",
+        "teacher_cache: contains the outputs of one teacher, and several are given; remove it",
     ),
     Case(
         "layers of several teachers at once",
         f"{DISTILL} {DIGITS} --teacher a b --teacher-levels layer1",
-        "teacher_levels: names layers of one teacher, and several are given; say levels of each in teachers",
+        "teacher_levels: names layers of one teacher, and several are given; set levels of each in teachers",
     ),
     Case(
         "a misspelt word on one of several teachers",
