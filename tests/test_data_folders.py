@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from uhkd.data import open_data, train_loader
+from uhkd.data import BatchPlan, open_data, train_loader
 from uhkd.data.augment import Augmentation
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_image_stops_training_with_its_name(tmp_path, workers):
     damage(tmp_path)
     data = open_data(tmp_path)
     loader = train_loader(
-        data.train, Augmentation((8, 8)), seed=0, batch_size=8, epochs=1, num_classes=2, workers=workers
+        data.train, Augmentation((8, 8)), BatchPlan(seed=0, batch_size=8, epochs=1), num_classes=2, workers=workers
     )
     with pytest.raises(ValueError, match=r"^image file .*(2|5)\.jpg cannot be decoded .*--skip-bad-images$") as raised:
         list(loader)

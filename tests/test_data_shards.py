@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from references.tars import number_of, picture, sample, write_shards, write_tar
+from references.views import training_loader, view
 from uhkd.commands import index as index_verb
 from uhkd.data import (
     INDEX,
@@ -30,7 +31,6 @@ from uhkd.data import (
     augment_batch,
     make_index,
     open_data,
-    train_loader,
 )
 from uhkd.data.remote import ShardStore
 from uhkd.data.rng import stream
@@ -96,7 +96,7 @@ def batches(source: Any, **words: Any) -> list[list[int]]:
     asked = {"seed": 5, "batch_size": 8, "epochs": 2, "num_classes": 4} | words
     return [
         [number_of(image) for image in (batch.image * 255).byte().numpy()]
-        for batch in train_loader(source, augmentation, **asked)
+        for batch in training_loader(source, augmentation, **asked)
     ]
 
 
@@ -166,8 +166,6 @@ def test_a_view_is_that_of_the_sample_wherever_it_lies(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("shards", [None, NEAR])
 def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: ShardOptions | None):
-    from uhkd.data import view
-
     augmentation = Augmentation((12, 12), crop="pad", flip=True, mixup=0.5, cutmix=0.5, erasing=0.3)
     source = train_part(folder, shards=shards)
     words = {"seed": 2, "view": 1, "augmentation": augmentation, "num_classes": 4}
