@@ -6,7 +6,7 @@ Paths: 32 px images in memory with a padded crop and a flip, also with mixup and
 process); JPEG files of photograph size cut to 224 px by a random resized crop, in this process and in two others. timm gets
 Pillow images made from an array in memory, as torchvision's CIFAR-100 does, and DeiT's padded crop for small images; its
 mixup is drawn once a batch, as its scripts do, ours for every image. timm's batches are normalised, ours are normalised by
-each network for itself. "one by one" calls `augment_batch` for each image (results before this version: a function of one image).
+each network for itself. "one by one" calls `augment_batch` on each image alone.
 
 Every round takes every path by every loader, in an order that is reversed from round to round. An iterator's first batches
 are not timed. Work in this process is timed by its processor time, work of others by the clock. Ratios are geometric means

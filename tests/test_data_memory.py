@@ -133,8 +133,8 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
     pair = open_data((Items(100, 64), Items(40, 64)))
     assert in_memory(pair.train) and not in_memory(pair.val)
     assert pair.notes == (
-        "40 images of 64x64 would take 0 MB of memory, more than the 0 MB set aside for that: "
-        "they are decoded anew each epoch",
+        "40 images of 64x64 would take 0 MB of memory, more than the 0 MB left for the cache: "
+        "they are decoded again in each epoch",
         note,
     )
 

@@ -1,4 +1,4 @@
-"""Views in the order of their images, stretch by stretch: how a teacher is shown what is to be stored."""
+"""Views by ranges of images in index order, from which teacher outputs are cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uhkd.data.sources import ImageSource
 
 
 class IndexRange(NamedTuple):
-    """Images `start` up to `stop` (by index) of one view."""
+    """Images start..stop-1 of one view."""
 
     view: int
     start: int
@@ -32,10 +32,10 @@ def span_loader(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> Loader:
-    """A batch for every span, in their order; `spans` is read little more than what the workers need ahead.
+    """Return one batch for each range, in order; `spans` is consumed only as far ahead as the workers load.
 
     Raises:
-        UhkdError: while iterating: an image that cannot be read, named.
+        UhkdError: while iterating: an image that cannot be read, with its name.
     """
     return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
 
