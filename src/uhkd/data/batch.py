@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     """A batch of images, not normalised yet (a named tuple, because Fabric and DDP traverse those).
 
     Attributes:
-        image: (B,3,H,W) in [0,1].
+        image: (B,3,H,W) in [0,1]; uint8 until `Loader` converts it.
         target: (B,K), rows sum to 1 (mixed by mixup or cutmix, never smoothed); None without labels.
         label: (B,) class of the unmixed image; None without labels.
         index: (B,) positions in the data source.

@@ -49,68 +49,66 @@ _WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 
 
+class BadImage(UhkdError):
+    """An image file that cannot be decoded, or is too large."""
+
+
 def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """Decode the image file at `path` (its first frame) as RGB, rotated by its EXIF orientation.
 
     Raises:
         BadImage: the file cannot be read or decoded completely, or has more pixels than `max_pixels` allows; with its name.
     """
-    with _errors_as_bad_image(f"image file {escape(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
+    with _opened(path, f"image file {escape(str(path))}") as image:
         return from_pil(image)
 
 
 def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
-    """Decode the content of an image file, as `decode_file` does; title: its name in messages.
-
-    Raises:
-        BadImage: as `decode_file`.
-    """
-    with _errors_as_bad_image(title), _opened(io.BytesIO(content)) as image:
+    """Decode the content of an image file, as `decode_file` does; title: its name in messages."""
+    with _opened(content, title) as image:
         return from_pil(image)
 
 
 @contextmanager
-def _errors_as_bad_image(title: str) -> Iterator[None]:
-    """Convert every error of opening and decoding an image to a BadImage with advice."""
+def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Image]:
+    """Open an image of a supported format and size: its header is read, its pixels are not.
+
+    Every error of opening and, in the block below `with`, of decoding becomes a `BadImage` with advice.
+    """
+    limit = max_pixels()
+    if limit > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow's readers of WebP, GIF and TIFF check this too
+        Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
     try:
-        yield
-    except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
+            if reader is None:
+                raise UhkdError("its content is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM")
+            with reader(cast(Any, file)) as image:
+                width, height = image.size
+                if width * height > limit:
+                    raise Image.DecompressionBombError(
+                        f"{width:,} x {height:,} pixels, more than the {limit:,} that are allowed"
+                    )
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(
             f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
             f"or, if it is correct and memory suffices, set the environment variable {_LIMIT_VARIABLE} to more"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        reason = escape(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]
         raise BadImage(
-            f"{title} cannot be decoded ({reason}): replace or remove it, or train with --skip-bad-images"
+            f"{title} cannot be decoded ({escape(describe(error))[:200]}): replace or remove it, "
+            "or train with --skip-bad-images"
         ) from error
 
 
-class BadImage(UhkdError):
-    """An image file that cannot be decoded, or is too large."""
-
-
-class _TooLarge(Exception):
-    """An image has more pixels than are allowed."""
-
-
-@contextmanager
-def _opened(file: io.BufferedIOBase) -> Iterator[Image.Image]:
-    """Open an image of a supported format and size; its header is read, its pixels are not."""
-    limit = max_pixels()
-    if limit > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
-        # Pillow's readers of WebP, GIF and TIFF check this too
-        Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
-    start = file.read(8)
-    file.seek(0)
-    reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
-    if reader is None:
-        raise UhkdError("its content is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM")
-    with reader(cast(Any, file)) as image:
-        width, height = image.size
-        if width * height > limit:
-            raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {limit:,} that are allowed")
-        yield image
+def describe(error: Exception) -> str:
+    """Return the message of an error in one line, with its type unless it is a message for users."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UhkdError) else f"{type(error).__name__}: {message}"
 
 
 def max_pixels() -> int:
@@ -149,10 +147,7 @@ def header_size(content: str | Path | bytes) -> tuple[int, int] | None:
     content: the file's path, or its bytes.
     """
     try:
-        with (
-            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
-            _opened(file) as image,
-        ):
+        with _opened(content) as image:
             width, height = image.size
             rotated = image.getexif().get(_ORIENTATION, 1) >= 5
             return (width, height) if rotated else (height, width)

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +32,8 @@ _PREFETCH = (
 class BatchPlan:
     """The steps of a training run, and this process's share of each batch.
 
-    Epoch e visits the images in an order fixed by (seed, e) and drops the incomplete last batch.
-
-    Attributes:
-        seed: of the order of the images.
-        batch_size: images per step, over all processes.
-        epochs: length of the run.
-        start_step: first step to load, when a run resumes.
-        rank, world_size: this process takes images rank, rank + world_size, ... of each batch.
+    Epoch e visits the images in an order fixed by (seed, e) and drops the incomplete last batch. batch_size is over all
+    processes; this one takes images rank, rank + world_size, ... of each batch. start_step: first step, when a run resumes.
     """
 
     seed: int
@@ -98,16 +92,8 @@ def train_loader(
 ) -> Loader:
     """Return the batches of a run from `plan.start_step` on, as one iterable.
 
-    Batches do not depend on `workers`, and are bitwise identical to those of an uninterrupted run.
-
-    Args:
-        source: the training images.
-        augmentation: how a view is made.
-        plan: the steps of the run.
-        num_classes: length of the targets.
-        views: which view each epoch uses; None: view e of `plan.seed` in epoch e.
-        workers: processes that load; see `Loader`.
-        device: where the batches are stored; see `Loader`.
+    They do not depend on `workers`, and are bitwise identical to those of an uninterrupted run. num_classes: length of the
+    targets. views: None: view e of `plan.seed` in epoch e. workers, device: see `Loader`.
 
     Raises:
         UhkdError: a batch size above the number of images or not divisible by world_size or the source's shuffle streams, a
@@ -193,11 +179,11 @@ class Loader:
         if self._inner.num_workers:
             fill(self.source)
         try:
-            for raw in self._inner:
-                if isinstance(raw, LoadError):
-                    raise UhkdError(raw.message)
+            for batch in self._inner:
+                if isinstance(batch, UhkdError):
+                    raise batch
                 # between processes and to a GPU images are bytes: a quarter of the size of floats
-                batch = Batch(*raw).to(self.device)
+                batch = batch.to(self.device)
                 yield batch._replace(image=batch.image.float().div_(255))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -208,39 +194,25 @@ class Loader:
             ) from None
 
 
-class RawBatch(NamedTuple):
-    image: Tensor  # uint8
-    target: Tensor | None
-    label: Tensor | None
-    index: Tensor
-    record: Tensor | None
-
-
-class LoadError(NamedTuple):
-    """A user's mistake found while loading; the main process raises it, so that the message has no trace of a worker."""
-
-    message: str
-
-
-class BatchDataset(Dataset[RawBatch | LoadError], ABC):
-    """Batches of a source by step; mistakes of the user are returned as `LoadError`."""
+class BatchDataset(Dataset[Batch | UhkdError], ABC):
+    """Batches of a source by step, with uint8 images; mistakes of the user are returned, to be raised by the main process."""
 
     source: ImageSource
 
-    def __getitem__(self, step: Any) -> RawBatch | LoadError:
+    def __getitem__(self, step: Any) -> Batch | UhkdError:
         try:
             return self.make(step)
         except ValueError as error:
-            return LoadError(str(error))
+            return UhkdError(str(error))
 
     @abstractmethod
-    def make(self, step: Any) -> RawBatch:
+    def make(self, step: Any) -> Batch:
         """Return the batch of one step."""
 
-    def raw(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> RawBatch:
+    def batch(self, image: Tensor, target: Tensor | None, index: np.ndarray, record: Tensor | None = None) -> Batch:
         labels = self.source.labels
         label = None if labels is None else torch.from_numpy(labels[index].astype(np.int64))
-        return RawBatch(image, target, label, torch.from_numpy(index.copy()), record)
+        return Batch(image, target, label, torch.from_numpy(index.copy()), record)
 
 
 class _TrainBatches(BatchDataset):
@@ -252,7 +224,7 @@ class _TrainBatches(BatchDataset):
         self.per_epoch = steps_per_epoch(len(source), plan.batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 
-    def make(self, step: int) -> RawBatch:
+    def make(self, step: int) -> Batch:
         plan, views = self.plan, self.views
         epoch, position = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -274,18 +246,18 @@ class _TrainBatches(BatchDataset):
             assert rows.dtype == np.uint8 and rows.ndim == 2 and len(rows) == len(index), rows.shape
             # a copy: a memory-mapped array may be read-only, which torch does not support
             record = torch.from_numpy(np.array(rows, order="C"))
-        return self.raw(image, target, index, record)
+        return self.batch(image, target, index, record)
 
 
 class _EvalBatches(BatchDataset):
     def __init__(self, source: ImageSource, augmentation: Augmentation, batch_size: int) -> None:
         self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
 
-    def make(self, step: int) -> RawBatch:
+    def make(self, step: int) -> Batch:
         start = step * self.batch_size
         index = np.arange(start, min(start + self.batch_size, len(self.source)))
         images = augment_unmixed(self.source, index, seed=0, view=0, augmentation=self.augmentation)
-        return self.raw(torch.from_numpy(images), None, index)
+        return self.batch(torch.from_numpy(images), None, index)
 
 
 def _identity(raw: Any) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from uhkd.data.augment import Augmentation
+from uhkd.data.batch import Batch
 from uhkd.data.batch_transforms import augment_batch
-from uhkd.data.loader import BatchDataset, Loader, RawBatch
+from uhkd.data.loader import BatchDataset, Loader
 from uhkd.data.sources import ImageSource
 
 
@@ -44,7 +45,7 @@ class _SpanBatches(BatchDataset):
     def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, num_classes: int) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def make(self, span: IndexRange) -> RawBatch:
+    def make(self, span: IndexRange) -> Batch:
         index = np.arange(span.start, span.stop)
         image, target = augment_batch(
             self.source,
@@ -54,4 +55,4 @@ class _SpanBatches(BatchDataset):
             augmentation=self.augmentation,
             num_classes=self.num_classes,
         )
-        return self.raw(image, target, index)
+        return self.batch(image, target, index)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
-from uhkd.data.decode import decode_file, from_any
+from uhkd.data.decode import decode_file, describe, from_any
 from uhkd.errors import UhkdError
 
 _CACHE_BYTES = 256 * 2**20  # decoded images cached per process: all of CIFAR, the first ones of a photo collection
@@ -79,7 +79,6 @@ class ArraySource:
         return len(self.images)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return image `index`: (3,H,W) uint8."""
         return self.images[index].clone()
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
@@ -110,7 +109,6 @@ class FileSource:
         return self.root / self.names[index]
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return image `index`: (3,H,W) uint8."""
         cached = self._cached.get(index)
         if cached is not None:
             return cached.clone()
@@ -147,7 +145,6 @@ class DatasetSource:
         return len(self.dataset)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return image `index`: (3,H,W) uint8."""
         try:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
@@ -179,7 +176,6 @@ class Split:
         return len(self.indices)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return image `index`: (3,H,W) uint8."""
         return self.source.image(int(self.indices[index]))
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
@@ -210,7 +206,7 @@ def fingerprint(source: ImageSource | None) -> str:
 
 def cannot_read(index: int, title: str, error: Exception) -> str:
     """Return the one-line message for an item that raised `error`."""
-    return f"item {index} of {title} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    return f"item {index} of {title} cannot be read ({describe(error)})"
 
 
 def _file_size(path: Path) -> int:

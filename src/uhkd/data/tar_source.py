@@ -32,12 +32,7 @@ _HEADERS = 16  # images whose header is read to check whether all have one size
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How tar shards are read.
-
-    Attributes:
-        at_a_time, streams: see `ShardShuffle`; at_a_time None: all images are shuffled together.
-        keep, keep_gb: cache of remote shards and its size, see `ShardStore.remote`.
-    """
+    """How tar shards are read: see `ShardShuffle` (at_a_time None: all images together) and `ShardStore.remote`."""
 
     at_a_time: int | None = None
     streams: int = 1
@@ -60,9 +55,7 @@ class ShardSource:
         return len(self.keys)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return image `index`: (3,H,W) uint8."""
-        content, title = self.content(index)
-        return decode_bytes(content, title)
+        return decode_bytes(*self.content(index))
 
     def content(self, index: int) -> tuple[bytes, str]:
         """Return the bytes of the image file `index`, and its name in messages.

@@ -147,7 +147,7 @@ CASES = (
     Case(
         "a data set of normalised images",
         dataset((torch.full((3, 8, 8), -1.5), 1)),
-        "item 0 of the data set cannot be read (ValueError: image values must be floats in [0,1] or integers "
+        "item 0 of the data set cannot be read (image values must be floats in [0,1] or integers "
         "in 0..255, found float32 from -1.5 to -1.5: remove a normalising transform, because each network "
         "normalises its input)",
     ),
