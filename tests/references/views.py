@@ -48,7 +48,8 @@ def plain_view(source: ImageSource, index: int, *, seed: int, view: int, augment
     key = int(view_keys(source, np.array([index]))[0])
     image = geometry(source.image(index), key, seed=seed, view=view, augmentation=augmentation)
     if augmentation.randaugment is not None:
-        rand_augment_all_(image[None], augmentation.randaugment, [stream("randaugment", seed, view, key)])
+        # an iterator, because under pytest the type check of a list draws from Python's global generator
+        rand_augment_all_(image[None], augmentation.randaugment, iter([stream("randaugment", seed, view, key)]))
     if augmentation.jitters:
         image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, key))
     if augmentation.erasing:
