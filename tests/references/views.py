@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uhkd.data import Augmentation, BatchPlan, ImageSource, Loader, ViewPlan, train_loader
+from uhkd.data import Augmentation, BatchPlan, ImageSource, Loader, ViewPlan, color_transforms, train_loader
 from uhkd.data.augment import ONE, MixParameters, cutmix_, draw_mix, geometry, mixup_pair
-from uhkd.data.color_transforms import erase_, jitter, rand_augment_all_
+from uhkd.data.color_transforms import erase_, jitter
 from uhkd.data.rng import stream
 from uhkd.data.sampler import mix_candidates
 from uhkd.data.sources import view_keys
@@ -48,8 +48,10 @@ def plain_view(source: ImageSource, index: int, *, seed: int, view: int, augment
     key = int(view_keys(source, np.array([index]))[0])
     image = geometry(source.image(index), key, seed=seed, view=view, augmentation=augmentation)
     if augmentation.randaugment is not None:
-        # an iterator, because under pytest the type check of a list draws from Python's global generator
-        rand_augment_all_(image[None], augmentation.randaugment, iter([stream("randaugment", seed, view, key)]))
+        # not rand_augment_all_: under pytest the type check of its generators draws from Python's global generator
+        with color_transforms._preserve_globals():
+            rng = stream("randaugment", seed, view, key)
+            image = np.array(color_transforms._rand_augment(image, augmentation.randaugment, rng), order="C")
     if augmentation.jitters:
         image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, key))
     if augmentation.erasing:

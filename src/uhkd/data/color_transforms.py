@@ -46,11 +46,14 @@ def rand_augment_all_(images: np.ndarray, config: str, rngs: Iterable[np.random.
     """
     with _preserve_globals():
         for row, rng in enumerate(rngs):
-            transform = _transform(config, min(images.shape[2:]))
-            random.seed(int(rng.integers(1 << 62)))  # timm draws from Python's and NumPy's global generators
-            np.random.seed(int(rng.integers(1 << 32)))
-            changed = transform(Image.fromarray(np.ascontiguousarray(images[row].transpose(1, 2, 0))))
-            images[row] = np.asarray(changed).transpose(2, 0, 1)
+            images[row] = _rand_augment(images[row], config, rng)
+
+
+def _rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
+    transform = _transform(config, min(image.shape[1:]))
+    random.seed(int(rng.integers(1 << 62)))  # timm draws from Python's and NumPy's global generators
+    np.random.seed(int(rng.integers(1 << 32)))
+    return np.asarray(transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))).transpose(2, 0, 1)
 
 
 @cache
