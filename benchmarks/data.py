@@ -6,7 +6,7 @@ Paths: 32 px images in memory with a padded crop and a flip, also with mixup and
 process); JPEG files of photograph size cut to 224 px by a random resized crop, in this process and in two others. timm gets
 Pillow images made from an array in memory, as torchvision's CIFAR-100 does, and DeiT's padded crop for small images; its
 mixup is drawn once a batch, as its scripts do, ours for every image. timm's batches are normalised, ours are normalised by
-each network for itself. "one by one" is `uhkd.data.view` on each image: what the loader did before batches were made at once.
+each network for itself. "one by one" calls `augment_batch` on each image alone.
 
 Every round takes every path by every loader, in an order that is reversed from round to round. An iterator's first batches
 are not timed. Work in this process is timed by its processor time, work of others by the clock. Ratios are geometric means
@@ -31,7 +31,7 @@ from timm.data import Mixup, create_dataset, create_loader
 from torchvision import transforms
 
 from uhkd.commands.comparing.cost import geometric_mean
-from uhkd.data import ArraySource, Augmentation, open_data, train_loader, view
+from uhkd.data import ArraySource, Augmentation, BatchPlan, augment_batch, open_data, train_loader
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 CLASSES = 10
@@ -82,9 +82,7 @@ def write_photographs(root: Path, count: int) -> None:
 def ours(source: Any, augmentation: Augmentation, batch: int, workers: int, epoch: int) -> Iterator[Any]:
     """The library's loader."""
     return iter(
-        train_loader(
-            source, augmentation, seed=epoch, batch_size=batch, epochs=100, num_classes=CLASSES, workers=workers
-        )
+        train_loader(source, augmentation, BatchPlan(epoch, batch, epochs=100), num_classes=CLASSES, workers=workers)
     )
 
 
@@ -94,11 +92,11 @@ def one_by_one(source: ArraySource, augmentation: Augmentation, batch: int, epoc
         order = np.random.default_rng((epoch, number)).permutation(len(source))
         for start in range(0, len(order) - batch + 1, batch):
             pairs = [
-                view(source, int(i), seed=epoch, view=number, augmentation=augmentation, num_classes=CLASSES)
-                for i in order[start : start + batch]
+                augment_batch(source, i, seed=epoch, view=number, augmentation=augmentation, num_classes=CLASSES)
+                for i in order[start : start + batch, None]
             ]
-            targets = torch.stack([target for _, target in pairs if target is not None])
-            yield torch.stack([image for image, _ in pairs]).float().div_(255), targets
+            targets = torch.cat([target for _, target in pairs if target is not None])
+            yield torch.cat([image for image, _ in pairs]).float().div_(255), targets
 
 
 def timms(dataset: Any, size: int, batch: int, workers: int, augmentation: Augmentation) -> Iterator[Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from measuring import parser, save
 from PIL import Image
 
-from uhkd.data import Augmentation, ShardOptions, make_index, open_data, train_loader
+from uhkd.data import Augmentation, BatchPlan, ShardOptions, make_index, open_data, train_loader
 from uhkd.data.rng import stream
 from uhkd.data.sampler import ShardShuffle
 from uhkd.data.tar_index import Index, read_index
@@ -115,7 +115,7 @@ def reading(place: Path, rounds: int) -> dict[str, list[float]]:
     for number in range(rounds):
         for name, (where, how) in ways.items():
             source = open_data(place / where, shards=how).train
-            loader = train_loader(source, augmentation, seed=number, batch_size=BATCH, epochs=1, num_classes=8)
+            loader = train_loader(source, augmentation, BatchPlan(number, BATCH, epochs=1), num_classes=8)
             began = time.perf_counter()
             seen = sum(len(batch.index) for batch in loader)
             found[name].append(seen / (time.perf_counter() - began))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import uhkd
 from uhkd.__main__ import main
 from uhkd.cache import TeacherCache, shards
-from uhkd.data import train_loader
+from uhkd.data import BatchPlan, ViewPlan, train_loader
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
 from uhkd.training import CachedTeacher, fit
@@ -77,9 +77,12 @@ def test_stored_signals_are_the_live_ones_record_by_record(teacher: Path, cached
     live.ftm.load_state_dict(stored.tensors("ftm."))
     kept = CachedTeacher(stored, stored.manifest.target)
     loader = train_loader(
-        data.train, stored.manifest.augmentation, seed=9, batch_size=30, epochs=4, num_classes=10, views=3, view_seed=5,
-        record_reader=stored.read_records,
-    )  # fmt: skip
+        data.train,
+        stored.manifest.augmentation,
+        BatchPlan(seed=9, batch_size=30, epochs=4),
+        num_classes=10,
+        views=ViewPlan(seed=5, count=3, record_reader=stored.read_records),
+    )
     needs = frozenset({"logits", "embedding", "spectra"})
     seen = 0
     for batch in loader:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Split, view
-from uhkd.data.augment import fit, plain_view
+from references.views import plain_view, view
+from uhkd.data import ArraySource, Augmentation, Split
+from uhkd.data.augment import fit
 
 GENERATOR = np.random.default_rng(0)
 NOISE = ArraySource(GENERATOR.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 5)

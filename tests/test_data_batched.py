@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Split, augment_batch, view
+from references.views import view
+from uhkd.data import ArraySource, Augmentation, Split, augment_batch
 from uhkd.data.batch_transforms import augment_unmixed
 from uhkd.data.memory_cache import CachedSource
 from uhkd.data.rng import stream, streams, uniforms

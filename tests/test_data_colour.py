@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torchvision.transforms import functional
 
 import uhkd
-from uhkd.data import ArraySource, Augmentation, Split, augment, color_transforms, train_loader, view
-from uhkd.data.augment import plain_view
+from references.views import plain_view, training_loader, view
+from uhkd.data import ArraySource, Augmentation, Split, augment, color_transforms
 from uhkd.data.color_transforms import erase_, jitter
 from uhkd.data.rng import stream
 from uhkd.data.sources import ImageSource
@@ -107,7 +107,7 @@ def test_the_source_is_never_written_to():
 def test_workers_show_the_same_views(workers):
     def batches(number):
         settings = {"seed": 3, "batch_size": 12, "epochs": 2, "num_classes": 5}
-        return list(train_loader(NOISE, EVERYTHING, workers=number, **settings))
+        return list(training_loader(NOISE, EVERYTHING, workers=number, **settings))
 
     for a, b in zip(batches(0), batches(workers), strict=True):
         assert a.target is not None and b.target is not None
@@ -116,7 +116,9 @@ def test_workers_show_the_same_views(workers):
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (7, 0), (60, 0), (7, 2), (13, 2)])
 def test_what_a_loader_shows_of_an_image_depends_on_seed_epoch_and_index_alone(batch_size, workers):
-    loader = train_loader(NOISE, ALL_AT_ONCE, seed=3, batch_size=batch_size, epochs=2, num_classes=5, workers=workers)
+    loader = training_loader(
+        NOISE, ALL_AT_ONCE, seed=3, batch_size=batch_size, epochs=2, num_classes=5, workers=workers
+    )
     before = global_states()
     batches = list(loader)
     assert global_states() == before
@@ -134,8 +136,8 @@ def test_what_a_loader_shows_of_an_image_depends_on_seed_epoch_and_index_alone(b
 _ELSEWHERE = """
 import hashlib, pickle, random, sys
 import numpy, torch
+from references.views import plain_view
 from uhkd.data import ArraySource
-from uhkd.data.augment import plain_view
 pixels, augmentations = pickle.load(sys.stdin.buffer)
 source = ArraySource(pixels, None)
 states = lambda: (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
@@ -154,7 +156,8 @@ def test_another_process_shows_the_same_views():
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE],
         input=pickle.dumps((pixels, augmentations)),
-        env=os.environ | {"PYTHONPATH": str(Path(uhkd.__file__).parents[1])},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join((str(Path(uhkd.__file__).parents[1]), str(Path(__file__).parent)))},
         capture_output=True,
         check=True,
         timeout=300,

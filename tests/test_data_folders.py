@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from uhkd.data import open_data, train_loader
+from uhkd.data import BatchPlan, open_data, train_loader
 from uhkd.data.augment import Augmentation
 
 
@@ -33,7 +33,7 @@ def test_one_folder_is_cut_stratified(tmp_path):
     assert labels_from_pixels(data.train) == data.train.labels.tolist()
     assert data.native_size == (6, 9)
     assert data.flip
-    assert any("4 images cut from the training images" in note for note in data.notes)
+    assert any("4 images taken from the training images" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
@@ -144,7 +144,7 @@ def test_a_damaged_image_stops_training_with_its_name(tmp_path, workers):
     damage(tmp_path)
     data = open_data(tmp_path)
     loader = train_loader(
-        data.train, Augmentation((8, 8)), seed=0, batch_size=8, epochs=1, num_classes=2, workers=workers
+        data.train, Augmentation((8, 8)), BatchPlan(seed=0, batch_size=8, epochs=1), num_classes=2, workers=workers
     )
     with pytest.raises(ValueError, match=r"^image file .*(2|5)\.jpg cannot be decoded .*--skip-bad-images$") as raised:
         list(loader)
@@ -218,7 +218,7 @@ def test_classes_outside_the_given_names_are_listed(tmp_path):
 def test_a_class_too_small_for_a_cut_is_named(tmp_path):
     fill(tmp_path)
     fill(tmp_path, classes=("lynx",), count=1)
-    with pytest.raises(ValueError, match="too few images to cut a validation part, only 1 in lynx"):
+    with pytest.raises(ValueError, match="too few images to take a validation part, only 1 in lynx"):
         open_data(tmp_path)
 
 

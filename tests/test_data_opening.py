@@ -277,5 +277,5 @@ def test_a_missing_path_gets_the_nearest_names(tmp_path, monkeypatch, wrong, hin
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 2.5, -1.0])
 def test_val_fraction_outside_its_range(fraction):
-    with pytest.raises(ValueError, match="val_fraction must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="val_fraction must be between 0 and 1"):
         open_data("digits", val_fraction=fraction)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from references.tars import number_of, picture, sample, write_shards, write_tar
+from references.views import training_loader, view
 from uhkd.commands import index as index_verb
 from uhkd.data import (
     INDEX,
@@ -30,7 +31,6 @@ from uhkd.data import (
     augment_batch,
     make_index,
     open_data,
-    train_loader,
 )
 from uhkd.data.remote import ShardStore
 from uhkd.data.rng import stream
@@ -96,7 +96,7 @@ def batches(source: Any, **words: Any) -> list[list[int]]:
     asked = {"seed": 5, "batch_size": 8, "epochs": 2, "num_classes": 4} | words
     return [
         [number_of(image) for image in (batch.image * 255).byte().numpy()]
-        for batch in train_loader(source, augmentation, **asked)
+        for batch in training_loader(source, augmentation, **asked)
     ]
 
 
@@ -166,8 +166,6 @@ def test_a_view_is_that_of_the_sample_wherever_it_lies(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("shards", [None, NEAR])
 def test_views_one_by_one_are_those_of_a_batch(folder: Path, shards: ShardOptions | None):
-    from uhkd.data import view
-
     augmentation = Augmentation((12, 12), crop="pad", flip=True, mixup=0.5, cutmix=0.5, erasing=0.3)
     source = train_part(folder, shards=shards)
     words = {"seed": 2, "view": 1, "augmentation": augmentation, "num_classes": 4}
@@ -273,7 +271,7 @@ def test_images_that_cannot_be_read_are_named_or_skipped(folder: Path):
     data = open_data(folder, skip_bad_images=True)
     assert len(data.train) == 47 and "1 of 48 train images cannot be decoded: skipped" in data.notes
     (folder / "train-0000.tar").write_bytes(content[:600])
-    with pytest.raises(ValueError, match=r"image 9 of shard .* is cut short: expected .* put the shard back"):
+    with pytest.raises(ValueError, match=r"image 9 of shard .* is cut short: expected .* restore the shard"):
         source.image(9)
     (folder / "train-0002.tar").unlink()
     with pytest.raises(ValueError, match=r"image 0 of shard .*train-0002.tar cannot be read"):
@@ -312,13 +310,13 @@ def test_a_sample_whose_image_is_not_clear_is_refused(tmp_path: Path, case: str)
 def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"shot\.1\.cls in .*: a sample's name ends at its first dot"):
         open_data(write_tar(tmp_path / "x.tar", [("shot.1.png", picture(1)), ("shot.1.cls", b"0")]))
-    with pytest.raises(ValueError, match=r"readme of .* lies outside of the class folders \(cat, dog\)"):
+    with pytest.raises(ValueError, match=r"readme of .* is outside the class folders \(cat, dog\)"):
         open_data(
             write_tar(
                 tmp_path / "y.tar", [("cat/1.png", picture(1)), ("dog/2.png", picture(2)), ("readme.png", picture(3))]
             )
         )
-    with pytest.raises(ValueError, match="holds train and val in one: expected tars of each part"):
+    with pytest.raises(ValueError, match="mixes train and val: expected separate tars for each part"):
         open_data(
             write_tar(tmp_path / "z.tar", [(f"{p}/{c}/1.png", picture(1)) for p in ("train", "val") for c in "ab"])
         )
@@ -327,7 +325,7 @@ def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["testing-0.tar", "heldout-0.tar", "testA-0.tar", "0.tar"])
 def test_a_shard_without_a_part_beside_others_with_one_is_refused(folder: Path, name: str):
     write_tar(folder / name, sample(1))
-    with pytest.raises(ValueError, match=rf"the name of shard {name} says no part, others do \(train, val\)"):
+    with pytest.raises(ValueError, match=rf"the name of shard {name} names no part, others do \(train, val\)"):
         open_data(folder)
 
 
@@ -460,7 +458,7 @@ REFUSED = {
         lambda p: write_tar(p, [("a.png", picture(1)), ("a.cls", b"9" * 30)]),
         "expected the number of a class",
     ),
-    "no JSON": (lambda p: write_tar(p, [("a.png", picture(1)), ("a.json", b"[" * 9999)]), "a.json in .* is no JSON"),
+    "no JSON": (lambda p: write_tar(p, [("a.png", picture(1)), ("a.json", b"[" * 9999)]), "a.json in .* is not JSON"),
     "some without a class": (
         lambda p: write_tar(p, [*sample(1), ("b.png", picture(2))]),
         "1 samples of .* have no class",
@@ -491,8 +489,8 @@ def test_other_mistakes(folder: Path, tmp_path: Path):
         ("ftp://host/x", "expected an address that begins with https://"),
         ("https://host::file:///etc", "expected an address"),
         (f"file://{tmp_path}/none", "cannot be fetched"),
-        (f"{folder}/train-*.tar", r"\* is not understood: give the folder, or a range"),
-        (f"file://{folder}/train-{{0..1}}.tar", "an address is a folder of shards with uhkd-index"),
+        (f"{folder}/train-*.tar", r"\* is not supported: give the folder, or a range"),
+        (f"file://{folder}/train-{{0..1}}.tar", "a URL must be a folder of shards with uhkd-index"),
         ("hfids/x", "can be neither shuffled nor resumed"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -533,8 +531,8 @@ def test_a_kept_index_is_that_of_the_headers_and_not_used_for_other_shards(
     write_tar(folder / "train-0001.tar", [m for n in range(10, 15) for m in sample(n)])
     assert (folder / "train-0001.tar").stat().st_size == size  # tars are filled up to whole blocks
     data = open_data(folder)
-    assert len(data.train) == 47 and any("not of these shards" in note for note in data.notes)
-    with pytest.raises(ValueError, match=r"image 5 of shard .* is not the one that was there: put the shard back"):
+    assert len(data.train) == 47 and any("not match these shards" in note for note in data.notes)
+    with pytest.raises(ValueError, match=r"image 5 of shard .* is not the image in the index: restore the shard"):
         before.image(15)
     with pytest.raises(ValueError, match="nowhere does not exist: expected the folder that the shards lie in"):
         index_verb(folder=str(folder / "nowhere"))
@@ -577,12 +575,12 @@ def test_an_index_of_impossible_numbers_is_refused(tmp_path: Path, name: str, va
     index = make_index(tmp_path, ["0.tar", "1.tar"])
     assert index.classes == ("a", "b")
     odd = replace(index, **{name: values if isinstance(values, np.ndarray) else np.array(values, np.int64)})
-    with pytest.raises(ValueError, match=r"no index of shards, or damaged \(its "):
+    with pytest.raises(ValueError, match=r"is not an index of shards, or damaged \(its "):
         read_index(odd.to_bytes(), "it")
 
 
 def test_an_index_cannot_point_out_of_its_folder(kept: bytes):
-    with pytest.raises(ValueError, match="its shards lie outside of its folder"):
+    with pytest.raises(ValueError, match="its shards are outside its folder"):
         read_index(kept.replace(b"train-0001.tar", b"../secret1.tar"), "it")
 
 
@@ -619,7 +617,7 @@ def test_shards_are_fetched_when_they_are_first_asked_for(folder: Path, server: 
     there = tmp_path / "there"
     data = open_data(server, shards=ShardOptions(keep=str(there)))
     assert (len(data.train), len(data.val)) == (48, 8)
-    assert "shards from elsewhere are shuffled 8 at a time (--shuffle-shards)" in data.notes
+    assert "remote shards are shuffled 8 at a time (--shuffle-shards)" in data.notes
     assert len(list(there.rglob("*.tar"))) == 1  # of the first, whose headers say the size of images
     here = train_part(folder)
     source = train_part(server, shards=ShardOptions(keep=str(there)))
@@ -629,7 +627,7 @@ def test_shards_are_fetched_when_they_are_first_asked_for(folder: Path, server: 
     (folder / "train-0003.tar").unlink()
     assert torch.equal(train_part(server, shards=ShardOptions(keep=str(there))).image(31), source.image(31))
     (folder / "train-0004.tar").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"train-0004.tar has 5 bytes, its index says .* make the index anew"):
+    with pytest.raises(ValueError, match=r"train-0004.tar has 5 bytes, but .* in its index: make the index again"):
         source.image(40)
     assert not list(there.rglob("*.tmp"))
 

@@ -38,7 +38,7 @@ def test_a_class_keeps_its_split_when_others_are_added():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_fraction_outside_the_open_interval_is_refused(fraction):
-    with pytest.raises(ValueError, match="val_fraction must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="val_fraction must be between 0 and 1"):
         stratified_split(LABELS, fraction, seed=0)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import uhkd
-from uhkd.data import Batch, train_loader
+from uhkd.data import Batch, BatchPlan, train_loader
 from uhkd.models import create
 from uhkd.training import fit, weighted_sum
 from uhkd.training.setup import Setup
@@ -62,7 +62,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
     job: Setup = caught.value.args[0]
 
     def loader(augmentation: Any, size: int) -> Iterable[Batch]:
-        return train_loader(job.data.train, augmentation, seed=3, batch_size=size, epochs=1, num_classes=CLASSES)
+        return train_loader(job.data.train, augmentation, BatchPlan(3, size, epochs=1), num_classes=CLASSES)
 
     own = made(method, seed=3, num_samples=len(job.data.train), settings=settings, weights={"ce": 0.5})
     own.train().learner.to(memory_format=torch.channels_last)

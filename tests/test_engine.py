@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import uhkd
 from references.runs import TIMES, assert_equal_runs
+from references.views import plain_view
 from uhkd.data import Augmentation, Batch, open_data, train_loader
-from uhkd.data.augment import plain_view
 from uhkd.evaluation.probe import fit_linear_probe
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.methods import DistillationLoss, Requirements

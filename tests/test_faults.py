@@ -232,10 +232,10 @@ def test_a_loss_of_nan_names_its_step_and_images(tmp_path: Path, monkeypatch: py
 
 def visited(step: int) -> list[int]:
     """Images of a step, from the loader of such a training."""
-    from uhkd.data import Augmentation, open_data, train_loader
+    from uhkd.data import Augmentation, BatchPlan, open_data, train_loader
 
     data = open_data("digits", train_limit=100)
-    loader = train_loader(data.train, Augmentation((8, 8)), seed=0, batch_size=20, epochs=3, num_classes=10)
+    loader = train_loader(data.train, Augmentation((8, 8)), BatchPlan(0, batch_size=20, epochs=3), num_classes=10)
     return list(loader)[step - 1].index.tolist()
 
 

@@ -462,7 +462,7 @@ def test_a_label_does_not_make_any_number_of_classes(tmp_path: Path):
         tmp_path / "set.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.array([0, 0, 1, 2 * 10**6])
     )
     with pytest.raises(
-        ValueError, match="labels count the classes from 0, found 2000000: expected less than 1,000,000"
+        ValueError, match="labels number the classes from 0, found 2000000: expected less than 1,000,000"
     ):
         open_data(tmp_path / "set.npz")
 

@@ -1,15 +1,24 @@
-"""Images as uint8 sources, views that are pure functions of (seed, view, index), and loaders that resume exactly."""
+"""Images as uint8 sources, views that depend on (seed, view, index) alone, and loaders that resume exactly."""
 
 from typing import TYPE_CHECKING
 
 from uhkd.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from uhkd.data.augment import Augmentation, view
+    from uhkd.data.augment import Augmentation
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import augment_batch
     from uhkd.data.file_cache import OpenFiles
-    from uhkd.data.loader import Loader, batch_images, eval_loader, steps_per_epoch, train_loader, usable_cores
+    from uhkd.data.loader import (
+        BatchPlan,
+        Loader,
+        ViewPlan,
+        batch_images,
+        eval_loader,
+        steps_per_epoch,
+        train_loader,
+        usable_cores,
+    )
     from uhkd.data.memory_cache import in_memory
     from uhkd.data.open import DataSplits, open_data
     from uhkd.data.range_loader import IndexRange, span_loader
@@ -24,6 +33,7 @@ __all__ = [
     "ArraySource",
     "Augmentation",
     "Batch",
+    "BatchPlan",
     "DataSplits",
     "DatasetSource",
     "FileSource",
@@ -34,6 +44,7 @@ __all__ = [
     "ShardOptions",
     "ShardSource",
     "Split",
+    "ViewPlan",
     "augment_batch",
     "batch_images",
     "eval_loader",
@@ -48,19 +59,20 @@ __all__ = [
     "tars",
     "train_loader",
     "usable_cores",
-    "view",
 ]
 
 import_on_use(
     __name__,
     {
-        "uhkd.data.augment": ("Augmentation", "view"),
+        "uhkd.data.augment": ("Augmentation",),
         "uhkd.data.batch": ("Batch",),
         "uhkd.data.batch_transforms": ("augment_batch",),
         "uhkd.data.file_cache": ("OpenFiles",),
         "uhkd.data.tar_index": ("INDEX",),
         "uhkd.data.loader": (
+            "BatchPlan",
             "Loader",
+            "ViewPlan",
             "batch_images",
             "eval_loader",
             "steps_per_epoch",

@@ -1,4 +1,4 @@
-"""Views of images: crop, flip, colours, mixup and cutmix as pure functions of (seed, view, index or sample key)."""
+"""Crop, flip, mixup and cutmix of one image, drawn from (seed, view, index or sample key) alone."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from uhkd.data.color_transforms import check_randaugment, erase_, jitter, rand_augment
+from uhkd.data.color_transforms import check_randaugment
 from uhkd.data.rng import stream
-from uhkd.data.sampler import mix_candidates
-from uhkd.data.sources import ImageSource, view_keys
 from uhkd.errors import UhkdError
 
-_RATIO = (3 / 4, 4 / 3)  # its width over height, relative to the target's
+_RATIO = (3 / 4, 4 / 3)  # width over height of a resized crop, relative to the target's
 _TRIES = 6
-ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic, equal on every machine
+ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic is equal on every machine
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training view is made.
+    """Options of a training view.
 
-    size: (H,W) of every view. crop: "none"; "pad" = shift by up to an eighth of the size, edges mirrored; "resized" =
-    random area, of which at least the share crop_scale, and aspect ratio. flip: mirror every other view. mixup, cutmix:
-    Beta parameters, 0 = off; with both on, each view takes one of them with equal chance. randaugment: timm's
-    configuration, as in rand-m9-mstd0.5-inc1. color_jitter: largest change of the factors of brightness, contrast and
-    saturation, see `jitters`. erasing: chance that a box becomes noise.
+    A view is cropped, flipped, changed in colour and erased; then two such views are mixed. (timm's scripts erase after
+    mixing where images are normalised on the device, before it elsewhere.)
 
-    Crop, flip, colours and erasing make one image's view, and two such views are mixed. (timm's scripts erase after mixing
-    where images are normalised on the device, before it elsewhere.)
+    Attributes:
+        size: (H, W) of every view.
+        crop: "none"; "pad": shift by up to an eighth of the size, edges mirrored; "resized": random aspect ratio and area.
+        flip: mirror views with probability 0.5.
+        mixup, cutmix: Beta parameters, 0 = off; with both on, each view takes one of them with equal probability.
+        crop_scale: smallest share of the area that crop "resized" takes.
+        randaugment: timm's configuration string, such as rand-m9-mstd0.5-inc1.
+        color_jitter: largest change of the factors of brightness, contrast and saturation; see `jitters`.
+        erasing: probability that a box is replaced by noise.
 
     Raises:
         UhkdError: an empty size, an unknown crop or randaugment, or a number out of its range.
@@ -51,12 +52,12 @@ class Augmentation:
 
     @property
     def jitters(self) -> bool:
-        """Whether colours are jittered: as in timm, not beside RandAugment, unless that draws from its "3a" operations."""
+        """Whether colours are jittered: as in timm, not together with RandAugment, except with its "3a" operations."""
         return self.color_jitter > 0 and (self.randaugment is None or "3a" in self.randaugment)
 
     @property
     def mixes(self) -> bool:
-        """Whether views are mixed with others'."""
+        """Whether views are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
@@ -76,57 +77,21 @@ class Augmentation:
             check_randaugment(self.randaugment)
 
 
-def view(
-    source: ImageSource, index: int, *, seed: int, view: int, augmentation: Augmentation, num_classes: int
-) -> tuple[UInt8[Tensor, "3 h w"], Float[Tensor, " k"] | None]:
-    """Return view number `view` of image `index`, the same wherever and whenever it is asked for.
+def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+    """Return `image` (3,h,w) uint8 cropped, resized and flipped: (3,H,W) in new memory.
 
-    The target is one-hot, or the mixture of two classes by their share of the pixels; None for a source without labels.
-    A mixed view's partner is the un-mixed view of another image under the same (seed, view); see `mix_candidates`.
+    key: the image's index or sample key; see `view_keys`.
     """
-    image = plain_view(source, index, seed=seed, view=view, augmentation=augmentation)
-    mix = MixParameters(index, ONE, None, 1.0)
-    if augmentation.mixes:
-        address = int(view_keys(source, np.array([index]))[0])
-        mix = draw_mix(index, mix_candidates(source, index), augmentation, stream("mix", seed, view, address))
-        other = plain_view(source, mix.partner, seed=seed, view=view, augmentation=augmentation)
-        if mix.box is None:
-            image = mixup_pair(image, other, mix.weight)
-        else:
-            cutmix_(image, other, mix.box)
-    if source.labels is None:
-        return torch.from_numpy(image), None
-    target = np.zeros(num_classes, dtype=np.float32)
-    target[source.labels[index]] += np.float32(mix.share)
-    target[source.labels[mix.partner]] += np.float32(1.0 - mix.share)
-    return torch.from_numpy(image), torch.from_numpy(target)
-
-
-def plain_view(source: ImageSource, index: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
-    """Return the view before any mixing: (3,H,W) uint8, freshly allocated."""
-    address = int(view_keys(source, np.array([index]))[0])
-    image = geometry(source.image(index), address, seed=seed, view=view, augmentation=augmentation)
-    if augmentation.randaugment is not None:
-        image = rand_augment(image, augmentation.randaugment, stream("randaugment", seed, view, address))
-    if augmentation.jitters:
-        image = jitter(image, augmentation.color_jitter, stream("jitter", seed, view, address))
-    if augmentation.erasing:
-        erase_(image, augmentation.erasing, stream("erasing", seed, view, address))
-    return image
-
-
-def geometry(image: Tensor, address: int, *, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
-    """Return `image` (3,h,w) uint8 cropped, resized and flipped: (3,H,W), freshly allocated."""
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
         return np.array(fit(image, augmentation.size).numpy(), order="C")
-    draws = stream("geometry", seed, view, address).random(2 * _TRIES + 3).tolist()
+    draws = stream("geometry", seed, view, key).random(2 * _TRIES + 3).tolist()
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
         image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
     image = fit(image, augmentation.size)
-    if augmentation.crop != "pad":  # whole rows are copied faster than picked columns
+    if augmentation.crop != "pad":  # copying whole rows is faster than picking columns
         pixels = image.numpy()
         return np.array(pixels[:, :, ::-1] if mirrored else pixels, order="C")
     rows = mirror(np.arange(height) + _shift(height, top_draw), height)
@@ -135,7 +100,7 @@ def geometry(image: Tensor, address: int, *, seed: int, view: int, augmentation:
 
 
 def fit(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Cut the largest centred part of the target's aspect ratio and resize it, antialiased, to `size`."""
+    """Cut the largest centred box of the aspect ratio of `size` (H, W) and resize it, antialiased."""
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):
         return image
@@ -153,16 +118,16 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _random_area(image: Tensor, augmentation: Augmentation, draws: list[float], top: float, left: float) -> Tensor:
     height, width = image.shape[-2:]
-    size, least = augmentation.size, augmentation.crop_scale
+    size, min_share = augmentation.size, augmentation.crop_scale
     low, high = np.log(_RATIO[0]), np.log(_RATIO[1])
     for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):
-        area = height * width * (least + area_draw * (1.0 - least))
+        area = height * width * (min_share + area_draw * (1.0 - min_share))
         ratio = float(np.exp(low + ratio_draw * (high - low))) * size[1] / size[0]
         rows, columns = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
         if 0 < rows <= height and 0 < columns <= width:
             y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
             return _resize(image[:, y : y + rows, x : x + columns], size)
-    return image  # a very long image that no drawn box fits: the caller's centred cut is used
+    return image  # no drawn box fits into a very long image: the caller makes the centred cut
 
 
 def _shift(length: int, draw: float) -> int:
@@ -171,15 +136,15 @@ def _shift(length: int, draw: float) -> int:
 
 
 def mirror(positions: np.ndarray, length: int) -> np.ndarray:
-    """Return positions up to length - 1 beyond either edge, reflected at the edges' centres into 0..length-1."""
+    """Reflect positions up to length - 1 beyond either edge into 0..length-1, as NumPy's padding "reflect"."""
     positions = np.abs(positions)
     return np.minimum(positions, 2 * (length - 1) - positions)
 
 
 class MixParameters(NamedTuple):
-    """What is mixed into a view: the partner's box (y0,y1,x0,x1), or, without one, all of it at 1 - weight / ONE.
+    """Parameters of one mixed view: box (y0,y1,x0,x1) for cutmix, None for mixup.
 
-    share: of the view's own class in the target.
+    partner: index of the other image. weight: of the view, 0..ONE (mixup). share: of the view's class in the target.
     """
 
     partner: int
@@ -188,9 +153,11 @@ class MixParameters(NamedTuple):
     share: float
 
 
-def draw_mix(index: int, among: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator) -> MixParameters:
-    """Draw how view `index` is mixed, with which of the images `among` (first, last + 1); `rng` is its own stream."""
-    first, count = among[0], among[1] - among[0]
+def draw_mix(
+    index: int, candidates: tuple[int, int], augmentation: Augmentation, rng: np.random.Generator
+) -> MixParameters:
+    """Draw how view `index` is mixed, and with which of the images `candidates` (first, last + 1)."""
+    first, count = candidates[0], candidates[1] - candidates[0]
     partner = index if count < 2 else first + (index - first + 1 + int(rng.random() * (count - 1))) % count
     if augmentation.cutmix and not (augmentation.mixup and rng.random() >= 0.5):
         box, share = _draw_box(augmentation.size, augmentation.cutmix, rng)
@@ -200,19 +167,19 @@ def draw_mix(index: int, among: tuple[int, int], augmentation: Augmentation, rng
 
 
 def mixup_pair(image: np.ndarray, other: np.ndarray, weight: int | np.ndarray) -> np.ndarray:
-    """Return the mean of two uint8 arrays of one shape, rounded; weight: 0..ONE, int32 where it is an array."""
+    """Return the rounded weighted mean of two uint8 arrays of equal shape; weight: 0..ONE, an array must be int32."""
     mixed = image.astype(np.int32) * weight + other.astype(np.int32) * (ONE - weight)
     return ((mixed + ONE // 2) >> 16).astype(np.uint8)
 
 
 def cutmix_(image: np.ndarray, other: np.ndarray, box: tuple[int, int, int, int]) -> None:
-    """Overwrite the box (y0,y1,x0,x1) of `image` (3,H,W) by that of `other`."""
+    """Copy the box (y0,y1,x0,x1) of `other` into `image`, both (3,H,W)."""
     y0, y1, x0, x1 = box
     image[:, y0:y1, x0:x1] = other[:, y0:y1, x0:x1]
 
 
 def _draw_box(size: tuple[int, int], alpha: float, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], float]:
-    """Return a box (y0,y1,x0,x1) and the share of pixels outside of it."""
+    """Return a box (y0,y1,x0,x1) and the share of pixels outside it."""
     height, width = size
     side = (1.0 - rng.beta(alpha, alpha)) ** 0.5
     rows, columns = round(height * side), round(width * side)

@@ -1,4 +1,4 @@
-"""What a training or evaluation step receives."""
+"""The batch of a training or evaluation step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """A batch of images that no network has normalised yet (a named tuple: Fabric and DDP look inside those).
+    """A batch of images, not normalised yet (a named tuple, because Fabric and DDP traverse those).
 
-    image: (B,3,H,W) in [0,1]. target: (B,K), rows sum to 1 (mixed by mixup or cutmix, never smoothed), or None.
-    label: (B,) class of the un-mixed image, or None without labels. index: (B,) positions in the data source.
-    record: (B,n) bytes that were stored for each image's view, or None.
+    Attributes:
+        image: (B,3,H,W) in [0,1]; uint8 until `Loader` converts it.
+        target: (B,K), rows sum to 1 (mixed by mixup or cutmix, never smoothed); None without labels.
+        label: (B,) class of the unmixed image; None without labels.
+        index: (B,) positions in the data source.
+        record: (B,n) bytes cached for each image's view, or None.
     """
 
     image: Float[Tensor, "b 3 h w"]
@@ -24,15 +27,5 @@ class Batch(NamedTuple):
     record: UInt8[Tensor, "b n"] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on `device`."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return Batch(
-            image=move(self.image),
-            target=None if self.target is None else move(self.target),
-            label=None if self.label is None else move(self.label),
-            index=move(self.index),
-            record=None if self.record is None else move(self.record),
-        )
+        """Return the batch on `device`."""
+        return Batch._make(None if field is None else field.to(device, non_blocking=True) for field in self)

@@ -1,4 +1,4 @@
-"""Views of many images at once: equal, to the bit, to those that `view` makes one by one."""
+"""Views of a batch of images; each is bitwise identical to that of the image alone."""
 
 from __future__ import annotations
 
@@ -23,69 +23,70 @@ def augment_batch(
     augmentation: Augmentation,
     num_classes: int,
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"] | None]:
-    """Return view number `view` of the images `indices` (one or more), and their targets: `view` of each, stacked.
+    """Return view number `view` of the images `indices` (one or more), and their targets (None without labels).
 
-    Images that lie in memory at the augmentation's size are cropped and flipped as a whole; others, and resized crops,
-    one by one.
+    A target is one-hot, or the mixture of two classes by their share of the pixels. Images in memory at the augmentation's
+    size are cropped and flipped as one array; others, and resized crops, one by one. A mixed view's partner is the unmixed
+    view of another image under the same (seed, view); see `mix_candidates`.
 
     Raises:
-        UhkdError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, with its name.
     """
     images = augment_unmixed(source, indices, seed=seed, view=view, augmentation=augmentation)
     mixes = None
     if augmentation.mixes:
-        numbers = indices.tolist()
-        own = streams("mix", seed, view, view_keys(source, indices).tolist())
+        rngs = streams("mix", seed, view, view_keys(source, indices).tolist())
         mixes = [
             draw_mix(index, mix_candidates(source, index), augmentation, rng)
-            for index, rng in zip(numbers, own, strict=True)
+            for index, rng in zip(indices.tolist(), rngs, strict=True)
         ]
-        others = np.array([mix.partner for mix in mixes])
-        _mix_(images, augment_unmixed(source, others, seed=seed, view=view, augmentation=augmentation), mixes)
+        partners = np.array([mix.partner for mix in mixes])
+        _mix_(images, augment_unmixed(source, partners, seed=seed, view=view, augmentation=augmentation), mixes)
     return torch.from_numpy(images), _targets(source.labels, indices, mixes, num_classes)
 
 
 def augment_unmixed(
     source: ImageSource, indices: Int[np.ndarray, " b"], *, seed: int, view: int, augmentation: Augmentation
 ) -> UInt8[np.ndarray, "b 3 h w"]:
-    """Return the views before any mixing, freshly allocated.
+    """Return the views before any mixing, in new memory.
 
     Raises:
-        UhkdError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, with its name.
     """
-    images = _cut(source, indices, seed, view, augmentation)
-    numbers = view_keys(source, indices).tolist()
+    images = _crop(source, indices, seed, view, augmentation)
+    keys = view_keys(source, indices).tolist()
     if augmentation.randaugment is not None:
-        rand_augment_all_(images, augmentation.randaugment, streams("randaugment", seed, view, numbers))
+        rand_augment_all_(images, augmentation.randaugment, streams("randaugment", seed, view, keys))
     if augmentation.jitters:
-        for image, rng in zip(images, streams("jitter", seed, view, numbers), strict=True):
+        for image, rng in zip(images, streams("jitter", seed, view, keys), strict=True):
             image[:] = jitter(image, augmentation.color_jitter, rng)
     if augmentation.erasing:
-        for image, rng in zip(images, streams("erasing", seed, view, numbers), strict=True):
+        for image, rng in zip(images, streams("erasing", seed, view, keys), strict=True):
             erase_(image, augmentation.erasing, rng)
     return images
 
 
-def _cut(source: ImageSource, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+def _crop(source: ImageSource, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
+    keys = view_keys(source, indices)
     if augmentation.crop != "resized":
-        found = in_memory(source, indices)
-        if found is not None and tuple(found.images.shape[-2:]) == tuple(augmentation.size):
-            return _cut_held(found, view_keys(source, indices), seed, view, augmentation)
-    own = zip(indices.tolist(), view_keys(source, indices).tolist(), strict=True)
-    return np.stack([geometry(source.image(i), a, seed=seed, view=view, augmentation=augmentation) for i, a in own])
+        cached = in_memory(source, indices)
+        if cached is not None and tuple(cached.images.shape[-2:]) == tuple(augmentation.size):
+            return _crop_in_memory(cached, keys, seed, view, augmentation)
+    pairs = zip(indices.tolist(), keys.tolist(), strict=True)
+    return np.stack([geometry(source.image(i), k, seed=seed, view=view, augmentation=augmentation) for i, k in pairs])
 
 
-def _cut_held(
-    found: InMemoryImages, view_keys: np.ndarray, seed: int, view: int, augmentation: Augmentation
+def _crop_in_memory(
+    cached: InMemoryImages, keys: np.ndarray, seed: int, view: int, augmentation: Augmentation
 ) -> np.ndarray:
-    """Shift and flip by index arithmetic: first whole rows are gathered, then the columns of each image are set in order."""
-    images, positions = found
+    """Shift and flip by index arithmetic: whole rows are gathered first, then the columns of each image are permuted."""
+    images, positions = cached
     if augmentation.crop == "none" and not augmentation.flip:
         return images.numpy().take(positions, axis=0)
     height, width = augmentation.size
-    draws = uniforms("geometry", seed, view, view_keys)
-    rows = np.broadcast_to(np.arange(height), (len(view_keys), height))
-    columns = np.broadcast_to(np.arange(width), (len(view_keys), width))
+    draws = uniforms("geometry", seed, view, keys)
+    rows = np.broadcast_to(np.arange(height), (len(keys), height))
+    columns = np.broadcast_to(np.arange(width), (len(keys), width))
     if augmentation.crop == "pad":
         rows = mirror(rows + _shifts(height, draws[:, 1]), height)
         columns = mirror(columns + _shifts(width, draws[:, 2]), width)
@@ -93,8 +94,8 @@ def _cut_held(
         columns = np.where(draws[:, :1] < 0.5, columns[:, ::-1], columns)
     planes = 3 * positions[:, None] + np.arange(3)
     lines = images.view(-1, width).numpy().take(planes[:, :, None] * height + rows[:, None, :], axis=0)
-    places = torch.from_numpy(columns)[:, None, None, :].expand(lines.shape)
-    return torch.from_numpy(lines).gather(3, places).numpy()
+    columns = torch.from_numpy(columns)[:, None, None, :].expand(lines.shape)
+    return torch.from_numpy(lines).gather(3, columns).numpy()
 
 
 def _shifts(length: int, draws: np.ndarray) -> np.ndarray:
@@ -103,13 +104,13 @@ def _shifts(length: int, draws: np.ndarray) -> np.ndarray:
 
 
 def _mix_(images: np.ndarray, others: np.ndarray, mixes: list[MixParameters]) -> None:
-    blended = [row for row, mix in enumerate(mixes) if mix.box is None]
+    mixup_rows = [row for row, mix in enumerate(mixes) if mix.box is None]
     for row, mix in enumerate(mixes):
         if mix.box is not None:
             cutmix_(images[row], others[row], mix.box)
-    if blended:
-        weights = np.array([mixes[row].weight for row in blended], dtype=np.int32)[:, None, None, None]
-        images[blended] = mixup_pair(images[blended], others[blended], weights)
+    if mixup_rows:
+        weights = np.array([mixes[row].weight for row in mixup_rows], dtype=np.int32)[:, None, None, None]
+        images[mixup_rows] = mixup_pair(images[mixup_rows], others[mixup_rows], weights)
 
 
 def _targets(

@@ -1,4 +1,4 @@
-"""RandAugment, colour jitter and random erasing of finished crops, each drawn from a generator that is handed in."""
+"""RandAugment, colour jitter and random erasing of crops, each drawn from a given generator."""
 
 from __future__ import annotations
 
@@ -14,40 +14,35 @@ from PIL import Image, ImageOps
 
 from uhkd.errors import UhkdError
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: fills and erasing noise
-# timm overlooks sections it does not know, so the grammar is checked before
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for fills and erasing noise
+# timm ignores unknown sections, so the syntax is checked first
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 _SHIFT = 0.45  # share of the shorter side that RandAugment may translate by at full magnitude, where it is absolute
 _GREY = (0.2989, 0.587, 0.114)
-_AREA, _ASPECT, _TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # of the erased box: share of the image, height over width
+_AREA, _ASPECT, _TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # erased box: share of the image, height over width
 
 
 def check_randaugment(config: str) -> None:
-    """See that `config` is a RandAugment that can be applied.
+    """Check that timm can apply the RandAugment configuration `config`.
 
     Raises:
-        UhkdError: when timm does not know such a configuration, or asks for more weighted operations than there are.
+        UhkdError: a configuration that timm does not support, or more weighted operations than exist.
     """
     try:
         if not _RANDAUGMENT.fullmatch(config):
             raise UhkdError("unknown section")
-        rand_augment(np.zeros((3, 8, 8), dtype=np.uint8), config, np.random.default_rng(0))
+        rand_augment_all_(np.zeros((1, 3, 8, 8), dtype=np.uint8), config, [np.random.default_rng(0)])
     except (ValueError, AssertionError) as error:
         raise UhkdError(
             f"randaugment must be a configuration of timm's such as rand-m9-mstd0.5-inc1, found {config!r}: {error}"
         ) from None
 
 
-def rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> np.ndarray:
-    """`image` (3,H,W) uint8 after timm's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) by `config`, in fresh memory."""
-    with _preserve_globals():
-        return _rand_augment(image, config, rng)
-
-
 def rand_augment_all_(images: np.ndarray, config: str, rngs: Iterable[np.random.Generator]) -> None:
-    """Replace each of `images` (B,3,H,W) uint8 by its `rand_augment`, drawn from the generator at its position.
+    """Apply timm's RandAugment (Cubuk et al. 2019, arXiv 1909.13719) in place to `images` (B,3,H,W) uint8.
 
-    Global generators are put away once for all: that takes about as long as the changes to one small image.
+    rngs: one generator per image. The state of the global generators is saved and restored once per batch: doing so takes
+    about as long as the changes to one small image.
     """
     with _preserve_globals():
         for row, rng in enumerate(rngs):
@@ -58,15 +53,12 @@ def _rand_augment(image: np.ndarray, config: str, rng: np.random.Generator) -> n
     transform = _transform(config, min(image.shape[1:]))
     random.seed(int(rng.integers(1 << 62)))  # timm draws from Python's and NumPy's global generators
     np.random.seed(int(rng.integers(1 << 32)))
-    changed = transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))
-    return np.array(np.asarray(changed).transpose(2, 0, 1), order="C")
+    return np.asarray(transform(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))))).transpose(2, 0, 1)
 
 
 @cache
 def _transform(config: str, side: int) -> Callable[[Image.Image], Image.Image]:
-    from timm.data.auto_augment import (
-        rand_augment_transform,
-    )  # importing timm costs seconds, so it waits until it is used
+    from timm.data.auto_augment import rand_augment_transform  # importing timm takes seconds
 
     fill = tuple(min(255, round(255 * mean)) for mean in _MEAN)
     transform = rand_augment_transform(config, {"translate_const": int(side * _SHIFT), "img_mean": fill})
@@ -77,7 +69,7 @@ def _transform(config: str, side: int) -> Callable[[Image.Image], Image.Image]:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm asks for 0 bits at full magnitude, which gave black until Pillow 13 refused it."""
+    """Posterize; timm passes 0 bits at full magnitude, which gave black before Pillow 13, where it is an error."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
@@ -85,7 +77,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 @contextmanager
 def _preserve_globals() -> Iterator[None]:
-    """Python's and NumPy's global generators end as they were."""
+    """Restore the state of Python's and NumPy's global generators at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -95,10 +87,10 @@ def _preserve_globals() -> Iterator[None]:
 
 
 def jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """`image` (3,H,W) uint8 with brightness, contrast and saturation each scaled by a factor from [1 - strength, 1 + strength].
+    """Return `image` (3,H,W) uint8 with brightness, contrast and saturation scaled by factors in [1 - strength, 1 + strength].
 
-    In random order, by torchvision's formulas. Not by its functions: their mean over a large image depends on the number of
-    threads, and a view must not.
+    In random order, by torchvision's formulas. Its functions are not used: their mean over a large image depends on the
+    number of threads.
     """
     factors = rng.uniform(1 - strength, 1 + strength, 3).tolist()
     for kind in rng.permutation(3).tolist():
@@ -116,9 +108,9 @@ def jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
 def erase_(image: np.ndarray, probability: float, rng: np.random.Generator) -> None:
     """Overwrite one random box of `image` (3,H,W) uint8 with noise, with the given probability (arXiv 1708.04896).
 
-    The box takes 0.02 to 1/3 of the image at an aspect of 0.3 to 1/0.3, and is smaller than the image both ways; after ten
-    draws that do not fit, nothing is erased. timm's normal noise on normalised images is here that noise times ImageNet's
-    deviation plus its mean, clipped to 0..255, since images are normalised by each network for itself.
+    The box covers 0.02 to 1/3 of the image at an aspect ratio of 0.3 to 1/0.3, and is smaller than the image in height and
+    width; after ten boxes that do not fit, nothing is erased. timm draws normal noise on normalised images; here images are
+    not normalised yet, so the noise is scaled by ImageNet's deviation and mean and clipped to 0..255.
     """
     if rng.random() >= probability:
         return
@@ -129,7 +121,7 @@ def erase_(image: np.ndarray, probability: float, rng: np.random.Generator) -> N
         rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if rows < height and columns < width:
             top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-            mean, std = (np.array(each, dtype=np.float32)[:, None, None] for each in (_MEAN, _STD))
+            mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (_MEAN, _STD))
             noise = mean + std * rng.standard_normal((3, rows, columns), dtype=np.float32)
             image[:, top : top + rows, left : left + columns] = (255 * noise).round().clip(0, 255).astype(np.uint8)
             return

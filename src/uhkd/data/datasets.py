@@ -1,4 +1,4 @@
-"""Data that comes as arrays or objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
+"""Data from arrays and objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ _PROBES = 4
 
 @dataclass(frozen=True)
 class RawSplits:
-    """Sources as found, before a validation part is cut; classes is empty where the data does not name them."""
+    """The parts of a data set, before a validation part is cut from the training part.
+
+    Attributes:
+        classes: names of the classes; empty if the data has none.
+        train, val, test: the images; val and test may be None.
+        native_size: (H, W) if the images checked have one size, else None.
+        notes: what was decided or skipped, to be logged.
+    """
 
     classes: tuple[str, ...]
     train: ImageSource
@@ -36,113 +43,110 @@ class RawSplits:
 
 
 def digits() -> RawSplits:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8; a fifth of each class, always the same, is the test part."""
+    """Return scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of each class is the test part."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    everything = ArraySource(images, np.asarray(bunch.target))
-    assert everything.labels is not None
-    train, test = stratified_split(everything.labels, 0.2, seed=0)
-    return RawSplits(tuple("0123456789"), Split(everything, train), None, Split(everything, test), (8, 8))
+    source = ArraySource(images, np.asarray(bunch.target))
+    assert source.labels is not None
+    train, test = stratified_split(source.labels, 0.2, seed=0)
+    return RawSplits(tuple("0123456789"), Split(source, train), None, Split(source, test), (8, 8))
 
 
 def cifar100(root: Path | None) -> RawSplits:
-    """Return CIFAR-100 as torchvision stores it below `root` (None: ./data or the current folder); never downloads.
+    """Return CIFAR-100 in torchvision's files below `root` (None: ./data or the current folder); nothing is downloaded.
 
     Raises:
-        UhkdError: not there, or damaged.
+        UhkdError: no such folder, or damaged files.
     """
     from torchvision.datasets import CIFAR100
 
     roots = [Path("data"), Path()] if root is None else [root.parent if root.name == _CIFAR_FOLDER else root]
-    found = next((place for place in roots if (place / _CIFAR_FOLDER).is_dir()), None)
-    if found is None:
-        looked = " or ".join(str(place / _CIFAR_FOLDER) for place in roots)
+    root = next((path for path in roots if (path / _CIFAR_FOLDER).is_dir()), None)
+    if root is None:
+        expected = " or ".join(str(path / _CIFAR_FOLDER) for path in roots)
         raise UhkdError(
-            f"CIFAR-100 not found: expected the folder {looked}; unpack the data set's python version and say "
-            "cifar100:ROOT, where ROOT is the folder that holds cifar-100-python"
+            f"CIFAR-100 not found: expected the folder {expected}; unpack the data set's python version and give "
+            "cifar100:ROOT, where ROOT is the folder that contains cifar-100-python"
         )
     try:
         with warnings.catch_warnings():
-            # the files were pickled by an ancient numpy, which newer ones remark on while reading
+            # the files were pickled by an old numpy, about which newer versions warn
             warnings.filterwarnings("ignore", message=".*align", category=Warning)
-            train, test = (CIFAR100(str(found), train=part, download=False) for part in (True, False))
+            train, test = (CIFAR100(str(root), train=part, download=False) for part in (True, False))
     except RuntimeError as error:
         raise UhkdError(
-            f"CIFAR-100 in {found / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
+            f"CIFAR-100 in {root / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
         ) from error
     sources = [ArraySource(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
     return RawSplits(tuple(train.classes), sources[0], None, sources[1], (32, 32))
 
 
 def npz(path: Path) -> RawSplits:
-    """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` optional.
+    """Return the arrays {train,val,test}_images, uint8 NHWC, and _labels, integers; val, test and `classes` are optional.
 
     Raises:
-        UhkdError: not an archive of arrays, missing or unsuitable arrays, or more than memory holds.
+        UhkdError: not an archive of arrays, missing or unsuitable arrays, or more than fits into memory.
     """
-    wanted = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
+    keys = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
     try:
-        _check_promised(path, wanted)
+        unpacked = _unpacked_size(path, keys)
+        memory = memory_of_machine()
+        # checked before any array is read: a few kilobytes can unpack to terabytes; twice, because arrays are copied once
+        if memory is not None and 2 * unpacked > memory:
+            raise UhkdError(
+                f"{path} unpacks to {unpacked / 1e9:,.1f} GB, more than half of the {memory / 1e9:,.1f} GB of memory here: "
+                "write the images as a folder of class folders"
+            )
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            arrays = {key: archive[key] for key in wanted if key in names}
-    except _TooLarge as error:
-        raise UhkdError(str(error)) from None
+            arrays = {key: archive[key] for key in keys if key in names}
+    except UhkdError:
+        raise
     except (OSError, ValueError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        # NumPy's own words on these two advise to load pickled objects
-        pickled = "it holds pickled objects" if "pickle" in str(error) else error
-        why = pickled if zipfile.is_zipfile(path) else "it is no archive"
+        # NumPy's message about pickled objects recommends loading them
+        reason = "it holds pickled objects" if "pickle" in str(error) else error
+        reason = reason if zipfile.is_zipfile(path) else "it is no archive"
         raise UhkdError(
-            f"{path} is not a readable .npz file of plain arrays ({why}); write it with "
+            f"{path} is not a readable .npz file of plain arrays ({reason}); write it with "
             "numpy.savez(file, train_images=..., train_labels=...)"
         ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
-        found = ", ".join(map(escape, sorted(names))) or "none"
-        raise UhkdError(f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {found}")
-    parts = {part: _npz_part(path, arrays, part) for part in ("train", "val", "test")}
-    train = parts["train"]
+        present = ", ".join(map(escape, sorted(names))) or "none"
+        raise UhkdError(
+            f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {present}"
+        )
+    train, val, test = (_npz_part(path, arrays, part) for part in ("train", "val", "test"))
     assert train is not None
     classes = tuple(str(name) for name in arrays.get("classes", ()))
     height, width = train.images.shape[-2:]
-    return RawSplits(classes, train, parts["val"], parts["test"], (height, width))
+    return RawSplits(classes, train, val, test, (height, width))
 
 
-class _TooLarge(Exception):
-    """What is said of an archive that no memory of this machine could hold."""
-
-
-def _check_promised(path: Path, wanted: Sequence[str]) -> None:
-    """See that arrays, unpacked and copied once, fit into memory, before any is read: a few kilobytes can promise terabytes."""
+def _unpacked_size(path: Path, keys: Sequence[str]) -> int:
+    """Return the bytes of the arrays `keys` by the archive's headers; no more than that is read of an entry."""
     with zipfile.ZipFile(path) as archive:
-        # what is read of an entry ends where its promise ends
-        promised = sum(entry.file_size for entry in archive.infolist() if entry.filename.removesuffix(".npy") in wanted)
-    there = memory_of_machine()
-    if there is not None and 2 * promised > there:
-        raise _TooLarge(
-            f"{path} unpacks to {promised / 1e9:,.1f} GB, more than half of the {there / 1e9:,.1f} GB of memory here: "
-            "write the images as a folder of class folders"
-        )
+        return sum(entry.file_size for entry in archive.infolist() if entry.filename.removesuffix(".npy") in keys)
 
 
 def memory_of_machine() -> int | None:
-    """Bytes of memory that this process may have: the machine's, or its container's; None where the system does not say."""
+    """Return the bytes of memory of the machine, or of its container if less; None where the system does not report it."""
     try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
-    with suppress(OSError, ValueError):  # "max" where there is no bound
-        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return there
+    with suppress(OSError, ValueError):  # "max" if there is no limit
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return memory
 
 
 def user_dataset(dataset: Any, title: str) -> RawSplits:
     """Return a map-style data set of (image, label) pairs, or of images alone, as a training part.
 
     Raises:
-        UhkdError: not map-style, empty, or with items or labels of another kind.
+        UhkdError: not map-style, empty, or with items or labels of another type.
     """
     if isinstance(dataset, str | Path) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UhkdError(f"{title} must have __len__ and __getitem__ (map-style), found {type(dataset).__name__}")
@@ -161,7 +165,7 @@ def user_dataset(dataset: Any, title: str) -> RawSplits:
         source.steady = False
         notes.append(
             f"{title} gives another image each time it is read: remove its random transforms "
-            "(uhkd augments by itself), else a run can be neither resumed nor repeated exactly"
+            "(uhkd augments the images), else a run can be neither resumed nor repeated exactly"
         )
     sizes = {(image.shape[-2], image.shape[-1]) for image in images}
     classes = tuple(str(name) for name in getattr(dataset, "classes", ()) or ())
@@ -189,11 +193,11 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], part: str) -> ArraySour
 
 
 def _labels(dataset: Any, first: Any, title: str) -> np.ndarray:
-    listed = _listed_labels(dataset)
-    # a target_transform makes items differ from the list: then the items are right
-    if listed is None or len(listed) != len(dataset) or int(listed[0]) != _as_label(first, title):
-        listed = np.array([_as_label(_item(dataset, i, title)[1], title) for i in range(len(dataset))], dtype=np.int64)
-    return listed
+    labels = _listed_labels(dataset)
+    # with a target_transform the items differ from the list, and then the items are right
+    if labels is None or len(labels) != len(dataset) or int(labels[0]) != _as_label(first, title):
+        labels = np.array([_as_label(_item(dataset, i, title)[1], title) for i in range(len(dataset))], dtype=np.int64)
+    return labels
 
 
 def _item(dataset: Any, index: int, title: str) -> Any:

@@ -1,4 +1,4 @@
-"""Anything that shows an image -> uint8 RGB tensor."""
+"""Decode image files, Pillow images, arrays and tensors to uint8 RGB tensors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from uhkd.console import escape
 from uhkd.errors import UhkdError
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
-LARGEST = 178_956_970  # pixels, where Pillow refuses by default: 13,377 x 13,377, half a GB as bytes
-_LARGER = "UHKD_MAX_PIXELS"  # the environment's word for another bound
+LARGEST = 178_956_970  # pixels, above which Pillow raises by default: 13,377 x 13,377, half a GB as bytes
+_LIMIT_VARIABLE = "UHKD_MAX_PIXELS"
 
-# Not `Image.open`: that would try some forty formats whatever the file is called (EPS runs Ghostscript), and its bound on
-# pixels is a warning up to `LARGEST`, which means another thing under each filter of warnings.
+# `Image.open` is not used: it tries some forty formats, whatever the name of the file (EPS runs Ghostscript), and its limit
+# on pixels is a warning up to `LARGEST`, which depends on the filters for warnings.
 _READERS = (
     (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
@@ -49,87 +49,85 @@ _WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 
 
-def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """Decode the image file at `path` (its first frame) as RGB, turned as its EXIF orientation says.
-
-    Raises:
-        UhkdError: the file cannot be read or decoded whole, or has more pixels than `LARGEST` (the environment's
-            UHKD_MAX_PIXELS); the message names it.
-    """
-    with _refusals(f"image file {escape(str(path))}"), Path(path).open("rb") as file, _opened(file) as image:
-        return from_pil(image)
-
-
-def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
-    """Decode what an image file holds, as `decode_file` does; title: what it is called in messages.
-
-    Raises:
-        UhkdError: as `decode_file`.
-    """
-    with _refusals(title), _opened(io.BytesIO(content)) as image:
-        return from_pil(image)
-
-
-@contextmanager
-def _refusals(title: str) -> Iterator[None]:
-    """Whatever opening and decoding an image raises becomes a BadImage that says what to do."""
-    try:
-        yield
-    except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(
-            f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
-            f"or, if it is meant and memory suffices, set the environment variable {_LARGER} to more"
-        ) from None
-    except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        raise BadImage(
-            f"{title} cannot be decoded ({_one_line(error)}): replace or remove it, or train with --skip-bad-images"
-        ) from error
-
-
 class BadImage(UhkdError):
     """An image file that cannot be decoded, or is too large."""
 
 
-class _TooLarge(Exception):
-    """What is said of an image with more pixels than are allowed."""
+def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
+    """Decode the image file at `path` (its first frame) as RGB, rotated by its EXIF orientation.
+
+    Raises:
+        BadImage: the file cannot be read or decoded completely, or has more pixels than `max_pixels` allows; with its name.
+    """
+    with _opened(path, f"image file {escape(str(path))}") as image:
+        return from_pil(image)
+
+
+def decode_bytes(content: bytes, title: str) -> UInt8[Tensor, "3 h w"]:
+    """Decode the content of an image file, as `decode_file` does; title: its name in messages."""
+    with _opened(content, title) as image:
+        return from_pil(image)
 
 
 @contextmanager
-def _opened(file: io.BufferedIOBase) -> Iterator[Image.Image]:
-    """The image in `file`, its header read and its pixels not, if it is of a format of ours and not too large."""
-    most = largest()
-    if most > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
-        # the readers of WebP, GIF and TIFF look at this as well
-        Image.MAX_IMAGE_PIXELS = max(most, Image.MAX_IMAGE_PIXELS)
-    start = file.read(8)
-    file.seek(0)
-    reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
-    if reader is None:
-        raise UhkdError("it is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM, whatever its name says")
-    with reader(cast(Any, file)) as image:
-        width, height = image.size
-        if width * height > most:
-            raise _TooLarge(f"{width:,} x {height:,} pixels, more than the {most:,} that are allowed")
-        yield image
+def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Image]:
+    """Open an image of a supported format and size: its header is read, its pixels are not.
+
+    Every error of opening and, in the block below `with`, of decoding becomes a `BadImage` with advice.
+    """
+    limit = max_pixels()
+    if limit > LARGEST and Image.MAX_IMAGE_PIXELS is not None:
+        # Pillow's readers of WebP, GIF and TIFF check this too
+        Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
+    try:
+        with io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
+            if reader is None:
+                raise UhkdError("its content is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM")
+            with reader(cast(Any, file)) as image:
+                width, height = image.size
+                if width * height > limit:
+                    raise Image.DecompressionBombError(
+                        f"{width:,} x {height:,} pixels, more than the {limit:,} that are allowed"
+                    )
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(
+            f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
+            f"or, if it is correct and memory suffices, set the environment variable {_LIMIT_VARIABLE} to more"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        raise BadImage(
+            f"{title} cannot be decoded ({escape(describe(error))[:200]}): replace or remove it, "
+            "or train with --skip-bad-images"
+        ) from error
 
 
-def largest() -> int:
-    """The most pixels an image file may have: UHKD_MAX_PIXELS of the environment, or `LARGEST`.
+def describe(error: Exception) -> str:
+    """Return the message of an error in one line, with its type unless it is a message for users."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UhkdError) else f"{type(error).__name__}: {message}"
+
+
+def max_pixels() -> int:
+    """Return the largest number of pixels of an image file: the environment variable UHKD_MAX_PIXELS, or `LARGEST`.
 
     Raises:
-        UhkdError: UHKD_MAX_PIXELS is no whole number above 0.
+        UhkdError: UHKD_MAX_PIXELS is not a whole number above 0.
     """
-    value = os.environ.get(_LARGER, str(LARGEST))
+    value = os.environ.get(_LIMIT_VARIABLE, str(LARGEST))
     if not value.isdecimal() or int(value) < 1:
-        raise UhkdError(f"{_LARGER} must be a whole number of pixels above 0, found {value!r}")
+        raise UhkdError(f"{_LIMIT_VARIABLE} must be a whole number of pixels above 0, found {value!r}")
     return int(value)
 
 
 def decodable(count: int, decode: Callable[[int], object]) -> Bool[np.ndarray, " n"]:
-    """Whether each of `count` images can be decoded, by a few threads.
+    """Return whether each of `count` images can be decoded: (N,), by several threads.
 
-    decode: of the image by its number; what it raises beside `BadImage` passes. A file or shard that cannot be read at all is
-    another matter: of a network that is down for a second nothing would be left.
+    decode: called with the image's index. Errors other than `BadImage` are raised: a shard that cannot be read, for example
+    because of a network failure, must not count as bad images.
     """
 
     def decodes(index: int) -> bool:
@@ -144,27 +142,34 @@ def decodable(count: int, decode: Callable[[int], object]) -> Bool[np.ndarray, "
 
 
 def header_size(content: str | Path | bytes) -> tuple[int, int] | None:
-    """Return the (height, width) that an image file's header promises after EXIF rotation; None if unreadable.
+    """Return the (height, width) in an image file's header, after EXIF rotation; None if unreadable.
 
-    content: the file's path, or what it holds.
+    content: the file's path, or its bytes.
     """
     try:
-        with (
-            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
-            _opened(file) as image,
-        ):  # refuses what is too large: of a PNG the EXIF block may lie behind the pixels
+        with _opened(content) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            return (width, height) if turned else (height, width)
-    except Exception:  # the decoder will name the file when it is really read
+            rotated = image.getexif().get(_ORIENTATION, 1) >= 5
+            return (width, height) if rotated else (height, width)
+    except Exception:  # reading the image will raise an error with its name
         return None
 
 
+def common_size(count: int, content: Callable[[int], Path | bytes], headers: int) -> tuple[int, int] | None:
+    """Return the (height, width) of `count` images, if those of up to `headers` of them are equal; else None.
+
+    content: called with the image's index, returns the file's path or its bytes.
+    """
+    indices = np.unique(np.linspace(0, count - 1, headers).astype(int))
+    sizes = {header_size(content(int(i))) for i in indices} - {None}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """Convert any Pillow mode to RGB; transparency is composited on white, deeper grey is scaled to 8 bits."""
-    image.load()  # damage surfaces here, so that below only the EXIF block can be at fault
-    with suppress(Exception):  # a broken EXIF block beside whole pixels: show the pixels as stored
-        if image.getexif().get(_ORIENTATION, 1) != 1:  # else Pillow would copy the image for nothing
+    """Convert any Pillow mode to RGB; transparency is composited on white, grey of more bits is scaled to 8."""
+    image.load()  # damaged pixels raise here, so that only the EXIF block can raise below
+    with suppress(Exception):  # with a broken EXIF block the image is not rotated
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # saves a copy by Pillow
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
@@ -178,9 +183,9 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
-    """Convert what a user's data set yields: a Pillow image, or a tensor or array of 1, 3 or 4 channels.
+    """Convert an item of a user's data set: a Pillow image, or a tensor or array of 1, 3 or 4 channels.
 
-    Integers lie in 0..255 (uint16 is scaled), floats in [0,1]; tensors are read as CHW first, arrays as HWC first.
+    Integers are in 0..255 (uint16 is scaled), floats in [0,1]. Where both are possible, tensors are CHW and arrays HWC.
 
     Raises:
         UhkdError: another type, shape or range of values.
@@ -227,17 +232,13 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     raise UhkdError(
         f"image values must be floats in [0,1] or integers in 0..255, found {array.dtype} "
-        f"from {low:.4g} to {high:.4g}: remove a normalising transform, each network normalises for itself"
+        f"from {low:.4g} to {high:.4g}: remove a normalising transform, because each network normalises its input"
     )
 
 
-def _from_deep_grey(array: np.ndarray, full: int | None) -> UInt8[Tensor, "3 h w"]:
+def _from_deep_grey(array: np.ndarray, white: int | None) -> UInt8[Tensor, "3 h w"]:
     values = np.nan_to_num(array.astype(np.float64))
-    # 32-bit and float files do not say what white is: take the smallest usual scale that holds every value
-    scale = full or next((white for white in (1, 255, 65535) if values.max() <= white), values.max())
+    # 32-bit and float files do not define white: take the smallest common maximum that is not exceeded
+    scale = white or next((maximum for maximum in (1, 255, 65535) if values.max() <= maximum), values.max())
     grey = np.rint(np.clip(values / scale, 0, 1) * 255).astype(np.uint8)
     return torch.from_numpy(np.repeat(grey[None], 3, axis=0))
-
-
-def _one_line(error: Exception) -> str:
-    return escape(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]

@@ -1,4 +1,4 @@
-"""Open files that are read by position, for sources that are copied into other processes."""
+"""Files that are read by position and stay open, also in worker processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-_OPEN = 64  # files kept open at a time: some systems allow a process 256
+_OPEN = 64  # files open at a time: some systems allow 256 per process
 
 
 class OpenFiles:
-    """Reads from the files asked for last, which stay open; by any thread, and in other processes, where they are opened anew.
+    """The most recently read files, kept open; usable by several threads, and in other processes, which reopen them.
 
-    most: files kept open (None: 64). One that is deleted meanwhile takes its room on the disk until it is closed.
+    most: number of open files (None: 64). A file deleted in the meantime takes disk space until it is closed.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -33,38 +33,36 @@ class OpenFiles:
         self._reset()
 
     def __del__(self) -> None:
-        # a forked process shares these, but has numbers of its own for them: it may close its copies as well
+        # a forked process has its own copies of the descriptors, and may close them
         for descriptor in self._open.values():
             os.close(descriptor)
 
     def holds(self, path: Path) -> bool:
-        """Whether a file is open in this process: it can be read though it be deleted."""
+        """Return whether a file is open in this process: then it can be read even if it was deleted."""
         return self._process == os.getpid() and path in self._open
 
     def read_into(self, buffer: Any, path: Path, offset: int) -> int:
-        """Fill a writable buffer from a place in a file; how many bytes there were.
+        """Fill a writable buffer from byte `offset` of a file; return the number of bytes read.
 
         Raises:
-            OSError: when it cannot be opened or read.
+            OSError: the file cannot be opened or read.
         """
-        # after a fork the numbers are those of the parent's files: they would work, but its bookkeeping is not ours
+        # after a fork the descriptors are the parent's: they would work, but its list of open files is not shared
         if self._process != os.getpid():
             self._reset()
-        with self._lock:  # else another thread might close what is about to be read
-            descriptor = self._of(path)
+        with self._lock:  # else another thread could close the file before it is read
+            descriptor = self._descriptor(path)
             if hasattr(os, "preadv"):
                 return os.preadv(descriptor, [buffer], offset)
-            os.lseek(
-                descriptor, offset, os.SEEK_SET
-            )  # Windows: read where it stands, which under the lock nobody moves
+            os.lseek(descriptor, offset, os.SEEK_SET)  # Windows: no read by position, but the lock protects the seek
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.readinto(buffer) or 0
 
-    def _of(self, path: Path) -> int:
-        found = self._open.get(path)
-        if found is None:
+    def _descriptor(self, path: Path) -> int:
+        descriptor = self._open.get(path)
+        if descriptor is None:
             if len(self._open) >= (self._most or _OPEN):
                 os.close(self._open.popitem(last=False)[1])
-            found = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._open.move_to_end(path)
-        return found
+        return descriptor

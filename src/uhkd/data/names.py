@@ -1,4 +1,4 @@
-"""What a word for data is: built in, tar shards, one of timm's readers, or else a path; nothing is opened, nor torch imported."""
+"""Kinds of names of data: built in, tar shards, a reader of timm, or a path. Opens no files and does not import torch."""
 
 import difflib
 from pathlib import Path
@@ -10,25 +10,25 @@ READERS = ("hfds/", "torch/")
 
 
 def is_remote(name: str) -> bool:
-    """Whether a word for data is an address."""
+    """Return whether a name is a URL."""
     return "://" in name
 
 
 def is_reader(name: str) -> bool:
-    """Whether a word for data is one of timm's, whether it is read here or not."""
+    """Return whether a name is that of a reader of timm, supported or not."""
     return name.startswith((*READERS, "tfds/", "hfids/"))
 
 
 def names_shards(name: str) -> bool:
-    """Whether a word for data means tar shards whatever lies there: wds/..., a .tar, a {0..9} pattern of them, or elsewhere."""
+    """Return whether a name alone means tar shards: wds/..., a URL, a .tar file or a {0..9} pattern of them."""
     return name.startswith("wds/") or is_remote(name) or name.endswith(".tar")
 
 
 def check_data_name(name: str) -> None:
-    """See that a word for data is none of a path where nothing lies.
+    """Check that a name which is a path exists.
 
     Raises:
-        UhkdError: when it is, with names that are near.
+        UhkdError: it does not; the message lists similar names.
     """
     if name in BUILT_IN or name.startswith("cifar100:") or names_shards(name) or is_reader(name):
         return
@@ -38,12 +38,12 @@ def check_data_name(name: str) -> None:
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
-    wanted = path.relative_to(parent).parts[0]
+    missing = path.relative_to(parent).parts[0]
     try:
         present = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    except OSError:  # an unreadable or non-folder parent has no names to offer
+    except OSError:  # the parent is not a folder or cannot be read
         present = []
-    near = [str(parent / name) for name in difflib.get_close_matches(wanted, present, 3)]
-    near += difflib.get_close_matches(str(path), BUILT_IN, 1)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; give a path, or one of: {', '.join(BUILT_IN)}"
+    similar = [str(parent / name) for name in difflib.get_close_matches(missing, present, 3)]
+    similar += difflib.get_close_matches(str(path), BUILT_IN, 1)
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; give a path, or one of: {', '.join(BUILT_IN)}"
     raise UhkdError(f"data {path} does not exist{hint}")

@@ -1,4 +1,4 @@
-"""`open_data`: one word, path or data set -> named classes and a training, validation and test part."""
+"""`open_data`: a name, path or data set -> classes and a training, validation and test part."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_sha
 from uhkd.data.timm_readers import read_timm
 from uhkd.errors import UhkdError
 
-_MOST_CLASSES = 10**6  # without names of their own: each gets one, and a single label may say any number
+_MAX_CLASSES = 10**6  # without names: each class gets one, and a single label can be any number
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set, ready to train on.
+    """A data set, ready for training.
 
-    native_size: (H,W) where all images looked at share one, else None. flip: whether mirroring keeps the meaning.
-    notes: what was decided or skipped, to be shown. fingerprint: changes with the images, the labels and the split.
-    Label-free data has no classes and sources without labels.
+    Attributes:
+        name: of the data set.
+        classes: names; empty without labels, and then the sources have none either.
+        train, val, test: the images; test may be None.
+        native_size: (H, W) if all images checked have one size, else None.
+        flip: whether mirrored images keep their meaning.
+        notes: what was decided or skipped, to be logged.
+        fingerprint: hash of the images, the labels and the split.
     """
 
     name: str
@@ -46,7 +51,7 @@ class DataSplits:
 
     @property
     def validation(self) -> str:
-        """The fingerprint of the validation part alone."""
+        """Fingerprint of the validation part alone."""
         return fingerprint(self.val)
 
 
@@ -63,32 +68,37 @@ def open_data(
 ) -> DataSplits:
     """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
 
-    A validation part that the data does not bring is cut, stratified, from the training images. train_limit keeps a
-    stratified subset of what is left. skip_bad_images decodes every file once and drops those that fail.
-    class_names fixes the names and order of the classes (of a trained model, say). shards: how tar shards are read.
-    labels: False leaves them aside once the parts are cut, so that these are what they are with labels; in an image folder
-    images may then lie in any folders.
+    Args:
+        data: one of these.
+        val_fraction: share of the training images for validation, stratified, if the data has no validation part.
+        split_seed: seed of that split, and of train_limit.
+        train_limit: size of a stratified subset of the remaining training images.
+        skip_bad_images: decode every file once and leave out those that fail.
+        class_names: names and order of the classes, for example of a trained model.
+        shards: how tar shards are read.
+        labels: False removes the labels after the parts are made, so that the parts are the same as with labels; in an image
+            folder, images may then be in any subfolders.
 
     Raises:
-        UhkdError: anything that cannot be used as asked; the message says what was expected and found.
+        UhkdError: data that cannot be used; the message states what was expected and found.
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
     name, parts = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
-    classes, notes = _resolve_classes(name, parts, names) if labels else ((), ["labels left aside, as asked"])
+    classes, notes = _resolve_classes(name, parts, names) if labels else ((), ["labels ignored (unlabelled)"])
     if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
-        notes.append("shuffle_shards is for tar shards, and these are none: not used")
+        notes.append("shuffle_shards is not used: the data is not in tar shards")
     parts = keep(parts)
     train, val = parts.train, parts.val
     if val is None:
-        train, val = _cut(name, train, classes, val_fraction, split_seed, labels)
-        notes.append(f"validation part: {len(val)} images cut from the training images (seed {split_seed})")
+        train, val = _split(name, train, classes, val_fraction, split_seed, labels)
+        notes.append(f"validation part: {len(val)} images taken from the training images (seed {split_seed})")
     if train_limit is not None:
         train, note = _limit(train, train_limit, split_seed, labels)
         notes.append(note)
     test = parts.test
     if not labels:
-        train, val, test = unlabelled(train), unlabelled(val), test and unlabelled(test)
+        train, val, test = unlabelled(train), unlabelled(val), None if test is None else unlabelled(test)
     listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
     return DataSplits(
         name=name,
@@ -129,9 +139,8 @@ def _read(
     path = Path(data).expanduser()
     refuse_packed(path)
     if path.is_dir():
-        found = read_folder(path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
-        return path.resolve().name, RawSplits(
-            found.classes, found.train, found.val, found.test, found.native_size, found.notes
+        return path.resolve().name, read_folder(
+            path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels
         )
     if path.suffix.lower() == ".npz":
         return path.stem, npz(path)
@@ -141,8 +150,8 @@ def _read(
 
 
 def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
-    labelled = {"training": parts.train, "validation": parts.val, "test": parts.test}
-    labels = {part: source.labels for part, source in labelled.items() if source is not None}
+    sources = {"training": parts.train, "validation": parts.val, "test": parts.test}
+    labels = {part: source.labels for part, source in sources.items() if source is not None}
     train = labels["training"]
     if any((other is None) != (train is None) for other in labels.values()):
         raise UhkdError(f"{name}: one part has labels and another has none: expected all or none")
@@ -153,11 +162,13 @@ def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None)
         raise UhkdError(f"{name}: labels must count from 0, found {lowest}")
     if names and parts.classes and names != parts.classes:
         pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
-        wanted, found = next((a, b) for a, b in pairs if a != b)
-        raise UhkdError(f"{name}: its classes are not those of the network ({found!r} where {wanted!r} was expected)")
-    if not (names or parts.classes) and (highest := int(train.max())) >= _MOST_CLASSES:
+        expected, actual = next(pair for pair in pairs if pair[0] != pair[1])
         raise UhkdError(
-            f"{name}: labels count the classes from 0, found {highest}: expected less than {_MOST_CLASSES:,}; number them anew"
+            f"{name}: its classes are not those of the network ({actual!r} where {expected!r} was expected)"
+        )
+    if not (names or parts.classes) and (highest := int(train.max())) >= _MAX_CLASSES:
+        raise UhkdError(
+            f"{name}: labels number the classes from 0, found {highest}: expected less than {_MAX_CLASSES:,}; renumber them"
         )
     classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
     if len(set(classes)) != len(classes):
@@ -180,22 +191,25 @@ def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None)
 
 
 def _strata(source: ImageSource, labelled: bool) -> np.ndarray:
-    """What cuts are stratified by: the labels, or 0 for all images without. Labels that do not count may be of any kind."""
+    """Return the labels, to stratify a split; 0 for all images without labels.
+
+    If the labels are to be ignored (not labelled), also 0 where some are negative or a class has only one image.
+    """
     labels = source.labels
     if labels is None or not (labelled or (labels.min() >= 0 and 1 not in np.unique(labels, return_counts=True)[1])):
         return np.zeros(len(source), dtype=np.int64)
     return labels
 
 
-def _cut(
+def _split(
     name: str, train: ImageSource, classes: tuple[str, ...], val_fraction: float, split_seed: int, labelled: bool
 ) -> tuple[ImageSource, ImageSource]:
     labels = _strata(train, labelled)
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         raise UhkdError(
-            f"{name}: too few images to cut a validation part, only 1 in {', '.join(single[:8])}: "
-            "expected at least 2 in each class; add images or bring a validation part (val/ folder)"
+            f"{name}: too few images to take a validation part, only 1 in {', '.join(single[:8])}: "
+            "expected at least 2 in each class; add images or provide a validation part (val/ folder)"
         )
     train_part, val_part = stratified_split(labels, val_fraction, split_seed)
     return Split(train, train_part), Split(train, val_part)

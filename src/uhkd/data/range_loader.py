@@ -1,4 +1,4 @@
-"""Views in the order of their images, stretch by stretch: how a teacher is shown what is to be stored."""
+"""Views by ranges of images in index order, from which teacher outputs are cached."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from uhkd.data.augment import Augmentation
+from uhkd.data.batch import Batch
 from uhkd.data.batch_transforms import augment_batch
-from uhkd.data.loader import BatchDataset, Loader, RawBatch
+from uhkd.data.loader import BatchDataset, Loader
 from uhkd.data.sources import ImageSource
 
 
 class IndexRange(NamedTuple):
-    """Images `start` up to `stop` (by index) of one view."""
+    """Images start..stop-1 of one view."""
 
     view: int
     start: int
@@ -32,10 +33,10 @@ def span_loader(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> Loader:
-    """A batch for every span, in their order; `spans` is read little more than what the workers need ahead.
+    """Return one batch for each range, in order; `spans` is consumed only as far ahead as the workers load.
 
     Raises:
-        UhkdError: while iterating: an image that cannot be read, named.
+        UhkdError: while iterating: an image that cannot be read, with its name.
     """
     return Loader(_SpanBatches(source, augmentation, seed, num_classes), spans, workers, device)
 
@@ -44,7 +45,7 @@ class _SpanBatches(BatchDataset):
     def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, num_classes: int) -> None:
         self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def make(self, span: IndexRange) -> RawBatch:
+    def make(self, span: IndexRange) -> Batch:
         index = np.arange(span.start, span.stop)
         image, target = augment_batch(
             self.source,
@@ -54,4 +55,4 @@ class _SpanBatches(BatchDataset):
             augmentation=self.augmentation,
             num_classes=self.num_classes,
         )
-        return self.raw(image, target, index)
+        return self.batch(image, target, index)

@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or elsewhere, from where they are fetched whole and kept for a while."""
+"""Folders of tar shards: local, or a local cache of shards that are downloaded from a URL."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from uhkd.errors import UhkdError
 
 SCHEMES = ("https", "http", "s3", "gs", "hf", "file")
 _CHUNK = 2**22
-_STALE = 3600.0  # seconds after which nobody writes to a temporary file any more
-_LARGEST = 2**32  # bytes of a file that is read whole: an index of a hundred million samples
+_STALE = 3600.0  # seconds after which a temporary file is abandoned
+_MAX_BYTES = 2**32  # of a file that is read at once: an index of a hundred million samples
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that is not fetched.
+    """Check that the scheme of a URL is one of `SCHEMES`.
 
     Raises:
-        UhkdError: an address of another kind.
+        UhkdError: another scheme, or a chained URL.
     """
     scheme, _, rest = address.partition("://")
     if scheme not in SCHEMES or not rest or "::" in address:
@@ -36,45 +36,43 @@ def check_address(address: str) -> None:
 
 
 def fetch(address: str) -> bytes:
-    """What the file at an address holds.
+    """Return the content of the file at a URL.
 
     Raises:
-        UhkdError: when it cannot be fetched, or has more than 4 GiB.
+        UhkdError: it cannot be fetched, or has more than 4 GiB.
     """
     with _reading(address) as file:
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise UhkdError(f"{address} has more than {_LARGEST:,} bytes: expected a small file")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UhkdError(f"{address} has more than {_MAX_BYTES:,} bytes: expected a small file")
     return content
 
 
 class ShardStore:
-    """Shards by name in a folder of this machine; see `remote` for those from elsewhere."""
+    """Shards by name in a local folder, or downloaded to it from `address`; see `remote`."""
 
-    def __init__(self, folder: Path, address: str | None = None, most: float = float("inf")) -> None:
-        self.folder, self.address, self.most = folder, address, most
+    def __init__(self, folder: Path, address: str | None = None, max_bytes: float = float("inf")) -> None:
+        self.folder, self.address, self.max_bytes = folder, address, max_bytes
 
     @staticmethod
     def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> ShardStore:
-        """Shards at an address, by fsspec (https, s3, gs, hf, file), fetched whole when one is first asked for.
+        """Return shards at a URL that fsspec reads (https, s3, gs, hf, file), each downloaded as a whole at its first use.
 
-        They are kept in `keep` (None: the user's cache folder), shared by all processes of the machine, and at most `keep_gb`
-        GB of each address: those that were fetched first go first. edition: what tells this set of shards from others that lie
-        or lay there, its index.
+        Args:
+            address: URL of the folder.
+            edition: the content of its index; another set of shards at the same URL gets another folder.
+            keep: folder of the cache, shared by all processes of the machine; None: the user's cache folder.
+            keep_gb: size of the cache in GB per URL; the shards that were downloaded first are deleted first.
         """
-        base = (
-            Path(keep).expanduser()
-            if keep
-            else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "uhkd"
-        )
+        base = Path(keep or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "uhkd").expanduser()
         name = hashlib.blake2b(address.encode() + b"\n" + edition, digest_size=12).hexdigest()
         return ShardStore(base / "shards" / name, address, keep_gb * 1e9)
 
     def path(self, name: str, size: int) -> Path:
-        """The file of a shard of `size` bytes, fetched if it is not here.
+        """Return the file of a shard of `size` bytes, downloaded if necessary.
 
         Raises:
-            UhkdError: when it cannot be fetched, or has another size there.
+            UhkdError: it cannot be downloaded, or has another size.
         """
         path = self.folder / name
         if self.address is None or _size(path) == size:
@@ -91,35 +89,36 @@ class ShardStore:
             with FileLock(self.folder / ".room.lock"):
                 self._make_room(size)
                 with temporary.open("wb") as file:
-                    file.truncate(size)  # for the others, who count it
+                    file.truncate(size)  # so that other processes count its space
             with _reading(f"{self.address}/{name}") as source, temporary.open("r+b") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
-                found = file.tell()
-            if found != size:
+                received = file.tell()
+            if received != size:
                 raise UhkdError(
-                    f"{self.address}/{name} has {found:,} bytes, its index says {size:,}: make the index anew (uhkd index), "
-                    "or put the shard back"
+                    f"{self.address}/{name} has {received:,} bytes, but {size:,} in its index: make the index again "
+                    "(uhkd index), or restore the shard"
                 )
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Delete the shards that were fetched first until `size` bytes more may be kept; who has one open still reads it."""
-        in_memory: list[tuple[float, int, Path]] = []
+        """Delete the oldest shards until `size` more bytes fit; a process that has one open can still read it."""
+        files: list[tuple[float, int, Path]] = []
         for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # what another process has just deleted takes no room
-                if path.name.startswith(".") and path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _STALE:
+            with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
+                status = path.stat()
+                if path.name.startswith(".") and path.suffix == ".tmp" and time.time() - status.st_mtime > _STALE:
                     path.unlink()
                 elif path.suffix in (".tar", ".tmp"):
-                    in_memory.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(each for _, each, _ in in_memory)
-        for _, each, path in sorted(in_memory):
-            if total + size <= self.most:
+                    files.append((status.st_mtime, status.st_size, path))
+        total = sum(length for _, length, _ in files)
+        for _, length, path in sorted(files):
+            if total + size <= self.max_bytes:
                 break
             if path.suffix == ".tar":
                 path.unlink(missing_ok=True)
-                total -= each
+                total -= length
 
 
 def _size(path: Path) -> int:
@@ -138,5 +137,5 @@ def _reading(address: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
     except ValueError:
         raise
-    except Exception as error:  # each kind of store raises errors of its own
+    except Exception as error:  # each storage library raises its own errors
         raise UhkdError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error

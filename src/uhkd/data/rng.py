@@ -1,4 +1,4 @@
-"""Random streams that are addressed, never advanced: equal addresses give equal numbers in any process."""
+"""Random generators by address: equal addresses give equal numbers in any process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 Purpose = Literal["order", "geometry", "mix", "split", "subset", "randaugment", "jitter", "erasing"]
-_PURPOSES: dict[Purpose, int] = {  # a number once given stays: it is part of what a recipe means
+_PURPOSES: dict[Purpose, int] = {  # do not change: the numbers determine what a recipe draws
     "order": 1,
     "geometry": 2,
     "mix": 3,
@@ -30,7 +30,7 @@ _ROUNDS = 10
 def stream(purpose: Purpose, seed: int, first: int = 0, second: int = 0) -> np.random.Generator:
     """Return the generator at the address (purpose, seed, first, second), independent of every other address.
 
-    Philox counts in 256 bits and draws advance the lowest word, so addresses in the upper words never overlap.
+    Philox has a counter of 256 bits, of which draws advance the lowest 64, so addresses in the upper bits never overlap.
     """
     counter = np.array([0, _PURPOSES[purpose], first & _MASK, second & _MASK], dtype=np.uint64)
     key = np.array([seed & _MASK, 0], dtype=np.uint64)
@@ -38,9 +38,9 @@ def stream(purpose: Purpose, seed: int, first: int = 0, second: int = 0) -> np.r
 
 
 def streams(purpose: Purpose, seed: int, first: int, seconds: Iterable[int]) -> Iterator[np.random.Generator]:
-    """Yield what `stream` returns at each of the addresses, as one generator that moves on: use it before the next is taken.
+    """Yield one generator, set to the state of `stream(purpose, seed, first, second)` for each of `seconds`.
 
-    Setting the state takes a tenth of the time of a new generator.
+    Use each before the next is taken. Setting the state takes a tenth of the time of a new generator.
     """
     generator = stream(purpose, seed, first)
     state = generator.bit_generator.state
@@ -52,12 +52,12 @@ def streams(purpose: Purpose, seed: int, first: int, seconds: Iterable[int]) -> 
 
 
 def uniforms(purpose: Purpose, seed: int, first: int, seconds: Shaped[np.ndarray, " b"]) -> Float64[np.ndarray, "b 4"]:
-    """Return the first four numbers in [0,1) that `stream(...).random` draws at each of the addresses, all at once.
+    """Return the first four numbers in [0,1) that `stream(purpose, seed, first, second).random` draws: (B,4).
 
     seconds: (B,) integers.
     """
     second = np.asarray(seconds).astype(np.uint64)
-    # a stream's first block is that of counter 1: NumPy counts before it draws
+    # the first block has counter 1, because NumPy increments before it draws
     even = np.stack([np.full_like(second, 1), np.full_like(second, first & _MASK)])
     odd = np.stack([np.full_like(second, _PURPOSES[purpose]), second])
     even, odd = _philox(even, odd, seed & _MASK)
@@ -66,11 +66,11 @@ def uniforms(purpose: Purpose, seed: int, first: int, seconds: Shaped[np.ndarray
 
 
 def _philox(even: np.ndarray, odd: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Encrypt counters by Philox4x64-10 under the key (key, 0): words 0 and 2 in `even`, 1 and 3 in `odd`, each (2,B)."""
+    """Encrypt counters by Philox4x64-10 with the key (key, 0): 64-bit parts 0 and 2 in `even`, 1 and 3 in `odd`, each (2,B)."""
     factors_low, factors_high = _FACTORS & _LOW, _FACTORS >> _HALF
     for number in range(_ROUNDS):
         keys = np.array([[key + number * _WEYL[0] & _MASK], [number * _WEYL[1] & _MASK]], dtype=np.uint64)
-        # the upper half of a 64 x 64 bit product, by 32-bit halves none of whose sums overflows
+        # the upper half of a 64 x 64 bit product, from 32-bit halves so that no sum overflows
         low, high = even & _LOW, even >> _HALF
         middle = high * factors_low + (low * factors_low >> _HALF)
         upper = high * factors_high + (middle >> _HALF) + (low * factors_high + (middle & _LOW) >> _HALF)

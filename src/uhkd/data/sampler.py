@@ -1,4 +1,4 @@
-"""In which order an epoch visits images: a pure function of (seed, epoch), also where images lie in shards."""
+"""The order of the images in an epoch: a function of (seed, epoch) alone, also for images in shards."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from uhkd.data.sources import ImageSource
 
 @dataclass(frozen=True)
 class ShardShuffle:
-    """How images that lie in shards are shuffled so that few shards are read at a time.
+    """A shuffle of images in shards that reads few shards at a time.
 
-    bounds: (S+1,) rising positions; shard s holds images bounds[s] up to bounds[s+1]. at_a_time: shards whose images are
-    shuffled together. streams: stretches of an epoch that are read side by side, image p of each batch from
-    stream p mod streams: with     as many streams as processes (or a
-    multiple of them) each process reads its own shards, and the order does not depend on the number of processes.
+    Attributes:
+        bounds: (S+1,) rising positions; shard s contains images bounds[s]..bounds[s+1]-1.
+        at_a_time: number of shards whose images are shuffled together.
+        streams: equal parts of an epoch that are read in parallel, image p of each batch from stream p mod streams. If this is
+            the number of processes, or a multiple of it, each process reads different shards, and the order does not depend
+            on the number of processes.
     """
 
     bounds: Int[np.ndarray, " s"]
@@ -26,48 +28,47 @@ class ShardShuffle:
     streams: int = 1
 
     def part(self, indices: np.ndarray) -> ShardShuffle:
-        """The same of some images, by rising positions."""
+        """Return the shuffle of the images at the rising positions `indices`."""
         return ShardShuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
 
     def range_of(self, index: int) -> tuple[int, int]:
-        """First and last + 1 of the images in the shard of image `index`."""
+        """Return (first, last + 1) of the images in the shard of image `index`."""
         shard = int(np.searchsorted(self.bounds, index, side="right")) - 1
         return int(self.bounds[shard]), int(self.bounds[shard + 1])
 
     def order(self, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
-        """Return a permutation: shuffled shards, cut into equal parts for the streams, each shuffled by blocks of shards.
+        """Return a permutation: shuffled shards, divided equally among the streams, each shuffled in blocks of shards.
 
-        What the streams leave over, fewer images than there are streams, comes last.
+        The remaining images, fewer than there are streams, come last.
         """
         shards = generator.permutation(len(self.bounds) - 1)
         sizes = np.diff(self.bounds)[shards]
         images = int(self.bounds[-1])
-        # position of the k-th image when shards stand in their new order
+        # position of the k-th image when the shards are in their new order
         positions = np.arange(images) + np.repeat(self.bounds[:-1][shards] - (np.cumsum(sizes) - sizes), sizes)
-        places = np.repeat(np.arange(len(shards)), sizes)
-        each = images // self.streams
-        full = each * self.streams
-        place = places[:full].reshape(self.streams, each)
-        block = (place - place[:, :1]) // self.at_a_time
-        chance = generator.random((self.streams, each))
+        per_stream = images // self.streams
+        full = per_stream * self.streams
+        rank = np.repeat(np.arange(len(shards)), sizes)[:full].reshape(self.streams, per_stream)
+        block = (rank - rank[:, :1]) // self.at_a_time
+        chance = generator.random((self.streams, per_stream))
         shuffled = np.take_along_axis(
-            positions[:full].reshape(self.streams, each), np.lexsort((chance, block), axis=1), 1
+            positions[:full].reshape(self.streams, per_stream), np.lexsort((chance, block), axis=1), 1
         )
         return np.concatenate([shuffled.T.ravel(), positions[full:]])
 
 
 def shuffle_of(source: ImageSource) -> ShardShuffle | None:
-    """How a source wants to be shuffled, by its own `shuffle`; None: all of it at once."""
+    """Return the attribute `shuffle` of a source; None, or without one: all images are shuffled together."""
     return getattr(source, "shuffle", None)
 
 
 def epoch_order(source: ImageSource, *, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     """Return the order in which epoch `epoch` visits the images: a permutation."""
-    generator, own = stream("order", seed, epoch), shuffle_of(source)
-    return generator.permutation(len(source)) if own is None else own.order(generator)
+    generator, shuffle = stream("order", seed, epoch), shuffle_of(source)
+    return generator.permutation(len(source)) if shuffle is None else shuffle.order(generator)
 
 
 def mix_candidates(source: ImageSource, index: int) -> tuple[int, int]:
-    """First and last + 1 of the images that may be mixed into image `index`: all, or those of its shard."""
-    own = shuffle_of(source)
-    return (0, len(source)) if own is None else own.range_of(index)
+    """Return (first, last + 1) of the images that may be mixed into image `index`: all, or those of its shard."""
+    shuffle = shuffle_of(source)
+    return (0, len(source)) if shuffle is None else shuffle.range_of(index)

@@ -1,4 +1,4 @@
-"""Where images come from: memory, files, or a user's data set, all read as `source.image(i)`."""
+"""Sources of images: memory, files, or a user's data set, all read as `source.image(i)`."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
-from uhkd.data.decode import decode_file, from_any
+from uhkd.data.decode import decode_file, describe, from_any
 from uhkd.errors import UhkdError
 
-_CACHE_BYTES = 256 * 2**20  # decoded images a process keeps: all of CIFAR, none of a photo collection's tail
+_CACHE_BYTES = 256 * 2**20  # decoded images cached per process: all of CIFAR, the first ones of a photo collection
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A list of images of any size, each always the same, with integer labels (N,) or None."""
+    """A list of images of any size, with integer labels (N,) or None; image i is the same at each read."""
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Classes (N,), integers, or None."""
+        """Integer classes (N,), or None."""
         ...
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Image `index`, (3, H, W) bytes of a size of its own, the same each time."""
+        """Return image `index`: (3,H,W) uint8; images may differ in size."""
         ...
 
 
 class InMemoryImages(NamedTuple):
-    """Where a batch of images lies: image k is images[positions[k]]. To be read only, images: it is the source's own memory."""
+    """A batch of cached images: image k is images[positions[k]]. `images` is the source's memory: do not write to it."""
 
     images: UInt8[Tensor, "n 3 h w"]
     positions: Int[np.ndarray, " b"]
 
 
 def in_memory(source: ImageSource, indices: np.ndarray) -> InMemoryImages | None:
-    """Return where the images `indices`, (B,) integers, lie in memory; None when they have to be read one by one.
+    """Return the images `indices`, (B,) integers, in memory; None if they have to be read one by one.
 
-    A source offers this by a method `in_memory(indices)`, and need not.
+    Sources may have a method `in_memory(indices)` for this.
 
     Raises:
-        UhkdError: an image that cannot be read, named.
+        UhkdError: an image that cannot be read, with its name.
     """
-    own = getattr(source, "in_memory", None)
-    return None if own is None else own(indices)
+    method = getattr(source, "in_memory", None)
+    return None if method is None else method(indices)
 
 
 def view_keys(source: ImageSource, indices: np.ndarray) -> Integer[np.ndarray, " b"]:
-    """Return the numbers by which the views of images are drawn: (B,) their keys, or else `indices`, where they stand.
+    """Return the numbers that seed the views of images: (B,) keys of a source with `keys`, else `indices`.
 
-    A source whose samples have names offers `keys`, (N,) uint64: then a view does not depend on where its image stands.
+    A source with named samples has `keys`, (N,) uint64: then a view does not depend on the position of its image.
     """
     keys = getattr(source, "keys", None)
     return indices if keys is None else keys[indices]
 
 
 class ArraySource:
-    """Images of one size, kept in memory as bytes."""
+    """Images of one size, in memory as bytes."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None) -> None:
         """images: (N,H,W,3), (N,H,W,1) or (N,H,W), uint8."""
@@ -79,11 +79,10 @@ class ArraySource:
         return len(self.images)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Image `index`, (3, H, W) bytes."""
         return self.images[index].clone()
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
-        """Return all images and `indices`; None in a subclass that reads its images in another way."""
+        """Return all images and `indices`; None in a subclass that overrides `image`."""
         return InMemoryImages(self.images, indices) if type(self).image is ArraySource.image else None
 
     def fingerprint(self) -> str:
@@ -92,7 +91,7 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files, decoded on demand; decoded images stay in memory up to a fixed budget per process."""
+    """Image files, decoded on demand; decoded images are cached in memory up to a fixed size per process."""
 
     def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray | None) -> None:
         """names: paths below root."""
@@ -106,11 +105,10 @@ class FileSource:
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """Return where image `index` lies."""
+        """Return the path of image `index`."""
         return self.root / self.names[index]
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Image `index`, (3, H, W) bytes."""
         cached = self._cached.get(index)
         if cached is not None:
             return cached.clone()
@@ -121,11 +119,11 @@ class FileSource:
         return image
 
     def decode(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Return the image read anew, and do not keep it."""
+        """Return the image without using the cache."""
         return decode_file(self.path(index))
 
     def fingerprint(self) -> str:
-        """Return a hash of names, labels and file sizes; independent of where the folder lies."""
+        """Return a hash of names, labels and file sizes, independent of the path of the folder."""
         sizes = (_file_size(self.path(i)) for i in range(len(self)))
         listing = "\n".join(f"{name}\t{size}" for name, size in zip(self.names, sizes, strict=True))
         return content_hash(listing.encode("utf-8", "surrogateescape"), _label_bytes(self.labels))
@@ -134,7 +132,7 @@ class FileSource:
 class DatasetSource:
     """A user's map-style data set of (image, label) pairs or of images alone.
 
-    steady: False once it is known to give another image each time.
+    steady: False if an image was found to differ between two reads.
     """
 
     def __init__(self, dataset: Any, labels: np.ndarray | None, title: str = "the data set") -> None:
@@ -147,15 +145,14 @@ class DatasetSource:
         return len(self.dataset)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Image `index`, (3, H, W) bytes."""
         try:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
-        except Exception as error:  # the user's own code: say which item, whatever it raised
+        except Exception as error:  # the user's code may raise anything
             raise UhkdError(cannot_read(index, self.title, error)) from error
 
     def fingerprint(self) -> str:
-        """Return a hash of type, length, labels and three images (reading all would be a pass over the data)."""
+        """Return a hash of type, length, labels and three images (hashing all would be a pass over the data)."""
         probes = sorted({0, len(self) // 2, len(self) - 1})
         pixels = [self.image(i).numpy() for i in probes]
         return content_hash(
@@ -164,7 +161,7 @@ class DatasetSource:
 
 
 class Split:
-    """Some positions of another source, in the given order."""
+    """The images of another source at given positions, in the given order."""
 
     def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
         self.source = source
@@ -179,44 +176,43 @@ class Split:
         return len(self.indices)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """Image `index`, (3, H, W) bytes."""
         return self.source.image(int(self.indices[index]))
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
-        """Return where the images lie in the whole source's memory."""
+        """Return the images in the memory of the whole source; None in a subclass that overrides `image`."""
         return in_memory(self.source, self.indices[indices]) if type(self).image is Split.image else None
 
     def fingerprint(self) -> str:
-        """Return a hash of the whole source and of the positions."""
+        """Return a hash of the whole source and the positions."""
         return content_hash(fingerprint(self.source).encode(), self.indices)
 
 
 def unlabelled(source: ImageSource) -> Split:
     """Return the same images, in the same order, without their labels."""
-    part = Split(source, np.arange(len(source)))
-    part.labels = None
-    return part
+    split = Split(source, np.arange(len(source)))
+    split.labels = None
+    return split
 
 
 def fingerprint(source: ImageSource | None) -> str:
-    """Return the hash of what a source lists; a foreign source counts by its type, length and labels."""
+    """Return `source.fingerprint()`; of a source without that method, a hash of its type, length and labels."""
     if source is None:
         return "none"
-    own = getattr(source, "fingerprint", None)
-    if own is not None:
-        return own()
+    method = getattr(source, "fingerprint", None)
+    if method is not None:
+        return method()
     return content_hash(f"{type(source).__qualname__} {len(source)}".encode(), _label_bytes(source.labels))
 
 
 def cannot_read(index: int, title: str, error: Exception) -> str:
-    """Return the one-line message for an item whose reading raised `error`."""
-    return f"item {index} of {title} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    """Return the one-line message for an item that raised `error`."""
+    return f"item {index} of {title} cannot be read ({describe(error)})"
 
 
 def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a vanished file or dangling link is reported by name when it is read
+    except OSError:  # a missing file or broken link raises when it is read
         return -1
 
 
@@ -225,6 +221,7 @@ def _label_bytes(labels: np.ndarray | None) -> bytes:
 
 
 def content_hash(*pieces: bytes | np.ndarray) -> str:
+    """Return a hash of bytes and of arrays with their shapes and types."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         if isinstance(piece, np.ndarray):

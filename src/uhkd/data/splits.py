@@ -1,4 +1,4 @@
-"""Stratified cuts of a list of labels."""
+"""Stratified splits and subsets of labels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from uhkd.errors import UhkdError
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut positions into a training and a validation part with the same mix of classes.
+    """Split positions into a training and a validation part with the same shares of classes.
 
-    labels: (N,) integers. fraction: the share of each class that goes to validation, in (0,1), rounded, but at least
-    one image and never all; a class of one image stays in training. Returns two sorted, disjoint position arrays.
+    Args:
+        labels: (N,) integers.
+        fraction: share of each class for validation, in (0,1), rounded, but at least one image and never all; a class of one
+            image is in training.
+        seed: of the split.
+
+    Returns:
+        Two sorted, disjoint arrays of positions: training, validation.
 
     Raises:
         UhkdError: fraction outside (0,1).
@@ -31,7 +37,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Choose `count` positions with the same mix of classes, at least one of each class; sorted.
+    """Return `count` sorted positions with the same shares of classes, at least one of each class.
 
     Raises:
         UhkdError: count below the number of classes or above the number of labels.
@@ -40,7 +46,7 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     values, sizes = np.unique(labels, return_counts=True)
     if not len(values) <= count <= len(labels):
         raise UhkdError(
-            f"a subset of {count} images was asked: expected at least one for each of the {len(values)} classes "
+            f"a subset of {count} images: expected at least one for each of the {len(values)} classes "
             f"and at most all {len(labels)} images"
         )
     share = count * sizes / len(labels)
@@ -57,6 +63,6 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def check_fraction(fraction: float) -> None:
-    """Refuse a validation share that leaves one of the two parts empty."""
+    """Raise UhkdError for a validation share outside (0,1)."""
     if not 0 < fraction < 1:
-        raise UhkdError(f"val_fraction must lie between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")
+        raise UhkdError(f"val_fraction must be between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")

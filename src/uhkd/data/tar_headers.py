@@ -1,4 +1,4 @@
-"""The headers of tar shards -> an index of their samples; images are not read, and nothing is unpacked."""
+"""Make the index of tar shards from their headers; images are not read, and nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uhkd.data.decode import EXTENSIONS
 from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
 from uhkd.errors import UhkdError
 
-_LONGEST = 2**20  # bytes of a label's member: a class number has a few, a JSON description some hundreds
+_MAX_LABEL_BYTES = 2**20  # a class number has a few bytes, a JSON description some hundreds
 _DIGITS = 12  # of a class number
 
 
@@ -33,38 +33,38 @@ class _Sample(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The folder in the tar that it lies in, without those above."""
+        """Name of its folder in the tar, without the parents."""
         return self.key.rpartition("/")[0].rpartition("/")[2].strip(".")
 
 
 def make_index(folder: Path, names: Sequence[str]) -> Index:
-    """Read the headers of the tar files `names` in `folder`.
+    """Return the index of the tar files `names` in `folder`.
 
-    A sample is what lies side by side under one name, up to its first dot (WebDataset): one image, NAME.jpg, and if any its
-    class, as a number in NAME.cls or as "label" or "cls" in NAME.json. Where no sample of a tar has those, the folder of the
+    A sample is the adjacent members with one name up to its first dot (WebDataset): one image, NAME.jpg, and optionally its
+    class, as a number in NAME.cls or as "label" or "cls" in NAME.json. If no sample of a tar has those, the folder of the
     image in the tar is its class, and further dots belong to the name.
 
     Raises:
-        UhkdError: no tar, compressed, cut short or damaged, without images, with labels in some samples only, two images of a
-            sample, two samples of a name, or several parts in one set of tars.
+        UhkdError: not a tar, compressed, cut short or damaged, without images, labels in some samples only, two images of one
+            sample, two samples with one name, or several parts in one set of tars.
     """
     samples: list[_Sample] = []
     counts, sizes = [], []
     for name in names:
         path = folder / name
-        found = list(_samples(path))
-        samples += found
-        counts.append(len(found))
+        shard_samples = list(_samples(path))
+        samples += shard_samples
+        counts.append(len(shard_samples))
         sizes.append(path.stat().st_size)
     title = escape(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     if not samples:
         raise UhkdError(
-            f"no images in {title}: expected tar files of images, NAME.jpg beside NAME.cls or in class folders"
+            f"no images in {title}: expected tar files of images, NAME.jpg with NAME.cls or in class folders"
         )
     tops = {sample.key.removeprefix("./").partition("/")[0].lower() for sample in samples}
-    if len(inside := {PARTS[top] for top in tops if top in PARTS}) > 1:
+    if len(parts := {PARTS[top] for top in tops if top in PARTS}) > 1:
         raise UhkdError(
-            f"{title} holds {' and '.join(sorted(inside))} in one: expected tars of each part, as train-0000.tar"
+            f"{title} mixes {' and '.join(sorted(parts))}: expected separate tars for each part, as train-0000.tar"
         )
     labels, classes = _labels(samples, title)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -83,14 +83,14 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
 
 @dataclass
 class _Group:
-    """What lies side by side under one name."""
+    """The adjacent members of one name."""
 
     key: str
     images: list[tuple[str, int, int, int]] = field(default_factory=list)  # extension, offset, length, header
     labels: dict[str, int | None] = field(default_factory=dict)
 
     def samples(self, path: Path) -> Iterator[_Sample]:
-        """The sample, or the images by themselves where their names have further dots."""
+        """Yield the sample, or one sample per image if the images' names have further dots and there is no label."""
         plain = [image for image in self.images if "." not in image[0]]
         label = self.labels.get("cls", self.labels.get("json"))
         title = f"{escape(self.key)} in {escape(str(path))}"
@@ -101,7 +101,7 @@ class _Group:
             or (plain and plain != self.images and not self.labels)
         ):
             raise UhkdError(
-                f"the image of sample {title} is not clear ({names}): expected one NAME.jpg, others as NAME.kind.png beside a "
+                f"the image of sample {title} is not clear ({names}): expected one NAME.jpg, others as NAME.kind.png with a "
                 "NAME.cls; a name ends at its first dot"
             )
         for extension, offset, length, header in plain or self.images:
@@ -112,7 +112,7 @@ class _Group:
 def _samples(path: Path) -> Iterator[_Sample]:
     size = path.stat().st_size
     try:
-        # "r:" reads plain tars alone: bytes in a compressed one have no place of their own
+        # "r:" accepts uncompressed tars only: compressed content has no byte positions
         with tarfile.open(path, "r:") as archive:
             group = _Group("")
             while (member := archive.next()) is not None:
@@ -121,7 +121,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     continue
                 if member.offset_data + member.size > size:
                     raise UhkdError(
-                        f"shard {escape(str(path))} is cut short: its headers promise more bytes than its {size:,}"
+                        f"shard {escape(str(path))} is cut short: its headers describe more bytes than its {size:,}"
                     )
                 stem, extension = _split(member.name)
                 if stem != group.key:
@@ -135,14 +135,14 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     group.labels[extension] = _label(archive, member, extension, path)
                 elif kind == "cls":
                     raise UhkdError(
-                        f"{escape(member.name)} in {escape(str(path))}: a sample's name ends at its first dot, so this is the "
-                        "class of none: name it NAME.cls"
+                        f"{escape(member.name)} in {escape(str(path))}: a sample's name ends at its first dot, so this class "
+                        "belongs to no sample: name it NAME.cls"
                     )
             yield from group.samples(path)
-            # tarfile takes whatever it cannot read, but for the first header, for the end
+            # tarfile treats every unreadable header but the first as the end of the file
             if any(_bytes(archive, archive.offset, size - archive.offset)):
                 raise UhkdError(
-                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it anew"
+                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it again"
                 )
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
         raise UhkdError(
@@ -153,15 +153,15 @@ def _samples(path: Path) -> Iterator[_Sample]:
 def _bytes(archive: tarfile.TarFile, offset: int, count: int) -> bytes:
     file = archive.fileobj
     assert file is not None
-    after = file.tell()
+    position = file.tell()
     file.seek(offset)
-    found = file.read(count)
-    file.seek(after)
-    return found
+    content = file.read(count)
+    file.seek(position)
+    return content
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Name and extension, which begins at the first dot of the last part."""
+    """Return path and extension, which begins at the first dot of the file name."""
     folder, _, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return f"{folder}/{stem}" if folder else stem, extension.lower()
@@ -173,28 +173,28 @@ def _hidden(name: str) -> bool:
 
 def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: Path) -> int | None:
     title = f"{escape(member.name)} in {escape(str(path))}"
-    if member.size > _LONGEST:
+    if member.size > _MAX_LABEL_BYTES:
         raise UhkdError(
-            f"{title} has {member.size:,} bytes: expected a class, or a JSON description of up to {_LONGEST:,}"
+            f"{title} has {member.size:,} bytes: expected a class, or a JSON description of up to {_MAX_LABEL_BYTES:,}"
         )
     text = _bytes(archive, member.offset_data, member.size).decode("utf-8", "replace").strip()
     if kind == "json":
         try:
             metadata = json.loads(text)
         except (ValueError, RecursionError):
-            raise UhkdError(f"{title} is no JSON: expected a description with a label") from None
-        found = metadata.get("label", metadata.get("cls")) if isinstance(metadata, dict) else None
-        if found is None:
+            raise UhkdError(f"{title} is not JSON: expected a description with a label") from None
+        label = metadata.get("label", metadata.get("cls")) if isinstance(metadata, dict) else None
+        if label is None:
             return None
-        # an empty text stands for what is no number
-        text = str(found) if isinstance(found, int | str) and not isinstance(found, bool) else ""
-    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: not known, as in test parts
+        # an empty text raises below
+        text = str(label) if isinstance(label, int | str) and not isinstance(label, bool) else ""
+    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: unknown, as in some test parts
         raise UhkdError(f"{title} is {escape(text[:40])!r}: expected the number of a class, from 0")
     return int(text)
 
 
 def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels by numbers, else by folders, else -1."""
+    """Return labels and class names: by numbers, else by folders, else -1."""
     numbers = [sample.label for sample in samples]
     if any(number is not None for number in numbers):
         if missing := [escape(sample.key) for sample in samples if sample.label is None]:
@@ -208,46 +208,41 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
     if "" in folders:
         stray = next(sample.key for sample in samples if not sample.folder)
         raise UhkdError(
-            f"{escape(stray)} of {title} lies outside of the class folders ({', '.join(map(escape, folders[1:9]))})"
+            f"{escape(stray)} of {title} is outside the class folders ({', '.join(map(escape, folders[1:9]))})"
         )
-    places = {name: place for place, name in enumerate(folders)}
-    return np.array([places[sample.folder] for sample in samples], np.int64), tuple(folders)
+    positions = {name: position for position, name in enumerate(folders)}
+    return np.array([positions[sample.folder] for sample in samples], np.int64), tuple(folders)
 
 
 def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndarray:
-    """Of the samples' names alone; those that are in two shards of a part count with that of their shard."""
+    """Return hashes of the samples' names; a name in several shards of a part is prefixed with that of the shard."""
     for shards in parts_of(names).values():
-        places = [i for s in shards for i in range(bounds[s], bounds[s + 1])]
-        often = Counter(stems[i] for i in places)
+        counts = Counter(stems[i] for s in shards for i in range(bounds[s], bounds[s + 1]))
         for s in shards:
-            inside: set[str] = set()
+            seen: set[str] = set()
             for i in range(bounds[s], bounds[s + 1]):
                 stem = stems[i]
-                if stem in inside:
+                if stem in seen:
                     raise UhkdError(
-                        f"two samples of one shard have the name {escape(f'{names[s]}/{stem}')}: members of a sample must lie "
-                        "side by side"
+                        f"two samples of one shard have the name {escape(f'{names[s]}/{stem}')}: members of a sample must be "
+                        "next to each other"
                     )
-                inside.add(stem)
-                if often[stem] > 1:
+                seen.add(stem)
+                if counts[stem] > 1:
                     stems[i] = f"{names[s]}/{stem}"
     digests = (hashlib.blake2b(stem.encode("utf-8", "surrogateescape"), digest_size=8).digest() for stem in stems)
     return np.frombuffer(b"".join(digests), "<u8").copy()
 
 
 def refuse_packed(path: Path) -> None:
-    """Refuse tar files that are compressed: their records cannot be read by position.
-
-    Raises:
-        UhkdError: for such a file, or a folder that holds nothing else.
-    """
+    """Raise UhkdError for a compressed tar file, or a folder of nothing else: images in it cannot be read by position."""
     try:
         files = [path] if path.is_file() else [file for file in path.iterdir() if not file.name.startswith(".")]
-    except OSError:  # whoever reads it says what is wrong
+    except OSError:  # reading it will raise
         return
     packed = [file.name for file in files if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", file.name.lower())]
     if packed and len(packed) == len(files):
         raise UhkdError(
             f"{escape(str(path))} is compressed ({escape(min(packed))}): images are read by position, "
-            "from .tar files as they are; unpack them, to .tar or to folders of classes"
+            "from uncompressed .tar files; unpack them to .tar files or class folders"
         )

@@ -1,4 +1,4 @@
-"""Where each sample of a set of tar shards lies, as a file beside them."""
+"""The index of a set of tar shards: the position of each sample, stored as a file in their folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from safetensors.numpy import load, save
 from uhkd.errors import UhkdError
 
 INDEX = "uhkd-index.safetensors"
-"""Name of the index file, which `uhkd index` writes beside the shards."""
-HEADER = 512  # bytes of a tar's header, right before what it describes
+"""Name of the index file, which `uhkd index` writes to the folder of the shards."""
+HEADER = 512  # bytes of a tar header, directly before the content of its member
 _ARRAYS = {
     "sizes": np.int64,
     "bounds": np.int64,
@@ -34,12 +34,17 @@ PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "val
 
 @dataclass(frozen=True)
 class Index:
-    """S shards with N samples, in their order.
+    """S shards with N samples, in order.
 
-    names: (S,) below their folder. sizes: (S,) bytes. bounds: (S+1,) samples of shard s are bounds[s] up to bounds[s+1].
-    offsets, lengths: (N,) where a sample's image lies in its shard. headers: (N,) checksums of the tar's headers of the
-    images. keys: (N,) uint64, of the samples' names. labels: (N,), -1 where none; classes: names of the labels where folders
-    in the tars give them, else empty.
+    Attributes:
+        names: (S,) paths below the folder.
+        classes: names of the labels if they are folders in the tars, else empty.
+        sizes: (S,) bytes.
+        bounds: (S+1,) shard s contains samples bounds[s]..bounds[s+1]-1.
+        offsets, lengths: (N,) bytes of a sample's image in its shard.
+        headers: (N,) checksums of the tar headers of the images.
+        keys: (N,) uint64, hashes of the samples' names.
+        labels: (N,), -1 without label.
     """
 
     names: tuple[str, ...]
@@ -53,7 +58,7 @@ class Index:
     labels: np.ndarray
 
     def of(self, shards: Sequence[int]) -> Index:
-        """The index of some of the shards."""
+        """Return the index of some of the shards."""
         counts = np.diff(self.bounds)[list(shards)]
         samples = np.concatenate([np.arange(self.bounds[s], self.bounds[s + 1]) for s in shards])
         return Index(
@@ -65,29 +70,31 @@ class Index:
         )
 
     def to_bytes(self) -> bytes:
-        """As a file: safetensors, with the names in its header."""
+        """Return the content of the index file: safetensors, with the names in its header."""
         names = {"names": json.dumps(self.names), "classes": json.dumps(self.classes)}
         return save({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, metadata=names)
 
 
 def read_index(content: bytes, title: str) -> Index:
-    """The index that `to_bytes` made.
+    """Return the index of a file written by `to_bytes`; title: its name in messages.
 
     Raises:
-        UhkdError: when it is anything else; title: what it is called in the message.
+        UhkdError: content of another kind, or damaged.
     """
     try:
         arrays = load(content)
         metadata: Any = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        found = Index(
+        index = Index(
             tuple(map(str, json.loads(metadata["names"]))),
             tuple(map(str, json.loads(metadata["classes"]))),
             *(arrays[name] for name in _ARRAYS),
         )
-        _check(found)
+        _check(index)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UhkdError(f"{title} is no index of shards, or damaged ({error}): make it anew with uhkd index") from error
-    return found
+        raise UhkdError(
+            f"{title} is not an index of shards, or damaged ({error}): make it again with uhkd index"
+        ) from error
+    return index
 
 
 def _check(index: Index) -> None:
@@ -95,32 +102,32 @@ def _check(index: Index) -> None:
     shapes = dict.fromkeys(_ARRAYS, (samples,)) | {"sizes": (shards,), "bounds": (shards + 1,)}
     for name, kind in _ARRAYS.items():
         if (array := getattr(index, name)).shape != shapes[name] or array.dtype != kind:
-            raise UhkdError("its parts do not fit each other")
+            raise UhkdError("its arrays do not match each other")
     bounds = index.bounds
     if bounds[0] != 0 or bounds[-1] != samples or (bounds[1:] < bounds[:-1]).any():
-        raise UhkdError("its shards' bounds are not rising")
+        raise UhkdError("its bounds of shards are not rising")
     room = np.repeat(index.sizes, np.diff(bounds))
     if samples and ((index.offsets < HEADER) | (index.lengths < 0) | (index.lengths > room - index.offsets)).any():
-        raise UhkdError("its samples lie outside of their shards")
+        raise UhkdError("its samples are outside their shards")
     if samples and (index.labels.min() < -1 or (index.classes and index.labels.max() >= len(index.classes))):
-        raise UhkdError("its labels are not those of its classes")
+        raise UhkdError("its labels do not match its classes")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in index.names):
-        raise UhkdError("its shards lie outside of its folder")
+        raise UhkdError("its shards are outside its folder")
 
 
 def parts_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """Numbers of the shards of each part (train, val, test), as their names say; where none says anything all are of training.
+    """Return the positions of the shards of each part (train, val, test) by their names; all are "train" if no name has a part.
 
     Raises:
-        UhkdError: when some names say a part and others none.
+        UhkdError: some names have a part and others none.
     """
     members: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        found = _PART.findall(name)
-        members.setdefault(PARTS[found[-1].lower()] if found else "", []).append(number)
+    for position, name in enumerate(names):
+        words = _PART.findall(name)
+        members.setdefault(PARTS[words[-1].lower()] if words else "", []).append(position)
     if "" in members and len(members) > 1:
         raise UhkdError(
-            f"the name of shard {names[members[''][0]]} says no part, others do ({', '.join(filter(None, members))}): put train, "
-            "val or test into each, as in train-0000.tar"
+            f"the name of shard {names[members[''][0]]} names no part, others do ({', '.join(filter(None, members))}): put "
+            "train, val or test into each name, as in train-0000.tar"
         )
-    return {part or "train": numbers for part, numbers in members.items()}
+    return {part or "train": positions for part, positions in members.items()}

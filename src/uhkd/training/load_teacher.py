@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from uhkd.console import log_info
-from uhkd.data import Augmentation, DataSplits, eval_loader, train_loader
+from uhkd.data import Augmentation, BatchPlan, DataSplits, eval_loader, train_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
@@ -233,9 +233,7 @@ def calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, 
     loader = train_loader(
         data.train,
         replace(augmentation, mixup=0.0, cutmix=0.0),
-        seed=seed,
-        batch_size=min(EVAL_BATCH, len(data.train)),
-        epochs=1,
+        BatchPlan(seed, batch_size=min(EVAL_BATCH, len(data.train)), epochs=1),
         num_classes=len(data.classes),
         workers=inputs.workers,
         device=device,

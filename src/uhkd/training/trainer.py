@@ -11,7 +11,7 @@ from typing import Any
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.console import log_info, verbose
-from uhkd.data import Batch, Loader, batch_images, eval_loader, steps_per_epoch, train_loader
+from uhkd.data import Batch, BatchPlan, Loader, ViewPlan, batch_images, eval_loader, steps_per_epoch, train_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
@@ -176,21 +176,24 @@ class Trainer:
 
     def _loader(self) -> Loader:
         """Return the loader of all steps that are left."""
-        setup, stored = self.setup, self.stored
+        setup, recipe, views = self.setup, self.recipe, None
+        if isinstance(self.teacher, CachedTeacher):
+            stored = self.teacher.stored
+            views = ViewPlan(stored.manifest.seed, self.teacher.views, stored.read_records)
         return train_loader(
             setup.data.train,
             setup.augmentation,
-            seed=self.recipe.seed,
-            batch_size=self.recipe.batch_size,
-            epochs=self.recipe.epochs,
+            BatchPlan(
+                recipe.seed,
+                recipe.batch_size,
+                recipe.epochs,
+                self.step,
+                self.fabric.global_rank,
+                self.fabric.world_size,
+            ),
             num_classes=len(setup.data.classes),
-            start_step=self.step,
+            views=views,
             workers=setup.workers,
-            rank=self.fabric.global_rank,
-            world_size=self.fabric.world_size,
-            views=self.teacher.views if isinstance(self.teacher, CachedTeacher) else None,
-            view_seed=stored and stored.manifest.seed,
-            record_reader=stored and stored.read_records,
             device=self.fabric.device,
         )
 

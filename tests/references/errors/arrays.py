@@ -147,9 +147,9 @@ CASES = (
     Case(
         "a data set of normalised images",
         dataset((torch.full((3, 8, 8), -1.5), 1)),
-        "item 0 of the data set cannot be read (ValueError: image values must be floats in [0,1] or integers "
-        "in 0..255, found float32 from -1.5 to -1.5: remove a normalising transform, each network normalises "
-        "for itself)",
+        "item 0 of the data set cannot be read (image values must be floats in [0,1] or integers "
+        "in 0..255, found float32 from -1.5 to -1.5: remove a normalising transform, because each network "
+        "normalises its input)",
     ),
     Case(
         "a data set that fails by itself",
@@ -176,7 +176,7 @@ CASES = (
         "a data set with random transforms",
         lambda: open_data(Restless(None)).notes[0],
         "the data set gives another image each time it is read: remove its random transforms (uhkd augments "
-        "by itself), else a run can be neither resumed nor repeated exactly",
+        "the images), else a run can be neither resumed nor repeated exactly",
         refused=False,
     ),
 )

@@ -83,8 +83,8 @@ CASES = (
     Case(
         "one image a class, and no val folder",
         TRAIN,
-        "images: too few images to cut a validation part, only 1 in ant, bee, cat: expected at least 2 in "
-        "each class; add images or bring a validation part (val/ folder)",
+        "images: too few images to take a validation part, only 1 in ant, bee, cat: expected at least 2 in "
+        "each class; add images or provide a validation part (val/ folder)",
         make=lambda: pictures("images", count=1),
     ),
     Case(
@@ -129,7 +129,7 @@ CASES = (
         "CIFAR-100 where it is not",
         f"{FINETUNE} --data cifar100:here",
         "CIFAR-100 not found: expected the folder here/cifar-100-python; unpack the data set's python version"
-        " and say cifar100:ROOT, where ROOT is the folder that holds cifar-100-python",
+        " and give cifar100:ROOT, where ROOT is the folder that contains cifar-100-python",
     ),
     Case(
         "CIFAR-100 that is damaged",
@@ -143,5 +143,5 @@ CASES = (
         "1 image directly in images, outside the class folders: ignored",
         refused=False,
     ),
-    Case("a folder beside train and val", beside, "folders beside images/train ignored: drafts", refused=False),
+    Case("a folder beside train and val", beside, "folders next to images/train ignored: drafts", refused=False),
 )

@@ -114,7 +114,7 @@ CASES = (
         "a tiny file that promises 60000 x 60000 pixels",
         TRAIN,
         "image file images/bee/0.png is too large (60,000 x 60,000 pixels, more than the 178,956,970 that are allowed): replace "
-        "or remove it, train with --skip-bad-images, or, if it is meant and memory suffices, set the environment variable "
+        "or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the environment variable "
         "UHKD_MAX_PIXELS to more; the checkpoint of step 0 is kept",
         **IMAGES,
         make=lambda: bomb(),
@@ -180,6 +180,6 @@ CASES = (
         "an image that is already normalised",
         lambda: from_any(np.full((4, 4, 3), -1.5, np.float32)),
         "image values must be floats in [0,1] or integers in 0..255, found float32 from -1.5 to -1.5: remove "
-        "a normalising transform, each network normalises for itself",
+        "a normalising transform, because each network normalises its input",
     ),
 )

@@ -78,13 +78,13 @@ CASES = (
     Case(
         "a shard that is cut short",
         TRAIN,
-        "shard shards/train-0001.tar is cut short: its headers promise more bytes than its 800",
+        "shard shards/train-0001.tar is cut short: its headers describe more bytes than its 800",
         make=lambda: second(lambda whole: whole[:800]),
     ),
     Case(
         "shards without images",
         TRAIN,
-        "no images in shards/train-0000.tar: expected tar files of images, NAME.jpg beside NAME.cls or in class folders",
+        "no images in shards/train-0000.tar: expected tar files of images, NAME.jpg with NAME.cls or in class folders",
         make=lambda: tar(("a.txt", b"words")),
     ),
     Case(
@@ -102,7 +102,7 @@ CASES = (
     Case(
         "a description that is no JSON",
         TRAIN,
-        "a.json in shards/train-0000.tar is no JSON: expected a description with a label",
+        "a.json in shards/train-0000.tar is not JSON: expected a description with a label",
         make=lambda: tar(("a.png", picture(1)), ("a.json", b"{label: 1}")),
     ),
     Case(
@@ -115,13 +115,13 @@ CASES = (
         "two images under one name",
         TRAIN,
         "the image of sample a in shards/train-0000.tar is not clear (png, jpg): expected one NAME.jpg, others as "
-        "NAME.kind.png beside a NAME.cls; a name ends at its first dot",
+        "NAME.kind.png with a NAME.cls; a name ends at its first dot",
         make=lambda: tar(("a.png", picture(1)), ("a.jpg", picture(2)), ("a.cls", b"0")),
     ),
     Case(
         "one shard that does not say its part",
         TRAIN,
-        "the name of shard more.tar says no part, others do (train): put train, val or test into each, as in train-0000.tar",
+        "the name of shard more.tar names no part, others do (train): put train, val or test into each name, as in train-0000.tar",
         make=lambda: (tar(*sample(1)), write_tar(Path("shards/more.tar"), sample(2))),
     ),
     Case(
@@ -133,13 +133,13 @@ CASES = (
     Case(
         "a shard that is damaged in its middle",
         TRAIN,
-        "shard shards/train-0001.tar is damaged at byte …, or another tar begins there: make it anew",
+        "shard shards/train-0001.tar is damaged at byte …, or another tar begins there: make it again",
         make=lambda: second(lambda whole: whole[:5000] + b"x" * 3000 + whole[8000:]),
     ),
     Case(
         "members of a sample that do not lie side by side",
         TRAIN,
-        "two samples of one shard have the name train-0000.tar/a: members of a sample must lie side by side",
+        "two samples of one shard have the name train-0000.tar/a: members of a sample must be next to each other",
         make=lambda: tar(*sample(1, key="a"), *sample(2, key="b"), *sample(3, key="a")),
     ),
     Case(
@@ -152,13 +152,13 @@ CASES = (
     Case(
         "an index of other shards",
         stale,
-        "shards/uhkd-index.safetensors is not of these shards: their headers are read (uhkd index makes it anew)",
+        "shards/uhkd-index.safetensors does not match these shards: their headers are read (uhkd index makes it again)",
         refused=False,
     ),
     Case(
         "an index that is none",
         TRAIN,
-        "shards/uhkd-index.safetensors is no index of shards, or damaged (…): make it anew with uhkd index",
+        "shards/uhkd-index.safetensors is not an index of shards, or damaged (…): make it again with uhkd index",
         make=lambda: (whole(), Path("shards", INDEX).write_bytes(b"hello")),
     ),
     Case(
@@ -175,8 +175,8 @@ CASES = (
     Case(
         "a folder of compressed shards",
         TRAIN,
-        "shards is compressed (train-0000.tar.gz): images are read by position, from .tar files as they are; unpack them, to "
-        ".tar or to folders of classes",
+        "shards is compressed (train-0000.tar.gz): images are read by position, from uncompressed .tar files; unpack them "
+        "to .tar files or class folders",
         make=compressed,
     ),
     Case(
@@ -193,8 +193,8 @@ CASES = (
     Case(
         "a data set that is only streamed",
         f"{FINETUNE} --data tfds/mnist",
-        "data tfds/mnist: timm's reader tfds/ gives images in its own order alone, which can be neither shuffled nor resumed "
-        "exactly; use hfds/, torch/, or tar shards (wds/FOLDER, also from elsewhere: docs/scaling.md)",
+        "data tfds/mnist: timm's reader tfds/ only streams images in a fixed order, which can be neither shuffled nor resumed "
+        "exactly; use hfds/, torch/, or tar shards (wds/FOLDER or a URL: docs/scaling.md)",
     ),
     Case(
         "a torchvision data set that is not there",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from uhkd.data import Batch, train_loader
+from uhkd.data import Batch, BatchPlan, train_loader
 from uhkd.features import FeatureExtractor
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
@@ -115,9 +115,7 @@ class StepFactory:
             loader = train_loader(
                 data.train,
                 setup.augmentation,
-                seed=recipe.seed,
-                batch_size=recipe.batch_size,
-                epochs=recipe.epochs,
+                BatchPlan(recipe.seed, recipe.batch_size, recipe.epochs),
                 num_classes=len(data.classes),
             )
             return list(islice(loader, self.batches))
