@@ -810,7 +810,7 @@ def test_the_loader_of_the_loop_is_the_counted_one(teacher: Path, tmp_path: Path
         steps.extend(loader.steps)
         return loader
 
-    monkeypatch.setattr(trainer, "train_loader", spy)
+    monkeypatch.setattr("uhkd.training.batches.train_loader", spy)
     uhkd.distill(**words(teacher, tmp_path / "run", method="scratch", batch_size=30, epochs=2))
     assert steps == [0, 1, 2, 3, 4, 5]
 

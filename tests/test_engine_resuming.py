@@ -124,9 +124,9 @@ WEIGHT = "student.module.conv1.weight"
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another network": (
         lambda folder: save_file({"student.module.patch_embed": torch.ones(3)}, folder / "tensors.safetensors"),
-        r"lacks average\..* more\): the state of another network",
+        r"lacks average\..* more\): it is of another network",
     ),
-    "a missing tensor": (tensors(lambda t: t.pop(WEIGHT)), rf"lacks {WEIGHT}: the state of another"),
+    "a missing tensor": (tensors(lambda t: t.pop(WEIGHT)), rf"lacks {WEIGHT}: it is of another"),
     "no averages": (
         tensors(lambda t: [t.pop(k) for k in list(t) if k.startswith("average.")]),
         r"lacks average\.",

@@ -303,7 +303,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path):
 HOLDING = """
 import sys, time
 from uhkd.runs import RunFolder
-with RunFolder(sys.argv[1]).mine():
+with RunFolder(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -403,7 +403,7 @@ def test_a_run_that_was_killed_while_it_began_can_be_begun_again(tmp_path: Path,
         "    return real(path, to)\n"
         "real, Path.replace = Path.replace, die\n"
         "folder = RunFolder(sys.argv[1])\n"
-        "with folder.mine(): folder.begin({'resume': False})\n"
+        "with folder.lock(): folder.begin({'resume': False})\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder.path), moment], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -33,8 +33,8 @@ CASES = (
     Case(
         "going on with a finished run by other words",
         "finetune -c run --out run --resume --lr 0.1",
-        "cannot resume run with another recipe: lr was …, now 0.1; to train its weights further by another recipe, start a new run: "
-        "--out NEW --start run",
+        "cannot resume run with another recipe: lr was …, now 0.1; to train its weights further by another recipe, start a new "
+        "run: --out NEW --start run",
         has=("run", "images"),
     ),
     Case(
