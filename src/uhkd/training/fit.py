@@ -153,7 +153,7 @@ def _teacher_arrays(setup: Setup, teacher: FeatureExtractor | None) -> dict[str,
 
 
 def _write_thumbnails(setup: Setup) -> dict[str, np.ndarray]:
-    """Write thumbnails.jpg, if the recipe says so, and return the indices of its images, val_shown (M,)."""
+    """Write thumbnails.jpg, if configured, and return the indices of its images, val_shown (M,)."""
     images = setup.data.val
     if not setup.recipe.thumbnails:
         return {}

@@ -62,7 +62,7 @@ class TrainStep:
             for module in (learner.student, learner.distillers):
                 if parameters := list(module.parameters()):
                     grad_norms.append(nn.utils.clip_grad_norm_(parameters, recipe.clip_grad or float("inf")))
-        # gradients are shared, so all processes decide alike
+        # gradients are shared, so all processes make the same decision
         if skip and not bool(torch.stack(grad_norms).isfinite().all()):
             for buffer, saved in saved_buffers:
                 buffer.copy_(saved)
