@@ -358,7 +358,7 @@ def test_whatever_a_teacher_says_is_listened_to(tmp_path: Path, monkeypatch: pyt
     teacher = Sick()
     meanwhile(monkeypatch, 2, lambda: setattr(teacher, "always", True))
     with pytest.raises(
-        ValueError, match=r"the teacher said .* in step 3, whose images .*; the checkpoint of step 2 is"
+        ValueError, match=r"the teacher.s output is not finite in step 3 .its images .*; the checkpoint of step 2 is"
     ):
         uhkd.distill(teacher=teacher, **words, out=tmp_path / "run")
 
@@ -532,8 +532,8 @@ FAULTS = {
     "full for the result": (fit, "draw", 1, fill),
     "read-only for the weights": (RunFolder, "write_model", 1, close),
     "full from the start": (RunFolder, "begin", 1, fill),
-    "read-only from the start": (RunFolder, "mine", 1, lambda: (out.mkdir(), close())),
-    "read-only when it goes on": (RunFolder, "mine", 2, close),
+    "read-only from the start": (RunFolder, "lock", 1, lambda: (out.mkdir(), close())),
+    "read-only when it goes on": (RunFolder, "lock", 2, close),
 }
 said = {}
 for fault, (owner, name, at, act) in FAULTS.items():
@@ -599,7 +599,7 @@ def test_a_disk_that_fails_costs_nothing(whole: RunFolder, disk_faults: tuple[Pa
     assert said[fault].startswith(DISK_FAULTS[fault]) and "\n" not in said[fault]
     begun = "from the start" not in fault
     assert ". Make room on the disk of " in said[fault]
-    assert said[fault].endswith("then go on with --resume" if begun else "then start it again")
+    assert said[fault].endswith("then resume with --resume" if begun else "then start it again")
     assert_equal_runs(whole, RunFolder(ends / fault), STEPS)
 
 
