@@ -276,9 +276,8 @@ class Trainer:
         """Write the images of the steps whose loss or gradient was not finite."""
         if steps and self.fabric.is_global_zero:
             train, seed, size = self.setup.data.train, self.recipe.seed, self.recipe.batch_size
-            images = [batch_images(train, seed=seed, batch_size=size, step=step).tolist() for step in steps]
-            content = [{"step": step + 1, "images": i} for step, i in zip(steps, images, strict=True)]
-            self.folder.write_json(_NONFINITE, content)
+            images = {step: batch_images(train, seed=seed, batch_size=size, step=step).tolist() for step in steps}
+            self.folder.write_json(_NONFINITE, [{"step": step + 1, "images": images[step]} for step in steps])
 
     def _stop_without_batch(self, error: DataLoadingError, signals: SignalHandler) -> NoReturn:
         if self.fabric.world_size == 1:  # a checkpoint needs all processes, and the others wait inside a step
