@@ -159,7 +159,7 @@ def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(
         uhkd.distill(**words)
     other = tmp_path / "other"
     uhkd.cache(**cache_words(teacher, other, seed=6, allow_weak_teacher=True))
-    with pytest.raises(ValueError, match="it began with other stored signals of its teacher"):
+    with pytest.raises(ValueError, match="it was started with another cache of teacher outputs"):
         uhkd.distill(**words | {"teacher_cache": str(other), "resume": True})
     moved = tmp_path / "moved"
     shutil.copytree(cached, moved)

@@ -481,7 +481,7 @@ def test_a_killed_queue_goes_on_where_it_was(recipes: Path, tmp_path: Path):
     last = subprocess.run(command(recipes, out), capture_output=True, text=True, timeout=300, check=False)
     assert last.returncode == 0, last.stderr[-2000:]
     assert {k: Path(k).stat().st_mtime_ns for k in finished} == finished
-    assert any("going on at step" in path.read_text() for path in (out / "logs").rglob("*.txt"))
+    assert any("resuming at step" in path.read_text() for path in (out / "logs").rglob("*.txt"))
     whole = subprocess.run(
         command(recipes, tmp_path / "whole"), capture_output=True, text=True, timeout=300, check=False
     )

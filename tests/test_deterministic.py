@@ -27,7 +27,7 @@ def test_an_operation_that_cannot_repeat_is_named():
     largest, where = F.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
     with (
         pytest.raises(
-            ValueError, match=r"^deterministic: max_unpooling2d\w* cannot repeat .* leave out --deterministic"
+            ValueError, match=r"^deterministic: max_unpooling2d\w* is not deterministic .* leave out --deterministic"
         ),
         deterministic_advice(),
     ):

@@ -124,14 +124,14 @@ WEIGHT = "student.module.conv1.weight"
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another network": (
         lambda folder: save_file({"student.module.patch_embed": torch.ones(3)}, folder / "tensors.safetensors"),
-        r"lacks average\..* more\): the state of another network",
+        r"lacks average\..* more\): it is of another network",
     ),
-    "a missing tensor": (tensors(lambda t: t.pop(WEIGHT)), rf"lacks {WEIGHT}: the state of another"),
+    "a missing tensor": (tensors(lambda t: t.pop(WEIGHT)), rf"lacks {WEIGHT}: it is of another"),
     "no averages": (
         tensors(lambda t: [t.pop(k) for k in list(t) if k.startswith("average.")]),
         r"lacks average\.",
     ),
-    "a tensor too many": (tensors(lambda t: t.update(more=torch.ones(1))), "holds, beside what it should, more"),
+    "a tensor too many": (tensors(lambda t: t.update(more=torch.ones(1))), "has unexpected more"),
     "a wrong shape": (
         tensors(lambda t: t.update({WEIGHT: t[WEIGHT][:, :, :1]})),
         r"conv1\.weight: expected float32 of shape \(.*\), found float32 of shape",
@@ -215,7 +215,7 @@ def test_what_is_whole_but_not_of_this_training_is_refused_in_words(
         ValueError, match=rf"no checkpoint in .*run.checkpoints can be used: step-7: .*{said}"
     ) as caught:
         uhkd.finetune(**TINY, out=out, resume=True)
-    assert "; step-6: " in str(caught.value) and "delete the folder to begin anew with --resume" in str(caught.value)
+    assert "; step-6: " in str(caught.value) and "delete the folder and start again with --resume" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (out / "result.json").exists() and not (out / ".owner").exists()
 
@@ -228,7 +228,7 @@ def test_the_one_before_is_used_and_the_run_ends_the_same(
     tamper(out, "step-7", TAMPERED[case][0])
     assert_equal_runs(whole, uhkd.finetune(**TINY, out=out, resume=True).run, STEPS)
     said = capsys.readouterr().err
-    assert "a newer checkpoint is damaged and was passed over: step-7: " in said and "going on at step 6 of 10" in said
+    assert "a newer checkpoint is damaged and was skipped: step-7: " in said and "resuming at step 6 of 10" in said
 
 
 def test_a_checkpoint_of_a_later_step_than_the_run_has_is_no_way_to_skip_the_training(

@@ -334,7 +334,7 @@ def test_a_teacher_of_nan_for_one_image_is_named_and_the_last_good_state_kept(tm
     }
     for resume in (False, True):  # and again
         with pytest.raises(
-            ValueError, match=rf"the teacher said numbers that are not finite in step {step + 1}, "
+            ValueError, match=rf"the teacher's output is not finite in step {step + 1} "
         ) as caught:
             uhkd.distill(**words, out=tmp_path / "run", resume=resume)
         assert f"; the checkpoint of step {step} is kept." in str(caught.value) and "\n" not in str(caught.value)
@@ -358,7 +358,7 @@ def test_whatever_a_teacher_says_is_listened_to(tmp_path: Path, monkeypatch: pyt
     teacher = Sick()
     meanwhile(monkeypatch, 2, lambda: setattr(teacher, "always", True))
     with pytest.raises(
-        ValueError, match=r"the teacher said .* in step 3, whose images .*; the checkpoint of step 2 is"
+        ValueError, match=r"the teacher.s output is not finite in step 3 .its images .*; the checkpoint of step 2 is"
     ):
         uhkd.distill(teacher=teacher, **words, out=tmp_path / "run")
 
@@ -441,7 +441,7 @@ def test_images_that_change_in_size_are_noticed_when_a_run_goes_on(tmp_path: Pat
     before = changed.read_bytes()
     Image.new("RGB", (81, 80)).save(changed)
     with pytest.raises(
-        ValueError, match=r"cannot resume .*run: the images or labels of images are not those that it began"
+        ValueError, match=r"cannot resume .*run: the images or labels of images have changed since it was started"
     ):
         uhkd.finetune(**words, out=tmp_path / "run", resume=True)
     changed.write_bytes(before)
@@ -485,7 +485,7 @@ def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest
     """A CPU's allocator that really cannot: more than any machine has."""
     meanwhile(monkeypatch, 3, lambda: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(
-        ValueError, match=r"memory does not suffice for step 3 of 15; .* 2 is kept\. .*--grad-accum-steps"
+        ValueError, match=r"not enough memory for step 3 of 15; .* 2 is kept\. .*--grad-accum-steps"
     ):
         uhkd.finetune(**TINY, out=tmp_path / "run")
 
@@ -532,8 +532,8 @@ FAULTS = {
     "full for the result": (fit, "draw", 1, fill),
     "read-only for the weights": (RunFolder, "write_model", 1, close),
     "full from the start": (RunFolder, "begin", 1, fill),
-    "read-only from the start": (RunFolder, "mine", 1, lambda: (out.mkdir(), close())),
-    "read-only when it goes on": (RunFolder, "mine", 2, close),
+    "read-only from the start": (RunFolder, "lock", 1, lambda: (out.mkdir(), close())),
+    "read-only when it goes on": (RunFolder, "lock", 2, close),
 }
 said = {}
 for fault, (owner, name, at, act) in FAULTS.items():
@@ -599,7 +599,7 @@ def test_a_disk_that_fails_costs_nothing(whole: RunFolder, disk_faults: tuple[Pa
     assert said[fault].startswith(DISK_FAULTS[fault]) and "\n" not in said[fault]
     begun = "from the start" not in fault
     assert ". Make room on the disk of " in said[fault]
-    assert said[fault].endswith("then go on with --resume" if begun else "then start it again")
+    assert said[fault].endswith("then resume with --resume" if begun else "then start it again")
     assert_equal_runs(whole, RunFolder(ends / fault), STEPS)
 
 
@@ -637,7 +637,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     goes_on_as(whole, tmp_path / "run")
     said = capsys.readouterr().err
     assert (
-        "a newer checkpoint is damaged and was passed over: step-8: tensors.safetensors differs from its checksum"
+        "a newer checkpoint is damaged and was skipped: step-8: tensors.safetensors differs from its checksum"
         in said
     )
-    assert "going on at step 7 of 15" in said
+    assert "resuming at step 7 of 15" in said

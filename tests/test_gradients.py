@@ -83,13 +83,13 @@ def test_batch_statistics_of_the_student_are_put_back():
 
 
 @pytest.mark.parametrize(("images", "grad_accum_steps", "used"), [(100, 1, 32), (20, 1, 20), (40, 4, 10)])
-def test_no_more_images_than_a_pass_of_a_step(images: int, accumulate: int, used: int, monkeypatch):
+def test_no_more_images_than_a_pass_of_a_step(images: int, grad_accum_steps: int, used: int, monkeypatch):
     learner, teacher, batch = assemble("kd", {})
     whole = Batch(*(None if f is None else torch.cat([f] * (images // 4)) for f in batch))
     seen: list[int] = []
     monkeypatch.setattr(learner.student, "forward", lambda image, *_: seen.append(len(image)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        probe_of(learner, teacher, accumulate)[0](whole, 0, learner.weights())
+        probe_of(learner, teacher, grad_accum_steps)[0](whole, 0, learner.weights())
     assert seen == [used]
 
 
@@ -116,7 +116,7 @@ def test_a_method_whose_terms_cannot_be_told_apart_is_left_out_and_says_so_once(
     probe, told = probe_of(learner, teacher)
     assert probe(batch, 0, learner.weights()) == {} == probe(batch, 1, learner.weights())
     assert told == [
-        "warning: the gradient of each term cannot be measured, the training goes on without: a second time"
+        "warning: the gradient of each term cannot be measured, the training continues without: a second time"
     ]
     head.remove()
 

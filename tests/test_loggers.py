@@ -174,7 +174,7 @@ def test_progress_is_written_once_a_second_at_most(distil: Distil, tmp_path: Pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ProgressFile, "write", refused)
-    monkeypatch.setattr(trainer, "say", lines.append)
+    monkeypatch.setattr(trainer, "log_info", lines.append)
     run = distil(tmp_path / "run")
     assert run.result.is_file() and len(times) >= 2
     assert all(b - a >= 1.0 for a, b in itertools.pairwise(times[:-1]))  # the last says how it ended
@@ -211,28 +211,28 @@ class Bad(loggers._Backend):
 def test_a_logger_that_fails_or_hangs_changes_nothing_and_is_warned_of_once(
     hang: float, distil: Distil, silent: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(loggers._SINKS, "tensorboard", Bad)
+    monkeypatch.setitem(loggers._BACKENDS, "tensorboard", Bad)
     monkeypatch.setattr(Bad, "hang", hang)
-    monkeypatch.setattr(loggers, "_PATIENCE", 0.2)
+    monkeypatch.setattr(loggers, "_CLOSE_TIMEOUT", 0.2)
     lines: list[str] = []
-    monkeypatch.setattr(trainer, "say", lines.append)
+    monkeypatch.setattr(trainer, "log_info", lines.append)
     run = distil(tmp_path / "run", log=("tensorboard",))
     assert run.weights.read_bytes() == silent.weights.read_bytes()
     why = "it took longer than 0 s to end" if hang else "ConnectionError: the server"
-    warned = f"warning: log tensorboard failed, the training goes on without it: {why}"
+    warned = f"warning: log tensorboard failed, the training continues without it: {why}"
     assert [line for line in lines if "warning" in line] == [warned] and Bad.heard == 4
 
 
 def test_a_logger_far_behind_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(loggers._SINKS, "tensorboard", Bad)
+    monkeypatch.setitem(loggers._BACKENDS, "tensorboard", Bad)
     monkeypatch.setattr(Bad, "left", 0)
     monkeypatch.setattr(Bad, "hang", 3600.0)
-    monkeypatch.setattr(loggers, "_AHEAD", 5)
+    monkeypatch.setattr(loggers, "_QUEUE_SIZE", 5)
     lines: list[str] = []
     own = Loggers(("tensorboard",), RunFolder(tmp_path), {}, 0, lines.append)
     for step in range(20):
         own.metrics({"a": 1.0}, step)
-    assert lines == ["warning: log tensorboard failed, the training goes on without it: it is 5 messages behind"]
+    assert lines == ["warning: log tensorboard failed, the training continues without it: it is 5 messages behind"]
 
 
 def test_one_that_cannot_be_opened_ends_a_new_run_but_not_one_that_goes_on(
@@ -242,12 +242,12 @@ def test_one_that_cannot_be_opened_ends_a_new_run_but_not_one_that_goes_on(
         raise ConnectionError("no route\nto host")
 
     before = threading.active_count()
-    monkeypatch.setitem(loggers._SINKS, "tensorboard", Bad)
-    monkeypatch.setitem(loggers._SINKS, "mlflow", closed)
+    monkeypatch.setitem(loggers._BACKENDS, "tensorboard", Bad)
+    monkeypatch.setitem(loggers._BACKENDS, "mlflow", closed)
     with pytest.raises(ValueError) as refused:
         Loggers(("tensorboard", "mlflow"), RunFolder(tmp_path), {}, 0, print)
     assert str(refused.value) == (
-        "log mlflow could not be opened (ConnectionError: no route); nothing was trained. Mend it, or leave mlflow out of "
+        "log mlflow could not be opened (ConnectionError: no route); nothing was trained. Fix it, or leave mlflow out of "
         "--log, and start the same command again with --resume"
     )
     assert threading.active_count() == before
@@ -255,7 +255,7 @@ def test_one_that_cannot_be_opened_ends_a_new_run_but_not_one_that_goes_on(
     own = Loggers(("tensorboard", "mlflow"), RunFolder(tmp_path), {}, 5, lines.append)
     own.close("success")
     assert lines == [
-        "warning: log mlflow could not be opened, the training goes on without it: ConnectionError: no route"
+        "warning: log mlflow could not be opened, the training continues without it: ConnectionError: no route"
     ]
 
 
@@ -335,10 +335,10 @@ def test_wandb_has_all_of_a_run_and_goes_on_with_it(distil: Distil, tmp_path: Pa
 
 
 def test_a_logger_whose_client_exits_is_warned_of_too(tmp_path: Path):
-    def leave(sink: Any) -> None:
+    def leave(backend: Any) -> None:
         raise SystemExit("the client gave up")
 
-    courier = loggers._Courier("wandb", Bad())
-    courier.hand(leave)
-    courier.end("success", 5.0)
-    assert courier.why == "SystemExit: the client gave up" and not courier.thread.is_alive()
+    thread = loggers._LoggerThread("wandb", Bad())
+    thread.submit(leave)
+    thread.close("success", 5.0)
+    assert thread.failure == "SystemExit: the client gave up" and not thread.is_alive()

@@ -148,7 +148,7 @@ def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place
     assert not RunFolder(place / name).result.exists(), said
     again = distil(place, name, "--resume")
     _, said = again.communicate(timeout=300)
-    assert again.returncode == 0 and "going on at step" in said, said[-4000:]
+    assert again.returncode == 0 and "resuming at step" in said, said[-4000:]
     assert_equal_runs(two, RunFolder(place / name), STEPS)
 
 
@@ -278,5 +278,5 @@ def test_a_node_that_is_lost_ends_the_other_and_the_run_goes_on_to_the_bit(place
     assert not RunFolder(place / name).result.exists(), said
     again = distil_by_nodes(place, name, "--resume")
     said = [node.communicate(timeout=300)[1] for node in again]
-    assert [node.returncode for node in again] == [0, 0] and "going on at step" in "".join(said), said
+    assert [node.returncode for node in again] == [0, 0] and "resuming at step" in "".join(said), said
     assert_equal_runs(nodes, RunFolder(place / name), STEPS)

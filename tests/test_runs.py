@@ -264,7 +264,7 @@ def test_a_checkpoint_is_checked_by_anyone_with_sha256sum(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", save({"x": torch.ones(2)})[:-3], None])
 @pytest.mark.parametrize("part", ["tensors.safetensors", "optimizer.pt", "facts.json", "SHA256SUMS"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, part: str, content: bytes | None):
+def test_a_damaged_checkpoint_is_damaged_and_named(tmp_path: Path, part: str, content: bytes | None):
     folder = begun(tmp_path / "run")
     for step in (3, 4):
         folder.write_checkpoint(checkpoint(step))
@@ -277,7 +277,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, part: str
         if step == 4:
             found = folder.read_checkpoint()
             assert found is not None and found.step == 3 and found.facts["rows"] == [{"loss": 3.1}]
-            assert len(found.passed_over) == 1 and found.passed_over[0].startswith("step-4: ")
+            assert len(found.damaged) == 1 and found.damaged[0].startswith("step-4: ")
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be used: step-4: .*; step-3: .*delete the folder"):
         folder.read_checkpoint()
 
@@ -297,13 +297,13 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path):
             assert found is not None and found.step == 3, (file.name, place)
         file.write_bytes(whole)
     found = folder.read_checkpoint()
-    assert found is not None and found.step == 4 and not found.passed_over
+    assert found is not None and found.step == 4 and not found.damaged
 
 
 HOLDING = """
 import sys, time
 from uhkd.runs import RunFolder
-with RunFolder(sys.argv[1]).mine():
+with RunFolder(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -403,7 +403,7 @@ def test_a_run_that_was_killed_while_it_began_can_be_begun_again(tmp_path: Path,
         "    return real(path, to)\n"
         "real, Path.replace = Path.replace, die\n"
         "folder = RunFolder(sys.argv[1])\n"
-        "with folder.mine(): folder.begin({'resume': False})\n"
+        "with folder.lock(): folder.begin({'resume': False})\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder.path), moment], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

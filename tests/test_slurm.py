@@ -105,7 +105,7 @@ def test_a_notice_saves_requeues_and_goes_on_to_the_bit(place: Path, monkeypatch
 
     again = submit(place, nodes, *training_of())
     _, said = again.communicate(timeout=240)
-    assert again.returncode == 0 and "going on at step" in said, said[-3000:]
+    assert again.returncode == 0 and "resuming at step" in said, said[-3000:]
     assert (place / "requeued").read_text() == f"{os.getpid()}\n", "what is finished does not go back"
     rows = run.read_metrics()
     assert [row["epoch"] for row in rows] == list(range(1, WORDS["epochs"] + 1))

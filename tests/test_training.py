@@ -455,7 +455,7 @@ def test_resuming_with_another_recipe_names_the_fields(
         uhkd.distill(**words | {"lr": 0.01, "seed": 2}, resume=True)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
     assert checkpoint is not None and checkpoint.step == 2
-    with pytest.raises(ValueError, match="add --resume to go on with it"):
+    with pytest.raises(ValueError, match="add --resume to resume it"):
         uhkd.distill(**words)
 
 

@@ -91,9 +91,9 @@ def test_a_pulse_is_read_as_it_was_written_and_other_files_are_none(tmp_path: Pa
         (
             {"age": SILENT + 30, "machine": "another"},
             "lost",
-            "no sign of life for 10 min 3",  # and some seconds
+            "no progress for 10 min 3",  # and some seconds
         ),
-        ({"process": GONE}, "lost", "its process is gone; no checkpoint was written: start it again with --resume"),
+        ({"process": GONE}, "lost", "its process has ended; no checkpoint was written: start it again with --resume"),
         ({"process": GONE, "machine": "another"}, "running", ""),
         ({"state": "stopped"}, "stopped", "no checkpoint was written: start it again with --resume"),
         (
@@ -115,7 +115,7 @@ def test_where_a_run_stands(changes: dict[str, Any] | None, state: str, advice: 
     json.dumps(found)  # plain data
     (run.checkpoints / "step-20").mkdir(parents=True)
     if advice:
-        assert run_status(run.path)["advice"].endswith("go on with the same command and --resume")
+        assert run_status(run.path)["advice"].endswith("resume with the same command and --resume")
     run.write_json("result.json", {})
     assert run_status(run.path)["state"] == "finished"
 

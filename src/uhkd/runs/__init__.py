@@ -1,6 +1,6 @@
-"""The run folder: every file name, how each is written (atomically) and read. Nothing read here can execute code.
+"""The run folder: its file names, and how each file is written (atomically) and read (without executing code).
 
-torch is imported where tensors are written or read, so that a run can be looked at without it.
+torch is imported only where tensors are written or read, so that a run can be inspected without it.
 """
 
 from uhkd.runs.checkpoints import Checkpoint

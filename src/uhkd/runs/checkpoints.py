@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole, under checksum, and the one before as well."""
+"""Checkpoints of a run, written atomically and with checksums; the last two are stored."""
 
 import hashlib
 import io
@@ -17,40 +17,39 @@ if TYPE_CHECKING:
     import torch
 
 TENSORS, OPTIMIZER, FACTS = "tensors.safetensors", "optimizer.pt", "facts.json"
-SUMS = "SHA256SUMS"  # as `sha256sum` writes it: `sha256sum -c SHA256SUMS` checks a checkpoint without us
-KEEP = 2
+SUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c SHA256SUMS` checks a checkpoint
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What exact resume needs: module and FTM tensors, the optimizer's state, and plain facts such as the step.
+    """State for an exact resume: module and FTM tensors, optimizer state, and facts in plain data.
 
-    `passed_over` says of newer ones why they could not be read; it is no part of what is written.
+    damaged: newer checkpoints that could not be read, each with its reason; not written.
     """
 
     step: int
     tensors: "dict[str, torch.Tensor]"
     optimizer: dict[str, Any]
     facts: dict[str, Any]
-    passed_over: tuple[str, ...] = field(default=(), compare=False)
+    damaged: tuple[str, ...] = field(default=(), compare=False)
 
 
 class Checkpoints:
-    """The newest two checkpoints of a run, each a folder step-N of three files and their checksums."""
+    """The two newest checkpoints of a run, each a folder step-N of three files and their checksums."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Write whole under a temporary name, rename, and only then drop all but the one before.
+        """Write a checkpoint under a temporary name, rename it, and only then delete all but the previous one.
 
         Raises:
-            OSError: when it could not be written; what was there before is untouched and nothing half-written is left.
+            OSError: if it cannot be written; older checkpoints are untouched and no partial files are left.
         """
         import torch
 
         self.path.mkdir(exist_ok=True)
-        for leftover in self.path.glob(".step-*"):  # of a process that was killed: the folder is ours alone
+        for leftover in self.path.glob(".step-*"):  # of a killed process: no other process may write here
             _remove(leftover)
         temporary = self.path / f".step-{checkpoint.step}.{os.getpid()}.tmp"
         optimizer = io.BytesIO()
@@ -67,53 +66,52 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         final = self.path / f"step-{checkpoint.step}"
-        if final.exists():  # a folder cannot be renamed onto one: the old one steps aside, it is not deleted before
+        if final.exists():  # a folder cannot replace another: the old one is renamed, and deleted only afterwards
             final.replace(old := temporary.with_suffix(".old"))
             temporary.replace(final)
             _remove(old)
         else:
             temporary.replace(final)
         flush_folder(self.path)
-        older = [folder for step, folder in self._named() if step < checkpoint.step]
-        for folder in older[: -(KEEP - 1)]:
+        for folder in [folder for step, folder in self._named() if step < checkpoint.step][:-1]:
             _remove(folder)
 
     def read(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint, or None when there is none at all.
+        """Return the newest checkpoint that can be used, or None without any checkpoint.
 
-        check: refuses by a ValueError one that is whole and yet of no use; the one before is then looked at.
+        check: raises a ValueError for a checkpoint that does not fit; the previous one is then read.
 
         Raises:
-            UhkdError: when none can be used: files that differ from their checksums, or hold more than tensors and plain
-                data (nothing is executed), or are refused by `check`.
+            UhkdError: if none can be used: files differ from their checksums or contain more than tensors and plain data
+                (nothing is executed), or `check` fails.
         """
-        passed_over: list[str] = []
+        damaged: list[str] = []
         last: Exception | None = None
         for step, folder in reversed(self._named()):
             try:
-                found = Checkpoint(step, *_read(folder), passed_over=tuple(passed_over))
+                checkpoint = Checkpoint(step, *_read(folder), damaged=tuple(damaged))
                 if check is not None:
-                    check(found)
-                return found
+                    check(checkpoint)
+                return checkpoint
             except MemoryError:
-                raise  # says nothing about the files
+                raise  # the files may be intact
             except Exception as error:  # a damaged file can fail in any way
                 last = error
                 why = error if isinstance(error, ValueError | OSError) else "unreadable"
-                passed_over.append(f"{folder.name}: {why}")
+                damaged.append(f"{folder.name}: {why}")
         if last is None:
             return None
         raise UhkdError(
-            f"no checkpoint in {self.path} can be used: {'; '.join(passed_over)}. Bring one back from a backup, delete the "
-            "folder to begin anew with --resume, or start another run with another --out"
+            f"no checkpoint in {self.path} can be used: {'; '.join(damaged)}. Restore one from a backup, delete the "
+            "folder and start again with --resume, or start another run with another --out"
         ) from last
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, read or not, oldest first."""
+        """Return the steps of all checkpoints, damaged or not, oldest first."""
         return [step for step, _ in self._named()]
 
     def drop(self) -> None:
-        """Delete all."""
+        """Delete all checkpoints."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _named(self) -> list[tuple[int, Path]]:
@@ -122,7 +120,7 @@ class Checkpoints:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, or a link to one and nothing behind it."""
+    """Delete a folder, or a link but not its target."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -130,10 +128,11 @@ def _remove(folder: Path) -> None:
 
 
 def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]":
-    """Tensors, optimizer's state and facts.
+    """Return tensors, optimizer state and facts.
 
     Raises:
-        UhkdError: in a few words, when a file is missing, differs from its checksum or is not what it should be.
+        OSError: if a file is missing.
+        UhkdError: if a file differs from its checksum or has other content than expected.
     """
     import torch
     from safetensors.torch import load
@@ -141,8 +140,8 @@ def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
-    for name, found in content.items():
-        if hashlib.sha256(found).hexdigest() != sums.get(name):
+    for name, data in content.items():
+        if hashlib.sha256(data).hexdigest() != sums.get(name):
             raise UhkdError(f"{name} differs from its checksum")
     try:
         optimizer = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""The lock of a run folder: one process at a time."""
 
 import contextlib
 import json
@@ -14,20 +14,20 @@ from uhkd.errors import UhkdError
 from uhkd.runs.files import write_atomically
 
 LOCK, OWNER = ".lock", ".owner"
-PATIENCE = 30.0  # seconds in which the loader's processes of a killed training notice that it is gone
+PATIENCE = 30.0  # seconds until the loader processes of a killed training have ended
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """The folder as this process's own while the context lasts; one that ends, however it ends, holds nothing.
+    """Lock the folder for this process; the lock ends with the process at the latest.
 
-    A file system without locks (some network mounts) goes unguarded.
+    File systems without locks (some network mounts) are not protected.
 
     Raises:
-        UhkdError: when another process holds it, which is named.
+        UhkdError: if another process holds the lock, with its name.
     """
     lock = FileLock(folder / LOCK)
-    patient_until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             lock.acquire(timeout=0)
@@ -36,9 +36,12 @@ def run_lock(folder: Path) -> Iterator[None]:
             yield
             return
         except Timeout as error:
-            if process_may_be_alive(owner_of(folder)) or time.monotonic() > patient_until:
+            owner = owner_of(folder)
+            if process_may_be_alive(owner) or time.monotonic() > deadline:
+                text = f"process {owner.get('process')} on {owner.get('machine')} since {owner.get('since')}"
                 raise UhkdError(
-                    f"{folder} is in use by {_owner(folder)}; wait for it, stop it, or choose another --out"
+                    f"{folder} is in use by {text if owner else 'another process'}; wait for it, stop it, or choose another "
+                    "--out"
                 ) from error
             time.sleep(0.2)
     owner = {"process": os.getpid(), "machine": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -46,32 +49,25 @@ def run_lock(folder: Path) -> Iterator[None]:
         write_atomically(folder / OWNER, json.dumps(owner) + "\n")
         yield
     finally:
-        with contextlib.suppress(OSError):  # of a disk that has become read-only: what happened before is what counts
+        with contextlib.suppress(OSError):  # the disk may have become read-only; an earlier error must not be hidden
             (folder / OWNER).unlink(missing_ok=True)
         lock.release()
 
 
 def owner_of(folder: Path) -> dict[str, object]:
-    """The process, machine and time of the one that holds the folder; empty where none is noted."""
+    """Return process, machine and time of the process that holds the lock; empty if unknown."""
     try:
-        noted = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
-def _owner(folder: Path) -> str:
-    noted = owner_of(folder)
-    if not noted:
-        return "another process"
-    return f"process {noted.get('process')} on {noted.get('machine')} since {noted.get('since')}"
-
-
-def process_may_be_alive(noted: Mapping[str, object]) -> bool:
-    """Whether the noted {"process", "machine"} may still be at work: not when it was one of this machine and is gone."""
-    process = noted.get("process")
-    if noted.get("machine") != platform.node() or not isinstance(process, int) or os.name != "posix":
-        return bool(noted)
+def process_may_be_alive(owner: Mapping[str, object]) -> bool:
+    """Return whether {"process", "machine"} may be running: False only for an ended process of this machine, or without owner."""
+    process = owner.get("process")
+    if owner.get("machine") != platform.node() or not isinstance(process, int) or os.name != "posix":
+        return bool(owner)
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What a number must travel with: versions, commit, hardware."""
+"""The environment of a run: versions, commit and hardware, which are recorded with every result."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("uhkd", "torch", "torchvision", "timm", "lightning-fabric", "numpy"
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, hardware and thread settings of this process: what a number must travel with."""
+    """Return versions, commit, hardware and thread settings of this process."""
     import torch
 
     versions = {}
@@ -37,17 +37,18 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, with '+changes' when files differ; None outside of a checkout.
+    """Return the commit of the source tree of this package, with "+changes" if files differ; None outside of a checkout.
 
-    Asked once a process: later the tree may hold other code than that which was loaded.
+    Cached, because the tree may change after the code was loaded.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
     return f"{git('rev-parse', '--short', 'HEAD')}{'+changes' if changed else ''}" or None

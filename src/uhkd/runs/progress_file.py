@@ -1,11 +1,11 @@
-"""Where a training stands, for whoever looks from outside: one small file, written often and read without locks."""
+"""Progress of a training for other processes: one small file, written often and read without locks."""
 
 import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from uhkd.runs.files import read_mapping, write_atomically
 
@@ -15,13 +15,12 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ProgressFile(BaseModel):
-    """progress.json: one state of a training.
+    """Content of progress.json.
 
-    state: how it goes, or how it ended. doing: training, validating or saving. step, total, epoch, epochs: counted from 1.
-    terms: mean of the loss and each raw term over the steps since the log line before. recent: the last of those means, oldest
-    first. lr; images_per_second; data_wait (share of the time, 0..1); seconds (training time so far); eta_seconds (None before
-    the first step). health: sentences after the last validation. why: what ended it. process, machine, time: who wrote
-    this, and when (seconds since 1970).
+    doing: training or validating. step, total, epoch, epochs: counted from 1. terms: means of the loss and each unweighted term
+    since the previous log line. recent: the latest of these means, oldest first. data_wait: share of time spent waiting for data,
+    0 to 1. seconds: training time so far. eta_seconds: None before the first step. health: sentences after the last validation.
+    why: the error or signal that ended the training. process, machine, time: of this write (seconds since 1970).
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -46,27 +45,26 @@ class ProgressFile(BaseModel):
     time: _Number
 
     def write(self, folder: Path) -> None:
-        """Replace the file, whole but not waiting for the disk: the next comes soon."""
-        text = json.dumps({k: _short(v) for k, v in self.model_dump().items()})
-        write_atomically(folder / NAME, text + "\n", durable=False)
+        """Replace the file atomically, without waiting for the disk because the next write comes soon."""
+        write_atomically(folder / NAME, json.dumps(_rounded(self.model_dump())) + "\n", durable=False)
 
     @classmethod
     def read(cls, folder: Path) -> "ProgressFile | None":
-        """The state of the run in `folder`; None when none was written, or not by us."""
+        """Return the progress of the run in `folder`; None if the file is missing or invalid."""
         try:
             return cls.model_validate(read_mapping(folder / NAME))
-        except (OSError, ValueError, ValidationError):
+        except (OSError, ValueError):
             return None
 
     def age(self) -> float:
-        """Seconds since it was written, by the clocks of both machines."""
+        """Return the seconds since the write, by the clocks of both machines."""
         return max(0.0, time.time() - self.time)
 
 
-def _short(value: Any) -> Any:
-    """Floats of six digits, which is more than anyone sees; step counts and times stay whole."""
+def _rounded(value: Any) -> Any:
+    """Round floats to six digits, except large ones such as times."""
     if isinstance(value, dict):
-        return {k: _short(v) for k, v in value.items()}
+        return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_short(v) for v in value]
+        return [_rounded(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) and abs(value) < 1e6 else value

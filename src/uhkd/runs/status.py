@@ -1,4 +1,4 @@
-"""The state of trainings, read from their run folders alone: nothing is locked or written."""
+"""The state of trainings, read from their run folders; nothing is locked or written."""
 
 import contextlib
 import math
@@ -15,70 +15,60 @@ from uhkd.runs.folder import RunFolder
 from uhkd.runs.lock import owner_of, process_may_be_alive
 from uhkd.runs.progress_file import ProgressFile
 
-SILENT = (
-    600.0  # seconds without a sign of life after which a training counts as lost, if its process cannot be looked for
-)
-LONGEST = 1e9  # seconds, and the number from which digits are left out: longer ones are mistakes
+SILENT = 600.0  # seconds without a write until a training counts as lost, if its process cannot be checked
+LONGEST = 1e9  # seconds; longer times are errors
 STATES = ("running", "lost", "failed", "stopped", "beginning", "waiting", "finished")
-_DEEPEST = 4  # folders between a folder of runs and a run
+_MAX_DEPTH = 4  # folders between the given folder and a run
 
 State = dict[str, Any]
 
 
-def collect_status(place: Path, before: Sequence[State] = ()) -> list[State]:
-    """The state of the run in `place`, or of all runs below it, by path, and behind them what a comparison has yet to begin.
+def collect_status(folder: Path, before: Sequence[State] = ()) -> list[State]:
+    """Return the state of the run in `folder` or of all runs below it, sorted by path, then of planned runs of a comparison.
 
-    Those that were finished `before` are not read again.
+    before: states of an earlier call; finished runs among them are not read again.
     """
     finished = {state["run"]: state for state in before if state["state"] == "finished"}
-    states = [finished.get(str(folder)) or run_status(folder) for folder in _runs(place)]
-    if not _compared(place):
+    states = [finished.get(str(path)) or run_status(path) for path in _runs(folder)]
+    # a comparison; `uhkd.commands.comparing.queue.TaskStore` describes its files
+    if not (folder / "plan").is_dir() or RunFolder(folder).started():
         return states
     for state in states:
-        _read_failure(place, state)
+        _read_failure(folder, state)
     started = {state["run"] for state in states}
-    return [*states, *(state for state in _planned(place) if state["run"] not in started)]
+    return [*states, *(state for state in _planned(folder) if state["run"] not in started)]
 
 
-def _compared(place: Path) -> bool:
-    """Whether a folder is a comparison's; what lies in it is told by `uhkd.commands.comparing.queue.TaskStore`."""
-    return (place / "plan").is_dir() and not RunFolder(place).started()
-
-
-def _planned(place: Path) -> Iterator[State]:
-    """Every training that a comparison has planned, as one not begun: waiting, or failed."""
-    for file in sorted((place / "plan").rglob("[!.]*.json")):
+def _planned(folder: Path) -> Iterator[State]:
+    """Yield every training that a comparison has planned, as waiting or failed."""
+    for file in sorted((folder / "plan").rglob("[!.]*.json")):
         try:
             options = rename_keys(read_mapping(file), TASK_KEYS).get("options")
         except (OSError, ValueError):
             continue
-        if isinstance(options, dict) and ("student" in options or "model" in options):  # what has neither is a cache
-            run = place / file.relative_to(place / "plan").with_suffix("")
+        if isinstance(options, dict) and ("student" in options or "model" in options):  # otherwise it is a cache
+            run = folder / file.relative_to(folder / "plan").with_suffix("")
             state: State = {"run": str(run), "state": "waiting", "what": _what(options), "rows": [], "advice": ""}
-            _read_failure(place, state)
+            _read_failure(folder, state)
             yield state
 
 
-def _read_failure(place: Path, state: State) -> None:
-    """Why a comparison gave a training up, if it did."""
+def _read_failure(folder: Path, state: State) -> None:
+    """Set the state to failed if the comparison in `folder` has given up the training."""
     run = Path(state["run"])
-    note = place / "failed" / run.relative_to(place).parent / f"{run.name}.txt"
-    if state["state"] not in ("finished", "running") and note.is_file():
+    file = folder / "failed" / run.relative_to(folder).parent / f"{run.name}.txt"
+    if state["state"] not in ("finished", "running") and file.is_file():
         with contextlib.suppress(OSError, ValueError):
-            lines = note.read_text(encoding="utf-8").splitlines()
-            state |= {
-                "state": "failed",
-                "why": lines[0] if lines else "",
-                "advice": "the same comparison tries it again",
-            }
+            why = next(iter(file.read_text(encoding="utf-8").splitlines()), "")
+            state |= {"state": "failed", "why": why, "advice": "the same comparison tries it again"}
 
 
 def run_status(folder: Path) -> State:
-    """Where one run stands, as plain data.
+    """Return the state of one run as plain data.
 
-    state: beginning, running, lost (no sign of life for long, or its process is gone), stopped, failed or finished. what: words
-    of its recipe. rows: of metrics.csv, what is not finite left out. advice: what to do, or "".
-    The rest is what `ProgressFile` holds, as far as it was written.
+    state: beginning, running, lost (no write for a long time, or its process has ended), stopped, failed or finished. what:
+    short text on its recipe. rows: of metrics.csv, finite numbers only. advice: what to do, or "".
+    Further keys are "age" (seconds) and the fields of `ProgressFile`, if progress.json exists.
     """
     run, progress = RunFolder(folder), ProgressFile.read(folder)
     state: State = {"run": str(folder), "state": "beginning", "what": "", "rows": [], "advice": ""}
@@ -91,79 +81,77 @@ def run_status(folder: Path) -> State:
         state |= progress.model_dump() | {"age": progress.age()}
     if run.result.is_file():
         state["state"] = "finished"
-    elif progress is not None and progress.state in (
-        "running",
-        "finished",
-    ):  # a finished training still writes its network
+    elif progress is not None and progress.state in ("running", "finished"):  # "finished": its network is being written
         gone = not process_may_be_alive({"process": progress.process, "machine": progress.machine})
-        state["state"] = "lost" if gone or progress.age() > SILENT else "running"
-        why = "its process is gone" if gone else f"no sign of life for {span(progress.age())}"
-        state["advice"] = f"{why}; {_resume(run)}" if state["state"] == "lost" else ""
+        state["state"] = "running"
+        if gone or progress.age() > SILENT:
+            why = "its process has ended" if gone else f"no progress for {span(progress.age())}"
+            state |= {"state": "lost", "advice": f"{why}; {_resume_advice(run)}"}
     elif progress is not None:
-        state["advice"] = _resume(run)
+        state["advice"] = _resume_advice(run)
     return state
 
 
-def _runs(place: Path) -> Iterator[Path]:
-    """Folders in which a run began, `place` itself or below it; what lies in a run is not looked at."""
-    if RunFolder(place).started():
-        yield place
+def _runs(folder: Path) -> Iterator[Path]:
+    """Yield the run folders in `folder`, or `folder` itself; run folders are not searched."""
+    if RunFolder(folder).started():
+        yield folder
         return
-    for here, below, files in os.walk(place):
-        depth = len(Path(here).relative_to(place).parts)
+    for path, subfolders, files in os.walk(folder):
+        depth = len(Path(path).relative_to(folder).parts)
         if "recipe.yaml" in files and "cache.json" not in files:
-            yield Path(here)
-        below[:] = [] if "recipe.yaml" in files or depth >= _DEEPEST else sorted(below)
+            yield Path(path)
+        subfolders[:] = [] if "recipe.yaml" in files or depth >= _MAX_DEPTH else sorted(subfolders)
 
 
 def _what(recipe: Mapping[str, Any]) -> str:
-    """The recipe in a few words."""
+    """Return a short text on a recipe."""
     data = recipe.get("data")
     if "student" not in recipe:
         return f"{recipe.get('model')} on {data}"
-    teacher = recipe.get("teachers") or recipe.get("teacher") or recipe.get("teacher_cache")
-    each = teacher if isinstance(teacher, list | tuple) else [teacher] if teacher else []
-    names = [str(one.get("teacher") if isinstance(one, Mapping) else one) for one in each]
+    teachers = recipe.get("teachers") or recipe.get("teacher") or recipe.get("teacher_cache") or []
+    teachers = teachers if isinstance(teachers, list | tuple) else [teachers]
+    names = [str(teacher.get("teacher") if isinstance(teacher, Mapping) else teacher) for teacher in teachers]
     text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     return f"{recipe['student']} by {recipe.get('method')}{f' from {text}' if text else ''} on {data}"
 
 
-def _resume(run: RunFolder) -> str:
+def _resume_advice(run: RunFolder) -> str:
     if any(run.checkpoints.glob("step-*")):
-        return "go on with the same command and --resume"
+        return "resume with the same command and --resume"
     return "no checkpoint was written: start it again with --resume"
 
 
 def run_progressed(state: State) -> tuple[Any, ...]:
-    """What differs from look to look where somebody works."""
+    """Return values that change while a process works on the run."""
     return state["state"], state.get("step"), len(state["rows"])
 
 
-def all_done(place: Path, states: Sequence[State], before: Sequence[State]) -> bool:
-    """Whether nothing more is to come: all ended, or nobody is at work and nothing has moved since the look before."""
+def all_done(folder: Path, states: Sequence[State], before: Sequence[State]) -> bool:
+    """Return whether all runs have ended, or no process works on them and nothing changed since `before`."""
     if all(state["state"] in ("finished", "failed") for state in states):
         return True
     still = [(s["run"], *run_progressed(s)) for s in states] == [(s["run"], *run_progressed(s)) for s in before]
-    return still and not _worked_on(place) and not any(map(_at_work, states))
+    return still and not _has_comparison_process(folder) and not any(map(_has_process, states))
 
 
-def _at_work(state: State) -> bool:
-    """Whether a process may be at work on a run, which notes itself in the folder it holds."""
+def _has_process(state: State) -> bool:
+    """Return whether a process may be working on a run; it records itself in the folder that it locks."""
     if state["state"] in ("running", "finished", "failed", "waiting"):
         return state["state"] == "running"
     owner, folder = owner_of(Path(state["run"])), Path(state["run"])
     if os.name == "posix" and owner.get("machine") == platform.node():
         return process_may_be_alive(owner)
-    # of another machine, or on a disk without locks: every write replaces a file, which changes the folder
+    # another machine, or a disk without locks: every write replaces a file, which changes the mtime of the folder
     try:
         return (bool(owner) or state["state"] == "beginning") and time.time() - folder.stat().st_mtime < SILENT
     except OSError:
         return False
 
 
-def _worked_on(place: Path) -> bool:
-    """Whether a process that gave orders to a comparison's workers may live."""
-    for order in (place / "plan").glob(".order-*.json"):
+def _has_comparison_process(folder: Path) -> bool:
+    """Return whether a process that controls the workers of a comparison may be running."""
+    for order in (folder / "plan").glob(".order-*.json"):
         machine, _, process = order.stem.removeprefix(".order-").rpartition("-")
         if process.isdecimal() and process_may_be_alive({"process": int(process), "machine": machine}):
             return True
@@ -171,7 +159,7 @@ def _worked_on(place: Path) -> bool:
 
 
 def span(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """Return a duration in its two largest units."""
     if not seconds < LONGEST:
         return "over 30 years"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Trainings that repeat to the bit on a GPU."""
+"""Bit-exact repetition of a training on a GPU."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import torch
 
 from uhkd.errors import UhkdError
 
-_REFUSED = " does not have a deterministic implementation"  # torch's words; before them stands the operation
+_NOT_IMPLEMENTED = " does not have a deterministic implementation"  # torch's error message, after the operation's name
 
 
 def make_deterministic() -> None:
-    """Let torch choose operations that repeat to the bit, and refuse those that cannot, for the rest of this process."""
-    # read when cuBLAS is first used: without a workspace of fixed size its products depend on what runs beside them
+    """Let torch use deterministic operations only, and raise errors for others, until this process ends."""
+    # cuBLAS reads it at its first use: without a workspace of fixed size, products depend on what runs concurrently
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -21,18 +21,18 @@ def make_deterministic() -> None:
 
 @contextmanager
 def deterministic_advice() -> Iterator[None]:
-    """An operation that torch refused because it cannot repeat to the bit becomes a ValueError that says what to do.
+    """Turn torch's error about an operation that is not deterministic into advice; other errors pass.
 
     Raises:
-        UhkdError: naming the operation. Other errors pass.
+        UhkdError: if there is such an operation, with its name.
     """
     try:
         yield
     except RuntimeError as error:
-        operation, refused, _ = str(error).partition(_REFUSED)
-        if not refused:
+        operation, not_implemented, _ = str(error).partition(_NOT_IMPLEMENTED)
+        if not not_implemented:
             raise
         raise UhkdError(
-            f"deterministic: {operation.split()[-1]} cannot repeat to the bit on this device; leave out --deterministic, or "
+            f"deterministic: {operation.split()[-1]} is not deterministic on this device; leave out --deterministic, or "
             "choose another network or method"
         ) from error

@@ -1,4 +1,4 @@
-"""An exponential moving average of the student's weights, kept beside them."""
+"""Exponential moving average of the student's weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,15 +9,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class ModelEMA:
-    """a <- decay * a + (1 - decay) * w after every step, from the network's first weights on.
+    """Averages a <- decay * a + (1 - decay) * w after every step, initialized with the first weights of the network.
 
-    Parameters and floating buffers alike, so that batch-norm statistics go with the weights; what counts steps stays the
-    network's own. Layers of a method are not averaged: they are thrown away. Without a decay there is nothing to keep, and
-    every method does nothing.
+    Averages parameters and floating-point buffers, so that batch-norm statistics match the averaged weights. Integer buffers,
+    which count steps, stay those of the network. With `decay` None every method does nothing.
 
     Args:
-        network: whose tensors are followed, and never replaced by others.
-        decay: above 0 and below 1, or None.
+        network: module to average; its tensors must be changed in place only.
+        decay: between 0 and 1, exclusive, or None.
     """
 
     tensors: dict[str, Tensor]  # the averages by the network's names
@@ -27,30 +26,29 @@ class ModelEMA:
         state = {} if decay is None else network.state_dict()
         self._live = {name: value for name, value in state.items() if value.is_floating_point()}
         self.tensors = {name: value.clone() for name, value in self._live.items()}
-        self._towards = get_ema_multi_avg_fn(decay or 0.0)
+        self._average = get_ema_multi_avg_fn(decay or 0.0)
 
     def update(self) -> None:
-        """Take in the weights of one more step."""
+        """Add the current weights to the averages."""
         if self.tensors:
-            self._towards(list(self.tensors.values()), list(self._live.values()), 0)
+            self._average(list(self.tensors.values()), list(self._live.values()), 0)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages; other entries are left alone."""
-        for name, value in self.tensors.items():
-            value.copy_(tensors[name])
+        """Copy saved averages; other entries are ignored."""
+        _copy(tensors, self.tensors)
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
-        """The network with averaged weights; its own come back afterwards."""
-        held = {name: value.clone() for name, value in self._live.items()}
+        """Use the averages as the network's weights; the trained weights are restored afterwards."""
+        trained = {name: value.clone() for name, value in self._live.items()}
         self.copy_to_model()
         try:
             yield
         finally:
-            _copy(held, self._live)
+            _copy(trained, self._live)
 
     def copy_to_model(self) -> None:
-        """Leave the averages in the network for good."""
+        """Copy the averages into the network."""
         _copy(self.tensors, self._live)
 
 

@@ -1,4 +1,4 @@
-"""Train what was set up, from a new run folder to a finished one: weights, metrics, costs, and a few images."""
+"""Train a prepared setup and write its run folder: weights, metrics, sizes, thumbnails and figures."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info, pluralize, print_result
-from uhkd.data import DataSplits
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
@@ -31,12 +30,12 @@ class Result:
     run: RunFolder
 
     def as_json(self) -> dict[str, Any]:
-        """Return what result.json holds, and the path of the run."""
+        """Return the content of result.json and the path of the run."""
         return {"run": str(self.run.path), **(self.run.read_result() if self.run.result.is_file() else {})}
 
 
 def fit(setup: Setup) -> Result:
-    """Train and write the run folder; of several processes the first alone writes.
+    """Train and write the run folder; of several processes only the first writes.
 
     Raises:
         UhkdError: as `Trainer.train`, or if the folder cannot be written.
@@ -46,23 +45,22 @@ def fit(setup: Setup) -> Result:
     with folder.lock() if fabric.is_global_zero else contextlib.nullcontext():
         _begin(setup)
         averaged = f", weights averaged with decay {recipe.ema_decay}" if recipe.ema_decay else ""
-        millions = sum(p.numel() for p in student.parameters()) / 1e6
         log_info(
-            f"training {millions:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
-            f"{recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
+            f"training {count_parameters(student) / 1e6:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch "
+            f"{recipe.batch_size}, {recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
         log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes))
         rows = Trainer(setup).train()
         student.eval()
         if not data.classes:
-            student.requires_grad_(True)  # what no loss reached was frozen
+            student.requires_grad_(True)  # layers without a loss were frozen
         if fabric.is_global_zero:
             _finish(setup, rows[-1])
     return Result(student, rows[-1], folder)
 
 
 def finished(setup: Setup, module: nn.Module | None) -> Result:
-    """Return the result of a run that needs no resuming; nothing is trained again. module: to load the weights into."""
+    """Return the result of a finished run; nothing is trained. module: network to load the weights into."""
     folder = setup.folder
     log_info(f"{folder.path} is finished: there is nothing to resume, and this is its result")
     network = load_finished_model(folder, module)
@@ -70,7 +68,7 @@ def finished(setup: Setup, module: nn.Module | None) -> Result:
 
 
 def _begin(setup: Setup) -> None:
-    """Write the recipe, and prepare the teachers' spectra."""
+    """Write the recipe and the probes of the teachers, and load or compute the statistics of the teachers' spectra."""
     folder, networks = setup.folder, setup.networks
     if setup.fabric.is_global_zero:
         with folder.writing("the run's recipe", "nothing was trained yet"):
@@ -87,25 +85,23 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
     """Write weights, card, diagnostics, figures and, last, the result; print the result and the next commands."""
     recipe, data, folder, student = setup.recipe, setup.data, setup.folder, setup.learner.student
     card = replace(student.card, classes=data.classes or student.card.classes).to_json()
-    live = setup.networks[0] if len(setup.networks) == 1 else None
+    teacher = setup.networks[0] if len(setup.networks) == 1 else None
     facts = setup.facts | {
         "seed": recipe.seed,
         "metrics": metrics,
-        "parameters": sum(p.numel() for p in student.module.parameters()),
-        "extra_parameters": sum(p.numel() for p in setup.learner.distillers.parameters()),
+        "parameters": count_parameters(student.module),
+        "extra_parameters": count_parameters(setup.learner.distillers),
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "train_images": len(data.train),
         "environment": folder.read_environment(),
-        "sizes": {"student": sizes(student)} | ({} if live is None else {"teacher": sizes(live)}),
+        "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
-    # the teacher's answers are noted where there is one with labels to judge it by
-    evaluation = setup.teachers[0].evaluation if len(setup.teachers) == 1 and data.classes else None
     with folder.writing("the trained network", f"the checkpoint of step {metrics['step']} is kept"):
         folder.write_model(card, student.module.state_dict())
-        _write_rest(folder, data, setup.val_size, live, evaluation, thumbnails_too=recipe.thumbnails)
+        folder.write_arrays(folder.read_arrays() | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
         figures = ", ".join(path.name for path in draw(folder))
-        folder.write_json(folder.result.name, facts)  # the last: it marks the run as finished
+        folder.write_json(folder.result.name, facts)  # last, because it marks the run as finished
     folder.drop_checkpoints()
     for line in final_summary(facts):
         print_result(line)
@@ -117,18 +113,22 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
             log_info(line)
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def sizes(network: FeatureExtractor) -> dict[str, int | None]:
-    """Parameters and bytes of a network (with its probe, if it has one), and the FLOPs of one image."""
-    state = network.module.state_dict() | ({} if network.probe is None else network.probe.state_dict())
-    parameters = [*network.module.parameters(), *(() if network.probe is None else network.probe.parameters())]
+    """Return parameters and bytes of a network (with its probe, if any), and the FLOPs of one image (None if unknown)."""
+    modules = [network.module, *([] if network.probe is None else [network.probe])]
     try:
         flops = forward_flops(network)
-    except Exception as error:  # a user's own network can fail in any way, and this training is done
+    except Exception as error:  # a user's network can fail in any way; the training itself is complete
         log_info(f"  the FLOPs of {type(network.module).__name__} could not be counted ({type(error).__name__})")
         flops = None
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(x.numel() * x.element_size() for x in state.values()),
+        "parameters": sum(map(count_parameters, modules)),
+        "bytes": sum(x.numel() * x.element_size() for module in modules for x in module.state_dict().values()),
         "flops": flops,
     }
 
@@ -139,30 +139,28 @@ def predictions(evaluation: Evaluation, of: str) -> dict[str, np.ndarray]:
     return {f"{of}_prediction": prediction.numpy(), f"{of}_confidence": confidence.half().numpy()}
 
 
-def _write_rest(
-    folder: RunFolder,
-    data: DataSplits,
-    size: tuple[int, int],
-    teacher: FeatureExtractor | None,
-    evaluation: Evaluation | None,
-    *,
-    thumbnails_too: bool,
-) -> None:
-    """Add to diagnostics.npz the teacher's predictions and latency, and val_shown (M,): which images the thumbnails show."""
+def _teacher_arrays(setup: Setup, teacher: FeatureExtractor | None) -> dict[str, np.ndarray]:
+    """Return predictions of a single teacher, if there are labels, and its latency in ms, if it is a network."""
+    evaluation = setup.teachers[0].evaluation if len(setup.teachers) == 1 and setup.data.classes else None
     arrays = {} if evaluation is None else predictions(evaluation, "teacher")
     if teacher is not None:
         with torch.random.fork_rng(devices=[]):
             try:
                 arrays["teacher_latency_ms"] = np.array([latency(teacher)])
-            except Exception as error:  # as above
+            except Exception as error:  # as in `sizes`
                 log_info(f"  the teacher's latency could not be measured ({type(error).__name__})")
-    if thumbnails_too:
-        chosen = thumbnails.choose(data.val.labels, len(data.val))
-        try:
-            thumbnails.write_sheet(data.val, chosen, size, folder.thumbnails)
-            arrays["val_shown"] = chosen
-        except (
-            Exception
-        ) as error:  # a disk, or images of a user's own; the training is done, and a picture less is no loss
-            log_info(f"  no thumbnails were written: {error}")
-    folder.write_arrays(folder.read_arrays() | arrays)
+    return arrays
+
+
+def _write_thumbnails(setup: Setup) -> dict[str, np.ndarray]:
+    """Write thumbnails.jpg, if configured, and return the indices of its images, val_shown (M,)."""
+    images = setup.data.val
+    if not setup.recipe.thumbnails:
+        return {}
+    indices = thumbnails.choose(images.labels, len(images))
+    try:
+        thumbnails.write_sheet(images, indices, setup.val_size, setup.folder.thumbnails)
+    except Exception as error:  # a full disk or a user's images; the training itself is complete
+        log_info(f"  no thumbnails were written: {error}")
+        return {}
+    return {"val_shown": indices}

@@ -1,4 +1,4 @@
-"""The machine of a training: device, precision, processes and loader workers, each chosen for a reason that is printed."""
+"""Device, precision, processes and loader workers of a training; the choice and its reasons are logged."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from uhkd.console import log_info, verbose
+from uhkd.console import log_info, pluralize, verbose
 from uhkd.data import DataSplits, in_memory, usable_cores
 from uhkd.distributed import exit_with_parent
 from uhkd.errors import UhkdError
@@ -17,11 +17,11 @@ from uhkd.recipe import DeviceOptions
 from uhkd.training.deterministic import make_deterministic
 from uhkd.training.optimizer import FUSED
 
-_SMALL = 64  # pixels: up to here images are kept in memory and take little time to augment
+_SMALL = 64  # pixels; images up to this size are cheap to augment
 
 
 def fast_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 natively."""
+    """Return whether the device multiplies bfloat16 natively."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
@@ -29,47 +29,44 @@ def fast_bf16(device: str) -> bool:
 
 
 def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
-    """(device, precision), both settled.
+    """Return (device, precision) with "auto" resolved.
 
     Raises:
-        UhkdError: when a GPU is asked for and there is none.
+        UhkdError: if device=cuda and torch finds no GPU.
     """
-    device = recipe.device
+    device, precision = recipe.device, recipe.precision
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UhkdError(
-            "device=cuda was asked for and torch sees no GPU; use device=auto, or install a CUDA build of torch"
-        )
-    precision = recipe.precision
+        raise UhkdError("device=cuda: torch finds no GPU; use device=auto, or install a CUDA build of torch")
     if precision == "auto":
         precision = "bf16" if fast_bf16(device) else "fp32"
     return device, precision
 
 
 def log_device(recipe: DeviceOptions, device: str, precision: str) -> None:
-    """Say what a training runs on, and why in this way."""
+    """Log device, precision and the reason for it, and other settings that affect speed."""
+    processor = "GPU" if device == "cuda" else "processor"
     if recipe.precision != "auto":
-        why = "as asked"
+        why = "as configured"
     elif precision == "bf16":
-        why = f"the {'GPU' if device == 'cuda' else 'processor'} multiplies bfloat16 natively"
+        why = f"the {processor} multiplies bfloat16 natively"
     else:
-        why = f"the {'GPU' if device == 'cuda' else 'processor'} has no fast bfloat16"
-    chosen = ["channels last"]
+        why = f"the {processor} has no fast bfloat16"
+    features = ["channels last"]
     if getattr(recipe, "optimizer", None) in FUSED:
-        chosen.append("fused optimizer")
+        features.append("fused optimizer")
     if (compiled := getattr(recipe, "compile", None)) is not None:
-        hardly = " (it hardly pays on a CPU: docs/performance.md)" if device == "cpu" else ""
-        chosen.append(f"{'compiled' if compiled else 'not compiled'}{hardly}")
+        little = " (little gain on a CPU: docs/performance.md)" if device == "cpu" else ""
+        features.append(f"{'compiled' if compiled else 'not compiled'}{little}")
     if recipe.deterministic and device == "cuda":
-        chosen.append("deterministic")
-    threads = torch.get_num_threads()
-    chosen.append(f"{threads} CPU thread{'s' * (threads > 1)}")
-    log_info(f"running on {device} in {precision} ({why}), {', '.join(chosen)}")
+        features.append("deterministic")
+    features.append(pluralize(torch.get_num_threads(), "CPU thread"))
+    log_info(f"running on {device} in {precision} ({why}), {', '.join(features)}")
 
 
 class _Bf16(MixedPrecision):
-    """bf16 autocast that leaves a module's inputs alone: Fabric's own would round images, targets and spectra too."""
+    """bf16 autocast that does not convert a module's inputs; Fabric's plugin would round images, targets and spectra too."""
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
@@ -79,23 +76,23 @@ class _Bf16(MixedPrecision):
 
 
 def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fabric:
-    """Fabric on one device, or on as many processes as torchrun started, on this machine and on others.
+    """Return Fabric on one device, or on all processes that torchrun started on this and other machines.
 
-    deterministic: see `make_deterministic`; a CPU repeats to the bit by itself.
+    deterministic: see `make_deterministic`; a CPU is deterministic without it.
     """
     if deterministic and device == "cuda":
         make_deterministic()
-    here, everywhere = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    local_size, world_size = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     exit_with_parent()
-    # Fabric advises to round float32 products on a GPU; what runs in float32 here, spectra and losses, does so to be exact
+    # Fabric suggests rounding float32 products on a GPU; the spectra and losses are in float32 because they must be exact
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-    if not verbose():  # each process would say that it joins
+    if not verbose():  # each process would log that it joins
         logging.getLogger("lightning_fabric.utilities.distributed").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=device,
-        devices=here,
-        num_nodes=everywhere // here,
-        strategy="ddp" if everywhere > 1 else "auto",
+        devices=local_size,
+        num_nodes=world_size // local_size,
+        strategy="ddp" if world_size > 1 else "auto",
         plugins=_Bf16(device) if precision == "bf16" else None,
     )
     fabric.launch()
@@ -103,11 +100,11 @@ def make_fabric(device: str, precision: str, deterministic: bool = False) -> Fab
 
 
 def choose_workers(recipe: DeviceOptions, data: DataSplits, device: str) -> int:
-    """Loader processes: for small images in memory none, or up to 4 to feed a GPU; otherwise one a core, at most 8."""
+    """Return the number of loader processes: 0 for small images in memory (up to 4 with a GPU), else one per core, up to 8."""
     if recipe.workers is not None:
         return recipe.workers
     cores = usable_cores()
     if in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
-        # A GPU would wait while this process makes a batch; a few others have the next ready. A CPU is busy either way.
+        # a GPU would wait while this process makes a batch, a few others make the next one in time; a CPU is busy either way
         return min(4, cores) if device == "cuda" else 0
     return min(8, cores)

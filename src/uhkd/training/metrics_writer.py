@@ -1,4 +1,4 @@
-"""What a training tells of itself: rows of metrics.csv, lines for a person, progress.json for whoever watches, loggers."""
+"""Output of a training: metrics.csv, diagnostics.npz, log lines, progress.json and loggers."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -18,22 +18,22 @@ from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.setup import Setup
 
-_RARELY, _BEAT = 1.0, 10.0  # seconds: between two writings of progress.json, and when one is due without a log line
-_RECENT = 60  # points of a term that are shown at once
-_SPEED = ("images_per_second", "data_wait")
+_MIN_INTERVAL = 1.0  # seconds between two writes of progress.json
+_HEARTBEAT = 10.0  # seconds after which it is written without a log line
+_RECENT = 60  # recent values of a term in progress.json
 
 
 class MetricsWriter:
-    """Writes metrics, progress and log lines of each step, epoch and end; in the first process alone.
+    """Writes metrics, progress and log lines of a training; only the first process writes files.
 
     Args:
         setup: recipe, run folder and processes.
         progress: the bar or the plain lines.
-        rows: of metrics.csv so far; the list is added to.
-        weights: of the terms, given to loggers once.
-        say: prints a line.
-        begun: step of the checkpoint from which the run resumes; 0 for a new run.
-        total, per_epoch: steps.
+        rows: rows of metrics.csv so far; `write_row` appends to it.
+        weights: of the loss terms, logged once.
+        log_line: prints a line.
+        start_step: step of the checkpoint from which the run resumes; 0 for a new run.
+        per_epoch: steps per epoch.
     """
 
     def __init__(
@@ -45,119 +45,122 @@ class MetricsWriter:
         log_line: Callable[[str], None],
         *,
         start_step: int,
-        total: int,
         per_epoch: int,
     ) -> None:
-        self.recipe, self.folder, self.first = setup.recipe, setup.folder, setup.fabric.is_global_zero
+        self.recipe, self.folder, self.is_first = setup.recipe, setup.folder, setup.fabric.is_global_zero
         self.progress, self.rows, self.weights, self.log_line = progress, rows, weights, log_line
-        self.start_step, self.total, self.per_epoch = start_step, total, per_epoch
-        self.health = health(rows, self.folder.read_arrays()) if self.first and rows else []
+        self.start_step, self.total, self.per_epoch = start_step, per_epoch * setup.recipe.epochs, per_epoch
+        self.health = health(rows, self.folder.read_arrays()) if self.is_first and rows else []
         self.terms: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.lr: float | None = None
         self.speed: dict[str, float] = {}
-        self.step, self.seconds, self.written = start_step, 0.0, -math.inf
-        self._sums: dict[str, float] = {}  # as they were at the log line before
-        self._logged, self._broken = False, False
+        self.step, self.seconds, self.last_write = start_step, 0.0, -math.inf
+        self._sums: dict[str, float] = {}  # count and sums at the previous log line
+        self._logged, self._warned = False, False
 
     def __enter__(self) -> Self:
-        options = self.recipe.model_dump(mode="json")
-        self.loggers = Loggers(
-            self.recipe.log if self.first else (), self.folder, options, self.start_step, self.log_line
-        )
+        names = self.recipe.log if self.is_first else ()
+        self.loggers = Loggers(names, self.folder, self.recipe.model_dump(mode="json"), self.start_step, self.log_line)
         if not self.start_step:
             self.loggers.metrics({f"weight/{name}": weight for name, weight in self.weights.items()}, 0)
-        self._write("running", "training", soon=True)
+        self._write_progress("running", "training", force=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ending = "success" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
+        status = "success" if kind is None else "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
         why = (str(error or "").splitlines() or [""])[0]
-        self._write("finished" if kind is None else ending, "nothing", why=why, soon=True)
-        self.loggers.close(ending)
+        self._write_progress("finished" if status == "success" else status, "nothing", why=why, force=True)
+        self.loggers.close(status)
 
-    def restored(self, totals: RunningMetrics) -> None:
-        """What a checkpoint had summed up was told already."""
+    def restore(self, totals: RunningMetrics) -> None:
+        """Exclude the sums of a checkpoint from the next log line: they were logged before."""
         self._sums = totals.as_dict()
 
-    def beat(self, step: int, seconds: float, doing: str = "training") -> None:
-        """A sign of life; nothing waits for the device."""
+    def heartbeat(self, step: int, seconds: float, doing: str = "training") -> None:
+        """Write progress.json if the last write is long ago; never waits for the device."""
         self.step, self.seconds = step, seconds
-        if time.monotonic() - self.written >= (_BEAT if doing == "training" else _RARELY):
-            self._write("running", doing)
+        if time.monotonic() - self.last_write >= (_HEARTBEAT if doing == "training" else _MIN_INTERVAL):
+            self._write_progress("running", doing)
 
     def log(self, step: int, seconds: float, totals: RunningMetrics, lr: float) -> None:
-        """A log line, with means of the epoch so far; loggers and watchers get those of the steps since the line before."""
+        """Print the means of the epoch so far; loggers and progress.json get the means since the previous log line."""
         self.step, self.seconds, self.lr = step, seconds, lr
         self.progress.log(totals.means(), lr)
-        if not self.first:
+        if not self.is_first:
             return
         sums = totals.as_dict()
         count = sums.pop("count") - self._sums.get("count", 0)
-        if count > 0:  # none where all steps since were skipped
-            self._remember({name: (value - self._sums.get(name, 0.0)) / count for name, value in sums.items()})
+        if count > 0:  # 0 if all steps since were skipped
+            self._set_terms({name: (value - self._sums.get(name, 0.0)) / count for name, value in sums.items()})
             self._logged = True
         self._sums = totals.as_dict()
         values = {f"train/{name}": value for name, value in self.terms.items()}
         values |= {f"speed/{name}": value for name, value in self.progress.rates().items()}
         self.loggers.metrics(values | {"lr": lr, "epochs_done": step / self.per_epoch}, step)
-        self._write("running", "training")
+        self._write_progress("running", "training")
 
-    def row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], last_checkpoint: str) -> None:
-        """One more row of metrics.csv, and the arrays of diagnostics.npz so far.
-
-        kept: says what there is to go on from.
+    def write_row(self, row: dict[str, float], arrays: Mapping[str, np.ndarray], last_checkpoint: str) -> None:
+        """Write the row of a validation, diagnostics.npz, the health line and a line for the epoch.
 
         Raises:
-            UhkdError: when the disk does not take them.
+            UhkdError: if the files cannot be written; the message contains `last_checkpoint`.
         """
         self.rows.append(row)
-        if self.first:
+        if self.is_first:
             with self.folder.writing(f"the rows of step {row['step']:.0f}", last_checkpoint):
                 self.folder.write_metrics(self.rows)
                 self.folder.write_arrays(arrays)
         self.progress.epoch(row, self.recipe.epochs)
         self._sums = {}
-        if not self.first:
+        if not self.is_first:
             return
         self.health = health(self.rows, arrays)
         if self.health:
             self.log_line(f"health: {'; '.join(self.health)}")
         self.step, self.seconds, self.lr = int(row["step"]), row["seconds"], row["lr"]
         means = {name: row[name] for name in ("loss", *terms_of(row)) if name in row}
-        if self._logged:
-            self._logged = False
-        else:
-            self._remember(means)
+        if not self._logged:
+            self._set_terms(means)
+        self._logged = False
         values = {f"epoch/{name}": value for name, value in means.items()}
-        if self.step % self.recipe.log_every:  # else the log line has told them
-            values |= {"lr": row["lr"], "epochs_done": row["epoch"]} | {f"speed/{name}": row[name] for name in _SPEED}
+        if self.step % self.recipe.log_every:  # otherwise `log` has logged them
+            values |= {"lr": row["lr"], "epochs_done": row["epoch"]}
+            values |= {f"speed/{name}": row[name] for name in ("images_per_second", "data_wait")}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
         values |= {f"gradient/{name}": share for name, share in gradient_shares(row).items()}
         values |= {f"factor/{name}": factor for name, factor in factors(row).items()}
         values |= {f"lead/{teacher}" if teacher else "lead": lead for teacher, lead in leads(row).items()}
-        values |= {name: row[name] for name in ("skipped",) if name in row}
+        if "skipped" in row:
+            values["skipped"] = row["skipped"]
         self.loggers.metrics(values, self.step)
-        self.loggers.text("health", "; ".join(self.health) or "nothing to say", self.step)
-        self._write("running", "training")
+        self.loggers.text("health", "; ".join(self.health) or "no problems found", self.step)
+        self._write_progress("running", "training")
 
-    def _remember(self, means: Mapping[str, float]) -> None:
+    def _set_terms(self, means: Mapping[str, float]) -> None:
         self.terms = {name: value for name, value in means.items() if math.isfinite(value)}
         for name, value in self.terms.items():
             self.recent.setdefault(name, deque(maxlen=_RECENT)).append(value)
 
-    def _write(self, state: str, doing: str, *, why: str = "", soon: bool = False) -> None:
-        """progress.json, once a second at most but where it begins and ends; a disk that refuses is no reason to end."""
-        if not self.first or (not soon and time.monotonic() - self.written < _RARELY):
+    def _write_progress(
+        self,
+        state: Literal["running", "stopped", "failed", "finished"],
+        doing: str,
+        *,
+        why: str = "",
+        force: bool = False,
+    ) -> None:
+        """Write progress.json, at most once per second unless `force`; a failed write gives one warning."""
+        if not self.is_first or (not force and time.monotonic() - self.last_write < _MIN_INTERVAL):
             return
-        self.written = time.monotonic()
+        self.last_write = time.monotonic()
         done = self.step - self.start_step
         if done and state == "running":
             self.speed = self.progress.rates()
         status = ProgressFile(
-            state=state,  # pyright: ignore[reportArgumentType] (pydantic looks)
+            state=state,
             doing=doing,
             step=self.step,
             total=self.total,
@@ -173,14 +176,13 @@ class MetricsWriter:
             process=os.getpid(),
             machine=platform.node(),
             time=time.time(),
-            images_per_second=self.speed.get("images_per_second"),
-            data_wait=self.speed.get("data_wait"),
+            **self.speed,
         )
         try:
             status.write(self.folder.path)
         except OSError as error:
-            if not self._broken:
-                self._broken = True
+            if not self._warned:
+                self._warned = True
                 self.log_line(
                     f"warning: progress.json cannot be written ({error.strerror or error}); uhkd watch shows less"
                 )

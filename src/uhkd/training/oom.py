@@ -1,4 +1,4 @@
-"""Too little memory, said in words."""
+"""Advice when memory runs out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from uhkd.errors import UhkdError
 
 @contextmanager
 def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
-    """Running out of memory inside, of a GPU or of the machine, becomes a ValueError that says what to do.
+    """Turn an out-of-memory error of the GPU or of the host into advice; other errors pass.
 
     Raises:
-        UhkdError: with the advice. Other errors pass.
+        UhkdError: if memory runs out, with `advice()` as its message.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # a CPU's allocator raises a plain RuntimeError
+        # the allocator for CPU tensors raises a plain RuntimeError
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UhkdError(advice()) from error

@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import math
@@ -13,19 +13,20 @@ from rich.table import Column
 from uhkd import console
 
 Item = TypeVar("Item")
-_BAR = 20  # letters: with the counts and times beside it, it leaves room for a loss on 80 columns
+_BAR_WIDTH = 20  # characters: leaves room for counts, times and a loss on 80 columns
 
-# what tells how good a network is, best known first: all but the accuracy only where there are no labels
-FORMS = {"accuracy": ".2%", "agreement": ".2%", "feature_error": ".3f", "cka": ".3f"}
+# validation metrics to print, most common first; those after the accuracy are measured without labels
+_FORMATS = {"accuracy": ".2%", "agreement": ".2%", "feature_error": ".3f", "cka": ".3f"}
 
 
 class ProgressBar:
-    """Counts steps and seconds, shows ETA, images a second and the share of time spent waiting for data.
+    """Counts steps and prints ETA, images per second and the share of time spent waiting for data.
 
     Args:
-        total, start: steps in all and already done.
-        images: images a step.
-        say: receives one plain line per epoch (and, without a terminal, per log).
+        total: steps of the whole training.
+        images: images per step.
+        start: steps already done.
+        log_line: prints one line per epoch and, without a terminal, one per `log`.
     """
 
     def __init__(self, total: int, images: int, *, start: int, log_line: Callable[[str], None]) -> None:
@@ -34,11 +35,9 @@ class ProgressBar:
         self.began, self.first = time.monotonic(), start
         self.bar = None
         if console.is_interactive():
-            columns = (BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave of the terminal
-            self.bar = Progress(
-                *columns, TextColumn("{task.description}", table_column=rest), transient=True, expand=True
-            )
+            text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+            columns = (BarColumn(_BAR_WIDTH), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), text)
+            self.bar = Progress(*columns, transient=True, expand=True)
             self.task = self.bar.add_task("", total=total, completed=start)
 
     def __enter__(self) -> Self:
@@ -54,7 +53,7 @@ class ProgressBar:
             self.bar.stop()
 
     def follow(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches, noting how long each was waited for."""
+        """Yield the batches, count them, and measure the time waited for each."""
         batches = iter(batches)
         while True:
             began = time.monotonic()
@@ -70,7 +69,7 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def exclude(self) -> Iterator[None]:
-        """What happens inside is not training: validation, checkpoints."""
+        """Exclude the time spent inside (validation, checkpoints) from the rates."""
         began = time.monotonic()
         try:
             yield
@@ -78,7 +77,7 @@ class ProgressBar:
             self.excluded += time.monotonic() - began
 
     def rates(self) -> dict[str, float]:
-        """Images a second and the share of time waiting for data, in the training of this process so far."""
+        """Return images per second and the share of time (0 to 1) waiting for data, since this process started training."""
         elapsed = max(time.monotonic() - self.began - self.excluded, 1e-9)
         done = self.step + 1 - self.first
         return {
@@ -86,37 +85,43 @@ class ProgressBar:
             "data_wait": round(self.waited / elapsed, 4),
         }
 
-    def log(self, means: Mapping[str, float], lr: float) -> None:
-        """Loss terms so far in this epoch."""
-        rates, done = self.rates(), self.step + 1
-        terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
-        speed = f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
-        if self.bar is not None:
-            loss = f"loss {means['loss']:.3f}  " if "loss" in means else ""
-            self.bar.update(self.task, description=f"{loss}{rates['images_per_second']:.0f} img/s")
-            return
-        self.log_line(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {speed}  ETA {clock(self.eta(done))}")
-
     def eta(self, done: int) -> float:
-        """Seconds that the rest may take, validation and checkpoints as often as so far, after `done` steps in all."""
+        """Return the estimated remaining seconds, with validation and checkpoints, after `done` steps."""
         return (time.monotonic() - self.began) / max(1, done - self.first) * (self.total - done)
 
+    def log(self, means: Mapping[str, float], lr: float) -> None:
+        """Print loss terms, learning rate and speed; on a terminal update the bar."""
+        done = self.step + 1
+        if self.bar is not None:
+            loss = f"loss {means['loss']:.3f}  " if "loss" in means else ""
+            self.bar.update(self.task, description=f"{loss}{self.rates()['images_per_second']:.0f} img/s")
+            return
+        terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
+        self.log_line(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {self._speed()}  ETA {clock(self.eta(done))}")
+
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
-        """The validation after an epoch; without a loss when all its steps were skipped."""
-        rates = self.rates()
-        has_evaluator = (
-            f"val {name.replace('_', ' ')} {row[f'val_{name}']:{form}}  "
-            for name, form in FORMS.items()
-            if f"val_{name}" in row
-        )
+        """Print the validation after an epoch; the loss is nan if all steps were skipped."""
+        validation = "".join(f"val {metric}  " for metric in format_metrics(row))
         self.log_line(
-            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  {''.join(has_evaluator)}"
-            f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row.get('loss', math.nan):.3f}  {validation}{self._speed()}"
         )
+
+    def _speed(self) -> str:
+        rates = self.rates()
+        return f"{rates['images_per_second']:.0f} img/s, waiting for data {rates['data_wait']:.0%}"
+
+
+def format_metrics(row: Mapping[str, float]) -> list[str]:
+    """Return the validation metrics of a row of metrics.csv as text, such as "accuracy 12.34%"."""
+    return [
+        f"{name.replace('_', ' ')} {row[f'val_{name}']:{form}}"
+        for name, form in _FORMATS.items()
+        if f"val_{name}" in row
+    ]
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
+    """Return h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from uhkd.recipe import TrainRecipe
+
 Schedule = Literal["cosine", "step", "constant"]
 
 
@@ -18,13 +20,13 @@ def lr_factor(
     first: float | None = None,
     floor: float = 0.0,
 ) -> float:
-    """Factor on the base learning rate for step 0 <= step < total.
+    """Return the factor on the base learning rate at a step, 0 <= step < total.
 
-    Linear warm-up over `warmup` steps (the first step gets 1/warmup and the last one 1; or `first`, and 1 comes just after
-    them), then half a cosine from 1 down to `floor` just after the last step, or `gamma` at each milestone passed, or 1.
+    Linear warm-up over `warmup` steps, from `first` to just below 1, or without `first` from 1/warmup to 1. Then, by `schedule`,
+    half a cosine from 1 to `floor` (reached just after the last step), or `gamma` per milestone passed, or 1.
 
-    timm's scripts set the rate once an epoch instead, and their cosine of epoch t out of T starts at t = 0, with warm-up
-    in place of its first epochs: after W of them they go on at (1 + cos(pi W / T)) / 2, ours at 1.
+    timm's scripts differ: they set the rate once per epoch, and the first W of T epochs of their cosine are replaced by warm-up,
+    so that it starts at (1 + cos(pi W / T)) / 2, not at 1.
     """
     if step < warmup:
         return (step + 1) / warmup if first is None else first + (1 - first) * step / warmup
@@ -35,8 +37,23 @@ def lr_factor(
     return floor + (1 - floor) * ((1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2)
 
 
+def learning_rate(recipe: TrainRecipe, step: int, per_epoch: int) -> float:
+    """Return the learning rate of a recipe at a step; per_epoch: steps per epoch."""
+    base = recipe.learning_rate
+    return base * lr_factor(
+        step,
+        per_epoch * recipe.epochs,
+        schedule=recipe.schedule,
+        warmup=round(recipe.warmup_epochs * per_epoch),
+        milestones=[epoch * per_epoch for epoch in recipe.step_epochs],
+        gamma=recipe.step_gamma,
+        first=None if recipe.warmup_lr is None else recipe.warmup_lr / base,
+        floor=recipe.min_lr / base,
+    )
+
+
 def weights_factor(step: int, total: int, schedule: str) -> float:
-    """What the weights of a method's terms are multiplied by at a step, 1 to 0: "constant" (1), "linear" or "cosine"."""
+    """Return the factor on the weights of a method's terms: 1 for "constant", from 1 to 0 for "linear" and "cosine"."""
     if schedule == "linear":
         return 1 - step / total
     return (1 + math.cos(math.pi * step / total)) / 2 if schedule == "cosine" else 1.0

@@ -1,4 +1,4 @@
-"""A training that is asked to end: by Ctrl-C, by a cluster's notice, by one of several processes."""
+"""Interruption of a training by signals, and agreement between its processes."""
 
 import signal
 import threading
@@ -9,12 +9,12 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last: what SLURM can send ahead of a time limit
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # SLURM can send the last one ahead of a time limit
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A training ended as it was asked to, after its state was saved; `code` is a shell's exit code for the signal."""
+    """A training was interrupted by a signal and has saved its state; `code` is a shell's exit code for the signal."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -22,40 +22,37 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class SignalHandler:
-    """Notes that a signal asked for the end, so that the training can end after a step; a second Ctrl-C ends it at once.
+    """Records the signal that interrupts a training, so that it can stop after a step; a second Ctrl-C stops it at once.
 
-    Signals that the program around it handles in its own way stay with it; so do all of them outside of the main thread.
+    Signals that the calling program handles itself are left alone; outside of the main thread, all are.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, object] = {}
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for name in ASKING:
+            for name in _SIGNALS:
                 number = getattr(signal, name, None)  # Windows has no SIGUSR1
                 if number is not None and signal.getsignal(number) in _DEFAULTS:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType] (what signal.signal gave)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType] (what signal.signal returned)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
 
 class ProcessGroupSync:
-    """Several processes answer alike: what any of them says counts for all.
-
-    By a group of CPU tensors, so that no GPU is waited for; with one process nothing is sent.
-    """
+    """Shares numbers between all processes, as CPU tensors so that no GPU is waited for; with one process nothing is sent."""
 
     def __init__(self) -> None:
         self._group: Any = None
@@ -63,17 +60,17 @@ class ProcessGroupSync:
             self._group = dist.new_group(backend="gloo")
 
     def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of each process, to the bit; all must bring equally many."""
+        """Return the numbers of each process, exactly; every process must pass the same count."""
         if self._group is None:
             return [list(numbers)]
-        numbers_of = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(dist.get_world_size())]
-        dist.all_gather(numbers_of, torch.tensor(numbers, dtype=torch.float64), group=self._group)
-        return [one.tolist() for one in numbers_of]
+        gathered = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, torch.tensor(numbers, dtype=torch.float64), group=self._group)
+        return [tensor.tolist() for tensor in gathered]
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number over all processes."""
+        """Return the elementwise maximum over all processes."""
         if self._group is None:
             return list(numbers)
-        numbers_of = torch.tensor(numbers)
-        dist.all_reduce(numbers_of, op=dist.ReduceOp.MAX, group=self._group)
-        return numbers_of.tolist()
+        maximum = torch.tensor(numbers)
+        dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=self._group)
+        return maximum.tolist()

@@ -1,4 +1,4 @@
-"""The tensors of a training: what a checkpoint holds of them, and how they are loaded again."""
+"""Tensors of a training: what a checkpoint stores and how it is loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +9,23 @@ from torch.optim import Optimizer
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
 from uhkd.training.cached_teacher import CachedTeacher
-from uhkd.training.checkpoint_checks import check_facts, check_tensors, fitting_optimizer
+from uhkd.training.checkpoint_checks import check_facts, check_optimizer, check_tensors
 from uhkd.training.ema import ModelEMA
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.teacher import Teacher, TeacherEnsemble
 
-_OTHERS = ("ftm.", "average.")  # tensors of a checkpoint that are not of student and losses
+_OTHERS = ("ftm.", "average.")  # prefixes of tensors that are not in the learner's state
 
 
 class TrainingState:
-    """Weights, averages, optimizer state and statistics of a training.
+    """Weights, averages, optimizer state and spectral statistics of a training.
 
     Args:
         recipe: of the training.
         learner: student and losses.
-        teacher: whose statistics of spectra are kept.
-        optimizer: as Fabric wrapped it, before its first step.
-        average: of the student's weights.
+        teacher: its spectral statistics are part of a checkpoint.
+        optimizer: as wrapped by Fabric, before its first step.
+        average: moving average of the student's weights.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class TrainingState:
     ) -> None:
         self.recipe, self.learner, self.teacher = recipe, learner, teacher
         self.optimizer, self.average = optimizer, average
-        self._fresh = optimizer.state_dict()
-        self._sizes = {
+        self._initial = optimizer.state_dict()
+        self._shapes = {
             number: weight.shape
-            for noted, group in zip(self._fresh["param_groups"], optimizer.param_groups, strict=True)
-            for number, weight in zip(noted["params"], group["params"], strict=True)
+            for saved, group in zip(self._initial["param_groups"], optimizer.param_groups, strict=True)
+            for number, weight in zip(saved["params"], group["params"], strict=True)
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -55,26 +55,27 @@ class TrainingState:
         return Checkpoint(step, self.tensors(), self.optimizer.state_dict(), facts)
 
     def read(self, folder: RunFolder, total: int, weights: Mapping[str, float]) -> Checkpoint | None:
-        """Return the newest undamaged checkpoint of a folder, if there is one; nothing is loaded yet.
+        """Return the newest undamaged checkpoint of a run folder, or None without checkpoints; nothing is loaded yet.
 
-        total: steps of the whole training; weights: of the terms.
+        total: steps of the whole training. weights: of the loss terms.
 
         Raises:
-            UhkdError: if no checkpoint there is of this training.
+            UhkdError: if the folder has checkpoints and none of them fits this training.
         """
 
-        def check_fits(found: Checkpoint) -> None:
-            check_facts(found, total, weights)
-            check_tensors(found.tensors, self.tensors(), [name for name, _ in self.learner.named_parameters()])
-            self._optimizer_state(found, total)
+        def check(checkpoint: Checkpoint) -> None:
+            check_facts(checkpoint, total, weights)
+            check_tensors(checkpoint.tensors, self.tensors(), [name for name, _ in self.learner.named_parameters()])
+            self._optimizer_state(checkpoint, total)
 
-        return folder.read_checkpoint(check_fits)
+        return folder.read_checkpoint(check)
 
-    def load(self, found: Checkpoint, total: int) -> None:
+    def load(self, checkpoint: Checkpoint, total: int) -> None:
         """Load a checkpoint that `read` returned."""
-        self.learner.load_state_dict({k: v for k, v in found.tensors.items() if not k.startswith(_OTHERS)})
-        self.average.load({k.removeprefix("average."): v for k, v in found.tensors.items()})
-        self.optimizer.load_state_dict(self._optimizer_state(found, total))
+        tensors = checkpoint.tensors
+        self.learner.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_OTHERS)})
+        self.average.load({k.removeprefix("average."): v for k, v in tensors.items()})
+        self.optimizer.load_state_dict(self._optimizer_state(checkpoint, total))
 
-    def _optimizer_state(self, found: Checkpoint, total: int) -> dict[str, Any]:
-        return fitting_optimizer(found.optimizer, self._fresh, self._sizes, self.recipe, total)
+    def _optimizer_state(self, checkpoint: Checkpoint, total: int) -> dict[str, Any]:
+        return check_optimizer(checkpoint.optimizer, self._initial, self._shapes, self.recipe, total)

@@ -1,53 +1,54 @@
-"""What a training says at its end: its numbers beside those of the baselines, and what can be done with it."""
+"""Summary of a finished training: its validation metrics, those of baselines, and the next commands."""
 
 from pathlib import Path
 from typing import Any
 
-from uhkd.training.progress import FORMS
+from uhkd.training.progress import format_metrics
 
 KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
 
 
 def final_summary(facts: dict[str, Any]) -> list[str]:
-    """Validation after the last epoch beside the baselines, a line each; what was not run says so."""
-    metrics = facts["metrics"]
-    own = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None
+    """Return lines with the last validation and, if there are labels, the accuracy of teachers and baselines or "not run".
+
+    facts: content of result.json.
+    """
+    metrics, teacher = facts["metrics"], facts.get("teacher_metrics")
+    accuracy = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None
     if facts["verb"] == "finetune":
-        return [f"{facts['model']}: validation accuracy {own}"]
-    if own is None:
-        found = ", ".join(
-            f"{name.replace('_', ' ')} {metrics[f'val_{name}']:{form}}"
-            for name, form in FORMS.items()
-            if f"val_{name}" in metrics
-        )
-        return [f"validation after the last epoch, without labels: {found}  {facts['student']}"]
-    teacher = facts.get("teacher_metrics")
-    rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
+        return [f"{facts['model']}: validation accuracy {accuracy}"]
+    if accuracy is None:
+        return [
+            f"validation after the last epoch, without labels: {', '.join(format_metrics(metrics))}  {facts['student']}"
+        ]
     if "teachers" in facts:
-        measured = [(one, one["teacher_metrics"].get("accuracy")) for one in facts["teachers"]]
         rows = {
-            f"teacher {number}": f"{'not known' if found is None else f'{found:.2%}'}  {one['teacher']}"
-            for number, (one, found) in enumerate(measured, 1)
+            f"teacher {number}": f"{_percent(fields['teacher_metrics'].get('accuracy'))}  {fields['teacher']}"
+            for number, fields in enumerate(facts["teachers"], 1)
         }
-    probed = facts.get("probe")
-    others = {"untrained": f"{probed['start']:.2%}"} if probed else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
-    rows |= others | {facts["method"]: f"{own}  {facts['student']}"}
-    by = f", {probed['by']}" if probed else ""
+    else:
+        rows = {"teacher": f"{teacher['accuracy']:.2%}  {facts['teacher']}" if teacher else "not run"}
+    probe = facts.get("probe")
+    rows |= {"untrained": f"{probe['start']:.2%}"} if probe else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
+    rows |= {facts["method"]: f"{accuracy}  {facts['student']}"}
+    by = f", {probe['by']}" if probe else ""
     return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {text}" for name, text in rows.items())]
 
 
+def _percent(accuracy: float | None) -> str:
+    return "not known" if accuracy is None else f"{accuracy:.2%}"
+
+
 def usage_hints(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:
-    """How a trained network is measured and used, a line each; `compare` takes runs of one teacher that learned from labels."""
+    """Return lines on how to evaluate and use a trained network; headless: whether it has no logits."""
     if headless:
         return [
-            f"measure it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn; look at it with: uhkd report {run}",
+            f"evaluate it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn; view it with: uhkd report {run}",
             f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
         ]
+    hints = [f"evaluate it with: uhkd eval {run}; view it with: uhkd report {run}"]
+    # compare needs runs with one teacher and trained on labels
     labelled = "val_accuracy" in facts["metrics"] and "probe" not in facts
-    comparable = facts["verb"] == "distill" and "teachers" not in facts and labelled
-    others = f"rows that are not run: uhkd compare --pairs {run} --methods scratch kd uhkd"
-    return [
-        f"measure it with: uhkd eval {run}; look at it with: uhkd report {run}",
-        *([others] if comparable else []),
-        f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits',
-    ]
+    if facts["verb"] == "distill" and "teachers" not in facts and labelled:
+        hints.append(f"train the missing rows with: uhkd compare --pairs {run} --methods scratch kd uhkd")
+    return [*hints, f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1]).logits']

@@ -1,21 +1,22 @@
-"""The training loop: each step depends on its number alone, so an interrupted training resumes to the bit."""
+"""The training loop. Every step depends only on its number, so that a resumed training is bit-equal to an uninterrupted one."""
 
 import contextlib
 import gc
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.console import log_info, verbose
-from uhkd.data import Batch, BatchPlan, Loader, ViewPlan, batch_images, eval_loader, steps_per_epoch, train_loader
+from uhkd.data import Batch, batch_images, eval_loader, steps_per_epoch
 from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import find_matching_loss
+from uhkd.training.batches import DataLoadingError, train_batches
 from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.checkpoint_checks import check_sources
 from uhkd.training.deterministic import deterministic_advice
@@ -26,26 +27,14 @@ from uhkd.training.oom import memory_advice
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
-from uhkd.training.schedule import lr_factor
+from uhkd.training.schedule import learning_rate
 from uhkd.training.setup import Setup
 from uhkd.training.signals import ProcessGroupSync, SignalHandler, TrainingInterrupted
 from uhkd.training.state import TrainingState
 from uhkd.training.step import TrainStep
 from uhkd.training.teacher import TeacherEnsemble
 
-NONFINITE = "nonfinite.json"  # steps whose loss or gradient was not finite, and their images
-
-
-class DataLoadingError(Exception):
-    """The next batch could not be loaded; raised between two steps, so that the state learned until then can be saved."""
-
-
-def loaded(loader: Loader) -> Iterator[Batch]:
-    """Yield the loader's batches; an error of the loader, unlike one of the step, is raised as `DataLoadingError`."""
-    try:
-        yield from loader
-    except ValueError as error:
-        raise DataLoadingError(str(error)) from error
+_NONFINITE = "nonfinite.json"  # steps with a loss or gradient that was not finite, and their images
 
 
 class Trainer:
@@ -69,8 +58,8 @@ class Trainer:
         optimizer = make_optimizer(learner, recipe)
         if recipe.compile:
             learner.compile()
-        # equal in all processes without being sent: FAMs see the whole batch, and memory banks store the same rows; sent at each
-        # step they would be most of the traffic
+        # DDP would broadcast these buffers at each step, most of its traffic. They are equal in all processes without that: FAMs
+        # see the whole batch, and memory banks store the same rows.
         buffers = [f"distillers.{name}" for name, _ in learner.distillers.named_buffers()]
         if self.balance is not None:
             buffers += [f"balance.{name}" for name, _ in self.balance.named_buffers()]
@@ -78,16 +67,16 @@ class Trainer:
         self.model: Any
         self.model, self.optimizer = fabric.setup(learner, optimizer)
         self.average = ModelEMA(learner.student, recipe.ema_decay)
-        self.val = eval_loader(
+        self.val_loader = eval_loader(
             setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
-        shown = first_images(self.val, DIAGNOSTIC_IMAGES).to(fabric.device)
-        reference = teacher and teacher.reference(shown)
+        images = first_images(self.val_loader, DIAGNOSTIC_IMAGES).to(fabric.device)
+        reference = teacher and teacher.reference(images)
         self.diagnostics = Diagnostics(
-            learner.student, shown, fabric.autocast, reference, find_matching_loss(learner.distillers)
+            learner.student, images, fabric.autocast, reference, find_matching_loss(learner.distillers)
         )
-        self.stored = teacher.stored if isinstance(teacher, CachedTeacher) else None
-        self.sources = {"data": setup.data.fingerprint, "cache": self.stored and self.stored.manifest.key}
+        cache = teacher.stored.manifest.key if isinstance(teacher, CachedTeacher) else None
+        self.sources = {"data": setup.data.fingerprint, "cache": cache}
         self.totals, self.processes = RunningMetrics(fabric.device), ProcessGroupSync()
         self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average)
         self.rows: list[dict[str, float]] = []
@@ -95,272 +84,217 @@ class Trainer:
         self.last_checkpoint = "no checkpoint was written yet"
 
     def train(self) -> list[dict[str, float]]:
-        """Train to the last step and return the rows of metrics.csv; the student holds the averaged weights, if any.
+        """Train to the last step and return the rows of metrics.csv; the student gets the averaged weights, if any.
 
         Raises:
-            UhkdError: if the data differs from that of the interrupted training, a batch cannot be loaded (after saving a
-                checkpoint), or the loss is no longer finite.
-            Stopped: on a signal.
+            UhkdError: if the data has changed since the interrupted training, a batch cannot be loaded (a checkpoint is saved
+                before), or the loss is no longer finite.
+            TrainingInterrupted: on a signal.
         """
-        recipe = self.recipe
         self._restore()
-        loader = self._loader()
-        self.progress = ProgressBar(self.total, recipe.batch_size, start=self.step, log_line=log_info)
-        self.report = MetricsWriter(
-            self.setup,
-            self.progress,
-            self.rows,
-            self.weights,
-            log_info,
-            start_step=self.step,
-            total=self.total,
-            per_epoch=self.per_epoch,
-        )
-        self.report.restored(self.totals)
-        self.probe = GradientNorms(
-            self.learner, self.teacher, self.fabric, recipe.seed, recipe.grad_accum_steps, log_info
-        )
-        self.saved = self.began = time.monotonic()
-        self._make_step()
+        batches = train_batches(self.setup, self.step)
+        self._make_writers()
+        self._make_train_step()
         self.model.train()
         if self.balance is not None and (closed := self.balance.closed_rows):
-            self._switch_off(closed)
+            self._close_terms(closed)
+        self.last_save = self.began = time.monotonic()
         with (
-            self.report,
+            self.writer,
             self.progress,
-            SignalHandler() as request,
-            memory_advice(self._too_large),
+            SignalHandler() as signals,
+            memory_advice(self._memory_message),
             deterministic_advice(),
         ):
             try:
-                for batch in self.progress.follow(loaded(loader)):
+                for batch in self.progress.follow(batches):
                     self._train_step(batch)
-                    self._finish_step(batch, request)
+                    self._after_step(batch, signals)
             except DataLoadingError as error:
-                if (
-                    self.fabric.world_size == 1
-                ):  # a checkpoint needs all processes, and the others wait in the middle of a step
-                    self._check_finite()
-                    self._save_checkpoint()
-                if request.signal is not None:  # the loader's processes received it too
-                    raise self._stopped(request.signal) from None
-                raise UhkdError(f"{error}; {self.last_checkpoint}") from error
+                self._stop_without_batch(error, signals)
         self.average.copy_to_model()
         return self.rows
 
     def _restore(self) -> None:
-        """Resume from the newest undamaged checkpoint of the folder, or write the first diagnostics."""
-        found = self.state.read(self.folder, self.total, self.weights)
-        if found is None:
+        """Load the newest undamaged checkpoint of the run folder; without one, write the first diagnostics."""
+        checkpoint = self.state.read(self.folder, self.total, self.weights)
+        if checkpoint is None:
             self.diagnostics.begin()
             if self.fabric.is_global_zero:
                 with self.folder.writing(self.folder.diagnostics.name, self.last_checkpoint):
                     self.folder.write_arrays(self.diagnostics.arrays())
             return
-        check_sources(found, self.sources, self.setup.data.name, self.folder.path)
-        self.state.load(found, self.total)
-        self.step, self.rows, self.seconds = found.step, found.facts["rows"], found.facts["seconds"]
-        each = found.facts["totals"]
-        if len(each) != self.fabric.world_size:
-            log_info(
-                f"warning: it began with {len(each)} processes and goes on with {self.fabric.world_size}: not to the bit"
-            )
-            each = [{name: fmean(one[name] for one in each) for name in each[0]}] * self.fabric.world_size
-        self.totals.restore(each[self.fabric.global_rank], found.facts["skipped"])
+        check_sources(checkpoint, self.sources, self.setup.data.name, self.folder.path)
+        self.state.load(checkpoint, self.total)
+        facts, world_size = checkpoint.facts, self.fabric.world_size
+        self.step, self.rows, self.seconds = checkpoint.step, facts["rows"], facts["seconds"]
+        totals = facts["totals"]
+        if len(totals) != world_size:
+            log_info(f"warning: started with {len(totals)} processes, resumes with {world_size}: not bit-equal")
+            totals = [{name: fmean(sums[name] for sums in totals) for name in totals[0]}] * world_size
+        self.totals.restore(totals[self.fabric.global_rank], facts["skipped"])
         self.diagnostics.restore(self.folder.read_arrays(), self.step)
         self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
-        for why in found.passed_over:
-            log_info(f"warning: a newer checkpoint is damaged and was passed over: {why}")
+        for why in checkpoint.damaged:
+            log_info(f"warning: a newer checkpoint is damaged and was skipped: {why}")
         epoch = min(self.step // self.per_epoch + 1, self.recipe.epochs)
-        log_info(f"going on at step {self.step} of {self.total} (epoch {epoch})")
+        log_info(f"resuming at step {self.step} of {self.total} (epoch {epoch})")
 
-    def _loader(self) -> Loader:
-        """Return the loader of all steps that are left."""
-        setup, recipe, views = self.setup, self.recipe, None
-        if isinstance(self.teacher, CachedTeacher):
-            stored = self.teacher.stored
-            views = ViewPlan(stored.manifest.seed, self.teacher.views, stored.read_records)
-        return train_loader(
-            setup.data.train,
-            setup.augmentation,
-            BatchPlan(
-                recipe.seed,
-                recipe.batch_size,
-                recipe.epochs,
-                self.step,
-                self.fabric.global_rank,
-                self.fabric.world_size,
-            ),
-            num_classes=len(setup.data.classes),
-            views=views,
-            workers=setup.workers,
-            device=self.fabric.device,
+    def _make_writers(self) -> None:
+        recipe = self.recipe
+        self.progress = ProgressBar(self.total, recipe.batch_size, start=self.step, log_line=log_info)
+        self.writer = MetricsWriter(
+            self.setup, self.progress, self.rows, self.weights, log_info, start_step=self.step, per_epoch=self.per_epoch
+        )
+        self.writer.restore(self.totals)
+        self.gradient_norms = GradientNorms(
+            self.learner, self.teacher, self.fabric, recipe.seed, recipe.grad_accum_steps, log_info
         )
 
-    def _make_step(self) -> None:
-        self.take_step: Any = TrainStep(
-            self.recipe,
-            self.learner,
-            self.teacher,
-            self.fabric,
-            self.model,
-            self.optimizer,
-            self.average,
-            self.totals,
+    def _make_train_step(self) -> None:
+        self.optimizer_step = TrainStep(
+            self.recipe, self.learner, self.teacher, self.fabric, self.model, self.optimizer, self.average, self.totals
         )
 
     def _train_step(self, batch: Batch) -> None:
-        """Set the learning rate and the weights of the terms, and take one optimiser step."""
+        """Set the learning rate and the weights of the loss terms, and take one optimizer step."""
         recipe, step, balance = self.recipe, self.step, self.balance
-        self.lr = recipe.learning_rate * lr_factor(
-            step,
-            self.total,
-            schedule=recipe.schedule,
-            warmup=round(recipe.warmup_epochs * self.per_epoch),
-            milestones=[epoch * self.per_epoch for epoch in recipe.step_epochs],
-            gamma=recipe.step_gamma,
-            first=None if recipe.warmup_lr is None else recipe.warmup_lr / recipe.learning_rate,
-            floor=recipe.min_lr / recipe.learning_rate,
-        )
+        self.lr = learning_rate(recipe, step, self.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.step_weights = self.weights
         if balance is not None:
             self.step_weights = balance.scheduled(self.weights, step, self.total)
-            balance.measure(step, lambda weights: self.probe(batch, step, weights), self.step_weights)
-        self.take_step(batch, step, self.step_weights)
+            balance.measure(step, lambda weights: self.gradient_norms(batch, step, weights), self.step_weights)
+        self.optimizer_step(batch, step, self.step_weights)
         self.step += 1
 
-    def _finish_step(self, batch: Batch, request: SignalHandler) -> None:
-        """Log, validate, save and stop, where it is time for it."""
-        recipe, step = self.recipe, self.step
-        due = self.fabric.is_global_zero and time.monotonic() - self.saved >= 60 * recipe.checkpoint_minutes
-        signal_number, due = self.processes.largest([request.signal or 0, int(due)])
-        validating = step == self.total or step % (self.per_epoch * recipe.eval_every) == 0
-        saving = bool(step == self.total or due or signal_number)
-        if validating or saving:
-            self._check_finite()  # waits for the device: its pending work belongs to the time of the training
+    def _after_step(self, batch: Batch, signals: SignalHandler) -> None:
+        """Log, validate, save a checkpoint and stop, whichever is due; `batch` is the last one."""
+        recipe, step, is_last = self.recipe, self.step, self.step == self.total
+        save_due = self.fabric.is_global_zero and time.monotonic() - self.last_save >= 60 * recipe.checkpoint_minutes
+        signal_number, save_due = self.processes.largest([signals.signal or 0, int(save_due)])
+        validate = is_last or step % (self.per_epoch * recipe.eval_every) == 0
+        save = is_last or save_due or signal_number
+        if validate or save:
+            self._check_finite()  # waits for the device, so that its pending work counts as training time
         now = time.monotonic()
         self.seconds, self.began = self.seconds + now - self.began, now
         if step % (1 if verbose() else recipe.log_every) == 0:
-            self._check_finite(weights=False)
-            self.report.log(step, self.seconds, self.totals, self.lr)
+            self._check_finite(parameters=False)
+            self.writer.log(step, self.seconds, self.totals, self.lr)
         else:
-            self.report.beat(step, self.seconds)
+            self.writer.heartbeat(step, self.seconds)
         with self.progress.exclude():
-            if validating:
+            if validate:
                 self._validate(batch)
-                # without the cross-entropy nothing would be left to learn from
-                learns = self.setup.data.classes and self.weights["ce"]
-                if self.balance is not None and learns and (rows := self.balance.outgrown()):
-                    self._switch_off(rows)
-            if saving:
+                # without cross-entropy the student would have no loss left
+                supervised = self.setup.data.classes and self.weights["ce"]
+                if self.balance is not None and supervised and (rows := self.balance.outgrown()):
+                    self._close_terms(rows)
+            if save:
                 self._save_checkpoint()
-                self.saved = time.monotonic()
-        if signal_number and step < self.total:
-            raise self._stopped(signal_number)
+                self.last_save = time.monotonic()
+        if signal_number and not is_last:
+            raise self._interrupted(signal_number)
         self.began = time.monotonic()
 
     def _validate(self, batch: Batch) -> None:
-        """Evaluate the student and write a row of metrics; `batch` is the last one, on which gradient norms are measured."""
-        setup, step, balance = self.setup, self.step, self.balance
-        self.report.beat(step, self.seconds, "validating")
-        balanced = {} if balance is None else balance.columns(step - 1, self.total)
-        norms = self.probe(batch, step, self.step_weights if balance is None else balance.gated(self.step_weights))
+        """Evaluate the averaged student and write a row of metrics; gradient norms are measured on `batch`."""
+        step, balance, evaluator = self.step, self.balance, self.setup.evaluator
+        self.writer.heartbeat(step, self.seconds, "validating")
+        balance_columns = {} if balance is None else balance.columns(step - 1, self.total)
+        weights = self.step_weights if balance is None else balance.gated(self.step_weights)
+        norms = self.gradient_norms(batch, step, weights)
         with self.average.swap_in():
-            student, metrics, evaluation = self.learner.student, {}, None
-            if setup.evaluator is None:
-                evaluation = evaluate(student, self.val, self.fabric.device, self.fabric.autocast)
+            student, evaluation = self.learner.student, None
+            if evaluator is None:
+                evaluation = evaluate(student, self.val_loader, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
             else:
-                metrics = setup.evaluator(student)
-            own = self.totals.means()
-            means = [fmean(values) for values in zip(*self.processes.all_of(list(own.values())), strict=True)]
-            row = {
-                "step": step,
-                "epoch": step // self.per_epoch,
-                "lr": self.lr,
-                **dict(zip(own, means, strict=True)),
-            }
+                metrics = evaluator(student)
+            means = self.totals.means()
+            averaged = [fmean(values) for values in zip(*self.processes.all_of(list(means.values())), strict=True)]
+            row: dict[str, float] = {"step": step, "epoch": step // self.per_epoch, "lr": self.lr}
+            row |= dict(zip(means, averaged, strict=True))
             row |= {f"val_{name}": value for name, value in metrics.items()}
-            row |= {"skipped": len(self.totals.skipped)} if self.recipe.nonfinite == "skip" else {}
+            if self.recipe.nonfinite == "skip":
+                row["skipped"] = len(self.totals.skipped)
             row |= {f"grad_{name}": norm for name, norm in norms.items()}
-            row |= balanced
+            row |= balance_columns
             self.totals.reset()
             self.diagnostics.note(step)
-            if setup.evaluator:
+            if evaluator is not None:
                 row |= {f"val_{name}": value for name, value in self.diagnostics.similarity().items()}
             if step == self.total:
                 self.diagnostics.end(evaluation)
         row |= {"seconds": round(self.seconds, 3), **self.progress.rates()}
-        self.report.row(row, self.diagnostics.arrays(), self.last_checkpoint)
+        self.writer.write_row(row, self.diagnostics.arrays(), self.last_checkpoint)
 
-    def _switch_off(self, rows: Sequence[int]) -> None:
-        """Switch off the terms of groups that the balance closed, and the teachers that no term needs any more."""
+    def _close_terms(self, rows: Sequence[int]) -> None:
+        """Remove the loss terms of groups that the balance has closed, and the teachers that no term needs any more."""
         assert self.balance is not None
-        gone = self.learner.close(rows)
+        unused_teachers = self.learner.close(rows)
         if isinstance(self.teacher, TeacherEnsemble):
-            for place in gone:
-                self.teacher.drop(place)
+            for index in unused_teachers:
+                self.teacher.drop(index)
         if (
             self.fabric.world_size > 1
-        ):  # DDP waits for the gradients of all parameters that were trained when it was made
-            del self.take_step, self.model
-            gc.collect()  # with the old one go its hooks
+        ):  # DDP waits for the gradients of all parameters that were trainable at its creation
+            del self.optimizer_step, self.model
+            gc.collect()  # removes the hooks of the previous wrapper
             self.model = self.fabric.setup_module(self.learner, move_to_device=False)
-        self._make_step()
+        self._make_train_step()
         names = " and ".join(self.balance.label(row) for row in rows)
-        log_info(
-            f"the teacher no longer leads: its terms ({names}) are switched off"
-            f"{', and the teacher with them' if gone else ''}"
-        )
+        teacher_too = ", and the teacher too" if unused_teachers else ""
+        log_info(f"the teacher no longer leads: its terms ({names}) are switched off{teacher_too}")
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint of the current step, from which the training resumes to the bit."""
-        own = self.totals.as_dict()
-        each = [dict(zip(own, one, strict=True)) for one in self.processes.all_of(list(own.values()))]
+        sums = self.totals.as_dict()
+        totals = [dict(zip(sums, values, strict=True)) for values in self.processes.all_of(list(sums.values()))]
         if self.fabric.is_global_zero:
-            facts = {
-                **self.sources,
-                "rows": self.rows,
-                "seconds": self.seconds,
-                "totals": each,
-                "skipped": self.totals.skipped,
-            }
+            facts = {"rows": self.rows, "seconds": self.seconds, "totals": totals, "skipped": self.totals.skipped}
             with self.folder.writing(f"the checkpoint of step {self.step}", self.last_checkpoint):
-                self.folder.write_checkpoint(self.state.checkpoint(self.step, facts))
-                self._note_nonfinite(self.totals.skipped)
+                self.folder.write_checkpoint(self.state.checkpoint(self.step, self.sources | facts))
+                self._write_nonfinite(self.totals.skipped)
         self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
 
-    def _check_finite(self, *, weights: bool = True) -> None:
-        """Raise a ValueError if loss, gradient or weights are no longer finite (this waits for the device)."""
-        if weights:
+    def _check_finite(self, *, parameters: bool = True) -> None:
+        """Raise a UhkdError if loss, gradient or, with `parameters`, weights are not finite (waits for the device)."""
+        if parameters:
             self.totals.check_parameters(self.learner.parameters())
         try:
             self.totals.check_finite(self.step, self.last_checkpoint)
             self.totals.check_skipped(self.step, self.last_checkpoint)
-        except ValueError:
-            bad = self.totals.first_nonfinite_step()
+        except UhkdError:
+            step = self.totals.first_nonfinite_step()
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                self._note_nonfinite(self.totals.skipped if bad is None else [*self.totals.skipped, bad])
+                self._write_nonfinite(self.totals.skipped if step is None else [*self.totals.skipped, step])
             raise
 
-    def _note_nonfinite(self, steps: Sequence[int]) -> None:
-        """Write which images the steps without finite loss or gradient were made of."""
+    def _write_nonfinite(self, steps: Sequence[int]) -> None:
+        """Write the images of the steps whose loss or gradient was not finite."""
         if steps and self.fabric.is_global_zero:
-            where = {"seed": self.recipe.seed, "batch_size": self.recipe.batch_size}
-            train = self.setup.data.train
-            found = [{"step": s + 1, "images": batch_images(train, **where, step=s).tolist()} for s in steps]
-            self.folder.write_json(NONFINITE, found)
+            train, seed, size = self.setup.data.train, self.recipe.seed, self.recipe.batch_size
+            images = {step: batch_images(train, seed=seed, batch_size=size, step=step).tolist() for step in steps}
+            self.folder.write_json(_NONFINITE, [{"step": step + 1, "images": images[step]} for step in steps])
 
-    def _stopped(self, number: int) -> TrainingInterrupted:
-        name = signal.Signals(number).name
-        return TrainingInterrupted(
-            f"stopped by {name} after step {self.step} of {self.total}; {self.last_checkpoint}", 128 + number
+    def _stop_without_batch(self, error: DataLoadingError, signals: SignalHandler) -> NoReturn:
+        if self.fabric.world_size == 1:  # a checkpoint needs all processes, and the others wait inside a step
+            self._check_finite()
+            self._save_checkpoint()
+        if signals.signal is not None:  # it has stopped the loader's processes too
+            raise self._interrupted(signals.signal) from None
+        raise UhkdError(f"{error}; {self.last_checkpoint}") from error
+
+    def _interrupted(self, number: int) -> TrainingInterrupted:
+        text = (
+            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.total}; {self.last_checkpoint}"
         )
+        return TrainingInterrupted(text, 128 + number)
 
-    def _too_large(self) -> str:
+    def _memory_message(self) -> str:
         return (
-            f"memory does not suffice for step {self.step + 1} of {self.total}; {self.last_checkpoint}. Use a smaller batch "
+            f"not enough memory for step {self.step + 1} of {self.total}; {self.last_checkpoint}. Use a smaller batch "
             "(--batch-size), or --grad-accum-steps N to compute it in N parts"
         )

@@ -84,7 +84,7 @@ CASES = (
     Case(
         "a damaged configuration of transformers",
         finetune("transformers/saved"),
-        "'saved/config.json' cannot be read: saved/config.json is damaged or was not written by us: no JSON of plain data (…)",
+        "'saved/config.json' cannot be read: saved/config.json is damaged or was not written by uhkd: no JSON of plain data (…)",
         make=folder("{"),
     ),
     Case(
@@ -241,7 +241,7 @@ CASES = (
     Case(
         "a run folder whose card is damaged",
         "eval run",
-        "'run' cannot be used: run/card.json is damaged or was not written by us: no JSON of plain data (…)",
+        "'run' cannot be used: run/card.json is damaged or was not written by uhkd: no JSON of plain data (…)",
         has=("run",),
         make=lambda: write("run/card.json", "{"),
     ),

@@ -27,15 +27,14 @@ CASES = (
     Case(
         "a run folder of a training that was stopped",
         f"{TRAIN} --out stopped",
-        "stopped already exists and is not empty; add --resume to go on with it, or choose another --out",
+        "stopped already exists and is not empty; add --resume to resume it, or choose another --out",
         **STOPPED,
     ),
     Case(
         "going on with a finished run by other words",
         "finetune -c run --out run --resume --lr 0.1",
-        "cannot resume run with another recipe: lr was …, now 0.1; to train on by other words begin a new run from its "
-        "weights: "
-        "--out NEW --start run",
+        "cannot resume run with another recipe: lr was …, now 0.1; to train its weights further by another recipe, start a new "
+        "run: --out NEW --start run",
         has=("run", "images"),
     ),
     Case(
@@ -83,7 +82,7 @@ CASES = (
         "going on from damaged checkpoints",
         GO_ON,
         "no checkpoint in stopped/checkpoints can be used: step-10: tensors.safetensors differs from its "
-        "checksum. Bring one back from a backup, delete the folder to begin anew with --resume, or start "
+        "checksum. Restore one from a backup, delete the folder and start again with --resume, or start "
         "another run with another --out",
         **STOPPED,
         make=lambda: damage("tensors.safetensors"),
@@ -91,29 +90,29 @@ CASES = (
     Case(
         "going on from checkpoints without checksums",
         GO_ON,
-        "no checkpoint in stopped/checkpoints can be used: step-10: …. Bring one back from a backup, delete "
-        "the folder to begin anew with --resume, or start another run with another --out",
+        "no checkpoint in stopped/checkpoints can be used: step-10: …. Restore one from a backup, delete "
+        "the folder and start again with --resume, or start another run with another --out",
         **STOPPED,
         make=lambda: [f.unlink() for f in Path("stopped").rglob("SHA256SUMS")],
     ),
     Case(
         "going on by a damaged recipe",
         GO_ON,
-        "stopped/recipe.yaml is damaged or was not written by us: no YAML of plain data (…)",
+        "stopped/recipe.yaml is damaged or was not written by uhkd: no YAML of plain data (…)",
         **STOPPED,
         make=lambda: write("stopped/recipe.yaml", "{"),
     ),
     Case(
         "going on by a recipe with a tag that does not fit",
         GO_ON,
-        "stopped/recipe.yaml is damaged or was not written by us: no YAML of plain data (…)",
+        "stopped/recipe.yaml is damaged or was not written by uhkd: no YAML of plain data (…)",
         **STOPPED,
         make=lambda: write("stopped/recipe.yaml", "flip: !!bool perhaps\n"),
     ),
     Case(
         "measuring a run that was stopped",
         "eval stopped",
-        "the run 'stopped' is not finished: run its command again with --resume",
+        "the run 'stopped' is not finished; go on with it by its own command and --resume",
         **STOPPED,
     ),
     Case(
