@@ -178,9 +178,9 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
         ),
         (
             {"mixup": 0.3, "erasing": 0.0},
-            "view mixup: the cache has 0.4, asked for is 0.3\n  view erasing: the cache has 0.3",
+            "view mixup: the cache has 0.4, expected 0.3\n  view erasing: the cache has 0.3",
         ),
-        ({"crop": "none"}, "view crop: the cache has 'pad', asked for is 'none'"),
+        ({"crop": "none"}, "view crop: the cache has 'pad', expected 'none'"),
         ({"method": "fitnet"}, "fitnet needs teacher maps; the cache .* holds logits, embedding, spectra"),
         ({"settings": {"radius": 2}}, "5 x 5 coefficients of level 1, stored 3 x 3"),
         (
@@ -189,11 +189,11 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
         ),
         ({"settings": {"form": "amplitude"}}, "channels None, stored 64; form amplitude, stored pairs"),
         ({"teacher": "timm/resnet18"}, "the cache is of .*teacher, asked for is timm/resnet18"),
-        ({"teacher_cache": "nowhere"}, "nowhere holds no stored signals"),
+        ({"teacher_cache": "nowhere"}, "nowhere is not a cache"),
         ({"teacher_views": 4}, "teacher_views: expected at most 3, which .* holds, found 4"),
         (
             {"teacher_levels": ["layer1", "layer2"]},
-            r"teacher levels: the cache has .*, asked for is \['layer1', 'layer2'\]",
+            r"teacher levels: the cache has .*, expected \['layer1', 'layer2'\]",
         ),
         ({"teacher_start": "pretrained"}, "teacher_start: the cache was made with None, asked for is 'pretrained'"),
         ({"teacher_head": "probe"}, "teacher_head: the cache was made with 'auto', asked for is 'probe'"),
@@ -238,7 +238,7 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
         uhkd.distill(**distil_words(tmp_path / "no", teacher=module, teacher_cache=str(cached)))
     card = json.loads((other / "card.json").read_text())
     (other / "card.json").write_text(json.dumps(card | {"mean": [0.1, 0.2, 0.3]}))
-    with pytest.raises(ValueError, match=r"teacher mean: the cache has .*, asked for is \[0\.1, 0\.2, 0\.3\]"):
+    with pytest.raises(ValueError, match=r"teacher mean: the cache has .*, expected \[0\.1, 0\.2, 0\.3\]"):
         uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))
     copy = tmp_path / "copy"
     shutil.copytree(cached, copy)
@@ -262,7 +262,7 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
         tmp_path / "run", data=str(folder), train_limit=None, teacher_cache=str(out), epochs=1, flip=False
     )
     uhkd.distill(**run)
-    other = r"view \d of image \d+ is not the one whose signals .* holds: its file has changed"
+    other = r"view \d of image \d+ differs from the one that the teacher of .* received: the file of the image has changed"
     kept = {file: file.read_bytes() for file in (folder / "4/3.bmp", folder / "4/4.bmp")}  # one of them may be held out
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
@@ -295,7 +295,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     assert main(["cache", "verify", str(copy)]) == 2
     said = capsys.readouterr().err
     assert "view-0001/shard-00002.bin is damaged: record" in said and "view-0002/shard-00000.bin is missing" in said
-    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; make it anew"):
+    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; rewrite only this shard"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy)))
     uhkd.distill(**distil_words(tmp_path / "first", teacher_cache=str(copy), epochs=1))  # the first view is whole
     assert main(["cache", "-c", str(copy), "--out", str(copy)]) == 0
@@ -342,10 +342,10 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
 
 def test_another_recipe_does_not_write_into_a_cache(teacher: Path, cached: Path):
     with pytest.raises(
-        ValueError, match=r"was begun by another recipe(.|\n)*view mixup: the cache has 0\.4, asked for is 0\.0"
+        ValueError, match=r"was begun by another recipe(.|\n)*view mixup: the cache has 0\.4, expected 0\.0"
     ):
         uhkd.cache(**cache_words(teacher, cached, mixup=0.0, allow_weak_teacher=True))
-    with pytest.raises(ValueError, match=r"storage: the cache has 'fp16', asked for is 'int8'"):
+    with pytest.raises(ValueError, match=r"storage: the cache has 'fp16', expected 'int8'"):
         uhkd.cache(**cache_words(teacher, cached, storage="int8", allow_weak_teacher=True))
 
 
@@ -397,7 +397,7 @@ def test_words_on_views_that_are_left_open_are_the_caches(
 
 
 def test_another_precision_does_not_write_into_a_cache(teacher: Path, cached: Path):
-    with pytest.raises(ValueError, match="precision: the cache has 'fp32', asked for is 'bf16'"):
+    with pytest.raises(ValueError, match="precision: the cache has 'fp32', expected 'bf16'"):
         uhkd.cache(**cache_words(teacher, cached, precision="bf16", allow_weak_teacher=True))
 
 

@@ -142,24 +142,24 @@ class CacheWriter:
     def _identity(
         self, network: FeatureExtractor, layout: RecordFormat, teacher: Teacher, augmentation: Augmentation
     ) -> dict[str, Any]:
+        teacher_facts = {
+            "fingerprint": fingerprint(network),
+            "weights": fingerprint(network.module),
+            "levels": network.levels,
+            "mean": network.mean,
+            "std": network.std,
+            "interpolation": network.interpolation,
+            "input size": network.input_size,
+            "options": self.recipe.teacher_options,
+        }
         return identity_of(
-            teacher=fingerprint(network),
-            weights=fingerprint(network.module),
-            reading={
-                "mean": network.mean,
-                "std": network.std,
-                "interpolation": network.interpolation,
-                "input size": network.input_size,
-                "options": self.recipe.teacher_options,
-            },
+            teacher=teacher_facts,
             precision=self.precision,
             data=self.data.fingerprint,
+            classes=len(self.data.classes),
             augmentation=augmentation,
             seed=self.recipe.seed,
-            classes=len(self.data.classes),
             layout=layout,
-            levels=network.levels,
-            target=teacher.ftm and teacher.ftm.target,
             ftm=teacher.ftm,
         )
 
@@ -237,7 +237,7 @@ class CacheWriter:
                 shards.check(shard)
             except CorruptShard as error:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
-                    log_info(f"{str(error).split('; make')[0]}: made anew")
+                    log_info(f"{error.problem}; it is written again")
                     (self.folder / shard.name).unlink(missing_ok=True)
         log_info(check_disk_space(self.folder, shards, self.stored.manifest.layout, self.recipe.views))
 

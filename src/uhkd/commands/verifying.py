@@ -43,7 +43,7 @@ def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
                 checked += shard.stop - shard.start
             except CorruptShard as error:
                 bad.append(error)
-                log_info(f"  {str(error).split('; make')[0]}")
+                log_info(f"  {error.problem}")
     (log_info if bad or arguments.sample else print_result)(
         f"{checked:,} records read, each is what was written"
         if not bad
