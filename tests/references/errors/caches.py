@@ -182,7 +182,8 @@ CASES = (
     Case(
         "a cache of another version",
         TRAIN,
-        "cache/cache.json is of format 1, this version reads 2; create the cache again in a new folder, or use the version of uhkd that wrote it",
+        "cache/cache.json is of format 1, this version reads 2; create the cache again in a new folder, or use the "
+        "version of uhkd that wrote it",
         **HAS,
         make=lambda: manifest(format=1),
     ),
