@@ -116,7 +116,7 @@ def test_teachers_that_are_there_are_not_trained(recipes: Path):
 def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path):
     (recipes / "logs.yaml").write_text((recipes / "vit.yaml").read_text())
     with pytest.raises(
-        RecipeError, match="pairs: logs is the name of a folder of every comparison's own; rename the recipe"
+        RecipeError, match="pairs: logs is the name of a folder in every comparison; rename the recipe"
     ):
         make_plan(asked(recipes, pairs=[str(recipes / "logs.yaml")]), recipes / "out")
 
@@ -159,7 +159,7 @@ BAD = [
     ({"seeds": 0}, "seeds: expected a value >= 1"),
     ({"methods": ["uhkd"], "changes": {"settings": {"radiu": 2}}}, "did you mean 'radius'"),
     ({"variants": {"kd": {"method": "uhkd"}}}, "variants: kd is a method; choose another name"),
-    ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must be a word of letters"),
+    ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must consist of letters"),
     ({"variants": {"x": {"method": "kd", "seed": 7}}}, "variants: x may not say seed"),
     ({"variants": {"x": {"method": "kd", "teacher": "t"}}}, "variants: x may not say teacher"),
     ({"pairs": ["digits/teacher"]}, "pairs: teacher is no recipe of distill"),
@@ -424,7 +424,7 @@ def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: P
     recipe = asked(recipes, methods=["kd", "scratch"], seeds=2)
     plan, board = make_plan(recipe, Path(recipe.out)), TaskStore(Path(recipe.out))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed: often for want of memory"):
+    with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed, often because memory was insufficient"):
         compare(recipe)
     states = {task.name: board.state(task) for task in plan.tasks}
     assert [name for name, state in states.items() if state == "failed"] == ["vit/kd/seed-0", "vit/kd/seed-1"]
