@@ -26,11 +26,12 @@ from uhkd.commands.compare import compare
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
 from uhkd.commands.comparing.queue import TaskStore, work
 from uhkd.commands.comparing.report import write
-from uhkd.commands.comparing.summary import gap, gather, lines, verdicts
+from uhkd.commands.comparing.summary import gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
+from uhkd.reporting.stats import paired_difference
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {
@@ -306,7 +307,7 @@ def test_a_finished_comparison_repeats_nothing_and_may_grow(recipes: Path):
         "uhkd": "lead",
     }
     assert not summary["warnings"], "a method's own balance makes no rows incomparable"
-    with pytest.raises(RecipeError, match=r"was begun by another recipe(.|\n)*epochs was 1, now 2"):
+    with pytest.raises(RecipeError, match=r"belongs to another recipe(.|\n)*epochs was 1, now 2"):
         done(asked(recipes, overrides={"epochs": 2}))
 
 
@@ -590,16 +591,16 @@ def summary_of(**accuracies: list[float]) -> dict[str, Any]:
 
 def test_a_paired_difference_equals_students_t_by_hand():
     ours, theirs = {0: 0.52, 1: 0.55, 2: 0.50}, {0: 0.50, 1: 0.51, 2: 0.49, 3: 0.9}
-    found = gap(ours, theirs)
+    found = paired_difference(ours, theirs)
     gaps = [2.0, 4.0, 1.0]
     assert found is not None and found.seeds == 3
     assert found.mean == pytest.approx(statistics.fmean(gaps))
     assert found.half == pytest.approx(4.302653 * statistics.stdev(gaps) / 3**0.5, rel=1e-6)
     assert found.verdict == "no difference shown"
-    assert gap({0: 0.5}, {1: 0.5}) is None
-    single = gap({0: 0.5}, {0: 0.4})
+    assert paired_difference({0: 0.5}, {1: 0.5}) is None
+    single = paired_difference({0: 0.5}, {0: 0.4})
     assert single is not None and single.half is None and single.verdict == "too few seeds to tell"
-    clear = gap({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.411, 2: 0.42})
+    clear = paired_difference({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.411, 2: 0.42})
     assert clear is not None and clear.verdict == "a difference"
 
 
