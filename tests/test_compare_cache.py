@@ -198,7 +198,7 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
     assert not summary["warnings"] and len(summary["runs"]) == 8
     assert [cache["meant_for"] for cache in summary["caches"]] == [3, 3]
     assert all(cache["bytes"] > 0 and cache["seconds"] > 0 for cache in summary["caches"])
-    assert "6 of 8 runs learned from stored signals" in document(summary, {})
+    assert "6 of 8 runs used stored outputs" in document(summary, {})
     assert "stored signals" not in document(gather(other, live, title="t", part="val", tune=0), {})
 
 
@@ -243,7 +243,7 @@ def test_without_its_cache_a_training_runs_with_the_teacher(recipes: Path, monke
     (cache,) = plan.caches
     assert board.failure(cache.name) == "RuntimeError: the disk is gone"
     assert {board.state(task) for task in plan.tasks} == {"done"} and not any(by_cache(plan, board).values())
-    told = "running with the teacher, not with its stored signals: RuntimeError: the disk is gone"
+    told = "running with the live teacher instead of its cache: RuntimeError: the disk is gone"
     assert told in log(board, "vit/kd/seed-0") and told in log(board, "vit/uhkd/seed-0")
 
 
@@ -289,7 +289,7 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     plan, board = done(recipe)
     (cache,) = plan.caches
     assert "only 0 of 2 trainings could use it" in str(board.failure(cache.name))
-    assert "its views are others: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
+    assert "its views differ: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
     assert not list((board.out / "caches").rglob("*.bin")) and not any(by_cache(plan, board).values())
     same = recipe.model_copy(update={"overrides": recipe.overrides | {"image_size": 8}, "out": str(board.out) + "-8"})
     assert all(by_cache(*done(same)).values())
@@ -309,7 +309,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     work(plan.work, board.out)
     found = by_cache(plan, board)
     assert found["vit/kd/seed-0"] and found["vit/dist/seed-0"] and not found["vit/uhkd/seed-0"]
-    assert "uhkd wants other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
+    assert "uhkd needs other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
     assert found["tune/vit/uhkd/setting-0"] and not found[second]
     assert board.run("vit/uhkd/seed-0").read_recipe()["settings"] == {"uhkd.radius": radius}
 
@@ -336,7 +336,7 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
     shutil.rmtree(board.out / cache.name)
     plan, board = planned(asked(recipes, cache="never"))
     work(plan.work, board.out)
-    assert "which is gone: it begins anew" in log(board, "vit/kd/seed-0")
+    assert "is gone: it starts again from the first epoch" in log(board, "vit/kd/seed-0")
     assert by_cache(plan, board) == {"vit/kd/seed-0": False, "vit/uhkd/seed-0": True}
 
 

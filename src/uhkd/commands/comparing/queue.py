@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
-from uhkd.commands.comparing.serving import invalidate, is_complete, resolve_cache, store
+from uhkd.commands.comparing.serving import create_cache, invalidate, is_complete, resolve_cache
 from uhkd.data import usable_cores
 from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
@@ -171,7 +171,7 @@ class TaskStore:
 
         folder = self.run(task.name)
         if task.serves:
-            store(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
+            create_cache(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
         elif not folder.result.is_file():
             if folder.path.exists() and not folder.started():  # killed while it created its first file
                 shutil.rmtree(folder.path)
