@@ -242,7 +242,7 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
         uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))
     copy = tmp_path / "copy"
     shutil.copytree(cached, copy)
-    with pytest.raises(ValueError, match=r"begun by another recipe(.|\n)*teacher mean: the cache has"):
+    with pytest.raises(ValueError, match=r"a cache of another recipe(.|\n)*teacher mean: the cache has"):
         uhkd.cache(**cache_words(other, copy, views=4, allow_weak_teacher=True))
 
 
@@ -294,7 +294,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     gone.unlink()
     assert main(["cache", "verify", str(copy)]) == 2
     said = capsys.readouterr().err
-    assert "view-0001/shard-00002.bin is damaged: record" in said and "view-0002/shard-00000.bin is missing" in said
+    assert "view-0001/shard-00002.bin is damaged: the checksum of record" in said and "view-0002/shard-00000.bin is missing" in said
     with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; rewrite only this shard"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy)))
     uhkd.distill(**distil_words(tmp_path / "first", teacher_cache=str(copy), epochs=1))  # the first view is whole
@@ -305,7 +305,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     }
     assert touched == {flipped.name + str(flipped.parent), gone.name + str(gone.parent)}
     assert main(["cache", "verify", str(copy), "--sample", "20"]) == 0
-    assert "20 records made anew: views equal to the bit, signals to rounding" in capsys.readouterr().out
+    assert "20 records recomputed: views are bit-equal, outputs equal up to rounding" in capsys.readouterr().out
 
 
 def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: Path, tmp_path: Path):
@@ -315,7 +315,7 @@ def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: 
     broken = bytearray(file.read_bytes())
     broken[5000] ^= 1
     file.write_bytes(broken)
-    with pytest.raises(ValueError, match=r"shard-00001\.bin is damaged: record \d+ \(image \d+ of view 0\)"):
+    with pytest.raises(ValueError, match=r"shard-00001\.bin is damaged: the checksum of record \d+ \(image \d+ of view 0\)"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy), epochs=1, batch_size=100))
 
 
@@ -342,7 +342,7 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
 
 def test_another_recipe_does_not_write_into_a_cache(teacher: Path, cached: Path):
     with pytest.raises(
-        ValueError, match=r"was begun by another recipe(.|\n)*view mixup: the cache has 0\.4, expected 0\.0"
+        ValueError, match=r"is a cache of another recipe(.|\n)*view mixup: the cache has 0\.4, expected 0\.0"
     ):
         uhkd.cache(**cache_words(teacher, cached, mixup=0.0, allow_weak_teacher=True))
     with pytest.raises(ValueError, match=r"storage: the cache has 'fp16', expected 'int8'"):
@@ -416,7 +416,7 @@ def test_a_refusal_for_room_leaves_a_cache_as_it_was(
 def test_a_run_that_was_begun_is_not_taken_for_a_cache(teacher: Path, tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     run.begin({"verb": "distill", "student": "x"})
-    with pytest.raises(ValueError, match="already exists and holds no cache"):
+    with pytest.raises(ValueError, match="already exists and is not a cache"):
         uhkd.cache(**cache_words(teacher, run.path))
     assert run.read_recipe()["student"] == "x"
 
@@ -426,11 +426,11 @@ def test_folders_of_others_and_full_disks_are_refused_before_work(
 ):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="already exists and holds no cache"):
+    with pytest.raises(ValueError, match="already exists and is not a cache"):
         uhkd.cache(**cache_words(teacher, tmp_path / "mine"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"1\.0 KB free, and [\d.]+ .?B are to be written: fewer --views"):
+    with pytest.raises(ValueError, match=r"1\.0 KB free, but [\d.]+ .?B must be written; use fewer --views"):
         uhkd.cache(**cache_words(teacher, tmp_path / "full", allow_weak_teacher=True))
     assert not list((tmp_path / "full").glob("view-*/*"))
 

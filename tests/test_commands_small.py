@@ -75,7 +75,7 @@ def test_doctor_runs_every_check_and_shows_what_it_found(
     found = {finding.topic: finding for finding in diagnosis.findings}
     assert list(found) == list(doctor.CHECKS)
     assert f"timm {importlib.metadata.version('timm')}" in found["packages"].found
-    assert found["torch and torchvision"].found.endswith("fit together")
+    assert found["torch and torchvision"].found.endswith("are compatible")
     assert not [finding for finding in diagnosis.findings if "cannot tell" in finding.found]
     assert all(bool(finding.advice) == (finding.state != "ok") for finding in diagnosis.findings)
     assert diagnosis.environment["torch_version"] == torch.__version__
@@ -102,7 +102,7 @@ def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("torch.utils.collect_env.get_env_info", broken_environment)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "cannot tell: RuntimeError: driver too old" in said and "more lines" not in said
+    assert "check failed: RuntimeError: driver too old" in said and "more lines" not in said
     assert "fault: disk: make room\n1 fault, 1 warning\n" in said
 
 

@@ -163,8 +163,8 @@ BAD = [
     ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must consist of letters"),
     ({"variants": {"x": {"method": "kd", "seed": 7}}}, "variants: x may not say seed"),
     ({"variants": {"x": {"method": "kd", "teacher": "t"}}}, "variants: x may not say teacher"),
-    ({"pairs": ["digits/teacher"]}, "pairs: teacher is no recipe of distill"),
-    ({"teachers": ["digits/vit"]}, "teachers: digits/vit is no recipe of finetune"),
+    ({"pairs": ["digits/teacher"]}, "pairs: teacher is not a recipe of distill"),
+    ({"teachers": ["digits/vit"]}, "teachers: digits/vit is not a recipe of finetune"),
     ({"teachers": ["runs/nowhere"]}, "teacher: unknown model 'runs/nowhere'"),
     ({"methods": ["kd"], "tune": 2, "changes": {"min_lr": 0.0009}}, "setting tried"),
 ]
@@ -326,7 +326,7 @@ def test_a_part_that_the_data_lacks_is_missed_before_anything_is_trained(recipes
     labels = np.arange(40) % 2
     np.savez(arrays, train_images=np.zeros((40, 8, 8, 3), np.uint8), train_labels=labels)
     recipe = asked(recipes, data=str(arrays), split="test")
-    with pytest.raises(ValueError, match="data small has no test part; leave out --split test"):
+    with pytest.raises(ValueError, match="data small has no test split; leave out --split test"):
         compare(recipe)
     assert not list(Path(recipe.out).rglob("result.json"))
 
@@ -665,6 +665,6 @@ def test_from_the_command_line_to_all_files(recipes: Path, capfd: pytest.Capture
     (out / "compare.md").unlink()
     assert main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out)]) == 0 and (out / "compare.md").is_file()
     said = capfd.readouterr().err
-    assert "warning: the page of the comparison was not written: " in said and "is no report of ours" in said
+    assert "warning: report.html was not written: " in said and "is no report of ours" in said
     assert main(["compare", "-c", str(file), "--methods", "kd", "--seeds", "x", "--out", str(out)]) == 2
     assert "seeds: expected a whole number, found 'x'" in capfd.readouterr().err

@@ -126,8 +126,8 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
         "scratch": "need no teacher",
         "fitnet": "read the teacher's maps",
         "spectralkd": "read the teacher's maps",
-        "twin_a": "want targets that a cache does not hold",
-        "r2": "want other spectra",
+        "twin_a": "need targets that a cache cannot store",
+        "r2": "need other spectra",
     }
     served = {name for cache in plan.caches for name in cache.serves}
     assert {task.name for task in plan.tasks if task.cache} == served
@@ -210,7 +210,7 @@ def test_the_command_tells_of_caches_and_its_table_outlives_them(recipes: Path, 
         "2 caches serve 4 of 8 students (view seeds 0, 1); of the others 2 need no teacher, 2 read the teacher's maps"
     )
     assert told in said and "9 trainings (8 cells of the table" in said and "[9/9]" in said
-    assert said.count("the teacher's signals are stored") == 2
+    assert said.count("the teacher outputs are stored") == 2
     shutil.rmtree(Path(recipe.out) / "caches")
     again = compare(recipe)
     assert again == first and not (Path(recipe.out) / "caches").exists()

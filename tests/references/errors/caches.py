@@ -141,7 +141,7 @@ CASES = (
     Case(
         "checking a cache with a damaged shard",
         "cache verify cache --sample 0",
-        "shards of cache that are damaged or missing: 1 (named above); make them anew, and them alone, with: "
+        "shards of cache that are damaged or missing: 1 (named above); rewrite only these with: "
         "uhkd cache -c cache --out cache",
         **HAS,
         make=lambda: flip(SHARD, 99),
@@ -162,7 +162,7 @@ CASES = (
     Case(
         "checking a cache against another teacher",
         "cache verify cache --device cpu --teacher run",
-        "the teacher is not that of cache: teacher: the cache has '…', expected '…'",
+        "the teacher differs from that of cache: teacher: the cache has '…', expected '…'",
         has=("cache", "run"),
     ),
     Case(
@@ -197,7 +197,7 @@ CASES = (
     Case(
         "a cache into a folder of something else",
         f"{CACHE} {DIGITS} --out images",
-        "images already exists and holds no cache; please choose another --out",
+        "images already exists and is not a cache; choose another --out",
         has=("images", "teacher"),
     ),
     Case(
@@ -210,13 +210,13 @@ CASES = (
     Case(
         "a cache into a run folder",
         f"{CACHE} {DIGITS} --out teacher",
-        "teacher already exists and holds no cache; please choose another --out",
+        "teacher already exists and is not a cache; choose another --out",
         has=("teacher",),
     ),
     Case(
         "going on with a cache by other words",
         f"{STORE} --seed 3 --mixup 0.2",
-        "cache was begun by another recipe; choose another --out, or say what it says (-c cache):\n"
+        "cache is a cache of another recipe; choose another --out, or use its recipe (-c cache):\n"
         "  view mixup: the cache has 0.0, expected 0.2\n"
         "  view seed: the cache has 0, expected 3",
         **BOTH,

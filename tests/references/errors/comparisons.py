@@ -87,7 +87,7 @@ CASES = (
     compare(
         "a test part that is not there",
         "--data images --split test --methods scratch",
-        "data images has no test part; leave out --split test to compare on the held-out part",
+        "data images has no test split; leave out --split test to compare on the held-out split",
         has=("teacher", "images"),
     ),
     compare(
