@@ -262,7 +262,9 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
         tmp_path / "run", data=str(folder), train_limit=None, teacher_cache=str(out), epochs=1, flip=False
     )
     uhkd.distill(**run)
-    other = r"view \d of image \d+ differs from the one that the teacher of .* received: the file of the image has changed"
+    other = (
+        r"view \d of image \d+ differs from the one that the teacher of .* received: the file of the image has changed"
+    )
     kept = {file: file.read_bytes() for file in (folder / "4/3.bmp", folder / "4/4.bmp")}  # one of them may be held out
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
@@ -294,7 +296,10 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     gone.unlink()
     assert main(["cache", "verify", str(copy)]) == 2
     said = capsys.readouterr().err
-    assert "view-0001/shard-00002.bin is damaged: the checksum of record" in said and "view-0002/shard-00000.bin is missing" in said
+    assert (
+        "view-0001/shard-00002.bin is damaged: the checksum of record" in said
+        and "view-0002/shard-00000.bin is missing" in said
+    )
     with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; rewrite only this shard"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy)))
     uhkd.distill(**distil_words(tmp_path / "first", teacher_cache=str(copy), epochs=1))  # the first view is whole
@@ -315,7 +320,9 @@ def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: 
     broken = bytearray(file.read_bytes())
     broken[5000] ^= 1
     file.write_bytes(broken)
-    with pytest.raises(ValueError, match=r"shard-00001\.bin is damaged: the checksum of record \d+ \(image \d+ of view 0\)"):
+    with pytest.raises(
+        ValueError, match=r"shard-00001\.bin is damaged: the checksum of record \d+ \(image \d+ of view 0\)"
+    ):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy), epochs=1, batch_size=100))
 
 

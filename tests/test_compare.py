@@ -116,9 +116,7 @@ def test_teachers_that_are_there_are_not_trained(recipes: Path):
 
 def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path):
     (recipes / "logs.yaml").write_text((recipes / "vit.yaml").read_text())
-    with pytest.raises(
-        RecipeError, match="pairs: logs is the name of a folder in every comparison; rename the recipe"
-    ):
+    with pytest.raises(RecipeError, match="pairs: logs is the name of a folder in every comparison; rename the recipe"):
         make_plan(asked(recipes, pairs=[str(recipes / "logs.yaml")]), recipes / "out")
 
 
