@@ -27,14 +27,14 @@ _SLACK = {"bf16": 2e-2, "fp32": 1e-3}
 def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
     """Compare every shard with its checksums; recompute a sample: views must be bit-equal, outputs equal up to rounding.
 
-    Returns the number of records read and recomputed, and by how much the outputs of each field exceed the rounding of storage.
+    Returns:
+        The number of records read and recomputed, and by how much the outputs of each field exceed the rounding of storage.
 
     Raises:
         UhkdError: shards or records differ; all of them are named.
     """
     stored = TeacherCache(arguments.cache)
-    bad = 0
-    checked = 0
+    bad, checked = 0, 0
     for view in range(stored.manifest.views):
         for shard in stored.shards.of_view(view):
             try:
@@ -44,14 +44,13 @@ def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
                 bad += 1
                 log_info(f"  {error.problem}")
     if bad:
-        log_info(f"shards that are damaged or missing: {bad}")
         raise UhkdError(
             f"shards of {stored.folder} that are damaged or missing: {bad} (named above); rewrite only these with: "
             f"uhkd cache -c {stored.folder} --out {stored.folder}"
         )
     (log_info if arguments.sample else print_result)(f"{checked:,} records read, all checksums are correct")
-    beyond = _compare_sample(stored, arguments) if arguments.sample else {}
-    return {"records": checked, "sample": arguments.sample, "beyond_rounding": beyond}
+    excess = _compare_sample(stored, arguments) if arguments.sample else {}
+    return {"records": checked, "sample": arguments.sample, "beyond_rounding": excess}
 
 
 def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[str, float]:
@@ -92,8 +91,8 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
         recorded = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, rows)))
         pairs = zip(manifest.layout.tolerance(live), manifest.layout.tolerance(recorded), strict=True)
         for (name, x, allowed), (_, y, _) in pairs:
-            beyond = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
-            worst[name] = max(worst.get(name, 0.0), float(beyond))
+            excess = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
+            worst[name] = max(worst.get(name, 0.0), float(excess))
     if other_views:
         raise UhkdError(
             f"{len(other_views)} of {arguments.sample} views differ from those that the teacher received "
