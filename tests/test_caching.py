@@ -332,7 +332,7 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
     stored = TeacherCache(copy)
     for shard in stored.shards.of_view(0):  # whole by their checksums, and wrong
         rows = stored.shards.read(0, np.arange(shard.start, shard.stop)).copy()
-        sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
+        sums = stored.shards.checksums(0, np.arange(shard.start, shard.stop))
         rows[:, :20] = torch.full((len(rows), 10), 3.0).half().view(torch.uint8).numpy()
         (copy / shard.name).write_bytes(stored.shards.encode(0, shard.start, sums, rows))
     from uhkd.commands import verify_cache
