@@ -338,12 +338,12 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
     from uhkd.commands import verify_cache
     from uhkd.recipe.arguments import VerifyArguments
 
-    with pytest.raises(ValueError, match="logits of 64 records differ from what the teacher says now"):
+    with pytest.raises(ValueError, match="logits of 64 records differ from the current teacher outputs"):
         verify_cache(VerifyArguments(cache=str(copy), device="cpu"))
     other = tmp_path / "other"
     words = TINY | {"image_size": 16, "batch_size": 20, "epochs": 1, "seed": 1}
     uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 70]}, out=other, **words)
-    with pytest.raises(ValueError, match="the teacher is not that of"):
+    with pytest.raises(ValueError, match="the teacher differs from that of"):
         verify_cache(VerifyArguments(cache=str(cached), teacher=str(other), device="cpu"))
 
 
