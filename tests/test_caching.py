@@ -181,9 +181,9 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
         ),
         (
             {"mixup": 0.3, "erasing": 0.0},
-            "view mixup: the cache has 0.4, asked for is 0.3\n  view erasing: the cache has 0.3",
+            "view mixup: the cache has 0.4, expected 0.3\n  view erasing: the cache has 0.3",
         ),
-        ({"crop": "none"}, "view crop: the cache has 'pad', asked for is 'none'"),
+        ({"crop": "none"}, "view crop: the cache has 'pad', expected 'none'"),
         ({"method": "fitnet"}, "fitnet needs teacher maps; the cache .* holds logits, embedding, spectra"),
         ({"settings": {"radius": 2}}, "5 x 5 coefficients of level 1, stored 3 x 3"),
         (
@@ -192,11 +192,11 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
         ),
         ({"settings": {"form": "amplitude"}}, "channels None, stored 64; form amplitude, stored pairs"),
         ({"teacher": "timm/resnet18"}, "the cache is of .*teacher, asked for is timm/resnet18"),
-        ({"teacher_cache": "nowhere"}, "nowhere holds no stored signals"),
+        ({"teacher_cache": "nowhere"}, "nowhere is not a cache"),
         ({"teacher_views": 4}, "teacher_views: expected at most 3, which .* holds, found 4"),
         (
             {"teacher_levels": ["layer1", "layer2"]},
-            r"teacher levels: the cache has .*, asked for is \['layer1', 'layer2'\]",
+            r"teacher levels: the cache has .*, expected \['layer1', 'layer2'\]",
         ),
         ({"teacher_start": "pretrained"}, "teacher_start: the cache was made with None, asked for is 'pretrained'"),
         ({"teacher_head": "probe"}, "teacher_head: the cache was made with 'auto', asked for is 'probe'"),
@@ -241,11 +241,11 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
         uhkd.distill(**distil_words(tmp_path / "no", teacher=module, teacher_cache=str(cached)))
     card = json.loads((other / "card.json").read_text())
     (other / "card.json").write_text(json.dumps(card | {"mean": [0.1, 0.2, 0.3]}))
-    with pytest.raises(ValueError, match=r"teacher mean: the cache has .*, asked for is \[0\.1, 0\.2, 0\.3\]"):
+    with pytest.raises(ValueError, match=r"teacher mean: the cache has .*, expected \[0\.1, 0\.2, 0\.3\]"):
         uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))
     copy = tmp_path / "copy"
     shutil.copytree(cached, copy)
-    with pytest.raises(ValueError, match=r"begun by another recipe(.|\n)*teacher mean: the cache has"):
+    with pytest.raises(ValueError, match=r"a cache of another recipe(.|\n)*teacher mean: the cache has"):
         uhkd.cache(**cache_words(other, copy, views=4, allow_weak_teacher=True))
 
 
@@ -265,7 +265,9 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
         tmp_path / "run", data=str(folder), train_limit=None, teacher_cache=str(out), epochs=1, flip=False
     )
     uhkd.distill(**run)
-    other = r"view \d of image \d+ is not the one whose signals .* holds: its file has changed"
+    other = (
+        r"view \d of image \d+ differs from the one that the teacher of .* received: the file of the image has changed"
+    )
     kept = {file: file.read_bytes() for file in (folder / "4/3.bmp", folder / "4/4.bmp")}  # one of them may be held out
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
@@ -297,8 +299,11 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     gone.unlink()
     assert main(["cache", "verify", str(copy)]) == 2
     said = capsys.readouterr().err
-    assert "view-0001/shard-00002.bin is damaged: record" in said and "view-0002/shard-00000.bin is missing" in said
-    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; make it anew"):
+    assert (
+        "view-0001/shard-00002.bin is damaged: the checksum of record" in said
+        and "view-0002/shard-00000.bin is missing" in said
+    )
+    with pytest.raises(ValueError, match=r"view-0002/shard-00000\.bin is missing; rewrite only this shard"):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy)))
     uhkd.distill(**distil_words(tmp_path / "first", teacher_cache=str(copy), epochs=1))  # the first view is whole
     assert main(["cache", "-c", str(copy), "--out", str(copy)]) == 0
@@ -308,7 +313,7 @@ def test_damaged_and_missing_shards_are_named_and_made_anew_alone(
     }
     assert touched == {flipped.name + str(flipped.parent), gone.name + str(gone.parent)}
     assert main(["cache", "verify", str(copy), "--sample", "20"]) == 0
-    assert "20 records made anew: views equal to the bit, signals to rounding" in capsys.readouterr().out
+    assert "20 records recomputed: views are bit-equal, outputs equal up to rounding" in capsys.readouterr().out
 
 
 def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: Path, tmp_path: Path):
@@ -318,7 +323,9 @@ def test_a_bit_that_flips_while_a_student_learns_stops_it_with_the_name(cached: 
     broken = bytearray(file.read_bytes())
     broken[5000] ^= 1
     file.write_bytes(broken)
-    with pytest.raises(ValueError, match=r"shard-00001\.bin is damaged: record \d+ \(image \d+ of view 0\)"):
+    with pytest.raises(
+        ValueError, match=r"shard-00001\.bin is damaged: the checksum of record \d+ \(image \d+ of view 0\)"
+    ):
         uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(copy), epochs=1, batch_size=100))
 
 
@@ -328,27 +335,27 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
     stored = TeacherCache(copy)
     for shard in stored.shards.of_view(0):  # whole by their checksums, and wrong
         rows = stored.shards.read(0, np.arange(shard.start, shard.stop)).copy()
-        sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
+        sums = stored.shards.checksums(0, np.arange(shard.start, shard.stop))
         rows[:, :20] = torch.full((len(rows), 10), 3.0).half().view(torch.uint8).numpy()
         (copy / shard.name).write_bytes(stored.shards.encode(0, shard.start, sums, rows))
     from uhkd.commands import verify_cache
     from uhkd.recipe.arguments import VerifyArguments
 
-    with pytest.raises(ValueError, match="logits of 64 records differ from what the teacher says now"):
+    with pytest.raises(ValueError, match="logits of 64 records differ from the current teacher outputs"):
         verify_cache(VerifyArguments(cache=str(copy), device="cpu"))
     other = tmp_path / "other"
     words = TINY | {"image_size": 16, "batch_size": 20, "epochs": 1, "seed": 1}
     uhkd.finetune(model="uhkd/resnet10", options={"channels": [8, 12, 16, 70]}, out=other, **words)
-    with pytest.raises(ValueError, match="the teacher is not that of"):
+    with pytest.raises(ValueError, match="the teacher differs from that of"):
         verify_cache(VerifyArguments(cache=str(cached), teacher=str(other), device="cpu"))
 
 
 def test_another_recipe_does_not_write_into_a_cache(teacher: Path, cached: Path):
     with pytest.raises(
-        ValueError, match=r"was begun by another recipe(.|\n)*view mixup: the cache has 0\.4, asked for is 0\.0"
+        ValueError, match=r"is a cache of another recipe(.|\n)*view mixup: the cache has 0\.4, expected 0\.0"
     ):
         uhkd.cache(**cache_words(teacher, cached, mixup=0.0, allow_weak_teacher=True))
-    with pytest.raises(ValueError, match=r"storage: the cache has 'fp16', asked for is 'int8'"):
+    with pytest.raises(ValueError, match=r"storage: the cache has 'fp16', expected 'int8'"):
         uhkd.cache(**cache_words(teacher, cached, storage="int8", allow_weak_teacher=True))
 
 
@@ -400,7 +407,7 @@ def test_words_on_views_that_are_left_open_are_the_caches(
 
 
 def test_another_precision_does_not_write_into_a_cache(teacher: Path, cached: Path):
-    with pytest.raises(ValueError, match="precision: the cache has 'fp32', asked for is 'bf16'"):
+    with pytest.raises(ValueError, match="precision: the cache has 'fp32', expected 'bf16'"):
         uhkd.cache(**cache_words(teacher, cached, precision="bf16", allow_weak_teacher=True))
 
 
@@ -419,7 +426,7 @@ def test_a_refusal_for_room_leaves_a_cache_as_it_was(
 def test_a_run_that_was_begun_is_not_taken_for_a_cache(teacher: Path, tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     run.begin({"verb": "distill", "student": "x"})
-    with pytest.raises(ValueError, match="already exists and holds no cache"):
+    with pytest.raises(ValueError, match="already exists and is not a cache"):
         uhkd.cache(**cache_words(teacher, run.path))
     assert run.read_recipe()["student"] == "x"
 
@@ -429,11 +436,11 @@ def test_folders_of_others_and_full_disks_are_refused_before_work(
 ):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="already exists and holds no cache"):
+    with pytest.raises(ValueError, match="already exists and is not a cache"):
         uhkd.cache(**cache_words(teacher, tmp_path / "mine"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"1\.0 KB free, and [\d.]+ .?B are to be written: fewer --views"):
+    with pytest.raises(ValueError, match=r"1\.0 KB free, but [\d.]+ .?B must be written; use fewer --views"):
         uhkd.cache(**cache_words(teacher, tmp_path / "full", allow_weak_teacher=True))
     assert not list((tmp_path / "full").glob("view-*/*"))
 

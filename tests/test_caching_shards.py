@@ -102,5 +102,5 @@ def test_a_pixel_that_changed_is_noticed(place: Path, tmp_path: Path):
         tmp_path / "t" / "train-0.tar", [m for n in range(40) for m in sample(n + (n == 7) * 100, 4, key=f"{n:06d}")]
     )
     write_shards(tmp_path / "t", (8,), "val", first=100)
-    with pytest.raises(ValueError, match="is not the one whose signals"):
+    with pytest.raises(ValueError, match="differs from the one that the teacher of"):
         distil(place, tmp_path / "t", tmp_path / "run", epochs=2)

@@ -75,7 +75,7 @@ def test_doctor_runs_every_check_and_shows_what_it_found(
     found = {finding.topic: finding for finding in diagnosis.findings}
     assert list(found) == list(doctor.CHECKS)
     assert f"timm {importlib.metadata.version('timm')}" in found["packages"].found
-    assert found["torch and torchvision"].found.endswith("fit together")
+    assert found["torch and torchvision"].found.endswith("are compatible")
     assert not [finding for finding in diagnosis.findings if "cannot tell" in finding.found]
     assert all(bool(finding.advice) == (finding.state != "ok") for finding in diagnosis.findings)
     assert diagnosis.environment["torch_version"] == torch.__version__
@@ -102,7 +102,7 @@ def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("torch.utils.collect_env.get_env_info", broken_environment)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "cannot tell: RuntimeError: driver too old" in said and "more lines" not in said
+    assert "check failed: RuntimeError: driver too old" in said and "more lines" not in said
     assert "fault: disk: make room\n1 fault, 1 warning\n" in said
 
 
@@ -184,7 +184,7 @@ def test_doctor_finds_packages_that_are_missing_or_too_old(monkeypatch: pytest.M
     requires = importlib.metadata.requires
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines if name == "uhkd" else requires(name))
     finding = doctor.packages()
-    assert finding.state == "fault" and finding.found.startswith(f"pillow {pillow}, needed is >=1000; no-such-package ")
+    assert finding.state == "fault" and finding.found.startswith(f"pillow {pillow}, required is >=1000; no-such-package ")
     assert finding.advice == 'pip install "pillow>=1000" "no-such-package>=1" "torchao>=1000"'
     lines[2] = "numpy>=1"
     assert doctor.packages().state == "warning"

@@ -26,11 +26,12 @@ from uhkd.commands.compare import compare
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
 from uhkd.commands.comparing.queue import TaskStore, work
 from uhkd.commands.comparing.report import write
-from uhkd.commands.comparing.summary import gap, gather, lines, verdicts
+from uhkd.commands.comparing.summary import gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.tuning import changes_tried
 from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
+from uhkd.reporting.stats import paired_difference
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {
@@ -115,9 +116,7 @@ def test_teachers_that_are_there_are_not_trained(recipes: Path):
 
 def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path):
     (recipes / "logs.yaml").write_text((recipes / "vit.yaml").read_text())
-    with pytest.raises(
-        RecipeError, match="pairs: logs is the name of a folder of every comparison's own; rename the recipe"
-    ):
+    with pytest.raises(RecipeError, match="pairs: logs is the name of a folder in every comparison; rename the recipe"):
         make_plan(asked(recipes, pairs=[str(recipes / "logs.yaml")]), recipes / "out")
 
 
@@ -159,11 +158,11 @@ BAD = [
     ({"seeds": 0}, "seeds: expected a value >= 1"),
     ({"methods": ["uhkd"], "changes": {"settings": {"radiu": 2}}}, "did you mean 'radius'"),
     ({"variants": {"kd": {"method": "uhkd"}}}, "variants: kd is a method; choose another name"),
-    ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must be a word of letters"),
+    ({"variants": {"../up": {"method": "kd"}}}, "variants: '../up' must consist of letters"),
     ({"variants": {"x": {"method": "kd", "seed": 7}}}, "variants: x cannot set seed"),
     ({"variants": {"x": {"method": "kd", "teacher": "t"}}}, "variants: x cannot set teacher"),
-    ({"pairs": ["digits/teacher"]}, "pairs: teacher is no recipe of distill"),
-    ({"teachers": ["digits/vit"]}, "teachers: digits/vit is no recipe of finetune"),
+    ({"pairs": ["digits/teacher"]}, "pairs: teacher is not a recipe of distill"),
+    ({"teachers": ["digits/vit"]}, "teachers: digits/vit is not a recipe of finetune"),
     ({"teachers": ["runs/nowhere"]}, "teacher: unknown model 'runs/nowhere'"),
     ({"methods": ["kd"], "tune": 2, "changes": {"min_lr": 0.0009}}, "setting tried"),
 ]
@@ -306,7 +305,7 @@ def test_a_finished_comparison_repeats_nothing_and_may_grow(recipes: Path):
         "uhkd": "lead",
     }
     assert not summary["warnings"], "a method's own balance makes no rows incomparable"
-    with pytest.raises(RecipeError, match=r"was begun by another recipe(.|\n)*epochs was 1, now 2"):
+    with pytest.raises(RecipeError, match=r"belongs to another recipe(.|\n)*epochs was 1, now 2"):
         done(asked(recipes, overrides={"epochs": 2}))
 
 
@@ -325,7 +324,7 @@ def test_a_part_that_the_data_lacks_is_missed_before_anything_is_trained(recipes
     labels = np.arange(40) % 2
     np.savez(arrays, train_images=np.zeros((40, 8, 8, 3), np.uint8), train_labels=labels)
     recipe = asked(recipes, data=str(arrays), split="test")
-    with pytest.raises(ValueError, match="data small has no test part; leave out --split test"):
+    with pytest.raises(ValueError, match="data small has no test split; leave out --split test"):
         compare(recipe)
     assert not list(Path(recipe.out).rglob("result.json"))
 
@@ -349,11 +348,11 @@ def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
     told = gather(plan, board, title="t", part="val", tune=0)
     assert told["warnings"] == [
         "vit/scratch/seed-1 differs from other runs of vit in data_fingerprint",
-        "runs of vit learned from 2 different teachers",
+        "runs of vit have 2 different teachers",
     ]
     assert len(told["runs"]) == 6
     write(board.out, told)
-    assert "**warning: runs of vit learned from 2 different teachers**" in (board.out / "compare.md").read_text()
+    assert "**warning: runs of vit have 2 different teachers**" in (board.out / "compare.md").read_text()
 
 
 def test_two_workers_share_the_work(recipes: Path):
@@ -424,7 +423,7 @@ def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: P
     recipe = asked(recipes, methods=["kd", "scratch"], seeds=2)
     plan, board = make_plan(recipe, Path(recipe.out)), TaskStore(Path(recipe.out))
     monkeypatch.setenv("PYTHONPATH", str(site))
-    with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed: often for want of memory"):
+    with pytest.raises(ValueError, match=r"2 of 5 trainings failed(.|\n)*code -9 \(killed, often because memory"):
         compare(recipe)
     states = {task.name: board.state(task) for task in plan.tasks}
     assert [name for name, state in states.items() if state == "failed"] == ["vit/kd/seed-0", "vit/kd/seed-1"]
@@ -590,16 +589,16 @@ def summary_of(**accuracies: list[float]) -> dict[str, Any]:
 
 def test_a_paired_difference_equals_students_t_by_hand():
     ours, theirs = {0: 0.52, 1: 0.55, 2: 0.50}, {0: 0.50, 1: 0.51, 2: 0.49, 3: 0.9}
-    found = gap(ours, theirs)
+    found = paired_difference(ours, theirs)
     gaps = [2.0, 4.0, 1.0]
     assert found is not None and found.seeds == 3
     assert found.mean == pytest.approx(statistics.fmean(gaps))
     assert found.half == pytest.approx(4.302653 * statistics.stdev(gaps) / 3**0.5, rel=1e-6)
     assert found.verdict == "no difference shown"
-    assert gap({0: 0.5}, {1: 0.5}) is None
-    single = gap({0: 0.5}, {0: 0.4})
+    assert paired_difference({0: 0.5}, {1: 0.5}) is None
+    single = paired_difference({0: 0.5}, {0: 0.4})
     assert single is not None and single.half is None and single.verdict == "too few seeds to tell"
-    clear = gap({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.411, 2: 0.42})
+    clear = paired_difference({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.411, 2: 0.42})
     assert clear is not None and clear.verdict == "a difference"
 
 
@@ -664,6 +663,6 @@ def test_from_the_command_line_to_all_files(recipes: Path, capfd: pytest.Capture
     (out / "compare.md").unlink()
     assert main(["compare", "-c", str(file), "--seeds", "1", "--out", str(out)]) == 0 and (out / "compare.md").is_file()
     said = capfd.readouterr().err
-    assert "warning: the page of the comparison was not written: " in said and "is not a report of uhkd" in said
+    assert "warning: report.html was not written: " in said and "is not a report of uhkd" in said
     assert main(["compare", "-c", str(file), "--methods", "kd", "--seeds", "x", "--out", str(out)]) == 2
     assert "seeds: expected a whole number, found 'x'" in capfd.readouterr().err

@@ -126,8 +126,8 @@ def test_who_reads_only_what_can_be_stored_shares_a_cache(recipes: Path):
         "scratch": "need no teacher",
         "fitnet": "read the teacher's maps",
         "spectralkd": "read the teacher's maps",
-        "twin_a": "want targets that a cache does not hold",
-        "r2": "want other spectra",
+        "twin_a": "need targets that a cache cannot store",
+        "r2": "need other spectra",
     }
     served = {name for cache in plan.caches for name in cache.serves}
     assert {task.name for task in plan.tasks if task.cache} == served
@@ -198,7 +198,7 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
     assert not summary["warnings"] and len(summary["runs"]) == 8
     assert [cache["meant_for"] for cache in summary["caches"]] == [3, 3]
     assert all(cache["bytes"] > 0 and cache["seconds"] > 0 for cache in summary["caches"])
-    assert "6 of 8 runs learned from stored signals" in document(summary, {})
+    assert "6 of 8 runs used stored outputs" in document(summary, {})
     assert "stored signals" not in document(gather(other, live, title="t", part="val", tune=0), {})
 
 
@@ -210,7 +210,7 @@ def test_the_command_tells_of_caches_and_its_table_outlives_them(recipes: Path, 
         "2 caches serve 4 of 8 students (view seeds 0, 1); of the others 2 need no teacher, 2 read the teacher's maps"
     )
     assert told in said and "9 trainings (8 cells of the table" in said and "[9/9]" in said
-    assert said.count("the teacher's signals are stored") == 2
+    assert said.count("the teacher outputs are stored") == 2
     shutil.rmtree(Path(recipe.out) / "caches")
     again = compare(recipe)
     assert again == first and not (Path(recipe.out) / "caches").exists()
@@ -243,7 +243,7 @@ def test_without_its_cache_a_training_runs_with_the_teacher(recipes: Path, monke
     (cache,) = plan.caches
     assert board.failure(cache.name) == "RuntimeError: the disk is gone"
     assert {board.state(task) for task in plan.tasks} == {"done"} and not any(by_cache(plan, board).values())
-    told = "running with the teacher, not with its stored signals: RuntimeError: the disk is gone"
+    told = "running with the live teacher instead of its cache: RuntimeError: the disk is gone"
     assert told in log(board, "vit/kd/seed-0") and told in log(board, "vit/uhkd/seed-0")
 
 
@@ -289,7 +289,7 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     plan, board = done(recipe)
     (cache,) = plan.caches
     assert "only 0 of 2 trainings could use it" in str(board.failure(cache.name))
-    assert "its views are others: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
+    assert "its views differ: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
     assert not list((board.out / "caches").rglob("*.bin")) and not any(by_cache(plan, board).values())
     same = recipe.model_copy(update={"overrides": recipe.overrides | {"image_size": 8}, "out": str(board.out) + "-8"})
     assert all(by_cache(*done(same)).values())
@@ -309,7 +309,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     work(plan.work, board.out)
     found = by_cache(plan, board)
     assert found["vit/kd/seed-0"] and found["vit/dist/seed-0"] and not found["vit/uhkd/seed-0"]
-    assert "uhkd wants other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
+    assert "uhkd needs other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
     assert found["tune/vit/uhkd/setting-0"] and not found[second]
     assert board.run("vit/uhkd/seed-0").read_recipe()["settings"] == {"uhkd.radius": radius}
 
@@ -323,9 +323,9 @@ def test_a_damaged_record_fails_one_training_and_is_mended_by_the_same_command(r
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     board.execute(by_name["vit/kd/seed-0"])
-    assert "is not what was written" in str(board.failure("vit/kd/seed-0"))
+    assert "the checksum of record" in str(board.failure("vit/kd/seed-0"))
     plan, board = done(asked(recipes))
-    assert all(by_cache(plan, board).values()) and "made anew" in log(board, cache.name)
+    assert all(by_cache(plan, board).values()) and "is written again" in log(board, cache.name)
 
 
 @pytest.mark.slow
@@ -336,7 +336,7 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
     shutil.rmtree(board.out / cache.name)
     plan, board = planned(asked(recipes, cache="never"))
     work(plan.work, board.out)
-    assert "which is gone: it begins anew" in log(board, "vit/kd/seed-0")
+    assert "is gone: it starts again from the first epoch" in log(board, "vit/kd/seed-0")
     assert by_cache(plan, board) == {"vit/kd/seed-0": False, "vit/uhkd/seed-0": True}
 
 

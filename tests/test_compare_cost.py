@@ -220,7 +220,7 @@ def test_a_step_is_the_step_of_training(tmp_path: Path) -> None:
 
 def test_a_baseline_that_cannot_be_built_ends_the_measurement(tmp_path: Path) -> None:
     asked = recipes(tmp_path) | {"overrides": {"teacher_levels": ["no_such_layer"]}, "cost": True}
-    with pytest.raises(ValueError, match=r"vit by kd, to which the others are compared: .*no_such_layer"):
+    with pytest.raises(ValueError, match=r"vit by kd, a baseline of this comparison, cannot be built: .*no_such_layer"):
         compare(**asked)
     assert not (tmp_path / "out").exists()
 

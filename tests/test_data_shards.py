@@ -534,7 +534,7 @@ def test_a_kept_index_is_that_of_the_headers_and_not_used_for_other_shards(
     assert len(data.train) == 47 and any("not match these shards" in note for note in data.notes)
     with pytest.raises(ValueError, match=r"image 5 of shard .* is not the image in the index: restore the shard"):
         before.image(15)
-    with pytest.raises(ValueError, match="nowhere does not exist: expected the folder that the shards lie in"):
+    with pytest.raises(ValueError, match="nowhere does not exist: expected the folder that contains all shards"):
         index_verb(folder=str(folder / "nowhere"))
 
 

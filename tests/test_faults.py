@@ -420,7 +420,7 @@ def test_images_that_change_beside_a_cache_are_noticed_and_cost_nothing(
     with monkeypatch.context() as patched:
         meanwhile(patched, 3, lambda: folder_of_images(tmp_path / "images", 1))
         with pytest.raises(
-            ValueError, match=r"is not the one whose signals .* its file has changed.*; the checkpoint of step 3"
+            ValueError, match=r"the teacher of .* the file of the image has changed.*; the checkpoint of step 3"
         ):
             uhkd.distill(**words, out=tmp_path / "run")
     with pytest.raises(ValueError, match="its file has changed"):

@@ -205,9 +205,9 @@ def test_a_dry_run_settles_and_writes_nothing(
 
 
 def test_a_plan_of_several_teachers_tells_them_apart(capsys: pytest.CaptureFixture[str]):
-    from uhkd.commands.plan_table import shown_plan
+    from uhkd.commands.plan_table import print_plan
 
-    shown_plan("train", {"teachers": [{"name": "a", "levels": [1, 2]}, {"name": "b"}]})
+    print_plan("train", {"teachers": [{"name": "a", "levels": [1, 2]}, {"name": "b"}]})
     assert "teachers  name a, levels 1 2; name b" in capsys.readouterr().out
 
 

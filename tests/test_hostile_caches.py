@@ -175,7 +175,7 @@ def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: DataSplits)
         cache_metadata(stored, build(DistillRecipe, WORDS | {"student": "s", "teacher": "t"}))["teacher_fingerprint"]
         is None
     )
-    with pytest.raises(ValueError, match="is damaged: record"):  # another identity is another key, to its records too
+    with pytest.raises(ValueError, match="is damaged: the checksum of record"):  # another identity has another key
         opened(copied, data)
     (copied / "cache.json").write_text(
         sealed(content | {"environment": {"versions": {}}, "words": {"teacher_mood": "good"}})

@@ -451,7 +451,7 @@ def test_the_command_line_takes_several_teachers_and_probes(
     assert main(["eval", str(images / "cli"), "--probe", "linear"]) == 0
     assert "linear probe" in " ".join(capsys.readouterr().out.split())
     assert main(["compare", "--pairs", str(images / "cli"), "--out", str(images / "compared")]) == 2
-    assert "has several teachers, and a comparison's pair has one" in capsys.readouterr().err
+    assert "has several teachers, a pair of a comparison has one" in capsys.readouterr().err
 
 
 # in other models

@@ -123,7 +123,7 @@ def test_records_are_read_in_any_order(tmp_path: Path):
     found, bodies = written(tmp_path)
     index = np.array([9, 0, 3, 4, 4, 8])
     assert np.array_equal(found.read(1, index), bodies[1, index])
-    assert found.pictures(1, index).tolist() == index.tolist()
+    assert found.checksums(1, index).tolist() == index.tolist()
     assert [(s.start, s.stop) for s in found.of_view(0)] == [(0, 4), (4, 8), (8, 10)]
     assert not found.missing(2)
     assert [s.name for s in found.missing(3)] == [f"view-0002/shard-0000{i}.bin" for i in range(3)]
@@ -155,12 +155,13 @@ def test_any_flipped_bit_is_noticed_and_named(tmp_path_factory: pytest.TempPathF
     file.write_bytes(content)
     image = 4 + place // 14
     with pytest.raises(
-        CorruptShard, match=rf"shard-00001.bin is damaged: record {image - 4} \(image {image} of view 1\)"
+        CorruptShard,
+        match=rf"shard-00001.bin is damaged: the checksum of record {image - 4} \(image {image} of view 1\)",
     ):
         found.read(1, np.arange(10))
     others = np.array([i for i in range(10) if i != image])
     assert np.array_equal(found.read(1, others), bodies[1, others])
-    with pytest.raises(CorruptShard, match=f"make it anew, and it alone, with: uhkd cache -c {folder} --out {folder}"):
+    with pytest.raises(CorruptShard, match=f"rewrite only this shard with: uhkd cache -c {folder} --out {folder}"):
         found.check(next(s for s in found.of_view(1) if s.number == 1))
 
 
@@ -187,7 +188,7 @@ def test_shards_in_a_wrong_place_or_of_another_cache_are_noticed(tmp_path: Path)
 def test_missing_and_short_shards_are_named_with_what_was_found(tmp_path: Path):
     found, _ = written(tmp_path)
     (tmp_path / "view-0000/shard-00001.bin").unlink()
-    with pytest.raises(CorruptShard, match=r"view-0000/shard-00001\.bin is missing; make it anew"):
+    with pytest.raises(CorruptShard, match=r"view-0000/shard-00001\.bin is missing; rewrite only this shard"):
         found.read(0, np.array([0, 5]))
     file = tmp_path / "view-0001/shard-00002.bin"
     file.write_bytes(file.read_bytes()[:-1])
@@ -212,8 +213,8 @@ def manifest(**changes: object) -> tuple[Manifest, FTM]:
     augmentation = Augmentation((8, 8), "pad", flip=True, mixup=0.2)
     names = ("a", "b")
     identity = identity_of(
-        teacher="t", weights="w", reading={"mean": (0.5,)}, precision="fp32", data="d", augmentation=augmentation, seed=4,
-        classes=3, layout=layout, levels=names, target=target, ftm=ftm,
+        teacher={"fingerprint": "t", "weights": "w", "levels": names, "mean": (0.5,)}, precision="fp32", data="d", classes=3,
+        augmentation=augmentation, seed=4, layout=layout, ftm=ftm,
     )  # fmt: skip
     shapes = OutputShapes(MAPS, 7, 3, tokens=True)
     made = Manifest(
@@ -233,8 +234,8 @@ def test_a_cache_is_read_as_it_was_written(tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(ftm(batch), again(batch), strict=True))
     assert stored.differences(made.identity) == []
     assert stored.differences({"data": "e", "view seed": 4, "view mixup": 0.1}) == [
-        "data: the cache has 'd', asked for is 'e'",
-        "view mixup: the cache has 0.2, asked for is 0.1",
+        "data: the cache has 'd', expected 'e'",
+        "view mixup: the cache has 0.2, expected 0.1",
     ]
 
 
@@ -273,7 +274,7 @@ def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPat
 
 
 def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds no stored signals \(no cache.json\)"):
+    with pytest.raises(ValueError, match=r"is not a cache \(no cache.json\)"):
         TeacherCache(tmp_path)
     TeacherCache.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
     file = tmp_path / "cache.json"
@@ -284,7 +285,7 @@ def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
     content = bytearray((tmp_path / "teacher.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "teacher.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"teacher\.safetensors is missing or damaged.*not what was written"):
+    with pytest.raises(ValueError, match=r"teacher\.safetensors is missing or damaged.*checksum differs"):
         TeacherCache(tmp_path).tensors("ftm.")
     file.write_text("[]")
     with pytest.raises(ValueError, match=r"cache\.json is damaged"):
@@ -325,7 +326,8 @@ def test_a_record_is_only_given_for_the_view_that_the_teacher_saw(tmp_path: Path
     assert np.array_equal(stored.read_records(1, order, image[order], None), bodies[order])
     image[2, 0, 0, 0] += 1
     with pytest.raises(
-        ValueError, match=r"view 1 of image 2 is not the one whose signals .* holds: its file has changed"
+        ValueError,
+        match=r"view 1 of image 2 differs from the one that the teacher of .* received: the file of the image has changed",
     ):
         stored.read_records(1, order, image[order], None)
 

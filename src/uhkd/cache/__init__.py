@@ -1,4 +1,4 @@
-"""Stored teacher signals: what a teacher said about replayable views, in shards, for many students, methods and seeds."""
+"""Teacher outputs for replayable views of the training images, stored in shards for any number of students and methods."""
 
 from uhkd.cache.checksums import image_checksums
 from uhkd.cache.folder import Manifest, TeacherCache, identity_of, write_manifest

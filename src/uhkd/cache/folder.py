@@ -1,4 +1,4 @@
-"""A cache's folder: what it holds, of whom, and whether that is what a training asks for."""
+"""The folder of a cache: manifest, tensors of the teacher, records, and comparison with what a training needs."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ from uhkd.recipe import MANIFEST_KEYS, MOST_VIEWS, rename_keys
 from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, SpectralTarget
 
-_FORM = 2  # of the folder; raised when its files change their meaning
+_FORMAT = 2  # version of the folder; raised when its files change their meaning
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """cache.json: all that a reader must know, without the teacher.
+    """Content of cache.json: all facts that a reader needs without the teacher.
 
-    identity: what the records depend on, by name; two caches of equal identity hold the same. shapes: the teacher's. target:
-    of the FTM, every tap by itself. teacher_metrics: on the validation part, whose fingerprint is `validation`. environment:
-    versions and machine of the writer. words: how the teacher was asked for, beside its name. tensors: checksum of
-    teacher.safetensors, set when that is written.
+    identity: the facts on which the records depend, by name; caches of equal identity hold equal records. views: per image.
+    seed: of the views. shapes, levels: of the teacher. target: of the FTM, one teacher layer per level. teacher_metrics: on the
+    validation split with the fingerprint `validation`. environment: versions and machine of the writer. teacher_options: further
+    options by which the teacher was built. tensors: checksum of teacher.safetensors, set when that file is written.
     """
 
     identity: dict[str, Any]
@@ -55,7 +55,7 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits that change with anything the records depend on."""
+        """32 hexadecimal digits, a digest of `identity`."""
         return _digest(_canonical(self.identity))
 
     @property
@@ -67,11 +67,11 @@ class Manifest:
 class TeacherCache:
     """A cache on disk.
 
-    cache.json; teacher.safetensors (FTM statistics, probe, and what diagnostics show of the teacher); recipe.yaml,
+    Its folder holds cache.json; teacher.safetensors (FTM statistics, linear probe, and features for diagnostics); recipe.yaml,
     environment.json; view-V/shard-S.bin; locks/.
 
     Raises:
-        UhkdError: when nothing readable lies there.
+        UhkdError: the folder holds no readable cache.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -82,7 +82,7 @@ class TeacherCache:
         self.same_validation = True
 
     def as_json(self) -> dict[str, Any]:
-        """Where it lies and what it holds, as plain data."""
+        """Return path and content as plain data."""
         manifest, layout = self.manifest, self.manifest.layout
         return {
             "folder": str(self.folder),
@@ -98,16 +98,16 @@ class TeacherCache:
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
-        """Whether a cache was begun there."""
+        """Return whether the folder holds a cache, complete or not."""
         return (Path(folder) / "cache.json").is_file()
 
     @staticmethod
     def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
-        """Write all but the shards; the manifest last, it says that the rest is there.
+        """Write everything but the shards; the manifest last, so that its presence means that the rest is complete.
 
         Args:
             tensors: of any shape, by name.
-            keys: (N,) uint64 of named samples.
+            keys: (N,) uint64 keys of named samples.
         """
         file = folder / "teacher.safetensors"
         if keys is not None:
@@ -116,99 +116,103 @@ class TeacherCache:
         write_manifest(folder, replace(manifest, tensors=_digest(file.read_bytes())))
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors, of any shape, of teacher.safetensors whose names begin with `prefix`, without it."""
+        """Return the tensors, of any shape, of teacher.safetensors whose names begin with `prefix`, under names without it.
+
+        Raises:
+            UhkdError: the file is missing or damaged.
+        """
         file = self.folder / "teacher.safetensors"
         try:
             content = file.read_bytes()
             if _digest(content) != self.manifest.tensors:
-                raise UhkdError("it is not what was written")
-            found = load(content)
+                raise UhkdError("its checksum differs")
+            tensors = load(content)
         except Exception as error:  # a damaged file can fail in any way
-            raise UhkdError(f"{file} is missing or damaged: the cache must be made anew ({error})") from error
-        return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+            raise UhkdError(
+                f"{file} is missing or damaged ({error}); create the cache again in a new folder"
+            ) from error
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     def keys(self) -> np.ndarray | None:
-        """(N,) uint64 keys of the samples; None where images are known by their position alone.
+        """Return the (N,) uint64 keys of the samples, or None if images are identified by index only.
 
         Raises:
             UhkdError: as `tensors`.
         """
-        found = self.tensors("keys").get("")
-        return None if found is None else found.numpy().view(np.uint64)
+        keys = self.tensors("keys").get("")
+        return None if keys is None else keys.numpy().view(np.uint64)
 
     def serve(self, keys: np.ndarray | None) -> int:
-        """Let positions of a training part with these keys mean the records of the same samples; how many of them have none."""
-        own = None if keys is None else self.keys()
-        if keys is None or own is None:
+        """Map the images of a training split to records by sample key; return how many images have no record.
+
+        keys: (M,) uint64 of the training split. Without keys on either side image i has record i.
+        """
+        stored = None if keys is None else self.keys()
+        if keys is None or stored is None:
             return 0
-        order = np.argsort(own)
-        places = np.minimum(np.searchsorted(own, keys, sorter=order), len(own) - 1)
-        self._rows = order[places]
-        return int((own[self._rows] != keys).sum())
+        order = np.argsort(stored)
+        self._rows = order[np.minimum(np.searchsorted(stored, keys, sorter=order), len(stored) - 1)]
+        return int((stored[self._rows] != keys).sum())
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """(B,) where the records of images by their position in the training part lie."""
+        """Return the (B,) record numbers of images given by their (B,) indices in the training split."""
         return index if self._rows is None else self._rows[index]
 
     def read_records(
         self, view: int, index: np.ndarray, image: UInt8[Tensor, "b 3 h w"], target: Float[Tensor, "b k"] | None
     ) -> UInt8[np.ndarray, "b n"]:
-        """Records for a training loader (`uhkd.data.train_loader`), each view compared with the one that the teacher saw.
+        """Return the records of a training batch (see `uhkd.data.train_loader`) after comparing the checksums of its views.
 
         Raises:
-            UhkdError: for a damaged record, or a view that is another one.
+            UhkdError: a record is damaged, or a view differs from the one that the teacher received.
         """
         return self.shards.read_for(view, self.rows(index), image_checksums(image, target))
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
-        """Which of the given facts are others here, a line each."""
-        own = self.manifest.identity
+        """Return one line per given fact that differs in this cache."""
+        stored = self.manifest.identity
         return [
-            f"{name}: the cache has {own.get(name)!r}, asked for is {value!r}"
+            f"{name}: the cache has {stored.get(name)!r}, expected {value!r}"
             for name, value in json.loads(json.dumps(identity)).items()
-            if own.get(name) != value
+            if stored.get(name) != value
         ]
 
 
 def identity_of(
     *,
-    teacher: str,
-    weights: str,
-    reading: Mapping[str, Any],
+    teacher: Mapping[str, Any],
     precision: str,
     data: str,
+    classes: int,
     augmentation: Augmentation,
     seed: int,
-    classes: int,
     layout: RecordFormat,
-    levels: tuple[str, ...],
-    target: SpectralTarget | None,
     ftm: FTM | None,
 ) -> dict[str, Any]:
-    """What a cache's records depend on, as plain data.
+    """Return the facts on which the records of a cache depend, as plain data.
 
-    teacher (with its probe), weights (without), data: fingerprints. reading: how the teacher reads an image, and other words
-    of its own that its weights do not show.
+    Args:
+        teacher: "fingerprint" (with its linear probe), "weights" (fingerprint without it), "levels" (names of its layers), and
+            any further facts that its weights do not show, such as the normalization of its input.
+        data: fingerprint of the data.
+        seed: of the views.
     """
-    return json.loads(
-        json.dumps(
-            {
-                "teacher": teacher,
-                "teacher weights": weights,
-                **{f"teacher {name}": value for name, value in reading.items()},
-                "precision": precision,
-                "data": data,
-                **{f"view {name}": value for name, value in asdict(augmentation).items()},
-                "view seed": seed,
-                "classes": classes,
-                "holds": layout.holds,
-                "storage": layout.storage,
-                "teacher levels": levels,
-                "spectra": None if target is None else asdict(target),
-                "standardisation": None if ftm is None else _hash_state(ftm),
-            }
-        )
-    )
+    further = {f"teacher {k}": v for k, v in teacher.items() if k not in ("fingerprint", "levels")}
+    identity = {
+        "teacher": teacher["fingerprint"],
+        **further,
+        "precision": precision,
+        "data": data,
+        **{f"view {name}": value for name, value in asdict(augmentation).items()},
+        "view seed": seed,
+        "classes": classes,
+        "holds": layout.holds,
+        "storage": layout.storage,
+        "teacher levels": teacher["levels"],
+        "spectra": None if ftm is None else asdict(ftm.target),
+        "standardisation": None if ftm is None else _hash_state(ftm),
+    }
+    return json.loads(json.dumps(identity))
 
 
 def _hash_state(ftm: FTM) -> str:
@@ -219,8 +223,8 @@ def _hash_state(ftm: FTM) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write cache.json, atomically."""
-    content = {"format": _FORM, "key": manifest.key, **asdict(manifest)}
+    """Write cache.json atomically."""
+    content = {"format": _FORMAT, "key": manifest.key, **asdict(manifest)}
     content["sum"] = _digest(_canonical(content))
     write_atomically(folder / "cache.json", json.dumps(content, indent=1) + "\n")
 
@@ -228,29 +232,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _read(folder: Path) -> Manifest:
     file = folder / "cache.json"
     if not file.is_file():
-        raise UhkdError(f"{folder} holds no stored signals (no cache.json); make them with: uhkd cache --out {folder}")
+        raise UhkdError(f"{folder} is not a cache (no cache.json); create one with: uhkd cache --out {folder}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        form = document["format"]
+        version = document["format"]
+        if version == _FORMAT:
+            if document.pop("sum") != _digest(_canonical(document)):
+                raise UhkdError("its checksum differs")
+            return _parse_manifest(rename_keys(document, MANIFEST_KEYS))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UhkdError(f"{file} is damaged ({error}): the cache must be made anew") from error
-    if form != _FORM:
-        raise UhkdError(
-            f"{file} is of format {form}, this version reads {_FORM}: make the cache anew, or use its version"
-        )
-    try:
-        if document.pop("sum") != _digest(_canonical(document)):
-            raise UhkdError("it is not what was written")
-        return _manifest(rename_keys(document, MANIFEST_KEYS))
-    except (TypeError, KeyError, ValueError) as error:
-        raise UhkdError(f"{file} is damaged ({error}): the cache must be made anew") from error
+        raise UhkdError(f"{file} is damaged ({error}); create the cache again in a new folder") from error
+    raise UhkdError(
+        f"{file} is of format {version}, this version reads {_FORMAT}; create the cache again in a new folder, or use the "
+        "version of uhkd that wrote it"
+    )
 
 
-def _manifest(document: Mapping[str, Any]) -> Manifest:
-    """Of plain data, every type checked: checksums keep chance away, not a forger.
+def _parse_manifest(document: Mapping[str, Any]) -> Manifest:
+    """Return the manifest of plain data after checking every type: checksums detect damage, not forgery.
 
     Raises:
-        UhkdError: in a few words.
+        UhkdError: a field has another type or is out of range.
     """
     try:
         manifest = TypeAdapter(Manifest).validate_python(document)
@@ -259,7 +261,7 @@ def _manifest(document: Mapping[str, Any]) -> Manifest:
         raise UhkdError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     if manifest.images < 1 or not 1 <= manifest.views <= MOST_VIEWS:
         raise UhkdError(
-            f"{manifest.images} images, {manifest.views} views: expected 1 or more, and at most {MOST_VIEWS:,} views"
+            f"{manifest.images} images, {manifest.views} views: expected at least 1 of each, and at most {MOST_VIEWS:,} views"
         )
     return manifest
 

@@ -1,6 +1,5 @@
-"""One stored record: what a teacher said about one view, as a fixed number of bytes."""
+"""One record of a cache: the teacher's outputs for one view as a fixed number of bytes."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,15 +12,15 @@ from uhkd.errors import UhkdError
 from uhkd.features import NetworkOutput
 
 Storage = Literal["fp16", "int8"]
-_STEPS = 127  # an int8 number is one of -127..127 times its block's scale
+_STEPS = 127  # an int8 number is -127..127 times the scale of its block
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """Which numbers a record holds, and how: scales (int8 only), logits, embedding, spectra shallow to deep.
+    """Fields of a record in order of storage: scales (int8 only), logits, embedding, spectra from shallow to deep.
 
-    logits: K or None. embedding: D or None. spectra: (C, K) of each level, () without. storage: of spectra and embedding;
-    logits are always fp16. With int8 each block (the embedding, each level) of each record has a float32 scale of its own.
+    logits: K or None. embedding: D or None. spectra: (C, K) of each level, or (). storage: of embedding and spectra; logits are
+    always fp16. With int8 each block (the embedding, each level) of each record has its float32 scale.
     """
 
     logits: int | None
@@ -31,27 +30,25 @@ class RecordFormat:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """The fields of `NetworkOutput` that a record fills."""
-        found = {"logits": self.logits, "embedding": self.embedding, "spectra": self.spectra}
-        return tuple(name for name, there in found.items() if there)
+        """The stored fields of `NetworkOutput`."""
+        return tuple(name for name in ("logits", "embedding", "spectra") if getattr(self, name))
 
     @property
     def _blocks(self) -> list[int]:
-        """Count of numbers of the embedding and of each level."""
+        """Counts of numbers of the embedding and of each level."""
         return [n for n in (self.embedding, *(c * k for c, k in self.spectra)) if n]
 
     @property
     def size(self) -> int:
-        """Bytes a record."""
-        wide = 2 if self.storage == "fp16" else 1
-        scales = 0 if self.storage == "fp16" else 4 * len(self._blocks)
-        return scales + 2 * (self.logits or 0) + wide * sum(self._blocks)
+        """Bytes per record."""
+        blocks = self._blocks
+        return 2 * (self.logits or 0) + (2 * sum(blocks) if self.storage == "fp16" else sum(blocks) + 4 * len(blocks))
 
     def encode(self, signals: NetworkOutput) -> UInt8[Tensor, "b n"]:
-        """Signals of a batch as records, on the CPU.
+        """Convert the outputs of a batch to records on the CPU.
 
         Raises:
-            UhkdError: for numbers that are not finite, or too large for fp16.
+            UhkdError: a number is not finite, or too large for fp16.
         """
         pieces: list[Tensor] = []
         scales: list[Tensor] = []
@@ -71,17 +68,15 @@ class RecordFormat:
         return records
 
     def decode(self, records: UInt8[Tensor, "b n"]) -> NetworkOutput:
-        """Records of a batch as signals, float32, on the records' device; spectra at the size they were stored in."""
+        """Convert records to float32 outputs on the same device; spectra keep the size in which they were stored."""
         start = 0
 
         def take(dtype: torch.dtype, count: int) -> Tensor:
             nonlocal start
             end = start + count * dtype.itemsize
-            piece = (
-                records[:, start:end].clone(memory_format=torch.contiguous_format).view(dtype)
-            )  # aligned for any dtype
+            piece = records[:, start:end].clone(memory_format=torch.contiguous_format)  # aligned for any dtype
             start = end
-            return piece.float()
+            return piece.view(dtype).float()
 
         scales = take(torch.float32, len(self._blocks)) if self.storage == "int8" else None
         logits = take(torch.float16, self.logits) if self.logits else None
@@ -94,7 +89,7 @@ class RecordFormat:
         return NetworkOutput(logits=logits, spectra=spectra or None, embedding=embedding)
 
     def _named_blocks(self, signals: NetworkOutput) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
-        """Embedding and spectra of live signals, as far as they are stored."""
+        """Yield name and numbers of each stored block: the embedding, then the spectra."""
         blocks = {"embedding": signals.embedding} if self.embedding else {}
         blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
         for name, block in blocks.items():
@@ -102,20 +97,20 @@ class RecordFormat:
             yield name, block.detach().float().flatten(1)
 
     def tolerance(self, signals: NetworkOutput) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
-        """For each stored field of live signals: name, its numbers (B, n), and how far a stored number may lie from each."""
-        found = []
+        """Return for each stored block its name, its numbers (B, n), and the largest error of storage of each number."""
+        blocks = []
         if self.logits and signals.logits is not None:
             x = signals.logits.float().cpu()
-            found.append(("logits", x, _rounding(x)))
+            blocks.append(("logits", x, _rounding(x)))
         for name, block in self._named_blocks(signals):
             x = block.cpu()
             step = x.abs().amax(1, keepdim=True) / _STEPS
-            found.append((name, x, _rounding(x) if self.storage == "fp16" else (0.5 * step).expand_as(x)))
-        return found
+            blocks.append((name, x, _rounding(x) if self.storage == "fp16" else (0.5 * step).expand_as(x)))
+        return blocks
 
 
 def _rounding(x: Tensor) -> Tensor:
-    """Half a unit in the last place of fp16: 2^-11 of the number, and of the smallest normal one below that."""
+    """Return half a unit in the last place of fp16: 2^-11 of each number, or of the smallest normal number if larger."""
     return x.abs().clamp_min(2.0**-14) * 2.0**-11
 
 
@@ -130,8 +125,10 @@ def _fp16(x: Tensor, name: str) -> Tensor:
 
 def _check_finite(x: Tensor, name: str) -> None:
     if not x.isfinite().all():
-        bad = math.prod(x.shape) - int(x.isfinite().sum())
-        raise UhkdError(f"{name} of the teacher hold {bad} NaN or infinite numbers: is the teacher sound? (try fp32)")
+        bad = x.numel() - int(x.isfinite().sum())
+        raise UhkdError(
+            f"{name} of the teacher hold {bad} NaN or infinite numbers; check its weights, or try --precision fp32"
+        )
 
 
 def _bytes(x: Tensor) -> UInt8[Tensor, "b n"]:

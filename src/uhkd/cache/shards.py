@@ -1,4 +1,4 @@
-"""Records on disk: shards of one view each, written whole, read at random, every record with its own checksum."""
+"""Shards: files with records of one view, written as a whole, read at random; each record has its checksum."""
 
 import zlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from jaxtyping import UInt8, UInt32
 from uhkd.data import OpenFiles
 from uhkd.errors import UhkdError
 
-HEAD = 8  # bytes before each record's own: its checksum, and that of the view which the teacher saw
-_SHARD = 2048  # records a shard: what is lost by a kill, or made anew when one is damaged
+HEAD = 8  # bytes before each record: its checksum, and that of the view that the teacher received
+_SHARD = 2048  # records per shard: the work lost when a process is killed, or repeated when a shard is damaged
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """Records `start` up to `stop` (images by index) of one view."""
+    """Records of the images `start` to `stop` - 1 of one view."""
 
     view: int
     number: int
@@ -27,31 +27,29 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Its file below the cache's folder."""
+        """Path of the file relative to the folder of the cache."""
         return f"view-{self.view:04d}/shard-{self.number:05d}.bin"
 
 
 class CorruptShard(UhkdError):
-    """A shard that is missing, cut short or holds other bytes than were written."""
+    """A shard is missing, truncated, or differs from what was written."""
 
     def __init__(self, shard: Shard, folder: Path, why: str) -> None:
-        super().__init__(
-            f"{folder / shard.name} {why}; make it anew, and it alone, with: uhkd cache -c {folder} --out {folder}"
-        )
-        self.shard = shard
+        self.problem = f"{folder / shard.name} {why}"
+        super().__init__(f"{self.problem}; rewrite only this shard with: uhkd cache -c {folder} --out {folder}")
 
 
 class Shards:
-    """All records of a cache by (view, image); may be sent to other processes.
+    """All records of a cache by (view, image); can be pickled.
 
-    Files are read by position, not mapped: pages of a map count as the process's memory and grow with the images seen, and a
-    map of a file that was cut short kills the process instead of raising an error.
+    Files are read by offset, not memory-mapped: mapped pages count as memory of the process and grow with the images read, and
+    a mapped file that was truncated kills the process instead of raising an error.
 
     Args:
-        folder: the cache's.
-        images: N.
+        folder: of the cache.
+        images: number of images.
         size: bytes of a record without its head.
-        key: of this cache; checksums hold it, so a shard of another cache, view or place is not mistaken for one of these.
+        key: of the cache; part of the checksums, which thus detect shards of another cache, view or index.
     """
 
     def __init__(self, folder: Path, images: int, size: int, key: str) -> None:
@@ -60,31 +58,31 @@ class Shards:
         self._files = OpenFiles()
 
     def of_view(self, view: int) -> Iterator[Shard]:
-        """The shards of one view, in order."""
-        for number, start in enumerate(range(0, self.images, _SHARD)):
-            yield Shard(view, number, start, min(start + _SHARD, self.images))
+        """Yield the shards of one view in order."""
+        for number in range(-(-self.images // _SHARD)):
+            yield self._shard(view, number)
 
     def bytes_of(self, shard: Shard) -> int:
-        """Size of its file."""
+        """Return the size of a complete shard."""
         return (shard.stop - shard.start) * (HEAD + self.size)
 
     def is_complete(self, shard: Shard) -> bool:
-        """Whether its file is there in its full length."""
+        """Return whether the file exists in its full length."""
         try:
             return (self.folder / shard.name).stat().st_size == self.bytes_of(shard)
         except OSError:
             return False
 
     def missing(self, views: int) -> list[Shard]:
-        """Shards of the first `views` views that are not there in full length."""
+        """Return the shards of the first `views` views that do not exist in full length."""
         return [shard for view in range(views) for shard in self.of_view(view) if not self.is_complete(shard)]
 
     def checksum(self, view: int, index: int, body: Any) -> int:
-        """Of a record: depends on the cache, the view and the image too."""
+        """Return the checksum of a record; it depends on the cache, the view and the image too."""
         return zlib.crc32(body, zlib.crc32(view.to_bytes(8, "little") + index.to_bytes(8, "little"), self._salt))
 
     def encode(self, view: int, start: int, checksums: np.ndarray, bodies: UInt8[np.ndarray, "b n"]) -> bytes:
-        """Records as they lie in a shard: images `start`, `start` + 1, ...; pictures: (B,) checksums of their views."""
+        """Return the bytes of a shard with the images `start`, `start` + 1, ...; checksums: (B,) of their views."""
         rows = np.empty((len(bodies), HEAD + self.size), np.uint8)
         rows[:, 4:HEAD] = checksums.astype("<u4")[:, None].view(np.uint8)
         rows[:, HEAD:] = bodies
@@ -93,38 +91,38 @@ class Shards:
         return rows.tobytes()
 
     def read(self, view: int, index: np.ndarray) -> UInt8[np.ndarray, "b n"]:
-        """Records (without heads) of images by index, in any order.
+        """Return the records (without heads) of images by index, in any order.
 
         Raises:
-            DamagedShard: naming the shard and the record.
+            CorruptShard: a record is damaged, or its shard is missing.
         """
         return self._rows(view, index)[:, HEAD:]
 
     def read_for(self, view: int, index: np.ndarray, checksums: np.ndarray) -> UInt8[np.ndarray, "b n"]:
-        """Records (without heads) of images by index, whose views made here have the checksums `checksums` (B,).
+        """Return records as `read` does, after comparing the (B,) checksums of the views of the caller with the stored ones.
 
         Raises:
-            DamagedShard: naming the shard and the record.
-            UhkdError: for a view that is not the one which the teacher saw.
+            CorruptShard: as `read`.
+            UhkdError: a view differs from the one that the teacher received.
         """
         rows = self._rows(view, index)
-        if len(other := np.flatnonzero(_stored_checksums(rows) != checksums)):
+        if len(differing := np.flatnonzero(_stored_checksums(rows) != checksums)):
             raise UhkdError(
-                f"view {view} of image {index[other[0]]} is not the one whose signals {self.folder} holds: its file has changed, "
-                "or another version of a library augments in another way; make the cache anew (another --out), or use the "
-                f"versions in {self.folder / 'environment.json'}"
+                f"view {view} of image {index[differing[0]]} differs from the one that the teacher of {self.folder} received: "
+                "the file of the image has changed, or another version of a library augments differently; create the cache "
+                f"again (another --out), or use the versions in {self.folder / 'environment.json'}"
             )
         return rows[:, HEAD:]
 
     def checksums(self, view: int, index: np.ndarray) -> UInt32[np.ndarray, " b"]:
-        """(B,) checksums of the views that the teacher saw."""
+        """Return the (B,) checksums of the views that the teacher received."""
         return _stored_checksums(self._rows(view, index))
 
     def check(self, shard: Shard) -> None:
-        """Read a whole shard against its checksums.
+        """Compare all records of a shard with their checksums.
 
         Raises:
-            DamagedShard: naming the first record that is not what was written.
+            CorruptShard: names the first damaged record.
         """
         if not self.is_complete(shard):
             raise CorruptShard(shard, self.folder, self.state(shard))
@@ -135,16 +133,16 @@ class Shards:
         wide = HEAD + self.size
         rows = np.empty((len(index), wide), np.uint8)
         for row, i in zip(rows, index.tolist(), strict=True):
-            number, place = divmod(i, _SHARD)
+            number, row_in_shard = divmod(i, _SHARD)
             shard = self._shard(view, number)
             try:
-                read = self._files.read_into(row.data, self.folder / shard.name, place * wide)
+                read = self._files.read_into(row.data, self.folder / shard.name, row_in_shard * wide)
             except FileNotFoundError as error:
                 raise CorruptShard(shard, self.folder, self.state(shard)) from error
-            except OSError as error:  # too many open files, no permission: nothing is wrong with the shard
+            except OSError as error:  # too many open files or no permission: the shard itself may be valid
                 raise UhkdError(f"{self.folder / shard.name} cannot be read: {error}") from error
             if read != wide or int.from_bytes(row[:4].tobytes(), "little") != self.checksum(view, i, row[4:].data):
-                why = f"is damaged: record {place} (image {i} of view {view}) is not what was written"
+                why = f"is damaged: the checksum of record {row_in_shard} (image {i} of view {view}) differs"
                 raise CorruptShard(shard, self.folder, why)
         return rows
 
@@ -153,7 +151,7 @@ class Shards:
         return Shard(view, number, start, min(start + _SHARD, self.images))
 
     def state(self, shard: Shard) -> str:
-        """What is wrong with the length of its file, in words."""
+        """Describe how the file differs from a complete shard."""
         path = self.folder / shard.name
         if not path.exists():
             return "is missing"

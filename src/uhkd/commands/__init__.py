@@ -1,4 +1,4 @@
-"""The verbs as typed functions: what the command line calls, and the Python API."""
+"""The commands as typed functions: the Python API, called by the command line too."""
 
 from typing import TYPE_CHECKING
 

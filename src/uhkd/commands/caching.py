@@ -1,4 +1,4 @@
-"""`cache`: one pass of the teacher over views of the training images, stored for many students."""
+"""`cache`: outputs of a teacher for views of the training images, stored for any number of students."""
 
 import contextlib
 import json
@@ -36,81 +36,83 @@ from uhkd.training.machine import choose_device, choose_workers, log_device, mak
 def cache(
     recipe: CacheRecipe | None = None, *, admit: Callable[[TeacherCache], None] | None = None, **options: Any
 ) -> TeacherCache:
-    """Store logits, embedding and FTM spectra of `views` views of every training image; `distill` then needs no teacher.
+    """Store logits, embedding and FTM spectra for `views` views of each training image, so that `distill` needs no teacher.
 
-    Interrupted and started again it resumes, shard by shard; the same command beside it adds a process; only shards that are
-    missing or damaged are written anew; more `views` are added to those that are there.
+    The same command resumes an interrupted cache shard by shard, joins a running one with another process, rewrites missing and
+    damaged shards only, and adds views if `views` is larger than before.
 
     Args:
-        recipe: a whole recipe; options given beside it take precedence.
-        admit: called with the cache when its sizes are known and before its records are written; may raise a ValueError.
+        recipe: a complete recipe; `options` take precedence.
+        admit: called with the cache before its records are written; may raise a ValueError.
         options: fields of the recipe by name (see `uhkd.recipe.CacheRecipe`). `teacher` may also be a `torch.nn.Module`, `data`
             a map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
     Raises:
-        UhkdError: for a teacher or data that cannot be used, a folder that holds something else or another cache
-            (differing fields named), folders in it that are links, or too little room on the disk.
+        UhkdError: the teacher or the data cannot be used; the folder has other content, another cache (the message names the
+            differing fields) or folders that are links; the disk is too small.
     """
     objects = take_objects(options, ("teacher", "data"))
     recipe = build(CacheRecipe, merged(recipe, options))
     folder = Path(recipe.out)
     if recipe.jobs > 1 and objects:
-        raise UhkdError("jobs: other processes cannot be given objects; name teacher and data by words, or use jobs=1")
+        raise UhkdError(
+            "jobs: objects cannot be passed to other processes; give names for teacher and data, or use jobs=1"
+        )
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_own(folder, "locks", *(view.name for view in folder.glob("view-*")))
-    work = CacheWriter(recipe, objects.get("teacher"), objects.get("data"))
+    writer = CacheWriter(recipe, objects.get("teacher"), objects.get("data"))
     if admit is not None:
-        admit(work.stored)
-    work.announce()
-    own = torch.get_num_threads()
-    share = own if recipe.jobs == 1 else max(1, usable_cores() // recipe.jobs)
+        admit(writer.stored)
+    writer.prepare()
+    threads = torch.get_num_threads()
+    share = threads if recipe.jobs == 1 else max(1, usable_cores() // recipe.jobs)
     order = json.dumps({"recipe": recipe.model_copy(update={"jobs": 1}).model_dump(mode="json"), "threads": share})
     children = [start_child(__name__, order) for _ in range(recipe.jobs - 1)]
     try:
         torch.set_num_threads(share)
-        work.write()
-        ended = [child.wait() for child in children]
+        writer.write()
+        exit_codes = [child.wait() for child in children]
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(threads)
         for child in children:
             child.terminate()
             child.communicate()
-    left = work.stored.shards.missing(work.recipe.views)
-    if left and any(ended):
-        ones = pluralize(len(left), "shard was", "shards were")
-        raise UhkdError(f"{ones} not written: a process ended early; the same command goes on")
-    if left:
-        log_info(f"{pluralize(len(left), 'shard is', 'shards are')} still being written by other processes")
+    missing = writer.stored.shards.missing(writer.recipe.views)
+    if missing and any(exit_codes):
+        shards = pluralize(len(missing), "shard was", "shards were")
+        raise UhkdError(f"{shards} not written: a process ended early; the same command resumes the cache")
+    if missing:
+        log_info(f"{pluralize(len(missing), 'shard is', 'shards are')} still being written by other processes")
     else:
         print_result(
             f"{folder} is complete: use it with uhkd distill --teacher-cache {folder}, check it with uhkd cache verify {folder}"
         )
-    return TeacherCache(folder)  # opened anew: files that were mended have others behind their names
+    return TeacherCache(folder)  # opened again: rewritten shards are new files, the old ones may still be open
 
 
 def check_folder(folder: Path) -> None:
-    """See that a cache can be made or gone on with in a folder.
+    """Check that a folder can hold a new cache or holds one.
 
     Raises:
-        UhkdError: when it cannot be a folder, or holds something else.
+        UhkdError: the path cannot be a folder, or the folder has other content.
     """
     check_place(folder)
-    if folder.exists() and not TeacherCache.exists(folder) and _foreign(folder):
-        raise UhkdError(f"{folder} already exists and holds no cache; please choose another --out")
+    if folder.exists() and not TeacherCache.exists(folder) and _has_other_content(folder):
+        raise UhkdError(f"{folder} already exists and is not a cache; choose another --out")
 
 
-def _foreign(folder: Path) -> bool:
-    """Whether anything but the beginnings of a cache lies there."""
-    own = {"locks", "teacher_probe.safetensors", "recipe.yaml", "environment.json", "teacher.safetensors"}
-    if any(item.name not in own and not item.name.endswith(".tmp") for item in folder.iterdir()):
+def _has_other_content(folder: Path) -> bool:
+    """Return whether a folder has anything but the first files of a cache."""
+    first_files = {"locks", "teacher_probe.safetensors", "recipe.yaml", "environment.json", "teacher.safetensors"}
+    if any(item.name not in first_files and not item.name.endswith(".tmp") for item in folder.iterdir()):
         return True
     run = RunFolder(folder)
-    return run.started() and "storage" not in run.read_recipe()  # a training that was begun
+    return run.started() and "storage" not in run.read_recipe()  # an interrupted training
 
 
 class CacheWriter:
-    """One process at work on a cache."""
+    """One process that writes a cache."""
 
     def __init__(self, recipe: CacheRecipe, module: nn.Module | None, data: Any) -> None:
         self.recipe, self.folder = recipe, Path(recipe.out)
@@ -123,7 +125,7 @@ class CacheWriter:
         exists = TeacherCache.exists(self.folder)
         with hold(self.folder, "begin", timeout=-1):
             exists = exists or TeacherCache.exists(self.folder)
-            # what an earlier try may have left when it was killed, perhaps by other words
+            # files of an interrupted attempt, perhaps with other options
             for leftover in (*self.folder.glob(".*.tmp"), *(() if exists else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
             self.inputs = Inputs(data=self.data, fabric=self.fabric, folder=self.run, workers=self.workers)
@@ -132,7 +134,7 @@ class CacheWriter:
             if exists:
                 self.stored = TeacherCache(self.folder)
                 self.augmentation = self.stored.manifest.augmentation
-                self.teacher = self._go_on(network)
+                self.teacher = self._resume(network)
             else:
                 self.augmentation = choose_augmentation(recipe, self.data, [network])
                 log_augmentation(self.augmentation)
@@ -142,24 +144,24 @@ class CacheWriter:
     def _identity(
         self, network: FeatureExtractor, layout: RecordFormat, teacher: Teacher, augmentation: Augmentation
     ) -> dict[str, Any]:
+        teacher_facts = {
+            "fingerprint": fingerprint(network),
+            "weights": fingerprint(network.module),
+            "levels": network.levels,
+            "mean": network.mean,
+            "std": network.std,
+            "interpolation": network.interpolation,
+            "input size": network.input_size,
+            "options": self.recipe.teacher_options,
+        }
         return identity_of(
-            teacher=fingerprint(network),
-            weights=fingerprint(network.module),
-            reading={
-                "mean": network.mean,
-                "std": network.std,
-                "interpolation": network.interpolation,
-                "input size": network.input_size,
-                "options": self.recipe.teacher_options,
-            },
+            teacher=teacher_facts,
             precision=self.precision,
             data=self.data.fingerprint,
+            classes=len(self.data.classes),
             augmentation=augmentation,
             seed=self.recipe.seed,
-            classes=len(self.data.classes),
             layout=layout,
-            levels=network.levels,
-            target=teacher.ftm and teacher.ftm.target,
             ftm=teacher.ftm,
         )
 
@@ -174,8 +176,8 @@ class CacheWriter:
             eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
             DIAGNOSTIC_IMAGES,
         )
-        shown = reference(network, images.to(self.fabric.device), self.fabric.autocast, teacher.ftm)
-        tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in shown.tensors().items()}
+        features = reference(network, images.to(self.fabric.device), self.fabric.autocast, teacher.ftm)
+        tensors: dict[str, Tensor] = {f"reference.{name}": value for name, value in features.tensors().items()}
         if teacher.ftm is not None:
             tensors |= {f"ftm.{name}": value for name, value in teacher.ftm.state_dict().items()}
         self.run.begin(recipe.model_dump(mode="json"))
@@ -198,36 +200,36 @@ class CacheWriter:
         TeacherCache.begin(self.folder, manifest, tensors, getattr(data.train, "keys", None))
         return teacher
 
-    def _go_on(self, network: FeatureExtractor) -> Teacher:
-        """The teacher with the stored statistics, if everything is as it was when the cache was begun."""
+    def _resume(self, network: FeatureExtractor) -> Teacher:
+        """Return the teacher with the stored statistics after comparing everything with the existing cache."""
         manifest = self.stored.manifest
         layout, target = record_format(self.recipe, network)
         teacher = Teacher(network, target, self.fabric.autocast)
         identity = self._identity(network, layout, teacher, choose_augmentation(self.recipe, self.data, [network]))
-        # taken from the cache: made anew on another machine it would differ in its last digits
+        # read from the cache: computed again on another machine, it would differ in its last digits
         del identity["standardisation"]
         if differing := self.stored.differences(identity):
             raise UhkdError(
-                f"{self.folder} was begun by another recipe; choose another --out, or say what it says "
-                f"(-c {self.folder}):\n  " + "\n  ".join(differing)
+                f"{self.folder} is a cache of another recipe; choose another --out, or use its recipe (-c {self.folder}):\n  "
+                + "\n  ".join(differing)
             )
         if teacher.ftm is not None:
             teacher.ftm.load_state_dict(self.stored.tensors("ftm."))
-        check_views(self.stored, self.data, manifest.views, damaged_too=False)  # those are made anew
+        check_views(self.stored, self.data, manifest.views, damaged_too=False)  # damaged shards are written again
         if self.recipe.views > manifest.views:
             check_disk_space(self.folder, self.stored.shards, layout, self.recipe.views)
             log_info(f"{self.recipe.views - manifest.views} views are added to {manifest.views}")
             write_manifest(self.folder, replace(manifest, views=self.recipe.views))
             self.stored = TeacherCache(self.folder)
-        else:  # views that were added later are not in the folder's recipe, and are to be mended as well
+        else:  # check and repair also the views that were added later, which the recipe in the folder does not count
             self.recipe = self.recipe.model_copy(update={"views": manifest.views})
         return teacher
 
-    def announce(self) -> None:
-        """Remove damaged shards that nobody is making, and tell what is to come.
+    def prepare(self) -> None:
+        """Remove damaged shards that no process is writing, and log the work to do.
 
         Raises:
-            UhkdError: when it does not fit on the disk.
+            UhkdError: the disk is too small.
         """
         shards = self.stored.shards
         for shard in (shard for view in range(self.recipe.views) for shard in shards.of_view(view)):
@@ -237,25 +239,25 @@ class CacheWriter:
                 shards.check(shard)
             except CorruptShard as error:
                 with contextlib.suppress(Timeout), hold(self.folder, shard.name, timeout=0):
-                    log_info(f"{str(error).split('; make')[0]}: made anew")
+                    log_info(f"{error.problem}; it is written again")
                     (self.folder / shard.name).unlink(missing_ok=True)
         log_info(check_disk_space(self.folder, shards, self.stored.manifest.layout, self.recipe.views))
 
     def write(self) -> None:
-        """Make every shard that is missing and that nobody else is making."""
-        loaded = {"batch_size": self.recipe.batch_size, "workers": self.workers, "device": self.fabric.device}
-        write_shards(self.stored, self.teacher, self.data, self.recipe.views, **loaded)
+        """Write every missing shard that no other process is writing."""
+        options = {"batch_size": self.recipe.batch_size, "workers": self.workers, "device": self.fabric.device}
+        write_shards(self.stored, self.teacher, self.data, self.recipe.views, **options)
 
 
 def main() -> None:
-    """A process beside the first: its recipe is on its command line."""
+    """Entry point of an additional process; the argument is its order as JSON."""
     order = json.loads(sys.argv[1])
     end_with_parent()
     torch.set_num_threads(order["threads"])
     try:
         CacheWriter(build(CacheRecipe, order["recipe"]), None, None).write()
     except KeyboardInterrupt:
-        pass  # Ctrl-C reaches the whole group; the parent tells about it
+        pass  # Ctrl-C reaches the whole process group; the parent reports it
     except ValueError as error:
-        log_info(f"a process beside the first has ended: {error}")
+        log_info(f"an additional process has ended: {error}")
         sys.exit(1)

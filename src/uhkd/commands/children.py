@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them."""
+"""Child processes that end with their parent."""
 
 import os
 import subprocess
@@ -7,21 +7,21 @@ import threading
 
 
 def start_child(module: str, argument: str) -> subprocess.Popen[str]:
-    """Run `main()` of a module of ours with one argument, in a process of its own.
+    """Run `main()` of a module of this package with one argument in a new process.
 
-    A program of its own, not a child of multiprocessing: those import the caller's script anew, and may have no children
-    themselves, which loading images needs. It ends when the pipe from this process closes, so also when this one is killed.
-    On standard output, where results belong, it says nothing.
+    A new program, not a child of multiprocessing: that would import the script of the caller again, and could not have the
+    child processes that loading images needs. It ends when its pipe from this process closes, even if this one is killed. Its
+    standard output, which is for results, is discarded.
     """
     command = [sys.executable, "-c", f"from {module} import main; main()", argument]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def end_with_parent() -> None:
-    """End this process, from a thread, when the one that started it is gone."""
+    """Start a thread that ends this process when its parent has ended."""
 
     def wait() -> None:
-        # until the parent's end of the pipe is closed; not by sys.stdin, whose lock a process forked meanwhile would wait for
+        # until the parent's end of the pipe is closed; reading sys.stdin would hold a lock that forked processes inherit
         os.read(0, 1)
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""`uhkd doctor`: the software and hardware of this machine, and the faults that keep trainings from running."""
+"""`uhkd doctor`: software and hardware of this machine, and faults that prevent trainings."""
 
 import importlib
 import os
@@ -33,9 +33,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check.
+    """Result of one check.
 
-    state: ok, warning (it works, but slowly, or not everything does) or fault (trainings fail). advice: what to do, if not ok.
+    state: ok, warning (slow, or not everything works) or fault (trainings fail). advice: what to do unless ok.
     """
 
     topic: str
@@ -46,57 +46,57 @@ class Check:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All findings, and the fields of `torch.utils.collect_env` as text."""
+    """Results of all checks, and the fields of `torch.utils.collect_env` as text."""
 
     findings: tuple[Check, ...]
     environment: dict[str, str]
 
     @property
     def exit_code(self) -> int:
-        """1 with a fault among them, else 0."""
+        """1 if any check is a fault, else 0."""
         return int(any(finding.state == "fault" for finding in self.findings))
 
     def as_json(self) -> dict[str, Any]:
-        """Whether trainings can run, every finding, and the environment."""
+        """Return whether trainings can run, all findings, and the environment."""
         findings = [vars(finding) for finding in self.findings]
         return {"ok": self.exit_code == 0, "findings": findings, "environment": self.environment}
 
 
 def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
-    """Check packages, device, threads and disk; print a table and what to do; return the findings (exit code 1 with a fault).
+    """Check packages, device, threads and disk; print a table and advice; return the findings (exit code 1 with a fault).
 
-    Nothing is fetched, and nothing is left behind.
+    Nothing is downloaded, no file remains.
     """
     from rich import box
     from rich.table import Column, Table
     from rich.text import Text
 
-    diagnosis = DoctorReport(tuple(_run(topic, check) for topic, check in CHECKS.items()), environment())
+    report = DoctorReport(tuple(_run(topic, check) for topic, check in CHECKS.items()), environment())
     columns = (Column(no_wrap=True), Column(no_wrap=True), Column())
     table = Table(*columns, box=box.SIMPLE, show_header=False, pad_edge=False)
     for name, topic in _SHOWN.items():
-        if name in diagnosis.environment:
-            table.add_row("", topic, escape(diagnosis.environment[name]))
-    for finding in diagnosis.findings:
+        if name in report.environment:
+            table.add_row("", topic, escape(report.environment[name]))
+    for finding in report.findings:
         table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, escape(finding.found))
     print_table(table)
-    log_debug("\n".join(f"{name}: {value}" for name, value in diagnosis.environment.items()))
-    wrong = [finding for finding in diagnosis.findings if finding.state != "ok"]
+    log_debug("\n".join(f"{name}: {value}" for name, value in report.environment.items()))
+    wrong = [finding for finding in report.findings if finding.state != "ok"]
     for finding in wrong:
         print_result(f"{finding.state}: {finding.topic}: {finding.advice}")
     faults = sum(finding.state == "fault" for finding in wrong)
     print_result(f"{pluralize(faults, 'fault')}, {pluralize(len(wrong) - faults, 'warning')}")
-    return diagnosis
+    return report
 
 
 def _run(topic: str, check: Callable[[], Check]) -> Check:
-    """Return the finding of a check; one that raises must not end the report."""
+    """Return the result of a check; an exception becomes a warning, so that the report is complete."""
     try:
         return check()
     except Exception as error:
         log_debug(traceback.format_exc())
-        advice = "this could not be found out, which is a fault by itself; uhkd doctor --verbose shows more"
-        return Check(topic, f"cannot tell: {type(error).__name__}: {_first_line(error)}", "warning", advice)
+        advice = "the check itself failed; uhkd doctor --verbose shows the traceback"
+        return Check(topic, f"check failed: {type(error).__name__}: {_first_line(error)}", "warning", advice)
 
 
 def _first_line(error: Exception) -> str:
@@ -104,36 +104,36 @@ def _first_line(error: Exception) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return where uhkd and Python lie, and the environment by name as `torch.utils.collect_env` reports it."""
-    found = {"uhkd": f"{uhkd.__version__} in {Path(uhkd.__file__).parent}, run by {sys.executable}"}
+    """Return the paths of uhkd and Python, and the environment reported by `torch.utils.collect_env`."""
+    paths = {"uhkd": f"{uhkd.__version__} in {Path(uhkd.__file__).parent}, run by {sys.executable}"}
     try:
         from torch.utils.collect_env import get_env_info
 
-        return found | {name: str(value) for name, value in get_env_info()._asdict().items() if value is not None}
-    except Exception as error:  # it calls many other programs; without torch the check of torch tells
+        return paths | {name: str(value) for name, value in get_env_info()._asdict().items() if value is not None}
+    except Exception as error:  # it calls many other programs; a missing torch is reported by its check
         log_debug(f"torch.utils.collect_env failed: {type(error).__name__}: {error}")
-        return found
+        return paths
 
 
 def packages() -> Check:
-    """Compare installed packages with what this version of uhkd requires; a floor may keep out a vulnerability."""
+    """Compare installed packages with the requirements of uhkd; minimum versions may exclude vulnerabilities."""
     try:
         needs = [Requirement(line) for line in metadata.requires("uhkd") or ()]
     except metadata.PackageNotFoundError:
-        return Check("packages", "uhkd itself is not installed, so that what it requires is not known here")
+        return Check("packages", "uhkd is not installed as a package, so that its requirements are unknown")
     problems = unmet(needs)
     if not problems:
-        there = (need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""}))
-        return Check("packages", ", ".join(f"{name} {_version(name)}" for name in there))
-    found = "; ".join(
-        f"{need.name} {version or 'is missing'}, needed is {need.specifier}" for need, version in problems
+        required = (need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""}))
+        return Check("packages", ", ".join(f"{name} {_version(name)}" for name in required))
+    text = "; ".join(
+        f"{need.name} {version or 'is missing'}, required is {need.specifier}" for need, version in problems
     )
     advice = "pip install " + " ".join(f'"{need.name}{need.specifier}"' for need, _ in problems)
-    return Check("packages", found, "fault" if any(version is None for _, version in problems) else "warning", advice)
+    return Check("packages", text, "fault" if any(version is None for _, version in problems) else "warning", advice)
 
 
 def unmet(needs: list[Requirement]) -> list[tuple[Requirement, str | None]]:
-    """Return the requirements that are not met, each with the installed version (None: missing); of extras, only old versions."""
+    """Return unmet requirements with the installed version (None: missing); of extras only those with an old version."""
     problems = []
     for need in needs:
         version = _version(need.name)
@@ -153,7 +153,7 @@ def _version(name: str) -> str | None:
 
 
 def torchvision() -> Check:
-    """Run one compiled operator of torchvision: it loads only if torchvision was built for this torch."""
+    """Run one compiled operator of torchvision, which works only if torchvision was built for this torch."""
     topic = "torch and torchvision"
     try:
         import torch
@@ -162,86 +162,86 @@ def torchvision() -> Check:
             torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5
         )
         if indices.tolist() == [0]:
-            return Check(topic, f"{_version('torch')} and {_version('torchvision')} fit together")
+            return Check(topic, f"{_version('torch')} and {_version('torchvision')} are compatible")
         why = f"torchvision's operators give {indices.tolist()}, expected [0]"
-    except Exception as error:  # a broken pair can fail in any way
-        why = f"do not fit together: {type(error).__name__}: {_first_line(error)}"
-    return Check(topic, why, "fault", f"install both anew, from one place: pip install --force-reinstall {fitting()}")
+    except Exception as error:  # incompatible builds can fail in any way
+        why = f"are not compatible: {type(error).__name__}: {_first_line(error)}"
+    return Check(topic, why, "fault", f"reinstall both from one source: pip install --force-reinstall {fitting()}")
 
 
 def fitting() -> str:
-    """Return the installed torchvision and the torch that its metadata names, as words for pip."""
+    """Return the installed torchvision and the torch that its metadata names, as arguments of pip."""
     needs = [Requirement(line) for line in (metadata.requires("torchvision") or () if _version("torchvision") else ())]
     torch = next((need for need in needs if need.name == "torch"), None)
     return f"torchvision=={_version('torchvision')} torch{torch.specifier}" if torch else "torch torchvision"
 
 
 def device() -> Check:
-    """Run one kernel on the GPU; without a usable GPU, find out why."""
+    """Run one kernel on the GPU, or find out why none is usable."""
     import torch
 
     if not torch.cuda.is_available():
-        there = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").is_file()
+        has_gpu = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").is_file()
         try:
             torch.cuda.init()
-        except Exception as error:  # RuntimeError or AssertionError, by the build
-            return without_gpu(torch.version.cuda, there, _first_line(error))
-        return without_gpu(torch.version.cuda, there, "")
+        except Exception as error:  # RuntimeError or AssertionError, depending on the build
+            return without_gpu(torch.version.cuda, has_gpu, _first_line(error))
+        return without_gpu(torch.version.cuda, has_gpu, "")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    found = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
+    text = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
     try:
         torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
     except RuntimeError as error:
         built = ", ".join(torch.cuda.get_arch_list())
         advice = f"this torch is built for {built}: install a build for this GPU, or use --device cpu"
-        return Check("device", f"{found}, but it cannot compute: {_first_line(error)}", "fault", advice)
-    return Check("device", found)
+        return Check("device", f"{text}, but it cannot compute: {_first_line(error)}", "fault", advice)
+    return Check("device", text)
 
 
-def without_gpu(built: str | None, there: bool, why: str) -> Check:
-    """Judge a machine on which torch sees no GPU.
+def without_gpu(cuda: str | None, has_gpu: bool, why: str) -> Check:
+    """Return the check of a machine on which torch finds no GPU.
 
-    built: CUDA version that torch was built for. there: whether the machine seems to have one. why: CUDA's error.
+    cuda: CUDA version of this torch build. has_gpu: whether the machine seems to have one. why: error of CUDA.
     """
-    cpu = f"CPU; no GPU seen by torch ({f'built for CUDA {built}' if built else 'built without CUDA'})"
-    if not there:
+    cpu = f"CPU; torch finds no GPU ({f'built for CUDA {cuda}' if cuda else 'built without CUDA'})"
+    if not has_gpu:
         return Check("device", cpu)
-    if built is None:
+    if cuda is None:
         advice = "this machine has an NVIDIA GPU: install a torch that is built for CUDA"
         return Check("device", cpu, "warning", advice)
     if "driver" in why and ("old" in why or "insufficient" in why):
-        advice = f"update the NVIDIA driver, or install a torch built for an older CUDA than {built}"
+        advice = f"update the NVIDIA driver, or install a torch built for an older CUDA than {cuda}"
     else:
         advice = "CUDA_VISIBLE_DEVICES may hide it, a container may lack it (docker run --gpus all), or the driver is not loaded"
-    return Check("device", f"{cpu}, though there is one: {why or 'CUDA gives no reason'}", "fault", advice)
+    return Check("device", f"{cpu}, but the machine has one: {why or 'CUDA gives no reason'}", "fault", advice)
 
 
 def threads() -> Check:
-    """Compare torch's threads with the cores that this process may use: more threads slow each other down."""
+    """Compare the threads of torch with the usable cores; more threads than cores slow each other down."""
     import torch
 
     from uhkd.data.loader import usable_cores
 
     used, usable = torch.get_num_threads(), usable_cores()
-    found = f"torch uses {used}; {usable} of {os.cpu_count()} cores are usable"
+    text = f"torch uses {used}; {usable} of {os.cpu_count()} cores are usable"
     if used > usable:
-        return Check("threads", found, "warning", f"export OMP_NUM_THREADS={usable} (and MKL_NUM_THREADS)")
-    return Check("threads", found)
+        return Check("threads", text, "warning", f"export OMP_NUM_THREADS={usable} (and MKL_NUM_THREADS)")
+    return Check("threads", text)
 
 
 def shared_memory() -> Check:
-    """Check the memory by which loader processes hand over images (64 MB in a container by default)."""
+    """Check the memory through which loader processes pass images (64 MB by default in a container)."""
     if not Path("/dev/shm").is_dir():
-        return Check("shared memory", "no limit of its own on this system")
+        return Check("shared memory", "no separate limit on this system")
     advice = "loader processes may end with a bus error: docker run --shm-size=8g, or --workers 0"
     return folder("shared memory", Path("/dev/shm"), 5e8, advice)
 
 
 def disk() -> Check:
     """Check the folder that runs are written to."""
-    place = (Path("runs") if Path("runs").is_dir() else Path.cwd()).resolve()
-    advice = "name a folder on another disk by --out (a run keeps weights, a checkpoint and pictures)"
-    return folder("disk", place, 5e9, advice, fault_below=5e8)
+    runs = (Path("runs") if Path("runs").is_dir() else Path.cwd()).resolve()
+    advice = "choose a folder on another disk with --out (a run has weights, a checkpoint and plots)"
+    return folder("disk", runs, 5e9, advice, fault_below=5e8)
 
 
 def temporary() -> Check:
@@ -256,22 +256,22 @@ def weights() -> Check:
     return folder("weights cache", Path(HF_HUB_CACHE), 1e9, "set HF_HOME to another folder")
 
 
-def folder(topic: str, place: Path, least: float, advice: str, fault_below: float = -1) -> Check:
-    """Judge whether a folder, or the nearest one above it that exists, can be written and has `least` bytes free.
+def folder(topic: str, path: Path, least: float, advice: str, fault_below: float = -1) -> Check:
+    """Check whether a folder, or its nearest existing parent, is writable and has `least` bytes free.
 
-    fault_below: bytes below which, as where nothing can be written, it is a fault; negative: never more than a warning.
+    fault_below: fewer free bytes are a fault, as is a folder that is not writable; negative: at most a warning.
     """
-    there = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free
     except OSError as error:
         state = "fault" if fault_below >= 0 else "warning"
-        return Check(topic, f"{place} cannot be written: {error.strerror or error}", state, advice)
-    found = f"{file_size(free)} free in {place}"
+        return Check(topic, f"{path} is not writable: {error.strerror or error}", state, advice)
+    text = f"{file_size(free)} free in {path}"
     if free >= least:
-        return Check(topic, found)
-    return Check(topic, found, "fault" if free < fault_below else "warning", f"make room; or {advice}")
+        return Check(topic, text)
+    return Check(topic, text, "fault" if free < fault_below else "warning", f"free some space, or {advice}")
 
 
 CHECKS: dict[str, Callable[[], Check]] = {

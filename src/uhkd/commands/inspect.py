@@ -1,4 +1,4 @@
-"""`inspect`: a pair of networks tried without training."""
+"""`inspect`: layers, feature maps and one step of a pair of networks without training."""
 
 import sys
 import time
@@ -22,12 +22,12 @@ _BATCH = 8
 
 
 def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[str, float]:
-    """Show layers, map sizes and matched spectra of a pair, then take one step of the method on a small batch.
+    """Print layers, map sizes and matched spectra of a pair, run one step on a small batch, and return its loss terms.
 
-    Networks get random weights (a run folder its own): shapes, time and memory do not depend on them. Returns the raw terms.
+    Networks have random weights (run folders theirs): shapes, time and memory do not depend on them.
 
     Raises:
-        UhkdError: for names, sizes or settings that cannot work together, before any training is paid for.
+        UhkdError: names, sizes or settings cannot work together.
     """
     arguments = build(InspectArguments, fields) if arguments is None else arguments
     options = arguments.model_dump(exclude={"num_classes", "data"})
@@ -47,18 +47,17 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
     weighted_sum(terms, learner.weights(setup.ce_weight)).backward()
     seconds = time.perf_counter() - began
     extra = sum(p.numel() for p in learner.distillers.parameters())
-    print_result(
-        f"one step on {len(batch.index)} images: " + ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
-    )
+    values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
+    print_result(f"one step on {len(batch.index)} images: {values}")
     print_result(
         f"{seconds:.2f} s without warm-up, peak resident memory {_peak_mib():.0f} MiB; "
-        f"{extra / 1e6:.2f} M parameters of the method are trained and thrown away"
+        f"{extra / 1e6:.2f} M parameters of the method are trained and discarded afterwards"
     )
     return {name: value.item() for name, value in terms.items()}
 
 
 def _random(arguments: InspectArguments) -> DataSplits:
-    """Return random images as data, for a pair without images of its own."""
+    """Return random images as data."""
     side, classes = arguments.image_size or 224, arguments.num_classes
     pixels = np.random.default_rng(0).integers(256, size=(_BATCH, side, side, 3), dtype=np.uint8)
     source = ArraySource(pixels, np.arange(_BATCH) % classes)
@@ -69,7 +68,7 @@ def _random(arguments: InspectArguments) -> DataSplits:
 
 
 def _batch(setup: Setup) -> Batch:
-    """Return the first validation images, unchanged."""
+    """Return the first validation images without augmentation."""
     source, classes = setup.data.val, len(setup.data.classes)
     batch = next(iter(eval_loader(source, setup.augmentation.size, batch_size=min(_BATCH, len(source)))))
     target = None if batch.label is None else torch.nn.functional.one_hot(batch.label, classes).float()
@@ -87,7 +86,7 @@ def _layers(role: str, network: FeatureExtractor) -> Table:
 
 
 def _levels(teacher: Teacher, student: FeatureExtractor, method: str) -> Table:
-    columns = ("student layer", "teacher layer", "coefficients", "numbers an image")
+    columns = ("student layer", "teacher layer", "coefficients", "numbers per image")
     table = Table(*columns, title=f"matched levels of {method}")
     assert teacher.ftm is not None
     target, network = teacher.ftm.target, teacher.network
@@ -98,7 +97,7 @@ def _levels(teacher: Teacher, student: FeatureExtractor, method: str) -> Table:
 
 
 def _peak_mib() -> float:
-    """Peak resident memory of this process; NaN where the system does not say (Windows)."""
+    """Return the peak resident memory of this process, NaN on Windows."""
     try:
         import resource
     except ImportError:

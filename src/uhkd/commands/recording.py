@@ -1,4 +1,4 @@
-"""Shards written by any number of processes: claimed one by one, each made whole or not at all."""
+"""Writing of shards by any number of processes, which claim them one by one; each shard is written atomically."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ from uhkd.data import DataSplits, IndexRange, span_loader
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.training import Teacher
 
-_LOG_EVERY = 15.0  # seconds between two lines on how far it is
+_LOG_EVERY = 15.0  # seconds
 
 
 def write_shards(
@@ -30,10 +30,10 @@ def write_shards(
     workers: int,
     device: torch.device,
 ) -> None:
-    """Make every shard of the first `views` views that is missing and that nobody else is making.
+    """Write every missing shard of the first `views` views that no other process is writing.
 
     Raises:
-        UhkdError: for an image that cannot be read, or signals that cannot be stored.
+        UhkdError: an image cannot be read, or outputs cannot be stored.
     """
     manifest, shards = stored.manifest, stored.shards
     claimed: deque[tuple[Shard, contextlib.ExitStack]] = deque()
@@ -50,34 +50,33 @@ def write_shards(
     )
     began = last_log = time.monotonic()
     images, done, teacher_seconds = 0, 0, 0.0
-    bodies: list[Tensor] = []
-    sums: list[np.ndarray] = []
+    records: list[Tensor] = []
+    checksums: list[np.ndarray] = []
     total = sum(shard.stop - shard.start for shard in missing)
     try:
         for batch in loader:
             since = time.monotonic()
-            # what training does to its images, so that a stored signal is the live one
+            # as in training, so that stored and live outputs are equal
             image = batch.image.to(device).contiguous(memory_format=torch.channels_last)
             output = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-            bodies.append(manifest.layout.encode(output))
+            records.append(manifest.layout.encode(output))
             teacher_seconds += time.monotonic() - since
-            sums.append(image_checksums(batch.image, batch.target))
+            checksums.append(image_checksums(batch.image, batch.target))
             images += len(batch.index)
-            shard, held = claimed[0]
-            if sum(map(len, bodies)) == shard.stop - shard.start:
-                rows = torch.cat(bodies).numpy()
-                write_atomically(
-                    stored.folder / shard.name, shards.encode(shard.view, shard.start, np.concatenate(sums), rows)
-                )
+            shard, lock = claimed[0]
+            if sum(map(len, records)) == shard.stop - shard.start:
+                rows = torch.cat(records).numpy()
+                content = shards.encode(shard.view, shard.start, np.concatenate(checksums), rows)
+                write_atomically(stored.folder / shard.name, content)
                 claimed.popleft()
-                held.close()
-                bodies, sums, done = [], [], done + len(rows)
+                lock.close()
+                records, checksums, done = [], [], done + len(rows)
             if time.monotonic() - last_log > _LOG_EVERY:
                 last_log = time.monotonic()
-                log_info(f"  {images:,} of {total:,} records, {images / (last_log - began):,.0f} a second")
+                log_info(f"  {images:,} of {total:,} records, {images / (last_log - began):,.0f} per second")
     finally:
-        for _, held in claimed:
-            held.close()
+        for _, lock in claimed:
+            lock.close()
     if done:
         seconds = time.monotonic() - began
         log_info(
@@ -89,34 +88,33 @@ def write_shards(
 def _claims(
     stored: TeacherCache, missing: Sequence[Shard], claimed: deque[tuple[Shard, contextlib.ExitStack]], batch_size: int
 ) -> Iterator[IndexRange]:
-    """Batches of one shard after the other, each held while it is made; taken little ahead of its making."""
+    """Yield the batches of one shard after the other; a shard is locked shortly before its first batch is computed."""
     for shard in missing:
-        held = contextlib.ExitStack()
+        lock = contextlib.ExitStack()
         try:
-            held.enter_context(hold(stored.folder, shard.name, timeout=0))
+            lock.enter_context(hold(stored.folder, shard.name, timeout=0))
         except Timeout:
             continue
         if stored.shards.is_complete(shard):
-            held.close()
+            lock.close()
             continue
-        place = stored.folder / shard.name
-        place.parent.mkdir(exist_ok=True)
-        # of a process that was killed, as nobody else holds this
-        drop_leftovers(place)
-        claimed.append((shard, held))
+        file = stored.folder / shard.name
+        file.parent.mkdir(exist_ok=True)
+        drop_leftovers(file)  # of a killed process, because this one has the lock
+        claimed.append((shard, lock))
         for start in range(shard.start, shard.stop, batch_size):
             yield IndexRange(shard.view, start, min(start + batch_size, shard.stop))
 
 
 @contextlib.contextmanager
 def hold(folder: Path, name: str, *, timeout: float) -> Iterator[None]:
-    """Hold a name among all processes at work on a cache; a dead one holds nothing.
+    """Lock a name among all processes that write a cache; a lock ends with its process.
 
     Raises:
-        Timeout: when another has it for longer than `timeout` seconds (below 0: wait).
+        Timeout: another process has the lock for longer than `timeout` seconds (below 0: wait without limit).
     """
     file = folder / "locks" / f"{name.replace('/', '-')}.lock"
     file.parent.mkdir(exist_ok=True)
     with FileLock(file, timeout=timeout):
         yield
-        file.unlink(missing_ok=True)  # whoever waited for it meanwhile looks again at what there is to do
+        file.unlink(missing_ok=True)  # a process that waited for it checks again what is missing

@@ -1,4 +1,4 @@
-"""What a cache holds of a teacher, and whether it fits on the disk."""
+"""Record format of a teacher, and the disk space of a cache."""
 
 import shutil
 from pathlib import Path
@@ -13,17 +13,17 @@ from uhkd.training import Teacher
 
 
 def record_format(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[RecordFormat, SpectralTarget | None]:
-    """How the records of a teacher are stored, and the target of the spectra in them.
+    """Return the record format of a teacher, and the target of the stored spectra.
 
     Raises:
-        UhkdError: for a field asked for that the teacher lacks, or when there is nothing to store.
+        UhkdError: the teacher lacks a requested field, or there is nothing to store.
     """
     shapes, target = network.shapes, None
-    for field, there in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
-        if field in recipe.keep and not there:
+    for field, size in (("logits", shapes.logits), ("embedding", shapes.embedding), ("spectra", shapes.maps)):
+        if field in recipe.keep and not size:
             if "keep" in recipe.model_fields_set:
                 raise UhkdError(
-                    f"keep: the teacher has no {'maps to make spectra of' if field == 'spectra' else field}"
+                    f"keep: the teacher has no {'feature maps for spectra' if field == 'spectra' else field}"
                 )
             log_info(f"  the teacher has no {field}: not stored")
     if "spectra" in recipe.keep and shapes.maps:
@@ -39,20 +39,20 @@ def record_format(recipe: CacheRecipe, network: FeatureExtractor) -> tuple[Recor
 
 
 def check_disk_space(folder: Path, shards: Shards, layout: RecordFormat, views: int) -> str:
-    """What is stored and what is still to be written, in words.
+    """Describe the size of a cache and the bytes still to write.
 
     Raises:
-        UhkdError: when it does not fit on the disk.
+        UhkdError: the disk is too small.
     """
-    every = (shard for view in range(views) for shard in shards.of_view(view))
-    total, todo = sum(map(shards.bytes_of, every)), sum(map(shards.bytes_of, shards.missing(views)))
+    total = sum(shards.bytes_of(shard) for view in range(views) for shard in shards.of_view(view))
+    todo = sum(map(shards.bytes_of, shards.missing(views)))
     free = shutil.disk_usage(folder).free
     if todo > free:
         raise UhkdError(
-            f"{folder} has {file_size(free)} free, and {file_size(todo)} are to be written: fewer --views, "
-            "--storage int8, less to --keep, fewer --channels, or another --out"
+            f"{folder} has {file_size(free)} free, but {file_size(todo)} must be written; use fewer --views, "
+            "--storage int8, fewer fields in --keep, fewer --channels, or another --out"
         )
     return (
         f"{shards.images:,} images x {views} views, {layout.size:,} bytes each ({', '.join(layout.holds)}, "
-        f"{layout.storage}): {file_size(total)} in all, {file_size(todo)} to write, {file_size(free)} free"
+        f"{layout.storage}): {file_size(total)} in total, {file_size(todo)} to write, {file_size(free)} free"
     )

@@ -1,4 +1,4 @@
-"""`finetune` and `distill`: from a recipe to a trained network in a run folder."""
+"""`finetune` and `distill`: training by a recipe into a run folder."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from uhkd.training.setup import prepare
 
 
 def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
-    """Train one network on labels.
+    """Train one network on labelled images.
 
     Args:
-        recipe: a whole recipe; options given beside it take precedence.
+        recipe: a complete recipe; `options` take precedence.
         options: its fields by name (see `uhkd.recipe.FinetuneRecipe`). `model` may also be a `torch.nn.Module`, `data` a
             map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
     Raises:
-        UhkdError: for anything that cannot be used as asked; the message tells what to do.
+        UhkdError: recipe, data or networks cannot be used; the message names the remedy.
     """
     objects = take_objects(options, ("model", "data"))
     setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
@@ -25,16 +25,16 @@ def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
 
 
 def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
-    """Train a student to imitate a teacher of any other architecture.
+    """Distill a teacher into a student of any other architecture.
 
     Args:
-        recipe: a whole recipe; options given beside it take precedence.
+        recipe: a complete recipe; `options` take precedence.
         options: its fields by name (see `uhkd.recipe.DistillRecipe`). `teacher` and `student` may also be `torch.nn.Module`s,
             `teacher` a list of modules and names, and so each `teacher` in `teachers`; `data` a map-style `Dataset` of
             (image, label) or of images alone, or a pair of them (training, validation).
 
     Raises:
-        UhkdError: for anything that cannot be used as asked; the message tells what to do.
+        UhkdError: recipe, data or networks cannot be used; the message names the remedy.
     """
     objects = take_objects(options, ("teacher", "student", "data"))
     student = objects.pop("student", None)

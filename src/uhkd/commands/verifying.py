@@ -1,6 +1,5 @@
-"""`cache verify`: every record against its checksum, and a sample against the teacher itself."""
+"""`cache verify`: comparison of all records with their checksums, and of a sample with the teacher."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,42 +19,38 @@ from uhkd.training.inputs import Inputs, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
 from uhkd.training.machine import choose_device, make_fabric
 
-# how far a signal made anew may lie from the first one beyond the rounding of its storage, as a share of the field's root mean
-# square: a network's own rounding depends on the batch and the machine
+# largest difference of a recomputed output beyond the rounding of its storage, relative to the root mean square of its field: the
+# rounding in the network depends on batch and machine
 _SLACK = {"bf16": 2e-2, "fp32": 1e-3}
 
 
 def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
-    """Read every shard against its checksums; then make a sample anew: views bit-equal, signals to the rounding of their storage.
+    """Compare every shard with its checksums; recompute a sample: views must be bit-equal, outputs equal up to rounding.
 
-    Returns the counts of records read and made anew, and how far the signals of each field lie beyond rounding.
+    Returns:
+        The number of records read and recomputed, and by how much the outputs of each field exceed the rounding of storage.
 
     Raises:
-        UhkdError: naming all shards and records that are not what they should be.
+        UhkdError: shards or records differ; all of them are named.
     """
     stored = TeacherCache(arguments.cache)
-    bad: list[CorruptShard] = []
-    checked = 0
+    bad, checked = 0, 0
     for view in range(stored.manifest.views):
         for shard in stored.shards.of_view(view):
             try:
                 stored.shards.check(shard)
                 checked += shard.stop - shard.start
             except CorruptShard as error:
-                bad.append(error)
-                log_info(f"  {str(error).split('; make')[0]}")
-    (log_info if bad or arguments.sample else print_result)(
-        f"{checked:,} records read, each is what was written"
-        if not bad
-        else f"shards that are damaged or missing: {len(bad)}"
-    )
+                bad += 1
+                log_info(f"  {error.problem}")
     if bad:
         raise UhkdError(
-            f"shards of {stored.folder} that are damaged or missing: {len(bad)} (named above); make them anew, and them "
-            f"alone, with: uhkd cache -c {stored.folder} --out {stored.folder}"
+            f"shards of {stored.folder} that are damaged or missing: {bad} (named above); rewrite only these with: "
+            f"uhkd cache -c {stored.folder} --out {stored.folder}"
         )
-    beyond = _compare_sample(stored, arguments) if arguments.sample else {}
-    return {"records": checked, "sample": arguments.sample, "beyond_rounding": beyond}
+    (log_info if arguments.sample else print_result)(f"{checked:,} records read, all checksums are correct")
+    excess = _compare_sample(stored, arguments) if arguments.sample else {}
+    return {"records": checked, "sample": arguments.sample, "beyond_rounding": excess}
 
 
 def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[str, float]:
@@ -68,50 +63,51 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
     data = open_recipe_data(recipe)
     if stored.differences({"data": data.fingerprint}):
         differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
-        raise UhkdError(f"the images are not those of {stored.folder}: " + "; ".join(differing))
+        raise UhkdError(f"the images differ from those of {stored.folder}: {'; '.join(differing)}")
     inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
     network, _ = prepare_teacher(recipe, inputs, has_evaluator=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
-        raise UhkdError(f"the teacher is not that of {stored.folder}: " + "; ".join(differing))
+        raise UhkdError(f"the teacher differs from that of {stored.folder}: {'; '.join(differing)}")
     teacher = Teacher(network, manifest.target, fabric.autocast)
     if teacher.ftm is not None:
         teacher.ftm.load_state_dict(stored.tensors("ftm."))
-    places = np.random.default_rng().integers((manifest.views, manifest.images), size=(arguments.sample, 2)).tolist()
+    sample = np.random.default_rng().integers((manifest.views, manifest.images), size=(arguments.sample, 2)).tolist()
     loader = span_loader(
         data.train,
         manifest.augmentation,
-        [IndexRange(view, index, index + 1) for view, index in places],
+        [IndexRange(view, index, index + 1) for view, index in sample],
         seed=manifest.seed,
         num_classes=len(data.classes),
     )
-    worst: dict[str, float] = {}
+    worst: dict[str, float] = {}  # by field
     other_views: list[str] = []
-    for (view, index), batch in zip(places, loader, strict=True):
-        where = np.array([index])
-        if image_checksums(batch.image, batch.target)[0] != stored.shards.checksums(view, where)[0]:
+    for (view, index), batch in zip(sample, loader, strict=True):
+        rows = np.array([index])
+        if image_checksums(batch.image, batch.target)[0] != stored.shards.checksums(view, rows)[0]:
             other_views.append(f"image {index} of view {view}")
             continue
         image = batch.image.to(fabric.device).contiguous(memory_format=torch.channels_last)
         live = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-        recorded = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, where)))
-        again = manifest.layout.tolerance(recorded)
-        for (name, x, allowed), (_, y, _) in zip(manifest.layout.tolerance(live), again, strict=True):
-            beyond = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
-            worst[name] = max(worst.get(name, 0.0), float(beyond))
+        recorded = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, rows)))
+        pairs = zip(manifest.layout.tolerance(live), manifest.layout.tolerance(recorded), strict=True)
+        for (name, x, allowed), (_, y, _) in pairs:
+            excess = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
+            worst[name] = max(worst.get(name, 0.0), float(excess))
     if other_views:
         raise UhkdError(
-            f"{len(other_views)} of {arguments.sample} views are not those that the teacher saw ({', '.join(other_views[:3])}): "
-            f"files have changed, or a library augments in another way than that of {Path(stored.folder) / 'environment.json'}"
+            f"{len(other_views)} of {arguments.sample} views differ from those that the teacher received "
+            f"({', '.join(other_views[:3])}): files have changed, or a library augments differently from the version in "
+            f"{stored.folder / 'environment.json'}"
         )
     for name, share in worst.items():
         log_info(
-            f"  {name}: beyond the rounding of {manifest.layout.storage} by at most {share:.1e} of the root mean square"
+            f"  {name}: at most {share:.1e} of the root mean square beyond the rounding of {manifest.layout.storage}"
         )
     slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
-    if off := [name for name, share in worst.items() if share > slack]:
+    if differing := [name for name, share in worst.items() if share > slack]:
         raise UhkdError(
-            f"{', '.join(off)} of {arguments.sample} records differ from the teacher's current output by more than {slack:g} of "
-            "their root mean square: another precision, a broken library, or a teacher that is not in eval mode"
+            f"{', '.join(differing)} of {arguments.sample} records differ from the current teacher outputs by more than "
+            f"{slack:g} of their root mean square: the precision differs, a library is broken, or the teacher is not in eval mode"
         )
-    print_result(f"{arguments.sample} records made anew: views equal to the bit, signals to rounding")
+    print_result(f"{arguments.sample} records recomputed: views are bit-equal, outputs equal up to rounding")
     return worst

@@ -1,1 +1,1 @@
-"""Measurements of networks: metrics on held-out images, probes on frozen embeddings, diagnostics of features."""
+"""Evaluation of networks: metrics, probes of frozen embeddings, and diagnostics of features."""

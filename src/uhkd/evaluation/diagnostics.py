@@ -1,7 +1,6 @@
-"""What every run notes about its features from the first day: spectra, per-frequency error, CKA, predictions, latency."""
+"""Diagnostics recorded in every run: spectra, error per frequency, CKA, predictions, latency."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,21 +8,19 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.evaluation.metrics import Evaluation, cka_matrix, latency, radial_spectrum
+from uhkd.evaluation.metrics import Autocast, Evaluation, cka_matrix, eval_mode, latency, radial_spectrum
 from uhkd.features import FeatureExtractor
 from uhkd.methods.spectral_matching import SpectralMatchingLoss
 from uhkd.spectral import FTM
 
 DIAGNOSTIC_IMAGES = 128
-"""Validation images that spectra, maps and CKA are taken of."""
-Autocast = Callable[[], AbstractContextManager]
-"""Makes the context in which networks run, with the precision of the training."""
+"""Number of validation images for spectra, maps and CKA."""
 
 
 class TeacherFeatures(NamedTuple):
-    """What is shown of a teacher on the fixed images, level by level; small enough to be stored.
+    """Features of a teacher on the diagnostic images, level by level; small enough for a cache.
 
-    spectra: (R,) energy by integer frequency radius. pooled: (N, C, 1, 1) means of the maps. targets: FTM outputs (N, C, K).
+    spectra: (R,) energy at integer frequency radii. pooled: (N, C, 1, 1) means of the maps. targets: FTM outputs (N, C, K).
     """
 
     spectra: tuple[Tensor, ...]
@@ -31,12 +28,12 @@ class TeacherFeatures(NamedTuple):
     targets: tuple[Tensor, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name, of any shape."""
-        return {f"{name}.{i}": x for name, found in self._asdict().items() for i, x in enumerate(found)}
+        """Return all tensors, of any shape, by name."""
+        return {f"{name}.{i}": x for name, values in self._asdict().items() for i, x in enumerate(values)}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "TeacherFeatures":
-        """Take over what `tensors` gave, tensors of any shape by name."""
+        """Build from the result of `tensors`, tensors of any shape by name."""
 
         def field(name: str) -> tuple[Tensor, ...]:
             return tuple(tensors[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in tensors)))
@@ -45,9 +42,9 @@ class TeacherFeatures(NamedTuple):
 
 
 def reference(network: FeatureExtractor, images: Tensor, autocast: Autocast, ftm: FTM | None) -> TeacherFeatures:
-    """What is shown of a live teacher on images (N, 3, H, W) in [0, 1]."""
+    """Compute the features of a teacher on images (N, 3, H, W) in [0, 1]."""
     maps = _maps(network, images, autocast)
-    # CKA needs their means alone; whole maps of a large teacher would lie in memory for the run
+    # CKA needs only the means; whole maps of a large teacher would occupy memory for the whole run
     pooled = tuple(m.mean((2, 3), keepdim=True) for m in maps)
     return TeacherFeatures(tuple(map(radial_spectrum, maps)), pooled, () if ftm is None else ftm(maps))
 
@@ -56,23 +53,19 @@ def reference(network: FeatureExtractor, images: Tensor, autocast: Autocast, ftm
 def _maps(network: FeatureExtractor, images: Tensor, autocast: Autocast) -> tuple[Tensor, ...]:
     if not network.shapes.maps:
         return ()
-    training = network.training
-    network.eval()
-    with autocast():
-        maps = network(images, frozenset({"maps"})).maps
-    network.train(training)
-    return tuple(m.float() for m in maps)
+    with eval_mode(network), autocast():
+        return tuple(m.float() for m in network(images, frozenset({"maps"})).maps)
 
 
 class Diagnostics:
-    """Collects the arrays of diagnostics.npz on one fixed batch of validation images.
+    """Collector of the arrays in diagnostics.npz on one fixed batch of validation images.
 
     Arrays, with T evaluations, levels l = 0 (shallow), 1, ...:
-        steps (T,); student_spectrum_l (T, R), start_spectrum_l (R,), teacher_spectrum_l (R,): energy by integer frequency radius;
+        steps (T,); student_spectrum_l (T, R), start_spectrum_l (R,), teacher_spectrum_l (R,): energy at integer frequency radii;
         error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
         frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
         val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C); latency_ms (1,): one image.
-    Beside them, written by `uhkd.training.fit`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
+    Added by `uhkd.training.fit`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
     """
 
     def __init__(
@@ -85,7 +78,7 @@ class Diagnostics:
     ) -> None:
         self.student, self.images, self.autocast, self.match = student, images, autocast, match
         self.fixed: dict[str, np.ndarray] = {}
-        self.noted: dict[str, list[np.ndarray]] = {"steps": []}
+        self.series: dict[str, list[np.ndarray]] = {"steps": []}
         self.teacher_maps = () if teacher is None else teacher.pooled
         self.targets = () if teacher is None or match is None else teacher.targets
         if teacher is not None:
@@ -98,7 +91,7 @@ class Diagnostics:
         return _maps(network, self.images, self.autocast)
 
     def begin(self) -> None:
-        """Before the first step: spectra, and CKA with the teacher."""
+        """Record spectra, and CKA with the teacher, before the first step."""
         self.fixed |= {
             f"start_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self._maps(self.student))
         }
@@ -107,34 +100,33 @@ class Diagnostics:
 
     @torch.no_grad()
     def note(self, step: int) -> None:
-        """After a validation: spectra, and the error of each coefficient."""
+        """Record spectra, and the error of each coefficient, after a validation."""
         maps = self._maps(self.student)
         row = {"steps": np.int64(step)} | {
             f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)
         }
         if self.targets:
             assert self.match is not None
-            training = self.match.training
-            self.match.eval()
-            for i, (predicted, target) in enumerate(zip(self.match.predict(maps), self.targets, strict=True)):
-                row[f"error_{i}"] = _array((predicted - target).square().mean((0, 1)))
-            self.match.train(training)
+            with eval_mode(self.match):
+                for i, (predicted, target) in enumerate(zip(self.match.predict(maps), self.targets, strict=True)):
+                    row[f"error_{i}"] = _array((predicted - target).square().mean((0, 1)))
         for name, value in row.items():
-            self.noted.setdefault(name, []).append(np.asarray(value))
+            self.series.setdefault(name, []).append(np.asarray(value))
 
     def similarity(self) -> dict[str, float]:
-        """How like the teacher the student is by now: the share of its target that is not met, and CKA of the deepest maps.
+        """Return the similarity of student and teacher.
 
-        feature_error: mean over levels and coefficients of the error last noted, for methods that match features.
+        cka: of the deepest maps. feature_error: mean over levels and coefficients of the error last recorded, for methods that
+        match features.
         """
-        errors = [float(rows[-1].mean()) for name, rows in self.noted.items() if name.startswith("error_")]
-        found = {"feature_error": sum(errors) / len(errors)} if errors else {}
+        errors = [float(rows[-1].mean()) for name, rows in self.series.items() if name.startswith("error_")]
+        metrics = {"feature_error": sum(errors) / len(errors)} if errors else {}
         if self.teacher_maps and self.student.shapes.maps:
-            found["cka"] = float(cka_matrix(self._maps(self.student)[-1:], self.teacher_maps[-1:]))
-        return found
+            metrics["cka"] = float(cka_matrix(self._maps(self.student)[-1:], self.teacher_maps[-1:]))
+        return metrics
 
     def end(self, evaluation: Evaluation | None) -> None:
-        """After the last step; without an evaluation there are no predictions to note."""
+        """Record CKA, latency and, given an evaluation, predictions after the last step."""
         if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
         if evaluation is not None:
@@ -145,21 +137,21 @@ class Diagnostics:
         self.fixed["latency_ms"] = np.array([latency(self.student)])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays so far."""
-        return self.fixed | {name: np.stack(rows) for name, rows in self.noted.items() if rows}
+        """Return all arrays recorded so far."""
+        return self.fixed | {name: np.stack(rows) for name, rows in self.series.items() if rows}
 
     def restore(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """Take over an interrupted run's arrays up to a step."""
+        """Restore the arrays of an interrupted run up to a step."""
         count = int((arrays["steps"] <= step).sum()) if "steps" in arrays else 0
         for name, value in arrays.items():
             if name == "steps" or name.startswith(("student_spectrum_", "error_")):
-                self.noted[name] = list(value[:count])
+                self.series[name] = list(value[:count])
             else:
                 self.fixed[name] = value
 
 
 def first_images(batches: Iterable[Batch], count: int) -> Tensor:
-    """The first `count` images of a loader, (count, 3, H, W), fewer where it has fewer."""
+    """Return the first `count` images of a loader as (count, 3, H, W), or all if there are fewer."""
     images: list[Tensor] = []
     for batch in batches:
         images.append(batch.image)

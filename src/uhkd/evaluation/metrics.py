@@ -1,13 +1,14 @@
-"""What a network is worth on held-out images: accuracy, calibration, agreement, speed; and how its features compare."""
+"""Metrics of networks on held-out images: accuracy, calibration, speed, FLOPs, and similarity of features."""
 
+import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import (
@@ -22,12 +23,14 @@ from uhkd.features import FeatureExtractor
 from uhkd.spectral import max_radius, radial_frequencies, spectrum
 
 EVAL_BATCH = 256
-"""Images at a time in validation."""
+"""Batch size of validation."""
+Autocast = Callable[[], AbstractContextManager]
+"""Creates the context that sets the precision of a forward pass."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name (accuracy and top5 as fractions, nll in nats, ece as a fraction), logits and labels in data order."""
+    """Metrics by name (accuracy, top5 and ece as fractions, nll in nats), logits and labels in the order of the data."""
 
     metrics: dict[str, float]
     logits: Float[Tensor, "n k"]
@@ -35,38 +38,42 @@ class Evaluation:
 
     @property
     def correct(self) -> int:
-        """Number of images named right."""
+        """Number of correctly classified images."""
         return int((self.logits.argmax(1) == self.labels).sum())
 
     def confusion(self) -> Int[Tensor, "k k"]:
-        """Counts by (true class, named class)."""
+        """Return counts by (true class, predicted class)."""
         return multiclass_confusion_matrix(self.logits, self.labels, num_classes=self.logits.shape[1])
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode for the duration of the context, then restore its mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
 def predict_logits(
-    model: FeatureExtractor,
-    batches: Iterable[Batch],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    model: FeatureExtractor, batches: Iterable[Batch], device: torch.device, autocast: Autocast = nullcontext
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, " n"] | None]:
-    """Logits in eval mode and labels if there are any, both on the CPU, logits as float32; the model's mode is put back."""
-    training = model.training
-    model.eval()
+    """Return float32 logits in eval mode, and the labels or None, both on the CPU."""
     logits, labels = [], []
-    try:
+    with eval_mode(model):
         for batch in batches:
             with autocast():
                 output = model(batch.image.to(device), frozenset({"logits"})).logits
             logits.append(output.float().cpu())
             labels.append(None if batch.label is None else batch.label.cpu())
-    finally:
-        model.train(training)
     return torch.cat(logits), None if labels[0] is None else torch.cat(labels)
 
 
 def score(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> dict[str, float]:
-    """accuracy, top5 (from 6 classes on), nll, ece (15 bins)."""
+    """Return accuracy, top5 (with more than 5 classes), nll and ece (15 bins)."""
     k = logits.shape[1]
     metrics = {"accuracy": multiclass_accuracy(logits, labels, num_classes=k, average="micro").item()}
     if k > 5:
@@ -77,15 +84,12 @@ def score(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> dict[str, 
 
 
 def evaluate(
-    model: FeatureExtractor,
-    batches: Iterable[Batch],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    model: FeatureExtractor, batches: Iterable[Batch], device: torch.device, autocast: Autocast = nullcontext
 ) -> Evaluation:
-    """Run a network over labelled batches.
+    """Evaluate a network on labelled batches.
 
     Raises:
-        UhkdError: when the images have no labels, or the network another number of classes.
+        UhkdError: the images have no labels, or a label is beyond the classes of the network.
     """
     logits, labels = predict_logits(model, batches, device, autocast)
     if labels is None:
@@ -96,7 +100,7 @@ def evaluate(
 
 
 def radial_spectrum(x: Float[Tensor, "b c h w"]) -> Float[Tensor, " r"]:
-    """Mean energy by integer radius 0, 1, 2, ... of all frequencies the grid determines, mean over batch and channels."""
+    """Return the mean energy at integer radii 0, 1, 2, ... over all frequencies of the grid, averaged over batch and channels."""
     radius = (max_radius(x.shape[-2]), max_radius(x.shape[-1]))
     energy = spectrum(x.float(), radius).square().mean((0, 1)).flatten()
     bins = radial_frequencies((2 * radius[0] + 1, 2 * radius[1] + 1), "pairs").round().long().to(energy.device)
@@ -104,20 +108,20 @@ def radial_spectrum(x: Float[Tensor, "b c h w"]) -> Float[Tensor, " r"]:
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
-    """Linear centred kernel alignment of n >= 4 paired samples (Kornblith et al. 2019, section 3), debiased.
+    """Return the debiased linear centred kernel alignment of n >= 4 paired samples (Kornblith et al. 2019, section 3).
 
-    With the unbiased estimate of HSIC (Song et al. 2012, eq. 5): about 0 for unrelated features however wide they are, where
-    the plain estimate nears 1 once the width exceeds n; 1 for features equal up to rotation and scale. Cut to [0, 1].
+    HSIC is estimated without bias (Song et al. 2012, eq. 5): CKA is about 0 for unrelated features of any width, for which the
+    biased estimate approaches 1 once the width exceeds n, and 1 for features equal up to rotation and scale. Clamped to [0, 1].
     """
     grams = [v.double() @ v.double().T for v in (x, y)]
-    cross, own_x, own_y = (_unbiased_hsic(a, b) for a, b in (grams, (grams[0], grams[0]), (grams[1], grams[1])))
-    if own_x <= 0 or own_y <= 0:
+    xy, xx, yy = (_unbiased_hsic(a, b) for a, b in (grams, (grams[0], grams[0]), (grams[1], grams[1])))
+    if xx <= 0 or yy <= 0:
         return 0.0
-    return min(max(cross / (own_x * own_y) ** 0.5, 0.0), 1.0)
+    return min(max(xy / (xx * yy) ** 0.5, 0.0), 1.0)
 
 
 def _unbiased_hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:
-    """Up to the factor n (n - 3), which cancels in CKA."""
+    """Return the unbiased HSIC times n (n - 3), a factor that cancels in CKA."""
     n = len(k)
     k, m = (g - g.diag().diag() for g in (k, m))
     total = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ m.sum(0)) / (n - 2)
@@ -125,44 +129,37 @@ def _unbiased_hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:
 
 
 def cka_matrix(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Float[Tensor, "s t"]:
-    """Linear CKA of every student map with every teacher map, each (N, C, H, W) and pooled over space: (levels, levels)."""
+    """Return the linear CKA of each student map with each teacher map, maps (N, C, H, W) averaged over space."""
     pooled = [[m.float().mean((2, 3)) for m in side] for side in (students, teachers)]
     return torch.tensor([[linear_cka(s, t) for t in pooled[1]] for s in pooled[0]])
 
 
 @torch.no_grad()
 def latency(model: FeatureExtractor, batch: int = 1, repeats: int = 20) -> float:
-    """Median milliseconds of one forward pass in eval mode at the model's own input size, after three warm-up passes."""
+    """Return the median milliseconds of a forward pass in eval mode at the model's input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
-    want = _answer(model)
-    training = model.training
-    model.eval()
     times = []
-    for i in range(repeats + 3):
-        began = time.perf_counter()
-        model(image, want)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if i >= 3:
+    with eval_mode(model):
+        for _ in range(repeats + 3):
+            began = time.perf_counter()
+            model(image, _final_output(model))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - began)
-    model.train(training)
-    return 1000 * sorted(times)[len(times) // 2]
+    return 1000 * statistics.median_high(times[3:])
 
 
 @torch.no_grad()
 def forward_flops(model: FeatureExtractor) -> int:
-    """FLOPs of one image in eval mode: matrix products, convolutions and attention, two for each multiply-add."""
-    parameter, training = next(model.parameters()), model.training
-    model.eval()
-    image = torch.zeros(1, 3, *model.input_size, device=parameter.device)
-    # attention in its plain form: each device's fused kernels count in another way
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(image, _answer(model))
-    model.train(training)
+    """Return the FLOPs of one image in eval mode: matrix products, convolutions, attention; a multiply-add counts twice."""
+    image = torch.zeros(1, 3, *model.input_size, device=next(model.parameters()).device)
+    # attention in its plain form: the fused kernels of each device count differently
+    with eval_mode(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(image, _final_output(model))
     return counter.get_total_flops()
 
 
-def _answer(model: FeatureExtractor) -> frozenset[str]:
-    """What a network is used for: its logits, or its embedding where it has no head."""
+def _final_output(model: FeatureExtractor) -> frozenset[str]:
+    """Return the field of `NetworkOutput` to compute: logits, or the embedding of a network without a head."""
     return frozenset({"logits" if model.shapes.logits else "embedding"})

@@ -30,7 +30,7 @@ CASES = (
     Case(
         "a cache that is not there",
         TRAIN,
-        "cache holds no stored signals (no cache.json); make them with: uhkd cache --out cache",
+        "cache is not a cache (no cache.json); create one with: uhkd cache --out cache",
     ),
     Case(
         "other images",
@@ -46,8 +46,8 @@ CASES = (
         f"{TRAIN} --mixup 0.3 --crop none",
         "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
         "another (uhkd cache):\n"
-        "  view crop: the cache has 'pad', asked for is 'none'\n"
-        "  view mixup: the cache has 0.0, asked for is 0.3",
+        "  view crop: the cache has 'pad', expected 'none'\n"
+        "  view mixup: the cache has 0.0, expected 0.3",
         **HAS,
     ),
     Case(
@@ -118,14 +118,14 @@ CASES = (
     Case(
         "a shard that is missing",
         f"{TRAIN} --epochs 2",
-        "cache/view-0001/shard-00000.bin is missing; make it anew, and it alone, with: uhkd cache -c cache --out cache",
+        "cache/view-0001/shard-00000.bin is missing; rewrite only this shard with: uhkd cache -c cache --out cache",
         **HAS,
         make=lambda: Path(SHARD).unlink(),
     ),
     Case(
         "a shard that was cut short",
         f"{TRAIN} --epochs 2",
-        "cache/view-0001/shard-00000.bin is damaged: expected … bytes, found …; make it anew, and it alone, "
+        "cache/view-0001/shard-00000.bin is damaged: expected … bytes, found …; rewrite only this shard "
         "with: uhkd cache -c cache --out cache",
         **HAS,
         make=lambda: write(SHARD, Path(SHARD).read_bytes()[:-9]),
@@ -133,15 +133,15 @@ CASES = (
     Case(
         "a record with another bit",
         f"{TRAIN} --epochs 2",
-        "cache/view-0001/shard-00000.bin is damaged: record … (image … of view 1) is not what was written; "
-        "make it anew, and it alone, with: uhkd cache -c cache --out cache",
+        "cache/view-0001/shard-00000.bin is damaged: the checksum of record … (image … of view 1) differs; "
+        "rewrite only this shard with: uhkd cache -c cache --out cache",
         **HAS,
         make=lambda: [flip(SHARD, i) for i in range(9, Path(SHARD).stat().st_size, 99)],
     ),
     Case(
         "checking a cache with a damaged shard",
         "cache verify cache --sample 0",
-        "shards of cache that are damaged or missing: 1 (named above); make them anew, and them alone, with: "
+        "shards of cache that are damaged or missing: 1 (named above); rewrite only these with: "
         "uhkd cache -c cache --out cache",
         **HAS,
         make=lambda: flip(SHARD, 99),
@@ -149,7 +149,7 @@ CASES = (
     Case(
         "checking a folder that is no cache",
         "cache verify images",
-        "images holds no stored signals (no cache.json); make them with: uhkd cache --out images",
+        "images is not a cache (no cache.json); create one with: uhkd cache --out images",
         has=("images",),
     ),
     Case(
@@ -162,41 +162,42 @@ CASES = (
     Case(
         "checking a cache against another teacher",
         "cache verify cache --device cpu --teacher run",
-        "the teacher is not that of cache: teacher: the cache has '…', asked for is '…'",
+        "the teacher differs from that of cache: teacher: the cache has '…', expected '…'",
         has=("cache", "run"),
     ),
     Case(
         "a damaged cache.json",
         TRAIN,
-        "cache/cache.json is damaged (…): the cache must be made anew",
+        "cache/cache.json is damaged (…); create the cache again in a new folder",
         **HAS,
         make=lambda: write("cache/cache.json", "{"),
     ),
     Case(
         "a cache.json that was edited",
         TRAIN,
-        "cache/cache.json is damaged (it is not what was written): the cache must be made anew",
+        "cache/cache.json is damaged (its checksum differs); create the cache again in a new folder",
         **HAS,
         make=lambda: manifest(views=30),
     ),
     Case(
         "a cache of another version",
         TRAIN,
-        "cache/cache.json is of format 1, this version reads 2: make the cache anew, or use its version",
+        "cache/cache.json is of format 1, this version reads 2; create the cache again in a new folder, or use the "
+        "version of uhkd that wrote it",
         **HAS,
         make=lambda: manifest(format=1),
     ),
     Case(
         "a damaged teacher.safetensors",
         TRAIN,
-        "cache/teacher.safetensors is missing or damaged: the cache must be made anew (it is not what was written)",
+        "cache/teacher.safetensors is missing or damaged (its checksum differs); create the cache again in a new folder",
         **HAS,
         make=lambda: write("cache/teacher.safetensors", "hello"),
     ),
     Case(
         "a cache into a folder of something else",
         f"{CACHE} {DIGITS} --out images",
-        "images already exists and holds no cache; please choose another --out",
+        "images already exists and is not a cache; choose another --out",
         has=("images", "teacher"),
     ),
     Case(
@@ -209,15 +210,15 @@ CASES = (
     Case(
         "a cache into a run folder",
         f"{CACHE} {DIGITS} --out teacher",
-        "teacher already exists and holds no cache; please choose another --out",
+        "teacher already exists and is not a cache; choose another --out",
         has=("teacher",),
     ),
     Case(
         "going on with a cache by other words",
         f"{STORE} --seed 3 --mixup 0.2",
-        "cache was begun by another recipe; choose another --out, or say what it says (-c cache):\n"
-        "  view mixup: the cache has 0.0, asked for is 0.2\n"
-        "  view seed: the cache has 0, asked for is 3",
+        "cache is a cache of another recipe; choose another --out, or use its recipe (-c cache):\n"
+        "  view mixup: the cache has 0.0, expected 0.2\n"
+        "  view seed: the cache has 0, expected 3",
         **BOTH,
     ),
 )

@@ -26,7 +26,7 @@ CASES = (
     compare(
         "a pair that is a recipe of finetune",
         "",
-        "pairs: pair is no recipe of distill (it has no student)",
+        "pairs: pair is not a recipe of distill (it has no student)",
         pair="model: uhkd/vit_micro\n",
     ),
     compare("a pair twice", "--pairs pair.yaml pair.yaml", "pairs: expected each once, found pair.yaml, pair.yaml"),
@@ -45,20 +45,20 @@ CASES = (
     compare(
         "a pair without a teacher",
         "",
-        "pair: its recipe names no teacher; give one with --teachers",
+        "pair: its recipe names no teacher; choose one with --teachers",
         pair="student: uhkd/vit_micro\ndata: digits\n",
     ),
     compare(
         "a teacher that does not exist",
         "--teachers runs/teacher",
         "pair: teacher: unknown model 'runs/teacher': no model has a similar name (`uhkd models` lists all; a run "
-        "folder or local-dir:PATH also works); give one with --teachers: a run folder, a network, or a "
-        "recipe of finetune by which it is trained first",
+        "folder or local-dir:PATH also works); choose one with --teachers: a run folder, a network, or a "
+        "recipe of finetune, which is trained first",
     ),
     compare(
         "a teacher that was stopped",
         "--teachers stopped",
-        "teachers: the run stopped is not finished; resume it, or give another teacher",
+        "teachers: the run stopped is not finished; resume it, or choose another teacher",
         has=("stopped",),
     ),
     compare(
@@ -82,12 +82,12 @@ CASES = (
     compare(
         "a variant named as a method",
         "--variants 'kd={method: dkd}'",
-        "variants: kd is a method; choose another name for a method with words of its own",
+        "variants: kd is a method; choose another name",
     ),
     compare(
         "a test part that is not there",
         "--data images --split test --methods scratch",
-        "data images has no test part; leave out --split test to compare on the held-out part",
+        "data images has no test split; leave out --split test to compare on the held-out split",
         has=("teacher", "images"),
     ),
     compare(

@@ -164,12 +164,12 @@ CASES = (
     Case(
         "uhkd index of a folder without shards",
         "index nowhere",
-        "nowhere does not exist: expected the folder that the shards lie in, all of which are noted",
+        "nowhere does not exist: expected the folder that contains all shards",
     ),
     Case(
         "uhkd index of a pattern",
         "index 'shards/train-{0000..0002}.tar'",
-        "shards/train-{0000..0002}.tar is a pattern: expected the folder that the shards lie in, all of which are noted",
+        "shards/train-{0000..0002}.tar is a pattern: expected the folder that contains all shards",
         make=whole,
     ),
     Case(

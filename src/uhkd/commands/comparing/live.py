@@ -1,4 +1,4 @@
-"""Workers at work on a comparison, and what a person sees meanwhile."""
+"""Worker processes of a comparison, and the display of their progress."""
 
 import contextlib
 import time
@@ -16,59 +16,59 @@ from uhkd.commands.comparing.serving import is_complete
 from uhkd.console import escape, is_interactive, log_info
 from uhkd.errors import UhkdError
 
-_LOOK = 0.5  # seconds between two looks at the folder
-_ENDS = {-9: " (killed: often for want of memory; fewer --jobs, or a smaller batch with --overrides batch_size=N)"}
+_POLL_SECONDS = 0.5
+_EXIT_HINTS = {
+    -9: " (killed, often because memory was insufficient; use fewer --jobs, or a smaller batch with --overrides batch_size=N)"
+}
 
 
 def states(plan: Plan, store: TaskStore) -> Counter[str]:
-    """How many trainings are waiting, begun, done, failed."""
+    """Count the trainings by state."""
     return Counter(store.state(task) for task in plan.tasks)
 
 
 def run(plan: Plan, store: TaskStore, jobs: int) -> None:
-    """Workers at work, and the table as it fills (a line a training where there is no terminal), until nothing is left to do.
+    """Run workers until all tasks have ended; show the growing table, or one line per training without a terminal.
 
     Raises:
-        UhkdError: when the workers ended before the work did.
+        UhkdError: the workers ended before the tasks.
     """
     if _finished(states(plan, store)):
         return
     console = Console(stderr=True, markup=False, emoji=False)
     live = Live(console=console, auto_refresh=False, transient=True) if is_interactive() else None
-    reported: set[str] = {task.name for task in plan.tasks if store.state(task) in ("done", "failed")}
-    caches = {task.name for task in plan.caches if store.state(task) in ("done", "failed")}
-    began, already = time.monotonic(), len(reported)
+    reported = {task.name for task in (*plan.tasks, *plan.caches) if store.state(task) in ("done", "failed")}
+    trainings = [task.name for task in plan.tasks]
+    began, already = time.monotonic(), len(reported.intersection(trainings))
     with workers_of(plan, store.out, jobs) as start, live or contextlib.nullcontext():
         workers = [start() for _ in range(jobs)]
         while any(worker.poll() is None for worker in workers):
-            time.sleep(_LOOK)
-            workers = [_replaced(worker, store, start) for worker in workers]
-            for task in plan.tasks:
-                if task.name not in reported and (message := _end_message(store, task)):
-                    reported.add(task.name)
-                    if live is None:
-                        log_info(f"[{len(reported)}/{len(plan.tasks)}] {message}")
-            for task in plan.caches:
-                if task.name not in caches and (message := _end_message(store, task)):
-                    caches.add(task.name)
-                    if live is None:
-                        log_info(message)
+            time.sleep(_POLL_SECONDS)
+            workers = [_replace_failed(worker, store, start) for worker in workers]
+            for task in (*plan.tasks, *plan.caches):
+                if task.name in reported or not (message := _end_message(store, task)):
+                    continue
+                reported.add(task.name)
+                if live is None:
+                    ended = len(reported.intersection(trainings))
+                    log_info(message if task.serves else f"[{ended}/{len(trainings)}] {message}")
             if live is not None:
-                live.update(_live_table(plan, store, began, len(reported) - already), refresh=True)
+                ended = len(reported.intersection(trainings))
+                live.update(_live_table(plan, store, began, ended - already), refresh=True)
     if not _finished(states(plan, store)):
         codes = ", ".join(str(worker.returncode) for worker in workers)
         raise UhkdError(
-            f"the workers ended (exit codes {codes}) before the comparison was done; the same command goes on with it"
+            f"the workers ended (exit codes {codes}) before the comparison was complete; the same command resumes it"
         )
 
 
-def _replaced(worker: Popen[str], store: TaskStore, start: Callable[[], Popen[str]]) -> Popen[str]:
-    """A worker that died over a task is replaced, and the task counts as failed: it would take the next one down too."""
+def _replace_failed(worker: Popen[str], store: TaskStore, start: Callable[[], Popen[str]]) -> Popen[str]:
+    """Replace a worker whose process failed; its tasks are marked as failed, because they would end the next worker too."""
     if worker.poll() in (None, 0):
         return worker
     lost = store.held_by(worker.pid)
     for name in lost:
-        store.fail(name, f"its process ended with code {worker.returncode}{_ENDS.get(worker.returncode, '')}")
+        store.fail(name, f"its process ended with code {worker.returncode}{_EXIT_HINTS.get(worker.returncode, '')}")
     return start() if lost else worker
 
 
@@ -77,19 +77,19 @@ def _finished(count: Mapping[str, int]) -> bool:
 
 
 def _end_message(store: TaskStore, task: Task) -> str | None:
-    """A line about a task that came to an end."""
+    """Return a line about a task that has ended, else None."""
     state, why = store.state(task), store.failure(task.name)
     if task.serves and state == "failed" and why:
-        return f"{task.name}: not made, its trainings run with the teacher: {why.splitlines()[0]}"
+        return f"{task.name}: failed, its trainings run with the live teacher: {why.splitlines()[0]}"
     if task.serves:
-        return f"{task.name}: the teacher's signals are stored" if is_complete(store.out / task.name) else None
+        return f"{task.name}: the teacher outputs are stored" if is_complete(store.out / task.name) else None
     if state == "done":
         return f"{task.name}: {store.accuracy(task):.2%}"
     return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None
 
 
 def _live_table(plan: Plan, store: TaskStore, began: float, done: int) -> Group:
-    """Mean accuracy and count of finished seeds for every pair and method, and how long the rest may take."""
+    """Return mean accuracy and number of finished seeds by method and pair, and an estimate of the remaining time."""
     tasks = {task.name: task for task in plan.tasks}
     pairs = list(plan.teachers)
     table = Table("method", *map(escape, pairs))
@@ -106,6 +106,6 @@ def _live_table(plan: Plan, store: TaskStore, began: float, done: int) -> Group:
     left = count["waiting"] + count["begun"]
     elapsed = time.monotonic() - began
     eta = f", about {elapsed / done * left / 60:.0f} min left" if done else ""
-    making = [cache.name for cache in plan.caches if store.state(cache) == "begun"]
-    stored = f", storing the teacher's signals: {', '.join(map(escape, making))}" if making else ""
+    active = [cache.name for cache in plan.caches if store.state(cache) == "begun"]
+    stored = f", storing teacher outputs: {', '.join(map(escape, active))}" if active else ""
     return Group(table, f"{count['done']} done, {count['failed']} failed, {left} to go{eta}{stored}")

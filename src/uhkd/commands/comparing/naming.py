@@ -1,4 +1,4 @@
-"""What the pairs and teachers of a comparison are called, and what a teacher's word means; without torch."""
+"""Names of the pairs and teachers of a comparison; without torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 from uhkd.recipe import RecipeError, find_recipe, load_yaml
 from uhkd.runs import RunFolder
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 def pair_names(pairs: tuple[str, ...]) -> list[str]:
-    """Short names, with as much of the path as tells them apart."""
+    """Return short names: as many trailing parts of the paths as make them distinct."""
     paths = [Path(pair).with_suffix("") if pair.endswith((".yaml", ".yml")) else Path(pair) for pair in pairs]
-    # "." and ".." have no name of their own, and would lead out of the comparison's folder
+    # "." and ".." have no name, and would lead out of the folder of the comparison
     paths = [path.resolve() if path.name in ("", "..") else path for path in paths]
     for parts in range(1, 20):
         names = ["-".join(path.parts[-parts:]).replace("/", "") for path in paths]
@@ -23,34 +23,34 @@ def pair_names(pairs: tuple[str, ...]) -> list[str]:
 
 
 def finetune_options(name: str) -> dict[str, Any] | None:
-    """The words of a recipe that trains a teacher, or None where `name` is a network that is there already."""
+    """Return the options of a recipe that trains a teacher, or None if `name` is a run or a network."""
     if RunFolder(name).started():
         if RunFolder(name).exists():
             return None
-        raise RecipeError([f"teachers: the run {name} is not finished; resume it, or give another teacher"])
+        raise RecipeError([f"teachers: the run {name} is not finished; resume it, or choose another teacher"])
     try:
         recipe = load_yaml(find_recipe(name))
     except RecipeError:
         if Path(name).suffix in (".yaml", ".yml"):
             raise
-        return None  # timm/NAME and the like
+        return None  # a name like timm/NAME
     if "model" not in recipe:
-        raise RecipeError([f"teachers: {name} is no recipe of finetune (it has no model)"])
+        raise RecipeError([f"teachers: {name} is not a recipe of finetune (it has no model)"])
     return {k: v for k, v in recipe.items() if k not in ("out", "resume")}
 
 
-def look_up(look: Callable[[str], Found], name: str, pair: str) -> Found:
-    """What `look` finds by the name of a pair's teacher.
+def look_up(parse: Callable[[str], T], name: str, pair: str) -> T:
+    """Return `parse(name)` for the name of the teacher of a pair.
 
     Raises:
-        RecipeError: in place of its ValueError, with the pair and what else may be given.
+        RecipeError: in place of its ValueError, with the pair and the possible values.
     """
     try:
-        return look(name)
+        return parse(name)
     except ValueError as error:
         raise RecipeError(
             [
-                f"{pair}: teacher: {error}; give one with --teachers: a run folder, a network, or a recipe of finetune by which "
-                "it is trained first"
+                f"{pair}: teacher: {error}; choose one with --teachers: a run folder, a network, or a recipe of finetune, which "
+                "is trained first"
             ]
         ) from None

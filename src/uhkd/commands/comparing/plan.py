@@ -1,7 +1,7 @@
-"""From a comparison's recipe to the list of trainings it stands for. Nothing is run here."""
+"""Planning of a comparison: from its recipe to the list of its trainings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 
-TUNING_SEED = 1000  # settings are chosen by a seed that no table shows
-_OWN = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # beside the pairs', see `TaskStore`
+TUNING_SEED = 1000  # not a seed of any table
+_RESERVED = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # folders, see `TaskStore`
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training: a teacher (its words name a `model`), a setting tried, or a cell of the table; or a cache (`views`).
+    """A training of a teacher (`options` has `model`), of a setting tried or of a table cell; or a cache (`views`).
 
-    name: its folder below the comparison's. after: tasks that must be done first. choices: changes by the name of the task
-    that tries them first; those of the best on the held-out part are added to `options`. measured: its accuracy on the test
-    part is wanted too. cache: the one it waits for and learns from, if that can be made; no part of `options`, as it changes
-    nothing but roundings. serves: trainings that a cache is made for.
+    name: its folder in that of the comparison. after: tasks that must be done before. choices: changes by name of the task that
+    tries them; those of the task with the best held-out accuracy are added to `options`. measured: the accuracy on the test
+    split is needed too. cache: task whose cache is used if it can be created; not part of `options`, because it changes only
+    rounding. serves: names of the trainings that use this cache.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TableCell:
-    """Where a task stands in the table. variant: its method is one with words of its own."""
+    """Position of a training in the table. variant: its method comes from `variants`."""
 
     pair: str
     method: str
@@ -48,44 +48,35 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trainings in the order of work, what the table is made of, and the caches that trainings share."""
+    """All trainings in order of execution, the cells of the table, and the shared caches."""
 
     tasks: tuple[Task, ...]
     cells: dict[str, TableCell]
-    trials: dict[str, TableCell]  # settings tried, by task
-    teachers: dict[str, str]  # pair -> where its teacher is or will be: a folder, or a network's name
+    trials: dict[str, TableCell]  # settings tried, by task name
+    teachers: dict[str, str]  # by pair: a run folder, which may not exist yet, or the name of a network
     caches: tuple[Task, ...] = ()
-    live: dict[str, str] = field(default_factory=dict)  # why students go without a cache; empty where none is wanted
+    live: dict[str, str] = field(
+        default_factory=dict
+    )  # reason of each student without a cache; empty if caching is off
 
     @property
     def work(self) -> tuple[Task, ...]:
-        """Trainings and caches in the order of work: a cache comes before the first that it serves."""
+        """Trainings and caches in order of execution: a cache precedes the first training that it serves."""
         due = {cache.serves[0]: cache for cache in self.caches}
         return tuple(t for task in self.tasks for t in (*([due[task.name]] if task.name in due else []), task))
 
 
 def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
-    """Every task of a comparison, all words checked.
+    """Return all tasks of a comparison after checking all their options.
 
-    Cells come seed by seed, so that an unfinished comparison holds whole rounds.
+    Cells are ordered by seed, so that an interrupted comparison has complete rounds.
 
     Raises:
-        RecipeError: listing what is wrong with any recipe, method, setting or teacher.
+        RecipeError: a recipe, method, setting or teacher is invalid; lists all problems.
     """
-    problems = _misnamed(recipe)
-    pairs = {
-        name: load_yaml(find_recipe(teachers))
-        for name, teachers in zip(pair_names(recipe.pairs), recipe.pairs, strict=True)
-    }
-    problems += [
-        f"pairs: {name} is no recipe of distill (it has no student)" for name in pairs if "student" not in pairs[name]
-    ]
-    problems += [
-        f"pairs: {name} is the name of a folder of every comparison's own; rename the recipe"
-        for name in _OWN & {*pairs}
-    ]
-    problems += _beyond(recipe, pairs)
-    if problems:
+    names = pair_names(recipe.pairs)
+    pairs = {name: load_yaml(find_recipe(path)) for name, path in zip(names, recipe.pairs, strict=True)}
+    if problems := [*_variant_problems(recipe), *_pair_problems(recipe, pairs)]:
         raise RecipeError(problems)
     teachers, teacher_tasks = _teachers(recipe, pairs, out)
     tasks = {task.name: task for task in teacher_tasks.values()}
@@ -93,28 +84,27 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     cells: dict[str, TableCell] = {}
     choices: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     students: list[Task] = []
-    for pair, own in pairs.items():
+    for pair, pair_recipe in pairs.items():
         for label in recipe.methods:
-            options = _student(recipe, own, label, teachers[pair])
-            if wrong := _problems_of(options, f"{pair} by {label}"):
-                problems += wrong
+            options = _student(recipe, pair_recipe, label, teachers[pair])
+            if invalid := _problems_of(options, f"{pair} by {label}"):
+                problems += invalid
             elif recipe.tune and label not in recipe.variants:
-                tried = changes_tried(build(DistillRecipe, options), recipe.tune)
-                named = {f"tune/{pair}/{label}/setting-{i}": change for i, change in enumerate(tried)}
-                choices[pair, label] = named
-                for name, change in named.items():
+                changes = changes_tried(build(DistillRecipe, options), recipe.tune)
+                choices[pair, label] = {f"tune/{pair}/{label}/setting-{i}": change for i, change in enumerate(changes)}
+                for name, change in choices[pair, label].items():
                     trials[name] = TableCell(pair, label, TUNING_SEED)
                     tuned = merged(options, change) | {"seed": TUNING_SEED}
                     problems += _problems_of(tuned, f"{pair} by {label}, setting tried {change}")
                     students.append(Task(name, tuned, _teacher_first(options, teacher_tasks.get(pair))))
     for seed in range(recipe.seeds):
-        for pair, own in pairs.items():
+        for pair, pair_recipe in pairs.items():
             for label in recipe.methods:
-                options = _student(recipe, own, label, teachers[pair]) | {"seed": seed}
-                tried = choices.get((pair, label), {})
+                options = _student(recipe, pair_recipe, label, teachers[pair]) | {"seed": seed}
                 name = f"{pair}/{label}/seed-{seed}"
                 cells[name] = TableCell(pair, label, seed, label in recipe.variants)
                 after = _teacher_first(options, teacher_tasks.get(pair))
+                tried = choices.get((pair, label), {})
                 students.append(Task(name, options, after, tried, measured=recipe.split == "test"))
     if problems:
         raise RecipeError(dict.fromkeys(problems))
@@ -125,64 +115,67 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
     return Plan(tuple(tasks.values()), cells, trials, teachers, tuple(caches), live)
 
 
-def _beyond(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a comparison has no place for: several teachers in a pair, and students without labels that nothing judges."""
-    problems = []
-    for pair, own in pairs.items():
-        options = {**own, **recipe.overrides}
+def _pair_problems(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield problems of the pairs: no student, a reserved name, several teachers, or no labels to evaluate with."""
+    yield from (
+        f"pairs: {name} is not a recipe of distill (it has no student)"
+        for name in pairs
+        if "student" not in pairs[name]
+    )
+    yield from (
+        f"pairs: {name} is the name of a folder in every comparison; rename the recipe" for name in _RESERVED & {*pairs}
+    )
+    for pair, pair_recipe in pairs.items():
+        options = {**pair_recipe, **recipe.overrides}
         if options.get("teachers") or isinstance(options.get("teacher"), list | tuple):
-            problems.append(
-                f"pairs: {pair} has several teachers, and a comparison's pair has one; train it by uhkd distill"
-            )
+            yield f"pairs: {pair} has several teachers, a pair of a comparison has one; train it with uhkd distill"
         if options.get("unlabelled") and not options.get("probe_data"):
-            problems.append(
-                f"pairs: {pair} learns without labels, and nothing judges it; say probe_data, labelled images"
-            )
+            yield f"pairs: {pair} trains without labels and cannot be evaluated; set probe_data to labelled images"
         elif options.get("unlabelled") and recipe.split == "test":
-            problems.append(
-                f"pairs: {pair} learns without labels and is probed on the held-out part; leave out --split test"
-            )
-    return problems
+            yield f"pairs: {pair} trains without labels and is probed on the held-out split; leave out --split test"
 
 
 def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Words with changes laid over them; settings and weights are joined key by key."""
+    """Return options updated by changes; settings and weights are merged key by key."""
     out = dict(options)
     for key, value in changes.items():
         out[key] = {**out.get(key, {}), **value} if key in ("settings", "weights") else value
     return out
 
 
-def _misnamed(recipe: CompareRecipe) -> list[str]:
-    """Variants become names of folders and rows, so they must be plain and not mean a method already."""
-    known = method_names()
-    odd = [name for name in recipe.variants if not re.fullmatch(r"\w[\w.+-]*", name)]
-    taken = [name for name in recipe.variants if name in known]
-    return [f"variants: {name!r} must be a word of letters, digits, '.', '+', '-' and '_'" for name in odd] + [
-        f"variants: {name} is a method; choose another name for a method with words of its own" for name in taken
-    ]
+def _variant_problems(recipe: CompareRecipe) -> Iterator[str]:
+    """Yield names of variants that cannot be names of folders and rows, or that are methods."""
+    for name in recipe.variants:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            yield f"variants: {name!r} must consist of letters, digits, '.', '+', '-' and '_'"
+    yield from (
+        f"variants: {name} is a method; choose another name" for name in recipe.variants if name in method_names()
+    )
 
 
 def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
-    """What is wrong with a training's words, a line each."""
+    """Return one line per problem of the options of a training."""
     try:
-        checked = build(DistillRecipe, options)
-        parse_methods(checked.method, checked.settings, checked.weights)
+        recipe = build(DistillRecipe, options)
+        parse_methods(recipe.method, recipe.settings, recipe.weights)
     except ValueError as error:
         return [f"{where}: {line}" for line in str(error).split("\n")]
     return []
 
 
-def _student(recipe: CompareRecipe, own: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:
+def _student(recipe: CompareRecipe, pair_recipe: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:
     variant = recipe.variants.get(label, {"method": label})
-    options = merged(merged(own, recipe.overrides), variant) | {"teacher": teacher}
+    options = merged(merged(pair_recipe, recipe.overrides), variant) | {"teacher": teacher}
+    return {k: v for k, v in _with_data(options, recipe).items() if k not in ("out", "resume")}
+
+
+def _with_data(options: dict[str, Any], recipe: CompareRecipe) -> dict[str, Any]:
     data = recipe.data or options.get("data")
-    options |= {"data": _placed(data)} if data else {}
-    return {k: v for k, v in options.items() if k not in ("out", "resume")}
+    return options | {"data": _absolute_data(data)} if data else options
 
 
-def _placed(data: str) -> str:
-    """Data by a path that means the same wherever another worker is started."""
+def _absolute_data(data: str) -> str:
+    """Return data with an absolute path, valid for workers started in any folder."""
     kind, colon, root = data.partition(":")
     if colon and kind == "cifar100":
         return f"{kind}:{Path(root).expanduser().resolve()}"
@@ -193,32 +186,30 @@ def _placed(data: str) -> str:
 def _teachers(
     recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]], out: Path
 ) -> tuple[dict[str, str], dict[str, Task]]:
-    """By pair: where its teacher is, and the task that trains it where it is not there yet (one task for equal words)."""
-    teachers = recipe.teachers * len(pairs) if len(recipe.teachers) == 1 else recipe.teachers
+    """Return by pair the folder or name of its teacher, and the task that trains it if needed (one task for equal options)."""
+    names = recipe.teachers * len(pairs) if len(recipe.teachers) == 1 else recipe.teachers
     needed = {recipe.variants.get(label, {}).get("method", label) for label in recipe.methods} != {"scratch"}
-    where: dict[str, str] = {}
-    teacher_tasks: dict[str, Task] = {}
-    for i, (pair, own) in enumerate(pairs.items()):
-        name = teachers[i] if teachers else own.get("teacher")
+    teachers: dict[str, str] = {}
+    tasks: dict[str, Task] = {}
+    for i, (pair, pair_recipe) in enumerate(pairs.items()):
+        name = names[i] if names else pair_recipe.get("teacher")
         if name is None:
-            raise RecipeError([f"{pair}: its recipe names no teacher; give one with --teachers"])
+            raise RecipeError([f"{pair}: its recipe names no teacher; choose one with --teachers"])
         options = finetune_options(str(name))
         if options is None:
-            where[pair] = str(name)
-            if needed and (found := look_up(parse, where[pair], pair)).library == "run":
-                where[pair] = str(Path(found.name).resolve())
+            teachers[pair] = str(name)
+            if needed and (source := look_up(parse, teachers[pair], pair)).library == "run":
+                teachers[pair] = str(Path(source.name).resolve())
             continue
-        options = options | recipe.teacher_overrides
-        data = recipe.data or options.get("data")
-        options |= {"data": _placed(data)} if data else {}
+        options = _with_data(options | recipe.teacher_overrides, recipe)
         build(FinetuneRecipe, options)
         task = Task(f"teachers/{Path(str(name)).stem}", options)
-        if any(other.name == task.name and other != task for other in teacher_tasks.values()):
+        if any(other.name == task.name and other != task for other in tasks.values()):
             raise RecipeError([f"teachers: two different recipes are both called {Path(str(name)).stem!r}; rename one"])
-        teacher_tasks[pair], where[pair] = task, str(out / task.name)
-    return where, teacher_tasks
+        tasks[pair], teachers[pair] = task, str(out / task.name)
+    return teachers, tasks
 
 
 def _teacher_first(options: Mapping[str, Any], teacher: Task | None) -> tuple[str, ...]:
-    """The task that trains the teacher comes first; scratch waits for none."""
+    """Return the name of the task that trains the teacher; scratch needs none."""
     return () if teacher is None or options["method"] == "scratch" else (teacher.name,)

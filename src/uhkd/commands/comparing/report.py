@@ -1,4 +1,4 @@
-"""What a finished comparison leaves behind: compare.json, .md, .tex, .csv, runs.csv, compare.png, and tables on the terminal."""
+"""Results of a comparison: compare.json, .md, .tex, .csv, runs.csv, compare.png, and tables on the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,69 +18,61 @@ from uhkd.commands.comparing.tables import (
     pair_rows,
     run_rows,
 )
-from uhkd.console import escape, log_info
-from uhkd.console import print_table as show_parts
+from uhkd.console import escape, log_info, print_table
 from uhkd.reporting.plots import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
 
-_ON_TERMINAL = (0, 1, 2, 3, 4)  # what fits 80 columns; compare.md holds the rest
-PARTS = {"val": "held-out part of the training images", "test": "test part"}
+_ON_TERMINAL = (0, 1, 2, 3, 4)  # columns for a width of 80; compare.md has all
+PARTS = {"val": "held-out split of the training images", "test": "test split"}
 
 
 def write(out: Path, summary: dict[str, Any]) -> None:
-    """Every file of a comparison's result, each written whole."""
+    """Write all result files of a comparison, each atomically."""
     RunFolder(out).write_json("compare.json", summary)
     tables = {pair: pair_rows(summary, pair) for pair in summary["pairs"]}
     write_atomically(out / "compare.md", document(summary, tables))
-    write_atomically(
-        out / "compare.tex", "\n".join(latex(rows, f"{summary['title']}: {p}") for p, rows in tables.items())
-    )
+    parts = [latex(rows, f"{summary['title']}: {pair}") for pair, rows in tables.items()]
+    write_atomically(out / "compare.tex", "\n".join(parts))
     write_atomically(out / "compare.csv", csv_text(line_rows(summary)))
     write_atomically(out / "runs.csv", csv_text(run_rows(summary)))
     if summary["runs"]:
-        draw_comparison(
-            {
-                pair: {line.method: list(line.accuracy.values()) for line in lines(summary) if line.pair == pair}
-                for pair in summary["pairs"]
-            },
-            out / "compare.png",
-            f"{summary['title']} ({PARTS[summary['part']]})",
-        )
+        accuracies: dict[str, dict[str, list[float]]] = {pair: {} for pair in summary["pairs"]}
+        for line in lines(summary):
+            accuracies[line.pair][line.method] = list(line.accuracy.values())
+        draw_comparison(accuracies, out / "compare.png", f"{summary['title']} ({PARTS[summary['part']]})")
 
 
 def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
-    """compare.md: how the numbers came about, an overview, a table a pair, what is missing, what was tried."""
+    """Return compare.md: how the numbers were measured, an overview, one table per pair, missing cells, settings tried."""
     tried = summary["settings_tried"]
     tuned = (
-        f"Each method (variants with words of their own excepted) first tried {tried} settings (learning rate, loss weight, "
-        "main setting) on the held-out part, with a seed of its own; the best went into the table."
+        f"For each method (except variants) {tried} settings (learning rate, loss weight, main setting) were tried on the "
+        "held-out split with a seed that is not in the table; the best is in the table."
         if summary["tuning"]
         else "No setting was tuned for this table: every method ran with its defaults."
     )
-    seen = " These are the images of the table." if summary["tuning"] and summary["part"] == "val" else ""
+    same = " These are the images of the table." if summary["tuning"] and summary["part"] == "val" else ""
     notes = (
         f"Accuracy on the {PARTS[summary['part']]} after the last epoch, mean ± sample sd over seeds. Differences are "
-        f"paired by seed, ± half of the 95 % interval (Student's t, each comparison by itself). {tuned}{seen}"
+        f"paired by seed, ± half of the 95 % interval (Student's t, without correction for several comparisons). {tuned}{same}"
     )
     by_cache = sum(run.get("teacher_cache") is not None for run in summary["runs"])
     if by_cache:
         notes += (
-            f" {by_cache} of {len(summary['runs'])} runs learned from stored signals of their teacher: their training time "
-            "leaves the teacher out and does not compare with the others' (compare --cost measures steps with it)."
+            f" {by_cache} of {len(summary['runs'])} runs used stored outputs of their teacher: their training time excludes the "
+            "teacher and cannot be compared with that of the others (compare --cost measures steps that include it)."
         )
     blocks = [f"# {inline(summary['title'])}", notes, markdown(overview(summary)), "![accuracies](compare.png)"]
     commits = sorted({str(run["commit"]) for run in summary["runs"]})
-    blocks.append(
-        "\n".join(f"- {line}" for line in [*_machines(summary), f"commit {', '.join(commits)}", *_warned(summary)])
-    )
+    warnings = [f"**warning: {line}**" for line in summary["warnings"]]
+    blocks.append("\n".join(f"- {line}" for line in [*_machines(summary), f"commit {', '.join(commits)}", *warnings]))
     for pair, rows in tables.items():
-        own = summary["pairs"][pair]
-        networks = f"{own['student']}, teacher {own['teacher']['name']}"
+        facts = summary["pairs"][pair]
+        networks = f"{facts['student']}, teacher {facts['teacher']['name']}"
         blocks += [f"## {inline(pair)}", inline(networks), markdown(rows)]
     if summary["missing"]:
-        blocks.append(
-            "Missing cells:\n\n" + "\n".join(f"- {inline(n)}: {inline(why)}" for n, why in summary["missing"].items())
-        )
+        missing = [f"- {inline(name)}: {inline(why)}" for name, why in summary["missing"].items()]
+        blocks.append("\n".join(["Missing cells:", "", *missing]))
     if summary["tuning"]:
         rows = [["pair", "method", "changes", "held-out accuracy (%)", "taken"]]
         rows += [
@@ -92,16 +84,12 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
 
 
 def _machines(summary: Mapping[str, Any]) -> list[str]:
-    """Where the runs were made, a line a kind of machine."""
+    """Return one line per kind of machine of the runs."""
     return [
-        f"{facts['gpu'] or facts['machine']}, {facts['cpu_cores']} CPU cores, {facts['threads']} CPU threads a run, "
+        f"{facts['gpu'] or facts['machine']}, {facts['cpu_cores']} CPU cores, {facts['threads']} CPU threads per run, "
         f"torch {facts['versions']['torch']}, timm {facts['versions']['timm']}, uhkd {facts['versions']['uhkd']}"
         for facts in summary["environments"]
     ]
-
-
-def _warned(summary: Mapping[str, Any]) -> list[str]:
-    return [f"**warning: {line}**" for line in summary["warnings"]]
 
 
 def _percent(accuracy: float | None) -> str:
@@ -117,10 +105,10 @@ def _table(rows: Rows, title: str) -> Table:
 
 
 def print_report(summary: Mapping[str, Any]) -> None:
-    """The tables on standard output, what may be said of UHKD on standard error."""
+    """Print the tables to standard output, and the differences of UHKD to the other methods to standard error."""
     pairs = [
         _table([[row[i] for i in _ON_TERMINAL] for row in pair_rows(summary, pair)], pair) for pair in summary["pairs"]
     ]
-    show_parts(_table(overview(summary), summary["title"]), *pairs)
+    print_table(_table(overview(summary), summary["title"]), *pairs)
     for line in verdicts(summary):
         log_info(line)

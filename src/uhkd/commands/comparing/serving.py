@@ -1,4 +1,4 @@
-"""A comparison's caches at work: made if they pay and fit, and used by the trainings that would see the same without."""
+"""Creation and use of the caches of a comparison; a training uses one only if that does not change its data."""
 
 import contextlib
 import io
@@ -17,72 +17,73 @@ from uhkd.commands.caching import cache
 from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.features import PairShapes
-from uhkd.methods import DistillationLoss
-from uhkd.methods import build_losses as build_method
+from uhkd.methods import DistillationLoss, build_losses
 from uhkd.models import create
 from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
 from uhkd.training.cached_teacher import check_needs, target_differences
 from uhkd.training.inputs import choose_augmentation, open_recipe_data
 
-_COMPLETE = "whole"  # the file in a cache's folder that says so: looking for every shard would take a while, each time
+_COMPLETE = "whole"  # file in the folder of a complete cache; checking every shard each time would be slow
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a cache is complete, as far as is known."""
+    """Return whether a cache is marked as complete."""
     return (folder / _COMPLETE).is_file()
 
 
 def invalidate(folder: Path, error: Exception) -> None:
-    """Have a cache looked through before it is used again, if a training ended by its fault; what is damaged is made anew."""
-    if str(folder) in str(error):  # loaders pass on what a `CorruptShard` says, not the exception itself
+    """Mark a cache as incomplete if it caused the error of a training: it is checked and repaired before its next use."""
+    if str(folder) in str(error):  # loader processes pass on the message of a `CorruptShard`, not its type
         (folder / _COMPLETE).unlink(missing_ok=True)
 
 
 def resolve_cache(
     options: Mapping[str, Any], folder: RunFolder, cache: Path | None, failure: str | None
 ) -> dict[str, Any]:
-    """The words a training runs by: with its cache, or with its teacher where that cannot be, and then the reason is told.
+    """Return the options of a training, with its cache if possible; otherwise log the reason for the live teacher.
 
-    A training that was begun goes on as it began; only if its cache is gone it is begun anew. A comparison's folder may be
-    moved: a cache is known by its name, which tells of its words, and by its key, which is in the training's checkpoint.
+    An interrupted training resumes with the source of its first steps, and starts again only if that cache is gone. The folder
+    of a comparison may be moved: a cache is identified by its name, which depends on its options, and by its key in the
+    checkpoint of the training.
 
     Args:
-        folder: the training's.
-        cache: the one meant for it. failure: why that was not made.
+        folder: of the training.
+        cache: intended for the training.
+        failure: reason why that was not created.
     """
-    if "teacher_cache" in options:  # the user's own
+    if "teacher_cache" in options:  # set by the user
         return dict(options)
     if folder.started():
-        began_by = folder.read_recipe().get("teacher_cache")
-        if began_by is None:
+        first_cache = folder.read_recipe().get("teacher_cache")
+        if first_cache is None:
             return dict(options)
-        moved = [] if cache is None or cache.name != Path(began_by).name else [cache]
-        for there in (*moved, Path(began_by)):
-            if is_complete(there):
-                return {**options, "teacher_cache": str(there)}
-        log_info(f"this training began by {began_by}, which is gone: it begins anew")
+        moved = [] if cache is None or cache.name != Path(first_cache).name else [cache]
+        for path in (*moved, Path(first_cache)):
+            if is_complete(path):
+                return {**options, "teacher_cache": str(path)}
+        log_info(f"the cache of this training, {first_cache}, is gone: it starts again from the first epoch")
         shutil.rmtree(folder.path)
     if cache is None:
         return dict(options)
     try:
-        why = (
-            incompatibility(options, TeacherCache(cache)) if is_complete(cache) else failure or f"{cache} was not made"
-        )
+        why = failure or f"{cache} was not created"
+        if is_complete(cache):
+            why = incompatibility(options, TeacherCache(cache))
     except ValueError as error:
         invalidate(cache, error)
         why = str(error)
     if why is None:
         return {**options, "teacher_cache": str(cache)}
-    log_info(f"running with the teacher, not with its stored signals: {why}")
+    log_info(f"running with the live teacher instead of its cache: {why}")
     return dict(options)
 
 
 def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | None:
-    """Why a cache would make a training another one than its teacher makes; None where both are the same."""
+    """Return why a cache would change the data or targets of a training, or None if it would not."""
     manifest, recipe = stored.manifest, build(DistillRecipe, options)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the training itself says all of this once more
+        with contextlib.redirect_stderr(io.StringIO()):  # the training logs the same again
             data = open_recipe_data(recipe)
             student = create(
                 recipe.student,
@@ -92,39 +93,41 @@ def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | N
                 options=recipe.student_options,
                 levels=recipe.student_levels or 4,
             )
-            alone = choose_augmentation(recipe, data, [student])
+            live = choose_augmentation(recipe, data, [student])
             shapes = PairShapes(student.shapes, manifest.shapes, len(data.classes), len(data.train))
-            distillers = build_method(recipe.method, shapes, recipe.settings, recipe.weights)
-        for name, distiller in distillers.items():
-            assert isinstance(distiller, DistillationLoss)
-            check_needs(name, distiller.needs, stored)
-            target = distiller.needs.target
+            losses = build_losses(recipe.method, shapes, recipe.settings, recipe.weights)
+        for name, loss in losses.items():
+            assert isinstance(loss, DistillationLoss)
+            check_needs(name, loss.needs, stored)
+            target = loss.needs.target
             if target is not None and (differing := target_differences(target, manifest.target)):
-                return f"{name} wants other spectra: {'; '.join(differing)}"
-    except ValueError as error:  # what is wrong with the training itself is told when it runs
+                return f"{name} needs other spectra: {'; '.join(differing)}"
+    except ValueError as error:  # a fault of the training itself is reported when it runs
         return str(error)
-    # the teacher's size is the stored one, or no smaller and cut down to that of the images, as the student's is
-    height, width = (max(pair) for pair in zip(alone.size, manifest.size, strict=True))
-    live, own = asdict(replace(alone, size=(height, width))), asdict(manifest.augmentation)
-    differing = [f"{name} {live[name]}, stored {own[name]}" for name in live if live[name] != own[name]]
-    return f"its views are others: {'; '.join(differing)}" if differing else None
+    # the views have the larger size of student and teacher, at most that of the images; the stored size is the teacher's
+    height, width = (max(pair) for pair in zip(live.size, manifest.size, strict=True))
+    needed, present = asdict(replace(live, size=(height, width))), asdict(manifest.augmentation)
+    differing = [f"{name} {needed[name]}, stored {present[name]}" for name in needed if needed[name] != present[name]]
+    return f"its views differ: {'; '.join(differing)}" if differing else None
 
 
-def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make a comparison's cache, or go on with it.
+def create_cache(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]]) -> None:
+    """Create or resume a cache of a comparison.
 
     Args:
-        out: the comparison's folder. name: of the cache. served: the trainings it is meant for, by name and words.
+        out: folder of the comparison.
+        name: of the cache.
+        served: options of the trainings for which it is intended, by name.
 
     Raises:
-        UhkdError: when fewer trainings than two would use it, or all caches together take more than half of the free disk.
+        UhkdError: fewer than two trainings would use it, or all caches together need more than half of the free disk.
     """
-    folder, fresh, began = out / name, not TeacherCache.exists(out / name), time.monotonic()
-    left = {n: w for n, w in served.items() if _may_use(RunFolder(out / n), folder)}
-    enough = 1 if any(RunFolder(out / n).started() for n in left) else 2  # one that began by it cannot go on without
+    folder, is_new, began = out / name, not TeacherCache.exists(out / name), time.monotonic()
+    left = {n: options for n, options in served.items() if _may_use(RunFolder(out / n), folder)}
+    enough = 1 if any(RunFolder(out / n).started() for n in left) else 2  # an interrupted one cannot resume without it
 
     def admit(stored: TeacherCache) -> None:
-        reasons = {n: why for n, w in left.items() if (why := incompatibility(w, stored)) is not None}
+        reasons = {n: why for n, opts in left.items() if (why := incompatibility(opts, stored)) is not None}
         if len(left) - len(reasons) < enough:
             lines = "".join(f"\n  {n}: {why}" for n, why in reasons.items())
             raise UhkdError(f"only {len(left) - len(reasons)} of {len(left)} trainings could use it{lines}")
@@ -136,48 +139,48 @@ def store(out: Path, name: str, options: Mapping[str, Any], served: Mapping[str,
         raise UhkdError(f"only {len(left)} of {len(served)} trainings are left to use it")
     stored = cache(build(CacheRecipe, {**options, "out": str(folder)}), admit=admit)
     if missing := stored.shards.missing(stored.manifest.views):
-        raise UhkdError(f"{pluralize(len(missing), 'shard is', 'shards are')} being made by somebody else")
-    with _notes(out) as notes:
-        notes[name]["seconds"] = time.monotonic() - began if fresh else None
+        raise UhkdError(f"{pluralize(len(missing), 'shard is', 'shards are')} still being written by other processes")
+    with _usage(out) as usage:
+        usage[name]["seconds"] = time.monotonic() - began if is_new else None
     write_atomically(folder / _COMPLETE, "")
 
 
-def stored_in(out: Path) -> dict[str, dict[str, Any]]:
-    """What is known of a comparison's caches by name, also of those that were deleted: bytes, seconds (None: in parts)."""
+def cache_usage(out: Path) -> dict[str, dict[str, Any]]:
+    """Return bytes and seconds (None: created in parts) of the caches of a comparison by name, deleted ones included."""
     file = out / "caches.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _may_use(run: RunFolder, cache: Path) -> bool:
-    """Whether a training is not done, and did not begin without this cache."""
+    """Return whether a training is not done and did not start without this cache."""
     if run.result.is_file():
         return False
     return not run.started() or Path(run.read_recipe().get("teacher_cache") or "").name == cache.name
 
 
 @contextlib.contextmanager
-def _notes(out: Path) -> Iterator[dict[str, dict[str, Any]]]:
-    """caches.json, to be changed by one process at a time."""
+def _usage(out: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """Lock caches.json, yield its content, and write the changed content."""
     (out / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(out / "locks" / "caches.lock"):
-        notes = stored_in(out)
-        yield notes
-        RunFolder(out).write_json("caches.json", notes)
+        usage = cache_usage(out)
+        yield usage
+        RunFolder(out).write_json("caches.json", usage)
 
 
 def _reserve(out: Path, name: str, size: int) -> None:
-    """Note what a cache will take, so that caches begun at the same time know of each other.
+    """Record the size of a cache before it is written, so that caches created at the same time count each other.
 
     Raises:
-        UhkdError: when all together would take more than half of what is free without them.
+        UhkdError: all together need more than half of the disk that is free without them.
     """
-    with _notes(out) as notes:
-        others = sum(note["bytes"] for n, note in notes.items() if n != name and (out / n).is_dir())
+    with _usage(out) as usage:
+        others = sum(cache["bytes"] for n, cache in usage.items() if n != name and (out / n).is_dir())
         written = sum(file.stat().st_size for file in (out / "caches").rglob("*.bin"))
         free = shutil.disk_usage(out).free + written
         if others + size > free / 2:
-            next_to = f" beside {others / 1e9:.3g} GB of other caches" if others else ""
+            together = f" and {others / 1e9:.3g} GB of other caches" if others else ""
             raise UhkdError(
-                f"its {size / 1e9:.3g} GB{next_to} are more than half of the free disk ({free / 1e9:.3g} GB without them)"
+                f"its {size / 1e9:.3g} GB{together} are more than half of the free disk ({free / 1e9:.3g} GB without them)"
             )
-        notes[name] = {"bytes": size, "seconds": None}
+        usage[name] = {"bytes": size, "seconds": None}

@@ -1,4 +1,4 @@
-"""One training step of a recipe, assembled as `distill` assembles it, to be taken again and again without learning anything."""
+"""One training step of a recipe as in `distill`, repeatable because the learning rate is 0."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.step import TrainStep
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 @dataclass
 class BenchmarkStep:
-    """What one recipe's training does between two batches; the learning rate is 0, so all steps have the same weights."""
+    """Training step of one recipe with learning rate 0, so that all steps have the same weights."""
 
     setup: Setup
     batches: Sequence[Batch]
@@ -35,7 +35,7 @@ class BenchmarkStep:
         setup, learner = self.setup, self.setup.learner
         optimizer = make_optimizer(learner, setup.recipe)
         for group in optimizer.param_groups:
-            group["lr"] = 0.0  # random weights that learned at the full rate might overflow, and time other numbers
+            group["lr"] = 0.0  # training of random weights at the full rate could overflow, and so change the time
         model, optimizer = setup.fabric.setup(learner, optimizer)
         model.train()
         average, totals = ModelEMA(learner.student, setup.recipe.ema_decay), RunningMetrics(setup.fabric.device)
@@ -44,66 +44,65 @@ class BenchmarkStep:
         self.take = TrainStep(setup.recipe, learner, setup.teacher, setup.fabric, model, optimizer, average, totals)
 
     def __call__(self, number: int) -> None:
-        """Take step `number` of the training, from a loaded batch to new weights, as `uhkd.training.trainer.Trainer` takes it."""
+        """Run step `number` from a loaded batch to new weights, as `uhkd.training.trainer.Trainer` does."""
         batch = self.batches[number % len(self.batches)]
-        if isinstance(self.setup.teacher, CachedTeacher):  # what the loader does beside making the views
+        if isinstance(self.setup.teacher, CachedTeacher):  # read by the loader in a training
             records = self.setup.teacher.stored.shards.read(0, batch.index.numpy())
             batch = batch._replace(record=torch.from_numpy(records))
         self.take(batch, number, self.weights)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images as loaded."""
+        """Height and width of the loaded images."""
         height, width = self.batches[0].image.shape[-2:]
         return height, width
 
     @property
     def extra_parameters(self) -> int:
-        """Parameters of the method, trained and thrown away."""
+        """Number of trained parameters of the method, which are discarded after training."""
         return sum(p.numel() for p in self.setup.learner.distillers.parameters())
 
 
 class StepFactory:
-    """Builds steps; what the methods of a pair can share (images, loaded batches, the frozen teacher) is made once.
+    """Builder of steps; images, loaded batches and the frozen teacher are created once and shared by the methods of a pair.
 
     Args:
-        untrained: recipes of finetune by the folder that will hold the teacher; used while the folder is not there.
-        batches: different batches loaded beforehand and used in turn.
+        untrained: recipes of finetune by folder of a teacher, used while that folder does not exist.
+        batches: number of different batches, loaded before and used in turn.
     """
 
     def __init__(self, untrained: Mapping[str, Mapping[str, Any]], batches: int) -> None:
         self.untrained, self.batches = untrained, batches
-        self._made: dict[str, Any] = {}
+        self._shared: dict[str, Any] = {}
 
     def step(self, fields: Mapping[str, Any]) -> BenchmarkStep:
-        """Return a step by a recipe of distill, networks with random weights (a run folder with its own).
+        """Return a step of a recipe of distill; networks have random weights, except those of run folders.
 
         Raises:
-            UhkdError: for networks, data or a method that cannot work together.
+            UhkdError: networks, data and method cannot work together.
         """
         recipe = build(DistillRecipe, {k: v for k, v in fields.items() if k not in ("out", "resume")})
-        chosen = recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images
-        data = self._once(("data", *chosen), lambda: open_recipe_data(recipe))
+        key = ("data", recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images)
+        data = self._once(key, lambda: open_recipe_data(recipe))
         live = recipe.method != "scratch" and recipe.teacher_cache is None
-        setup = prepare(
-            recipe, teacher=self._teacher(recipe, len(data.classes)) if live else None, data=data, dry_run=True
-        )
+        teacher = self._teacher(recipe, len(data.classes)) if live else None
+        setup = prepare(recipe, teacher=teacher, data=data, dry_run=True)
         batches = self._load(setup)
-        for teacher in setup.live_teachers:
-            if teacher.ftm is not None:
-                calibrate(teacher, batches[:1], setup.fabric.device, setup.recipe.batch_size)
+        for live_teacher in setup.live_teachers:
+            if live_teacher.ftm is not None:
+                calibrate(live_teacher, batches[:1], setup.fabric.device, setup.recipe.batch_size)
         return BenchmarkStep(setup, batches)
 
     def _teacher(self, recipe: DistillRecipe, classes: int) -> FeatureExtractor:
         name, levels = recipe.teacher, recipe.teacher_levels or 4
-        assert isinstance(name, str), "a comparison has one teacher a pair"
+        assert isinstance(name, str), "a pair has one teacher"
         fields: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
         if name in self.untrained and not RunFolder(name).exists():
-            own = self.untrained[name]
-            options = {**own.get("options", {}), **recipe.teacher_options}
-            fields = {"name": own["model"], "num_classes": classes, "options": options}
-            fields["image_size"] = own.get("image_size")
-            levels = recipe.teacher_levels or own.get("levels") or 4
+            finetune = self.untrained[name]
+            options = {**finetune.get("options", {}), **recipe.teacher_options}
+            fields = {"name": finetune["model"], "num_classes": classes, "options": options}
+            fields["image_size"] = finetune.get("image_size")
+            levels = recipe.teacher_levels or finetune.get("levels") or 4
         device = choose_device(recipe)[0]
         probed = recipe.teacher_head == "probe"
         return self._once(("teacher", fields, levels, probed), lambda: create(**fields, levels=levels).to(device))
@@ -122,7 +121,7 @@ class StepFactory:
 
         return self._once(("batches", data.fingerprint, setup.augmentation, recipe.seed, recipe.batch_size), make)
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
-        if (name := repr(key)) not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if (name := repr(key)) not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]

@@ -1,4 +1,4 @@
-"""A comparison's run folders -> one plain mapping that can be committed, and what it says per method."""
+"""Summary of the run folders of a comparison as plain data for version control, and its statistics per method."""
 
 import json
 import statistics
@@ -6,30 +6,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uhkd.commands.comparing.plan import Plan, TableCell, Task
+from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.queue import TaskStore
-from uhkd.commands.comparing.serving import stored_in
+from uhkd.commands.comparing.serving import cache_usage
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
 
-# what differs between the cells of one pair, or names places on this machine
+# fields that differ between the cells of one pair, or contain paths of this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
 _CELL += ("start", "student_start", "teacher_start", "teacher_cache", "teacher_views", "balance", "balance_settings")
 _BASELINES = ("scratch", "kd")
 
 
 def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) -> dict[str, Any]:
-    """Everything that the numbers of one table rest on; cells that are not done are left out, failed ones named.
+    """Collect all results and their conditions. Cells that are not done are listed under "missing" with the reason.
 
-    "warnings" tells what makes rows of one pair incomparable: other images, another teacher, a recipe that differs in more
-    than the method, settings that differ between seeds.
+    "warnings" lists what makes rows of a pair incomparable: other images, another teacher, a recipe that differs in more than
+    the method, settings that differ between seeds, several commits.
     """
     tasks = {task.name: task for task in plan.tasks}
     done = {name: cell for name, cell in plan.cells.items() if store.state(tasks[name]) == "done"}
     results = {name: (store.run(name).read_recipe(), store.run(name).read_result()) for name in done}
     shared = {name: _shared(*results[name]) for name in done}
-    plain = sorted(done, key=lambda name: done[name].variant)  # what a pair shares is said by methods without own words
-    pairs = {pair: shared[next(n for n in plain if done[n].pair == pair)] for pair in plan.teachers if _any(done, pair)}
+    by_variant = sorted(
+        done, key=lambda name: done[name].variant
+    )  # a method that is not a variant defines the reference
+    first = {done[name].pair: name for name in reversed(by_variant)}
+    pairs = {pair: shared[first[pair]] for pair in plan.teachers if pair in first}
     environments: list[dict[str, Any]] = []
     runs, warnings = [], []
     for name, cell in done.items():
@@ -44,7 +47,7 @@ def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) ->
         runs.append(
             {"pair": cell.pair, "method": cell.method, "seed": cell.seed, "accuracy": store.accuracy(tasks[name])}
             | {"joined": recipe["method"], **{k: recipe[k] for k in ("lr", "settings", "weights")}}
-            | {k: recipe[k] for k in ("balance", "balance_settings") if k in recipe}  # runs of older versions have none
+            | {k: recipe[k] for k in ("balance", "balance_settings") if k in recipe}  # not in runs of older versions
             | {"effective": result.get("methods"), "differs": differing, "teacher": result.get("teacher_fingerprint")}
             | {"seconds": result["metrics"]["seconds"], "extra_parameters": result["extra_parameters"]}
             | {"metrics": result["metrics"], "commit": result["environment"]["commit"]}
@@ -55,66 +58,50 @@ def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) ->
         "title": title,
         "part": part,
         "settings_tried": tune or 1,
-        "pairs": {pair: own | {"teacher": _teacher(plan, store, pair, runs, part)} for pair, own in pairs.items()},
+        "pairs": {pair: facts | {"teacher": _teacher(plan, store, pair, runs, part)} for pair, facts in pairs.items()},
         "environments": environments,
         "caches": _caches(plan, store),
         "runs": runs,
         "tuning": _trials(plan, store, tasks),
-        "warnings": warnings + _mixed(runs),
+        "warnings": warnings + _inconsistencies(runs),
         "missing": {name: store.failure(name) or "not run yet" for name in plan.cells if name not in done},
     }
 
 
 def _caches(plan: Plan, store: TaskStore) -> list[dict[str, Any]]:
-    """What it took to store teachers' signals; their trainings' own times leave the teacher out."""
-    known = stored_in(store.out)
-    return [{"name": c.name, "meant_for": len(c.serves), **known[c.name]} for c in plan.caches if c.name in known]
-
-
-def _any(done: Mapping[str, TableCell], pair: str) -> bool:
-    return any(cell.pair == pair for cell in done.values())
+    """Return size and creation time of the caches; the times of the trainings that use them exclude the teacher."""
+    usage = cache_usage(store.out)
+    return [{"name": c.name, "meant_for": len(c.serves), **usage[c.name]} for c in plan.caches if c.name in usage]
 
 
 def _shared(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """What all runs of a pair must have in common."""
-    facts = {
-        "student": recipe["student"],
-        **{k: result[k] for k in ("parameters", "data", "data_fingerprint", "train_images")},
-    }
-    return facts | {"recipe": {k: v for k, v in recipe.items() if k not in _CELL}}
+    """Return the facts that must be equal in all runs of a pair."""
+    facts = {k: result[k] for k in ("parameters", "data", "data_fingerprint", "train_images")}
+    return {"student": recipe["student"], **facts, "recipe": {k: v for k, v in recipe.items() if k not in _CELL}}
 
 
 def _flat(shared: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in shared.items() if k != "recipe"} | dict(shared["recipe"])
 
 
-def _mixed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What differs where it must not: the teacher within a pair, settings between the seeds of a method, the code."""
-    notes = []
+def _inconsistencies(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe differences that must not exist: teachers within a pair, settings between seeds of a method, commits."""
     teachers: dict[str, set[str]] = {}
-    settings_seen: dict[tuple[str, str], set[str]] = {}
+    settings: dict[tuple[str, str], set[str]] = {}
+    keys = ("lr", "settings", "weights", "balance", "balance_settings")
     for run in runs:
         if run["teacher"] is not None:
             teachers.setdefault(run["pair"], set()).add(run["teacher"])
-        own = ("lr", "settings", "weights", "balance", "balance_settings")
-        settings = json.dumps([run.get(key) for key in own], sort_keys=True)
-        settings_seen.setdefault((run["pair"], run["method"]), set()).add(settings)
-    notes += [
-        f"runs of {pair} learned from {len(found)} different teachers"
-        for pair, found in teachers.items()
-        if len(found) > 1
-    ]
-    notes += [
-        f"seeds of {method} on {pair} have different settings"
-        for (pair, method), found in settings_seen.items()
-        if len(found) > 1
-    ]
+        fields = json.dumps([run.get(key) for key in keys], sort_keys=True)
+        settings.setdefault((run["pair"], run["method"]), set()).add(fields)
+    warnings = [f"runs of {pair} have {len(x)} different teachers" for pair, x in teachers.items() if len(x) > 1]
+    warnings += [f"seeds of {m} on {pair} have different settings" for (pair, m), x in settings.items() if len(x) > 1]
     commits = sorted({str(run["commit"]) for run in runs})
-    return [*notes, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
+    return [*warnings, *([f"runs come from several commits: {', '.join(commits)}"] if len(commits) > 1 else [])]
 
 
 def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
-    """The teacher of a pair: its accuracy on the images of the table (None: not measured), and how it was trained."""
+    """Return the facts of the teacher of a pair: accuracy on the split of the table (None: not measured), training."""
     metrics = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
     facts: dict[str, Any] = {"accuracy": metrics["accuracy"] if metrics and part == "val" else None, "part": part}
     folder = RunFolder(plan.teachers[pair])
@@ -128,48 +115,47 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
         facts |= {"parameters": result["parameters"], "train_images": result["train_images"]}
         facts |= {"commit": result["environment"]["commit"], "seed": recipe.get("seed")}
     if part == "test":
-        settings_seen = next(
-            task.options for task in plan.tasks if task.name in plan.cells and plan.cells[task.name].pair == pair
-        )
-        facts["accuracy"] = _on_test(store, folder, settings_seen.get("data"))
+        cells = (task for task in plan.tasks if task.name in plan.cells)
+        data = next(task.options.get("data") for task in cells if plan.cells[task.name].pair == pair)
+        facts["accuracy"] = _test_accuracy(store, folder, data)
     return facts
 
 
-def _on_test(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
-    """A teacher's accuracy on the test part of a comparison's data, measured once; None where its head does not fit."""
+def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
+    """Return the test accuracy of a teacher, measured once per comparison; None if its head does not match the classes."""
     from uhkd.commands.judging import measure
 
     file = store.out / "teachers-on-test.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
-    if key not in known:
+    if key not in accuracies:
         try:
-            known[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
-        except ValueError:  # other classes: in training a linear probe stands in for its head
-            known[key] = None
-        RunFolder(store.out).write_json(file.name, known)
-    return known[key]
+            accuracies[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
+        except ValueError:  # other classes: in trainings a linear probe replaces its head
+            accuracies[key] = None
+        RunFolder(store.out).write_json(file.name, accuracies)
+    return accuracies[key]
 
 
 def _trials(plan: Plan, store: TaskStore, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    """Every setting tried, with its accuracy on the held-out part, and which of them were taken."""
-    choices = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
-    out: list[dict[str, Any]] = []
-    for group in choices.values():
-        ended = all(store.state(tasks[name]) in ("done", "failed") for name in group)
-        taken = store.taken(group, decide=ended)
-        for name, change in group.items():
+    """Return every setting tried with its held-out accuracy, and whether it was chosen ("taken")."""
+    groups = {tuple(task.choices): task.choices for task in plan.tasks if task.choices}
+    trials: list[dict[str, Any]] = []
+    for choices in groups.values():
+        ended = all(store.state(tasks[name]) in ("done", "failed") for name in choices)
+        chosen = store.taken(choices, decide=ended)
+        for name, change in choices.items():
             done = store.state(tasks[name]) == "done"
             accuracy = store.run(name).read_result()["metrics"]["val_accuracy"] if done else None
             facts = {"pair": plan.trials[name].pair, "method": plan.trials[name].method, "changes": change}
-            facts |= {"accuracy": accuracy, "taken": name == taken}
-            out.append(facts | ({} if done else {"why": store.failure(name) or "not run yet"}))
-    return out
+            facts |= {"accuracy": accuracy, "taken": name == chosen}
+            trials.append(facts | ({} if done else {"why": store.failure(name) or "not run yet"}))
+    return trials
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method on one pair."""
+    """Results of one method on one pair."""
 
     pair: str
     method: str
@@ -191,12 +177,12 @@ class TableRow:
 
     @property
     def per_hour(self) -> float:
-        """Accuracy in points over training hours."""
+        """Mean accuracy in percent per training hour."""
         return self.mean / self.hours
 
 
 def lines(summary: Mapping[str, Any]) -> list[TableRow]:
-    """One line a pair and method, in order of first appearance."""
+    """Return one row per pair and method, in order of first appearance."""
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in summary["runs"]:
         cells.setdefault((run["pair"], run["method"]), []).append(run)
@@ -222,13 +208,15 @@ def lines(summary: Mapping[str, Any]) -> list[TableRow]:
 
 
 def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
-    """What the numbers say of a method against each other one, paired by seed, whichever way it falls."""
-    found = {(line.pair, line.method): line.accuracy for line in lines(summary)}
+    """Yield a line about the difference, paired by seed, of a method to each other method of each pair."""
+    accuracies = {(line.pair, line.method): line.accuracy for line in lines(summary)}
     for pair in summary["pairs"]:
-        for _, rival in [key for key in found if key[0] == pair and key[1] != method and (pair, method) in found]:
-            notes = paired_difference(found[pair, method], found[pair, rival])
-            if notes is None:
+        for _, rival in [
+            key for key in accuracies if key[0] == pair and key[1] != method and (pair, method) in accuracies
+        ]:
+            gap = paired_difference(accuracies[pair, method], accuracies[pair, rival])
+            if gap is None:
                 yield f"{pair}: {method} and {rival} have no seed in common"
             else:
-                width = f" ± {notes.half:.2f}" if notes.half is not None and notes.seeds > 2 else ""
-                yield f"{pair}: {method} minus {rival} {notes.mean:+.2f}{width} points ({notes.seeds} seeds: {notes.verdict})"
+                width = f" ± {gap.half:.2f}" if gap.half is not None and gap.seeds > 2 else ""
+                yield f"{pair}: {method} minus {rival} {gap.mean:+.2f}{width} points ({gap.seeds} seeds: {gap.verdict})"

@@ -1,4 +1,4 @@
-"""A comparison's lines as rows, and rows as Markdown, LaTeX and CSV."""
+"""Tables of a comparison, as rows and as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -15,19 +15,19 @@ _MARKDOWN = {"|": r"\|", "<": "&lt;"}
 
 
 def mean_sd(line: TableRow) -> str:
-    """'97.21 ± 0.35' in percent, the sample standard deviation over seeds."""
+    """Format as '97.21 ± 0.35': percent, with the sample standard deviation over seeds."""
     return f"{line.mean:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
 
 
 def gap_text(gap: PairedDifference | None) -> str:
-    """'+1.20 ± 0.80' points with half the width of the 95 % interval; '-' for the baseline itself."""
+    """Format as '+1.20 ± 0.80': points, with half the width of the 95 % interval; '-' without a baseline."""
     if gap is None:
         return "-"
     return f"{gap.mean:+.2f}" + ("" if gap.half is None else f" ± {gap.half:.2f}")
 
 
 def pair_rows(summary: Mapping[str, Any], pair: str) -> Rows:
-    """Head and one row a method: accuracy, paired differences, time, parameters, settings tried."""
+    """Return header and one row per method: accuracy, paired differences, time, parameters, settings tried."""
     head = [
         "method",
         "accuracy (%)",
@@ -56,16 +56,16 @@ def pair_rows(summary: Mapping[str, Any], pair: str) -> Rows:
 
 
 def overview(summary: Mapping[str, Any]) -> Rows:
-    """Head and one row a method, one column a pair: mean ± sd."""
-    found = {(line.method, line.pair): mean_sd(line) for line in lines(summary)}
-    methods = list(dict.fromkeys(method for method, _ in found))
+    """Return header and one row per method, one column per pair: mean ± sd."""
+    cells = {(line.method, line.pair): mean_sd(line) for line in lines(summary)}
+    methods = list(dict.fromkeys(method for method, _ in cells))
     pairs = list(summary["pairs"])
-    rows = [[m, *(found.get((m, p), "not run") for p in pairs)] for m in methods]
+    rows = [[m, *(cells.get((m, p), "not run") for p in pairs)] for m in methods]
     return [["method", *pairs], teacher_row(summary), *rows]
 
 
 def line_rows(summary: Mapping[str, Any]) -> Rows:
-    """Head and one row a pair and method, a number a cell; empty where there is none."""
+    """Return header and one row per pair and method, one number per cell, which may be empty."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.6g}"
@@ -73,49 +73,44 @@ def line_rows(summary: Mapping[str, Any]) -> Rows:
     head = ["pair", "method", "seeds", "accuracy", "sd", "to_scratch", "to_scratch_half_95", "to_kd", "to_kd_half_95"]
     rows = []
     for line in lines(summary):
-        gaps = [
-            x
-            for gap in (line.gaps["scratch"], line.gaps["kd"])
-            for x in ((gap.mean, gap.half) if gap else (None, None))
-        ]
-        own = [line.mean, line.sd, *gaps, 60 * line.hours, line.per_hour, line.extra_parameters, line.settings_tried]
-        rows.append([_no_formula(line.pair), line.method, str(len(line.accuracy)), *map(number, own)])
+        gaps = [(gap.mean, gap.half) if gap else (None, None) for gap in (line.gaps["scratch"], line.gaps["kd"])]
+        numbers = [line.mean, line.sd, *gaps[0], *gaps[1], 60 * line.hours, line.per_hour]
+        numbers += [line.extra_parameters, line.settings_tried]
+        rows.append([_no_formula(line.pair), line.method, str(len(line.accuracy)), *map(number, numbers)])
     return [[*head, "training_minutes", "points_per_hour", "extra_parameters", "settings_tried"], *rows]
 
 
 def teacher_row(summary: Mapping[str, Any]) -> list[str]:
-    """The teachers' accuracies, a column a pair."""
-    accuracies = [own["teacher"]["accuracy"] for own in summary["pairs"].values()]
+    """Return the accuracies of the teachers, one column per pair."""
+    accuracies = [facts["teacher"]["accuracy"] for facts in summary["pairs"].values()]
     return ["(teacher)", *("not measured" if x is None else f"{100 * x:.2f}" for x in accuracies)]
 
 
 def run_rows(summary: Mapping[str, Any]) -> Rows:
-    """Head and one row a run, numbers in full."""
+    """Return header and one row per run with all digits."""
     keys = ("pair", "method", "seed", "accuracy", "seconds", "extra_parameters", "lr", "settings", "weights", "commit")
-    return [
-        list(keys),
-        *([_no_formula(str(run["pair"])), *(str(run[key]) for key in keys[1:])] for run in summary["runs"]),
-    ]
+    rows = [[_no_formula(str(run["pair"])), *(str(run[key]) for key in keys[1:])] for run in summary["runs"]]
+    return [list(keys), *rows]
 
 
 def _no_formula(name: str) -> str:
-    """A name that a spreadsheet takes for text: pairs are called by their files, methods by plain words."""
+    """Mark a name as text for spreadsheets; pairs have names of files, which may look like formulas."""
     return f"'{escape(name)}" if name.startswith(("=", "+", "-", "@")) else escape(name)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    marks = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(map(inline, row))} |" for row in marks)
+    """Return a table in Markdown; the first row is the header."""
+    with_rule = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(map(inline, row))} |" for row in with_rule)
 
 
 def inline(text: str) -> str:
-    """Words as text of a Markdown line or cell: what they hold is neither HTML, nor a link, a picture or another cell."""
+    """Escape text for a Markdown line or cell: HTML, links, images and cell separators."""
     return "".join(_MARKDOWN.get(letter, letter) for letter in escape(text)).replace("](", r"]\(")
 
 
 def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table in LaTeX (booktabs); the first row is its head."""
+    """Return a table in LaTeX (booktabs); the first row is the header."""
 
     def cell(text: str) -> str:
         return "".join(_LATEX.get(letter, letter) for letter in escape(text))
@@ -127,7 +122,7 @@ def latex(rows: Sequence[Sequence[str]], caption: str) -> str:
 
 
 def csv_text(rows: Sequence[Sequence[str]]) -> str:
-    """A table as comma-separated values; the first row is its head."""
+    """Return a table as comma-separated values; the first row is the header."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

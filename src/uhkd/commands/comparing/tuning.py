@@ -1,27 +1,23 @@
-"""The settings a method may try: as many, and the same points of the same cube, for every method."""
+"""Settings tried per method: the same number, at the same points of the unit cube, for every method."""
 
 from typing import Any
 
 from uhkd.methods import method_class, settings_of
 from uhkd.recipe import DistillRecipe
 
-LR_RANGE = 4.0  # a learning rate is tried from a quarter of the recipe's to four times it
-WEIGHT_RANGE = 10.0  # a loss weight from a tenth of the method's own to ten times it
-_STEPS = (
-    (5**0.5 - 1) / 2,
-    2**0.5 - 1,
-    3**0.5 - 1,
-)  # irrational to each other and badly approximable: no two tries alike
+LR_RANGE = 4.0  # the learning rate is varied from 1/4 to 4 times that of the recipe
+WEIGHT_RANGE = 10.0  # the loss weight is varied from 1/10 to 10 times its default
+# badly approximable numbers without rational relations: all points differ
+_STEPS = ((5**0.5 - 1) / 2, 2**0.5 - 1, 3**0.5 - 1)
 
 
 def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
-    """`count` changes to a recipe, the first of them none: learning rate, main loss weight, the method's main setting.
+    """Return `count` changes to a recipe, the first of them empty.
 
-    Point i of one sequence over the cube (learning rate, weight, setting) is the same for all methods, and each maps it onto
-    its own ranges (the first two logarithmic). Point 0 is the centre, where learning rate and weight are the method's own;
-    the others follow by steps of an irrational vector, which fill each range evenly for any `count`. A method without a weight
-    or setting of its own, such as scratch, spends all its tries on the learning rate. In a list joined by "+" the first
-    method's weight and setting are varied.
+    Point i of one sequence in the cube (learning rate, main loss weight, main setting) is the same for all methods; each method
+    maps it to its ranges, the first two logarithmically. Point 0 is the center, with the values of the recipe; the others follow
+    by steps of an irrational vector, which fill each range evenly for any `count`. A method without a weight or setting, such
+    as scratch, varies only the learning rate. Of methods joined by "+" the first one's weight and setting are varied.
     """
     lead = recipe.method.split("+")[0].strip()
     kind = method_class(lead)
@@ -31,13 +27,13 @@ def changes_tried(recipe: DistillRecipe, count: int) -> list[dict[str, Any]]:
         change: dict[str, Any] = {"lr": float(f"{recipe.learning_rate * LR_RANGE ** (2 * lr - 1):.3g}")}
         if kind.main_term is not None:
             name = f"{lead}.{kind.main_term}"
-            own = recipe.weights.get(kind.main_term, kind.default_weights[kind.main_term])
-            own = recipe.weights.get(name, own)
-            change["weights"] = {name: float(f"{own * WEIGHT_RANGE ** (2 * weight - 1):.3g}")}
+            default = recipe.weights.get(kind.main_term, kind.default_weights[kind.main_term])
+            default = recipe.weights.get(name, default)
+            change["weights"] = {name: float(f"{default * WEIGHT_RANGE ** (2 * weight - 1):.3g}")}
         if kind.tunable is not None:
             name, values = kind.tunable
-            own = recipe.settings.get(f"{lead}.{name}", recipe.settings.get(name, settings_of(lead)[name].default))
-            values = (own, *(value for value in values if value != own))
+            default = recipe.settings.get(f"{lead}.{name}", recipe.settings.get(name, settings_of(lead)[name].default))
+            values = (default, *(value for value in values if value != default))
             change["settings"] = {f"{lead}.{name}": values[int(setting * len(values))]}
         tried.append(change)
     return tried
