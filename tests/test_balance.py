@@ -149,7 +149,12 @@ def test_a_step_in_parts_counts_as_one():
 
 
 def test_each_of_several_teachers_has_its_own_lead():
-    both = nn.ModuleDict({f"{place}:{name}": one for place in (1, 2) for name, one in distillers().items()})
+    both = nn.ModuleDict()
+    for index in (0, 1):
+        for name, loss in distillers().items():
+            assert isinstance(loss, DistillationLoss)
+            loss.teacher_index = index
+            both[f"{index + 1}:{name}"] = loss
     made = make_balance("lead", {"window": 30}, both, led=[True, False])
     assert isinstance(made, Lead)
     student, theirs, drawn = logits(torch.Generator().manual_seed(1), 20)

@@ -23,10 +23,8 @@ __all__ = [
     "method_class",
     "method_names",
     "parse_methods",
-    "prefix_names",
     "resolve_settings",
     "settings_of",
-    "teacher_index",
     "uses_logits",
 ]
 
@@ -208,23 +206,12 @@ def build_losses(
     return distillers
 
 
-def prefix_names(number: int | None, distillers: nn.ModuleDict) -> dict[str, nn.Module]:
-    """The distillers of teacher `number` (1, 2, ...) among several, under names that say so: "2:uhkd"; None: of one alone."""
-    return {name if number is None else f"{number}:{name}": distiller for name, distiller in distillers.items()}
-
-
-def teacher_index(name: str) -> int:
-    """Where the teacher of a distiller stands among several, from 0: that of "2:uhkd" is 1; of one alone 0."""
-    number, colon, _ = name.partition(":")
-    return int(number) - 1 if colon else 0
-
-
 def _on_logits(distiller: DistillationLoss) -> str:
     """The weights that would have to go for a method to need no logits."""
     terms = sorted(filter(distiller.is_active, distiller.auxiliary_logit_terms or distiller.weights))
     return f"the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)}"
 
 
-def find_matching_loss(distillers: nn.ModuleDict) -> SpectralMatchingLoss | None:
+def find_matching_loss(distillers: nn.Module) -> SpectralMatchingLoss | None:
     """The level matching of the first method that has one, for diagnostics."""
     return next((m for m in distillers.modules() if isinstance(m, SpectralMatchingLoss)), None)

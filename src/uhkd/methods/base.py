@@ -39,6 +39,8 @@ class DistillationLoss(nn.Module, ABC):
     logits method and give way (weight 0) to one named in the same list, as in "uhkd+dkd". imitates_logits: whether this is
     such a logits method. needs_labels: whether it treats the labelled class apart. knob: the one setting that is tuned, with
     the values tried. balance: how much its terms count over a training where none is asked for.
+
+    Of several teachers each has losses of its own: `teacher_index` is the index of the teacher that a loss reads.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
@@ -49,6 +51,7 @@ class DistillationLoss(nn.Module, ABC):
     tunable: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     balance: ClassVar[str] = "constant"
     needs: Requirements
+    teacher_index: int = 0
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()

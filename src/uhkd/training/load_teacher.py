@@ -14,7 +14,7 @@ from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, find_matching_loss, teacher_index
+from uhkd.methods import find_matching_loss
 from uhkd.models import create, has_weights, native_size_of, wrap_module
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
@@ -191,11 +191,7 @@ def build_teacher_module(
     """The teachers of a training, each made to say what its own methods need."""
     each = []
     for place, network in enumerate(networks):
-        own = [
-            d
-            for name, d in learner.distillers.items()
-            if teacher_index(name) == place and isinstance(d, DistillationLoss)
-        ]
+        own = [loss for loss in learner.losses.values() if loss.teacher_index == place]
         target = next((d.needs.target for d in own if d.needs.target), None)
         prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
         needs = frozenset().union(*(d.needs.teacher for d in own))
@@ -204,10 +200,8 @@ def build_teacher_module(
         each.append((Teacher(network, target, autocast, prefix), needs))
     if len(each) == 1:
         return each[0][0]
-    matching = (
-        name for name, d in learner.distillers.items() if find_matching_loss(nn.ModuleDict({"0": d})) is not None
-    )
-    return TeacherEnsemble(each, teacher_index(next(matching, "")))
+    matching = (loss.teacher_index for loss in learner.losses.values() if find_matching_loss(loss) is not None)
+    return TeacherEnsemble(each, next(matching, 0))
 
 
 def load_or_calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:

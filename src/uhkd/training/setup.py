@@ -12,7 +12,7 @@ from uhkd.console import log_info
 from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, parse_methods
+from uhkd.methods import parse_methods
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
@@ -219,11 +219,10 @@ def _add_views(setup: Setup) -> None:
     log_augmentation(setup.augmentation)
     setup.val_size = image_size(setup.data, [learner.student])  # as in `uhkd eval`, whatever size the teacher takes
     if stored is not None:
-        losses = {name: loss for name, loss in learner.distillers.items() if isinstance(loss, DistillationLoss)}
-        for name, loss in losses.items():
+        for name, loss in learner.losses.items():
             check_needs(name, loss.needs, stored)
         assert isinstance(setup.recipe, DistillRecipe)
-        target = next((loss.needs.target for loss in losses.values() if loss.needs.target), None)
+        target = next((loss.needs.target for loss in learner.losses.values() if loss.needs.target), None)
         setup.teacher = CachedTeacher(stored, target, setup.recipe.teacher_views)
     elif networks:
         setup.teacher = build_teacher_module(networks, learner, setup.fabric.autocast)

@@ -16,9 +16,7 @@ from uhkd.methods import (
     DistillationLoss,
     build_losses,
     default_balance,
-    prefix_names,
     resolve_settings,
-    teacher_index,
     uses_logits,
 )
 from uhkd.models import fingerprint
@@ -141,11 +139,12 @@ def distillers_of(
         except ValueError as error:
             which = f"teacher {number} ({recipe.teacher}): " if len(teachers) > 1 else ""
             raise UhkdError(f"{which}{error}") from error
-        if len(teachers) > 1:
-            for distiller in own.values():
-                assert isinstance(distiller, DistillationLoss)
-                distiller.weights = {term: weight * one.share for term, weight in distiller.weights.items()}
-        distillers.update(prefix_names(number if len(teachers) > 1 else None, own))
+        for name, loss in own.items():
+            assert isinstance(loss, DistillationLoss)
+            loss.teacher_index = number - 1
+            if len(teachers) > 1:
+                loss.weights = {term: weight * one.share for term, weight in loss.weights.items()}
+            distillers[f"{number}:{name}" if len(teachers) > 1 else name] = loss
     return distillers
 
 
@@ -179,7 +178,7 @@ def balance_of(
     """
     led, bounds = [], []
     for place, one in enumerate(teachers):
-        own = [d for name, d in distillers.items() if teacher_index(name) == place and isinstance(d, DistillationLoss)]
+        own = [d for d in distillers.values() if isinstance(d, DistillationLoss) and d.teacher_index == place]
         stored = one.source.manifest.layout.logits if isinstance(one.source, TeacherCache) else None
         logits = stored if isinstance(one.source, TeacherCache) else one.shapes and one.shapes.logits
         reads = any("logits" in d.needs.student & d.needs.teacher for d in own)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from uhkd.errors import UhkdError
-from uhkd.methods import DistillationLoss, teacher_index
+from uhkd.methods import DistillationLoss
 from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.balance.base import GROUPS, Balance
 from uhkd.training.balance.cap import Cap
@@ -49,7 +49,7 @@ def make_balance(
     """
     checked: Settings = balance_settings(name, settings)
     rows = {
-        f"{key}.{term}": 1 + 2 * teacher_index(key) + GROUPS.index(group_of(distiller, term))
+        f"{key}.{term}": 1 + 2 * distiller.teacher_index + GROUPS.index(group_of(distiller, term))
         for key, distiller in distillers.items()
         if isinstance(distiller, DistillationLoss)
         for term in distiller.weights
