@@ -8,7 +8,7 @@ from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.loggers import check_loggers
 from uhkd.training.optimizer import FUSED
 from uhkd.training.schedule import lr_factor
-from uhkd.training.teacher import Teacher, TeacherEnsemble, at_chance, calibrate
+from uhkd.training.teacher import Teacher, TeacherEnsemble, TeacherSource, at_chance, calibrate
 
 __all__ = [
     "FUSED",
@@ -18,6 +18,7 @@ __all__ = [
     "StudentWithLosses",
     "Teacher",
     "TeacherEnsemble",
+    "TeacherSource",
     "at_chance",
     "calibrate",
     "check_loggers",

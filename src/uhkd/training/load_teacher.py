@@ -23,7 +23,7 @@ from uhkd.training.inputs import Inputs, image_size
 from uhkd.training.label_free import ProbeEvaluator
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.summary import KINDS
-from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, at_chance, calibrate
+from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, TeacherSource, at_chance, calibrate
 
 _CALIBRATION_IMAGES = 1024
 
@@ -187,7 +187,7 @@ def save_probe(teacher: FeatureExtractor, folder: RunFolder, number: int | None 
 
 def build_teacher_module(
     networks: Sequence[FeatureExtractor], learner: StudentWithLosses, autocast: Autocast
-) -> Teacher | TeacherEnsemble:
+) -> TeacherSource:
     """The teachers of a training, each made to say what its own methods need."""
     each = []
     for place, network in enumerate(networks):

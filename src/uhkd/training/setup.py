@@ -32,7 +32,7 @@ from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
 from uhkd.training.students import build_student, check_labels, freeze_unused
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.teacher import Teacher, TeacherSource
 from uhkd.training.teachers import (
     PreparedTeacher,
     balance_of,
@@ -64,7 +64,7 @@ class Setup(Inputs):
     finished: bool = False
     teachers: list[PreparedTeacher] = field(default_factory=list)
     learner: StudentWithLosses = field(init=False)
-    teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
+    teacher: TeacherSource | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
     evaluator: Callable[[FeatureExtractor], dict[str, float]] | None = None
@@ -78,7 +78,7 @@ class Setup(Inputs):
     @property
     def live_teachers(self) -> tuple[Teacher, ...]:
         """The teachers that run beside the student, with the statistics of their spectra."""
-        return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | TeacherEnsemble) else ()
+        return () if self.teacher is None else self.teacher.each_teacher()
 
     @property
     def ce_weight(self) -> float:

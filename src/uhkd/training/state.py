@@ -8,11 +8,10 @@ from torch.optim import Optimizer
 
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
-from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.checkpoint_checks import check_facts, check_tensors, fitting_optimizer
 from uhkd.training.ema import ModelEMA
 from uhkd.training.learner import StudentWithLosses
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.teacher import TeacherSource
 
 _OTHERS = ("ftm.", "average.")  # tensors of a checkpoint that are not of student and losses
 
@@ -32,7 +31,7 @@ class TrainingState:
         self,
         recipe: TrainRecipe,
         learner: StudentWithLosses,
-        teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
+        teacher: TeacherSource | None,
         optimizer: Optimizer,
         average: ModelEMA,
     ) -> None:

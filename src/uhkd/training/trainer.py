@@ -82,7 +82,7 @@ class Trainer:
             setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
         shown = first_images(self.val, DIAGNOSTIC_IMAGES).to(fabric.device)
-        reference = teacher and teacher.reference(shown)
+        reference = None if teacher is None else teacher.reference(shown)
         self.diagnostics = Diagnostics(
             learner.student, shown, fabric.autocast, reference, find_matching_loss(learner.distillers)
         )

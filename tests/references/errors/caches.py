@@ -89,16 +89,17 @@ CASES = (
     Case(
         "spectra of another radius",
         f"{TRAIN} --settings radius=3",
-        "the method asks for other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
-        " 7 coefficients of level 1, stored 3 x 3; give the method the cache's settings (--settings), or make"
-        " a cache with the method's",
+        "the method needs other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
+        " 7 coefficients of level 1, stored 3 x 3; give the method the settings of the cache (--settings), or "
+        "create a cache with those of the method",
         **HAS,
     ),
     Case(
         "other settings of the spectra",
         f"{TRAIN} --settings form=amplitude",
-        "the method asks for other spectra than cache holds: channels None, stored 64; form amplitude, stored"
-        " pairs; give the method the cache's settings (--settings), or make a cache with the method's",
+        "the method needs other spectra than cache holds: channels None, stored 64; form amplitude, stored"
+        " pairs; give the method the settings of the cache (--settings), or create a cache with those of the "
+        "method",
         **HAS,
     ),
     Case(
