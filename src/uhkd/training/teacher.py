@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from uhkd.spectral import FTM, SpectralTarget
 Autocast = Callable[[], AbstractContextManager]
 
 
+@runtime_checkable  # beartype checks arguments in the tests
 class TeacherSource(Protocol):
     """The source of teacher outputs: one network (`Teacher`), several (`TeacherEnsemble`), or a cache (`CachedTeacher`)."""
 
