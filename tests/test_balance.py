@@ -1,5 +1,6 @@
 """How much the teacher's terms count: each balance against its literal form, exact resuming, switched-off terms, bad input."""
 
+import copy
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def test_a_step_in_parts_counts_as_one():
 def test_each_of_several_teachers_has_its_own_lead():
     both = nn.ModuleDict()
     for index in (0, 1):
-        for name, loss in distillers().items():
+        for name, loss in copy.deepcopy(distillers()).items():
             assert isinstance(loss, DistillationLoss)
             loss.teacher_index = index
             both[f"{index + 1}:{name}"] = loss
