@@ -35,7 +35,7 @@ CASES = (
     Case(
         "other images",
         f"{CACHED} --data digits --train-limit 30",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  data: other images or labels than the cache's, train_limit was 40, is 30\n"
         "  images: the cache has 40, the data 30",
@@ -44,7 +44,7 @@ CASES = (
     Case(
         "other views",
         f"{TRAIN} --mixup 0.3 --crop none",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  view crop: the cache has 'pad', asked for is 'none'\n"
         "  view mixup: the cache has 0.0, asked for is 0.3",
@@ -59,15 +59,15 @@ CASES = (
     Case(
         "another teacher",
         f"{TRAIN} --teacher timm/resnet18",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
-        "  teacher: the cache is of teacher, asked for is timm/resnet18",
+        "  teacher: the cache is of teacher, the recipe has timm/resnet18",
         **HAS,
     ),
     Case(
         "a run folder of another teacher",
         f"{TRAIN} --teacher run",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  teacher: the weights in run are not those of the teacher that was stored",
         has=("cache", "run"),
