@@ -1,4 +1,9 @@
-"""The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
+"""Training on Lightning Fabric: a student, its losses, and frozen teachers or a cache of their outputs.
+
+`setup.prepare` assembles a training from a recipe, and `trainer.Trainer` runs it. The loss is computed in
+`learner.StudentWithLosses.forward` (raw terms) and `learner.weighted_sum`; for a training loop of your own, the same in one
+module is `distillation.Distillation`.
+"""
 
 from uhkd.training.balance import Balance, Lead, make_balance
 from uhkd.training.cached_teacher import CachedTeacher, check_needs, target_differences
