@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info
@@ -115,34 +115,21 @@ def describe_probe(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict
     }
 
 
-@dataclass(frozen=True)
-class TeacherAgreement:
-    """Share of the validation images on which a network predicts the same class as its teacher, 0..1.
-
-    predictions: of the teacher, (N,).
-    """
-
-    predictions: torch.Tensor
-    data: DataSplits
-    fabric: Fabric
-    workers: int
-
-    def __call__(self, network: FeatureExtractor) -> dict[str, float]:
-        predicted = predict_classes(network, self.data, self.fabric, self.workers)
-        return {"agreement": float((predicted == self.predictions).float().mean())}
-
-
-def predict_classes(network: FeatureExtractor, data: DataSplits, fabric: Fabric, workers: int) -> torch.Tensor:
-    """Return the class that a network predicts for each validation image, (N,)."""
-    size, device = image_size(data, [network]), fabric.device
-    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
-    return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
-
-
 def make_agreement_evaluator(
     teacher: FeatureExtractor | TeacherCache | None, classes: int, data: DataSplits, fabric: Fabric, workers: int
 ) -> Callable[[FeatureExtractor], dict[str, float]]:
-    """Return the evaluator of a student without labelled images: the agreement with a live teacher's predictions, if any."""
-    if classes and isinstance(teacher, FeatureExtractor):
-        return TeacherAgreement(predict_classes(teacher, data, fabric, workers), data, fabric, workers)
-    return lambda network: {}
+    """Return the evaluator of a student without labelled images.
+
+    It measures on which share of the validation images, 0..1, a network predicts the same class as its live teacher; without a
+    live teacher with logits it measures nothing.
+    """
+    if not classes or not isinstance(teacher, FeatureExtractor):
+        return lambda network: {}
+
+    def predict_classes(network: FeatureExtractor) -> Tensor:
+        size, device = image_size(data, [network]), fabric.device
+        loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
+        return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
+
+    predictions = predict_classes(teacher)
+    return lambda network: {"agreement": float((predict_classes(network) == predictions).float().mean())}

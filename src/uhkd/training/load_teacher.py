@@ -111,13 +111,17 @@ def prepare_teacher(
 
 
 def _check_above_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
-    if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
-        raise UhkdError(
-            f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of "
-            f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes; {_confidence(evaluation)}); train it first: "
-            f"uhkd finetune --model {recipe.teacher} --data {data} --out DIR, then --teacher DIR (or use it anyway with "
-            "--allow-weak-teacher)"
-        )
+    labels, images = evaluation.labels, len(evaluation.labels)
+    if recipe.allow_weak_teacher or not at_chance(evaluation.correct, labels):
+        return
+    interval = binomtest(evaluation.correct, images).proportion_ci(method="wilson")
+    few = f"; {images} images are few, a larger --val-fraction gives more" if images < 100 else ""
+    raise UhkdError(
+        f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of {images} "
+        f"right, {evaluation.logits.shape[1]} classes; 95 % interval {interval.low:.1%} to {interval.high:.1%}, the commonest "
+        f"class alone {labels.bincount().max().item() / images:.1%}{few}); train it first: uhkd finetune --model "
+        f"{recipe.teacher} --data {data} --out DIR, then --teacher DIR (or use it anyway with --allow-weak-teacher)"
+    )
 
 
 def _evaluate_by_probe(
@@ -138,17 +142,6 @@ def _evaluate_by_probe(
     assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
     _check_above_chance(evaluation, recipe, recipe.probe_data)
     return evaluation
-
-
-def _confidence(evaluation: Evaluation) -> str:
-    """Return the confidence interval of an accuracy, and the accuracy of always predicting the most frequent class."""
-    images = len(evaluation.labels)
-    interval = binomtest(evaluation.correct, images).proportion_ci(method="wilson")
-    few = f"; {images} images are few, a larger --val-fraction gives more" if images < 100 else ""
-    most_frequent = evaluation.labels.bincount().max().item() / images
-    return (
-        f"95 % interval {interval.low:.1%} to {interval.high:.1%}, the commonest class alone {most_frequent:.1%}{few}"
-    )
 
 
 def _head_mismatch(teacher: FeatureExtractor, data: DataSplits) -> str:

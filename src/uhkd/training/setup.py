@@ -31,7 +31,7 @@ from uhkd.training.learner import StudentWithLosses
 from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
-from uhkd.training.students import build_student, check_labels, freeze_unused
+from uhkd.training.students import build_student, freeze_unused
 from uhkd.training.teacher import Teacher, TeacherSource
 from uhkd.training.teachers import (
     PreparedTeacher,
@@ -121,7 +121,11 @@ def prepare(
         _add_student_and_teachers(setup, setup.recipe, recipe, model, teacher)
     else:
         assert isinstance(setup.recipe, FinetuneRecipe)
-        check_labels(setup.data)
+        if not setup.data.classes:
+            raise UhkdError(
+                f"data {setup.data.name} has no labels, and finetune learns only from labels; expected class folders or (image, "
+                "label) pairs, or distil a teacher, which needs none"
+            )
         network = build_student(setup.recipe, setup, model, len(setup.data.classes)).to(setup.fabric.device)
         setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
         setup.facts = {"verb": "finetune", "model": setup.recipe.model}

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info
-from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
@@ -31,9 +30,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     torch.manual_seed(recipe.seed)
     if isinstance(module, FeatureExtractor):
         if (module.shapes.logits or 0) != classes:
-            expected = (
-                f"the data has {classes}" if classes else "without labels expected none (wrap it with num_classes=0)"
-            )
+            expected = f"the data has {classes}" if classes else "expected none without labels (use num_classes=0)"
             raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {expected}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
@@ -51,19 +48,6 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     for note in network.notes:
         log_info(f"  {note}")
     return network
-
-
-def check_labels(data: DataSplits) -> None:
-    """Check that the data has labels to finetune on.
-
-    Raises:
-        UhkdError: for images without labels.
-    """
-    if not data.classes:
-        raise UhkdError(
-            f"data {data.name} has no labels, and finetune learns only from labels; expected class folders or (image, label) "
-            "pairs, or distil a teacher, which needs none"
-        )
 
 
 def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
