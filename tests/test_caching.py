@@ -270,7 +270,7 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     # the early look is a sample; the training compares every view
-    monkeypatch.setattr("uhkd.training.cache_checks._LOOKED_AT", 0)
+    monkeypatch.setattr("uhkd.training.cache_checks._CHECKED_VIEWS", 0)
     with pytest.raises(ValueError, match=other):
         uhkd.distill(**run | {"out": str(tmp_path / "one"), "batch_size": 50})
     monkeypatch.undo()
@@ -328,13 +328,13 @@ def test_verify_notices_another_teacher_and_signals_that_are_not_its(teacher: Pa
     stored = TeacherCache(copy)
     for shard in stored.shards.of_view(0):  # whole by their checksums, and wrong
         rows = stored.shards.read(0, np.arange(shard.start, shard.stop)).copy()
-        sums = stored.shards.pictures(0, np.arange(shard.start, shard.stop))
+        sums = stored.shards.checksums(0, np.arange(shard.start, shard.stop))
         rows[:, :20] = torch.full((len(rows), 10), 3.0).half().view(torch.uint8).numpy()
         (copy / shard.name).write_bytes(stored.shards.encode(0, shard.start, sums, rows))
     from uhkd.commands import verify_cache
     from uhkd.recipe.arguments import VerifyArguments
 
-    with pytest.raises(ValueError, match="logits of 64 records differ from what the teacher says now"):
+    with pytest.raises(ValueError, match="logits of 64 records differ from the teacher's current output"):
         verify_cache(VerifyArguments(cache=str(copy), device="cpu"))
     other = tmp_path / "other"
     words = TINY | {"image_size": 16, "batch_size": 20, "epochs": 1, "seed": 1}

@@ -62,7 +62,7 @@ CASES = (
     Case(
         "a weight of the labels' term for one of several teachers",
         f"{DISTILL} {DIGITS} --teachers '{{teacher: teacher, weights: {{ce: 0.5}}}}'",
-        "teachers.0.weights.ce: the labels' term is the student's, whoever teaches; say it in the recipe's own weights",
+        "teachers.0.weights.ce: the labels' term is the student's, whatever the teacher; set it in the recipe's weights",
     ),
     Case(
         "a teacher and several",
