@@ -1,5 +1,6 @@
 """How much the teacher's terms count: each balance against its literal form, exact resuming, switched-off terms, bad input."""
 
+import copy
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -149,7 +150,12 @@ def test_a_step_in_parts_counts_as_one():
 
 
 def test_each_of_several_teachers_has_its_own_lead():
-    both = nn.ModuleDict({f"{place}:{name}": one for place in (1, 2) for name, one in distillers().items()})
+    both = nn.ModuleDict()
+    for index in (0, 1):
+        for name, loss in copy.deepcopy(distillers()).items():
+            assert isinstance(loss, DistillationLoss)
+            loss.teacher_index = index
+            both[f"{index + 1}:{name}"] = loss
     made = make_balance("lead", {"window": 30}, both, led=[True, False])
     assert isinstance(made, Lead)
     student, theirs, drawn = logits(torch.Generator().manual_seed(1), 20)

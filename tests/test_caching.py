@@ -169,7 +169,7 @@ def test_a_killed_run_by_stored_views_goes_on_and_notices_another_cache(
 
 def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     uhkd.distill(**distil_words(tmp_path / "run", teacher_cache=str(cached), epochs=5, method="kd"))
-    assert "3 stored views for 5 epochs: each is shown 1.67 times" in capsys.readouterr().err
+    assert "3 stored views for 5 epochs: each is used 1.67 times" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,15 +191,18 @@ def test_fewer_views_than_epochs_are_told(cached: Path, tmp_path: Path, capsys: 
             "standardise none, stored coefficient; channels 8, stored 64",
         ),
         ({"settings": {"form": "amplitude"}}, "channels None, stored 64; form amplitude, stored pairs"),
-        ({"teacher": "timm/resnet18"}, "the cache is of .*teacher, asked for is timm/resnet18"),
+        ({"teacher": "timm/resnet18"}, "the cache is of .*teacher, the recipe has timm/resnet18"),
         ({"teacher_cache": "nowhere"}, "nowhere is not a cache"),
         ({"teacher_views": 4}, "teacher_views: expected at most 3, which .* holds, found 4"),
         (
             {"teacher_levels": ["layer1", "layer2"]},
             r"teacher levels: the cache has .*, expected \['layer1', 'layer2'\]",
         ),
-        ({"teacher_start": "pretrained"}, "teacher_start: the cache was made with None, asked for is 'pretrained'"),
-        ({"teacher_head": "probe"}, "teacher_head: the cache was made with 'auto', asked for is 'probe'"),
+        (
+            {"teacher_start": "pretrained"},
+            "teacher_start: the cache was created with None, the recipe has 'pretrained'",
+        ),
+        ({"teacher_head": "probe"}, "teacher_head: the cache was created with 'auto', the recipe has 'probe'"),
         ({"teacher_options": {"channels": [8, 8, 8, 8]}}, "teacher options: the cache has {}"),
     ],
 )
@@ -237,7 +240,7 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
     shutil.copy(teacher / "model.safetensors", other)
     module = load_run(other)
     next(module.module.parameters()).data.mul_(2)
-    with pytest.raises(ValueError, match="the one given are not those of the teacher that was stored"):
+    with pytest.raises(ValueError, match="of the given module are not those of the teacher that was stored"):
         uhkd.distill(**distil_words(tmp_path / "no", teacher=module, teacher_cache=str(cached)))
     card = json.loads((other / "card.json").read_text())
     (other / "card.json").write_text(json.dumps(card | {"mean": [0.1, 0.2, 0.3]}))
@@ -272,7 +275,7 @@ def test_a_changed_image_is_noticed_though_the_listing_is_the_same(teacher: Path
     for file in kept:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     # the early look is a sample; the training compares every view
-    monkeypatch.setattr("uhkd.training.cache_checks._LOOKED_AT", 0)
+    monkeypatch.setattr("uhkd.training.cache_checks._CHECKED_VIEWS", 0)
     with pytest.raises(ValueError, match=other):
         uhkd.distill(**run | {"out": str(tmp_path / "one"), "batch_size": 50})
     monkeypatch.undo()

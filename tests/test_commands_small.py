@@ -184,7 +184,9 @@ def test_doctor_finds_packages_that_are_missing_or_too_old(monkeypatch: pytest.M
     requires = importlib.metadata.requires
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines if name == "uhkd" else requires(name))
     finding = doctor.packages()
-    assert finding.state == "fault" and finding.found.startswith(f"pillow {pillow}, required is >=1000; no-such-package ")
+    assert finding.state == "fault" and finding.found.startswith(
+        f"pillow {pillow}, required is >=1000; no-such-package "
+    )
     assert finding.advice == 'pip install "pillow>=1000" "no-such-package>=1" "torchao>=1000"'
     lines[2] = "numpy>=1"
     assert doctor.packages().state == "warning"

@@ -70,7 +70,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
     assert used == (len(job.data.train) if method == "uhkd" else 0)
     assert job.teacher is not None
     job.learner.train()
-    expected = job.learner.state_dict() | job.teacher.kept()
+    expected = job.learner.state_dict() | job.teacher.state()
     state = {name.removeprefix("learner."): tensor for name, tensor in own.state_dict().items()}
     assert state.keys() == expected.keys()
     assert not [name for name in expected if not torch.equal(state[name], expected[name])]
@@ -193,7 +193,7 @@ def test_misuse_is_told_in_one_line() -> None:
         ("after mean and std were undone", lambda: made(mean=[0.5] * 3, std=[9.0] * 3).calibrate([x])),
         ("needs at least 2 images", lambda: own.calibrate([x[:1]])),
         ("crd keeps a memory of every training image: give num_samples", lambda: made("crd")),
-        ("must know which these are: call with", lambda: made("crd", num_samples=9)(x, y)),
+        ("crd keeps a memory of every training image: call with", lambda: made("crd", num_samples=9)(x, y)),
         (
             r"indices must be 0 to 3 \(num_samples is 4\), found 0 to 7",
             lambda: made("crd", num_samples=4)(x, y, torch.arange(8)),

@@ -333,9 +333,7 @@ def test_a_teacher_of_nan_for_one_image_is_named_and_the_last_good_state_kept(tm
         "flip": False,
     }
     for resume in (False, True):  # and again
-        with pytest.raises(
-            ValueError, match=rf"the teacher's output is not finite in step {step + 1} "
-        ) as caught:
+        with pytest.raises(ValueError, match=rf"the teacher's output is not finite in step {step + 1} ") as caught:
             uhkd.distill(**words, out=tmp_path / "run", resume=resume)
         assert f"; the checkpoint of step {step} is kept." in str(caught.value) and "\n" not in str(caught.value)
         (found,) = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -484,9 +482,7 @@ def test_a_damaged_probe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_too_little_memory_comes_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A CPU's allocator that really cannot: more than any machine has."""
     meanwhile(monkeypatch, 3, lambda: torch.empty(2**60, dtype=torch.uint8))
-    with pytest.raises(
-        ValueError, match=r"not enough memory for step 3 of 15; .* 2 is kept\. .*--grad-accum-steps"
-    ):
+    with pytest.raises(ValueError, match=r"not enough memory for step 3 of 15; .* 2 is kept\. .*--grad-accum-steps"):
         uhkd.finetune(**TINY, out=tmp_path / "run")
 
 
@@ -637,7 +633,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
     goes_on_as(whole, tmp_path / "run")
     said = capsys.readouterr().err
     assert (
-        "a newer checkpoint is damaged and was skipped: step-8: tensors.safetensors differs from its checksum"
-        in said
+        "a newer checkpoint is damaged and was skipped: step-8: tensors.safetensors differs from its checksum" in said
     )
     assert "resuming at step 7 of 15" in said

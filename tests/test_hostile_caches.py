@@ -36,7 +36,7 @@ def _quick():
     """Several shards a view, and a few views looked at."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "_SHARD", 32)
-        patched.setattr("uhkd.training.cache_checks._LOOKED_AT", 4)
+        patched.setattr("uhkd.training.cache_checks._CHECKED_VIEWS", 4)
         yield
 
 
@@ -168,7 +168,12 @@ def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: DataSplits)
     """Facts that another version notes otherwise: the cache is read, and checked too."""
     content = json.loads((copied / "cache.json").read_text())
     identity = {name: value for name, value in content["identity"].items() if name != "teacher"}
-    change = {"identity": identity, "environment": {"versions": {}}, "words": {"teacher_mood": "good"}, "mood": "good"}
+    change = {
+        "identity": identity,
+        "environment": {"versions": {}},
+        "teacher_options": {"teacher_mood": "good"},
+        "mood": "good",
+    }
     (copied / "cache.json").write_text(sealed(content | change))
     stored = TeacherCache(copied)
     assert (
@@ -178,9 +183,9 @@ def test_what_a_manifest_may_lack_or_have_beside(copied: Path, data: DataSplits)
     with pytest.raises(ValueError, match="is damaged: the checksum of record"):  # another identity has another key
         opened(copied, data)
     (copied / "cache.json").write_text(
-        sealed(content | {"environment": {"versions": {}}, "words": {"teacher_mood": "good"}})
+        sealed(content | {"environment": {"versions": {}}, "teacher_options": {"teacher_mood": "good"}})
     )
-    assert opened(copied, data).manifest.words == {"teacher_mood": "good"}
+    assert opened(copied, data).manifest.teacher_options == {"teacher_mood": "good"}
     verify_cache(VerifyArguments(cache=str(copied), sample=2, device="cpu"))
 
 

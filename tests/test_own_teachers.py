@@ -231,8 +231,8 @@ def test_a_small_dinov2_teaches_the_end_of_a_network_only_by_its_embedding(
     before = create("uhkd/vit_micro", num_classes=0, image_size=16, options=VIT)
     student = uhkd.distill(**words).student
     said = capsys.readouterr().err
-    assert "without labels its worth is not known" in said
-    assert "48 parameters of the student lie behind all that is imitated" in said
+    assert "without labels its accuracy is unknown" in said
+    assert "48 parameters of the student come after all matched outputs" in said
     assert torch.equal(student.module.get_parameter("norm.weight"), before.module.get_parameter("norm.weight"))
     uhkd.distill(**words | {"out": images / "dino-rkd", "method": "uhkd+rkd"})
     assert "lie behind" not in capsys.readouterr().err
@@ -257,10 +257,10 @@ def test_an_untrained_teacher_is_found_out_where_labelled_images_judge_it(images
         ({"method": "scratch"}, "scratch only uses labels, and these images have none"),
         ({"teacher_head": "probe"}, "teacher_head=probe trains a head on labels, and these images have none"),
         ({"weights": {"kl": 1.0}}, "uhkd needs student logits, and the student has none"),
-        ({"probe_data": "flat"}, "has no labels to judge by"),
+        ({"probe_data": "flat"}, "has no labels: expected class folders"),
         (
             {"data": "digits", "unlabelled": False, "probe_data": "labelled"},
-            "probe_data judges a training without labels",
+            "probe_data evaluates a training without labels",
         ),
         ({"student": "torchvision/squeezenet1_0", "student_options": {}}, "does not end with a linear layer"),
     ],
@@ -394,7 +394,7 @@ def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
     assert student_classes(unlabelled, [first, voice("runs/b", names)]) == (3, names)
     assert student_classes(unlabelled, [first, voice("runs/b", other.names, "rkd")]) == (3, names)
     assert student_classes(data, [first, other])[0] == 10
-    with pytest.raises(ValueError, match=r"^the teachers runs/a and runs/b know other classes, or the same in [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^the teachers runs/a and runs/b have other classes, or the same in [^\n]+$"):
         student_classes(unlabelled, [first, other])
 
 
@@ -420,9 +420,9 @@ def test_a_dry_run_refuses_what_cannot_judge_or_be_told(
 
     line = ["distill", "--teacher", "uhkd/resnet10", "--student", "uhkd/vit_micro", "--dry-run", "--data"]
     assert main([*line, str(images / "pile"), "--unlabelled", "--probe-data", str(images / "flat")]) == 2
-    assert "has no labels to judge by" in capsys.readouterr().err
+    assert "has no labels: expected class folders" in capsys.readouterr().err
     assert main([*line, "digits", "--probe-data", str(images / "labelled")]) == 2
-    assert "probe_data judges a training without labels" in capsys.readouterr().err
+    assert "probe_data evaluates a training without labels" in capsys.readouterr().err
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     assert main([*line, "digits", "--log", "wandb"]) == 2
     assert "log wandb: the package wandb is missing" in capsys.readouterr().err

@@ -383,7 +383,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
     with monkeypatch.context() as patched:
         patched.setattr(teaching, "fit_linear_probe", _never)
         resumed = uhkd.distill(**words, resume=True)
-    assert "taken from the run folder" in capsys.readouterr().err
+    assert "loaded from the run folder" in capsys.readouterr().err
     assert resumed.run.probe.read_bytes() == kept
     assert resumed.run.weights.read_bytes() == whole.run.weights.read_bytes()
 

@@ -129,7 +129,7 @@ class CacheWriter:
             for leftover in (*self.folder.glob(".*.tmp"), *(() if exists else (self.run.probe, self.run.recipe))):
                 leftover.unlink(missing_ok=True)
             self.inputs = Inputs(data=self.data, fabric=self.fabric, folder=self.run, workers=self.workers)
-            network, evaluation = prepare_teacher(recipe, self.inputs, module, has_evaluator=exists)
+            network, evaluation = prepare_teacher(recipe, self.inputs, module, skip_evaluation=exists)
             save_probe(network, self.run)
             if exists:
                 self.stored = TeacherCache(self.folder)

@@ -65,7 +65,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
         differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise UhkdError(f"the images differ from those of {stored.folder}: {'; '.join(differing)}")
     inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
-    network, _ = prepare_teacher(recipe, inputs, has_evaluator=True)
+    network, _ = prepare_teacher(recipe, inputs, skip_evaluation=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
         raise UhkdError(f"the teacher differs from that of {stored.folder}: {'; '.join(differing)}")
     teacher = Teacher(network, manifest.target, fabric.autocast)

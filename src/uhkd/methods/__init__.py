@@ -8,9 +8,7 @@ from uhkd.methods.factory import (
     find_matching_loss,
     label_free_weights,
     parse_methods,
-    prefix_names,
     resolve_settings,
-    teacher_index,
     uses_logits,
 )
 from uhkd.methods.registry import method_class, settings_of
@@ -27,9 +25,7 @@ __all__ = [
     "method_class",
     "method_names",
     "parse_methods",
-    "prefix_names",
     "resolve_settings",
     "settings_of",
-    "teacher_index",
     "uses_logits",
 ]

@@ -45,6 +45,9 @@ class DistillationLoss(nn.Module, ABC):
         needs_labels: whether it reads the labelled class.
         tunable: the one setting that is tuned, with the values to try.
         balance: the default balance: how the weights of its terms change during training.
+
+    Attributes:
+        teacher_index: index of the teacher that the loss reads; among several teachers each has its own losses.
     """
 
     default_weights: ClassVar[Mapping[str, float]] = {}
@@ -55,6 +58,7 @@ class DistillationLoss(nn.Module, ABC):
     tunable: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
     balance: ClassVar[str] = "constant"
     needs: Requirements
+    teacher_index: int = 0
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()

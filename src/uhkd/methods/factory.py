@@ -194,17 +194,6 @@ def _without_logits(loss: DistillationLoss) -> str:
     return f"set the weight{'s' if len(terms) > 1 else ''} of {', '.join(terms)} to 0"
 
 
-def prefix_names(number: int | None, losses: nn.ModuleDict) -> dict[str, nn.Module]:
-    """Prefix the names of losses with the number (1, 2, ...) of their teacher, as in "2:uhkd"; None: a single teacher."""
-    return {name if number is None else f"{number}:{name}": loss for name, loss in losses.items()}
-
-
-def teacher_index(name: str) -> int:
-    """Return the index of the teacher, from 0, in the name of a loss: 1 for "2:uhkd", 0 for a name without number."""
-    number, colon, _ = name.partition(":")
-    return int(number) - 1 if colon else 0
-
-
-def find_matching_loss(losses: nn.ModuleDict) -> SpectralMatchingLoss | None:
+def find_matching_loss(losses: nn.Module) -> SpectralMatchingLoss | None:
     """Return the level matching of the first method that has one, for diagnostics."""
     return next((m for m in losses.modules() if isinstance(m, SpectralMatchingLoss)), None)

@@ -1,4 +1,9 @@
-"""The training loop on Lightning Fabric: one student, its distillers, a sealed teacher."""
+"""Training on Lightning Fabric: a student, its losses, and frozen teachers or a cache of their outputs.
+
+`setup.prepare` assembles a training from a recipe, and `trainer.Trainer` runs it. The loss is computed in
+`learner.StudentWithLosses.forward` (raw terms) and `learner.weighted_sum`; for a training loop of your own, the same in one
+module is `distillation.Distillation`.
+"""
 
 from uhkd.training.balance import Balance, Lead, make_balance
 from uhkd.training.cached_teacher import CachedTeacher, check_needs, target_differences
@@ -8,7 +13,7 @@ from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.loggers import check_loggers
 from uhkd.training.optimizer import FUSED
 from uhkd.training.schedule import lr_factor
-from uhkd.training.teacher import Teacher, TeacherEnsemble, at_chance, calibrate
+from uhkd.training.teacher import Teacher, TeacherEnsemble, TeacherSource, at_chance, calibrate
 
 __all__ = [
     "FUSED",
@@ -18,6 +23,7 @@ __all__ = [
     "StudentWithLosses",
     "Teacher",
     "TeacherEnsemble",
+    "TeacherSource",
     "at_chance",
     "calibrate",
     "check_loggers",

@@ -1,4 +1,4 @@
-"""A teacher that spoke before: its signals read from a cache, alike to a live teacher's."""
+"""Teacher outputs read from a cache, in place of a live teacher."""
 
 from torch import Tensor
 
@@ -9,34 +9,34 @@ from uhkd.evaluation.diagnostics import TeacherFeatures
 from uhkd.features import NetworkOutput
 from uhkd.methods import Requirements
 from uhkd.spectral import SpectralTarget, crop_indices
+from uhkd.training.teacher import Teacher
 
 
 class CachedTeacher:
-    """Says what the teacher said about the same views; no network is loaded.
+    """The stored teacher outputs of the same views; no network is loaded.
 
     Args:
-        stored: the cache; the loader delivers its records (see `uhkd.data.train_loader`, `record_reader`).
-        target: spectra that a method wants, or None.
-        views: how many of the cache's views are shown in turn (None: all).
+        stored: the cache; the loader reads its records (see `uhkd.data.train_loader`, `record_reader`).
+        target: the spectra that a method needs, or None.
+        views: how many views of the cache are used in turn (None: all).
 
     Raises:
-        UhkdError: when the stored spectra are others than the method wants, the differing settings named.
+        UhkdError: when the stored spectra do not match `target`; the message lists the differing settings.
     """
 
     def __init__(self, stored: TeacherCache, target: SpectralTarget | None = None, views: int | None = None) -> None:
         self.stored, self.layout, self.views = stored, stored.manifest.layout, views or stored.manifest.views
         self.crops: list[tuple[int, list[int] | None]] = []
         if target is not None:
-            own = stored.manifest.target
-            if differing := target_differences(target, own):
+            if differing := target_differences(target, stored.manifest.target):
                 raise UhkdError(
-                    f"the method asks for other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
-                    "cache's settings (--settings), or make a cache with the method's"
+                    f"the method needs other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
+                    "settings of the cache (--settings), or create a cache with those of the method"
                 )
             self.crops = [(v.teacher, crop_indices(v.full_size, v.size, v.form)) for v in target.levels]
 
     def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
-        """Exactly the fields asked for, float32."""
+        """Return the stored fields `needs`, float32."""
         if not needs:
             return NetworkOutput()
         assert batch.record is not None, "the loader must be given the cache's records"
@@ -49,47 +49,52 @@ class CachedTeacher:
 
     def _cropped(self, spectra: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         assert spectra is not None
-        return tuple(spectra[tap] if crop is None else spectra[tap][..., crop] for tap, crop in self.crops)
+        return tuple(spectra[level] if crop is None else spectra[level][..., crop] for level, crop in self.crops)
 
     def reference(self, images: Tensor) -> TeacherFeatures:
-        """What diagnostics show of it: kept with the cache, on the same images (N, 3, H, W); nothing where the run has others."""
+        """Return the features stored for diagnostics, of the images (N, 3, H, W); none if the run validates on other images."""
         if not self.stored.same_validation:
             return TeacherFeatures((), ())
-        shown = TeacherFeatures.of({k: v.to(images.device) for k, v in self.stored.tensors("reference.").items()})
-        return shown._replace(targets=self._cropped(shown.targets) if self.crops else ())
+        tensors = self.stored.tensors("reference.")
+        features = TeacherFeatures.of({name: value.to(images.device) for name, value in tensors.items()})
+        return features._replace(targets=self._cropped(features.targets) if self.crops else ())
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing (tensors of any shape by name, of another teacher): a checkpoint only names the cache."""
+        """Return no tensors (of any shape): a checkpoint records only the key of the cache."""
         return {}
 
+    def each_teacher(self) -> tuple[Teacher, ...]:
+        """Return no teachers: no network is loaded."""
+        return ()
 
-def target_differences(wanted: SpectralTarget, own: SpectralTarget | None) -> list[str]:
-    """Settings of wanted spectra that stored ones do not meet, a few words each; empty where they can be cropped to fit."""
-    if own is None:
+
+def target_differences(wanted: SpectralTarget, stored: SpectralTarget | None) -> list[str]:
+    """Return the settings of `wanted` spectra that the stored ones do not match; empty where these can be cropped to fit."""
+    if stored is None:
         return ["no spectra are stored"]
-    found = []
-    for name in ("standardise", "channels", "whiten"):
-        if getattr(wanted, name) != getattr(own, name):
-            found.append(f"{name} {getattr(wanted, name)}, stored {getattr(own, name)}")
-    there = {level.teacher: level for level in own.levels}
+    differences = [
+        f"{name} {getattr(wanted, name)}, stored {getattr(stored, name)}"
+        for name in ("standardise", "channels", "whiten")
+        if getattr(wanted, name) != getattr(stored, name)
+    ]
+    stored_levels = {level.teacher: level for level in stored.levels}
     for level in wanted.levels:
-        stored = there.get(level.teacher)
-        if stored is None:
-            found.append(f"level {level.teacher}, stored are {sorted(there)}")
-        elif level.form != stored.form:
-            found.append(f"form {level.form}, stored {stored.form}")
-        elif level.full_size != stored.full_size:
-            found.append(
-                f"{_times(level.full_size)} coefficients of level {level.teacher}, stored {_times(stored.full_size)}"
-            )
-    return list(dict.fromkeys(found))
+        other = stored_levels.get(level.teacher)
+        if other is None:
+            differences.append(f"level {level.teacher}, stored are {sorted(stored_levels)}")
+        elif level.form != other.form:
+            differences.append(f"form {level.form}, stored {other.form}")
+        elif level.full_size != other.full_size:
+            sizes = [f"{height} x {width}" for height, width in (level.full_size, other.full_size)]
+            differences.append(f"{sizes[0]} coefficients of level {level.teacher}, stored {sizes[1]}")
+    return list(dict.fromkeys(differences))
 
 
 def check_needs(name: str, needs: Requirements, stored: TeacherCache) -> None:
-    """Refuse a method that wants what no cache of these has.
+    """Check that a cache holds every teacher field that the method `name` needs.
 
     Raises:
-        UhkdError: naming the field and what is there.
+        UhkdError: listing the missing and the stored fields.
     """
     holds = stored.manifest.layout.holds
     if missing := sorted(needs.teacher - set(holds)):
@@ -97,7 +102,3 @@ def check_needs(name: str, needs: Requirements, stored: TeacherCache) -> None:
             f"{name} needs teacher {' and '.join(missing)}; the cache {stored.folder} holds {', '.join(holds)}: leave out "
             "--teacher-cache, or choose another method"
         )
-
-
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

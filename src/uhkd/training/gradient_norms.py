@@ -9,10 +9,9 @@ from torch import Tensor
 
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput
-from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.step import step_seed
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.teacher import TeacherSource
 
 PROBE_IMAGES = 32
 _SEED_PART = -1  # the forward passes of a step have parts from 0
@@ -31,7 +30,7 @@ class GradientNorms:
     def __init__(
         self,
         learner: StudentWithLosses,
-        teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
+        teacher: TeacherSource | None,
         fabric: Fabric,
         seed: int,
         grad_accum_steps: int,

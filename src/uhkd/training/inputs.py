@@ -1,4 +1,4 @@
-"""What a training reads: its data, the size and augmentation of its images, a batch size that fits, and its run folder."""
+"""The inputs of a training: data, image size and augmentation, a batch size that fits, and the run folder."""
 
 import time
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from uhkd.runs import RunFolder
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
-_SMALL = 64  # pixels: up to here a padded crop keeps more of the picture than a resized one
+_SMALL = 64  # pixels: up to this size a padded crop keeps more of the image than a resized crop
 
 
 @dataclass(kw_only=True)
 class Inputs:
-    """What networks are prepared with.
+    """The inputs with which networks are prepared.
 
     Args:
         data: images and classes.
@@ -38,17 +38,15 @@ class Inputs:
     dry_run: bool = False
 
     def start_of(self, name: str, start: str) -> str:
-        """Return the first weights of a network: `start`, but "random" in place of "pretrained" in a dry run."""
+        """Return the initial weights of a network: `start`, but in a dry run "random" instead of "pretrained"."""
         if not self.dry_run or start != "pretrained":
             return start
-        log_info(
-            f"  {name}: pretrained weights would be fetched, or taken from the weights cache (uhkd doctor names it)"
-        )
+        log_info(f"  {name}: pretrained weights would be downloaded, or read from the weights cache (see uhkd doctor)")
         return "random"
 
 
 def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequence[str] | None = None) -> DataSplits:
-    """Return the recipe's data and print what it holds; `data`, a Dataset or data that is open already, replaces its name."""
+    """Return the recipe's data and log its size; `data`, a Dataset or opened data, replaces its name."""
     if isinstance(data, DataSplits):
         return data
     opened = open_data(
@@ -71,9 +69,9 @@ def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequenc
 
 
 def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[int, int]:
-    """As large as the largest of the networks wants images, but never larger than they all are on disk.
+    """Return the height and width of the images to load: the largest input size of the networks, at most the size on disk.
 
-    Each network resizes for itself, and upsampling twice would only blur.
+    Each network resizes its input; upsampling twice would only blur.
     """
     height, width = (max(n.input_size[axis] for n in networks) for axis in (0, 1))
     if data.native_size is None:
@@ -84,35 +82,37 @@ def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[
 def choose_augmentation(
     recipe: AugmentationOptions, data: DataSplits, networks: Sequence[FeatureExtractor]
 ) -> Augmentation:
-    """The size every image is brought to (see `image_size`), and how it is varied; the trained network comes first."""
+    """Return the augmentation, with the size of `image_size`; the first of `networks` is the one that is trained."""
     size = image_size(data, networks)
     crop = recipe.crop
     if crop == "auto":
-        # by the trained network alone, so that a scratch baseline sees what a distilled student sees
+        # depends on the trained network alone, so that a scratch baseline has the same crops as a distilled student
         crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
     names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
     return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
 
 
-def log_augmentation(own: Augmentation) -> None:
-    """Say how large images are and how they are varied."""
-    parts = [f"crop {own.crop}" + (f" from {own.crop_scale:.0%} of the area" if own.crop == "resized" else "")]
-    parts.append(f"flip {'on' if own.flip else 'off'}")
-    if own.randaugment is not None:
-        parts.append(f"randaugment {own.randaugment}")
-    if own.color_jitter:
-        left_out = "" if own.jitters else " left out beside randaugment"
-        parts.append(f"color_jitter {own.color_jitter:g}{left_out}")
-    parts += [f"{name} {getattr(own, name):g}" for name in ("erasing", "mixup", "cutmix") if getattr(own, name)]
-    log_info(f"images at {own.size[0]}x{own.size[1]}, {', '.join(parts)}")
+def log_augmentation(augmentation: Augmentation) -> None:
+    """Log the image size and the augmentation."""
+    scale = f" from {augmentation.crop_scale:.0%} of the area" if augmentation.crop == "resized" else ""
+    parts = [f"crop {augmentation.crop}{scale}", f"flip {'on' if augmentation.flip else 'off'}"]
+    if augmentation.randaugment is not None:
+        parts.append(f"randaugment {augmentation.randaugment}")
+    if augmentation.color_jitter:
+        ignored = "" if augmentation.jitters else " ignored with randaugment"
+        parts.append(f"color_jitter {augmentation.color_jitter:g}{ignored}")
+    for name in ("erasing", "mixup", "cutmix"):
+        if value := getattr(augmentation, name):
+            parts.append(f"{name} {value:g}")
+    log_info(f"images at {augmentation.size[0]}x{augmentation.size[1]}, {', '.join(parts)}")
 
 
 def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
-    """The recipe with a batch that the data can fill: one that was not asked for shrinks, one that was is refused.
+    """Return the recipe with a batch size that fits the data: a default one is reduced if necessary, a given one is checked.
 
     Raises:
-        UhkdError: for a batch larger than the training part, or pieces too small to standardise features over.
+        UhkdError: for a batch larger than the training split, or for parts of a batch too small for batch statistics.
     """
     images = len(data.train)
     if "batch_size" not in recipe.model_fields_set and recipe.grad_accum_steps == 1 and recipe.batch_size > images // 4:
@@ -121,7 +121,7 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
         log_info(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
     if recipe.batch_size > images:
         raise UhkdError(
-            f"batch_size {recipe.batch_size} is larger than the training part of {images} images; "
+            f"batch_size {recipe.batch_size} is larger than the training split of {images} images; "
             f"use --batch-size {max(2, images // 4)} or less"
         )
     if recipe.batch_size // recipe.grad_accum_steps < 2:
@@ -133,6 +133,5 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
 
 
 def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:
-    """The folder named by the recipe, or a new one under runs/."""
-    name = recipe.out or f"runs/{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return RunFolder(name)
+    """Return the run folder of the recipe, by default runs/LABEL-TIME."""
+    return RunFolder(recipe.out or f"runs/{label}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -1,11 +1,11 @@
-"""Training without labels: the weights of its terms, and what tells how good the student is."""
+"""Training without labels: the weights of the terms, and the evaluation of the student."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info
@@ -21,32 +21,36 @@ from uhkd.training.summary import KINDS
 
 
 def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | TeacherCache | None) -> dict[str, float]:
-    """The recipe's weights; without logits to imitate, the terms on them are left out.
+    """Return the recipe's weights, with weight 0 for terms on logits if the teacher has none.
 
     Raises:
-        UhkdError: for a method that learns from labels, or from logits that are not there.
+        UhkdError: for a method that needs labels, or logits that the teacher does not have.
     """
     logits = teacher.manifest.layout.logits if isinstance(teacher, TeacherCache) else teacher and teacher.shapes.logits
     weights = label_free_weights(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
-    if left := sorted(weights.keys() - recipe.weights.keys()):
-        log_info(f"  the teacher has no class scores: left out are the terms {', '.join(left)}")
+    if omitted := sorted(weights.keys() - recipe.weights.keys()):
+        log_info(f"  the teacher has no logits: the terms {', '.join(omitted)} are omitted")
     return weights
 
 
-def log_frozen(numbers: int, needs: frozenset[str]) -> None:
-    """Say what of the student no term reaches, as `freeze_unused` counted it."""
-    if numbers:
-        end = (
-            ""
-            if "embedding" in needs
-            else "; a method that reads embeddings reaches them (rsd, rkd or cc, as in uhkd+rsd)"
-        )
-        log_info(f"  {numbers:,} parameters of the student lie behind all that is imitated and stay as they begin{end}")
+def log_frozen(count: int, needs: frozenset[str]) -> None:
+    """Log the number of frozen parameters of the student, as counted by `freeze_unused`."""
+    if count:
+        hint = "" if "embedding" in needs else "; a method on embeddings trains them (rsd, rkd or cc, as in uhkd+rsd)"
+        log_info(f"  {count:,} parameters of the student come after all matched outputs and are frozen{hint}")
 
 
 @dataclass(frozen=True)
 class ProbeEvaluator:
-    """Fits a probe on a network's frozen embeddings of the labelled training images, and measures it on another part."""
+    """Fits a probe on a network's frozen embeddings of labelled training images, and evaluates it on another split.
+
+    Args:
+        kind: of the probe.
+        data: the labelled images.
+        queries: the split to evaluate on.
+        fabric: device and precision.
+        workers: loader processes.
+    """
 
     kind: Probe
     data: DataSplits
@@ -54,15 +58,20 @@ class ProbeEvaluator:
     fabric: Fabric
     workers: int = 0
 
+    @property
+    def description(self) -> str:
+        """Probe and data by name."""
+        return f"{KINDS[self.kind]} on {self.data.name}"
+
     def evaluation(self, network: FeatureExtractor) -> Evaluation:
-        """Of the part asked for; nothing of the probe is kept."""
+        """Return the evaluation of a network on `queries`; the probe is not saved."""
         size, device = image_size(self.data, [network]), self.fabric.device
-        loaded = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
-        known, queries = (
-            embed(network, eval_loader(part, size, **loaded), device, self.fabric.autocast)
-            for part in (self.data.train, self.queries)
+        options = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
+        train, queries = (
+            embed(network, eval_loader(split, size, **options), device, self.fabric.autocast)
+            for split in (self.data.train, self.queries)
         )
-        return probe(self.kind, known, queries, len(self.data.classes))
+        return probe(self.kind, train, queries, len(self.data.classes))
 
     def __call__(self, network: FeatureExtractor) -> dict[str, float]:
         return self.evaluation(network).metrics
@@ -71,79 +80,56 @@ class ProbeEvaluator:
 def make_probe_evaluator(
     recipe: DistillRecipe, data: DataSplits, fabric: Fabric, workers: int
 ) -> ProbeEvaluator | None:
-    """The judge of a training without labels, if the recipe brings labelled images.
+    """Return the evaluator of a training without labels, if the recipe names labelled images (probe_data).
 
     Raises:
-        UhkdError: as `open_probe_data`.
-    """
-    opened = open_probe_data(recipe, data)
-    return None if opened is None else ProbeEvaluator(recipe.probe, opened, opened.val, fabric, workers)
-
-
-def open_probe_data(recipe: DistillRecipe, data: DataSplits) -> DataSplits | None:
-    """The labelled images that judge a training without labels, if the recipe brings any.
-
-    Raises:
-        UhkdError: for probe_data beside labels, or without any.
+        UhkdError: for probe_data in a training with labels, or probe_data without labels.
     """
     if recipe.probe_data is None:
         return None
     if data.classes:
         raise UhkdError(
-            f"probe_data judges a training without labels, and data {data.name} has labels: leave out --probe-data, or leave "
-            "the labels aside by --unlabelled"
+            f"probe_data evaluates a training without labels, and data {data.name} has labels: leave out --probe-data, or "
+            "ignore the labels with --unlabelled"
         )
     opened = open_data(recipe.probe_data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
     if not opened.classes:
-        raise UhkdError(
-            f"probe_data {opened.name} has no labels to judge by: expected class folders, or another labelled set"
-        )
+        raise UhkdError(f"probe_data {opened.name} has no labels: expected class folders, or another labelled set")
     log_info(
-        f"judged by a {KINDS[recipe.probe]} on {len(opened.train)} labelled images of {opened.name}, measured on "
+        f"evaluated by a {KINDS[recipe.probe]} on {len(opened.train)} labelled images of {opened.name}, measured on "
         f"{len(opened.val)} validation images, {len(opened.classes)} classes"
     )
-    return opened
+    return ProbeEvaluator(recipe.probe, opened, opened.val, fabric, workers)
 
 
 def describe_probe(evaluator: ProbeEvaluator, student: FeatureExtractor) -> dict[str, Any]:
-    """What a run notes of its judge, with the accuracy of the student before its first step, which is said too."""
+    """Return the facts about the probe for result.json; measure and log the student's accuracy before its first step."""
     start = evaluator(student)["accuracy"]
     log_info(f"the student before its first step: validation accuracy {start:.2%} ({KINDS[evaluator.kind]})")
-    by = f"{KINDS[evaluator.kind]} on {evaluator.data.name}"
     return {
         "kind": evaluator.kind,
         "data": evaluator.data.name,
         "classes": len(evaluator.data.classes),
         "start": start,
-        "by": by,
+        "by": evaluator.description,
     }
-
-
-@dataclass(frozen=True)
-class TeacherAgreement:
-    """How often a network names the class that its teacher names, on the same images."""
-
-    predictions: torch.Tensor
-    data: DataSplits
-    fabric: Fabric
-    workers: int
-
-    def __call__(self, network: FeatureExtractor) -> dict[str, float]:
-        predicted = predict_classes(network, self.data, self.fabric, self.workers)
-        return {"agreement": float((predicted == self.predictions).float().mean())}
-
-
-def predict_classes(network: FeatureExtractor, data: DataSplits, fabric: Fabric, workers: int) -> torch.Tensor:
-    """The class that a network names for each validation image, (N,)."""
-    size, device = image_size(data, [network]), fabric.device
-    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
-    return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
 
 
 def make_agreement_evaluator(
     teacher: FeatureExtractor | TeacherCache | None, classes: int, data: DataSplits, fabric: Fabric, workers: int
 ) -> Callable[[FeatureExtractor], dict[str, float]]:
-    """What judges a student without labelled images: a live teacher's own answers, if there are any, or nothing."""
-    if classes and isinstance(teacher, FeatureExtractor):
-        return TeacherAgreement(predict_classes(teacher, data, fabric, workers), data, fabric, workers)
-    return lambda network: {}
+    """Return the evaluator of a student without labelled images.
+
+    It measures on which share of the validation images, 0..1, a network predicts the same class as its live teacher; without a
+    live teacher with logits it measures nothing.
+    """
+    if not classes or not isinstance(teacher, FeatureExtractor):
+        return lambda network: {}
+
+    def predict_classes(network: FeatureExtractor) -> Tensor:
+        size, device = image_size(data, [network]), fabric.device
+        loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
+        return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
+
+    predictions = predict_classes(teacher)
+    return lambda network: {"agreement": float((predict_classes(network) == predictions).float().mean())}

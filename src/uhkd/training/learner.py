@@ -1,4 +1,4 @@
-"""The module that is trained: the student and its distillers in one, whose forward returns the raw loss terms."""
+"""The student and its loss terms as one module: `forward` computes the raw terms, `weighted_sum` the loss."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from uhkd.data import Batch
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput
-from uhkd.methods import DistillationLoss, teacher_index
+from uhkd.methods import DistillationLoss
 from uhkd.training.balance import Balance
 
 
 class StudentWithLosses(nn.Module):
-    """Student and distillers as one module: what Fabric wraps (DDP sees every parameter) and compile compiles.
+    """Student and distillation losses as one module: Fabric wraps it (DDP sees every parameter) and `compile` compiles it.
 
     Args:
-        student: the network that is kept.
-        distillers: by method name; thrown away after training.
+        student: the network to train.
+        distillers: the losses, not used after training. Their names are parts of the names of terms and of tensors in
+            checkpoints: "uhkd", or "2:uhkd" for the second of several teachers.
         label_smoothing: of the cross-entropy, 0..1.
-        balance: how much the teacher's terms count over the training; None: by constant weights.
+        balance: changes the weights of the teacher's terms during training; None: constant weights.
     """
 
     def __init__(
@@ -31,79 +32,76 @@ class StudentWithLosses(nn.Module):
         balance: Balance | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.distillers, self.label_smoothing, self.balance = (
-            student,
-            distillers,
-            label_smoothing,
-            balance,
-        )
-        needs = [d.needs for d in distillers.values() if isinstance(d, DistillationLoss)]
-        self.student_needs = frozenset().union(*(n.student for n in needs))
-        self.teacher_needs = frozenset().union(*(n.teacher for n in needs))
-        if balance is not None and any(balance.reads_logits_of(teacher_index(name)) for name in distillers):
+        self.student, self.distillers = student, distillers
+        self.label_smoothing, self.balance = label_smoothing, balance
+        losses = self.losses.values()
+        self.student_needs = frozenset().union(*(loss.needs.student for loss in losses))
+        self.teacher_needs = frozenset().union(*(loss.needs.teacher for loss in losses))
+        if balance is not None and any(balance.reads_logits_of(loss.teacher_index) for loss in losses):
             self.teacher_needs |= {"logits"}
         self._closed: set[str] = set()
 
+    @property
+    def losses(self) -> dict[str, DistillationLoss]:
+        """The distillation losses by name."""
+        return {name: loss for name, loss in self.distillers.items() if isinstance(loss, DistillationLoss)}
+
     def forward(self, batch: Batch, teacher: NetworkOutput) -> dict[str, Tensor]:
-        """Raw named terms, each a scalar: "ce" when the batch has targets, "method.term" of each distiller ("2:method.term": of a
-        second teacher's)."""
+        """Return the raw loss terms by name, each a scalar.
+
+        "ce" is the cross-entropy, for a batch with targets; "METHOD.TERM" is a term of a distillation loss ("2:METHOD.TERM" for
+        the second of several teachers).
+        """
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
         terms, outputs = {}, (teacher, *teacher.others)
         if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
         if self.training and self.balance is not None:
-            self.balance.observe(student.logits, [one.logits for one in outputs], batch.target)
-        for name, distiller in self.distillers.items():
-            if name in self._closed:
-                continue
-            terms |= {
-                f"{name}.{term}": value
-                for term, value in distiller(student, outputs[teacher_index(name)], batch).items()
-            }
+            self.balance.observe(student.logits, [output.logits for output in outputs], batch.target)
+        for name, loss in self.losses.items():
+            if name not in self._closed:
+                values = loss(student, outputs[loss.teacher_index], batch)
+                terms |= {f"{name}.{term}": value for term, value in values.items()}
         return terms
 
     def close(self, rows: Collection[int]) -> set[int]:
-        """Switch off the terms of groups that a balance closed; return the places of teachers that are no longer needed.
+        """Switch off the terms of the groups `rows`, closed by the balance; return the indices of teachers no longer needed.
 
-        A term's work is skipped from then on, and so is a method whose last term it was; its parameters are frozen.
+        A closed term is not computed again. A loss without open terms is skipped and its parameters are frozen.
         """
         assert self.balance is not None
-        for name, distiller in self.distillers.items():
-            assert isinstance(distiller, DistillationLoss)
-            own = {
-                term: 0.0 if self.balance.rows[f"{name}.{term}"] in rows else w for term, w in distiller.weights.items()
+        losses = self.losses
+        for name, loss in losses.items():
+            loss.weights = {
+                term: 0.0 if self.balance.rows[f"{name}.{term}"] in rows else weight
+                for term, weight in loss.weights.items()
             }
-            distiller.weights = own
-            if not any(own.values()):
+            if not any(loss.weights.values()):
                 self._closed.add(name)
-                distiller.requires_grad_(False)
-        places = {teacher_index(name) for name in self.distillers}
-        needed = {teacher_index(name) for name in self.distillers if name not in self._closed}
+                loss.requires_grad_(False)
+        needed = {loss.teacher_index for name, loss in losses.items() if name not in self._closed}
         if not needed:
             self.student_needs, self.teacher_needs = frozenset(), frozenset()
-        return places - needed
+        return {loss.teacher_index for loss in losses.values()} - needed
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the student's own architecture exempts from weight decay (position embeddings and the like)."""
-        own = getattr(self.student.module, "no_weight_decay", set)
-        return {f"student.module.{name}" for name in own()}
+        """Return the names of parameters that the student's architecture exempts from weight decay (position embeddings, ...)."""
+        names = getattr(self.student.module, "no_weight_decay", set)()
+        return {f"student.module.{name}" for name in names}
 
     def weights(self, ce: float = 1.0) -> dict[str, float]:
-        """Weight of every term by full name."""
-        weights = {"ce": ce}
-        for name, distiller in self.distillers.items():
-            assert isinstance(distiller, DistillationLoss)
-            weights |= {f"{name}.{term}": w for term, w in distiller.weights.items()}
-        return weights
+        """Return the weight of every term by name; `ce` is the weight of the cross-entropy."""
+        terms = {f"{name}.{term}": w for name, loss in self.losses.items() for term, w in loss.weights.items()}
+        return {"ce": ce} | terms
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:
-    """The loss, a scalar: sum of weight * term, each a scalar by name. The one place where weights are applied.
+    """Return the loss, a scalar: the sum of weight * term. Weights are applied only here.
 
     balance: changes the summands, see `Balance.balanced`.
 
     Raises:
-        UhkdError: when there is no term to learn from.
+        UhkdError: without any term of weight above 0.
     """
     weighted = {name: weights[name] * value for name, value in terms.items() if weights[name]}
     if not weighted:

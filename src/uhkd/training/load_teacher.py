@@ -1,4 +1,4 @@
-"""Getting a teacher ready: its weights, a head that fits the data, and proof that it knows something."""
+"""Load a teacher, fit a linear probe if its head does not fit the data, check its accuracy, and calibrate its FTM."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, find_matching_loss, teacher_index
+from uhkd.methods import find_matching_loss
 from uhkd.models import create, has_weights, native_size_of, wrap_module
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
@@ -22,16 +22,18 @@ from uhkd.training.checkpoint_checks import check_tensors
 from uhkd.training.inputs import Inputs, image_size
 from uhkd.training.label_free import ProbeEvaluator
 from uhkd.training.learner import StudentWithLosses
-from uhkd.training.summary import KINDS
-from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, at_chance, calibrate
+from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, TeacherSource, at_chance, calibrate
 
 _CALIBRATION_IMAGES = 1024
 
 
 def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, inputs: Inputs) -> FeatureExtractor:
-    """The recipe's teacher with its own head, or the user's own module.
+    """Return the recipe's teacher with its original head, or the given module.
 
-    Without a word on its weights a run folder brings its own and a named network its pretrained ones.
+    Without teacher_start, a run folder is loaded with its weights and any other name with pretrained ones.
+
+    Raises:
+        UhkdError: for a teacher that cannot be built.
     """
     assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels or 4
@@ -53,10 +55,10 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
     except ValueError as error:
-        flag = (
-            "" if recipe.teacher_start else " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
-        )
-        raise UhkdError(f"teacher: {error}{flag if 'start=' in str(error) else ''}") from error
+        hint = ""
+        if "start=" in str(error) and not recipe.teacher_start:
+            hint = " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
+        raise UhkdError(f"teacher: {error}{hint}") from error
 
 
 def prepare_teacher(
@@ -64,100 +66,97 @@ def prepare_teacher(
     inputs: Inputs,
     module: nn.Module | None = None,
     *,
-    has_evaluator: bool = False,
+    skip_evaluation: bool = False,
     evaluator: ProbeEvaluator | None = None,
     number: int | None = None,
 ) -> tuple[FeatureExtractor, Evaluation | None]:
-    """Return a teacher that fits the data's classes and beats chance, and its evaluation on the validation images.
+    """Return a teacher that fits the data's classes and is better than chance, and its evaluation on the validation images.
 
-    judged: its accuracy was measured before; it is then not evaluated. judge: what its embedding is measured by where the data
-    has no labels, on images of its own; without it its accuracy is unknown. number: of one among several teachers.
+    Args:
+        recipe: with the teacher's options.
+        inputs: data, device and run folder.
+        module: the teacher, in place of the recipe's name.
+        skip_evaluation: whether the teacher's accuracy was measured before.
+        evaluator: measures the teacher's embedding on images of its own if the data has no labels; None: not measured.
+        number: of the teacher among several, from 1.
 
     Raises:
-        UhkdError: when its head does not fit and may not be replaced, or when it knows no more than chance.
+        UhkdError: when the head does not fit and may not be replaced, or the teacher is at chance level.
     """
     data, fabric = inputs.data, inputs.fabric
     teacher = load_teacher(recipe, module, inputs).to(fabric.device).eval()
     for note in teacher.notes:
         log_info(f"  teacher: {note}")
-    classes = len(data.classes)
-    if not classes:
-        return teacher, _unlabelled(teacher, recipe, None if inputs.dry_run else evaluator)
-    fits, why = _head_fits(teacher, data)
-    if recipe.teacher_head == "keep" and not fits:
+    if not data.classes:
+        return teacher, _evaluate_by_probe(teacher, recipe, None if inputs.dry_run else evaluator)
+    why = _head_mismatch(teacher, data)
+    if recipe.teacher_head == "keep" and why:
         raise UhkdError(f"the teacher's head does not fit: {why}; use teacher_head=auto to train a linear probe")
-    probed = recipe.teacher_head == "probe" or not fits
-    if probed:
+    why = why or ("teacher_head=probe" if recipe.teacher_head == "probe" else "")
+    if why:
         if teacher.shapes.embedding is None:
             raise UhkdError(
                 f"the teacher's head does not fit ({why}) and it has no embedding for a linear probe; finetune it"
             )
-        _probe(teacher, inputs, inputs.folder.probe_of(number), why or "teacher_head=probe")
-    if has_evaluator or inputs.dry_run:
+        _add_probe(teacher, inputs, inputs.folder.probe_of(number), why)
+    if skip_evaluation or inputs.dry_run:
         return teacher, None
     size = image_size(data, [teacher])
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
-    log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if probed else ""))
-    _refuse_chance(evaluation, recipe, recipe.data)
+    log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if why else ""))
+    _check_above_chance(evaluation, recipe, recipe.data)
     return teacher, evaluation
 
 
-def _refuse_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
-    if at_chance(evaluation.correct, evaluation.labels) and not recipe.allow_weak_teacher:
-        raise UhkdError(
-            f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of "
-            f"{len(evaluation.labels)} right, {evaluation.logits.shape[1]} classes; {_certain(evaluation)}); train it first: "
-            f"uhkd finetune --model {recipe.teacher} --data {data} --out DIR, then --teacher DIR (or go on anyway with "
-            "--allow-weak-teacher)"
-        )
+def _check_above_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
+    labels, images = evaluation.labels, len(evaluation.labels)
+    if recipe.allow_weak_teacher or not at_chance(evaluation.correct, labels):
+        return
+    interval = binomtest(evaluation.correct, images).proportion_ci(method="wilson")
+    few = f"; {images} images are few, a larger --val-fraction gives more" if images < 100 else ""
+    raise UhkdError(
+        f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of {images} "
+        f"right, {evaluation.logits.shape[1]} classes; 95 % interval {interval.low:.1%} to {interval.high:.1%}, the commonest "
+        f"class alone {labels.bincount().max().item() / images:.1%}{few}); train it first: uhkd finetune --model "
+        f"{recipe.teacher} --data {data} --out DIR, then --teacher DIR (or use it anyway with --allow-weak-teacher)"
+    )
 
 
-def _unlabelled(
+def _evaluate_by_probe(
     teacher: FeatureExtractor, recipe: DistillRecipe | CacheRecipe, evaluator: ProbeEvaluator | None
 ) -> Evaluation | None:
-    """What a teacher's embedding is worth by a judge, or a word that nobody knows."""
+    """Return the evaluation of a teacher's embedding on labelled images, if possible."""
     if recipe.teacher_head == "probe":
         raise UhkdError("teacher_head=probe trains a head on labels, and these images have none; leave it out")
     if evaluator is None or teacher.shapes.embedding is None:
         log_info(
-            f"teacher {recipe.teacher}: without labels its worth is not known"
+            f"teacher {recipe.teacher}: without labels its accuracy is unknown"
             + ("; --probe-data LABELLED_IMAGES measures it" if isinstance(recipe, DistillRecipe) else "")
         )
         return None
     evaluation = evaluator.evaluation(teacher)
-    by = f"{KINDS[evaluator.kind]} on {evaluator.data.name}"
-    log_info(f"teacher {recipe.teacher}: validation accuracy {evaluation.metrics['accuracy']:.2%} ({by})")
+    accuracy = evaluation.metrics["accuracy"]
+    log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%} ({evaluator.description})")
     assert isinstance(recipe, DistillRecipe) and recipe.probe_data is not None
-    _refuse_chance(evaluation, recipe, recipe.probe_data)
+    _check_above_chance(evaluation, recipe, recipe.probe_data)
     return evaluation
 
 
-def _certain(evaluation: Evaluation) -> str:
-    """How sure an accuracy is, and what knowing nothing would give."""
-    right, images = evaluation.correct, len(evaluation.labels)
-    known = binomtest(right, images).proportion_ci(method="wilson")
-    few = f"; {images} images tell little, a larger --val-fraction more" if images < 100 else ""
-    commonest = evaluation.labels.bincount().max().item() / images
-    return f"95 % interval {known.low:.1%} to {known.high:.1%}, the commonest class alone {commonest:.1%}{few}"
+def _head_mismatch(teacher: FeatureExtractor, data: DataSplits) -> str:
+    """Return why the teacher's head does not fit the classes of the data; empty if it fits."""
+    count, expected = teacher.shapes.logits, len(data.classes)
+    if count != expected:
+        return f"it has {'no classes' if count is None else f'{count} classes'}, the data {expected}"
+    names = tuple(teacher.card.classes) if teacher.card is not None else ()
+    for name, other in zip(names, data.classes, strict=False):
+        if name != other:
+            return f"its classes have other names or another order ({name!r} where the data has {other!r})"
+    return ""
 
 
-def _head_fits(teacher: FeatureExtractor, data: DataSplits) -> tuple[bool, str]:
-    found, wanted = teacher.shapes.logits, len(data.classes)
-    if found != wanted:
-        return False, f"it has {'no classes' if found is None else f'{found} classes'}, the data {wanted}"
-    known = tuple(teacher.card.classes) if teacher.card is not None else ()
-    if known and known != data.classes:
-        differing = next((a, b) for a, b in zip(known, data.classes, strict=True) if a != b)
-        return (
-            False,
-            f"its classes have other names or another order ({differing[0]!r} where the data has {differing[1]!r})",
-        )
-    return True, ""
-
-
-def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> None:
+def _add_probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> None:
     assert teacher.shapes.embedding is not None
     data, fabric = inputs.data, inputs.fabric
     probe = nn.Linear(teacher.shapes.embedding, len(data.classes))
@@ -168,9 +167,9 @@ def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> N
             state = load_file(file)
             check_tensors(state, probe.state_dict(), state)
         except Exception as error:  # a damaged file can fail in any way
-            raise UhkdError(f"{file} is damaged ({error}); delete it to have the probe trained anew") from error
+            raise UhkdError(f"{file} is damaged ({error}); delete it to have the probe trained again") from error
         probe.load_state_dict(state)
-        log_info("linear probe of the teacher: taken from the run folder")
+        log_info("linear probe of the teacher: loaded from the run folder")
     else:
         log_info(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
         size = image_size(data, [teacher])
@@ -180,55 +179,49 @@ def _probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> N
 
 
 def save_probe(teacher: FeatureExtractor, folder: RunFolder, number: int | None = None) -> None:
-    """Keep the probe beside the run that used it; number: of one among several teachers."""
+    """Write the teacher's probe into the run folder, if it has one; number: of the teacher among several."""
     if teacher.probe is not None and not folder.probe_of(number).exists():
         write_tensors(folder.probe_of(number), teacher.probe.state_dict())
 
 
 def build_teacher_module(
     networks: Sequence[FeatureExtractor], learner: StudentWithLosses, autocast: Autocast
-) -> Teacher | TeacherEnsemble:
-    """The teachers of a training, each made to say what its own methods need."""
+) -> TeacherSource:
+    """Return the source of the outputs of teacher networks, each with the fields that its losses and the balance need."""
     each = []
-    for place, network in enumerate(networks):
-        own = [
-            d
-            for name, d in learner.distillers.items()
-            if teacher_index(name) == place and isinstance(d, DistillationLoss)
-        ]
-        target = next((d.needs.target for d in own if d.needs.target), None)
-        prefix = f"ftm.{place + 1}." if len(networks) > 1 else "ftm."
-        needs = frozenset().union(*(d.needs.teacher for d in own))
-        if learner.balance is not None and learner.balance.reads_logits_of(place):
+    for index, network in enumerate(networks):
+        losses = [loss for loss in learner.losses.values() if loss.teacher_index == index]
+        target = next((loss.needs.target for loss in losses if loss.needs.target), None)
+        prefix = f"ftm.{index + 1}." if len(networks) > 1 else "ftm."
+        needs = frozenset().union(*(loss.needs.teacher for loss in losses))
+        if learner.balance is not None and learner.balance.reads_logits_of(index):
             needs |= {"logits"}
         each.append((Teacher(network, target, autocast, prefix), needs))
     if len(each) == 1:
         return each[0][0]
-    matching = (
-        name for name, d in learner.distillers.items() if find_matching_loss(nn.ModuleDict({"0": d})) is not None
-    )
-    return TeacherEnsemble(each, teacher_index(next(matching, "")))
+    matching = (loss.teacher_index for loss in learner.losses.values() if find_matching_loss(loss) is not None)
+    return TeacherEnsemble(each, next(matching, 0))
 
 
 def load_or_calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
-    """Load the statistics of the FTM from the checkpoint, or measure them in one pass over training images."""
+    """Load the statistics of the FTM from the checkpoint, or compute them in one pass over training images."""
     assert teacher.ftm is not None
-    own = teacher.state()
+    expected = teacher.state()
 
     def saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
         return {k: v for k, v in checkpoint.tensors.items() if k.startswith(teacher.prefix)}
 
-    found = inputs.folder.read_checkpoint(lambda checkpoint: check_tensors(saved(checkpoint), own, own))
-    if found is not None:
-        teacher.ftm.load_state_dict({k.removeprefix(teacher.prefix): v for k, v in saved(found).items()})
+    checkpoint = inputs.folder.read_checkpoint(lambda read: check_tensors(saved(read), expected, expected))
+    if checkpoint is not None:
+        teacher.ftm.load_state_dict({k.removeprefix(teacher.prefix): v for k, v in saved(checkpoint).items()})
         return
     calibrate_ftm(teacher, inputs, augmentation, seed)
-    # two devices may order or sign principal channels otherwise
+    # order and signs of principal channels may differ between devices
     teacher.ftm.load_state_dict(inputs.fabric.broadcast(teacher.ftm.state_dict()))
 
 
 def calibrate_ftm(teacher: Teacher, inputs: Inputs, augmentation: Augmentation, seed: int) -> None:
-    """Measure the statistics of the FTM in one pass over un-mixed training images of view 0."""
+    """Compute the statistics of the FTM in one pass over training images of view 0, without mixing."""
     data, device = inputs.data, inputs.fabric.device
     loader = train_loader(
         data.train,

@@ -14,7 +14,11 @@ FUSED = ("adamw", "sgd")
 
 def make_optimizer(module: nn.Module, recipe: TrainRecipe) -> Optimizer:
     """Return timm's optimizer of the recipe; biases, norms and what the architecture exempts have no weight decay."""
-    kwargs: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.effective_weight_decay, "momentum": recipe.momentum}
+    kwargs: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.effective_weight_decay,
+        "momentum": recipe.momentum,
+    }
     if recipe.optimizer in FUSED:
         kwargs["fused"] = True
     if recipe.optimizer == "lamb":

@@ -1,4 +1,4 @@
-"""Assemble a training once: from a recipe to data, networks, teachers and losses, for a real run as for a dry run."""
+"""The assembly of a training: `prepare` builds data, networks, teachers and losses from a recipe, also for dry runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from uhkd.console import log_info
 from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.methods import DistillationLoss, parse_methods
+from uhkd.methods import parse_methods
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
@@ -31,8 +31,8 @@ from uhkd.training.learner import StudentWithLosses
 from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
-from uhkd.training.students import build_student, check_labels, freeze_unused
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.students import build_student, freeze_unused
+from uhkd.training.teacher import Teacher, TeacherSource
 from uhkd.training.teachers import (
     PreparedTeacher,
     balance_of,
@@ -46,17 +46,17 @@ from uhkd.training.teachers import (
 
 @dataclass(kw_only=True)
 class Setup(Inputs):
-    """All that one training needs.
+    """The parts of one training.
 
     Args:
-        recipe: with every default chosen.
-        finished: whether the run to be resumed is finished; there are no networks then.
+        recipe: with every default resolved.
+        finished: whether the run to resume is finished; there are no networks then.
         teachers: as loaded, with their share of the loss and facts for result.json.
         learner: student and losses.
-        teacher: what gives the targets of a batch; None without a teacher.
+        teacher: source of the teacher outputs; None without a teacher.
         augmentation: of the training images.
         val_size: height and width of validation images in pixels.
-        judge: measures the student in place of the accuracy, where there are no labels.
+        evaluator: measures the student if there are no labels, in place of the accuracy.
         facts: for result.json.
     """
 
@@ -64,7 +64,7 @@ class Setup(Inputs):
     finished: bool = False
     teachers: list[PreparedTeacher] = field(default_factory=list)
     learner: StudentWithLosses = field(init=False)
-    teacher: Teacher | TeacherEnsemble | CachedTeacher | None = None
+    teacher: TeacherSource | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
     evaluator: Callable[[FeatureExtractor], dict[str, float]] | None = None
@@ -72,13 +72,18 @@ class Setup(Inputs):
 
     @property
     def networks(self) -> list[FeatureExtractor]:
-        """The teachers that run beside the student."""
-        return [one.source for one in self.teachers if isinstance(one.source, FeatureExtractor)]
+        """The teacher networks that run during training."""
+        return [t.source for t in self.teachers if isinstance(t.source, FeatureExtractor)]
+
+    @property
+    def cache(self) -> TeacherCache | None:
+        """The cache in place of a teacher network; it is then the only teacher."""
+        return next((t.source for t in self.teachers if isinstance(t.source, TeacherCache)), None)
 
     @property
     def live_teachers(self) -> tuple[Teacher, ...]:
-        """The teachers that run beside the student, with the statistics of their spectra."""
-        return self.teacher.each_teacher() if isinstance(self.teacher, Teacher | TeacherEnsemble) else ()
+        """The teachers that run during training, each with the statistics of its spectra."""
+        return () if self.teacher is None else self.teacher.each_teacher()
 
     @property
     def ce_weight(self) -> float:
@@ -94,41 +99,49 @@ def prepare(
     data: Any = None,
     dry_run: bool = False,
 ) -> Setup:
-    """Assemble a training; nothing is written.
+    """Assemble a training, without writing anything.
 
     Args:
-        recipe: what to train on what, and how.
+        recipe: the options of the training.
         model: network to train, in place of the recipe's name.
-        teacher: likewise; of several teachers a list, with None where the recipe's name counts.
+        teacher: likewise; for several teachers a list, with None where the recipe's name is used.
         data: a Dataset or a pair of them, in place of the recipe's.
-        dry_run: see `Setup`.
+        dry_run: see `Inputs`.
 
     Raises:
-        UhkdError: for anything in recipe, data or networks that cannot be used; no folder is left behind.
+        UhkdError: for anything in recipe, data or networks that cannot be used; no folder is created.
     """
-    for one, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
-        parse_methods(one.method, one.settings, one.weights)
+    for teacher_recipe, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
+        parse_methods(teacher_recipe.method, teacher_recipe.settings, teacher_recipe.weights)
     setup = _open(recipe, data, dry_run)
     if setup.finished:
         return setup
     if isinstance(setup.recipe, DistillRecipe):
         assert isinstance(recipe, DistillRecipe)
-        _add_networks(setup, setup.recipe, recipe, model, teacher)
+        _add_student_and_teachers(setup, setup.recipe, recipe, model, teacher)
     else:
         assert isinstance(setup.recipe, FinetuneRecipe)
-        _add_network(setup, setup.recipe, model)
+        if not setup.data.classes:
+            raise UhkdError(
+                f"data {setup.data.name} has no labels, and finetune learns only from labels; expected class folders or (image, "
+                "label) pairs, or distil a teacher, which needs none"
+            )
+        network = build_student(setup.recipe, setup, model, len(setup.data.classes)).to(setup.fabric.device)
+        setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
+        setup.facts = {"verb": "finetune", "model": setup.recipe.model}
     setup.learner.to(memory_format=torch.channels_last)
-    _add_views(setup)
+    _add_augmentation(setup)
+    _add_teacher_source(setup)
     return setup
 
 
 def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Setup:
-    """Choose machine, processes, data and batch size, and check that the folder can be written, before anything slow."""
+    """Choose device, processes, data and batch size, and check that the folder can be written, before anything slow."""
     recipe = given
     check_loggers(recipe.log)
     device, precision = choose_device(recipe)
     fabric = make_fabric(device, precision, recipe.deterministic)
-    # a name with the time in it is one for all processes
+    # the default name contains the time: all processes use that of the first
     label = recipe.method if isinstance(recipe, DistillRecipe) else "finetune"
     folder = RunFolder(fabric.broadcast(str(run_folder(recipe, label).path)))
     resumed = recipe.resume and folder.started()
@@ -148,7 +161,7 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
         )
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
-    fabric.barrier()  # nobody writes before all have looked
+    fabric.barrier()  # no process writes before all have checked the folder
     workers = choose_workers(recipe, opened, fabric.device.type)
     return Setup(
         recipe=recipe,
@@ -161,33 +174,24 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
     )
 
 
-def _add_network(setup: Setup, recipe: FinetuneRecipe, model: nn.Module | None) -> None:
-    """Add the network of a training on labels alone."""
-    check_labels(setup.data)
-    network = build_student(recipe, setup, model, len(setup.data.classes))
-    setup.learner = StudentWithLosses(network.to(setup.fabric.device), nn.ModuleDict(), recipe.label_smoothing)
-    setup.facts = {"verb": "finetune", "model": recipe.model}
-
-
-def _add_networks(
+def _add_student_and_teachers(
     setup: Setup,
     recipe: DistillRecipe,
     given: DistillRecipe,
     model: nn.Module | None,
     modules: nn.Module | Sequence[nn.Module | None] | None,
 ) -> None:
-    """Add student, teachers, losses and balance. `given`: the recipe before its cache filled in what it left open."""
+    """Add student, teachers, losses and balance. `given`: the recipe without the defaults taken from its cache."""
     data, fabric = setup.data, setup.fabric
     evaluator = make_probe_evaluator(recipe, data, fabric, setup.workers)
-    # without labels the student's classes are the teacher's; with them a student that cannot be built is refused sooner
+    # without labels the student has the teacher's classes; with labels errors of the student come first: it is built faster
     teachers = [] if data.classes else prepare_teachers(recipe, modules, setup, evaluator)
     classes, names = student_classes(data, teachers)
     network = build_student(recipe, setup, model, classes).to(fabric.device)
     setup.teachers = teachers = teachers or prepare_teachers(recipe, modules, setup, evaluator)
-    for one in teachers:
-        if isinstance(one.source, TeacherCache):
-            log_view_mismatch(given, data, network, one.source)
-    torch.manual_seed(recipe.seed + 1)  # a method's own layers never shift the student's first weights
+    if setup.cache is not None:
+        log_view_mismatch(given, data, network, setup.cache)
+    torch.manual_seed(recipe.seed + 1)  # the student's initial weights do not depend on the method's layers
     distillers = distillers_of(teachers, network, classes, data).to(fabric.device)
     balance = balance_of(recipe, teachers, distillers, classes, labels=bool(data.classes))
     setup.learner = StudentWithLosses(network, distillers, recipe.label_smoothing, balance)
@@ -202,37 +206,38 @@ def _add_networks(
         return
     if evaluator is not None:
         setup.facts["probe"] = describe_probe(evaluator, network)
-    source = next(one.source for one in teachers if one.source is not None)
+    source = next(prepared.source for prepared in teachers if prepared.source is not None)
     setup.evaluator = evaluator or make_agreement_evaluator(source, classes, data, fabric, setup.workers)
 
 
-def _add_views(setup: Setup) -> None:
-    """Add image sizes and augmentation, and the teachers as sources of targets."""
-    learner, networks = setup.learner, setup.networks
-    stored = next(
-        (one.source for one in setup.teachers if isinstance(one.source, TeacherCache)), None
-    )  # then it is alone
-    if stored is None:
-        setup.augmentation = choose_augmentation(setup.recipe, setup.data, [learner.student, *networks])
+def _add_augmentation(setup: Setup) -> None:
+    """Add image sizes and augmentation: those of the cache, if there is one."""
+    student = setup.learner.student
+    if setup.cache is None:
+        setup.augmentation = choose_augmentation(setup.recipe, setup.data, [student, *setup.networks])
     else:
-        setup.augmentation = stored.manifest.augmentation
+        setup.augmentation = setup.cache.manifest.augmentation
     log_augmentation(setup.augmentation)
-    setup.val_size = image_size(setup.data, [learner.student])  # as in `uhkd eval`, whatever size the teacher takes
-    if stored is not None:
-        losses = {name: loss for name, loss in learner.distillers.items() if isinstance(loss, DistillationLoss)}
-        for name, loss in losses.items():
-            check_needs(name, loss.needs, stored)
+    setup.val_size = image_size(setup.data, [student])  # as in `uhkd eval`, whatever the teacher's size
+
+
+def _add_teacher_source(setup: Setup) -> None:
+    """Add the source of the teacher outputs: the cache or the teacher networks."""
+    learner = setup.learner
+    if (cache := setup.cache) is not None:
+        for name, loss in learner.losses.items():
+            check_needs(name, loss.needs, cache)
         assert isinstance(setup.recipe, DistillRecipe)
-        target = next((loss.needs.target for loss in losses.values() if loss.needs.target), None)
-        setup.teacher = CachedTeacher(stored, target, setup.recipe.teacher_views)
-    elif networks:
-        setup.teacher = build_teacher_module(networks, learner, setup.fabric.autocast)
+        target = next((loss.needs.target for loss in learner.losses.values() if loss.needs.target), None)
+        setup.teacher = CachedTeacher(cache, target, setup.recipe.teacher_views)
+    elif setup.networks:
+        setup.teacher = build_teacher_module(setup.networks, learner, setup.fabric.autocast)
 
 
 def log_loss(weights: Mapping[str, float], *, labels: bool) -> None:
-    """Print the terms of a loss of more than the cross-entropy, whose values are larger than those of finetune.
+    """Log the terms of a loss with more terms than the cross-entropy: its values are larger than those of finetune.
 
-    labels: without them there is no cross-entropy.
+    labels: whether there are labels, and so a cross-entropy.
     """
     parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and (labels or name != "ce")]
     if len(parts) > 1:

@@ -8,11 +8,10 @@ from torch.optim import Optimizer
 
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
-from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.checkpoint_checks import check_facts, check_optimizer, check_tensors
 from uhkd.training.ema import ModelEMA
 from uhkd.training.learner import StudentWithLosses
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.teacher import TeacherSource
 
 _OTHERS = ("ftm.", "average.")  # prefixes of tensors that are not in the learner's state
 
@@ -32,7 +31,7 @@ class TrainingState:
         self,
         recipe: TrainRecipe,
         learner: StudentWithLosses,
-        teacher: Teacher | TeacherEnsemble | CachedTeacher | None,
+        teacher: TeacherSource | None,
         optimizer: Optimizer,
         average: ModelEMA,
     ) -> None:

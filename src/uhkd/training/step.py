@@ -12,11 +12,10 @@ from torch.optim import Optimizer
 from uhkd.data import Batch
 from uhkd.features import NetworkOutput
 from uhkd.recipe import TrainRecipe
-from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.ema import ModelEMA
 from uhkd.training.learner import StudentWithLosses, weighted_sum
 from uhkd.training.running_metrics import RunningMetrics
-from uhkd.training.teacher import Teacher, TeacherEnsemble
+from uhkd.training.teacher import TeacherSource
 
 
 def step_seed(seed: int, step: int, part: int) -> int:
@@ -39,7 +38,7 @@ class TrainStep:
 
     recipe: TrainRecipe
     learner: StudentWithLosses
-    teacher: Teacher | TeacherEnsemble | CachedTeacher | None
+    teacher: TeacherSource | None
     fabric: Fabric
     model: _FabricModule
     optimizer: Optimizer

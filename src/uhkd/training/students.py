@@ -1,10 +1,9 @@
-"""The network to train: its first weights, what its method reaches of it, and its state when a finished run is opened again."""
+"""The student: build it, freeze its unused parameters, and load it from a finished run."""
 
 import torch
 from torch import nn
 
 from uhkd.console import log_info
-from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
@@ -15,7 +14,7 @@ from uhkd.training.inputs import Inputs
 
 
 def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None, classes: int) -> FeatureExtractor:
-    """Return the network to train, with a head for `classes` (0: none); the first weights depend on the seed, not on the method.
+    """Return the network to train, with a head for `classes` (0: none). Random initial weights depend on the seed alone.
 
     module: in place of the recipe's name.
 
@@ -31,10 +30,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     torch.manual_seed(recipe.seed)
     if isinstance(module, FeatureExtractor):
         if (module.shapes.logits or 0) != classes:
-            wanted = (
-                f"the data has {classes}" if classes else "without labels none are wanted (wrap it with num_classes=0)"
-            )
-            raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {wanted}")
+            expected = f"the data has {classes}" if classes else "expected none without labels (use num_classes=0)"
+            raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {expected}")
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
@@ -53,41 +50,28 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
     return network
 
 
-def check_labels(data: DataSplits) -> None:
-    """See that there is something to finetune on.
-
-    Raises:
-        UhkdError: for images without labels.
-    """
-    if not data.classes:
-        raise UhkdError(
-            f"data {data.name} has no labels, and finetune learns from them alone; expected class folders or (image, label) "
-            "pairs, or distil a teacher, which needs none"
-        )
-
-
 def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
-    """Take parameters on which none of the signals depend out of the training; returns how many numbers they hold.
+    """Freeze the parameters on which none of the outputs `needs` depends; return how many numbers they contain.
 
-    Without labels nothing reads the end of a network whose last map, and not its embedding, is imitated; and processes that
-    share gradients wait for each.
+    Without labels no term depends on the last layers of a network if its last feature map, but not its embedding, is matched;
+    DDP would wait for their gradients.
     """
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
     parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.random.fork_rng([p.device for p in parameters[:1] if p.is_cuda]), torch.enable_grad():
         output = network(probe_images(network.input_size, parameters[0].device), needs)
-        every = [x for x in (output.logits, output.embedding, *(output.maps or ())) if x is not None]
-        reached = torch.autograd.grad([x.float().sum() for x in every], parameters, allow_unused=True)
+        tensors = [x for x in (output.logits, output.embedding, *(output.maps or ())) if x is not None]
+        gradients = torch.autograd.grad([x.float().sum() for x in tensors], parameters, allow_unused=True)
     for buffer, saved in buffers:
         buffer.copy_(saved)
-    unreached = [p for p, gradient in zip(parameters, reached, strict=True) if gradient is None]
-    for parameter in unreached:
+    unused = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    for parameter in unused:
         parameter.requires_grad_(False)
-    return sum(p.numel() for p in unreached)
+    return sum(p.numel() for p in unused)
 
 
 def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureExtractor:
-    """The trained network of a finished run, in the user's own module where one is given."""
+    """Return the trained network of a finished run; its weights are loaded into `module`, if given."""
     if module is None:
         return load_run(folder.path)
     card = ModelCard.from_json(folder.read_card())

@@ -1,7 +1,8 @@
-"""The sealed teacher: live signals without gradient, the FTM's calibration, and a linear probe for a head that does not fit."""
+"""The frozen teacher: its outputs without gradient, and the calibration of its FTM."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,14 +15,35 @@ from uhkd.spectral import FTM, SpectralTarget
 Autocast = Callable[[], AbstractContextManager]
 
 
+@runtime_checkable  # beartype checks arguments in the tests
+class TeacherSource(Protocol):
+    """The source of teacher outputs: one network (`Teacher`), several (`TeacherEnsemble`), or a cache (`CachedTeacher`)."""
+
+    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
+        """Return the fields `needs` of the teacher output on a batch; the other fields are None."""
+        ...
+
+    def reference(self, images: Tensor) -> TeacherFeatures:
+        """Return what diagnostics show of the teacher on images (N, 3, H, W) in [0, 1]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint by name: the FTM's statistics, of any shape."""
+        ...
+
+    def each_teacher(self) -> tuple["Teacher", ...]:
+        """Return the teacher networks in order; empty for a cache."""
+        ...
+
+
 class Teacher:
-    """A network that only speaks: eval mode, no gradient, in no optimizer and no checkpoint (its FTM's statistics are).
+    """A frozen network in eval mode: without gradient, and in no optimizer or checkpoint (only its FTM's statistics are).
 
     Args:
-        network: any tapped model.
-        target: how spectra are made, if a method wants them.
-        autocast: precision of its forward pass.
-        prefix: of the names of its FTM's statistics in a checkpoint.
+        network: the network with its feature maps.
+        target: how spectra are computed; None: no method needs them.
+        autocast: precision of the forward pass.
+        prefix: of the names of the FTM's statistics in a checkpoint.
     """
 
     def __init__(
@@ -39,7 +61,7 @@ class Teacher:
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
-        """Exactly the fields asked for; maps are dropped as soon as they are transformed."""
+        """Return the fields `needs` of the teacher output; maps are freed as soon as they are transformed."""
         if not needs:
             return NetworkOutput()
         fields = needs - {"spectra"} | ({"maps"} if "spectra" in needs else set())
@@ -48,7 +70,7 @@ class Teacher:
         spectra = None
         if "spectra" in needs:
             assert self.ftm is not None
-            if not self._ready:  # asked until it is so and not at every step: the answer makes a GPU wait
+            if not self._ready:  # not checked again once it is true: reading the flag makes a GPU wait
                 assert self.ftm.calibrated, "FTM must be calibrated before it is used"
                 self._ready = True
             spectra = self.ftm(output.maps)
@@ -56,56 +78,56 @@ class Teacher:
         return NetworkOutput(logits=output.logits, maps=maps, spectra=spectra, embedding=output.embedding)
 
     def each_teacher(self) -> tuple["Teacher", ...]:
-        """Return the teachers: itself alone."""
+        """Return this teacher as the only one."""
         return (self,)
 
     def reference(self, images: Tensor) -> TeacherFeatures:
-        """What diagnostics show of it on images (N, 3, H, W) in [0, 1]."""
+        """Return what diagnostics show of the teacher on images (N, 3, H, W) in [0, 1]."""
         return reference(self.network, images, self.autocast, self.ftm)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it: the FTM's statistics, tensors of any shape by name."""
+        """Return the FTM's statistics for a checkpoint, tensors of any shape by name."""
         return {} if self.ftm is None else {f"{self.prefix}{k}": v for k, v in self.ftm.state_dict().items()}
 
 
 class TeacherEnsemble:
-    """Several sealed teachers, each asked for what its own methods need, that look like one.
+    """Several frozen teachers, each with the fields that its methods need.
 
-    The first one's signals hold the others' as `others`.
+    The output of the first teacher holds those of the others in `others`.
 
     Args:
-        each: teachers in order, with the fields that are asked of each.
-        shown: place of the one that diagnostics show.
+        each: teachers in order, each with the fields needed of it.
+        shown: index of the teacher that diagnostics show.
     """
 
     def __init__(self, each: Sequence[tuple[Teacher, frozenset[str]]], shown: int = 0) -> None:
         self.each, self.shown = tuple(each), shown
 
     def each_teacher(self) -> tuple[Teacher, ...]:
-        """Return the teachers, in order."""
+        """Return the teachers in order."""
         return tuple(teacher for teacher, _ in self.each)
 
-    def drop(self, place: int) -> None:
-        """Leave a teacher out of every further step."""
-        self.each = tuple((t, frozenset() if i == place else own) for i, (t, own) in enumerate(self.each))
+    def drop(self, index: int) -> None:
+        """Skip the teacher `index` in every further step."""
+        self.each = tuple((t, frozenset() if i == index else fields) for i, (t, fields) in enumerate(self.each))
 
     def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
-        """Each teacher's own fields among `needs`, all their fields together."""
-        first, *others = (teacher.signals(batch, own & needs) for teacher, own in self.each)
+        """Return the outputs of all teachers, each with those of its fields that are in `needs`."""
+        first, *others = (teacher.signals(batch, fields & needs) for teacher, fields in self.each)
         return first._replace(others=tuple(others))
 
     def reference(self, images: Tensor) -> TeacherFeatures:
-        """What diagnostics show of one of them on images (N, 3, H, W) in [0, 1]."""
+        """Return what diagnostics show of the teacher `shown` on images (N, 3, H, W) in [0, 1]."""
         return self.each[self.shown][0].reference(images)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of all, tensors of any shape by name."""
+        """Return the statistics of all FTMs for a checkpoint, tensors of any shape by name."""
         return {name: value for teacher, _ in self.each for name, value in teacher.state().items()}
 
 
 @torch.no_grad()
 def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, images: int = 1024) -> int:
-    """Fix the FTM's statistics from the first `images` un-mixed training images; returns how many were used.
+    """Compute the FTM's statistics from the first `images` training images (without mixing); return how many were used.
 
     Raises:
         UhkdError: for fewer than two images or features that are not finite.
@@ -126,9 +148,10 @@ def calibrate(teacher: Teacher, batches: Iterable[Batch], device: torch.device, 
 
 
 def at_chance(correct: int, labels: Tensor) -> bool:
-    """Whether an accuracy could come from always naming the commonest of labels (N,): within 3 standard errors of its share.
+    """Return whether always predicting the most frequent of labels (N,) could give `correct` right answers.
 
-    Half-way from that share to 1 is enough in any case: with a handful of images 3 standard errors reach beyond 1.
+    The limit is the share of that class plus 3 standard errors, but at most half-way from the share to 1: with a handful of
+    images 3 standard errors exceed 1.
     """
     share = labels.bincount().max().item() / len(labels)
     margin = 3 * (share * (1 - share) / len(labels)) ** 0.5

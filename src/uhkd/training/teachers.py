@@ -1,4 +1,4 @@
-"""The teachers of a student: one or several, live or stored, each with its method, its settings and its share of the loss."""
+"""The teachers of a student: one or several, as networks or a cache, each with its method, settings and share of the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,7 @@ from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation
 from uhkd.features import FeatureExtractor, OutputShapes, PairShapes
-from uhkd.methods import (
-    DistillationLoss,
-    build_losses,
-    default_balance,
-    prefix_names,
-    resolve_settings,
-    teacher_index,
-    uses_logits,
-)
+from uhkd.methods import DistillationLoss, build_losses, default_balance, resolve_settings, uses_logits
 from uhkd.models import fingerprint
 from uhkd.recipe import DistillRecipe, balance_settings
 from uhkd.runs import RunFolder
@@ -33,9 +25,15 @@ from uhkd.training.load_teacher import prepare_teacher
 
 @dataclass(frozen=True)
 class PreparedTeacher:
-    """A teacher of one student: its recipe, network or cache, the weights of its terms, its share of the loss, and facts.
+    """A teacher of one student, ready for use.
 
-    evaluation: on the validation images, where they have labels and it is live. The method scratch has one without source.
+    Args:
+        recipe: with the teacher's name, method and settings.
+        source: network or cache; None for the method scratch.
+        weights: of its terms.
+        share: of the loss, 0..1.
+        facts: for result.json.
+        evaluation: of a network on the validation images, if they have labels.
     """
 
     recipe: DistillRecipe
@@ -47,13 +45,13 @@ class PreparedTeacher:
 
     @property
     def shapes(self) -> OutputShapes | None:
-        return (
-            self.source.manifest.shapes if isinstance(self.source, TeacherCache) else self.source and self.source.shapes
-        )
+        if isinstance(self.source, TeacherCache):
+            return self.source.manifest.shapes
+        return self.source and self.source.shapes
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its classes, where they are known."""
+        """The names of its classes; empty if unknown."""
         card = self.source.card if isinstance(self.source, FeatureExtractor) else None
         return () if card is None else tuple(card.classes)
 
@@ -69,88 +67,95 @@ def prepare_teachers(
     Raises:
         UhkdError: for a teacher that cannot be used, or is at chance level.
     """
-    taught = recipe.teacher_recipes()
+    recipes = recipe.teacher_recipes()
+    several = len(recipes) > 1
     if modules is None or isinstance(modules, nn.Module):
-        modules = [modules] * len(taught)
+        modules = [modules] * len(recipes)
     teachers = []
-    for number, ((one, share), module) in enumerate(zip(taught, modules, strict=True), 1):
-        if len(taught) > 1:
-            log_info(f"teacher {number} of {len(taught)}: {one.teacher}, by {one.method}, share {share:.0%}")
+    for number, ((own_recipe, share), module) in enumerate(zip(recipes, modules, strict=True), 1):
+        if several:
+            description = f"{own_recipe.teacher}, by {own_recipe.method}, share {share:.0%}"
+            log_info(f"teacher {number} of {len(recipes)}: {description}")
         source, facts, evaluation = None, {}, None
-        if one.method == "scratch":
-            pass
-        elif one.teacher_cache is not None:
-            source = open_cache(one, inputs.data, module)
-            facts = cache_metadata(source, one)
-        else:
+        if own_recipe.teacher_cache is not None and own_recipe.method != "scratch":
+            source = open_cache(own_recipe, inputs.data, module)
+            facts = cache_metadata(source, own_recipe)
+        elif own_recipe.method != "scratch":
             source, evaluation = prepare_teacher(
-                one, inputs, module, evaluator=evaluator, number=number if len(taught) > 1 else None
+                own_recipe, inputs, module, evaluator=evaluator, number=number if several else None
             )
             facts = {
-                "teacher": one.teacher,
+                "teacher": own_recipe.teacher,
                 "teacher_metrics": evaluation.metrics if evaluation else {},
                 "teacher_fingerprint": fingerprint(source),
             }
-        weights = one.weights if inputs.data.classes else weights_without_labels(one, source)
-        teachers.append(PreparedTeacher(one, source, weights, share, facts, evaluation))
+        weights = own_recipe.weights if inputs.data.classes else weights_without_labels(own_recipe, source)
+        teachers.append(PreparedTeacher(own_recipe, source, weights, share, facts, evaluation))
     return teachers
 
 
 def student_classes(data: DataSplits, teachers: Sequence[PreparedTeacher]) -> tuple[int, tuple[str, ...]]:
-    """How many classes the student has and their names: the data's, or else those of the first teacher whose logits count.
+    """Return the number of the student's classes and their names.
+
+    They are those of the data, or without labels those of the first teacher with a term on logits.
 
     Raises:
-        UhkdError: where the logits of several count and their classes are not the same in the same order.
+        UhkdError: if several teachers have terms on logits and their classes are not the same in the same order.
     """
     if data.classes:
         return len(data.classes), data.classes
-    prepared = []
-    for one in teachers:
-        logits = one.shapes and one.shapes.logits
-        if logits and uses_logits(one.recipe.method, one.recipe.settings, one.weights):
-            prepared.append((one, logits, one.names if len(one.names) == logits else ()))
-    named = [(one, names) for one, _, names in prepared if names]
-    for one, names in named[1:]:
-        if names != named[0][1]:
+    candidates = []
+    for teacher in teachers:
+        count = teacher.shapes and teacher.shapes.logits
+        if count and uses_logits(teacher.recipe.method, teacher.recipe.settings, teacher.weights):
+            candidates.append((teacher, count, teacher.names if len(teacher.names) == count else ()))
+    named = [(teacher.recipe.teacher, names) for teacher, _, names in candidates if names]
+    for teacher, names in named[1:]:
+        first, first_names = named[0]
+        if names != first_names:
             raise UhkdError(
-                f"the teachers {named[0][0].recipe.teacher} and {one.recipe.teacher} know other classes, or the same in "
-                f"another order ({', '.join(map(escape, named[0][1][:3]))}, ... and {', '.join(map(escape, names[:3]))}, ...), "
-                "and without labels one head learns both: leave one out, or give it a method without logits, as rsd"
+                f"the teachers {first} and {teacher} have other classes, or the same in another order "
+                f"({', '.join(map(escape, first_names[:3]))}, ... and {', '.join(map(escape, names[:3]))}, ...), and without "
+                "labels one head learns both: leave one out, or give it a method without logits, as rsd"
             )
-    if prepared:
-        _, logits, names = prepared[0]
-        log_info(f"  no labels: the student learns the {logits} classes of its teacher")
-        return logits, names
-    log_info("  no labels and no logits to imitate: the student is a backbone without head")
+    if candidates:
+        _, count, names = candidates[0]
+        log_info(f"  no labels: the student learns the {count} classes of its teacher")
+        return count, names
+    log_info("  no labels and no terms on logits: the student is a backbone without a head")
     return 0, ()
 
 
 def distillers_of(
     teachers: Sequence[PreparedTeacher], student: FeatureExtractor, classes: int, data: DataSplits
 ) -> nn.ModuleDict:
-    """The methods of all teachers, their weights in shares; of several teachers under numbered names.
+    """Return the losses of all teachers by name, their weights times the teacher's share.
+
+    With several teachers the name has the teacher's number: "2:uhkd". The names are parts of the names of tensors in
+    checkpoints and of metrics.
 
     Raises:
-        UhkdError: as `uhkd.methods.build_losses`, naming the teacher among several.
+        UhkdError: as `uhkd.methods.build_losses`; with several teachers the message names the teacher.
     """
-    distillers = nn.ModuleDict()
-    for number, one in enumerate(teachers, 1):
-        recipe, shapes = one.recipe, PairShapes(student.shapes, one.shapes, classes, len(data.train))
+    several, distillers = len(teachers) > 1, nn.ModuleDict()
+    for index, teacher in enumerate(teachers):
+        recipe, shapes = teacher.recipe, PairShapes(student.shapes, teacher.shapes, classes, len(data.train))
         try:
-            own = build_losses(recipe.method, shapes, recipe.settings, one.weights)
-        except ValueError as error:
-            which = f"teacher {number} ({recipe.teacher}): " if len(teachers) > 1 else ""
+            losses = build_losses(recipe.method, shapes, recipe.settings, teacher.weights)
+        except ValueError as error:  # a plug-in may raise a plain one
+            which = f"teacher {index + 1} ({recipe.teacher}): " if several else ""
             raise UhkdError(f"{which}{error}") from error
-        if len(teachers) > 1:
-            for distiller in own.values():
-                assert isinstance(distiller, DistillationLoss)
-                distiller.weights = {term: weight * one.share for term, weight in distiller.weights.items()}
-        distillers.update(prefix_names(number if len(teachers) > 1 else None, own))
+        for name, loss in losses.items():
+            assert isinstance(loss, DistillationLoss)
+            loss.teacher_index = index
+            if several:
+                loss.weights = {term: weight * teacher.share for term, weight in loss.weights.items()}
+            distillers[f"{index + 1}:{name}" if several else name] = loss
     return distillers
 
 
 def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillRecipe:
-    """Return the recipe with its balance named and all settings of it written out; one that is resumed (`run`) keeps its own.
+    """Return the recipe with its balance and all settings of it filled in; a resumed run (`run`) keeps the balance it had.
 
     Raises:
         UhkdError: for an unknown method.
@@ -160,8 +165,8 @@ def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillReci
         before = run.read_recipe()
         name, settings = before["balance"], before.get("balance_settings", {})
     if name is None:
-        defaults = [default_balance(one.method) for one, _ in recipe.teacher_recipes()]
-        name = next((one for one in defaults if one != "constant"), "constant")
+        defaults = [default_balance(teacher_recipe.method) for teacher_recipe, _ in recipe.teacher_recipes()]
+        name = next((default for default in defaults if default != "constant"), "constant")
     full = balance_settings(name, settings).model_dump()
     return recipe.model_copy(update={"balance": name, "balance_settings": full})
 
@@ -169,22 +174,24 @@ def resolve_balance(recipe: DistillRecipe, run: RunFolder | None) -> DistillReci
 def balance_of(
     recipe: DistillRecipe, teachers: Sequence[PreparedTeacher], distillers: nn.ModuleDict, classes: int, *, labels: bool
 ) -> Balance | None:
-    """Return how much the terms of all teachers count over the training, and say so where it is not constant.
+    """Return the balance of the terms of all teachers, and log it if it is not constant.
 
-    A teacher whose logits are not of the student's classes has no lead that could be measured; without labels neither has one
-    whose logits no method reads.
+    The lead of a teacher is measured if its logits are those of the student's classes; without labels also one of its methods
+    must read them.
 
     Raises:
         UhkdError: as `make_balance`.
     """
     led, bounds = [], []
-    for place, one in enumerate(teachers):
-        own = [d for name, d in distillers.items() if teacher_index(name) == place and isinstance(d, DistillationLoss)]
-        stored = one.source.manifest.layout.logits if isinstance(one.source, TeacherCache) else None
-        logits = stored if isinstance(one.source, TeacherCache) else one.shapes and one.shapes.logits
-        reads = any("logits" in d.needs.student & d.needs.teacher for d in own)
-        led.append(bool(classes) and logits == classes and (labels or reads))
-        bounds.append(float(one.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
+    for index, teacher in enumerate(teachers):
+        losses = [d for d in distillers.values() if isinstance(d, DistillationLoss) and d.teacher_index == index]
+        if isinstance(teacher.source, TeacherCache):
+            logits = teacher.source.manifest.layout.logits
+        else:
+            logits = teacher.shapes and teacher.shapes.logits
+        reads_logits = any("logits" in loss.needs.student & loss.needs.teacher for loss in losses)
+        led.append(bool(classes) and logits == classes and (labels or reads_logits))
+        bounds.append(float(teacher.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
     assert recipe.balance is not None
     balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, bounds=bounds, labels=labels)
     if isinstance(balance, Lead):
@@ -196,24 +203,19 @@ def balance_of(
 
 
 def facts_of_teachers(teachers: Sequence[PreparedTeacher]) -> dict[str, Any]:
-    """What a run notes of its teachers."""
-    plans = [resolve_settings(one.recipe.method, one.recipe.settings, one.weights) for one in teachers]
+    """Return the facts about the teachers for result.json."""
+    methods = [resolve_settings(t.recipe.method, t.recipe.settings, t.weights) for t in teachers]
     if len(teachers) == 1:
-        return {"methods": plans[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
-    names = [str(one.recipe.teacher) for one in teachers]
-    each = [
-        {"method": one.recipe.method, "methods": own, "share": one.share} | one.facts
-        for one, own in zip(teachers, plans, strict=True)
-    ]
-    methods = list(dict.fromkeys(one.recipe.method for one in teachers))
-    prints = "+".join(str(one.facts["teacher_fingerprint"]) for one in teachers)
+        return {"methods": methods[0]} | {k: v for k, v in teachers[0].facts.items() if v is not None}
+    numbered = enumerate(methods, 1)
     return {
-        "teacher": " and ".join(names),
-        "method": " and ".join(methods),
-        "methods": {
-            f"{number}:{name}": options for number, own in enumerate(plans, 1) for name, options in own.items()
-        },
-        "teachers": each,
+        "teacher": " and ".join(str(t.recipe.teacher) for t in teachers),
+        "method": " and ".join(dict.fromkeys(t.recipe.method for t in teachers)),
+        "methods": {f"{number}:{name}": options for number, plan in numbered for name, options in plan.items()},
+        "teachers": [
+            {"method": t.recipe.method, "methods": plan, "share": t.share} | t.facts
+            for t, plan in zip(teachers, methods, strict=True)
+        ],
         "teacher_metrics": {},
-        "teacher_fingerprint": prints,
+        "teacher_fingerprint": "+".join(str(t.facts["teacher_fingerprint"]) for t in teachers),
     }

@@ -71,7 +71,7 @@ class Trainer:
             setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
         images = first_images(self.val_loader, DIAGNOSTIC_IMAGES).to(fabric.device)
-        reference = teacher and teacher.reference(images)
+        reference = None if teacher is None else teacher.reference(images)
         self.diagnostics = Diagnostics(
             learner.student, images, fabric.autocast, reference, find_matching_loss(learner.distillers)
         )

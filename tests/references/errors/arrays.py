@@ -169,7 +169,7 @@ CASES = (
     Case(
         "training on labels that are not there",
         lambda: train(Own(PICTURE, 40)),
-        "data Own has no labels, and finetune learns from them alone; expected class folders or (image, label) pairs, or "
+        "data Own has no labels, and finetune learns only from labels; expected class folders or (image, label) pairs, or "
         "distil a teacher, which needs none",
     ),
     Case(

@@ -35,7 +35,7 @@ CASES = (
     Case(
         "other images",
         f"{CACHED} --data digits --train-limit 30",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  data: other images or labels than the cache's, train_limit was 40, is 30\n"
         "  images: the cache has 40, the data 30",
@@ -44,7 +44,7 @@ CASES = (
     Case(
         "other views",
         f"{TRAIN} --mixup 0.3 --crop none",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  view crop: the cache has 'pad', expected 'none'\n"
         "  view mixup: the cache has 0.0, expected 0.3",
@@ -59,15 +59,15 @@ CASES = (
     Case(
         "another teacher",
         f"{TRAIN} --teacher timm/resnet18",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
-        "  teacher: the cache is of teacher, asked for is timm/resnet18",
+        "  teacher: the cache is of teacher, the recipe has timm/resnet18",
         **HAS,
     ),
     Case(
         "a run folder of another teacher",
         f"{TRAIN} --teacher run",
-        "the cache cache is not of this training; say what it says (its words: cache/recipe.yaml), or make "
+        "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
         "  teacher: the weights in run are not those of the teacher that was stored",
         has=("cache", "run"),
@@ -89,16 +89,17 @@ CASES = (
     Case(
         "spectra of another radius",
         f"{TRAIN} --settings radius=3",
-        "the method asks for other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
-        " 7 coefficients of level 1, stored 3 x 3; give the method the cache's settings (--settings), or make"
-        " a cache with the method's",
+        "the method needs other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
+        " 7 coefficients of level 1, stored 3 x 3; give the method the settings of the cache (--settings), or "
+        "create a cache with those of the method",
         **HAS,
     ),
     Case(
         "other settings of the spectra",
         f"{TRAIN} --settings form=amplitude",
-        "the method asks for other spectra than cache holds: channels None, stored 64; form amplitude, stored"
-        " pairs; give the method the cache's settings (--settings), or make a cache with the method's",
+        "the method needs other spectra than cache holds: channels None, stored 64; form amplitude, stored"
+        " pairs; give the method the settings of the cache (--settings), or create a cache with those of the "
+        "method",
         **HAS,
     ),
     Case(

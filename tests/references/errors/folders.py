@@ -64,7 +64,7 @@ CASES = (
     Case(
         "images without class folders",
         f"{FINETUNE} --data images/ant",
-        "data ant has no labels, and finetune learns from them alone; expected class folders or (image, label) pairs, or "
+        "data ant has no labels, and finetune learns only from labels; expected class folders or (image, label) pairs, or "
         "distil a teacher, which needs none",
         make=lambda: pictures("images", count=20),
     ),
@@ -109,7 +109,7 @@ CASES = (
     Case(
         "a batch larger than the data",
         f"{TRAIN} --batch-size 64",
-        "batch_size 64 is larger than the training part of 21 images; use --batch-size 5 or less",
+        "batch_size 64 is larger than the training split of 21 images; use --batch-size 5 or less",
         make=lambda: pictures("images"),
     ),
     Case(

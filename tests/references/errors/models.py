@@ -279,7 +279,7 @@ CASES = (
         f"{DISTILL} --teacher teacher {DIGITS}",
         "the teacher teacher is at chance level on these images (…% of 143 right, 10 classes; 95 % interval …% to …%, the "
         "commonest class alone …%); train it first: uhkd finetune --model teacher "
-        "--data digits --out DIR, then --teacher DIR (or go on anyway "
+        "--data digits --out DIR, then --teacher DIR (or use it anyway "
         "with --allow-weak-teacher)",
         has=("teacher",),
     ),

@@ -35,14 +35,14 @@ CASES = (
     Case(
         "judging images without labels",
         f"{DISTILL} {HEADLESS} --data flat --probe-data flat",
-        "probe_data flat has no labels to judge by: expected class folders, or another labelled set",
+        "probe_data flat has no labels: expected class folders, or another labelled set",
         **FLAT,
     ),
     Case(
         "judging images beside labels",
         f"{DISTILL} {DIGITS} --teacher teacher --probe-data digits",
-        "probe_data judges a training without labels, and data digits has labels: leave out --probe-data, or leave the labels "
-        "aside by --unlabelled",
+        "probe_data evaluates a training without labels, and data digits has labels: leave out --probe-data, or ignore the "
+        "labels with --unlabelled",
         **FLAT,
     ),
     Case(

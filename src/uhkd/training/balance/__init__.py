@@ -1,7 +1,7 @@
-"""How much the teacher's terms count: factors on the weights of feature and logit terms that change during a training.
+"""The weights of the teacher's terms during training: one factor for feature terms and one for logit terms of each teacher.
 
-Each teacher has two groups of terms, "features" and "logits"; a group has one factor. Schedules are plain numbers by step. The
-balances "lead", "cap" and "famo" are tensors on the device, part of the checkpoint, and alike in all processes.
+Schedules are functions of the step. The balances "lead", "cap" and "famo" hold their state in tensors on the device, which are
+part of the checkpoint and equal in all processes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from uhkd.errors import UhkdError
-from uhkd.methods import DistillationLoss, teacher_index
+from uhkd.methods import DistillationLoss
 from uhkd.recipe.balance import CapSettings, FamoSettings, LeadSettings, Settings, balance_settings
 from uhkd.training.balance.base import GROUPS, Balance
 from uhkd.training.balance.cap import Cap
@@ -20,9 +20,9 @@ from uhkd.training.balance.lead import Lead
 __all__ = ["Balance", "Cap", "Famo", "Lead", "group_of", "make_balance"]
 
 
-def group_of(distiller: DistillationLoss, term: str) -> str:
+def group_of(loss: DistillationLoss, term: str) -> str:
     """Return "logits" for a term that compares logits, else "features"."""
-    return "logits" if distiller.is_logit_method or term in distiller.auxiliary_logit_terms else "features"
+    return "logits" if loss.is_logit_method or term in loss.auxiliary_logit_terms else "features"
 
 
 def make_balance(
@@ -34,25 +34,25 @@ def make_balance(
     bounds: Sequence[float] = (),
     labels: bool = True,
 ) -> Balance | None:
-    """Return the balance of the terms of `distillers`; None where all weights are constant.
+    """Return the balance of the terms of `distillers`; None if all weights are constant.
 
     Args:
-        name: of `uhkd.recipe.balance.BalanceName`.
+        name: see `uhkd.recipe.balance.BalanceName`.
         settings: see there.
-        distillers: by full name, as of `StudentWithLosses`.
-        led: of each teacher, whether its logits tell its accuracy on these classes.
-        bounds: of each teacher, its accuracy on held-out images, 0..1; empty where it is not known.
+        distillers: the losses by name, as for `StudentWithLosses`.
+        led: for each teacher, whether its accuracy can be computed from its logits.
+        bounds: for each teacher, its accuracy on held-out images, 0..1; empty if unknown.
         labels: whether the images have labels.
 
     Raises:
-        UhkdError: for unknown or impossible settings, or a balance that needs labels without them.
+        UhkdError: for unknown or invalid settings, or for a balance that needs labels without labels.
     """
     checked: Settings = balance_settings(name, settings)
     rows = {
-        f"{key}.{term}": 1 + 2 * teacher_index(key) + GROUPS.index(group_of(distiller, term))
-        for key, distiller in distillers.items()
-        if isinstance(distiller, DistillationLoss)
-        for term in distiller.weights
+        f"{key}.{term}": 1 + 2 * loss.teacher_index + GROUPS.index(group_of(loss, term))
+        for key, loss in distillers.items()
+        if isinstance(loss, DistillationLoss)
+        for term in loss.weights
     }
     if not rows or name == "constant":
         return None

@@ -1,4 +1,4 @@
-"""The balance of FAMO: cross-entropy, feature terms and logit terms improve at one rate."""
+"""The balance "famo": cross-entropy, feature terms and logit terms decrease at the same rate."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,9 @@ from uhkd.training.balance.base import SMALLEST, Balance
 class Famo(Balance):
     """Fast adaptive multitask optimisation (Liu et al. 2023, arXiv 2306.03792, Algorithm 1) over cross-entropy and groups.
 
-    The loss is c * sum_k z_k log(l_k) with z = softmax(xi) and c = 1 / sum_k (z_k / l_k), so its gradient is the mean of the
-    groups' gradients that lowers all logarithms alike. xi moves against the improvement of each logarithm; as the paper's text
-    allows, the improvement is read from the next batch instead of a second pass over this one.
+    The loss is c * sum_k z_k log(l_k) with z = softmax(xi) and c = 1 / sum_k (z_k / l_k): its gradient is the mean of the groups'
+    gradients that decreases all logarithms equally. xi moves against the decrease of each logarithm, which is measured on the
+    next batch instead of a second pass over the same one; the paper allows this.
     """
 
     xi: Tensor
@@ -30,11 +30,11 @@ class Famo(Balance):
         self.settings = settings
         for name in ("xi", "before", "now"):
             self.register_buffer(name, torch.zeros(self.size))
-        self.register_buffer("passes", torch.zeros(2))  # forward passes that `before` and `now` sum up
+        self.register_buffer("passes", torch.zeros(2))  # number of forward passes summed in `before` and `now`
 
     def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return c * z_k log(l_k) of each group that has a term among `names`, zeros for the others."""
-        index = self._of(names, weighted.device)
+        index = self._row_index(names, weighted.device)
         used = sorted({self.rows.get(name, 0) for name in names})
         losses = weighted.new_zeros(self.size).index_add(0, index, weighted)[used].clamp_min(SMALLEST)
         z = self.xi[used].softmax(0)
@@ -48,21 +48,22 @@ class Famo(Balance):
 
     @torch.no_grad()
     def update(self, images: int) -> None:
-        """Move xi by how much each logarithm fell since the last step."""
+        """Update xi by the decrease of each logarithm since the last step."""
         mean = self.now / self.passes[1].clamp_min(1)
         if world_size() > 1:
             dist.all_reduce(mean)
             mean /= world_size()
-        used = sorted({0, *self.rows.values()})
-        fell = (self.before - mean)[used] * self.passes[0]
+        used = [0, *self.used_rows]
+        decrease = (self.before - mean)[used] * self.passes[0]
         z = self.xi[used].softmax(0)
-        self.xi[used] -= self.settings.rate * (z * (fell - (z * fell).sum()) + self.settings.decay * self.xi[used])
+        gradient = z * (decrease - (z * decrease).sum())
+        self.xi[used] -= self.settings.rate * (gradient + self.settings.decay * self.xi[used])
         self.before.copy_(mean)
         self.passes[0] = 1
         self.now.zero_()
         self.passes[1] = 0
 
     def gates(self) -> dict[int, float]:
-        """Return each group's share z."""
-        used = sorted({0, *self.rows.values()})
+        """Return the share z of each group."""
+        used = [0, *self.used_rows]
         return {row: share for row, share in zip(used, self.xi[used].softmax(0).tolist(), strict=True) if row}
