@@ -217,7 +217,8 @@ def test_a_hub_name_is_read_from_the_cache(folder: Path, tmp_path: Path, monkeyp
     assert not torch.equal(fresh.module.vit.embeddings.cls_token, own.module.vit.embeddings.cls_token)
     with pytest.raises(
         ValueError,
-        match=r"someone/other is not available from the hub \(it cannot be reached, and the local cache does not [^:]*give a folder",
+        match=r"someone/other is not available from the hub \(it cannot be reached, and the local cache does not "
+        r"[^:]*give a folder",
     ):
         create("transformers/someone/other", num_classes=3)
     module = transformers.ViTForImageClassification.from_pretrained(folder)
