@@ -1,4 +1,4 @@
-"""What people do wrong, and the whole answer: tried by tests/test_errors.py, written down in docs/errors.md."""
+"""What people do wrong, and the whole answer: tried by tests/cli/test_errors.py, written down in docs/errors.md."""
 
 from references.errors import (
     arrays,

@@ -9,7 +9,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "errors.md"
 _HEAD = """\
 # What goes wrong, and what uhkd says
 
-Every row is tried by `tests/test_errors.py` on real files, and the answer compared word by word. `…` stands for what varies: a
+Every row is tried by `tests/cli/test_errors.py` on real files, and the answer compared word by word. `…` stands for what varies: a
 number, a place, another library's words. On the command line an answer follows `uhkd COMMAND: error:` on standard error, and
 the exit code is 2; in Python it is the message of a `ValueError`. Rows in italics are no mistakes: such input is read, in
 the way that the row says.

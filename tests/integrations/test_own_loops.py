@@ -17,7 +17,7 @@ import uhkd
 from references import own_loops
 from references.nodes import ENVIRON, TORCHRUN
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHANCE = 0.1
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 pytestmark = [

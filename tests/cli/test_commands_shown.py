@@ -11,7 +11,7 @@ from uhkd.cli.parser import SCHEMAS, parse, read_flags
 from uhkd.console import parse_output_options
 from uhkd.recipe import RecipeError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES.remove(ROOT / "docs" / "errors.md")  # made of wrong commands and what they answer, each tried by test_errors.py
 READERS_OWN = ("required but not given", "no recipe ")  # complaints about what a page leaves out or only its reader has

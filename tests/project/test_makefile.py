@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 # -c asks for its version, -m venv makes .venv of itself; all else is noted, and pip fails where a file `broken` lies
 PYTHON = """\

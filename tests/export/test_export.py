@@ -258,7 +258,7 @@ def test_its_card_runs_in_a_new_process_with_its_own_library_alone(
 
 @pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
 def test_the_example_names_classes(quantized_forms: dict[str, dict[str, Any]], runs: Path, picture: Path, form: str):
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "deploy.py"))
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "deploy.py"))
     answers = example["classify"](str(quantized_forms[form]["path"]), [str(picture), str(picture)])
     ((name, odds), *_) = uhkd.predict(run=str(runs / "timm_test_resnet"), images=[str(picture)])[str(picture)]
     assert [said for said, _ in answers] == [name] * 2

@@ -458,7 +458,7 @@ def test_the_command_line_takes_several_teachers_and_probes(
 
 
 def _example() -> Any:
-    file = Path(__file__).parents[1] / "examples" / "backbone_elsewhere.py"
+    file = Path(__file__).parents[2] / "examples" / "backbone_elsewhere.py"
     spec = importlib.util.spec_from_file_location("backbone_elsewhere", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

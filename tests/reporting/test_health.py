@@ -177,7 +177,7 @@ def test_collapsing_features_waiting_and_skipped_steps_are_told():
 
 
 def test_the_page_explains_the_thresholds_as_they_are():
-    page = (Path(__file__).parents[1] / "docs" / "watching.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
     page = " ".join(page.split())
     for threshold in (
         f"last {module.WINDOW} evaluations",

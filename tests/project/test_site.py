@@ -13,7 +13,7 @@ import pytest
 from uhkd.__main__ import COMMANDS
 from uhkd.cli.parser import SCHEMAS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "website"))
 
 from assemble import navigation, without_paths  # noqa: E402

@@ -18,7 +18,7 @@ from references.runs import TIMES
 from uhkd.runs import RunFolder
 from uhkd.training import fit
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "slurm.sh"
+SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
 pytestmark = pytest.mark.skipif(
     not shutil.which("bash") or not hasattr(signal, "SIGUSR1"), reason="a script for bash and its signals"
 )

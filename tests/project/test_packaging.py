@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 import uhkd
 from uhkd.recipe import did_you_mean
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def tracked() -> list[Path]:

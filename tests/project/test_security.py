@@ -1,7 +1,7 @@
 """What is opened executes no code, stays in its folder and leaves the machine its memory: docs/security.md, promise by promise.
 
 Beside these: pickles as checkpoint and diagnostics in test_runs.py, as weights in test_models.py, and any bytes in any file
-of a run folder in test_hostile.py.
+of a run folder in test_hostile_files.py.
 """
 
 import ast
@@ -45,7 +45,7 @@ from uhkd.recipe import RecipeError, load_yaml
 from uhkd.reporting.plots import draw_comparison, draw_curves
 from uhkd.runs import Checkpoint, RunFolder, write_atomically
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 # ---------------------------------------------------------------- no code is executed

@@ -157,7 +157,7 @@ def test_another_process_shows_the_same_views():
         [sys.executable, "-c", _ELSEWHERE],
         input=pickle.dumps((pixels, augmentations)),
         env=os.environ
-        | {"PYTHONPATH": os.pathsep.join((str(Path(uhkd.__file__).parents[1]), str(Path(__file__).parent)))},
+        | {"PYTHONPATH": os.pathsep.join((str(Path(uhkd.__file__).parents[1]), str(Path(__file__).parents[1])))},
         capture_output=True,
         check=True,
         timeout=300,

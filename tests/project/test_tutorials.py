@@ -10,7 +10,7 @@ import pytest
 
 from references.pages import blocks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "docs" / "tutorials" / "index.md"
 LISTED = re.findall(r"^\| \[.*?\]\((.*?)\)", INDEX.read_text(encoding="utf-8"), re.MULTILINE)
 TUTORIALS = [INDEX.with_name(name) for name in LISTED]

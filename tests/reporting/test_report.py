@@ -370,7 +370,7 @@ def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
 
 
 def test_every_command_of_its_tutorial_is_one():
-    text = (Path(__file__).parents[1] / "docs/tutorials/read-the-report.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/tutorials/read-the-report.md").read_text(encoding="utf-8")
     lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("uhkd report ")]
     assert len(lines) == 2
     for _, verb, *words in lines:

@@ -26,7 +26,7 @@ def test_every_method_compiles_without_a_break_in_its_graph():
     """In a process of its own: the shape checks of the tests, which no user has, cannot be compiled."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (Path(uhkd.__file__).parents[1], Path(__file__).parent))),
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(uhkd.__file__).parents[1], Path(__file__).parents[1]))),
     }
     done = subprocess.run(
         [sys.executable, steps.__file__], capture_output=True, text=True, check=False, env=environment

@@ -11,7 +11,7 @@ import yaml
 
 from uhkd import load_run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 FILES = {
     str(path.relative_to(RESULTS)): json.loads(path.read_text())

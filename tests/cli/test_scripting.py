@@ -128,7 +128,7 @@ def test_exit_codes_are_those_of_the_documentation(
     if kind is not None:
         told = json.loads((tmp_path / "out").read_text())["error"]
         assert (told["kind"], told["exit_code"]) == (kind, code)
-    page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text(encoding="utf-8")
     assert f"| {code} |" in page and (kind is None or f"`{kind}`" in page)
 
 
@@ -406,7 +406,7 @@ def test_letters_that_an_encoding_lacks_end_nothing(tmp_path: Path):
 
 
 def test_verbs_and_schemas_and_the_page_agree():
-    page = (Path(__file__).parents[1] / "docs" / "scripting.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text(encoding="utf-8")
     assert set(console.PLANS) <= set(COMMANDS)
     for word in (*console.OPTIONS, console.DRY_RUN, console.VERBOSITY, "NO_COLOR", "UHKD_TRACEBACK", "uhkd completion"):
         assert word in page

@@ -11,7 +11,7 @@ from uhkd.cache.shards import Shard
 from uhkd.data.file_cache import OpenFiles
 from uhkd.recipe import recipe_names
 
-SOURCE = Path(__file__).parents[1] / "src" / "uhkd"
+SOURCE = Path(__file__).parents[2] / "src" / "uhkd"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # modules and attributes that Windows lacks (some also macOS)

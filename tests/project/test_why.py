@@ -15,7 +15,7 @@ import uhkd
 from uhkd.runs import RunFolder
 from uhkd.training import fit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

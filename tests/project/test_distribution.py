@@ -14,7 +14,7 @@ import uhkd
 from uhkd.recipe import recipe_names
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
