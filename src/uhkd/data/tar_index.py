@@ -123,8 +123,8 @@ def parts_of(names: Sequence[str]) -> dict[str, list[int]]:
     """
     members: dict[str, list[int]] = {}
     for position, name in enumerate(names):
-        words = _PART.findall(name)
-        members.setdefault(PARTS[words[-1].lower()] if words else "", []).append(position)
+        parts = _PART.findall(name)
+        members.setdefault(PARTS[parts[-1].lower()] if parts else "", []).append(position)
     if "" in members and len(members) > 1:
         raise UhkdError(
             f"the name of shard {names[members[''][0]]} names no part, others do ({', '.join(filter(None, members))}): put "

@@ -57,13 +57,13 @@ def by_class(family: StudentGroup) -> Drawing | None:
         left_out = f" The {half} that gained and the {half} that lost most of {len(by_gain)} classes."
     rows = tuple(Bar(g.name, ((g.points, focus_hue if g.points >= 0 else hue, f"{g.points:+.0f}"),)) for g in shown)
     up, down = sum(g.points > 0 for g in by_gain), sum(g.points < 0 for g in by_gain)
-    fewest = min(g.images for g in by_gain)
+    smallest = min(g.images for g in by_gain)
     best, worst = by_gain[0], by_gain[-1]
     return Drawing(
         f"{family.key}-classes",
         f"Gain by class: {family.focus.label} against {name}",
         f"Accuracy on each class minus that of {name}, in percentage points.{left_out} Look for classes that lost: a better "
-        f"mean can hide them. The smallest class has {fewest} images; one image is {100 / fewest:.0f} points.",
+        f"mean can hide them. The smallest class has {smallest} images; one image is {100 / smallest:.0f} points.",
         f"{up} classes gained and {down} lost. Best: {best.name} {best.points:+.1f}; worst: {worst.name} "
         f"{worst.points:+.1f} points.",
         (Bars("", "points", rows),),

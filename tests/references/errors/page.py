@@ -7,28 +7,28 @@ from references.errors.case import Case
 
 PAGE = Path(__file__).parents[3] / "docs" / "errors.md"
 _HEAD = """\
-# What goes wrong, and what uhkd says
+# Errors
 
-Every row is tried by `tests/cli/test_errors.py` on real files, and the answer compared word by word. `…` stands for what varies: a
-number, a place, another library's words. On the command line an answer follows `uhkd COMMAND: error:` on standard error, and
-the exit code is 2; in Python it is the message of a `ValueError`. Rows in italics are no mistakes: such input is read, in
-the way that the row says.
+The tests (`tests/cli/test_errors.py`) run every row on real files and compare the message. `…` stands for variable text: a
+number, a path, a message of another library. On the command line a message follows `uhkd COMMAND: error:` on standard error, and the
+exit code is 2. In Python it is the message of a `UhkdError`, a `ValueError`. Rows in italics are not errors: uhkd accepts
+this input, and the row shows what it prints.
 
 Written by `PYTHONPATH=src:tests python -m references.errors.page`.
 """
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the page."""
     parts = [_HEAD]
     for area, cases in AREAS.items():
-        parts.append(f"\n## {area}\n\n| what you did | what uhkd says |\n| --- | --- |\n")
+        parts.append(f"\n## {area}\n\n| input | message |\n| --- | --- |\n")
         parts += [f"| {case.did} | {_answer(case)} |\n" for case in cases]
     return "".join(parts)
 
 
 def _answer(case: Case) -> str:
-    """Its lines, whatever Markdown would make of them; `|` would end a cell."""
+    """Return the lines of the message, protected from Markdown; `|` would end a cell."""
     lines = (line.strip().replace("|", "\\|") for line in case.says.split("\n"))
     return "<br>".join(f"`` {line} ``" if case.refused else f"*{line}*" for line in lines)
 
