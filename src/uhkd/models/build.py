@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, UnsupportedImageSize
+from uhkd.features.selection import Levels
 from uhkd.models import transformers
 from uhkd.models.card import ModelCard
 from uhkd.models.factories import Preprocessing, build, input_of, read_folder
@@ -18,7 +19,7 @@ from uhkd.models.preprocessing import native_preprocessing, native_size_of
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
 
-Levels = int | Sequence[int | str]
+DEFAULT_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def create(
     start: str | Path = "random",
     image_size: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
-    levels: Levels = 4,
+    levels: Levels | None = None,
 ) -> FeatureExtractor:
     """Build the model of a name as a FeatureExtractor, with its `card` and with `notes` for the user.
 
@@ -55,7 +56,7 @@ def create(
         start: "random", "pretrained" (may need a network connection), or the path of a weights file or run folder.
         image_size: one side or (height, width) in pixels; None: the model's default.
         options: arguments of the architecture.
-        levels: number or names of the layers whose feature maps are returned.
+        levels: number or names of the layers whose feature maps are returned; None: those of the run folder, else 4.
 
     Raises:
         UhkdError: unknown name, impossible size or option, or weights that do not fit or are not available.
@@ -72,7 +73,7 @@ def create(
         card, state = _read_run(reference.name)
         body = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
         request = _request_of_card(card, body, reference.name)
-        levels = (card.levels or levels) if levels == 4 else levels
+        levels = card.levels or None if levels is None else levels
     elif reference.library == "folder":
         architecture, arguments, cfg, weights = read_folder(reference.name)
         request = _Request(
@@ -94,7 +95,7 @@ def create(
     if str(start) not in ("random", "pretrained"):
         file = _weights_file(start)
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
-    network = _instantiate(request, levels)
+    network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
     if len(request.classes) == network.shapes.logits:
         network.card = replace(network.card, classes=request.classes)
     if pretrained and request.state is not None and reference.library != "transformers":
@@ -109,7 +110,7 @@ def wrap_module(
     image_size: int | Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    levels: Levels = 4,
+    levels: Levels | None = None,
     name: str | None = None,
 ) -> FeatureExtractor:
     """Wrap a custom network as a FeatureExtractor.
@@ -123,7 +124,7 @@ def wrap_module(
     size = _size(image_size) or native_size_of(module) or (224, 224)
     native = native_preprocessing(module, size) or Preprocessing(size)
     native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
-    network = _extractor(module, native, levels, head=num_classes != 0)
+    network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
     outputs = network.shapes.logits
     if num_classes and outputs != num_classes:
         gives = "no class scores" if outputs is None else f"{outputs} classes"

@@ -14,6 +14,7 @@ from uhkd.data import Batch
 from uhkd.distributed import world_size
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
+from uhkd.features.selection import Levels
 from uhkd.methods import build_losses, default_balance, parse_methods
 from uhkd.models import create, has_weights, native_preprocessing, native_size_of, save, wrap_module
 from uhkd.spectral import FTM
@@ -21,7 +22,6 @@ from uhkd.training import StudentWithLosses, Teacher, calibrate, make_balance, w
 from uhkd.training.user_batch import check_range, make_batch
 
 Network = str | Path | nn.Module  # a name, a run folder, or a module
-Levels = int | Sequence[int | str]  # how many layers are matched, or which
 
 
 class Distillation(nn.Module):
@@ -54,7 +54,7 @@ class Distillation(nn.Module):
         teacher_start: likewise; None: the weights of a run folder or file, else pretrained ones.
         student_options: keyword arguments of the constructor of a student given by name.
         teacher_options: likewise.
-        student_levels: how many layers to match, or which.
+        student_levels: number or names of the layers to match; None: those of the run folder, else 4.
         teacher_levels: likewise.
         seed: of random initial weights; the weights of given modules are not changed.
 
@@ -87,8 +87,8 @@ class Distillation(nn.Module):
         teacher_start: str | Path | None = None,
         student_options: Mapping[str, Any] | None = None,
         teacher_options: Mapping[str, Any] | None = None,
-        student_levels: Levels = 4,
-        teacher_levels: Levels = 4,
+        student_levels: Levels | None = None,
+        teacher_levels: Levels | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def _wrapped(
     module: nn.Module,
     num_classes: int | None,
     image_size: int | Sequence[int] | None,
-    levels: Levels,
+    levels: Levels | None,
     norms: Mapping[str, Any],
 ) -> FeatureExtractor:
     if not isinstance(module, FeatureExtractor):

@@ -36,7 +36,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
         UhkdError: for a teacher that cannot be built.
     """
     assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
-    levels = recipe.teacher_levels or 4
+    levels = recipe.teacher_levels
     if isinstance(module, FeatureExtractor):
         return module
     if module is not None:

@@ -35,7 +35,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         network = module if module.card is not None else _with_card(module)
     elif module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
-        network = wrap_module(module, num_classes=classes, image_size=size, levels=levels or 4)
+        network = wrap_module(module, num_classes=classes, image_size=size, levels=levels)
     else:
         network = create(
             name,
@@ -43,7 +43,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             start=inputs.start_of(name, start),
             image_size=recipe.image_size,
             options=options,
-            levels=levels or 4,
+            levels=levels,
         )
     for note in network.notes:
         log_info(f"  {note}")

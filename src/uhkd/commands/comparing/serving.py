@@ -91,7 +91,7 @@ def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | N
                 start="random",
                 image_size=recipe.image_size,
                 options=recipe.student_options,
-                levels=recipe.student_levels or 4,
+                levels=recipe.student_levels,
             )
             live = choose_augmentation(recipe, data, [student])
             shapes = PairShapes(student.shapes, manifest.shapes, len(data.classes), len(data.train))

@@ -94,7 +94,7 @@ class StepFactory:
         return BenchmarkStep(setup, batches)
 
     def _teacher(self, recipe: DistillRecipe, classes: int) -> FeatureExtractor:
-        name, levels = recipe.teacher, recipe.teacher_levels or 4
+        name, levels = recipe.teacher, recipe.teacher_levels
         assert isinstance(name, str), "a pair has one teacher"
         fields: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
         if name in self.untrained and not RunFolder(name).exists():
@@ -102,7 +102,7 @@ class StepFactory:
             options = {**finetune.get("options", {}), **recipe.teacher_options}
             fields = {"name": finetune["model"], "num_classes": classes, "options": options}
             fields["image_size"] = finetune.get("image_size")
-            levels = recipe.teacher_levels or finetune.get("levels") or 4
+            levels = recipe.teacher_levels or finetune.get("levels")
         device = choose_device(recipe)[0]
         probed = recipe.teacher_head == "probe"
         return self._once(("teacher", fields, levels, probed), lambda: create(**fields, levels=levels).to(device))
