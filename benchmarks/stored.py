@@ -34,7 +34,7 @@ def write(folder: Path, images: int) -> Shards:
         place = folder / shard.name
         place.parent.mkdir(parents=True, exist_ok=True)
         bodies = rng.integers(0, 256, (shard.stop - shard.start, LAYOUT.size), np.uint8)
-        place.write_bytes(shards.seal(0, shard.start, np.zeros(len(bodies), np.uint32), bodies))
+        place.write_bytes(shards.encode(0, shard.start, np.zeros(len(bodies), np.uint32), bodies))
     return shards
 
 

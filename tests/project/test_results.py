@@ -229,7 +229,7 @@ def test_report_pairs_are_put_together_and_compared_by_seed_in_the_mean_over_pai
     later = report.merged({"a-10.json": again, "a-1.json": first, "a-2.json": more}, "title")
     assert report.scores(later)["uhkd"] == {"a": {0: 35.0, 1: 35.0, 2: 35.0}}, "measured again: the later numbers stand"
     assert len(later["runs"]) == 9 and {run["environment"] for run in later["runs"] if run["method"] == "uhkd"} == {1}
-    with pytest.raises(ValueError, match="not made alike"):
+    with pytest.raises(ValueError, match="others differ"):
         report.merged({"a-1.json": first, "b-1.json": second | {"part": "val"}}, "title")
     other = json.loads(json.dumps(more))
     other["pairs"]["own"]["teacher"]["accuracy"] = 0.6

@@ -159,7 +159,7 @@ def test_a_kept_teacher_has_no_arrays_and_serves_as_well(found: Any, runs: dict[
     kept = RunFolder(shutil.copytree(runs["teacher"][0], tmp_path / "kept"))
     kept.diagnostics.unlink()
     students = {side: [RunFolder(path) for path in runs[side]] for side in ("kd", "uhkd")}
-    found("why").settled(kept, students, uhkd.open_data("digits"))
+    found("why").check_data(kept, students, uhkd.open_data("digits"))
     np.savez(kept.diagnostics, val_label=np.zeros(3))
     with pytest.raises(ValueError, match="held other images"):
-        found("why").settled(kept, students, uhkd.open_data("digits"))
+        found("why").check_data(kept, students, uhkd.open_data("digits"))

@@ -250,7 +250,7 @@ def test_one_that_cannot_be_opened_ends_a_new_run_but_not_one_that_goes_on(
         "log mlflow could not be opened (ConnectionError: no route); nothing was trained. Fix it, or leave mlflow out of "
         "--log, and start the same command again with --resume"
     )
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     lines: list[str] = []
     own = Loggers(("tensorboard", "mlflow"), RunFolder(tmp_path), {}, 5, lines.append)
     own.close("success")

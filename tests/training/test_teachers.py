@@ -174,7 +174,7 @@ def test_what_a_run_without_head_is_good_for(backbone: uhkd.Result, images: Path
         uhkd.evaluate(run=run)
     with pytest.raises(ValueError, match="no labels to fit a probe on"):
         uhkd.evaluate(run=run, data=images / "flat", probe="knn")
-    with pytest.raises(ValueError, match="no classes to tell"):
+    with pytest.raises(ValueError, match="no classes to predict"):
         uhkd.predict(run=run, images=(str(images / "flat"),))
     assert [path.name for path in draw(backbone.run)] == ["curves.png", "spectra.png", "cka.png"]
     paths = export(run=run, to=("safetensors",), data=str(images / "labelled"), out=str(images / "exported"))

@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError) as error:  # an invalid tag or date
-            raise _error(f"{format_value(node.value)} is not a {node.tag.rpartition(':')[2]}", node) from error
+            raise _error(f"{format_value(node.value)} is not a valid {node.tag.rpartition(':')[2]}", node) from error
 
 
 def _error(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:

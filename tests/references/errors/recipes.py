@@ -96,13 +96,13 @@ CASES = (
         "a date that there is not",
         FINETUNE,
         MODEL + "options: {day: 2026-02-31}\n",
-        "mine.yaml, line 3, column 16: '2026-02-31' is not a timestamp",
+        "mine.yaml, line 3, column 16: '2026-02-31' is not a valid timestamp",
     ),
     wrong(
         "a tag that does not fit",
         FINETUNE,
         MODEL + "flip: !!bool perhaps\n",
-        "mine.yaml, line 3, column 7: 'perhaps' is not a bool",
+        "mine.yaml, line 3, column 7: 'perhaps' is not a valid bool",
     ),
     wrong(
         "lists in lists without end",

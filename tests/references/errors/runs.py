@@ -112,7 +112,7 @@ CASES = (
     Case(
         "measuring a run that was stopped",
         "eval stopped",
-        "the run 'stopped' is not finished; go on with it by its own command and --resume",
+        "the run 'stopped' is not finished: run its command again with --resume",
         **STOPPED,
     ),
     Case(
