@@ -10,9 +10,9 @@ _HEAD = """\
 # Errors
 
 The tests (`tests/cli/test_errors.py`) run every row on real files and compare the message. `…` stands for variable text: a
-number, a path, a message of another library. On the command line a message follows `uhkd COMMAND: error:` on standard error, and the
-exit code is 2. In Python it is the message of a `UhkdError`, a `ValueError`. Rows in italics are not errors: uhkd accepts
-this input, and the row shows what it prints.
+number, a path, a message of another library. On the command line a message follows `uhkd COMMAND: error:` on standard error,
+and the exit code is 2. In Python it is the message of a `UhkdError`, a `ValueError`. Rows in italics are not errors: uhkd
+accepts this input, and the row shows what it prints.
 
 Written by `PYTHONPATH=src:tests python -m references.errors.page`.
 """
