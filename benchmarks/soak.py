@@ -102,7 +102,7 @@ class Soak:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 120 + 100 * (i % 2), (24, 24, 3), np.uint8)).save(file)
         teacher = ["finetune", *NETWORK, *DIGITS, *PLAIN, "--workers", "0", "--image-size", "16", "--epochs", "2"]
-        for name, fields in {"teacher": teacher, **{name: task.options for name, task in self.tasks().items()}}.items():
+        for name, fields in {"teacher": teacher, **{name: task.fields for name, task in self.tasks().items()}}.items():
             child = start([*fields, "--out", str(self.place / name)], self.place / f"{name}.log")
             if (code := ended(child)) != 0:
                 raise SystemExit(
@@ -117,7 +117,7 @@ class Soak:
         damaged: set[Path] = set()
 
         def live(fault: str | None) -> int:
-            fields = [*task.options, "--out", str(out)]
+            fields = [*task.fields, "--out", str(out)]
             child = start([*fields, "--resume"] if task.resumed and RunFolder(out).started() else fields, log)
             self.lives += 1
             with self.around(fault, child):
@@ -190,7 +190,7 @@ class Soak:
 
     def steady(self, rounds: int, epochs: int) -> dict[str, Any]:
         """Memory (MB) and open files of one process over many trainings, and of one training over many epochs."""
-        fields = [*self.tasks()["distill"].options, "--out"]
+        fields = [*self.tasks()["distill"].fields, "--out"]
         noted = self.place / "steady.json"
 
         def trainings() -> None:

@@ -12,7 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from python_pages import MODULES, python_page
-from reference_pages import command_line, recipe_words, reference
+from reference_pages import command_line, recipe_options, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -43,7 +43,7 @@ def assemble(into: Path, docs: Path = DOCS) -> Path:
 
 def generated() -> dict[str, str]:
     """Markdown by page name: the command line, the recipe's options and the Python names, from the code."""
-    pages = {"reference/command-line.md": command_line(), "reference/recipe.md": recipe_words()}
+    pages = {"reference/command-line.md": command_line(), "reference/recipe.md": recipe_options()}
     for module in MODULES:
         pages[f"reference/python/{module}.md"] = python_page(module)
     return {"reference/index.md": reference(MODULES), **pages}
