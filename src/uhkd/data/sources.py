@@ -79,6 +79,7 @@ class ArraySource:
         return len(self.images)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return image `index`: (3,H,W) uint8."""
         return self.images[index].clone()
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
@@ -109,6 +110,7 @@ class FileSource:
         return self.root / self.names[index]
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return image `index`: (3,H,W) uint8."""
         cached = self._cached.get(index)
         if cached is not None:
             return cached.clone()
@@ -145,6 +147,7 @@ class DatasetSource:
         return len(self.dataset)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return image `index`: (3,H,W) uint8."""
         try:
             item = self.dataset[index]
             return from_any(item[0] if isinstance(item, tuple | list) else item)
@@ -176,6 +179,7 @@ class Split:
         return len(self.indices)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return image `index`: (3,H,W) uint8."""
         return self.source.image(int(self.indices[index]))
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:

@@ -55,6 +55,7 @@ class ShardSource:
         return len(self.keys)
 
     def image(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Return image `index`: (3,H,W) uint8."""
         return decode_bytes(*self.content(index))
 
     def content(self, index: int) -> tuple[bytes, str]:

@@ -17,6 +17,7 @@ from uhkd.recipe.arguments import Form
 __all__ = ["FORMS", "QUANTIZED", "ExportModule", "Form", "Predictor", "check", "reopen", "write"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
+"""Names of all file forms."""
 QUANTIZED: tuple[Form, ...] = ("int8", "onnx-int8")
 """Forms with 8-bit integers, whose outputs differ from PyTorch's."""
 Predictor = Callable[[Float[Tensor, "b 3 h w"]], Tensor]

@@ -35,7 +35,8 @@ class FeatureExtractor(nn.Module):
     Args:
         module: the network.
         input_size: (height, width) in pixels that the network gets.
-        mean, std: normalisation per channel.
+        mean: normalisation per channel.
+        std: likewise.
         interpolation: "bilinear" or "bicubic", for resizing; others become "bicubic".
         levels: number of layers to choose (fewer if the network has fewer; 0: none), or the layers: names, or indices.
         prefix_tokens: number of leading tokens that are no image cells; None: inferred.

@@ -25,7 +25,7 @@ class NetworkOutput(NamedTuple):
     others: "tuple[NetworkOutput, ...]" = ()
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, including those of `others`."""
+        """Return all tensors, of any shape, including those of `others`."""
         tensors = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
         return [x for x in tensors if x is not None] + [x for other in self.others for x in other.tensors()]
 

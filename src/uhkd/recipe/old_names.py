@@ -5,8 +5,10 @@ from typing import Any
 
 from uhkd.errors import UhkdError
 
-MANIFEST_KEYS = {"words": "teacher_options"}  # of cache.json
-TASK_KEYS = {"words": "options"}  # of plan/NAME.json in the folder of a comparison
+MANIFEST_KEYS = {"words": "teacher_options"}
+"""Old and current keys of cache.json."""
+TASK_KEYS = {"words": "options"}
+"""Old and current keys of plan/NAME.json in the folder of a comparison."""
 RECIPE_KEYS = {
     "accumulate": "grad_accum_steps",
     "changes": "overrides",

@@ -9,18 +9,29 @@ from typing import Any, Literal
 import numpy as np
 
 # docs/watching.md explains each; a test compares its numbers with these
-WINDOW = 5  # number of evaluations in a trend
-MIN_ROWS = 4  # minimum number of evaluations for a trend
-CHANGE = 0.05  # relative change over the window from which a trend is falling or rising
-CERTAIN = 3.0  # number of standard errors above which a slope is more than noise
-DOMINANT = 4.0  # ratio of a term's gradient norm to the sum of all others from which it dominates
-SLIGHT = 0.01  # share of the gradient below which a term has almost no effect
-COLLAPSED = 0.1  # fraction of the highest energy so far below which features are collapsing
-FADED = 0.05  # factor on the weights of a teacher's terms below which they are inactive
-LED = 0.01  # lead below which a teacher no longer leads
-WAITING = 0.2  # share of the time waiting for data above which it is reported
+WINDOW = 5
+"""Number of evaluations in a trend."""
+MIN_ROWS = 4
+"""Minimum number of evaluations for a trend."""
+CHANGE = 0.05
+"""Relative change over the window from which a trend is falling or rising."""
+CERTAIN = 3.0
+"""Number of standard errors above which a slope is more than noise."""
+DOMINANT = 4.0
+"""Ratio of a term's gradient norm to the sum of all others from which it dominates."""
+SLIGHT = 0.01
+"""Share of the gradient below which a term has almost no effect."""
+COLLAPSED = 0.1
+"""Fraction of the highest energy so far below which features are collapsing."""
+FADED = 0.05
+"""Factor on the weights of a teacher's terms below which they are inactive."""
+LED = 0.01
+"""Lead below which a teacher no longer leads."""
+WAITING = 0.2
+"""Share of the time waiting for data above which it is reported."""
 
 Trend = Literal["falling", "rising", "flat"]
+"""Direction of a curve over the last evaluations."""
 
 
 def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> list[str]:

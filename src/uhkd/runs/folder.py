@@ -171,7 +171,7 @@ class RunFolder:
         return _read_mapping(self.card)
 
     def write_model(self, card: Mapping[str, Any], state: "Mapping[str, torch.Tensor]") -> None:
-        """Write the trained network: weights first, so that a card never lacks them."""
+        """Write weights (tensors of any shape), then the card of the trained network: a card never lacks its weights."""
         write_tensors(self.weights, state)
         self.write_json(self.card.name, dict(card))
 

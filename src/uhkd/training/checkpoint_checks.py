@@ -74,7 +74,7 @@ def check_sources(checkpoint: Checkpoint, sources: Mapping[str, str | None], nam
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], finite: Collection[str]) -> None:
-    """Check that tensors have the names, shapes and dtypes of the expected ones, and that those named in `finite` are finite.
+    """Check that tensors, of any shape, have the names, shapes and dtypes of the expected ones; those in `finite` must be finite.
 
     Raises:
         UhkdError: if they do not, with the first wrong name.

@@ -21,14 +21,14 @@ from uhkd.spectral import FTM
 from uhkd.training import StudentWithLosses, Teacher, calibrate, make_balance, weighted_sum
 from uhkd.training.user_batch import check_range, make_batch
 
-Network = str | Path | nn.Module  # a name, a run folder, or a module
+Network = str | Path | nn.Module
+"""A model name, a run folder, or a module."""
 
 
 class Distillation(nn.Module):
     """Student, frozen teacher and the layers of a method; a call on a batch returns the loss and its terms by name.
 
-    Its parameters are those of the student and the method, never those of the teacher. Its state for checkpoints holds these and
-    the statistics of the teacher's spectra. The numbers equal those of `uhkd.distill` on the same batch.
+    Parameters: those of student and method. State: these and the statistics of the teacher's spectra. Numbers as `uhkd.distill`.
 
     Images are in [0,1] by default, of any size: each network resizes and normalises them. Give `mean` and `std` if your
     transforms normalise the images already. A student given as a module then receives your images unchanged; for the teacher
@@ -164,7 +164,7 @@ class Distillation(nn.Module):
         labels: Int[Tensor, " b"] | Float[Tensor, "b k"] | None = None,
         indices: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss and the raw terms by name: loss = sum of `weights[name]` * factor of the balance * term.
+        """Return the loss and the raw terms by name, all scalars: loss = sum of `weights[name]` * factor of the balance * term.
 
         labels: classes, or rows of class probabilities (mixup); None: no cross-entropy. indices: of the images in the training
         set, for methods with a memory of every image.
