@@ -227,3 +227,8 @@ def test_a_closed_pipe_is_no_error(asked: dict, monkeypatch: pytest.MonkeyPatch,
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(FINETUNE) == 141
+
+
+def test_an_option_of_an_older_version_is_reported_with_its_current_name(capsys: pytest.CaptureFixture[str]):
+    assert main(["finetune", "--model", "timm/resnet18", "--lanes", "2"]) == 2
+    assert "unknown option --lanes; it is --shuffle-streams now" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from uhkd.recipe import (
     load_yaml,
     scalar,
 )
+from uhkd.recipe.old_names import RECIPE_KEYS
 
 SCHEMAS: dict[str, type[StrictModel]] = {
     "demo": arguments.DemoArguments,
@@ -230,7 +231,9 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     for token in tokens:
         if _OPTION.match(token):
             option = token.split("=", 1)[0]
-            problems.append(f"unknown option {option}{did_you_mean(option.replace('_', '-'), flags)}")
+            renamed = _flag(RECIPE_KEYS.get(option[2:].replace("-", "_"), ""))
+            hint = f"; it is {renamed} now" if renamed in flags else did_you_mean(option.replace("_", "-"), flags)
+            problems.append(f"unknown option {option}{hint}")
             after_flag = True
         elif not after_flag:
             problems.append(f"unexpected argument {token!r}")
