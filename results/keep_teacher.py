@@ -35,7 +35,7 @@ def main() -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(run.weights).items()}
     write_atomically(folder.weights, save(half))
-    folder.write_json(folder.card.name, run.read_card())
+    folder.write_json(folder.config.name, run.read_config())
     write_atomically(folder.recipe, yaml.safe_dump(recipe, sort_keys=False))
     folder.write_json(folder.result.name, result)  # last: the folder is whole
 

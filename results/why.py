@@ -73,7 +73,7 @@ def energies(found: Sequence[Arrays]) -> dict[str, Any]:
 
 def facts(run: RunFolder) -> dict[str, Any]:
     """What a run's numbers rest on, without places of the machine."""
-    result, recipe, card = run.read_result(), run.read_recipe(), run.read_card()
+    result, recipe, card = run.read_result(), run.read_recipe(), run.read_config()
     argv = ("epochs", "optimizer", "lr", "batch_size", "weights_schedule", "val_fraction")
     accuracies = {"network": card["name"], "options": card["options"], "method": recipe.get("method", result["verb"])}
     accuracies |= {"settings_and_weights": result.get("methods")} | {option: recipe.get(option) for option in argv}

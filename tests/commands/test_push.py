@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     network = create("timm/test_resnet", num_classes=10, image_size=32).eval()
     place = tmp_path_factory.mktemp("run")
-    card = replace(network.card, classes=tuple(map(str, range(10))))
+    card = replace(network.config, classes=tuple(map(str, range(10))))
     RunFolder(place).write_model(card.to_json(), network.module.state_dict())
     return str(place)
 

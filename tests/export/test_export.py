@@ -177,7 +177,7 @@ def test_no_place_of_this_machine_is_on_a_card(tmp_path: Path):
 
     secret = "/home/alice/lab"
     network = create("uhkd/resnet10", num_classes=10, image_size=16, options={"channels": [8, 8, 16, 16]}).eval()
-    network.card = replace(network.card, name=f"folder/{secret}/net")
+    network.config = replace(network.config, name=f"folder/{secret}/net")
     run = RunFolder(tmp_path)
     result = {
         "verb": "distill",
@@ -405,7 +405,7 @@ def test_a_missing_torchao_is_told(runs: Path, tmp_path: Path, monkeypatch: pyte
 def saved(network: Any, place: Path, **more: Tensor) -> str:
     """A run folder of the network alone, as others may have written it."""
     place.mkdir()
-    RunFolder(place).write_model(network.card.to_json(), network.module.state_dict() | more)
+    RunFolder(place).write_model(network.config.to_json(), network.module.state_dict() | more)
     return str(place)
 
 

@@ -66,7 +66,7 @@ def test_lightning(teacher: str) -> None:
     metrics = trainer.callback_metrics
     assert metrics["val/accuracy"] > 2 * CHANCE
     assert {"train/loss", "train/ce", "train/uhkd.features", "train/uhkd.relations", "val/loss"} <= metrics.keys()
-    assert uhkd.load_run("runs/lightning/student").card.classes[3] == "3"
+    assert uhkd.load_run("runs/lightning/student").config.classes[3] == "3"
     path = trainer.checkpoint_callback.best_model_path
     checkpoint = torch.load(path, weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if "layer4" in name]  # the teacher's

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from uhkd.models import ModelCard, create, load_run, load_state, model_names, wrap_module
+from uhkd.models import ModelConfig, create, load_run, load_state, model_names, wrap_module
 from uhkd.models.weights import head_names
 from uhkd.runs import RunFolder
 
@@ -22,7 +22,7 @@ from uhkd.runs import RunFolder
 def write_run(folder: Path, tapped: Any) -> Path:
     """A run folder as the engine leaves it: card and weights of the module."""
     folder.mkdir()
-    card = tapped.card.to_json()
+    card = tapped.config.to_json()
     RunFolder(folder).write_model(card, tapped.module.state_dict())
     return folder
 
@@ -61,8 +61,8 @@ def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_a_name_without_library_is_timm() -> None:
-    assert create("test_resnet", num_classes=5).card.name == "timm/test_resnet"
-    assert create("timm/test_resnet.r160_in1k", num_classes=5).card.name == "timm/test_resnet.r160_in1k"
+    assert create("test_resnet", num_classes=5).config.name == "timm/test_resnet"
+    assert create("timm/test_resnet.r160_in1k", num_classes=5).config.name == "timm/test_resnet.r160_in1k"
 
 
 def test_paths_that_are_no_models(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_local_dir(tmp_path: Path, safe: bool) -> None:
         image = torch.rand(2, 3, 64, 64)
         mean, std = torch.tensor(tapped.mean).view(3, 1, 1), torch.tensor(tapped.std).view(3, 1, 1)
         torch.testing.assert_close(tapped(image).logits, model((image - mean) / std))
-        assert tapped.card.name == "timm/test_vit"
+        assert tapped.config.name == "timm/test_vit"
     again = create(f"local-dir:{tmp_path}", num_classes=2, image_size=64, options={"depth": 2})
     assert again.shapes.logits == 2
     assert "6 classes" in again.notes[0]
@@ -274,7 +274,7 @@ def test_local_dir_of_an_older_timm_without_model_args(tmp_path: Path) -> None:
 def test_a_card_rebuilds_the_network(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
     source = create(name, **{"num_classes": 4, **settings}).eval()
     loaded = load_run(write_run(tmp_path / "run", source))
-    assert loaded.card == source.card
+    assert loaded.config == source.config
     assert loaded.levels == source.levels
     assert (loaded.shapes, loaded.input_size, loaded.mean) == (source.shapes, source.input_size, source.mean)
     assert not loaded.training
@@ -285,30 +285,30 @@ def test_a_card_rebuilds_the_network(tmp_path: Path, name: str, settings: dict[s
 
 
 def test_card_is_plain_data() -> None:
-    card = create("uhkd/swin_pico", num_classes=4, options={"depths": (1, 1, 1, 1)}).card
+    card = create("uhkd/swin_pico", num_classes=4, options={"depths": (1, 1, 1, 1)}).config
     data = json.loads(json.dumps(card.to_json()))
-    back = ModelCard.from_json({**data, "from_the_future": 1})
+    back = ModelConfig.from_json({**data, "from_the_future": 1})
     assert back.image_size == (32, 32)
     assert back.levels == card.levels
     assert (
         create(back.name, num_classes=4, options=back.options).shapes
         == create(card.name, num_classes=4, options=card.options).shapes
     )
-    with pytest.raises(ValueError, match="a model card needs num_classes"):
-        ModelCard.from_json({"name": "uhkd/vit_micro", "image_size": [32, 32]})
+    with pytest.raises(ValueError, match=r"card\.json needs num_classes"):
+        ModelConfig.from_json({"name": "uhkd/vit_micro", "image_size": [32, 32]})
 
 
 def test_a_run_folder_is_a_name_and_a_start(tmp_path: Path) -> None:
     source = create("uhkd/resnet10", num_classes=4, image_size=16, levels=["layer2", "layer3"])
     run = write_run(tmp_path / "run", source)
     by_name = create(str(run), num_classes=None)
-    assert by_name.card == source.card
+    assert by_name.config == source.config
     same_output(source, by_name)
     same_output(source, create("uhkd/resnet10", num_classes=4, image_size=16, start=run))
     other = create(str(run), num_classes=9)
     assert other.shapes.logits == 9
     assert "a head for 4 classes" in other.notes[0]
-    assert other.card.name == "uhkd/resnet10"
+    assert other.config.name == "uhkd/resnet10"
 
 
 def test_a_stored_probe_is_put_back(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_stored_probe_is_put_back(tmp_path: Path) -> None:
     assert source.probe is not None
     state = {**source.module.state_dict(), **{f"probe.{k}": v for k, v in source.probe.state_dict().items()}}
     (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run").write_model(source.card.to_json(), state)
+    RunFolder(tmp_path / "run").write_model(source.config.to_json(), state)
     loaded = load_run(tmp_path / "run")
     assert loaded.shapes.logits == 3
     same_output(source, loaded)
@@ -340,8 +340,8 @@ class Own(nn.Module):
 def test_wrap(tmp_path: Path) -> None:
     tapped = wrap_module(Own(5), num_classes=5, image_size=32, mean=(0.5, 0.5, 0.5))
     assert tapped.levels == ("one", "two")
-    assert tapped.card.name == "module/Own"
-    assert tapped.card.mean == (0.5, 0.5, 0.5)
+    assert tapped.config.name == "module/Own"
+    assert tapped.config.mean == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="Own gives 5 classes, expected 6"):
         wrap_module(Own(5), num_classes=6, image_size=32)
     with pytest.raises(ValueError, match="holds a module of your own"):

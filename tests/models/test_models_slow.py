@@ -41,5 +41,5 @@ CASES = [
 def test_family(name: str, size: int) -> None:
     tapped = create(name, num_classes=7, image_size=size)
     check_contract(tapped)
-    again = create(tapped.card.name, num_classes=7, image_size=size, levels=tapped.levels)
+    again = create(tapped.config.name, num_classes=7, image_size=size, levels=tapped.levels)
     assert (again.levels, again.shapes) == (tapped.levels, tapped.shapes)

@@ -119,8 +119,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_brings_weights_classes_and_normalisation(folder: Path) -> None:
     tapped = create(f"transformers/{folder}", num_classes=None)
-    assert tapped.card.name == "transformers/vit"
-    assert tapped.card.classes == ("ant", "bee", "cat", "dog")
+    assert tapped.config.name == "transformers/vit"
+    assert tapped.config.classes == ("ant", "bee", "cat", "dog")
     assert (tapped.mean, tapped.std, tapped.input_size, tapped.interpolation) == (
         (0.4,) * 3,
         (0.3,) * 3,
@@ -136,7 +136,7 @@ def test_a_folder_brings_weights_classes_and_normalisation(folder: Path) -> None
 def test_as_a_student_its_head_is_new(folder: Path) -> None:
     tapped = create(f"transformers/{folder}", num_classes=7)
     assert tapped.shapes.logits == 7
-    assert tapped.card.classes == ()
+    assert tapped.config.classes == ()
     assert "the body was loaded, the head for 7 classes starts at random" in tapped.notes[0]
     plain = create(f"transformers/{folder}", num_classes=None)
     body = {k: v for k, v in plain.module.state_dict().items() if not k.startswith("classifier.")}
@@ -269,7 +269,7 @@ def test_runs_are_reloaded_by_name_and_as_objects(
     x, _ = batch(32)
     for result, name in ((by_name, "transformers/convnext"), (by_object, "transformers/resnet")):
         loaded = load_run(result.run.path)
-        assert loaded.card.name == name
+        assert loaded.config.name == name
         with torch.no_grad():
             torch.testing.assert_close(loaded(x).logits, result.student.eval()(x).logits)
         measured = uhkd.evaluate(run=str(result.run.path), split="val", device="cpu")
@@ -290,7 +290,7 @@ def test_code_that_a_folder_brings_is_not_run(folder: Path, tmp_path: Path) -> N
     (place / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\n")
     tapped, own = create(f"transformers/{place}", num_classes=None), create(f"transformers/{folder}", num_classes=None)
     assert all(torch.equal(a, b) for a, b in zip(tapped.parameters(), own.parameters(), strict=True))
-    assert not {"auto_map", "attn_implementation", "_attn_implementation"} & tapped.card.options.keys()
+    assert not {"auto_map", "attn_implementation", "_attn_implementation"} & tapped.config.options.keys()
     assert tapped.module.config._attn_implementation == own.module.config._attn_implementation != "someone/kernel"
     nested = {"vision_config": VIT | {"_attn_implementation": "someone/kernel"}}
     with pytest.raises(ValueError, match="the option _attn_implementation is not part of an architecture"):

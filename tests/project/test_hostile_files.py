@@ -33,7 +33,7 @@ FILES += [f"checkpoints/step-4/{name}" for name in ("tensors.safetensors", "opti
 READERS: tuple[Callable[[RunFolder], Any], ...] = (
     RunFolder.read_recipe,
     RunFolder.read_environment,
-    RunFolder.read_card,
+    RunFolder.read_config,
     RunFolder.read_result,
     RunFolder.read_metrics,
     RunFolder.read_arrays,
@@ -53,8 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = create("uhkd/resnet10", num_classes=3, image_size=16, options={"channels": [4, 4, 8, 8]})
     run = RunFolder(tmp_path_factory.mktemp("hostile") / "run")
     run.begin({"data": "digits", "epochs": 3, "resume": False})
-    assert network.card is not None
-    run.write_model(network.card.to_json() | {"classes": ["a", "b", "c"]}, network.module.state_dict())
+    assert network.config is not None
+    run.write_model(network.config.to_json() | {"classes": ["a", "b", "c"]}, network.module.state_dict())
     run.write_json("result.json", {"verb": "finetune", "metrics": {"val_accuracy": 0.5}})
     run.write_metrics([{"step": 5, "loss": 0.1}, {"step": 10, "loss": 0.05, "late": 1.0}])
     run.write_arrays({"steps": np.arange(3), "spectra": np.ones((2, 3), np.float32)})
@@ -149,5 +149,5 @@ def test_a_card_with_impossible_numbers_is_refused(copied: Path):
     card = json.loads((copied / "card.json").read_text())
     for change in ({"image_size": [10**9, 10**9]}, {"num_classes": -1}, {"mean": []}, {"std": [0.1, 0, 0.1]}):
         (copied / "card.json").write_text(json.dumps(card | change))
-        with pytest.raises(ValueError, match="the model card has"):
+        with pytest.raises(ValueError, match=r"card\.json has"):
             load_run(copied)

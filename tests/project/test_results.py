@@ -115,7 +115,7 @@ def test_two_sizes_agree_as_much_as_their_rankings():
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "teachers").iterdir()), ids=lambda path: path.name)
 def test_a_kept_teacher_loads_and_says_how_it_was_made_without_places(path: Path):
     teacher, result = load_run(path), json.loads((path / "result.json").read_text())
-    assert teacher.card is not None and teacher.shapes.logits == len(teacher.card.classes)
+    assert teacher.config is not None and teacher.shapes.logits == len(teacher.config.classes)
     assert sum(p.numel() for p in teacher.parameters()) == result["parameters"]
     check_environment(result["environment"])
     assert result["environment"]["commit"] and "+" not in result["environment"]["commit"]

@@ -545,7 +545,7 @@ def test_class_names_of_every_kind_are_trained_shown_and_kept(
     said = capfd.readouterr()
     assert harmless(said.out) and harmless(said.err)
     assert r"\x1b[31mred" in said.out and r"caf\udce9" in said.out and "[red]x[bold]:smile:" in said.out
-    assert load_run(run).card.classes == tuple(sorted(NAMES))
+    assert load_run(run).config.classes == tuple(sorted(NAMES))
     assert sorted(place.name for place in tmp_path.iterdir()) == sorted(["runs", data.name]), "no name led elsewhere"
     for file in run.iterdir():
         if file.suffix in (".json", ".yaml", ".csv"):
@@ -643,7 +643,7 @@ def test_what_a_run_says_is_not_read_through_links(tmp_path: Path, name: str):
         "recipe.yaml": run.read_recipe,
         "environment.json": run.read_environment,
         "result.json": run.read_result,
-        "card.json": run.read_card,
+        "card.json": run.read_config,
     }
     with pytest.raises(ValueError, match="is a link to another place"):
         read[name]()

@@ -204,7 +204,7 @@ def untrained_teacher(words: dict[str, Any], classes: int, rooms: Path) -> Path:
     if not folder.exists():
         network = create(own["model"], num_classes=classes, image_size=size, options=own.get("options"))
         folder.path.mkdir()
-        folder.write_model(network.card.to_json(), network.module.state_dict())
+        folder.write_model(network.config.to_json(), network.module.state_dict())
     return folder.path
 
 

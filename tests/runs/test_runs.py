@@ -88,7 +88,7 @@ def test_tensors_that_share_storage_or_lie_strided_come_back(tmp_path: Path):
 def test_weights_can_be_read_by_whoever_may_read_the_other_files(tmp_path: Path):
     folder = begun(tmp_path / "run")
     folder.write_model({"name": "x"}, {"x": torch.ones(3)})
-    modes = {stat.S_IMODE(p.stat().st_mode) for p in (folder.recipe, folder.card, folder.weights)}
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in (folder.recipe, folder.config, folder.weights)}
     assert len(modes) == 1
 
 
@@ -385,7 +385,7 @@ def test_a_model_exists_once_weights_and_card_do(tmp_path: Path, monkeypatch: py
     assert not folder.exists()  # weights without a card are no model yet
     folder.write_model({"name": "x"}, {"w": torch.ones(2)})
     assert folder.exists()
-    assert folder.read_card() == {"name": "x"}
+    assert folder.read_config() == {"name": "x"}
     folder.write_json(folder.result.name, {"metrics": {"loss": 0.1}})
     assert folder.read_result() == {"metrics": {"loss": 0.1}}
 

@@ -172,7 +172,7 @@ def test_the_student_leaves_alone(tmp_path: Path) -> None:
     names = [f"digit {i}" for i in range(CLASSES)]
     folder = own.save(tmp_path / "student", names)
     loaded = uhkd.load_run(folder)
-    assert loaded.card.classes == tuple(names)
+    assert loaded.config.classes == tuple(names)
     assert torch.equal(loaded(x).logits, own.student.eval()(x).logits)
     with pytest.raises(ValueError, match="is there already; choose a folder that is new or empty"):
         own.save(folder)

@@ -151,7 +151,7 @@ def test_a_backbone_learns_from_a_backbone_without_any_label(backbone: uhkd.Resu
     start, end = result["probe"]["start"], backbone.metrics["val_accuracy"]
     print(f"k-NN: untrained {start:.3f}, distilled {end:.3f}, teacher {result['teacher_metrics']['accuracy']:.3f}")
     assert end > start + 0.15
-    assert backbone.run.read_card()["num_classes"] == 0
+    assert backbone.run.read_config()["num_classes"] == 0
     assert result["methods"]["uhkd"]["weights"]["inter"] == 0.0
     rows = backbone.run.read_metrics()
     assert 0 < rows[-1]["val_feature_error"] < 1.1
@@ -209,7 +209,7 @@ def test_going_on_without_labels_is_exact(images: Path, teacher: Path, monkeypat
 def test_a_teacher_with_a_head_gives_its_student_its_classes(images: Path, teacher: Path):
     changes = {"teacher_options": {}, "method": "kd", "train_limit": 60}
     result = uhkd.distill(**pupil(images, teacher, "headed", **changes))
-    assert result.run.read_card()["classes"] == [str(i) for i in range(10)]
+    assert result.run.read_config()["classes"] == [str(i) for i in range(10)]
     assert 0 <= result.metrics["val_agreement"] <= 1
     stored = uhkd.cache(
         teacher=teacher, data=images / "pile", unlabelled=True, out=images / "cache", views=1, train_limit=60, **MACHINE
@@ -385,7 +385,7 @@ def test_teachers_of_other_classes_cannot_share_a_head_that_no_label_orders():
 
     def voice(name: str, classes: tuple[str, ...], method: str = "kd") -> PreparedTeacher:
         network = uhkd.models.create("uhkd/resnet10", num_classes=3, image_size=16, options=CNN)
-        network.card = replace(network.card, classes=classes)
+        network.config = replace(network.config, classes=classes)
         heard = recipe.model_copy(update={"teacher": name, "method": method})
         return PreparedTeacher(heard, network, {"kl": 1.0} if method == "kd" else {}, 0.5, {})
 

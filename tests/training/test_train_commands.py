@@ -121,7 +121,7 @@ def test_finetune_on_a_folder_leaves_every_file_and_learns(
     rows = result.run.read_metrics()
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["step"] == 36
     assert {"loss", "ce", "lr", "val_nll", "val_ece", "seconds", "images_per_second", "data_wait"} <= rows[0].keys()
-    card = result.run.read_card()
+    card = result.run.read_config()
     assert card["classes"] == list(COLOURS) and card["num_classes"] == 3 and card["image_size"] == [16, 16]
     again = load_run(tmp_path / "run")
     image = torch.rand(2, 3, 16, 18)
@@ -229,7 +229,7 @@ def test_modules_and_data_of_ones_own(tmp_path: Path):
     assert made.student.module is net
     assert made.metrics["val_accuracy"] > 0.8
     assert made.run.read_recipe()["model"] == "module/Net" and made.run.read_recipe()["data"] == "object/tuple"
-    assert made.run.read_card()["name"] == "module/Net"
+    assert made.run.read_config()["name"] == "module/Net"
     state = load_state(made.run.weights)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
@@ -250,7 +250,7 @@ def test_a_tapped_model_of_ones_own(teacher: uhkd.Result, tmp_path: Path):
     bare = FeatureExtractor(Net(10), input_size=(16, 16), levels=["first", "second"])
     result = uhkd.distill(**pupil(teacher, tmp_path / "run", method="kd") | {"student": bare})
     assert result.student is bare
-    assert result.run.read_card()["levels"] == ["first", "second"]
+    assert result.run.read_config()["levels"] == ["first", "second"]
     wrong = wrap_module(Net(4), num_classes=4, image_size=16, levels=["first"])
     with pytest.raises(ValueError, match="gives 4 classes, the data has 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": wrong})
@@ -371,7 +371,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
     assert "(linear probe)" in said
     assert whole.run.read_result()["teacher_metrics"]["accuracy"] > 0.5
     assert {k: tuple(v.shape) for k, v in load_state(whole.run.probe).items()} == {"weight": (3, 24), "bias": (3,)}
-    assert teacher.run.read_card()["num_classes"] == 10  # the teacher's own folder is untouched
+    assert teacher.run.read_config()["num_classes"] == 10  # the teacher's own folder is untouched
 
     with monkeypatch.context() as patched:
         patched.setattr(ProgressBar, "follow", stopping(2))
@@ -394,7 +394,7 @@ def test_a_head_that_does_not_fit_is_replaced_by_a_probe_announced_kept_and_reus
 def test_classes_in_another_order_do_not_fit_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.manual_seed(0)
     network = wrap_module(Net(10), num_classes=10, image_size=8, levels=["first", "second"])
-    network.card = replace(network.card, classes=tuple("1023456789"))
+    network.config = replace(network.config, classes=tuple("1023456789"))
     words = pupil("", tmp_path / "run", method="kd", allow_weak_teacher=True) | {"teacher": network}
     uhkd.distill(**words)
     assert "its classes have other names or another order ('1' where the data has '0')" in capsys.readouterr().err

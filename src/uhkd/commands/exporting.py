@@ -117,7 +117,7 @@ def export_forms(
             measured["agrees"] = None
         mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
         rows[form] = {"path": path} | measured | {"mb": mb, "ms": _milliseconds(predict, few)}
-    title = f"{network.card.name} on {len(few)} {part} images of {data.name}"
+    title = f"{network.config.name} on {len(few)} {part} images of {data.name}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
     print_table(_table(title, mb, _milliseconds(network.plain, few), rows))
     for form, sentence in accuracy_sentences(rows).items():

@@ -78,7 +78,7 @@ def _batch(setup: Setup) -> Batch:
 def _layers(role: str, network: FeatureExtractor) -> Table:
     height, width = network.input_size
     parameters = sum(p.numel() for p in network.module.parameters())
-    title = f"{role} {escape(network.card.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
+    title = f"{role} {escape(network.config.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
     table = Table("level", "layer", "channels", "grid", title=title)
     for i, (name, (c, h, w)) in enumerate(zip(network.levels, network.shapes.maps, strict=True)):
         table.add_row(str(i + 1), escape(name), str(c), f"{h}x{w}")

@@ -76,14 +76,14 @@ def measure(
     size = image_size(opened, [network])
     loader = eval_loader(images, size, batch_size=batch_size)
     if probe == "none":
-        title = f"{network.card.name} on {len(images)} {part} images of {opened.name}"
+        title = f"{network.config.name} on {len(images)} {part} images of {opened.name}"
         return evaluate_network(network, loader, torch_device), title, network
     known = embed(network, eval_loader(opened.train, size, batch_size=batch_size), torch_device)
     queries = embed(network, loader, torch_device)
     counts = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
     return (
         fit_probe(probe, known, queries, len(opened.classes)),
-        f"{network.card.name}, {KINDS[probe]} on {counts}",
+        f"{network.config.name}, {KINDS[probe]} on {counts}",
         network,
     )
 
@@ -109,7 +109,7 @@ def images_of(
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=recipe.get("skip_bad_images", False),
-        class_names=None if probed else network.card.classes or None,
+        class_names=None if probed else network.config.classes or None,
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=data is not None or not recipe.get("unlabelled", False),
     )
@@ -135,7 +135,7 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
             f"{arguments.run} has no classes to predict, because it was trained without labels; train a head on top: uhkd "
             f"finetune with --start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
         )
-    names = network.card.classes or tuple(map(str, range(network.shapes.logits)))
+    names = network.config.classes or tuple(map(str, range(network.shapes.logits)))
     predictions: dict[str, list[tuple[str, float]]] = {}
     for file in _image_files(arguments.images):
         image = fit(decode_file(file), network.input_size).float().div(255)[None].to(device)

@@ -17,7 +17,7 @@ from uhkd.features import FeatureExtractor
 
 def describe(network: FeatureExtractor) -> dict[str, Any]:
     return {
-        "name": network.card.name,
+        "name": network.config.name,
         "parameters": parameters_of(network),
         "input": list(network.input_size),
         "levels": list(network.levels),

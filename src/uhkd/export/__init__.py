@@ -53,7 +53,7 @@ def check(form: Form, network: FeatureExtractor) -> None:
     Raises:
         UhkdError: the form does not support this network, or a package is missing.
     """
-    name = network.card.name
+    name = network.config.name
     if network.probe is not None:
         raise UhkdError("a network with a linear probe in place of its head cannot be exported: finetune it first")
     if form == "timm" and not name.startswith("timm/"):

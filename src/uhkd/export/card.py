@@ -35,34 +35,36 @@ def card_text(
         measured: a sentence about the accuracy of each quantised form.
         license: an identifier of the hub.
     """
-    folder, card = RunFolder(run), network.card
+    folder, config = RunFolder(run), network.config
     result = folder.read_result() if folder.result.is_file() else {}
     recipe = folder.read_recipe() if folder.started() else {}
-    does = f"sorts images into {card.num_classes} classes" if card.num_classes else "turns an image into an embedding"
-    head = f"{card.num_classes} classes" if card.num_classes else "without a head"
+    does = (
+        f"sorts images into {config.num_classes} classes" if config.num_classes else "turns an image into an embedding"
+    )
+    head = f"{config.num_classes} classes" if config.num_classes else "without a head"
     sections = [
         f"---\n{_metadata(result, network, locations, license).to_yaml()}\n---",
-        f"# {escape(_public(card.name))}, {head}",
+        f"# {escape(_public(config.name))}, {head}",
         f"A network that {does}. {_origin(result)}",
         "## Use",
     ]
     for form, location in locations.items():
         sections += [f"`{form}` takes {input_description(form, network)}.\n{measured.get(form, '')}".rstrip()]
         sections += [f"```python\n{example(form, network, location)}\n```"]
-    height, width = card.image_size
+    height, width = config.image_size
     sections += [
         f"Images of other sizes are cut to their largest centred part of the shape {height} x {width} and resized "
-        f"({card.interpolation}, antialiased). Normalised with mean {list(card.mean)}, std {list(card.std)}.",
+        f"({config.interpolation}, antialiased). Normalised with mean {list(config.mean)}, std {list(config.std)}.",
         "## How it was made",
         "\n".join(["| | |\n|---|---|", *_facts(result, recipe, network)]),
     ]
-    if card.classes:
-        sections += ["Classes: " + ", ".join(escape(name) for name in card.classes)]
+    if config.classes:
+        sections += ["Classes: " + ", ".join(escape(name) for name in config.classes)]
     options = {k: _public(v) for k, v in recipe.items() if k not in _PATH_OPTIONS and v not in (None, [], {})}
     if options:
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         sections += [f"<details><summary>The recipe without paths</summary>\n\n```yaml\n{text}```\n\n</details>"]
-    sections += ["## Intended and unsuitable uses", _limits(result, bool(card.classes))]
+    sections += ["## Intended and unsuitable uses", _limits(result, bool(config.classes))]
     return "\n\n".join(sections) + "\n"
 
 
@@ -70,7 +72,7 @@ def _metadata(result: Mapping[str, Any], network: FeatureExtractor, locations: M
     """Return huggingface_hub's ModelCardData; fields that the run does not specify are omitted."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-classification" if network.card.num_classes else "image-feature-extraction"
+    task = "image-classification" if network.config.num_classes else "image-feature-extraction"
     data = _dataset(result.get("data"))
     accuracy = (result.get("metrics") or {}).get("val_accuracy")
     evaluation: dict[str, Any] = {}
@@ -78,7 +80,7 @@ def _metadata(result: Mapping[str, Any], network: FeatureExtractor, locations: M
         metric = EvalResult(
             task, data, data, "accuracy", round(accuracy, 4), metric_name="validation accuracy, last epoch"
         )
-        evaluation = {"model_name": _public(network.card.name), "eval_results": [metric]}
+        evaluation = {"model_name": _public(network.config.name), "eval_results": [metric]}
     return ModelCardData(
         license=license,
         library_name="timm" if "timm" in locations else None,
@@ -117,7 +119,7 @@ def _public(value: Any) -> Any:
         return value
     path = Path(value).expanduser() if value.startswith("~/") else Path(value)
     if RunFolder(path).exists():
-        return f"{_public(RunFolder(path).read_card().get('name'))} (a run of uhkd)"
+        return f"{_public(RunFolder(path).read_config().get('name'))} (a run of uhkd)"
     if _PUBLIC.fullmatch(value) and not path.exists():
         return value
     # both separators; a home or parent folder has no public name

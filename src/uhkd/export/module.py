@@ -69,6 +69,6 @@ def output_name(network: FeatureExtractor) -> str:
     return "embedding" if network.shapes.logits is None else "logits"
 
 
-def card_json(network: FeatureExtractor) -> str:
+def config_json(network: FeatureExtractor) -> str:
     """Return the network's card (name, classes, size, normalisation) as JSON."""
-    return json.dumps(network.card.to_json(), ensure_ascii=False)
+    return json.dumps(network.config.to_json(), ensure_ascii=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from uhkd.export.module import card_json, output_name, program_of
+from uhkd.export.module import config_json, output_name, program_of
 from uhkd.features import FeatureExtractor
 from uhkd.runs import write_atomically
 
@@ -20,7 +20,7 @@ def write_pt2(network: FeatureExtractor, folder: Path) -> Path:
 def save_program(program: torch.export.ExportedProgram, network: FeatureExtractor, file: Path) -> Path:
     """Write a program atomically, with the network's card as the extra file card.json."""
     temporary = file.with_name(f".{file.name}")
-    torch.export.save(program, temporary, extra_files={"card.json": card_json(network)})
+    torch.export.save(program, temporary, extra_files={"card.json": config_json(network)})
     temporary.replace(file)
     return file
 
@@ -47,7 +47,7 @@ def save_onnx(model: Any, network: FeatureExtractor, file: Path) -> Path:
     import onnx
 
     onnx.helper.set_model_props(
-        model, {"uhkd.card": card_json(network), "uhkd.classes": json.dumps(list(network.card.classes))}
+        model, {"uhkd.card": config_json(network), "uhkd.classes": json.dumps(list(network.config.classes))}
     )
     write_atomically(file, model.SerializeToString())
     return file

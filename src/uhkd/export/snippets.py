@@ -92,18 +92,18 @@ def open_expression(form: Form, location: str) -> str:
 
 def input_description(form: Form, network: FeatureExtractor) -> str:
     """Return a phrase that describes the input of a form."""
-    height, width = network.card.image_size
+    height, width = network.config.image_size
     return _INPUT[_float_form(form)].format(size=f"{height} x {width} pixels", output=output_name(network))
 
 
 def example(form: Form, network: FeatureExtractor, location: str) -> str:
     """Return a program that prints the class of `some.jpg`, or the shape of the output if there are no class names."""
-    height, width = network.card.image_size
-    values = {"height": height, "width": width, "filter": network.card.interpolation.upper(), "location": location}
+    height, width = network.config.image_size
+    values = {"height": height, "width": width, "filter": network.config.interpolation.upper(), "location": location}
     if form == "safetensors":
         predict = f'uhkd.predict(run={location}, images=["some.jpg"])'
-        show = predict if network.card.classes else f"model = {open_expression(form, location)}"
-    elif network.card.classes:
+        show = predict if network.config.classes else f"model = {open_expression(form, location)}"
+    elif network.config.classes:
         show = f"print({_CLASS_NAMES[_float_form(form)]}[int(answer.argmax())])"
     else:
         show = "print(answer.shape)"

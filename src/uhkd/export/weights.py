@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from uhkd.features import FeatureExtractor
-from uhkd.models import ModelCard
+from uhkd.models import ModelConfig
 from uhkd.runs import RunFolder, write_atomically, write_tensors
 
 
 def write_safetensors(network: FeatureExtractor, folder: Path) -> Path:
     """Write card.json and model.safetensors (names as in the module), for `uhkd.load_run`."""
-    RunFolder(folder).write_model(network.card.to_json(), network.module.state_dict())
+    RunFolder(folder).write_model(network.config.to_json(), network.module.state_dict())
     return folder
 
 
@@ -26,29 +26,29 @@ def open_safetensors(path: Path) -> Any:
 
 def write_timm(network: FeatureExtractor, folder: Path) -> Path:
     """Write config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`."""
-    card: ModelCard = network.card
-    size = list(card.image_size)
+    model: ModelConfig = network.config
+    size = list(model.image_size)
     cfg: dict[str, Any] = getattr(network.module, "pretrained_cfg", None) or {}
     config = {
-        "architecture": card.name.removeprefix("timm/").partition(".")[0],
-        "num_classes": card.num_classes,
-        "model_args": card.options | ({"img_size": size} if cfg.get("fixed_input_size") else {}),
+        "architecture": model.name.removeprefix("timm/").partition(".")[0],
+        "num_classes": model.num_classes,
+        "model_args": model.options | ({"img_size": size} if cfg.get("fixed_input_size") else {}),
         "pretrained_cfg": {
             "input_size": [3, *size],
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
-            "interpolation": card.interpolation,
+            "interpolation": model.interpolation,
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(card.mean),
-            "std": list(card.std),
-            "num_classes": card.num_classes,
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "num_classes": model.num_classes,
             "custom_load": False,
             "first_conv": cfg.get("first_conv"),
             "classifier": cfg.get("classifier"),
         },
     }
-    if card.classes:
-        config["label_names"] = list(card.classes)
+    if model.classes:
+        config["label_names"] = list(model.classes)
     write_atomically(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     write_tensors(folder / "model.safetensors", network.module.state_dict())
     return folder

@@ -75,9 +75,9 @@ class FeatureExtractor(nn.Module):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.interpolation = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
         self.probe = None
-        self.card: Any = None
+        self.config: Any = None
         self.notes: list[str] = []
-        # Buffers in float32 on the module's device; not in the state dict, because they are part of the card, not of the weights.
+        # Buffers in float32 on the module's device; not in the state dict: they are part of the config, not of the weights.
         device = device_of(module)
         self.register_buffer("_mean", torch.tensor(self.mean, device=device).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std, device=device).view(1, -1, 1, 1), persistent=False)

@@ -6,13 +6,13 @@ from uhkd.lazy import import_on_use
 
 if TYPE_CHECKING:
     from uhkd.models.build import create, has_weights, load_run, save, wrap_module
-    from uhkd.models.card import ModelCard
+    from uhkd.models.config import ModelConfig
     from uhkd.models.names import model_names
     from uhkd.models.preprocessing import native_preprocessing, native_size_of
     from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
 
 __all__ = [
-    "ModelCard",
+    "ModelConfig",
     "create",
     "fingerprint",
     "fingerprint_of",
@@ -31,7 +31,7 @@ import_on_use(
     __name__,
     {
         "uhkd.models.build": ("has_weights", "create", "load_run", "save", "wrap_module"),
-        "uhkd.models.card": ("ModelCard",),
+        "uhkd.models.config": ("ModelConfig",),
         "uhkd.models.preprocessing": ("native_preprocessing", "native_size_of"),
         "uhkd.models.names": ("model_names",),
         "uhkd.models.weights": ("fingerprint", "fingerprint_of", "load_state", "read_safetensors"),

@@ -1,4 +1,4 @@
-"""Build a FeatureExtractor with its card: `create` (by name), `wrap_module` (a custom network), `load_run` (a run folder)."""
+"""Build a FeatureExtractor with its config: `create` (by name), `wrap_module` (a custom network), `load_run` (a run folder)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, UnsupportedImageSize
 from uhkd.features.selection import Levels
 from uhkd.models import transformers
-from uhkd.models.card import ModelCard
+from uhkd.models.config import ModelConfig
 from uhkd.models.factories import Preprocessing, build, input_of, read_folder
 from uhkd.models.families import PREFIX, families
 from uhkd.models.names import ModelName, check_run, parse
@@ -47,7 +47,7 @@ def create(
     options: Mapping[str, Any] | None = None,
     levels: Levels | None = None,
 ) -> FeatureExtractor:
-    """Build the model of a name as a FeatureExtractor, with its `card` and with `notes` for the user.
+    """Build the model of a name as a FeatureExtractor, with its `config` and with `notes` for the user.
 
     Args:
         name: `timm/NAME` (or NAME alone), `torchvision/NAME`, `uhkd/NAME`, `transformers/NAME` (a family, a folder written by
@@ -70,10 +70,10 @@ def create(
         str(start) == "pretrained",
     )
     if reference.library == "run":
-        card, state = _read_run(reference.name)
+        config, state = _read_run(reference.name)
         body = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
-        request = _request_of_card(card, body, reference.name)
-        levels = card.levels or None if levels is None else levels
+        request = _request_of_config(config, body, reference.name)
+        levels = config.levels or None if levels is None else levels
     elif reference.library == "folder":
         architecture, arguments, cfg, weights = read_folder(reference.name)
         request = _Request(
@@ -97,7 +97,7 @@ def create(
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
     network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
     if len(request.classes) == network.shapes.logits:
-        network.card = replace(network.card, classes=request.classes)
+        network.config = replace(network.config, classes=request.classes)
     if pretrained and request.state is not None and reference.library != "transformers":
         network.notes.append(f"the weights come from {request.source}; no pretrained ones were fetched")
     return network
@@ -130,48 +130,48 @@ def wrap_module(
         gives = "no class scores" if outputs is None else f"{outputs} classes"
         raise UhkdError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
     native_name, options = transformers.config_of(module) or (f"module/{type(module).__name__}", {})
-    return _with_card(network, name or native_name, options)
+    return _with_config(network, name or native_name, options)
 
 
 def load_run(folder: str | Path) -> FeatureExtractor:
-    """Load the trained network of a run folder in eval mode, with its card and, if there is one, its linear probe.
+    """Load the trained network of a run folder in eval mode, with its config and, if there is one, its linear probe.
 
     Raises:
-        UhkdError: no run folder, a network that was passed as a module, or weights that do not fit the card.
+        UhkdError: no run folder, a network that was passed as a module, or weights that do not fit the config.
     """
-    card, state = _read_run(folder)
-    if card.name.startswith("module/"):
+    config, state = _read_run(folder)
+    if config.name.startswith("module/"):
         raise UhkdError(
-            f"'{folder}' holds a module of your own ({card.name}): build it, then use uhkd.models.load_state and "
+            f"'{folder}' holds a module of your own ({config.name}): build it, then use uhkd.models.load_state and "
             "uhkd.models.wrap_module"
         )
     probe = {key.removeprefix("probe."): state.pop(key) for key in ("probe.weight", "probe.bias") if key in state}
-    network = _instantiate(_request_of_card(card, state, folder), card.levels)
+    network = _instantiate(_request_of_config(config, state, folder), config.levels)
     if probe:
         linear = nn.Linear(*reversed(probe["weight"].shape), bias="bias" in probe)
         linear.load_state_dict(probe)
         network.set_probe(linear)
-    network.card = card
+    network.config = config
     return network.eval()
 
 
 def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] = ()) -> Path:
-    """Write the card and weights of a network into a new folder and return its path.
+    """Write the config and weights of a network into a new folder and return its path.
 
     `load_run` opens the folder, or `load_state` for a custom module. `classes`: names in the order of the outputs.
 
     Raises:
         UhkdError: the folder is a file or not empty, or the number of names differs from the number of classes.
     """
-    assert isinstance(network.card, ModelCard)
-    if classes and len(classes) != network.card.num_classes:
-        raise UhkdError(f"classes must be {network.card.num_classes} names, found {len(classes)}")
+    assert isinstance(network.config, ModelConfig)
+    if classes and len(classes) != network.config.num_classes:
+        raise UhkdError(f"classes must be {network.config.num_classes} names, found {len(classes)}")
     run = RunFolder(Path(folder).expanduser())
     if run.path.is_file() or (run.path.exists() and any(run.path.iterdir())):
         raise UhkdError(f"'{folder}' is there already; choose a folder that is new or empty")
     run.path.mkdir(parents=True, exist_ok=True)
-    card = replace(network.card, classes=tuple(classes) or network.card.classes)
-    run.write_model(card.to_json(), network.module.state_dict())
+    config = replace(network.config, classes=tuple(classes) or network.config.classes)
+    run.write_model(config.to_json(), network.module.state_dict())
     return run.path
 
 
@@ -182,16 +182,16 @@ def has_weights(name: str) -> bool:
     return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
 
 
-def _request_of_card(card: ModelCard, state: Mapping[str, Tensor], folder: str | Path) -> _Request:
+def _request_of_config(config: ModelConfig, state: Mapping[str, Tensor], folder: str | Path) -> _Request:
     return _Request(
-        parse(card.name),
-        card.num_classes,
-        card.image_size,
-        card.options,
+        parse(config.name),
+        config.num_classes,
+        config.image_size,
+        config.options,
         state=state,
         source=f"'{folder}'",
-        input=Preprocessing(card.image_size, card.mean, card.std, card.interpolation),
-        classes=card.classes,
+        input=Preprocessing(config.image_size, config.mean, config.std, config.interpolation),
+        classes=config.classes,
     )
 
 
@@ -210,7 +210,7 @@ def _request_of_transformers(reference: ModelName, pretrained: bool) -> _Request
 
 
 def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
-    """Build the module, load its weights, and wrap it with its card."""
+    """Build the module, load its weights, and wrap it with its config."""
     reference, classes = request.reference, request.num_classes
     arguments: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
     built = build(reference, num_classes=classes, **arguments)
@@ -229,7 +229,7 @@ def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
         height, width = built.made_for
         raise UhkdError(f"{error}; {name} was made for {height}x{width}") from error
     network.notes[:0] = notes
-    return _with_card(network, name, request.options)
+    return _with_config(network, name, request.options)
 
 
 def _extractor(module: nn.Module, preprocessing: Preprocessing, levels: Levels, head: bool) -> FeatureExtractor:
@@ -253,8 +253,8 @@ def _num_outputs(module: nn.Module) -> int | None:
     return next((item for item in reversed(outputs) if isinstance(item, int)), None)
 
 
-def _with_card(network: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
-    network.card = ModelCard(
+def _with_config(network: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
+    network.config = ModelConfig(
         name=name,
         num_classes=network.shapes.logits or 0,
         image_size=network.input_size,
@@ -267,13 +267,13 @@ def _with_card(network: FeatureExtractor, name: str, options: Mapping[str, Any])
     return network
 
 
-def _read_run(folder: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
+def _read_run(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     run = check_run(folder)
     try:
-        card = ModelCard.from_json(run.read_card())
+        config = ModelConfig.from_json(run.read_config())
     except ValueError as error:
         raise UhkdError(f"'{folder}' cannot be used: {error}") from error
-    return card, load_state(run.weights)
+    return config, load_state(run.weights)
 
 
 def _weights_file(start: str | Path) -> Path:

@@ -146,7 +146,7 @@ def check_run(folder: str | Path) -> RunFolder:
         hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
         raise UhkdError(f"no such folder: {folder}; {hint}")
     raise UhkdError(
-        f"'{folder}' is no run folder of uhkd: it lacks {run.card.name} or {run.weights.name}; "
+        f"'{folder}' is no run folder of uhkd: it lacks {run.config.name} or {run.weights.name}; "
         "give a folder that finetune or distill wrote"
     )
 

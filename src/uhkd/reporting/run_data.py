@@ -25,7 +25,7 @@ Read = TypeVar("Read")
 class Run:
     """The content of a run folder. Mappings and text are unchecked: any key may be missing, any value of another type.
 
-    name: path relative to the common folder of all runs. card: the model's configuration. test: metrics on the test split.
+    name: path relative to the common folder of all runs. config: the model's configuration. test: metrics on the test split.
     rows: of metrics.csv. failure: the error that ended the run. problems: files that could not be read, with the reason.
     """
 
@@ -33,7 +33,7 @@ class Run:
     path: Path
     recipe: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
-    card: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, float]] = ()
@@ -56,7 +56,7 @@ class Run:
     @cached_property
     def student(self) -> str:
         """The name of the trained network."""
-        return text(self.recipe.get("student", self.recipe.get("model", self.card.get("name"))), "unknown network")
+        return text(self.recipe.get("student", self.recipe.get("model", self.config.get("name"))), "unknown network")
 
     @cached_property
     def method(self) -> str:
@@ -117,7 +117,7 @@ class Run:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; empty if they were not recorded."""
-        classes = self.card.get("classes")
+        classes = self.config.get("classes")
         return tuple(map(str, classes)) if isinstance(classes, list) else ()
 
     def metric(self, name: str) -> float | None:
@@ -211,7 +211,7 @@ def _read(path: Path, name: str) -> Run:
     content: dict[str, Any] = {
         "recipe": attempt(folder.read_recipe, {}, folder.recipe),
         "result": attempt(folder.read_result, {}, folder.result),
-        "card": attempt(folder.read_card, {}, folder.card),
+        "config": attempt(folder.read_config, {}, folder.config),
         "environment": attempt(folder.read_environment, {}, folder.environment),
         "test": attempt(lambda: read_mapping(path / _TEST), {}, path / _TEST),
         "rows": attempt(folder.read_metrics, [], folder.metrics),

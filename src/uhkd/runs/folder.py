@@ -52,7 +52,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.recipe, self.card = self.path / "recipe.yaml", self.path / "card.json"
+        self.recipe, self.config = self.path / "recipe.yaml", self.path / "card.json"
         self.weights, self.metrics = self.path / "model.safetensors", self.path / "metrics.csv"
         self.result, self.diagnostics = self.path / "result.json", self.path / "diagnostics.npz"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
@@ -65,7 +65,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Return whether the folder contains a trained network."""
-        return self.card.is_file() and self.weights.is_file()
+        return self.config.is_file() and self.weights.is_file()
 
     def started(self) -> bool:
         """Return whether the folder contains a run, finished or not."""
@@ -166,14 +166,14 @@ class RunFolder:
         """Return the result of a finished run: command, metrics, sizes, data, environment."""
         return _read_mapping(self.result)
 
-    def read_card(self) -> dict[str, Any]:
-        """Return the model card: name, options, classes, input; see `uhkd.models.ModelCard`."""
-        return _read_mapping(self.card)
+    def read_config(self) -> dict[str, Any]:
+        """Return the model config: name, options, classes, input; see `uhkd.models.ModelConfig`."""
+        return _read_mapping(self.config)
 
-    def write_model(self, card: Mapping[str, Any], state: "Mapping[str, torch.Tensor]") -> None:
-        """Write weights (tensors of any shape), then the card of the trained network: a card never lacks its weights."""
+    def write_model(self, config: Mapping[str, Any], state: "Mapping[str, torch.Tensor]") -> None:
+        """Write weights (tensors of any shape), then the config of the trained network: a config never lacks its weights."""
         write_tensors(self.weights, state)
-        self.write_json(self.card.name, dict(card))
+        self.write_json(self.config.name, dict(config))
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all rows, one per validation; columns are in order of first appearance, missing cells are empty."""

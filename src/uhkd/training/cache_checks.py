@@ -12,7 +12,7 @@ from uhkd.console import log_info
 from uhkd.data import DataSplits, IndexRange, span_loader
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.models import ModelCard, fingerprint, fingerprint_of, read_safetensors
+from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DataOptions, DistillRecipe
 from uhkd.runs import RunFolder, environment
 from uhkd.training.inputs import choose_augmentation
@@ -216,7 +216,7 @@ def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
 
 def _teacher_differences(run: RunFolder, stored: TeacherCache) -> list[str]:
     """Return a line for each difference between the network of a run folder and the teacher of a cache."""
-    card, differences = ModelCard.from_json(run.read_card()), []
+    config, differences = ModelConfig.from_json(run.read_config()), []
     # networks are float32, also those from files of half precision
     state = {
         k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
@@ -224,5 +224,9 @@ def _teacher_differences(run: RunFolder, stored: TeacherCache) -> list[str]:
     }
     if fingerprint_of(state) != stored.manifest.identity.get("teacher weights"):
         differences.append(f"teacher: the weights in {run.path} are not those of the teacher that was stored")
-    preprocessing = {"teacher mean": card.mean, "teacher std": card.std, "teacher interpolation": card.interpolation}
+    preprocessing = {
+        "teacher mean": config.mean,
+        "teacher std": config.std,
+        "teacher interpolation": config.interpolation,
+    }
     return differences + stored.differences(preprocessing)

@@ -82,9 +82,9 @@ def _begin(setup: Setup) -> None:
 
 
 def _finish(setup: Setup, metrics: dict[str, float]) -> None:
-    """Write weights, card, diagnostics, figures and, last, the result; print the result and the next commands."""
+    """Write weights, config, diagnostics, figures and, last, the result; print the result and the next commands."""
     recipe, data, folder, student = setup.recipe, setup.data, setup.folder, setup.learner.student
-    card = replace(student.card, classes=data.classes or student.card.classes).to_json()
+    config = replace(student.config, classes=data.classes or student.config.classes).to_json()
     teacher = setup.networks[0] if len(setup.networks) == 1 else None
     facts = setup.facts | {
         "seed": recipe.seed,
@@ -98,7 +98,7 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
         "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
     with folder.writing("the trained network", f"the checkpoint of step {metrics['step']} is kept"):
-        folder.write_model(card, student.module.state_dict())
+        folder.write_model(config, student.module.state_dict())
         folder.write_arrays(folder.read_arrays() | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
         figures = ", ".join(path.name for path in draw(folder))
         folder.write_json(folder.result.name, facts)  # last, because it marks the run as finished
@@ -106,7 +106,7 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
     for line in final_summary(facts):
         print_result(line)
     log_info(f"run folder {folder.path} with {figures}")
-    if card["name"].startswith("module/"):
+    if config["name"].startswith("module/"):
         log_info(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:
         for line in usage_hints(folder.path, facts, headless=not student.shapes.logits):

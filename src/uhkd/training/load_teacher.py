@@ -149,7 +149,7 @@ def _head_mismatch(teacher: FeatureExtractor, data: DataSplits) -> str:
     count, expected = teacher.shapes.logits, len(data.classes)
     if count != expected:
         return f"it has {'no classes' if count is None else f'{count} classes'}, the data {expected}"
-    names = tuple(teacher.card.classes) if teacher.card is not None else ()
+    names = tuple(teacher.config.classes) if teacher.config is not None else ()
     for name, other in zip(names, data.classes, strict=False):
         if name != other:
             return f"its classes have other names or another order ({name!r} where the data has {other!r})"

@@ -200,7 +200,7 @@ def _add_student_and_teachers(
     setup.facts |= {"balance": recipe.balance, "balance_settings": recipe.balance_settings}
     if data.classes:
         return
-    network.card = replace(network.card, classes=names)
+    network.config = replace(network.config, classes=names)
     log_frozen(freeze_unused(network, setup.learner.student_needs), setup.learner.student_needs)
     if setup.dry_run:
         return

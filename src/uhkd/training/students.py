@@ -7,7 +7,7 @@ from uhkd.console import log_info
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
-from uhkd.models import ModelCard, create, load_run, native_size_of, read_safetensors, wrap_module
+from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import Inputs
@@ -32,7 +32,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         if (module.shapes.logits or 0) != classes:
             expected = f"the data has {classes}" if classes else "expected none without labels (use num_classes=0)"
             raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {expected}")
-        network = module if module.card is not None else _with_card(module)
+        network = module if module.config is not None else _with_config(module)
     elif module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
         network = wrap_module(module, num_classes=classes, image_size=size, levels=levels)
@@ -74,17 +74,19 @@ def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureE
     """Return the trained network of a finished run; its weights are loaded into `module`, if given."""
     if module is None:
         return load_run(folder.path)
-    card = ModelCard.from_json(folder.read_card())
+    config = ModelConfig.from_json(folder.read_config())
     network = module
     if not isinstance(network, FeatureExtractor):
-        network = wrap_module(module, num_classes=card.num_classes, image_size=card.image_size, levels=card.levels)
+        network = wrap_module(
+            module, num_classes=config.num_classes, image_size=config.image_size, levels=config.levels
+        )
     network.module.load_state_dict(read_safetensors(folder.weights))
-    network.card = card
+    network.config = config
     return network
 
 
-def _with_card(network: FeatureExtractor) -> FeatureExtractor:
-    network.card = ModelCard(
+def _with_config(network: FeatureExtractor) -> FeatureExtractor:
+    network.config = ModelConfig(
         name=f"module/{type(network.module).__name__}",
         num_classes=network.shapes.logits or 0,
         image_size=network.input_size,

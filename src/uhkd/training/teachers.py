@@ -52,8 +52,8 @@ class PreparedTeacher:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of its classes; empty if unknown."""
-        card = self.source.card if isinstance(self.source, FeatureExtractor) else None
-        return () if card is None else tuple(card.classes)
+        config = self.source.config if isinstance(self.source, FeatureExtractor) else None
+        return () if config is None else tuple(config.classes)
 
 
 def prepare_teachers(

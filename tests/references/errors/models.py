@@ -246,9 +246,9 @@ CASES = (
         make=lambda: write("run/card.json", "{"),
     ),
     Case(
-        "a card with impossible numbers",
+        "a card.json with impossible numbers",
         "eval run",
-        "'run' cannot be used: the model card has 3 classes and images of (1000000000, 1000000000); expected "
+        "'run' cannot be used: card.json has 3 classes and images of (1000000000, 1000000000); expected "
         "0 or more, and sides of 1 to 16384 px",
         has=("run",),
         make=lambda: card(image_size=[10**9, 10**9]),

@@ -39,7 +39,7 @@ def build(shelf: Path) -> None:
         uhkd.cache(teacher="teacher", out="cache", views=2, allow_weak_teacher=True, batch_size=20, **digits)
         patched.setattr(RunFolder, "drop_checkpoints", lambda self: None)
         stopped = uhkd.finetune(model="uhkd/resnet10", out="stopped", **WORDS | digits | {"epochs": 2}).run
-        for file in (stopped.result, stopped.card, stopped.weights):
+        for file in (stopped.result, stopped.config, stopped.weights):
             file.unlink()
 
 

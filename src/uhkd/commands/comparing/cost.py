@@ -178,7 +178,7 @@ def _measure_pair(
 def _facts(step: BenchmarkStep) -> dict[str, Any]:
     setup = step.setup
     recipe = setup.recipe
-    teacher = next((network.card.name for network in setup.networks), None)
+    teacher = next((network.config.name for network in setup.networks), None)
     return {  # without paths of this machine
         "recipe": recipe.model_dump(mode="json", exclude={"out", "resume", "data", "teacher", "teacher_cache"}),
         "data": setup.data.name,

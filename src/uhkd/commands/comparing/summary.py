@@ -108,7 +108,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
     if not folder.exists():
         return facts | {"name": plan.teachers[pair]}
     recipe = folder.read_recipe() if folder.started() else {}
-    facts["name"] = recipe.get("model", folder.read_card()["name"])
+    facts["name"] = recipe.get("model", folder.read_config()["name"])
     if folder.result.is_file():
         result = folder.read_result()
         facts |= {"recipe": {k: v for k, v in recipe.items() if k not in _CELL}, "lr": recipe.get("lr")}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from uhkd.errors import UhkdError
-from uhkd.models.card import LARGEST_SIDE
+from uhkd.models.config import LARGEST_SIDE
 from uhkd.models.factories import Preprocessing, Size
 from uhkd.models.families import is_hub_name
 from uhkd.models.transformers.configuration import is_pretrained_model, pair, size_of_config

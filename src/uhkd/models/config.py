@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 
-LARGEST_SIDE = 16384  # px: a downloaded card must not be able to use up all memory
+LARGEST_SIDE = 16384  # px: a downloaded file must not be able to use up all memory
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelConfig:
     """Name, options, input and feature layers of a model.
 
     `num_classes` is 0 for a model without a head. `image_size` is (height, width). `classes` are the class names in the order
@@ -36,7 +36,7 @@ class ModelCard:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ModelCard":
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelConfig":
         """Read what `to_json` wrote; unknown entries are ignored.
 
         Raises:
@@ -44,21 +44,21 @@ class ModelCard:
         """
         missing = [key for key in ("name", "num_classes", "image_size") if data.get(key) is None]
         if missing:
-            raise UhkdError(f"a model card needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
+            raise UhkdError(f"card.json needs {', '.join(missing)}; found {', '.join(map(str, data)) or 'nothing'}")
         try:
-            card = TypeAdapter(cls).validate_python({f.name: data[f.name] for f in fields(cls) if f.name in data})
+            config = TypeAdapter(cls).validate_python({f.name: data[f.name] for f in fields(cls) if f.name in data})
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise UhkdError(f"the model card's {key} is invalid: {first['msg']}, found {first['input']!r}") from None
-        if card.num_classes < 0 or min(card.image_size) < 1 or max(card.image_size) > LARGEST_SIDE:
+            raise UhkdError(f"{key} in card.json is invalid: {first['msg']}, found {first['input']!r}") from None
+        if config.num_classes < 0 or min(config.image_size) < 1 or max(config.image_size) > LARGEST_SIDE:
             raise UhkdError(
-                f"the model card has {card.num_classes} classes and images of {card.image_size}; expected 0 or more, and "
+                f"card.json has {config.num_classes} classes and images of {config.image_size}; expected 0 or more, and "
                 f"sides of 1 to {LARGEST_SIDE} px"
             )
-        norms_valid = all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (card.mean, card.std))
-        if not norms_valid or min(card.std) <= 0:
+        norms_valid = all(len(norm) in (1, 3) and all(map(math.isfinite, norm)) for norm in (config.mean, config.std))
+        if not norms_valid or min(config.std) <= 0:
             raise UhkdError(
-                f"the model card has mean {card.mean} and std {card.std}; expected one number or three each, std above 0"
+                f"card.json has mean {config.mean} and std {config.std}; expected one number or three each, std above 0"
             )
-        return card
+        return config
