@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from measuring import DEVICE, PAIRS, batch_of, make_images, parser, save, size_of, view_options, wait
 
-from uhkd.commands.caching import CacheWriter
+from uhkd.commands.cache import CacheWriter
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.recipe import CacheRecipe, build
 

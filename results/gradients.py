@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uhkd.commands.comparing.step import BenchmarkStep, StepFactory
+from uhkd.commands.comparing.step_benchmark import BenchmarkStep, StepFactory
 from uhkd.console import log_info
 from uhkd.data import Batch
 from uhkd.recipe import find_recipe, load_yaml

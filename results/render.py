@@ -17,7 +17,7 @@ from render_report import gaps, merged, number
 from render_scaling import scaling
 from render_why import why
 
-from uhkd.commands.comparing.costs import cost_rows, setting
+from uhkd.commands.comparing.cost_tables import cost_rows, setting
 from uhkd.commands.comparing.report import PARTS
 from uhkd.commands.comparing.summary import verdicts
 from uhkd.commands.comparing.tables import markdown, overview, pair_rows

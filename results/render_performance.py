@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import fmean, median
 from typing import Any
 
-from uhkd.commands.comparing.costs import cost_rows
+from uhkd.commands.comparing.cost_tables import cost_rows
 from uhkd.commands.comparing.tables import markdown
 
 

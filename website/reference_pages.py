@@ -19,18 +19,18 @@ def reference(modules: Sequence[str]) -> str:
     """The page that the reference begins with."""
     python = "\n".join(f"- [`{module}`](python/{module}.md)" for module in modules)
     return (
-        f"{_HEAD}# Reference\n\nWhat is here is read from the code when the site is built.\n\n"
+        f"{_HEAD}# Reference\n\nThese pages are generated from the code when the site is built.\n\n"
         "- [Command line](command-line.md): every command and option, with its default.\n"
         "- [Recipe](recipe.md): the same options in a YAML file.\n"
         "- [Glossary](../glossary.md): the terms explained.\n\n"
-        f"## Python\n\nBegin with `uhkd`; the others are its parts, each usable alone.\n\n{python}\n"
+        f"## Python\n\nStart with `uhkd`. The other modules are its parts and can also be used separately.\n\n{python}\n"
     )
 
 
 def command_line() -> str:
     """Return the page of all commands with their options, defaults and meanings."""
     listed = "\n".join(f"| [`{command}`](#{command}) | {line} |" for command, line in COMMANDS.items())
-    dry = {DRY_RUN: f"settle and check all that can be before work, write nothing ({', '.join(PLANS)})"}
+    dry = {DRY_RUN: f"resolve and check as much as possible before the work starts; write nothing ({', '.join(PLANS)})"}
     shared = "\n".join(f"| `{option}` | {meaning} |" for option, meaning in (OPTIONS | dry).items())
     parts = [
         f"{_HEAD}# Command line",
@@ -67,8 +67,9 @@ def recipe_options() -> str:
     parts = [
         f"{_HEAD}# Recipe",
         "A recipe is a YAML file of options. The same options are used on the command line (`batch_size` is `--batch-size`) "
-        "and keyword arguments in Python. An unknown option is an error that names the nearest known one. A run folder holds the "
-        "recipe it was made by, with all defaults written out: `uhkd distill -c runs/student --out runs/again` runs it again.",
+        "and as keyword arguments in Python. An unknown option raises an error that suggests the nearest known option. "
+        "A run folder contains its recipe with all defaults: `uhkd distill -c runs/student --out runs/again` "
+        "runs the same training again.",
     ]
     for schema in _RECIPES:
         command = next(command for command, of in SCHEMAS.items() if of is schema)
@@ -85,7 +86,7 @@ def recipe_options() -> str:
         ]
     parts += [
         "## Packaged recipes",
-        "`uhkd recipes NAME` shows one, two names the options that differ.",
+        "`uhkd recipes NAME` prints a recipe. With two names it prints the options that differ.",
         packaged,
     ]
     return "\n\n".join(parts) + "\n"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import uhkd
 from uhkd.cache import TeacherCache, shards
-from uhkd.commands.verifying import verify_cache
+from uhkd.commands.cache_verify import verify_cache
 from uhkd.data import DataSplits, open_data
 from uhkd.recipe import DistillRecipe, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments

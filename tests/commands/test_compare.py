@@ -24,11 +24,11 @@ from PIL import Image
 from uhkd.__main__ import main
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
-from uhkd.commands.comparing.queue import TaskStore, work
 from uhkd.commands.comparing.report import write
+from uhkd.commands.comparing.search import changes_tried
 from uhkd.commands.comparing.summary import gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
-from uhkd.commands.comparing.tuning import changes_tried
+from uhkd.commands.comparing.task_store import TaskStore, work
 from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 from uhkd.reporting.stats import paired_difference

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 import uhkd
 from uhkd.cache import TeacherCache
 from uhkd.commands.compare import compare
-from uhkd.commands.comparing import serving
+from uhkd.commands.comparing import shared_cache
 from uhkd.commands.comparing.plan import TUNING_SEED, Plan, Task, make_plan
-from uhkd.commands.comparing.queue import TaskStore, work, workers_of
 from uhkd.commands.comparing.report import document
 from uhkd.commands.comparing.summary import gather
+from uhkd.commands.comparing.task_store import TaskStore, work, workers_of
 from uhkd.recipe import CompareRecipe, build
 
 SHORT = {"data": "digits", "epochs": 2, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
@@ -238,7 +238,7 @@ def test_without_its_cache_a_training_runs_with_the_teacher(recipes: Path, monke
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(serving, "cache", refuse)
+    monkeypatch.setattr(shared_cache, "cache", refuse)
     plan, board = done(asked(recipes))
     (cache,) = plan.caches
     assert board.failure(cache.name) == "RuntimeError: the disk is gone"
@@ -250,17 +250,17 @@ def test_without_its_cache_a_training_runs_with_the_teacher(recipes: Path, monke
 def test_caches_take_no_more_than_half_of_the_free_disk_together(recipes: Path, monkeypatch: pytest.MonkeyPatch):
     plan, board = planned(asked(recipes, seeds=2))
     sizes: list[int] = []
-    reserve = serving._reserve
+    reserve = shared_cache._reserve
 
     def small(out: Path, name: str, size: int) -> None:
         sizes.append(size)
         usage = shutil.disk_usage(out)
         written = sum(file.stat().st_size for file in (out / "caches").rglob("*.bin"))
         with monkeypatch.context() as patch:  # room for one and a half of them
-            patch.setattr(serving.shutil, "disk_usage", lambda _: usage._replace(free=3 * size - written))
+            patch.setattr(shared_cache.shutil, "disk_usage", lambda _: usage._replace(free=3 * size - written))
             reserve(out, name, size)
 
-    monkeypatch.setattr(serving, "_reserve", small)
+    monkeypatch.setattr(shared_cache, "_reserve", small)
     work(plan.work, board.out)
     first, second = (cache.name for cache in plan.caches)
     assert len(sizes) == 2 and board.failure(first) is None
@@ -373,13 +373,13 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     teacher = next(task for task in plan.tasks if "model" in task.options)
     board.execute(teacher)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import recording\n"
-        "write = recording.write_atomically\n"
+        "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import cache_shards\n"
+        "write = cache_shards.write_atomically\n"
         "def once(path, content):\n"
         "    write(path, content)\n"
         "    path.suffix == '.bin' and os.kill(os.getpid(), 9)\n"
-        "recording.write_atomically = once\n"
-        "from uhkd.commands.comparing.queue import main\nmain()\n"
+        "cache_shards.write_atomically = once\n"
+        "from uhkd.commands.comparing.task_store import main\nmain()\n"
     )
     with workers_of(plan, board.out, 1):  # for its order; the process at work is ours
         (order,) = (board.out / "plan").glob(".order-*.json")

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import cost
 from uhkd.commands.comparing.cost import count_flops, geometric_mean, time_steps
-from uhkd.commands.comparing.costs import cost_rows, document
+from uhkd.commands.comparing.cost_tables import cost_rows, document
 from uhkd.commands.comparing.memory import peak_memory
-from uhkd.commands.comparing.step import StepFactory
+from uhkd.commands.comparing.step_benchmark import StepFactory
 from uhkd.commands.train import distill, finetune
 from uhkd.recipe import RecipeError
 

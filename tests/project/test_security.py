@@ -34,8 +34,8 @@ from torchvision.datasets import CIFAR100
 
 from uhkd.__main__ import main
 from uhkd.commands.comparing.naming import pair_names
-from uhkd.commands.comparing.queue import TaskStore
 from uhkd.commands.comparing.tables import csv_text, inline, latex, markdown, run_rows
+from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.console import escape, escape_lines
 from uhkd.data import datasets, open_data
 from uhkd.data.decode import LARGEST, decode_file, header_size

@@ -46,23 +46,23 @@ def arm(kind: str, at: int) -> None:
     """Let this process die at the call number `at` of something."""
     from uhkd.cache import Shards
     from uhkd.cache import folder as stored
-    from uhkd.commands import caching, recording
+    from uhkd.commands import cache_shards
     from uhkd.runs import checkpoints, files, folder
-    from uhkd.training import step
+    from uhkd.training import Teacher, step
 
     if kind == "shard":
-        recording.write_atomically = torn(at)
+        cache_shards.write_atomically = torn(at)
     elif kind == "between":
         Shards.is_complete = deadly(Shards.is_complete, 5 * at)
     elif kind == "claim":
-        recording.hold = deadly(recording.hold, at)
+        cache_shards.hold = deadly(cache_shards.hold, at)
     elif kind == "begin":
         folder.write_atomically = torn(1 + at % 2)
         files.os.fsync = deadly(files.os.fsync, at)
     elif kind == "manifest":
         stored.write_atomically = torn(1, "cache.json")
     elif kind == "teacher":
-        caching.Teacher.signals = deadly(caching.Teacher.signals, 2 * at)
+        Teacher.signals = deadly(Teacher.signals, 2 * at)
     elif kind == "record":
         Shards.read_for = deadly(Shards.read_for, 56 + 5 * at)  # an early look takes 64
     elif kind == "step":

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from rich.console import Console
 
 import uhkd
 from uhkd.__main__ import main
-from uhkd.commands import watching
-from uhkd.commands.watching import sparkline
+from uhkd.commands.watch import sparkline
 from uhkd.runs import ProgressFile, RunFolder
 from uhkd.runs.status import SILENT, collect_status, run_status
 
+watching = import_module("uhkd.commands.watch")  # `uhkd.commands.watch` is the function
 GONE = 2**22 + 1  # above the largest process number of Linux
 RECIPE = {"teacher": "runs/teacher", "student": "uhkd/vit_micro", "method": "uhkd", "data": "digits", "epochs": 4}
 

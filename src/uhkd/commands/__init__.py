@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING
 from uhkd.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from uhkd.commands.caching import cache
+    from uhkd.commands.cache import cache
+    from uhkd.commands.cache_verify import verify_cache
     from uhkd.commands.compare import compare
     from uhkd.commands.demo import demo
     from uhkd.commands.doctor import doctor
     from uhkd.commands.dry_run import plan_cache, plan_compare, plan_demo, plan_export, plan_training
-    from uhkd.commands.exporting import export
-    from uhkd.commands.indexing import index
+    from uhkd.commands.evaluate import evaluate, predict
+    from uhkd.commands.export import export
+    from uhkd.commands.index import index
     from uhkd.commands.inspect import inspect
-    from uhkd.commands.judging import evaluate, predict
     from uhkd.commands.models import models
-    from uhkd.commands.pushing import plan_push, push
+    from uhkd.commands.push import plan_push, push
     from uhkd.commands.recipes import recipes
     from uhkd.commands.report import report
     from uhkd.commands.train import distill, finetune
-    from uhkd.commands.verifying import verify_cache
-    from uhkd.commands.watching import watch
+    from uhkd.commands.watch import watch
     from uhkd.training.fit import Result
 
 __all__ = [
@@ -53,22 +53,22 @@ __all__ = [
 import_on_use(
     __name__,
     {
-        "uhkd.commands.caching": ("cache",),
+        "uhkd.commands.cache": ("cache",),
         "uhkd.commands.compare": ("compare",),
         "uhkd.commands.demo": ("demo",),
         "uhkd.commands.doctor": ("doctor",),
-        "uhkd.commands.exporting": ("export",),
-        "uhkd.commands.indexing": ("index",),
+        "uhkd.commands.export": ("export",),
+        "uhkd.commands.index": ("index",),
         "uhkd.commands.inspect": ("inspect",),
-        "uhkd.commands.judging": ("evaluate", "predict"),
+        "uhkd.commands.evaluate": ("evaluate", "predict"),
         "uhkd.commands.models": ("models",),
         "uhkd.commands.dry_run": ("plan_cache", "plan_compare", "plan_demo", "plan_export", "plan_training"),
-        "uhkd.commands.pushing": ("plan_push", "push"),
+        "uhkd.commands.push": ("plan_push", "push"),
         "uhkd.commands.recipes": ("recipes",),
         "uhkd.commands.report": ("report",),
         "uhkd.commands.train": ("distill", "finetune"),
-        "uhkd.commands.verifying": ("verify_cache",),
-        "uhkd.commands.watching": ("watch",),
+        "uhkd.commands.cache_verify": ("verify_cache",),
+        "uhkd.commands.watch": ("watch",),
         "uhkd.training.fit": ("Result",),
     },
 )

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from uhkd.commands.comparing.cost import measure_costs
-from uhkd.commands.comparing.live import run, states
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.queue import TaskStore
+from uhkd.commands.comparing.progress import run, states
 from uhkd.commands.comparing.report import print_report, write
 from uhkd.commands.comparing.summary import gather
+from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.report import report
 from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError

@@ -5,15 +5,15 @@ from typing import Any
 
 from uhkd import export as forms
 from uhkd.cache import Shards, TeacherCache
-from uhkd.commands.caching import check_folder
-from uhkd.commands.comparing.live import states
+from uhkd.commands.cache import check_folder
+from uhkd.commands.cache_space import check_disk_space, record_format
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.queue import TaskStore
+from uhkd.commands.comparing.progress import states
+from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.exporting import check_comparable, export_folder
-from uhkd.commands.judging import images_of, open_run
+from uhkd.commands.evaluate import images_of, open_run
+from uhkd.commands.export import check_comparable, export_folder
 from uhkd.commands.plan_table import describe, describe_data, disk, existing, parameters_of, print_plan
-from uhkd.commands.storing import check_disk_space, record_format
 from uhkd.data import DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments

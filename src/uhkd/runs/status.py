@@ -30,7 +30,7 @@ def collect_status(folder: Path, before: Sequence[State] = ()) -> list[State]:
     """
     finished = {state["run"]: state for state in before if state["state"] == "finished"}
     states = [finished.get(str(path)) or run_status(path) for path in _runs(folder)]
-    # a comparison; `uhkd.commands.comparing.queue.TaskStore` describes its files
+    # a comparison; `uhkd.commands.comparing.task_store.TaskStore` describes its files
     if not (folder / "plan").is_dir() or RunFolder(folder).started():
         return states
     for state in states:

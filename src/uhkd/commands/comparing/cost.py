@@ -18,10 +18,10 @@ from scipy.stats import t
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from uhkd.commands.comparing.costs import document, print_costs
+from uhkd.commands.comparing.cost_tables import document, print_costs
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.plan import Plan, make_plan
-from uhkd.commands.comparing.step import BenchmarkStep, StepFactory
+from uhkd.commands.comparing.step_benchmark import BenchmarkStep, StepFactory
 from uhkd.console import log_info
 from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe

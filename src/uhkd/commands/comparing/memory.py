@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from uhkd.commands.comparing.step import StepFactory
+from uhkd.commands.comparing.step_benchmark import StepFactory
 
 STEPS = 2  # the first allocates the state of the optimizer, the second runs with it
 _STATUS = Path("/proc/self/status")

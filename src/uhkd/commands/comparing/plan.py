@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from uhkd.commands.comparing.caches import shared_caches
+from uhkd.commands.comparing.cache_plan import shared_caches
 from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
-from uhkd.commands.comparing.tuning import changes_tried
+from uhkd.commands.comparing.search import changes_tried
 from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhkd.commands.comparing.plan import Plan, Task
-from uhkd.commands.comparing.queue import TaskStore
-from uhkd.commands.comparing.serving import cache_usage
+from uhkd.commands.comparing.shared_cache import cache_usage
+from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
 
@@ -123,7 +123,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
 
 def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
     """Return the test accuracy of a teacher, measured once per comparison; None if its head does not match the classes."""
-    from uhkd.commands.judging import measure
+    from uhkd.commands.evaluate import measure
 
     file = store.out / "teachers-on-test.json"
     accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

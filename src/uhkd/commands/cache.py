@@ -13,10 +13,10 @@ from filelock import Timeout
 from torch import Tensor, nn
 
 from uhkd.cache import CorruptShard, Manifest, RecordFormat, Shards, TeacherCache, identity_of, write_manifest
-from uhkd.commands.children import end_with_parent, start_child
+from uhkd.commands.cache_shards import hold, write_shards
+from uhkd.commands.cache_space import check_disk_space, record_format
 from uhkd.commands.objects import merged, take_objects
-from uhkd.commands.recording import hold, write_shards
-from uhkd.commands.storing import check_disk_space, record_format
+from uhkd.commands.subprocesses import end_with_parent, start_child
 from uhkd.console import log_info, pluralize, print_result
 from uhkd.data import Augmentation, eval_loader, usable_cores
 from uhkd.errors import UhkdError

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock, Timeout
 
-from uhkd.commands.children import end_with_parent, start_child
 from uhkd.commands.comparing.plan import Plan, Task, merged
-from uhkd.commands.comparing.serving import create_cache, invalidate, is_complete, resolve_cache
+from uhkd.commands.comparing.shared_cache import create_cache, invalidate, is_complete, resolve_cache
+from uhkd.commands.subprocesses import end_with_parent, start_child
 from uhkd.data import usable_cores
 from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
@@ -166,7 +166,7 @@ class TaskStore:
         holder.unlink()
 
     def _execute(self, task: Task, served: Sequence[Task]) -> None:
-        from uhkd.commands.judging import measure
+        from uhkd.commands.evaluate import measure
         from uhkd.commands.train import distill, finetune
 
         folder = self.run(task.name)

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from uhkd.commands.comparing.plan import Plan, Task
-from uhkd.commands.comparing.queue import TaskStore, workers_of
-from uhkd.commands.comparing.serving import is_complete
+from uhkd.commands.comparing.shared_cache import is_complete
+from uhkd.commands.comparing.task_store import TaskStore, workers_of
 from uhkd.console import escape, is_interactive, log_info
 from uhkd.errors import UhkdError
 

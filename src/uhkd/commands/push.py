@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.commands.exporting import accuracy_sentences, export_forms
-from uhkd.commands.judging import open_run
+from uhkd.commands.evaluate import open_run
+from uhkd.commands.export import accuracy_sentences, export_forms
 from uhkd.console import escape, escape_lines, log_info, print_result, print_table
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text

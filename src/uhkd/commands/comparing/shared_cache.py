@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from uhkd.cache import TeacherCache
-from uhkd.commands.caching import cache
+from uhkd.commands.cache import cache
 from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.features import PairShapes

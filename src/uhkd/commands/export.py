@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
-from uhkd.commands.judging import images_of, open_run
+from uhkd.commands.evaluate import images_of, open_run
 from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
