@@ -19,6 +19,7 @@ import uhkd
 from references import balance as literal
 from references.runs import assert_equal_runs
 from references.steps import CLASSES, assemble
+from uhkd.errors import UhkdError
 from uhkd.methods import DistillationLoss, default_balance, method_class, method_names
 from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
 from uhkd.runs import RunFolder
@@ -79,7 +80,7 @@ def distillers(method: str = "uhkd") -> nn.ModuleDict:
 
 
 def lead(bounds: Sequence[float] = (), **settings: Any) -> Lead:
-    made = make_balance("lead", settings, distillers(), led=[True], bounds=bounds)
+    made = make_balance("lead", settings, distillers(), has_accuracy=[True], bounds=bounds)
     assert isinstance(made, Lead)
     return made.train()
 
@@ -104,7 +105,7 @@ def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: fl
     made = lead([bound], measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
     slow = literal.Lead(40, measure, bound)
     generator = torch.Generator().manual_seed(seed)
-    assert made.gates() == {1: 1.0, 2: 1.0}
+    assert made.group_factors() == {1: 1.0, 2: 1.0}
     for images in (7, 20, 3):
         student, theirs, drawn = logits(generator, images)
         student = student + theirs  # alike more often than by chance
@@ -113,7 +114,7 @@ def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: fl
         made.update(images)
         slow.step(student.tolist(), theirs.tolist(), None if target is None else target.tolist())
         assert made.lead().item() == pytest.approx(slow.lead(), abs=2e-6)
-        assert made.gates() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
+        assert made.group_factors() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
 
 
 def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):
@@ -156,13 +157,13 @@ def test_each_of_several_teachers_has_its_own_lead():
             assert isinstance(loss, DistillationLoss)
             loss.teacher_index = index
             both[f"{index + 1}:{name}"] = loss
-    made = make_balance("lead", {"window": 30}, both, led=[True, False])
+    made = make_balance("lead", {"window": 30}, both, has_accuracy=[True, False])
     assert isinstance(made, Lead)
     student, theirs, drawn = logits(torch.Generator().manual_seed(1), 20)
     made.train().observe(drawn, [theirs, student], drawn)  # the student is right throughout
     made.update(20)
-    assert made.gates() == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
-    assert {made.label(row) for row in made.gates()} == {"1:features", "1:logits", "2:features", "2:logits"}
+    assert made.group_factors() == {1: 0.0, 2: 0.0, 3: 1.0, 4: 1.0}
+    assert {made.label(row) for row in made.group_factors()} == {"1:features", "1:logits", "2:features", "2:logits"}
 
 
 @given(
@@ -182,6 +183,8 @@ def test_famo_has_the_literal_gradient(losses: list[tuple[float, float, float]],
         assert terms.grad.tolist() == pytest.approx(slow.project(row), rel=1e-3, abs=1e-5)
         made.update(20)
         slow.step(row)
+        raw = [z / loss for z, loss in zip(slow.shares(), row, strict=True)]  # shares after the step, losses before it
+        assert made.group_factors() == pytest.approx({k: r / sum(raw) for k, r in enumerate(raw)}, rel=1e-3, abs=1e-5)
         assert made.xi.tolist() == pytest.approx(slow.xi, rel=1e-3, abs=1e-4)
 
 
@@ -208,9 +211,9 @@ def test_cap_bounds_the_feature_terms_alone(norms: dict[str, float], wanted: flo
     made = make_balance("cap", {"every": 3}, distillers())
     assert isinstance(made, Cap)
     made.measure(1, lambda _: {"ce": 1e-9, "uhkd.features": 1.0}, {})  # not its turn
-    assert made.gates() == {1: 1.0, 2: 1.0}
+    assert made.group_factors() == {1: 1.0, 2: 1.0}
     made.measure(3, lambda _: norms, {})
-    assert made.gates() == pytest.approx({1: wanted, 2: 1.0})
+    assert made.group_factors() == pytest.approx({1: wanted, 2: 1.0})
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -307,7 +310,7 @@ def test_stored_outputs_give_the_factors_of_the_live_teacher(teacher: Path, stor
 
 
 @pytest.fixture
-def outgrown(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def close_zero_groups(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A teacher that is never right, so that its student leads; each of its forward passes is noted."""
     calls: list[str] = []
     real = Teacher.signals
@@ -323,7 +326,7 @@ def outgrown(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_terms_of_a_teacher_without_lead_are_switched_off_and_it_runs_no_more(
-    outgrown: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    close_zero_groups: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     changes = {"balance": "lead", "epochs": 4, "lr": 0.01}
     whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
@@ -334,7 +337,7 @@ def test_terms_of_a_teacher_without_lead_are_switched_off_and_it_runs_no_more(
     assert rows[-1]["factor_features"] == rows[-1]["factor_logits"] == 0
     assert rows[-1]["loss"] == pytest.approx(rows[-1]["ce"], rel=1e-6)
     assert off == 2  # in the first step it was not known yet who leads
-    assert len(outgrown) == 5 * off
+    assert len(close_zero_groups) == 5 * off
     # killed before and after the switch
     for step in (3, 5 * off + 2):
         asked = words(teacher, tmp_path / f"cut-{step}", **changes)
@@ -445,28 +448,24 @@ def test_all_settings_are_written_into_the_recipe(name: str, teacher: Path, tmp_
 # a loop of one's own
 
 
-def test_a_loop_of_ones_own_falls_over_its_steps_and_goes_on_from_a_state():
-    def made(**words: Any) -> uhkd.Distillation:
-        own = uhkd.Distillation(
-            uhkd.create("uhkd/resnet10", num_classes=CLASSES, image_size=16).module,
-            uhkd.create("uhkd/vit_micro", num_classes=CLASSES, image_size=16).module,
-            num_classes=CLASSES,
-            image_size=16,
-            method="kd",
-            **words,
-        )
-        return own.train()
+def custom_loop(**options: Any) -> uhkd.Distillation:
+    networks = [
+        uhkd.create(name, num_classes=CLASSES, image_size=16).module for name in ("uhkd/resnet10", "uhkd/vit_micro")
+    ]
+    return uhkd.Distillation(*networks, num_classes=CLASSES, image_size=16, **{"method": "kd", **options}).train()
 
+
+def test_a_custom_loop_falls_over_its_steps_and_resumes_from_a_state():
     with pytest.raises(ValueError, match="balance cosine falls over the training: give total_steps"):
-        made(balance="cosine")
-    own = made(balance="linear", total_steps=4)
+        custom_loop(balance="cosine")
+    own = custom_loop(balance="linear", total_steps=4)
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
     shares = []
     for _ in range(3):
         loss, terms = own(x, y)
         shares.append(((loss - terms["ce"]) / terms["kd.kl"]).item())
     assert shares == pytest.approx([1.0, 0.75, 0.5], abs=1e-4)
-    other = made(balance="linear", total_steps=4)
+    other = custom_loop(balance="linear", total_steps=4)
     other.load_state_dict(own.state_dict())
     loss, terms = other(x, y)
     assert ((loss - terms["ce"]) / terms["kd.kl"]).item() == pytest.approx(0.25, abs=1e-4)
@@ -482,7 +481,7 @@ def test_two_teachers_each_do_without_the_other():
 
 def test_closing_skips_the_work_and_freezes_the_layers():
     learner, teacher, batch = assemble("uhkd", {})
-    balance = make_balance("lead", {}, learner.distillers, led=[True])
+    balance = make_balance("lead", {}, learner.distillers, has_accuracy=[True])
     learner = StudentWithLosses(learner.student, learner.distillers, balance=balance).train()
     assert learner.close([1]) == set()
     terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
@@ -492,3 +491,21 @@ def test_closing_skips_the_work_and_freezes_the_layers():
     assert set(learner(batch, teacher.signals(batch, learner.teacher_needs))) == {"ce"}
     assert not [p for p in learner.distillers.parameters() if p.requires_grad]
     assert all(isinstance(d, DistillationLoss) for d in learner.distillers.values())
+
+
+def test_cap_is_refused_in_a_custom_loop():
+    with pytest.raises(UhkdError, match=r"balance cap measures gradients .* use another balance"):
+        custom_loop(balance="cap")
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, float("nan")])
+def test_an_impossible_teacher_accuracy_is_refused(accuracy: float):
+    with pytest.raises(UhkdError, match="teacher_accuracy must be 0 to 1"):
+        custom_loop(teacher_accuracy=accuracy)
+
+
+@pytest.mark.parametrize(("accuracy", "bound"), [(None, 1.0), (0.25, 0.25)])
+def test_a_custom_loop_bounds_the_lead_by_teacher_accuracy(accuracy: float | None, bound: float):
+    balance = custom_loop(balance="lead", teacher_accuracy=accuracy).learner.balance
+    assert isinstance(balance, Lead)
+    assert balance.bounds.tolist() == [[bound]]

@@ -13,9 +13,9 @@ TWO = {"1:uhkd.features": 1, "2:kd.kl": 4}
 SETTINGS: dict[str, Any] = {"features_gate": 0.2, "features_power": 1.0, "features_fall": "cosine", "logits_gate": 0.2}
 
 
-def lead_of(rows: dict[str, int], right: list[list[float]], led: tuple[bool, ...], **settings: Any) -> Lead:
+def lead_of(rows: dict[str, int], right: list[list[float]], has_accuracy: tuple[bool, ...], **settings: Any) -> Lead:
     """A balance that has counted right answers of the student and of each teacher, and images."""
-    balance = Lead(rows, LeadSettings(**SETTINGS | settings), led)
+    balance = Lead(rows, LeadSettings(**SETTINGS | settings), has_accuracy)
     balance.counts.copy_(torch.tensor(right).T)
     balance.update(0)
     return balance
@@ -51,7 +51,7 @@ def test_a_lead_that_no_gate_follows_is_not_told(powers: dict[str, float], told:
 
 def test_the_lead_stays_0_when_the_teacher_was_switched_off_and_its_counts_fade_away():
     balance = lead_of(ONE, [[60.0], [60.0], [100.0]], (True,))
-    assert (balance.outgrown(), balance.outgrown()) == ([], [1, 2])  # 1 before anything was counted
+    assert (balance.close_zero_groups(), balance.close_zero_groups()) == ([], [1, 2])  # 1 before anything was counted
     balance.update(3200 * 40)
     assert balance.lead().tolist() == [1.0]
     assert balance.columns(0, 10) == {"factor_features": 0.0, "factor_logits": 0.0, "lead": 0.0}
@@ -59,7 +59,7 @@ def test_the_lead_stays_0_when_the_teacher_was_switched_off_and_its_counts_fade_
 
 def test_the_lead_is_still_told_while_one_group_is_not_switched_off():
     balance = lead_of(ONE, [[60.0], [60.0], [100.0]], (True,), logits_power=0.0)
-    assert (balance.outgrown(), balance.outgrown()) == ([], [1])
+    assert (balance.close_zero_groups(), balance.close_zero_groups()) == ([], [1])
     balance.counts.copy_(torch.tensor([[30.0, 60.0, 100.0]]))
     assert balance.columns(0, 10) == {"factor_features": 0.0, "factor_logits": 1.0, "lead": 0.5}
 

@@ -128,7 +128,7 @@ class UHKDTask(TrainingTask):
             if part is not None and name in state:
                 part.load_state_dict(state[name], strict=strict)
         if "steps" in state and self.distillation.total_steps is not None:
-            self.distillation.go_on_from(int(state["steps"]))
+            self.distillation.set_step(int(state["steps"]))
 
     def _learner(self, module: nn.Module | None, ema: bool) -> StudentWithLosses | None:
         """Return the trained module, or its average, without the wrappers of DDP, EMA and compile."""

@@ -18,8 +18,8 @@ from uhkd.features.selection import Levels
 from uhkd.methods import build_losses, default_balance, parse_methods
 from uhkd.models import create, has_weights, native_preprocessing, native_size_of, save, wrap_module
 from uhkd.spectral import FTM
-from uhkd.training import StudentWithLosses, Teacher, calibrate, make_balance, weighted_sum
-from uhkd.training.user_batch import check_range, make_batch
+from uhkd.training import StudentWithLosses, Teacher, calibrate, weighted_sum
+from uhkd.training.user_loop import check_range, make_batch, user_balance
 
 Network = str | Path | nn.Module
 """A model name, a run folder, or a module."""
@@ -48,6 +48,7 @@ class Distillation(nn.Module):
         balance: how the weights of the teacher's terms change during training, as in `--balance`; None: the method's default.
         balance_settings: of the balance, as in `--balance-settings`.
         total_steps: calls in training mode in the whole training, for balances with a schedule.
+        teacher_accuracy: of the teacher on held-out images, 0..1: the bound of `balance="lead"`; None: no bound.
         mean: normalisation of the given images, three numbers; None: images are in [0,1].
         std: likewise.
         student_start: "random", "pretrained" or a weights file, for a student given by name.
@@ -81,6 +82,7 @@ class Distillation(nn.Module):
         balance: str | None = None,
         balance_settings: Mapping[str, Any] | None = None,
         total_steps: int | None = None,
+        teacher_accuracy: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         student_start: str | Path = "random",
@@ -117,11 +119,10 @@ class Distillation(nn.Module):
             shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # the student's initial weights do not depend on the method's layers
             losses = build_losses(method, shapes, settings, weights).to(device)
-        balance = balance or default_balance(method)
-        led = [teacher is not None and teacher.shapes.logits == num_classes]
-        balance_module = make_balance(balance, balance_settings or {}, losses, led=led)
-        if total_steps is None and balance_module is not None and set(balance_module.falls) != {"constant"}:
-            raise UhkdError(f"balance {balance} falls over the training: give total_steps, the number of all its steps")
+        has_accuracy = teacher is not None and teacher.shapes.logits == num_classes
+        balance_module = user_balance(
+            balance or default_balance(method), balance_settings, losses, has_accuracy, teacher_accuracy, total_steps
+        )
         self.learner = StudentWithLosses(student, losses, label_smoothing, balance_module and balance_module.to(device))
         needs = [loss.needs for loss in self.learner.losses.values()]
         self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
@@ -243,14 +244,14 @@ class Distillation(nn.Module):
         return logits
 
     def save(self, folder: str | Path, classes: Sequence[str] = ()) -> Path:
-        """Write the student alone (card and weights) into a new folder for `uhkd.load_run`, `uhkd eval --data` and others.
+        """Write the student (configuration and weights) into a new folder for `uhkd.load_run`, `uhkd eval --data` and others.
 
         Raises:
             UhkdError: when the folder is not empty, or the number of names is not that of the classes.
         """
         return save(self.student, folder, classes)
 
-    def go_on_from(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Set the number of steps already taken, for balances with a schedule."""
         self._step = step
         self.steps.fill_(step)

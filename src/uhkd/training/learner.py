@@ -64,8 +64,8 @@ class StudentWithLosses(nn.Module):
                 terms |= {f"{name}.{term}": value for term, value in values.items()}
         return terms
 
-    def close(self, rows: Collection[int]) -> set[int]:
-        """Switch off the terms of the groups `rows`, closed by the balance; return the indices of teachers no longer needed.
+    def close(self, groups: Collection[int]) -> set[int]:
+        """Switch off the terms of groups that the balance has closed; return the indices of teachers no longer needed.
 
         A closed term is not computed again. A loss without open terms is skipped and its parameters are frozen.
         """
@@ -73,7 +73,7 @@ class StudentWithLosses(nn.Module):
         losses = self.losses
         for name, loss in losses.items():
             loss.weights = {
-                term: 0.0 if self.balance.rows[f"{name}.{term}"] in rows else weight
+                term: 0.0 if self.balance.groups[f"{name}.{term}"] in groups else weight
                 for term, weight in loss.weights.items()
             }
             if not any(loss.weights.values()):
@@ -96,7 +96,7 @@ class StudentWithLosses(nn.Module):
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:
-    """Return the loss, a scalar: the sum of weight * term. Weights are applied only here.
+    """Return the loss, a scalar: the sum of weight * term, changed by the balance.
 
     balance: changes the summands, see `Balance.balanced`.
 

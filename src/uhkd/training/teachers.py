@@ -182,7 +182,7 @@ def balance_of(
     Raises:
         UhkdError: as `make_balance`.
     """
-    led, bounds = [], []
+    has_accuracy, bounds = [], []
     for index, teacher in enumerate(teachers):
         losses = [d for d in distillers.values() if isinstance(d, DistillationLoss) and d.teacher_index == index]
         if isinstance(teacher.source, TeacherCache):
@@ -190,10 +190,12 @@ def balance_of(
         else:
             logits = teacher.shapes and teacher.shapes.logits
         reads_logits = any("logits" in loss.needs.student & loss.needs.teacher for loss in losses)
-        led.append(bool(classes) and logits == classes and (labels or reads_logits))
+        has_accuracy.append(bool(classes) and logits == classes and (labels or reads_logits))
         bounds.append(float(teacher.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
     assert recipe.balance is not None
-    balance = make_balance(recipe.balance, recipe.balance_settings, distillers, led=led, bounds=bounds, labels=labels)
+    balance = make_balance(
+        recipe.balance, recipe.balance_settings, distillers, has_accuracy=has_accuracy, bounds=bounds, labels=labels
+    )
     if isinstance(balance, Lead):
         for line in balance.described():
             log_info(f"  {line}")

@@ -96,7 +96,7 @@ class Trainer:
         self._make_writers()
         self._make_train_step()
         self.model.train()
-        if self.balance is not None and (closed := self.balance.closed_rows):
+        if self.balance is not None and (closed := self.balance.closed_groups):
             self._close_terms(closed)
         self.last_save = self.began = time.monotonic()
         with (
@@ -190,8 +190,8 @@ class Trainer:
                 self._validate(batch)
                 # without cross-entropy the student would have no loss left
                 supervised = self.setup.data.classes and self.weights["ce"]
-                if self.balance is not None and supervised and (rows := self.balance.outgrown()):
-                    self._close_terms(rows)
+                if self.balance is not None and supervised and (groups := self.balance.close_zero_groups()):
+                    self._close_terms(groups)
             if save:
                 self._save_checkpoint()
                 self.last_save = time.monotonic()
@@ -204,7 +204,7 @@ class Trainer:
         step, balance, evaluator = self.step, self.balance, self.setup.evaluator
         self.writer.heartbeat(step, self.seconds, "validating")
         balance_columns = {} if balance is None else balance.columns(step - 1, self.total)
-        weights = self.step_weights if balance is None else balance.gated(self.step_weights)
+        weights = self.step_weights if balance is None else balance.with_factors(self.step_weights)
         norms = self.gradient_norms(batch, step, weights)
         with self.average.swap_in():
             student, evaluation = self.learner.student, None
@@ -231,21 +231,20 @@ class Trainer:
         row |= {"seconds": round(self.seconds, 3), **self.progress.rates()}
         self.writer.write_row(row, self.diagnostics.arrays(), self.last_checkpoint)
 
-    def _close_terms(self, rows: Sequence[int]) -> None:
+    def _close_terms(self, groups: Sequence[int]) -> None:
         """Remove the loss terms of groups that the balance has closed, and the teachers that no term needs any more."""
         assert self.balance is not None
-        unused_teachers = self.learner.close(rows)
+        unused_teachers = self.learner.close(groups)
         if isinstance(self.teacher, TeacherEnsemble):
             for index in unused_teachers:
                 self.teacher.drop(index)
-        if (
-            self.fabric.world_size > 1
-        ):  # DDP waits for the gradients of all parameters that were trainable at its creation
+        if self.fabric.world_size > 1:
+            # DDP waits for the gradients of all parameters that were trainable at its creation
             del self.optimizer_step, self.model
             gc.collect()  # removes the hooks of the previous wrapper
             self.model = self.fabric.setup_module(self.learner, move_to_device=False)
         self._make_train_step()
-        names = " and ".join(self.balance.label(row) for row in rows)
+        names = " and ".join(self.balance.label(group) for group in groups)
         teacher_too = ", and the teacher too" if unused_teachers else ""
         log_info(f"the teacher no longer leads: its terms ({names}) are switched off{teacher_too}")
 

@@ -30,7 +30,7 @@ def make_balance(
     settings: Mapping[str, Any],
     distillers: nn.ModuleDict,
     *,
-    led: Sequence[bool] = (),
+    has_accuracy: Sequence[bool] = (),
     bounds: Sequence[float] = (),
     labels: bool = True,
 ) -> Balance | None:
@@ -40,7 +40,7 @@ def make_balance(
         name: see `uhkd.recipe.balance.BalanceName`.
         settings: see there.
         distillers: the losses by name, as for `StudentWithLosses`.
-        led: for each teacher, whether its accuracy can be computed from its logits.
+        has_accuracy: for each teacher, whether its accuracy can be computed from its logits.
         bounds: for each teacher, its accuracy on held-out images, 0..1; empty if unknown.
         labels: whether the images have labels.
 
@@ -48,20 +48,20 @@ def make_balance(
         UhkdError: for unknown or invalid settings, or for a balance that needs labels without labels.
     """
     checked: Settings = balance_settings(name, settings)
-    rows = {
+    groups = {
         f"{key}.{term}": 1 + 2 * loss.teacher_index + GROUPS.index(group_of(loss, term))
         for key, loss in distillers.items()
         if isinstance(loss, DistillationLoss)
         for term in loss.weights
     }
-    if not rows or name == "constant":
+    if not groups or name == "constant":
         return None
     if isinstance(checked, LeadSettings):
-        return Lead(rows, checked, led or [False], bounds)
+        return Lead(groups, checked, has_accuracy or [False], bounds)
     if isinstance(checked, CapSettings):
         if not labels:
             raise UhkdError(
                 "balance cap compares with the gradient of the labels' term, and these images have no labels"
             )
-        return Cap(rows, checked)
-    return Famo(rows, checked) if isinstance(checked, FamoSettings) else Balance(rows, (name, name))
+        return Cap(groups, checked)
+    return Famo(groups, checked) if isinstance(checked, FamoSettings) else Balance(groups, (name, name))

@@ -15,8 +15,8 @@ class Cap(Factors):
     bounds the norm of the sum.
     """
 
-    def __init__(self, rows: Mapping[str, int], settings: CapSettings) -> None:
-        super().__init__(rows, ("constant", "constant"))
+    def __init__(self, groups: Mapping[str, int], settings: CapSettings) -> None:
+        super().__init__(groups, ("constant", "constant"))
         self.settings = settings
 
     def measure(self, step: int, norms: Norms, weights: Mapping[str, float]) -> None:
@@ -26,8 +26,8 @@ class Cap(Factors):
         measured = norms(weights)
         if "ce" not in measured:
             return
-        for row in self.used_rows:
-            if row % 2:  # feature terms
-                features = sum(norm for name, norm in measured.items() if self.rows.get(name) == row)
-                self.factor[row] = min(1.0, self.settings.ratio * measured["ce"] / max(features, SMALLEST))
+        for group in self.used_groups:
+            if group % 2:  # feature terms
+                features = sum(norm for name, norm in measured.items() if self.groups.get(name) == group)
+                self.factor[group] = min(1.0, self.settings.ratio * measured["ce"] / max(features, SMALLEST))
         torch.maximum(self.highest, self.factor, out=self.highest)

@@ -25,8 +25,8 @@ class Famo(Balance):
     now: Tensor
     passes: Tensor
 
-    def __init__(self, rows: Mapping[str, int], settings: FamoSettings) -> None:
-        super().__init__(rows, ("constant", "constant"))
+    def __init__(self, groups: Mapping[str, int], settings: FamoSettings) -> None:
+        super().__init__(groups, ("constant", "constant"))
         self.settings = settings
         for name in ("xi", "before", "now"):
             self.register_buffer(name, torch.zeros(self.size))
@@ -34,8 +34,8 @@ class Famo(Balance):
 
     def balanced(self, names: Sequence[str], weighted: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return c * z_k log(l_k) of each group that has a term among `names`, zeros for the others."""
-        index = self._row_index(names, weighted.device)
-        used = sorted({self.rows.get(name, 0) for name in names})
+        index = self._group_index(names, weighted.device)
+        used = sorted({self.groups.get(name, 0) for name in names})
         losses = weighted.new_zeros(self.size).index_add(0, index, weighted)[used].clamp_min(SMALLEST)
         z = self.xi[used].softmax(0)
         logs = losses.log()
@@ -53,7 +53,7 @@ class Famo(Balance):
         if world_size() > 1:
             dist.all_reduce(mean)
             mean /= world_size()
-        used = [0, *self.used_rows]
+        used = [0, *self.used_groups]
         decrease = (self.before - mean)[used] * self.passes[0]
         z = self.xi[used].softmax(0)
         gradient = z * (decrease - (z * decrease).sum())
@@ -63,7 +63,11 @@ class Famo(Balance):
         self.now.zero_()
         self.passes[1] = 0
 
-    def gates(self) -> dict[int, float]:
-        """Return the share z of each group."""
-        used = [0, *self.used_rows]
-        return {row: share for row, share in zip(used, self.xi[used].softmax(0).tolist(), strict=True) if row}
+    def group_factors(self) -> dict[int, float]:
+        """Return what the gradient of each weighted group is multiplied by, c * z_k / l_k, also of the cross-entropy (group 0).
+
+        l_k is that of the last step; before the first step all are taken as 1.
+        """
+        used = [0, *self.used_groups]
+        factors = self.xi[used].softmax(0) / self.before[used].exp()
+        return dict(zip(used, (factors / factors.sum()).tolist(), strict=True))

@@ -21,9 +21,9 @@ class Lead(Factors):
     a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the schedule alone.
 
     Args:
-        rows: see `Balance`.
+        groups: see `Balance`.
         settings: gates, powers, schedules, measure and window.
-        led: for each teacher, whether its accuracy can be computed from its logits.
+        has_accuracy: for each teacher, whether its accuracy can be computed from its logits.
         bounds: for each teacher, the upper limit of its accuracy, 0..1; empty: no limit.
     """
 
@@ -34,27 +34,32 @@ class Lead(Factors):
     bounds: Tensor
 
     def __init__(
-        self, rows: Mapping[str, int], settings: LeadSettings, led: Sequence[bool], bounds: Sequence[float] = ()
+        self,
+        groups: Mapping[str, int],
+        settings: LeadSettings,
+        has_accuracy: Sequence[bool],
+        bounds: Sequence[float] = (),
     ) -> None:
-        super().__init__(rows, (settings.features_fall, settings.logits_fall))
-        self.settings, self.led = settings, tuple(led)
+        super().__init__(groups, (settings.features_fall, settings.logits_fall))
+        self.settings, self.has_accuracy = settings, tuple(has_accuracy)
         # for each teacher: correct predictions of the student, those of the teacher, images; `counts` decays
-        self.register_buffer("counts", torch.zeros(len(led), 3))
-        self.register_buffer("pending", torch.zeros(len(led), 3))
+        self.register_buffer("counts", torch.zeros(len(has_accuracy), 3))
+        self.register_buffer("pending", torch.zeros(len(has_accuracy), 3))
         # factor = min(1, slope * lead)^power; a slope of 0 closes a group
         self.register_buffer(
-            "slopes", torch.tensor([settings.features_gate, settings.logits_gate]).reciprocal().repeat(len(led), 1)
+            "slopes",
+            torch.tensor([settings.features_gate, settings.logits_gate]).reciprocal().repeat(len(has_accuracy), 1),
         )
         self.register_buffer(
             "_powers", torch.tensor([settings.features_power, settings.logits_power]), persistent=False
         )
         # in the checkpoint, because a resumed training does not evaluate its teacher again
         bounded = settings.bound == "held-out" and len(bounds) > 0
-        self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(led), 1))
+        self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(has_accuracy), 1))
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Return whether the lead of a teacher is measured."""
-        return self.led[teacher]
+        return self.has_accuracy[teacher]
 
     @torch.no_grad()
     def observe(self, student: Tensor | None, teachers: Sequence[Tensor | None], target: Tensor | None) -> None:
@@ -65,7 +70,7 @@ class Lead(Factors):
         label = None if target is None else target.argmax(1)
         counts = []
         for index, logits in enumerate(teachers):
-            if logits is None or not self.led[index]:
+            if logits is None or not self.has_accuracy[index]:
                 counts.append(torch.zeros_like(self.pending[index]))
                 continue
             teacher_prediction = logits.argmax(1)
@@ -84,39 +89,39 @@ class Lead(Factors):
         torch.pow(gate, self._powers, out=self.factor[1:].view_as(gate))
         torch.maximum(self.highest, self.factor, out=self.highest)
 
-    def outgrown(self) -> list[int]:
-        """Return the rows whose factors were 0 in every step since the last call, and close them."""
-        rows = super().outgrown()
-        if rows:
-            self.slopes.view(-1)[[row - 1 for row in rows]] = 0
-        return rows
+    def close_zero_groups(self) -> list[int]:
+        """Return the groups whose factors were 0 in every step since the last call, and close them."""
+        groups = super().close_zero_groups()
+        if groups:
+            self.slopes.view(-1)[[group - 1 for group in groups]] = 0
+        return groups
 
     def columns(self, step: int, total: int) -> dict[str, float]:
         """Return also lead (lead_1, lead_2 of several teachers) if a gate depends on it; 0 once all its gates are closed."""
-        columns, leads, closed = super().columns(step, total), self.lead().tolist(), set(self.closed_rows)
+        columns, leads, closed = super().columns(step, total), self.lead().tolist(), set(self.closed_groups)
         powers = self.settings.features_power, self.settings.logits_power
-        for index in sorted({(row - 1) // 2 for row in self.used_rows}):
-            rows = {row for row in self.used_rows if (row - 1) // 2 == index}
-            if self.led[index] and any(powers[(row - 1) % 2] for row in rows):
+        for index in sorted({(group - 1) // 2 for group in self.used_groups}):
+            groups = {group for group in self.used_groups if (group - 1) // 2 == index}
+            if self.has_accuracy[index] and any(powers[(group - 1) % 2] for group in groups):
                 # `lead` has no meaning after that: nothing is counted without the teacher's logits, and old counts decay
-                columns["lead" if self.size == 3 else f"lead_{index + 1}"] = 0.0 if rows <= closed else leads[index]
+                columns["lead" if self.size == 3 else f"lead_{index + 1}"] = 0.0 if groups <= closed else leads[index]
         return columns
 
     def described(self) -> list[str]:
         """Return lines for the log: how each group's weight changes."""
         settings, lines = self.settings, []
-        groups = [
+        kinds = [
             ("feature terms", settings.features_gate, settings.features_power, settings.features_fall),
             ("logit terms", settings.logits_gate, settings.logits_power, settings.logits_fall),
         ]
-        for group in sorted({(row - 1) % 2 for row in self.used_rows}):
-            name, gate, power, fall = groups[group]
+        for kind in sorted({(group - 1) % 2 for group in self.used_groups}):
+            name, gate, power, fall = kinds[kind]
             opened = "lead" if gate == 1 else f"min(1, lead / {gate:g})"
-            parts = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.led) and power else []
+            parts = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.has_accuracy) and power else []
             parts += [f"a {fall} fall"] if fall != "constant" else []
             lines.append(f"balance: weights of {name} x {' x '.join(parts) or '1'}")
-        if unmeasured := [str(index + 1) for index, led in enumerate(self.led) if not led]:
-            which = "the teacher" if len(self.led) == 1 else f"teacher {' and '.join(unmeasured)}"
+        if unmeasured := [str(index + 1) for index, measured in enumerate(self.has_accuracy) if not measured]:
+            which = "the teacher" if len(self.has_accuracy) == 1 else f"teacher {' and '.join(unmeasured)}"
             lines.append(f"{which} has no logits of these classes: its lead is not measured and counts as 1")
         return lines
 

@@ -1,11 +1,15 @@
-"""Batches of a user's training loop: from tensors to `Batch`, with the checks that `Distillation` makes."""
+"""What `Distillation` makes of the arguments of a user's training loop: batches and the balance, with checks."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.errors import UhkdError
+from uhkd.training.balance import Balance, make_balance
 
 _MARGIN = 0.5  # resizing exceeds [0, 1] by less, normalised images and bytes by more
 
@@ -33,6 +37,35 @@ def make_batch(
     elif num_samples is not None:
         _check_below(indices, num_samples, "indices", "num_samples")
     return Batch(images, target, label, indices)
+
+
+def user_balance(
+    name: str,
+    settings: Mapping[str, Any] | None,
+    losses: nn.ModuleDict,
+    has_accuracy: bool,
+    teacher_accuracy: float | None,
+    total_steps: int | None,
+) -> Balance | None:
+    """Return the balance for a training loop of a user; None for constant weights.
+
+    has_accuracy: whether the teacher's accuracy can be computed from its logits. teacher_accuracy: on held-out images, 0..1, or
+    None. total_steps: of the whole training, or None.
+
+    Raises:
+        UhkdError: as `make_balance`; for a balance that such a loop cannot provide for.
+    """
+    if name == "cap":
+        raise UhkdError(
+            "balance cap measures gradients before a step, which only uhkd.distill does; use another balance, such as lead"
+        )
+    if teacher_accuracy is not None and not 0 <= teacher_accuracy <= 1:
+        raise UhkdError(f"teacher_accuracy must be 0 to 1, found {teacher_accuracy}")
+    bounds = [] if teacher_accuracy is None else [teacher_accuracy]
+    balance = make_balance(name, settings or {}, losses, has_accuracy=[has_accuracy], bounds=bounds)
+    if total_steps is None and balance is not None and set(balance.falls) != {"constant"}:
+        raise UhkdError(f"balance {name} falls over the training: give total_steps, the number of all its steps")
+    return balance
 
 
 def check_range(images: Tensor, *, denormalised: bool) -> None:
