@@ -6,12 +6,23 @@ from typing import Any
 from uhkd.commands.comparing.tables import markdown
 from uhkd.recipe import balance_settings
 
+ABOUT = {
+    "short-cnn": "few images, few epochs; ViT teacher, CNN student",
+    "short-vit": "few images, few epochs; CNN teacher, ViT student",
+    "near-cnn": "a long training, the teacher hardly better than the student alone; ViT teacher, CNN student",
+    "far-vit": "a long training, the teacher far better than the student alone; CNN teacher, ViT student",
+    "heart-cnn": "a long training, the teacher has memorised its training images; CNN teacher, CNN student",
+    "packaged-cnn": "the packaged recipe `cifar100/32px/resnet-micro`; ViT teacher, CNN student",
+    "photos-cnn-vit": "2,000 photographs of ten classes at 64 px; CNN teacher, ViT student",
+    "photos-vit-cnn": "9,469 photographs of ten classes at 64 px; ViT teacher, CNN student",
+}
 COLUMNS = {
     "accuracy": "accuracy",
     "ece": "ECE",
     "gap": "confidence - accuracy",
     "ece_fitted": "ECE, one temperature fitted",
     "noise 0.05": "noise 0.05",
+    "noise 0.1": "noise 0.1",
     "blur 1": "blur 1",
 }
 PARTS = {"val": "held-out images", "test": "test images"}
@@ -43,9 +54,10 @@ def _regime(name: str, content: dict[str, Any]) -> str:
     )
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     what = f"{recipe['data']}, {images}, {recipe['epochs']} epochs, batch {recipe['batch_size']}, {recipe['optimizer']}"
-    part = PARTS[runs[0]["judged"]["part"]]
+    part, regime = PARTS[runs[0]["judged"]["part"]], name.removesuffix(".json")
+    title = f"{regime}: {ABOUT[regime]}" if regime in ABOUT else regime
     return (
-        f"### {name.removesuffix('.json')}\n\n{what}, student `{recipe['student']}`, {teacher}percent on {part} after the last "
+        f"### {title}\n\n{what}, student `{recipe['student']}`, {teacher}percent on {part} after the last "
         f"epoch; mean ± sd over seeds.\n\n{markdown(rows)}\n\n{where}; commits {commits}. File: `results/balance/{name}`."
     )
 
