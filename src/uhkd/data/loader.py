@@ -202,7 +202,7 @@ class BatchDataset(Dataset[Batch | UhkdError], ABC):
     def __getitem__(self, step: Any) -> Batch | UhkdError:
         try:
             return self.make(step)
-        except ValueError as error:
+        except UhkdError as error:
             return UhkdError(str(error))
 
     @abstractmethod

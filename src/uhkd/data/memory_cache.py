@@ -13,6 +13,7 @@ from torch import Tensor
 from uhkd.data.datasets import RawSplits
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, InMemoryImages, Split, fingerprint
 from uhkd.data.tar_source import ShardSource
+from uhkd.errors import UhkdError
 
 BUDGET = 2**30  # bytes: 350,000 images of 32x32, 87,000 of 64x64
 _SMALL = 64  # pixels: larger images are usually cropped from their files by worker processes, which share no memory
@@ -56,7 +57,7 @@ class CachedSource:
         for index in indices[~self._cached[indices]].tolist():
             try:
                 self.image(index)
-            except ValueError:
+            except UhkdError:
                 continue
 
     def fingerprint(self) -> str:

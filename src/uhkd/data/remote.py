@@ -135,7 +135,7 @@ def _reading(address: str) -> Iterator[BinaryIO]:
     try:
         with fsspec.open(address, "rb") as file:
             yield cast(BinaryIO, file)
-    except ValueError:
+    except UhkdError:
         raise
     except Exception as error:  # each storage library raises its own errors
         raise UhkdError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error

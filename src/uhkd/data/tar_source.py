@@ -260,7 +260,7 @@ def _matches(index: Index, folder: Path) -> bool:
             and [file.st_size for file in files] == index.sizes.tolist()
             and all(source.content(i) for i in ends)
         )
-    except (OSError, ValueError):
+    except (OSError, UhkdError):
         return False
 
 
