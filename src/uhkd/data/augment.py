@@ -1,7 +1,5 @@
 """Crop, flip, mixup and cutmix of one image, drawn from (seed, view, index or sample key) alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -84,13 +82,13 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     """
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
-        return np.array(fit(image, augmentation.size).numpy(), order="C")
+        return np.array(center_crop_resize(image, augmentation.size).numpy(), order="C")
     draws = stream("geometry", seed, view, key).random(2 * _TRIES + 3).tolist()
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
         image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
-    image = fit(image, augmentation.size)
+    image = center_crop_resize(image, augmentation.size)
     if augmentation.crop != "pad":  # copying whole rows is faster than picking columns
         pixels = image.numpy()
         return np.array(pixels[:, :, ::-1] if mirrored else pixels, order="C")
@@ -99,7 +97,7 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     return image.numpy().take(rows, axis=1).take(columns[::-1] if mirrored else columns, axis=2)
 
 
-def fit(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+def center_crop_resize(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
     """Cut the largest centred box of the aspect ratio of `size` (H, W) and resize it, antialiased."""
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):

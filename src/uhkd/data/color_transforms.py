@@ -1,7 +1,5 @@
 """RandAugment, colour jitter and random erasing of crops, each drawn from a given generator."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Data from arrays and objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
 
-from __future__ import annotations
-
 import os
 import warnings
 import zipfile

@@ -1,7 +1,5 @@
 """Decode image files, Pillow images, arrays and tensors to uint8 RGB tensors."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Image folders: `train/` with `val/` or `test/`, one folder of class folders, or images without labels."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small images of files and data sets: decoded once, then cached in memory as bytes, up to a limit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -81,7 +79,7 @@ class CachedSource:
         return image
 
 
-def keep(parts: RawSplits) -> RawSplits:
+def cache_in_memory(parts: RawSplits) -> RawSplits:
     """Return `parts`, their small images of one size that would be read each time wrapped in `CachedSource`, with a note.
 
     Training images come first, then those of val and test, each if all of them fit into the rest of `BUDGET`.
@@ -116,10 +114,10 @@ def _reads_every_time(source: ImageSource | None) -> TypeGuard[ImageSource]:
     return isinstance(source, FileSource) or (isinstance(source, DatasetSource) and source.steady)
 
 
-def in_memory(source: ImageSource) -> bool:
+def is_in_memory(source: ImageSource) -> bool:
     """Return whether images are read from memory, at the latest the second time."""
     if isinstance(source, Split):
-        return in_memory(source.source)
+        return is_in_memory(source.source)
     return isinstance(source, ArraySource | CachedSource)
 
 

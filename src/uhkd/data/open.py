@@ -1,7 +1,5 @@
 """`open_data`: a name, path or data set -> classes and a training, validation and test part."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ import numpy as np
 
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
-from uhkd.data.memory_cache import keep
+from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import check_data_name, is_reader
 from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
@@ -88,7 +86,7 @@ def open_data(
     classes, notes = _resolve_classes(name, parts, names) if labels else ((), ["labels ignored (unlabelled)"])
     if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
         notes.append("shuffle_shards is not used: the data is not in tar shards")
-    parts = keep(parts)
+    parts = cache_in_memory(parts)
     train, val = parts.train, parts.val
     if val is None:
         train, val = _split(name, train, classes, val_fraction, split_seed, labels)

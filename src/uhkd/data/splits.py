@@ -1,7 +1,5 @@
 """Stratified splits and subsets of labels."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from uhkd.data.rng import stream

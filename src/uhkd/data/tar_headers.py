@@ -1,7 +1,5 @@
 """Make the index of tar shards from their headers; images are not read, and nothing is unpacked."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The index of a set of tar shards: the position of each sample, stored as a file in their folder."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -57,7 +55,7 @@ class Index:
     keys: np.ndarray
     labels: np.ndarray
 
-    def of(self, shards: Sequence[int]) -> Index:
+    def of(self, shards: Sequence[int]) -> "Index":
         """Return the index of some of the shards."""
         counts = np.diff(self.bounds)[list(shards)]
         samples = np.concatenate([np.arange(self.bounds[s], self.bounds[s + 1]) for s in shards])

@@ -1,7 +1,5 @@
 """Images in tar shards, local or remote, read by position: any order can be shuffled, resumed and distributed."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Data by timm's readers: `hfds/NAME[:FOLDER]` (Hugging Face, package datasets) and `torch/NAME[:FOLDER]` (torchvision)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
