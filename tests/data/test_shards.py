@@ -360,12 +360,14 @@ def test_a_header_that_is_damaged_in_the_middle_is_noticed(folder: Path):
     place = int(source.index.offsets[16 + 8]) - 512
     content[place + 3] ^= 1
     (folder / "train-0002.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"train-0002\.tar is damaged at byte {place:,}, or another tar begins there"):
+    with pytest.raises(
+        ValueError, match=rf"train-0002\.tar is damaged at byte {place:,}, or contains a second tar archive there"
+    ):
         open_data(folder)
     (folder / "train-0002.tar").write_bytes(
         (folder / "train-0001.tar").read_bytes() + (folder / "train-0003.tar").read_bytes()
     )
-    with pytest.raises(ValueError, match="or another tar begins there"):
+    with pytest.raises(ValueError, match="or contains a second tar archive there"):
         open_data(folder)
 
 
@@ -481,7 +483,7 @@ def test_what_is_no_shard_is_refused_in_words(case: str, tmp_path: Path):
 def test_other_mistakes(folder: Path, tmp_path: Path):
     for word, said in (
         (f"{tmp_path}/none.tar", "shard .*none.tar does not exist"),
-        (f"{folder}/train-{{0004..0009}}.tar", "train-0006.tar does not exist and 3 more"),
+        (f"{folder}/train-{{0004..0009}}.tar", "train-0006.tar and 3 others do not exist"),
         (f"{folder}/train-{{5..2}}.tar", "with LAST from FIRST up"),
         (f"{folder}/train-{{0..99999999}}.tar", "fewer than a million shards"),
         (f"{folder}/val-0000.tar", "holds no training shards, only val"),

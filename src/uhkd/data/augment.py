@@ -11,6 +11,7 @@ from torch import Tensor
 from uhkd.data.color_transforms import check_randaugment
 from uhkd.data.rng import stream
 from uhkd.errors import UhkdError
+from uhkd.recipe import AugmentationOptions, build
 
 _RATIO = (3 / 4, 4 / 3)  # width over height of a resized crop, relative to the target's
 _TRIES = 6
@@ -63,14 +64,8 @@ class Augmentation:
             raise UhkdError(f"image size must be at least 1x1, found {self.size}")
         if self.crop not in ("none", "pad", "resized"):
             raise UhkdError(f"crop must be none, pad or resized, found {self.crop!r}")
-        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            if not 0 <= alpha < float("inf"):
-                raise UhkdError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
-        if not 0 < self.crop_scale <= 1:
-            raise UhkdError(f"crop_scale must be a share of the area above 0 and up to 1, found {self.crop_scale}")
-        for name, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing)):
-            if not 0 <= value <= 1:
-                raise UhkdError(f"{name} must be from 0 (off) to 1, found {value}")
+        # the bounds are those of a recipe
+        build(AugmentationOptions, {name: value for name, value in vars(self).items() if name not in ("size", "crop")})
         if self.randaugment is not None:
             check_randaugment(self.randaugment)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uhkd.console import escape, pluralize
+from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import EXTENSIONS, common_size, decodable, decode_file, max_pixels
 from uhkd.data.sources import FileSource
@@ -47,8 +47,8 @@ def read_folder(
             if unknown := sorted(set(listing) - set(classes)):
                 expected = "the classes expected here" if class_names else f"the classes of {parts['train']}"
                 raise UhkdError(
-                    f"{parts[part]} has class folders that are not among {expected}: {_some(unknown)}; "
-                    f"expected only: {_some(classes)}"
+                    f"{parts[part]} has class folders that are not among {expected}: {listed(unknown)}; "
+                    f"expected only: {listed(classes)}"
                 )
         sources = {part: _source(root, listing, classes) for part, listing in listings.items()}
     if skip_bad_images:
@@ -86,10 +86,10 @@ def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
         _, images = _children(named["train"])
         # "train" may also be a class, as in CIFAR-100: then it contains images, and other class folders are next to it
         if not images or not others:
-            notes = [f"folders next to {named['train']} ignored: {_some(others)}"] if others else []
+            notes = [f"folders next to {named['train']} ignored: {listed(others)}"] if others else []
             return {part: named[part] for part in ("train", "val", "test") if part in named}, notes
     elif named and not others:
-        present = _some([folder.name for folder in folders])
+        present = listed([folder.name for folder in folders])
         raise UhkdError(f"{root} holds {present} but no train folder: expected train/<class>/<image>")
     return {"train": root}, []
 
@@ -109,7 +109,7 @@ def _list_classes(folder: Path, root: Path, notes: list[str]) -> dict[str, list[
             f"with files that end in {' '.join(sorted(EXTENSIONS))}"
         )
     if empty := [name for name, files in listing.items() if not files]:
-        raise UhkdError(f"class folder without any image in {folder}: {_some(empty)}; add images or remove it")
+        raise UhkdError(f"class folder without any image in {folder}: {listed(empty)}; add images or remove it")
     if images:
         notes.append(f"{pluralize(len(images), 'image')} directly in {folder}, outside the class folders: ignored")
     return listing
@@ -168,7 +168,7 @@ def _without_bad_images(source: FileSource, folder: Path, notes: list[str], labe
     if good.all():
         return source
     bad = [source.names[i] for i in np.flatnonzero(~good)]
-    notes.append(f"{pluralize(len(bad), 'image')} in {folder} cannot be decoded: skipped ({_some(bad)})")
+    notes.append(f"{pluralize(len(bad), 'image')} in {folder} cannot be decoded: skipped ({listed(bad)})")
     if not labelled and not good.any():
         raise UhkdError(f"{folder} has no image that can be decoded: add images")
     for label in np.unique(source.labels[~good]) if labelled and source.labels is not None else ():
@@ -178,8 +178,3 @@ def _without_bad_images(source: FileSource, folder: Path, notes: list[str], labe
             raise UhkdError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
     labels = None if source.labels is None else source.labels[good]
     return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], labels)
-
-
-def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(escape, names[:limit])) + more

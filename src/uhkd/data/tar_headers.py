@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhkd.console import escape
+from uhkd.console import escape, listed
 from uhkd.data.decode import EXTENSIONS
 from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
 from uhkd.errors import UhkdError
@@ -54,7 +54,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         samples += shard_samples
         counts.append(len(shard_samples))
         sizes.append(path.stat().st_size)
-    title = escape(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    title = listed([folder / name for name in names], 1)
     if not samples:
         raise UhkdError(
             f"no images in {title}: expected tar files of images, NAME.jpg with NAME.cls or in class folders"
@@ -140,7 +140,8 @@ def _samples(path: Path) -> Iterator[_Sample]:
             # tarfile treats every unreadable header but the first as the end of the file
             if any(_bytes(archive, archive.offset, size - archive.offset)):
                 raise UhkdError(
-                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it again"
+                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or contains a second tar archive there; "
+                    "create the shard again"
                 )
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
         raise UhkdError(
@@ -205,9 +206,7 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
         return np.full(len(samples), -1, np.int64), ()
     if "" in folders:
         stray = next(sample.key for sample in samples if not sample.folder)
-        raise UhkdError(
-            f"{escape(stray)} of {title} is outside the class folders ({', '.join(map(escape, folders[1:9]))})"
-        )
+        raise UhkdError(f"{escape(stray)} of {title} is outside the class folders ({listed(folders[1:])})")
     positions = {name: position for position, name in enumerate(folders)}
     return np.array([positions[sample.folder] for sample in samples], np.int64), tuple(folders)
 

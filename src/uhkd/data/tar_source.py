@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from uhkd.console import escape, pluralize
+from uhkd.console import escape, listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_bytes
 from uhkd.data.file_cache import OpenFiles
@@ -212,8 +212,8 @@ def _find(path: Path) -> tuple[Path, list[str]]:
         )
     names = list(expand(path.name))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UhkdError(f"shard {escape(str(path.parent / missing[0]))} does not exist{more}")
+        others = "does" if len(missing) == 1 else f"and {pluralize(len(missing) - 1, 'other')} do"
+        raise UhkdError(f"shard {escape(str(path.parent / missing[0]))} {others} not exist")
     return path.parent, names
 
 
@@ -240,7 +240,9 @@ def _read_or_make_index(folder: Path, names: list[str], notes: list[str]) -> Ind
             index = index.of([positions[name] for name in names])
             if _matches(index, folder):
                 return index
-        notes.append(f"{file} does not match these shards: their headers are read (uhkd index makes it again)")
+        notes.append(
+            f"{file} does not match these shards, so the tar headers are read instead; run uhkd index to rebuild it"
+        )
     return make_index(folder, names)
 
 
@@ -270,9 +272,7 @@ def _labels(index: Index, classes: tuple[str, ...], part: str) -> np.ndarray | N
     if index.classes:
         positions = {name: position for position, name in enumerate(classes)}
         if unknown := sorted({index.classes[label] for label in np.unique(labels)} - positions.keys()):
-            raise UhkdError(
-                f"{part} shards have classes that are not among those expected: {', '.join(map(escape, unknown[:8]))}"
-            )
+            raise UhkdError(f"{part} shards have classes that are not among those expected: {listed(unknown)}")
         labels = np.array([positions.get(name, -1) for name in index.classes], np.int64)[labels]
     return None if len(labels) and labels.max() < 0 else labels
 

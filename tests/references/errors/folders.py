@@ -109,7 +109,7 @@ CASES = (
     Case(
         "a batch larger than the data",
         f"{TRAIN} --batch-size 64",
-        "batch_size 64 is larger than the training split of 21 images; use --batch-size 5 or less",
+        "batch_size 64 is larger than the 21 images of the training split; --batch-size 5 is recommended",
         make=lambda: pictures("images"),
     ),
     Case(
