@@ -316,7 +316,7 @@ def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
                 tmp_path / "y.tar", [("cat/1.png", picture(1)), ("dog/2.png", picture(2)), ("readme.png", picture(3))]
             )
         )
-    with pytest.raises(ValueError, match="mixes train and val: expected separate tars for each part"):
+    with pytest.raises(ValueError, match="mixes train and val: expected separate tars for each split"):
         open_data(
             write_tar(tmp_path / "z.tar", [(f"{p}/{c}/1.png", picture(1)) for p in ("train", "val") for c in "ab"])
         )
@@ -325,7 +325,7 @@ def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["testing-0.tar", "heldout-0.tar", "testA-0.tar", "0.tar"])
 def test_a_shard_without_a_part_beside_others_with_one_is_refused(folder: Path, name: str):
     write_tar(folder / name, sample(1))
-    with pytest.raises(ValueError, match=rf"the name of shard {name} names no part, others do \(train, val\)"):
+    with pytest.raises(ValueError, match=rf"the name of shard {name} names no split, others do \(train, val\)"):
         open_data(folder)
 
 

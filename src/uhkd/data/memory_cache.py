@@ -79,17 +79,17 @@ class CachedSource:
         return image
 
 
-def cache_in_memory(parts: RawSplits) -> RawSplits:
-    """Return `parts`, their small images of one size that would be read each time wrapped in `CachedSource`, with a note.
+def cache_in_memory(splits: RawSplits) -> RawSplits:
+    """Return `splits`, their small images of one size that would be read each time wrapped in `CachedSource`, with a note.
 
     Training images come first, then those of val and test, each if all of them fit into the rest of `BUDGET`.
     """
-    size = parts.native_size
+    size = splits.native_size
     if size is None or max(size) > _SMALL:
-        return parts
-    per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
+        return splits
+    per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(splits.notes)
     cached: dict[str, ImageSource] = {}
-    for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
+    for name, source in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if not _reads_every_time(source):
             continue
         needed = len(source) * per_image
@@ -104,7 +104,7 @@ def cache_in_memory(parts: RawSplits) -> RawSplits:
             )
     if count * per_image >= _LOGGED:
         notes.append(f"{_images(count, size)} kept in memory ({count * per_image / 1e6:,.0f} MB), each decoded once")
-    return replace(parts, **cached, notes=tuple(notes))
+    return replace(splits, **cached, notes=tuple(notes))
 
 
 def _reads_every_time(source: ImageSource | None) -> TypeGuard[ImageSource]:

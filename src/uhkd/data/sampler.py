@@ -25,7 +25,7 @@ class ShardShuffle:
     at_a_time: int
     streams: int = 1
 
-    def part(self, indices: np.ndarray) -> "ShardShuffle":
+    def subset(self, indices: np.ndarray) -> "ShardShuffle":
         """Return the shuffle of the images at the rising positions `indices`."""
         return ShardShuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
 

@@ -171,7 +171,7 @@ class Split:
         keys = getattr(source, "keys", None)
         self.keys = None if keys is None else keys[self.indices]
         shuffle = getattr(source, "shuffle", None)
-        self.shuffle = shuffle and shuffle.part(self.indices)
+        self.shuffle = shuffle and shuffle.subset(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -15,7 +15,7 @@ import numpy as np
 
 from uhkd.console import escape, listed
 from uhkd.data.decode import EXTENSIONS
-from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
+from uhkd.data.tar_index import HEADER, SPLITS, Index, splits_of
 from uhkd.errors import UhkdError
 
 _MAX_LABEL_BYTES = 2**20  # a class number has a few bytes, a JSON description some hundreds
@@ -44,7 +44,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
 
     Raises:
         UhkdError: not a tar, compressed, cut short or damaged, without images, labels in some samples only, two images of one
-            sample, two samples with one name, or several parts in one set of tars.
+            sample, two samples with one name, or several splits in one set of tars.
     """
     samples: list[_Sample] = []
     counts, sizes = [], []
@@ -60,9 +60,9 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
             f"no images in {title}: expected tar files of images, NAME.jpg with NAME.cls or in class folders"
         )
     tops = {sample.key.removeprefix("./").partition("/")[0].lower() for sample in samples}
-    if len(parts := {PARTS[top] for top in tops if top in PARTS}) > 1:
+    if len(splits := {SPLITS[top] for top in tops if top in SPLITS}) > 1:
         raise UhkdError(
-            f"{title} mixes {' and '.join(sorted(parts))}: expected separate tars for each part, as train-0000.tar"
+            f"{title} mixes {' and '.join(sorted(splits))}: expected separate tars for each split, as train-0000.tar"
         )
     labels, classes = _labels(samples, title)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -187,7 +187,7 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: P
             return None
         # an empty text raises below
         text = str(label) if isinstance(label, int | str) and not isinstance(label, bool) else ""
-    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: unknown, as in some test parts
+    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: unknown, as in some test splits
         raise UhkdError(f"{title} is {escape(text[:40])!r}: expected the number of a class, from 0")
     return int(text)
 
@@ -212,8 +212,8 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
 
 
 def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndarray:
-    """Return hashes of the samples' names; a name in several shards of a part is prefixed with that of the shard."""
-    for shards in parts_of(names).values():
+    """Return hashes of the samples' names; a name in several shards of a split is prefixed with that of the shard."""
+    for shards in splits_of(names).values():
         counts = Counter(stems[i] for s in shards for i in range(bounds[s], bounds[s + 1]))
         for s in shards:
             seen: set[str] = set()

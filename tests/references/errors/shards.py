@@ -121,7 +121,7 @@ CASES = (
     Case(
         "one shard that does not say its part",
         TRAIN,
-        "the name of shard more.tar names no part, others do (train): put train, val or test into each name, "
+        "the name of shard more.tar names no split, others do (train): put train, val or test into each name, "
         "as in train-0000.tar",
         make=lambda: (tar(*sample(1)), write_tar(Path("shards/more.tar"), sample(2))),
     ),
