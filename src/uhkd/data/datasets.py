@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.console import escape
+from uhkd.console import listed
 from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
 from uhkd.data.splits import stratified_split
 from uhkd.errors import UhkdError
@@ -112,7 +112,7 @@ def npz(path: Path) -> RawSplits:
         ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
-        present = ", ".join(map(escape, sorted(names))) or "none"
+        present = listed(sorted(names)) or "none"
         raise UhkdError(
             f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {present}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from uhkd.console import listed
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
 from uhkd.data.memory_cache import cache_in_memory
@@ -184,7 +185,7 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
             "(images without classes: --unlabelled)"
         )
     absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
-    notes = [f"classes without training images ({len(absent)}): {', '.join(absent[:8])}"] if absent else []
+    notes = [f"classes without training images ({len(absent)}): {listed(absent)}"] if absent else []
     return tuple(classes), notes
 
 
@@ -206,7 +207,7 @@ def _split(
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         raise UhkdError(
-            f"{name}: too few images to take a validation split, only 1 in {', '.join(single[:8])}: "
+            f"{name}: too few images to take a validation split, only 1 in {listed(single)}: "
             "expected at least 2 in each class; add images or provide a validation split (val/ folder)"
         )
     train_indices, val_indices = stratified_split(labels, val_fraction, split_seed)

@@ -92,7 +92,7 @@ class _Group:
         plain = [image for image in self.images if "." not in image[0]]
         label = self.labels.get("cls", self.labels.get("json"))
         title = f"{escape(self.key)} in {escape(str(path))}"
-        names = ", ".join(escape(image[0]) for image in self.images)
+        names = listed([image[0] for image in self.images])
         if (
             len(plain) > 1
             or (self.labels and self.images and not plain)
