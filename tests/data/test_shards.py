@@ -37,6 +37,7 @@ from uhkd.data.rng import stream
 from uhkd.data.sampler import ShardShuffle, epoch_order
 from uhkd.data.tar_index import read_index
 from uhkd.data.tar_source import expand
+from uhkd.errors import UhkdError
 
 NEAR = ShardOptions(at_a_time=2, streams=2)
 
@@ -380,6 +381,15 @@ def test_a_class_that_was_corrected_after_the_index_is_read(folder: Path):
     os.utime(file, (file.stat().st_atime, (folder / INDEX).stat().st_mtime + 10))
     labels = train_part(folder).labels
     assert labels is not None and labels[:10].tolist() == [3] * 10
+
+
+def test_a_value_error_of_a_storage_library_is_no_bug(monkeypatch: pytest.MonkeyPatch):
+    def refuses(*_: object) -> None:
+        raise ValueError("invalid repository name")
+
+    monkeypatch.setattr("fsspec.open", refuses)
+    with pytest.raises(UhkdError, match=r"cannot be fetched \(ValueError: invalid repository name\)"):
+        open_data("hf://datasets/a b")
 
 
 def test_skipping_bad_images_does_not_hide_a_shard_that_is_gone(folder: Path, tmp_path: Path):
