@@ -155,6 +155,12 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def listed(names: Sequence[object], limit: int = 8) -> str:
+    """Return the names, escaped; those beyond the first `limit` as a number: 'a, b and 3 more'."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(escape(str(name)) for name in names[:limit]) + more
+
+
 def file_size(amount: float) -> str:
     """Return a number of bytes as '512 bytes', '3.2 MB'."""
     for unit in ("bytes", "KB", "MB", "GB"):

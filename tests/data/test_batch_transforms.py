@@ -10,7 +10,7 @@ from references.views import view
 from uhkd.data import ArraySource, Augmentation, Split, augment_batch
 from uhkd.data.batch_transforms import augment_unmixed
 from uhkd.data.memory_cache import CachedSource
-from uhkd.data.rng import stream, streams, uniforms
+from uhkd.data.rng import stream, streams
 
 EDGES = [0, 1, 2, 255, 2**31 - 1, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 SIZE = (12, 20)
@@ -69,22 +69,21 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("seed", EDGES)
-def test_uniforms_are_numpys_own(seed):
+def test_streams_are_numpys_own(seed):
     for number in EDGES:
-        for second in (np.array(EDGES, dtype=np.uint64), np.arange(-3, 40)):
-            found = uniforms("geometry", seed, number, second)
-            for row, index in zip(found, second.tolist(), strict=True):
-                counter = np.array([0, 2, number, index % 2**64], dtype=np.uint64)
-                philox = np.random.Philox(counter=counter, key=np.array([seed, 0], dtype=np.uint64))
-                assert np.array_equal(row, np.random.Generator(philox).random(4))
+        for rng, index in zip(streams("geometry", seed, number, [*EDGES, -3, -1]), [*EDGES, -3, -1], strict=True):
+            counter = np.array([0, 2, number, index % 2**64], dtype=np.uint64)
+            philox = np.random.Philox(counter=counter, key=np.array([seed, 0], dtype=np.uint64))
+            assert np.array_equal(rng.random(4), np.random.Generator(philox).random(4))
 
 
-def test_uniforms_of_unlike_addresses_differ():
+def test_streams_of_unlike_addresses_differ():
     drawn = [
-        uniforms(purpose, seed, number, np.arange(50)).ravel()
+        rng.random(4)
         for purpose in ("geometry", "mix")
         for seed in (0, 1)
         for number in (0, 1)
+        for rng in streams(purpose, seed, number, range(50))
     ]
     assert len(np.unique(np.concatenate(drawn))) == 8 * 50 * 4
     assert 0 <= min(each.min() for each in drawn) < 0.01

@@ -19,11 +19,10 @@ from torchvision.transforms import functional
 
 import uhkd
 from references.views import plain_view, training_loader, view
-from uhkd.data import ArraySource, Augmentation, Split, augment, color_transforms
+from uhkd.data import ArraySource, Augmentation, Split, augment
 from uhkd.data.color_transforms import erase_, jitter
 from uhkd.data.rng import stream
 from uhkd.data.sources import ImageSource
-from uhkd.recipe import base
 
 NOISE = ArraySource(np.random.default_rng(0).integers(0, 256, (60, 16, 24, 3), dtype=np.uint8), np.arange(60) % 5)
 PLAIN = Augmentation((16, 24))
@@ -233,13 +232,10 @@ def test_configurations_of_timm_are_taken(config):
     ],
 )
 def test_other_configurations_are_refused(config):
-    with pytest.raises(ValueError, match=r"configuration of timm's such as rand-m9-mstd0\.5-inc1, found"):
+    with pytest.raises(
+        ValueError, match=r"configuration of timm's such as rand-m9-mstd0\.5-inc1, found|sections such as -m9 .*, found"
+    ):
         replace(PLAIN, randaugment=config)
-
-
-def test_recipes_and_views_know_the_same_sections():
-    """Recipes are read without NumPy, so the grammar is written down twice."""
-    assert base._RANDAUGMENT.pattern == color_transforms._RANDAUGMENT.pattern
 
 
 # colour jitter
@@ -373,10 +369,10 @@ def test_a_crop_keeps_at_least_crop_scale():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"erasing": 1.5}, "erasing must be from 0 .off. to 1, found 1.5"),
-        ({"color_jitter": -0.1}, "color_jitter must be from 0"),
-        ({"crop_scale": 0.0}, "crop_scale must be a share of the area above 0 and up to 1, found 0.0"),
-        ({"crop_scale": 1.1}, "crop_scale must be"),
+        ({"erasing": 1.5}, "erasing: expected a value <= 1, found 1.5"),
+        ({"color_jitter": -0.1}, "color_jitter: expected a value >= 0, found -0.1"),
+        ({"crop_scale": 0.0}, "crop_scale: expected a value > 0, found 0"),
+        ({"crop_scale": 1.1}, "crop_scale: expected a value <= 1, found 1.1"),
     ],
 )
 def test_impossible_numbers_are_refused(settings, message):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from uhkd.console import listed
 from uhkd.data import BatchPlan, open_data, train_loader
 from uhkd.data.augment import Augmentation
 
@@ -107,6 +108,11 @@ def test_train_limit_is_stratified_after_the_cut_and_deterministic(tmp_path):
     assert few.fingerprint == again.fingerprint != whole.fingerprint
     assert any("limited to 6 of 18" in note for note in few.notes)
     assert len(open_data(tmp_path, train_limit=1000).train) == 22
+
+
+def test_of_many_names_the_first_are_listed():
+    assert [listed(names, 2) for names in ([], ["a"], ["a", "b"])] == ["", "a", "a, b"]
+    assert listed(["a\n", "b", "c", "d"], 2) == "a\\n, b and 2 more"
 
 
 def test_fingerprint_follows_the_listing_and_not_the_place(tmp_path):
@@ -218,7 +224,7 @@ def test_classes_outside_the_given_names_are_listed(tmp_path):
 def test_a_class_too_small_for_a_cut_is_named(tmp_path):
     fill(tmp_path)
     fill(tmp_path, classes=("lynx",), count=1)
-    with pytest.raises(ValueError, match="too few images to take a validation part, only 1 in lynx"):
+    with pytest.raises(ValueError, match="too few images to take a validation split, only 1 in lynx"):
         open_data(tmp_path)
 
 

@@ -1,11 +1,15 @@
 """The order and content of batches depend on the seed and the step only."""
 
+import traceback
+
 import numpy as np
 import pytest
 import torch
 
 from references.views import training_loader, view
-from uhkd.data import ArraySource, Augmentation, Batch, eval_loader, steps_per_epoch
+from uhkd.data import ArraySource, Augmentation, Batch, batch_transforms, eval_loader, steps_per_epoch
+from uhkd.errors import UhkdError
+from uhkd.training.batches import _wrap_errors
 from uhkd.training.step import split
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
@@ -148,7 +152,7 @@ def test_a_record_that_cannot_be_written_to_travels():
 def test_what_is_missing_beside_the_images_is_a_single_line(workers):
     def missing(number, indices, images, targets):
         if number == 1:
-            raise ValueError("view 1 was not stored")
+            raise UhkdError("view 1 was not stored")
         return stored(number, indices, images, targets)
 
     seen = []
@@ -222,7 +226,7 @@ def test_label_free_batches(workers):
 class Broken(ArraySource):
     def image(self, index):
         if index == 33:
-            raise ValueError("image file cat/33.png cannot be decoded")
+            raise UhkdError("image file cat/33.png cannot be decoded")
         return super().image(index)
 
 
@@ -236,6 +240,21 @@ def test_a_workers_mistake_arrives_as_its_own_single_line(workers, kind):
     assert str(raised.value) == "image file cat/33.png cannot be decoded"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_a_bug_in_an_augmentation_keeps_its_trace(monkeypatch, workers, kind):
+    def broken(*_):
+        raise kind("a bug")
+
+    monkeypatch.setattr(batch_transforms, "jitter", broken)
+    loader = train(augmentation=Augmentation((8, 8), color_jitter=0.4), workers=workers)
+    with pytest.raises(kind, match="a bug") as raised:
+        list(_wrap_errors(loader))
+    assert type(raised.value) is kind
+    # of another process, the trace is in the message
+    assert "in broken" in "".join(traceback.format_exception(raised.value))
+
+
 def test_steps_per_epoch_counts_whole_batches():
     assert [steps_per_epoch(50, size) for size in (1, 12, 25, 26, 50)] == [50, 4, 2, 1, 1]
 
@@ -243,7 +262,7 @@ def test_steps_per_epoch_counts_whole_batches():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 51}, r"batch size 51 is larger than the training part \(50 images\): use at most 50"),
+        ({"batch_size": 51}, r"batch size 51 is larger than the training split \(50 images\): use at most 50"),
         ({"batch_size": 0}, "batch size must be at least 1, found 0"),
         ({"world_size": 5}, "batch size 12 must be a multiple of the number of processes, 5"),
         ({"start_step": 13}, "start_step 13 is outside the run of 12 steps"),

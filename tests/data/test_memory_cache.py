@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from references.views import training_loader
-from uhkd.data import Augmentation, FileSource, eval_loader, in_memory, memory_cache, open_data
+from uhkd.data import Augmentation, FileSource, eval_loader, is_in_memory, memory_cache, open_data
 from uhkd.data.memory_cache import CachedSource
 from uhkd.recipe import FinetuneRecipe
 from uhkd.training.machine import choose_workers
@@ -59,7 +59,7 @@ def test_files_are_needed_once_and_show_what_they_always_did(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(memory_cache, "BUDGET", 0)
         unkept = open_data(tmp_path / "images")
-    assert isinstance(unkept.train, FileSource) and in_memory(data.train) and not in_memory(unkept.train)
+    assert isinstance(unkept.train, FileSource) and is_in_memory(data.train) and not is_in_memory(unkept.train)
     assert data.fingerprint == unkept.fingerprint
     expected = list(batches(unkept.train, augmentation=augmentation))
     evaluated = list(eval_loader(unkept.val, (5, 6), batch_size=3))
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_named_when_it_is_asked_for(tmp_path, workers):
 def test_a_user_data_set_is_read_once_beyond_the_first_images():
     items = Items(count=60)
     data = open_data(items)
-    assert in_memory(data.train)
+    assert is_in_memory(data.train)
     opening = sum(items.reads)
     first = list(batches(data.train, epochs=1, augmentation=Augmentation((8, 8), crop="pad"), num_classes=2))
     assert sum(items.reads) == opening + len(data.train) + 32
@@ -110,7 +110,7 @@ def test_random_transforms_are_not_frozen():
 def test_restless_data_is_never_kept():
     data = open_data(Items(change=lambda index, reads: reads))
     assert any("gives another image each time" in note for note in data.notes)
-    assert not in_memory(data.train)
+    assert not is_in_memory(data.train)
 
 
 def test_an_image_of_another_size_ends_the_keeping(tmp_path):
@@ -128,10 +128,10 @@ def test_keeping_is_announced_and_bounded(monkeypatch):
     note = "100 images of 64x64 kept in memory (1 MB), each decoded once"
     assert note in open_data(Items(100, 64)).notes
     assert not any("memory" in note for note in open_data(Items(100, 8)).notes)  # not worth a line
-    assert not in_memory(open_data(Items(100, 65)).train)
+    assert not is_in_memory(open_data(Items(100, 65)).train)
     monkeypatch.setattr(memory_cache, "BUDGET", 100 * 3 * 64 * 64)
     pair = open_data((Items(100, 64), Items(40, 64)))
-    assert in_memory(pair.train) and not in_memory(pair.val)
+    assert is_in_memory(pair.train) and not is_in_memory(pair.val)
     assert pair.notes == (
         "40 images of 64x64 would take 0 MB of memory, more than the 0 MB left for the cache: "
         "they are decoded again in each epoch",

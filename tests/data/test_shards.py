@@ -37,6 +37,7 @@ from uhkd.data.rng import stream
 from uhkd.data.sampler import ShardShuffle, epoch_order
 from uhkd.data.tar_index import read_index
 from uhkd.data.tar_source import expand
+from uhkd.errors import UhkdError
 
 NEAR = ShardOptions(at_a_time=2, streams=2)
 
@@ -316,7 +317,7 @@ def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
                 tmp_path / "y.tar", [("cat/1.png", picture(1)), ("dog/2.png", picture(2)), ("readme.png", picture(3))]
             )
         )
-    with pytest.raises(ValueError, match="mixes train and val: expected separate tars for each part"):
+    with pytest.raises(ValueError, match="mixes train and val: expected separate tars for each split"):
         open_data(
             write_tar(tmp_path / "z.tar", [(f"{p}/{c}/1.png", picture(1)) for p in ("train", "val") for c in "ab"])
         )
@@ -325,7 +326,7 @@ def test_names_that_would_lose_samples_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("name", ["testing-0.tar", "heldout-0.tar", "testA-0.tar", "0.tar"])
 def test_a_shard_without_a_part_beside_others_with_one_is_refused(folder: Path, name: str):
     write_tar(folder / name, sample(1))
-    with pytest.raises(ValueError, match=rf"the name of shard {name} names no part, others do \(train, val\)"):
+    with pytest.raises(ValueError, match=rf"the name of shard {name} names no split, others do \(train, val\)"):
         open_data(folder)
 
 
@@ -360,12 +361,14 @@ def test_a_header_that_is_damaged_in_the_middle_is_noticed(folder: Path):
     place = int(source.index.offsets[16 + 8]) - 512
     content[place + 3] ^= 1
     (folder / "train-0002.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"train-0002\.tar is damaged at byte {place:,}, or another tar begins there"):
+    with pytest.raises(
+        ValueError, match=rf"train-0002\.tar is damaged at byte {place:,}, or contains a second tar archive there"
+    ):
         open_data(folder)
     (folder / "train-0002.tar").write_bytes(
         (folder / "train-0001.tar").read_bytes() + (folder / "train-0003.tar").read_bytes()
     )
-    with pytest.raises(ValueError, match="or another tar begins there"):
+    with pytest.raises(ValueError, match="or contains a second tar archive there"):
         open_data(folder)
 
 
@@ -378,6 +381,15 @@ def test_a_class_that_was_corrected_after_the_index_is_read(folder: Path):
     os.utime(file, (file.stat().st_atime, (folder / INDEX).stat().st_mtime + 10))
     labels = train_part(folder).labels
     assert labels is not None and labels[:10].tolist() == [3] * 10
+
+
+def test_a_value_error_of_a_storage_library_is_no_bug(monkeypatch: pytest.MonkeyPatch):
+    def refuses(*_: object) -> None:
+        raise ValueError("invalid repository name")
+
+    monkeypatch.setattr("fsspec.open", refuses)
+    with pytest.raises(UhkdError, match=r"cannot be fetched \(ValueError: invalid repository name\)"):
+        open_data("hf://datasets/a b")
 
 
 def test_skipping_bad_images_does_not_hide_a_shard_that_is_gone(folder: Path, tmp_path: Path):
@@ -481,7 +493,7 @@ def test_what_is_no_shard_is_refused_in_words(case: str, tmp_path: Path):
 def test_other_mistakes(folder: Path, tmp_path: Path):
     for word, said in (
         (f"{tmp_path}/none.tar", "shard .*none.tar does not exist"),
-        (f"{folder}/train-{{0004..0009}}.tar", "train-0006.tar does not exist and 3 more"),
+        (f"{folder}/train-{{0004..0009}}.tar", "train-0006.tar and 3 others do not exist"),
         (f"{folder}/train-{{5..2}}.tar", "with LAST from FIRST up"),
         (f"{folder}/train-{{0..99999999}}.tar", "fewer than a million shards"),
         (f"{folder}/val-0000.tar", "holds no training shards, only val"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uhkd.cache import Shard, TeacherCache, image_checksums
 from uhkd.console import log_info
-from uhkd.data import DataSplits, IndexRange, span_loader
+from uhkd.data import DataSplits, IndexRange, range_loader
 from uhkd.runs import drop_leftovers, write_atomically
 from uhkd.training import Teacher
 
@@ -38,11 +38,10 @@ def write_shards(
     manifest, shards = stored.manifest, stored.shards
     claimed: deque[tuple[Shard, contextlib.ExitStack]] = deque()
     missing = shards.missing(views)
-    spans = _claims(stored, missing, claimed, batch_size)
-    loader = span_loader(
+    loader = range_loader(
         data.train,
         manifest.augmentation,
-        spans,
+        _claims(stored, missing, claimed, batch_size),
         seed=manifest.seed,
         num_classes=len(data.classes),
         workers=workers,

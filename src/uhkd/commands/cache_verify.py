@@ -7,7 +7,7 @@ import torch
 
 from uhkd.cache import CorruptShard, TeacherCache, image_checksums
 from uhkd.console import log_info, print_result
-from uhkd.data import IndexRange, span_loader
+from uhkd.data import IndexRange, range_loader
 from uhkd.errors import UhkdError
 from uhkd.models import fingerprint
 from uhkd.recipe import CacheRecipe, build, load_yaml
@@ -72,7 +72,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
     if teacher.ftm is not None:
         teacher.ftm.load_state_dict(stored.tensors("ftm."))
     sample = np.random.default_rng().integers((manifest.views, manifest.images), size=(arguments.sample, 2)).tolist()
-    loader = span_loader(
+    loader = range_loader(
         data.train,
         manifest.augmentation,
         [IndexRange(view, index, index + 1) for view, index in sample],

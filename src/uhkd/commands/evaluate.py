@@ -11,7 +11,7 @@ from rich.table import Table
 
 from uhkd.console import escape, log_info, print_result, print_table
 from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
-from uhkd.data.augment import fit
+from uhkd.data.augment import center_crop_resize
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, latency
@@ -138,7 +138,7 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
     names = network.config.classes or tuple(map(str, range(network.shapes.logits)))
     predictions: dict[str, list[tuple[str, float]]] = {}
     for file in _image_files(arguments.images):
-        image = fit(decode_file(file), network.input_size).float().div(255)[None].to(device)
+        image = center_crop_resize(decode_file(file), network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(min(arguments.top, len(names)))
         pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from uhkd.data.file_cache import OpenFiles
     from uhkd.data.loader import (
         BatchPlan,
+        IndexRange,
         Loader,
         ViewPlan,
         batch_images,
         eval_loader,
+        range_loader,
         steps_per_epoch,
         train_loader,
         usable_cores,
     )
-    from uhkd.data.memory_cache import in_memory
+    from uhkd.data.memory_cache import is_in_memory
     from uhkd.data.open import DataSplits, open_data
-    from uhkd.data.range_loader import IndexRange, span_loader
     from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, Split
     from uhkd.data.splits import stratified_split, stratified_subset
     from uhkd.data.tar_headers import make_index, refuse_packed
@@ -48,11 +49,11 @@ __all__ = [
     "augment_batch",
     "batch_images",
     "eval_loader",
-    "in_memory",
+    "is_in_memory",
     "make_index",
     "open_data",
+    "range_loader",
     "refuse_packed",
-    "span_loader",
     "steps_per_epoch",
     "stratified_split",
     "stratified_subset",
@@ -71,19 +72,20 @@ import_on_use(
         "uhkd.data.tar_index": ("INDEX",),
         "uhkd.data.loader": (
             "BatchPlan",
+            "IndexRange",
             "Loader",
             "ViewPlan",
             "batch_images",
             "eval_loader",
+            "range_loader",
             "steps_per_epoch",
             "train_loader",
             "usable_cores",
         ),
-        "uhkd.data.memory_cache": ("in_memory",),
+        "uhkd.data.memory_cache": ("is_in_memory",),
         "uhkd.data.open": ("DataSplits", "open_data"),
         "uhkd.data.tar_source": ("ShardOptions", "ShardSource", "tars"),
         "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Split", "ImageSource"),
-        "uhkd.data.range_loader": ("IndexRange", "span_loader"),
         "uhkd.data.splits": ("stratified_split", "stratified_subset"),
         "uhkd.data.tar_headers": ("make_index", "refuse_packed"),
     },

@@ -1,7 +1,5 @@
 """Crop, flip, mixup and cutmix of one image, drawn from (seed, view, index or sample key) alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from uhkd.data.color_transforms import check_randaugment
 from uhkd.data.rng import stream
 from uhkd.errors import UhkdError
+from uhkd.recipe import AugmentationOptions, build
 
 _RATIO = (3 / 4, 4 / 3)  # width over height of a resized crop, relative to the target's
 _TRIES = 6
@@ -65,14 +64,8 @@ class Augmentation:
             raise UhkdError(f"image size must be at least 1x1, found {self.size}")
         if self.crop not in ("none", "pad", "resized"):
             raise UhkdError(f"crop must be none, pad or resized, found {self.crop!r}")
-        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            if not 0 <= alpha < float("inf"):
-                raise UhkdError(f"{name} must be 0 (off) or a positive Beta parameter, found {alpha}")
-        if not 0 < self.crop_scale <= 1:
-            raise UhkdError(f"crop_scale must be a share of the area above 0 and up to 1, found {self.crop_scale}")
-        for name, value in (("color_jitter", self.color_jitter), ("erasing", self.erasing)):
-            if not 0 <= value <= 1:
-                raise UhkdError(f"{name} must be from 0 (off) to 1, found {value}")
+        # the bounds are those of a recipe
+        build(AugmentationOptions, {name: value for name, value in vars(self).items() if name not in ("size", "crop")})
         if self.randaugment is not None:
             check_randaugment(self.randaugment)
 
@@ -84,13 +77,13 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     """
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
-        return np.array(fit(image, augmentation.size).numpy(), order="C")
+        return np.array(center_crop_resize(image, augmentation.size).numpy(), order="C")
     draws = stream("geometry", seed, view, key).random(2 * _TRIES + 3).tolist()
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
         image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
-    image = fit(image, augmentation.size)
+    image = center_crop_resize(image, augmentation.size)
     if augmentation.crop != "pad":  # copying whole rows is faster than picking columns
         pixels = image.numpy()
         return np.array(pixels[:, :, ::-1] if mirrored else pixels, order="C")
@@ -99,7 +92,7 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     return image.numpy().take(rows, axis=1).take(columns[::-1] if mirrored else columns, axis=2)
 
 
-def fit(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+def center_crop_resize(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
     """Cut the largest centred box of the aspect ratio of `size` (H, W) and resize it, antialiased."""
     height, width = image.shape[-2:]
     if (height, width) == tuple(size):

@@ -1,7 +1,5 @@
 """The batch of a training or evaluation step."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -26,6 +24,6 @@ class Batch(NamedTuple):
     index: Int[Tensor, " b"]
     record: UInt8[Tensor, "b n"] | None = None
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
         return Batch._make(None if field is None else field.to(device, non_blocking=True) for field in self)

@@ -1,7 +1,5 @@
 """Views of a batch of images; each is bitwise identical to that of the image alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -9,9 +7,9 @@ from torch import Tensor
 
 from uhkd.data.augment import Augmentation, MixParameters, cutmix_, draw_mix, geometry, mirror, mixup_pair
 from uhkd.data.color_transforms import erase_, jitter, rand_augment_all_
-from uhkd.data.rng import streams, uniforms
+from uhkd.data.rng import streams
 from uhkd.data.sampler import mix_candidates
-from uhkd.data.sources import ImageSource, InMemoryImages, in_memory, view_keys
+from uhkd.data.sources import ImageSource, InMemoryImages, images_in_memory, view_keys
 
 
 def augment_batch(
@@ -21,9 +19,9 @@ def augment_batch(
     seed: int,
     view: int,
     augmentation: Augmentation,
-    num_classes: int,
+    num_classes: int | None,
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"] | None]:
-    """Return view number `view` of the images `indices` (one or more), and their targets (None without labels).
+    """Return view number `view` of the images `indices` (one or more), and their targets (None without labels or num_classes).
 
     A target is one-hot, or the mixture of two classes by their share of the pixels. Images in memory at the augmentation's
     size are cropped and flipped as one array; others, and resized crops, one by one. A mixed view's partner is the unmixed
@@ -69,7 +67,7 @@ def augment_unmixed(
 def _crop(source: ImageSource, indices: np.ndarray, seed: int, view: int, augmentation: Augmentation) -> np.ndarray:
     keys = view_keys(source, indices)
     if augmentation.crop != "resized":
-        cached = in_memory(source, indices)
+        cached = images_in_memory(source, indices)
         if cached is not None and tuple(cached.images.shape[-2:]) == tuple(augmentation.size):
             return _crop_in_memory(cached, keys, seed, view, augmentation)
     pairs = zip(indices.tolist(), keys.tolist(), strict=True)
@@ -84,7 +82,7 @@ def _crop_in_memory(
     if augmentation.crop == "none" and not augmentation.flip:
         return images.numpy().take(positions, axis=0)
     height, width = augmentation.size
-    draws = uniforms("geometry", seed, view, keys)
+    draws = np.stack([rng.random(3) for rng in streams("geometry", seed, view, keys.tolist())])
     rows = np.broadcast_to(np.arange(height), (len(keys), height))
     columns = np.broadcast_to(np.arange(width), (len(keys), width))
     if augmentation.crop == "pad":
@@ -114,9 +112,9 @@ def _mix_(images: np.ndarray, others: np.ndarray, mixes: list[MixParameters]) ->
 
 
 def _targets(
-    labels: np.ndarray | None, indices: np.ndarray, mixes: list[MixParameters] | None, num_classes: int
+    labels: np.ndarray | None, indices: np.ndarray, mixes: list[MixParameters] | None, num_classes: int | None
 ) -> Float[Tensor, "b k"] | None:
-    if labels is None:
+    if labels is None or num_classes is None:
         return None
     targets = np.zeros((len(indices), num_classes), dtype=np.float32)
     rows = np.arange(len(indices))

@@ -1,7 +1,5 @@
 """Data from arrays and objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
 
-from __future__ import annotations
-
 import os
 import warnings
 import zipfile
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from uhkd.console import escape
+from uhkd.console import listed
 from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
 from uhkd.data.splits import stratified_split
 from uhkd.errors import UhkdError
@@ -25,7 +23,7 @@ _PROBES = 4
 
 @dataclass(frozen=True)
 class RawSplits:
-    """The parts of a data set, before a validation part is cut from the training part.
+    """The splits of a data set, before a validation split is cut from the training split.
 
     Attributes:
         classes: names of the classes; empty if the data has none.
@@ -43,7 +41,7 @@ class RawSplits:
 
 
 def digits() -> RawSplits:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of each class is the test part."""
+    """Return scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of each class is the test split."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -74,12 +72,12 @@ def cifar100(root: Path | None) -> RawSplits:
         with warnings.catch_warnings():
             # the files were pickled by an old numpy, about which newer versions warn
             warnings.filterwarnings("ignore", message=".*align", category=Warning)
-            train, test = (CIFAR100(str(root), train=part, download=False) for part in (True, False))
+            train, test = (CIFAR100(str(root), train=split, download=False) for split in (True, False))
     except RuntimeError as error:
         raise UhkdError(
             f"CIFAR-100 in {root / _CIFAR_FOLDER} is incomplete or damaged (checksums differ): unpack it again"
         ) from error
-    sources = [ArraySource(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
+    sources = [ArraySource(np.asarray(split.data), np.asarray(split.targets)) for split in (train, test)]
     return RawSplits(tuple(train.classes), sources[0], None, sources[1], (32, 32))
 
 
@@ -89,7 +87,7 @@ def npz(path: Path) -> RawSplits:
     Raises:
         UhkdError: not an archive of arrays, missing or unsuitable arrays, or more than fits into memory.
     """
-    keys = ("classes", *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")))
+    keys = ("classes", *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")))
     try:
         unpacked = _unpacked_size(path, keys)
         memory = memory_of_machine()
@@ -114,11 +112,11 @@ def npz(path: Path) -> RawSplits:
         ) from error
     missing = [key for key in ("train_images", "train_labels") if key not in arrays]
     if missing:
-        present = ", ".join(map(escape, sorted(names))) or "none"
+        present = listed(sorted(names)) or "none"
         raise UhkdError(
             f"{path} lacks {' and '.join(missing)}: expected train_images and train_labels, found {present}"
         )
-    train, val, test = (_npz_part(path, arrays, part) for part in ("train", "val", "test"))
+    train, val, test = (_npz_split(path, arrays, split) for split in ("train", "val", "test"))
     assert train is not None
     classes = tuple(str(name) for name in arrays.get("classes", ()))
     height, width = train.images.shape[-2:]
@@ -143,7 +141,7 @@ def memory_of_machine() -> int | None:
 
 
 def user_dataset(dataset: Any, title: str) -> RawSplits:
-    """Return a map-style data set of (image, label) pairs, or of images alone, as a training part.
+    """Return a map-style data set of (image, label) pairs, or of images alone, as a training split.
 
     Raises:
         UhkdError: not map-style, empty, or with items or labels of another type.
@@ -172,21 +170,21 @@ def user_dataset(dataset: Any, title: str) -> RawSplits:
     return RawSplits(classes, source, None, None, sizes.pop() if len(sizes) == 1 else None, tuple(notes))
 
 
-def _npz_part(path: Path, arrays: dict[str, np.ndarray], part: str) -> ArraySource | None:
-    images, labels = arrays.get(f"{part}_images"), arrays.get(f"{part}_labels")
+def _npz_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> ArraySource | None:
+    images, labels = arrays.get(f"{split}_images"), arrays.get(f"{split}_labels")
     if images is None or labels is None:
         if images is not None or labels is not None:
-            raise UhkdError(f"{path} holds only one of {part}_images and {part}_labels: expected both or none")
+            raise UhkdError(f"{path} holds only one of {split}_images and {split}_labels: expected both or none")
         return None
     channels = images.shape[-1] if images.ndim == 4 else 1
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3) or 0 in images.shape:
         raise UhkdError(
-            f"{path}: {part}_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), "
+            f"{path}: {split}_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), "
             f"found {images.dtype} of shape {images.shape}"
         )
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UhkdError(
-            f"{path}: {part}_labels must be integers of shape ({len(images)},), one for each image, "
+            f"{path}: {split}_labels must be integers of shape ({len(images)},), one for each image, "
             f"found {labels.dtype} of shape {labels.shape}"
         )
     return ArraySource(images, labels)

@@ -1,7 +1,5 @@
 """Decode image files, Pillow images, arrays and tensors to uint8 RGB tensors."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -33,8 +31,8 @@ EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff
 LARGEST = 178_956_970  # pixels, above which Pillow raises by default: 13,377 x 13,377, half a GB as bytes
 _LIMIT_VARIABLE = "UHKD_MAX_PIXELS"
 
-# `Image.open` is not used: it tries some forty formats, whatever the name of the file (EPS runs Ghostscript), and its limit
-# on pixels is a warning up to `LARGEST`, which depends on the filters for warnings.
+# `Image.open` is not used, even with `formats`: it does not tell why a file of a known format is damaged, and from half of
+# `LARGEST` pixels on it warns, which is an error or not depending on the filters for warnings.
 _READERS = (
     (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),

@@ -1,7 +1,5 @@
 """Files that are read by position and stay open, also in worker processes."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import OrderedDict

@@ -1,19 +1,17 @@
 """Image folders: `train/` with `val/` or `test/`, one folder of class folders, or images without labels."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
 import numpy as np
 
-from uhkd.console import escape, pluralize
+from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import EXTENSIONS, common_size, decodable, decode_file, max_pixels
 from uhkd.data.sources import FileSource
 from uhkd.errors import UhkdError
 
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to check whether all images have one size
 
 
@@ -22,40 +20,40 @@ def read_folder(
 ) -> RawSplits:
     """List the images below `root`; the classes are `class_names`, or the sorted names of the class folders.
 
-    If the training images are in no subfolder, no part has labels.
+    If the training images are in no subfolder, no split has labels.
 
     Args:
         root: the folder.
         skip_bad_images: decode every file once and leave out those that fail.
         class_names: names and order of the classes, for example of a trained model.
-        unlabelled: ignore the meaning of folders, at any depth; the subfolders of a part only fix the order of its images
-            and the strata from which a validation part is cut.
+        unlabelled: ignore the meaning of folders, at any depth; the subfolders of a split only fix the order of its images
+            and the strata from which a validation split is cut.
 
     Raises:
         UhkdError: no images, images without class folders, an empty class folder, classes in val or test that train (or
             class_names) does not have, or an invalid UHKD_MAX_PIXELS.
     """
     max_pixels()  # reports an invalid value once, not for every image
-    parts, notes = _find_parts(root)
-    if unlabelled or (class_names is None and _is_flat(parts["train"])):
+    splits, notes = _find_splits(root)
+    if unlabelled or (class_names is None and _is_flat(splits["train"])):
         if not unlabelled:
-            notes.append(f"no class folders in {parts['train']}: its images have no labels to learn from")
+            notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from")
         classes: tuple[str, ...] = ()
-        sources = {part: _source_without_classes(root, folder, unlabelled) for part, folder in parts.items()}
+        sources = {split: _source_without_classes(root, folder, unlabelled) for split, folder in splits.items()}
     else:
-        listings = {part: _list_classes(folder, root, notes) for part, folder in parts.items()}
+        listings = {split: _list_classes(folder, root, notes) for split, folder in splits.items()}
         classes = class_names or tuple(sorted(listings["train"]))
-        for part, listing in listings.items():
+        for split, listing in listings.items():
             if unknown := sorted(set(listing) - set(classes)):
-                expected = "the classes expected here" if class_names else f"the classes of {parts['train']}"
+                expected = "the classes expected here" if class_names else f"the classes of {splits['train']}"
                 raise UhkdError(
-                    f"{parts[part]} has class folders that are not among {expected}: {_some(unknown)}; "
-                    f"expected only: {_some(classes)}"
+                    f"{splits[split]} has class folders that are not among {expected}: {listed(unknown)}; "
+                    f"expected only: {listed(classes)}"
                 )
-        sources = {part: _source(root, listing, classes) for part, listing in listings.items()}
+        sources = {split: _source(root, listing, classes) for split, listing in listings.items()}
     if skip_bad_images:
         sources = {
-            part: _without_bad_images(source, parts[part], notes, bool(classes)) for part, source in sources.items()
+            split: _without_bad_images(source, splits[split], notes, bool(classes)) for split, source in sources.items()
         }
     train = sources["train"]
     size = common_size(len(train), train.path, _HEADERS)
@@ -80,18 +78,18 @@ def _source_without_classes(root: Path, folder: Path, strata: bool) -> FileSourc
     return FileSource(root, names, np.repeat(np.arange(len(groups)), [len(g) for g in groups]) if strata else None)
 
 
-def _find_parts(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     folders, _ = _children(root)
-    named = {_PARTS[folder.name.lower()]: folder for folder in reversed(folders) if folder.name.lower() in _PARTS}
-    others = [folder.name for folder in folders if folder.name.lower() not in _PARTS]
+    named = {_SPLITS[folder.name.lower()]: folder for folder in reversed(folders) if folder.name.lower() in _SPLITS}
+    others = [folder.name for folder in folders if folder.name.lower() not in _SPLITS]
     if "train" in named:
         _, images = _children(named["train"])
         # "train" may also be a class, as in CIFAR-100: then it contains images, and other class folders are next to it
         if not images or not others:
-            notes = [f"folders next to {named['train']} ignored: {_some(others)}"] if others else []
-            return {part: named[part] for part in ("train", "val", "test") if part in named}, notes
+            notes = [f"folders next to {named['train']} ignored: {listed(others)}"] if others else []
+            return {split: named[split] for split in ("train", "val", "test") if split in named}, notes
     elif named and not others:
-        present = _some([folder.name for folder in folders])
+        present = listed([folder.name for folder in folders])
         raise UhkdError(f"{root} holds {present} but no train folder: expected train/<class>/<image>")
     return {"train": root}, []
 
@@ -111,7 +109,7 @@ def _list_classes(folder: Path, root: Path, notes: list[str]) -> dict[str, list[
             f"with files that end in {' '.join(sorted(EXTENSIONS))}"
         )
     if empty := [name for name, files in listing.items() if not files]:
-        raise UhkdError(f"class folder without any image in {folder}: {_some(empty)}; add images or remove it")
+        raise UhkdError(f"class folder without any image in {folder}: {listed(empty)}; add images or remove it")
     if images:
         notes.append(f"{pluralize(len(images), 'image')} directly in {folder}, outside the class folders: ignored")
     return listing
@@ -170,7 +168,7 @@ def _without_bad_images(source: FileSource, folder: Path, notes: list[str], labe
     if good.all():
         return source
     bad = [source.names[i] for i in np.flatnonzero(~good)]
-    notes.append(f"{pluralize(len(bad), 'image')} in {folder} cannot be decoded: skipped ({_some(bad)})")
+    notes.append(f"{pluralize(len(bad), 'image')} in {folder} cannot be decoded: skipped ({listed(bad)})")
     if not labelled and not good.any():
         raise UhkdError(f"{folder} has no image that can be decoded: add images")
     for label in np.unique(source.labels[~good]) if labelled and source.labels is not None else ():
@@ -180,8 +178,3 @@ def _without_bad_images(source: FileSource, folder: Path, notes: list[str], labe
             raise UhkdError(f"class folder {folder / name.parts[0]} has no image that can be decoded: add images")
     labels = None if source.labels is None else source.labels[good]
     return FileSource(source.root, [source.names[i] for i in np.flatnonzero(good)], labels)
-
-
-def _some(names: list[str] | tuple[str, ...], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(escape, names[:limit])) + more

@@ -1,12 +1,10 @@
 """Loaders whose batches depend on the seed and the step alone, so that a run can resume at any step."""
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from uhkd.data.augment import Augmentation
 from uhkd.data.batch import Batch
-from uhkd.data.batch_transforms import augment_batch, augment_unmixed
+from uhkd.data.batch_transforms import augment_batch
 from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
@@ -23,9 +21,7 @@ from uhkd.errors import UhkdError
 
 RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
-_PREFETCH = (
-    2  # batches ready per worker: a longer queue takes memory, and does not help if workers are slower than the model
-)
+_PREFETCH = 2  # batches ready per worker: more take memory, and do not help if workers are slower than the model
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,14 @@ class ViewPlan:
     record_reader: RecordReader | None = None
 
 
+class IndexRange(NamedTuple):
+    """Images start..stop-1 of one view."""
+
+    view: int
+    start: int
+    stop: int
+
+
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """Return the number of complete batches in n images.
 
@@ -70,7 +74,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     if batch_size < 1:
         raise UhkdError(f"batch size must be at least 1, found {batch_size}")
     if batch_size > n:
-        raise UhkdError(f"batch size {batch_size} is larger than the training part ({n} images): use at most {n}")
+        raise UhkdError(f"batch size {batch_size} is larger than the training split ({n} images): use at most {n}")
     return n // batch_size
 
 
@@ -89,7 +93,7 @@ def train_loader(
     views: ViewPlan | None = None,
     workers: int = 0,
     device: torch.device | str | None = None,
-) -> Loader:
+) -> "Loader":
     """Return the batches of a run from `plan.start_step` on, as one iterable.
 
     They do not depend on `workers`, and are bitwise identical to those of an uninterrupted run. num_classes: length of the
@@ -126,7 +130,7 @@ def eval_loader(
     workers: int = 0,
     augmentation: Augmentation | None = None,
     device: torch.device | str | None = None,
-) -> Loader:
+) -> "Loader":
     """Return all images once, in order, without targets; the last batch may be smaller.
 
     Images are cut to the aspect ratio of `size` (H, W) and resized; with an augmentation, each is view 0 of seed 0 without
@@ -138,8 +142,27 @@ def eval_loader(
     if batch_size < 1:
         raise UhkdError(f"batch size must be at least 1, found {batch_size}")
     augmentation = replace(augmentation or Augmentation(size), size=size, mixup=0.0, cutmix=0.0)
-    batches = _EvalBatches(source, augmentation, batch_size)
-    return Loader(batches, range(-(-len(source) // batch_size)), workers, device)
+    starts = range(0, len(source), batch_size)
+    ranges = [IndexRange(0, start, min(start + batch_size, len(source))) for start in starts]
+    return Loader(_RangeBatches(source, augmentation, 0, None), ranges, workers, device)
+
+
+def range_loader(
+    source: ImageSource,
+    augmentation: Augmentation,
+    ranges: Iterable[IndexRange],
+    *,
+    seed: int,
+    num_classes: int,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+) -> "Loader":
+    """Return one batch for each range, in order; `ranges` is consumed only as far ahead as the workers load.
+
+    Raises:
+        UhkdError: while iterating: an image that cannot be read, with its name.
+    """
+    return Loader(_RangeBatches(source, augmentation, seed, num_classes), ranges, workers, device)
 
 
 class Loader:
@@ -151,7 +174,7 @@ class Loader:
     """
 
     def __init__(
-        self, batches: BatchDataset, steps: Iterable[Any], workers: int, device: torch.device | str | None = None
+        self, batches: "BatchDataset", steps: Iterable[Any], workers: int, device: torch.device | str | None = None
     ) -> None:
         if workers < 0:
             raise UhkdError(f"workers must be 0 or more, found {workers}")
@@ -202,7 +225,7 @@ class BatchDataset(Dataset[Batch | UhkdError], ABC):
     def __getitem__(self, step: Any) -> Batch | UhkdError:
         try:
             return self.make(step)
-        except ValueError as error:
+        except UhkdError as error:
             return UhkdError(str(error))
 
     @abstractmethod
@@ -249,15 +272,21 @@ class _TrainBatches(BatchDataset):
         return self.batch(image, target, index, record)
 
 
-class _EvalBatches(BatchDataset):
-    def __init__(self, source: ImageSource, augmentation: Augmentation, batch_size: int) -> None:
-        self.source, self.augmentation, self.batch_size = source, augmentation, batch_size
+class _RangeBatches(BatchDataset):
+    def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, num_classes: int | None) -> None:
+        self.source, self.augmentation, self.seed, self.num_classes = source, augmentation, seed, num_classes
 
-    def make(self, step: int) -> Batch:
-        start = step * self.batch_size
-        index = np.arange(start, min(start + self.batch_size, len(self.source)))
-        images = augment_unmixed(self.source, index, seed=0, view=0, augmentation=self.augmentation)
-        return self.batch(torch.from_numpy(images), None, index)
+    def make(self, step: IndexRange) -> Batch:
+        index = np.arange(step.start, step.stop)
+        image, target = augment_batch(
+            self.source,
+            index,
+            seed=self.seed,
+            view=step.view,
+            augmentation=self.augmentation,
+            num_classes=self.num_classes,
+        )
+        return self.batch(image, target, index)
 
 
 def _identity(raw: Any) -> Any:

@@ -1,7 +1,5 @@
 """Small images of files and data sets: decoded once, then cached in memory as bytes, up to a limit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from uhkd.data.datasets import RawSplits
 from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, InMemoryImages, Split, fingerprint
 from uhkd.data.tar_source import ShardSource
+from uhkd.errors import UhkdError
 
 BUDGET = 2**30  # bytes: 350,000 images of 32x32, 87,000 of 64x64
 _SMALL = 64  # pixels: larger images are usually cropped from their files by worker processes, which share no memory
@@ -56,7 +55,7 @@ class CachedSource:
         for index in indices[~self._cached[indices]].tolist():
             try:
                 self.image(index)
-            except ValueError:
+            except UhkdError:
                 continue
 
     def fingerprint(self) -> str:
@@ -80,17 +79,17 @@ class CachedSource:
         return image
 
 
-def keep(parts: RawSplits) -> RawSplits:
-    """Return `parts`, their small images of one size that would be read each time wrapped in `CachedSource`, with a note.
+def cache_in_memory(splits: RawSplits) -> RawSplits:
+    """Return `splits`, their small images of one size that would be read each time wrapped in `CachedSource`, with a note.
 
     Training images come first, then those of val and test, each if all of them fit into the rest of `BUDGET`.
     """
-    size = parts.native_size
+    size = splits.native_size
     if size is None or max(size) > _SMALL:
-        return parts
-    per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(parts.notes)
+        return splits
+    per_image, room, count, notes = 3 * size[0] * size[1], BUDGET, 0, list(splits.notes)
     cached: dict[str, ImageSource] = {}
-    for name, source in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
+    for name, source in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if not _reads_every_time(source):
             continue
         needed = len(source) * per_image
@@ -105,7 +104,7 @@ def keep(parts: RawSplits) -> RawSplits:
             )
     if count * per_image >= _LOGGED:
         notes.append(f"{_images(count, size)} kept in memory ({count * per_image / 1e6:,.0f} MB), each decoded once")
-    return replace(parts, **cached, notes=tuple(notes))
+    return replace(splits, **cached, notes=tuple(notes))
 
 
 def _reads_every_time(source: ImageSource | None) -> TypeGuard[ImageSource]:
@@ -115,10 +114,10 @@ def _reads_every_time(source: ImageSource | None) -> TypeGuard[ImageSource]:
     return isinstance(source, FileSource) or (isinstance(source, DatasetSource) and source.steady)
 
 
-def in_memory(source: ImageSource) -> bool:
+def is_in_memory(source: ImageSource) -> bool:
     """Return whether images are read from memory, at the latest the second time."""
     if isinstance(source, Split):
-        return in_memory(source.source)
+        return is_in_memory(source.source)
     return isinstance(source, ArraySource | CachedSource)
 
 

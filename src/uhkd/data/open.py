@@ -1,6 +1,4 @@
-"""`open_data`: a name, path or data set -> classes and a training, validation and test part."""
-
-from __future__ import annotations
+"""`open_data`: a name, path or data set -> classes and a training, validation and test split."""
 
 import hashlib
 import itertools
@@ -11,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from uhkd.console import listed
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
-from uhkd.data.memory_cache import keep
+from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import check_data_name, is_reader
 from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
@@ -51,7 +50,7 @@ class DataSplits:
 
     @property
     def validation(self) -> str:
-        """Fingerprint of the validation part alone."""
+        """Fingerprint of the validation split alone."""
         return fingerprint(self.val)
 
 
@@ -70,13 +69,13 @@ def open_data(
 
     Args:
         data: one of these.
-        val_fraction: share of the training images for validation, stratified, if the data has no validation part.
+        val_fraction: share of the training images for validation, stratified, if the data has no validation split.
         split_seed: seed of that split, and of train_limit.
         train_limit: size of a stratified subset of the remaining training images.
         skip_bad_images: decode every file once and leave out those that fail.
         class_names: names and order of the classes, for example of a trained model.
         shards: how tar shards are read.
-        labels: False removes the labels after the parts are made, so that the parts are the same as with labels; in an image
+        labels: False removes the labels after the splits are made, so that the splits are the same as with labels; in an image
             folder, images may then be in any subfolders.
 
     Raises:
@@ -84,19 +83,19 @@ def open_data(
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
-    name, parts = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
-    classes, notes = _resolve_classes(name, parts, names) if labels else ((), ["labels ignored (unlabelled)"])
-    if shards is not None and shards.at_a_time and not isinstance(parts.train, ShardSource):
+    name, splits = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
+    classes, notes = _resolve_classes(name, splits, names) if labels else ((), ["labels ignored (unlabelled)"])
+    if shards is not None and shards.at_a_time and not isinstance(splits.train, ShardSource):
         notes.append("shuffle_shards is not used: the data is not in tar shards")
-    parts = keep(parts)
-    train, val = parts.train, parts.val
+    splits = cache_in_memory(splits)
+    train, val = splits.train, splits.val
     if val is None:
         train, val = _split(name, train, classes, val_fraction, split_seed, labels)
-        notes.append(f"validation part: {len(val)} images taken from the training images (seed {split_seed})")
+        notes.append(f"validation split: {len(val)} images taken from the training images (seed {split_seed})")
     if train_limit is not None:
         train, note = _limit(train, train_limit, split_seed, labels)
         notes.append(note)
-    test = parts.test
+    test = splits.test
     if not labels:
         train, val, test = unlabelled(train), unlabelled(val), None if test is None else unlabelled(test)
     listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
@@ -106,9 +105,9 @@ def open_data(
         train=train,
         val=val,
         test=test,
-        native_size=parts.native_size,
+        native_size=splits.native_size,
         flip=name != "digits",
-        notes=(*parts.notes, *notes),
+        notes=(*splits.notes, *notes),
         fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
     )
 
@@ -149,34 +148,34 @@ def _read(
     )
 
 
-def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
-    sources = {"training": parts.train, "validation": parts.val, "test": parts.test}
-    labels = {part: source.labels for part, source in sources.items() if source is not None}
+def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
+    sources = {"training": splits.train, "validation": splits.val, "test": splits.test}
+    labels = {split: source.labels for split, source in sources.items() if source is not None}
     train = labels["training"]
     if any((other is None) != (train is None) for other in labels.values()):
-        raise UhkdError(f"{name}: one part has labels and another has none: expected all or none")
+        raise UhkdError(f"{name}: one split has labels and another has none: expected all or none")
     if train is None:
         return (), ["no labels found: only label-free training is possible"]
     lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
     if lowest < 0:
         raise UhkdError(f"{name}: labels must count from 0, found {lowest}")
-    if names and parts.classes and names != parts.classes:
-        pairs = itertools.zip_longest(names, parts.classes, fillvalue="nothing")
+    if names and splits.classes and names != splits.classes:
+        pairs = itertools.zip_longest(names, splits.classes, fillvalue="nothing")
         expected, actual = next(pair for pair in pairs if pair[0] != pair[1])
         raise UhkdError(
             f"{name}: its classes are not those of the network ({actual!r} where {expected!r} was expected)"
         )
-    if not (names or parts.classes) and (highest := int(train.max())) >= _MAX_CLASSES:
+    if not (names or splits.classes) and (highest := int(train.max())) >= _MAX_CLASSES:
         raise UhkdError(
             f"{name}: labels number the classes from 0, found {highest}: expected less than {_MAX_CLASSES:,}; renumber them"
         )
-    classes = names or parts.classes or tuple(str(i) for i in range(int(train.max()) + 1))
+    classes = names or splits.classes or tuple(str(i) for i in range(int(train.max()) + 1))
     if len(set(classes)) != len(classes):
         raise UhkdError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
-    for part, values in labels.items():
+    for split, values in labels.items():
         if values is not None and len(values) and int(values.max()) >= len(classes):
             raise UhkdError(
-                f"{name}: {part} labels go up to {int(values.max())}, but there are {len(classes)} classes "
+                f"{name}: {split} labels go up to {int(values.max())}, but there are {len(classes)} classes "
                 f"(labels 0 to {len(classes) - 1})"
             )
     present = np.unique(train)
@@ -186,7 +185,7 @@ def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None)
             "(images without classes: --unlabelled)"
         )
     absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
-    notes = [f"classes without training images ({len(absent)}): {', '.join(absent[:8])}"] if absent else []
+    notes = [f"classes without training images ({len(absent)}): {listed(absent)}"] if absent else []
     return tuple(classes), notes
 
 
@@ -208,11 +207,11 @@ def _split(
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         raise UhkdError(
-            f"{name}: too few images to take a validation part, only 1 in {', '.join(single[:8])}: "
-            "expected at least 2 in each class; add images or provide a validation part (val/ folder)"
+            f"{name}: too few images to take a validation split, only 1 in {listed(single)}: "
+            "expected at least 2 in each class; add images or provide a validation split (val/ folder)"
         )
-    train_part, val_part = stratified_split(labels, val_fraction, split_seed)
-    return Split(train, train_part), Split(train, val_part)
+    train_indices, val_indices = stratified_split(labels, val_fraction, split_seed)
+    return Split(train, train_indices), Split(train, val_indices)
 
 
 def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> tuple[ImageSource, str]:
@@ -225,4 +224,4 @@ def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> t
     if limit < classes:
         raise UhkdError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
     chosen = stratified_subset(labels, limit, split_seed)
-    return Split(train, chosen), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"
+    return Split(train, chosen), f"training split limited to {limit} of {len(train)} images (seed {split_seed})"

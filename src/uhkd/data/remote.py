@@ -1,7 +1,5 @@
 """Folders of tar shards: local, or a local cache of shards that are downloaded from a URL."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -55,7 +53,7 @@ class ShardStore:
         self.folder, self.address, self.max_bytes = folder, address, max_bytes
 
     @staticmethod
-    def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> ShardStore:
+    def remote(address: str, edition: bytes, keep: str | None, keep_gb: float) -> "ShardStore":
         """Return shards at a URL that fsspec reads (https, s3, gs, hf, file), each downloaded as a whole at its first use.
 
         Args:
@@ -135,7 +133,7 @@ def _reading(address: str) -> Iterator[BinaryIO]:
     try:
         with fsspec.open(address, "rb") as file:
             yield cast(BinaryIO, file)
-    except ValueError:
+    except UhkdError:
         raise
     except Exception as error:  # each storage library raises its own errors
         raise UhkdError(f"{address} cannot be fetched ({type(error).__name__}: {error})") from error

@@ -1,7 +1,5 @@
 """The order of the images in an epoch: a function of (seed, epoch) alone, also for images in shards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +25,7 @@ class ShardShuffle:
     at_a_time: int
     streams: int = 1
 
-    def part(self, indices: np.ndarray) -> ShardShuffle:
+    def subset(self, indices: np.ndarray) -> "ShardShuffle":
         """Return the shuffle of the images at the rising positions `indices`."""
         return ShardShuffle(np.searchsorted(indices, self.bounds), self.at_a_time, self.streams)
 

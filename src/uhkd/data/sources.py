@@ -1,7 +1,5 @@
 """Sources of images: memory, files, or a user's data set, all read as `source.image(i)`."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +39,7 @@ class InMemoryImages(NamedTuple):
     positions: Int[np.ndarray, " b"]
 
 
-def in_memory(source: ImageSource, indices: np.ndarray) -> InMemoryImages | None:
+def images_in_memory(source: ImageSource, indices: np.ndarray) -> InMemoryImages | None:
     """Return the images `indices`, (B,) integers, in memory; None if they have to be read one by one.
 
     Sources may have a method `in_memory(indices)` for this.
@@ -173,7 +171,7 @@ class Split:
         keys = getattr(source, "keys", None)
         self.keys = None if keys is None else keys[self.indices]
         shuffle = getattr(source, "shuffle", None)
-        self.shuffle = shuffle and shuffle.part(self.indices)
+        self.shuffle = shuffle and shuffle.subset(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -184,7 +182,7 @@ class Split:
 
     def in_memory(self, indices: np.ndarray) -> InMemoryImages | None:
         """Return the images in the memory of the whole source; None in a subclass that overrides `image`."""
-        return in_memory(self.source, self.indices[indices]) if type(self).image is Split.image else None
+        return images_in_memory(self.source, self.indices[indices]) if type(self).image is Split.image else None
 
     def fingerprint(self) -> str:
         """Return a hash of the whole source and the positions."""

@@ -1,7 +1,5 @@
 """Stratified splits and subsets of labels."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from uhkd.data.rng import stream
@@ -9,7 +7,7 @@ from uhkd.errors import UhkdError
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into a training and a validation part with the same shares of classes.
+    """Split positions into a training and a validation split with the same shares of classes.
 
     Args:
         labels: (N,) integers.

@@ -1,7 +1,5 @@
 """Make the index of tar shards from their headers; images are not read, and nothing is unpacked."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -15,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhkd.console import escape
+from uhkd.console import escape, listed
 from uhkd.data.decode import EXTENSIONS
-from uhkd.data.tar_index import HEADER, PARTS, Index, parts_of
+from uhkd.data.tar_index import HEADER, SPLITS, Index, splits_of
 from uhkd.errors import UhkdError
 
 _MAX_LABEL_BYTES = 2**20  # a class number has a few bytes, a JSON description some hundreds
@@ -46,7 +44,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
 
     Raises:
         UhkdError: not a tar, compressed, cut short or damaged, without images, labels in some samples only, two images of one
-            sample, two samples with one name, or several parts in one set of tars.
+            sample, two samples with one name, or several splits in one set of tars.
     """
     samples: list[_Sample] = []
     counts, sizes = [], []
@@ -56,15 +54,15 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         samples += shard_samples
         counts.append(len(shard_samples))
         sizes.append(path.stat().st_size)
-    title = escape(f"{folder / names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    title = listed([folder / name for name in names], 1)
     if not samples:
         raise UhkdError(
             f"no images in {title}: expected tar files of images, NAME.jpg with NAME.cls or in class folders"
         )
     tops = {sample.key.removeprefix("./").partition("/")[0].lower() for sample in samples}
-    if len(parts := {PARTS[top] for top in tops if top in PARTS}) > 1:
+    if len(splits := {SPLITS[top] for top in tops if top in SPLITS}) > 1:
         raise UhkdError(
-            f"{title} mixes {' and '.join(sorted(parts))}: expected separate tars for each part, as train-0000.tar"
+            f"{title} mixes {' and '.join(sorted(splits))}: expected separate tars for each split, as train-0000.tar"
         )
     labels, classes = _labels(samples, title)
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -94,7 +92,7 @@ class _Group:
         plain = [image for image in self.images if "." not in image[0]]
         label = self.labels.get("cls", self.labels.get("json"))
         title = f"{escape(self.key)} in {escape(str(path))}"
-        names = ", ".join(escape(image[0]) for image in self.images)
+        names = listed([image[0] for image in self.images])
         if (
             len(plain) > 1
             or (self.labels and self.images and not plain)
@@ -142,7 +140,8 @@ def _samples(path: Path) -> Iterator[_Sample]:
             # tarfile treats every unreadable header but the first as the end of the file
             if any(_bytes(archive, archive.offset, size - archive.offset)):
                 raise UhkdError(
-                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or another tar begins there: make it again"
+                    f"shard {escape(str(path))} is damaged at byte {archive.offset:,}, or contains a second tar archive there; "
+                    "create the shard again"
                 )
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
         raise UhkdError(
@@ -188,7 +187,7 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str, path: P
             return None
         # an empty text raises below
         text = str(label) if isinstance(label, int | str) and not isinstance(label, bool) else ""
-    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: unknown, as in some test parts
+    if not (text == "-1" or (text.isdecimal() and len(text) <= _DIGITS)):  # -1: unknown, as in some test splits
         raise UhkdError(f"{title} is {escape(text[:40])!r}: expected the number of a class, from 0")
     return int(text)
 
@@ -207,16 +206,14 @@ def _labels(samples: list[_Sample], title: str) -> tuple[np.ndarray, tuple[str, 
         return np.full(len(samples), -1, np.int64), ()
     if "" in folders:
         stray = next(sample.key for sample in samples if not sample.folder)
-        raise UhkdError(
-            f"{escape(stray)} of {title} is outside the class folders ({', '.join(map(escape, folders[1:9]))})"
-        )
+        raise UhkdError(f"{escape(stray)} of {title} is outside the class folders ({listed(folders[1:])})")
     positions = {name: position for position, name in enumerate(folders)}
     return np.array([positions[sample.folder] for sample in samples], np.int64), tuple(folders)
 
 
 def _keys(stems: list[str], names: Sequence[str], bounds: np.ndarray) -> np.ndarray:
-    """Return hashes of the samples' names; a name in several shards of a part is prefixed with that of the shard."""
-    for shards in parts_of(names).values():
+    """Return hashes of the samples' names; a name in several shards of a split is prefixed with that of the shard."""
+    for shards in splits_of(names).values():
         counts = Counter(stems[i] for s in shards for i in range(bounds[s], bounds[s + 1]))
         for s in shards:
             seen: set[str] = set()

@@ -1,7 +1,5 @@
 """The index of a set of tar shards: the position of each sample, stored as a file in their folder."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -28,8 +26,8 @@ _ARRAYS = {
     "labels": np.int64,
 }
 _OF_SAMPLES = tuple(_ARRAYS)[2:]
-_PART = re.compile(r"(?:^|[-_./])(train|val|valid|validation|eval|dev|test)(?=[-_./]|\d|$)", re.IGNORECASE)
-PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "val")
+_SPLIT = re.compile(r"(?:^|[-_./])(train|val|valid|validation|eval|dev|test)(?=[-_./]|\d|$)", re.IGNORECASE)
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "val")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Index:
     keys: np.ndarray
     labels: np.ndarray
 
-    def of(self, shards: Sequence[int]) -> Index:
+    def of(self, shards: Sequence[int]) -> "Index":
         """Return the index of some of the shards."""
         counts = np.diff(self.bounds)[list(shards)]
         samples = np.concatenate([np.arange(self.bounds[s], self.bounds[s + 1]) for s in shards])
@@ -115,19 +113,19 @@ def _check(index: Index) -> None:
         raise UhkdError("its shards are outside its folder")
 
 
-def parts_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the positions of the shards of each part (train, val, test) by their names; all are "train" if no name has a part.
+def splits_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the positions of the shards of each split (train, val, test) by their names; all are "train" if no name has a split.
 
     Raises:
-        UhkdError: some names have a part and others none.
+        UhkdError: some names have a split and others none.
     """
     members: dict[str, list[int]] = {}
     for position, name in enumerate(names):
-        parts = _PART.findall(name)
-        members.setdefault(PARTS[parts[-1].lower()] if parts else "", []).append(position)
+        splits = _SPLIT.findall(name)
+        members.setdefault(SPLITS[splits[-1].lower()] if splits else "", []).append(position)
     if "" in members and len(members) > 1:
         raise UhkdError(
-            f"the name of shard {names[members[''][0]]} names no part, others do ({', '.join(filter(None, members))}): put "
+            f"the name of shard {names[members[''][0]]} names no split, others do ({', '.join(filter(None, members))}): put "
             "train, val or test into each name, as in train-0000.tar"
         )
-    return {part or "train": positions for part, positions in members.items()}
+    return {split or "train": positions for split, positions in members.items()}

@@ -1,7 +1,5 @@
 """Images in tar shards, local or remote, read by position: any order can be shuffled, resumed and distributed."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from uhkd.console import escape, pluralize
+from uhkd.console import escape, listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_bytes
 from uhkd.data.file_cache import OpenFiles
@@ -21,7 +19,7 @@ from uhkd.data.remote import ShardStore, check_address, fetch
 from uhkd.data.sampler import ShardShuffle
 from uhkd.data.sources import ImageSource, Split, content_hash
 from uhkd.data.tar_headers import make_index
-from uhkd.data.tar_index import HEADER, INDEX, PARTS, Index, parts_of, read_index
+from uhkd.data.tar_index import HEADER, INDEX, SPLITS, Index, read_index, splits_of
 from uhkd.errors import UhkdError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -106,7 +104,7 @@ def is_sharded(name: str) -> bool:
         return True
     # a single tar next to class folders, or next to train/ and val/ with class folders, does not make them shards
     folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return all(p.name.lower() in PARTS and _only_tars(p) for p in folders) and any(tars(folder))
+    return all(p.name.lower() in SPLITS and _only_tars(p) for p in folders) and any(tars(folder))
 
 
 def _only_tars(folder: Path) -> bool:
@@ -116,7 +114,7 @@ def _only_tars(folder: Path) -> bool:
 def read_shards(
     name: str, options: ShardOptions, *, class_names: tuple[str, ...] | None, skip_bad_images: bool
 ) -> tuple[str, RawSplits]:
-    """Open tar shards; return a name for them, and their parts, which are those in the names of the shards.
+    """Open tar shards; return a name for them, and their splits, which are those in the names of the shards.
 
     Args:
         name: of a folder, a file, a pattern of files or a URL.
@@ -139,7 +137,7 @@ def read_shards(
         at_a_time = options.at_a_time
         folder, names = _find(Path(name).expanduser())
         store, index = ShardStore(folder), _read_or_make_index(folder, names, notes)
-    members = parts_of(index.names)
+    members = splits_of(index.names)
     if "train" not in members:
         raise UhkdError(
             f"{escape(name)} holds no training shards, only {', '.join(members)}: expected names like train-0000.tar"
@@ -150,21 +148,21 @@ def read_shards(
         classes = class_names or tuple(index.classes[label] for label in present)
     sources: dict[str, ImageSource] = {}
     size = None
-    for part, shards in members.items():
-        part_index = index.of(shards)
-        shuffle = None if at_a_time is None else ShardShuffle(part_index.bounds, at_a_time, options.streams)
-        source = ShardSource(store, part_index, _labels(part_index, classes, part), shuffle)
-        sources[part] = source
-        notes.append(f"{len(source):,} {part} images in {pluralize(len(shards), 'shard')}")
-        if part == "train":
+    for split, shards in members.items():
+        split_index = index.of(shards)
+        shuffle = None if at_a_time is None else ShardShuffle(split_index.bounds, at_a_time, options.streams)
+        source = ShardSource(store, split_index, _labels(split_index, classes, split), shuffle)
+        sources[split] = source
+        notes.append(f"{len(source):,} {split} images in {pluralize(len(shards), 'shard')}")
+        if split == "train":
             size = _common_size(source)
     if at_a_time is not None:
         streams = f" in each of {options.streams} streams" if options.streams > 1 else ""
         notes.append(f"shuffled {pluralize(at_a_time, 'shard')} at a time{streams}; mixed within a shard")
     if skip_bad_images:
-        sources = {part: _without_bad_images(source, part, notes) for part, source in sources.items()}
-    parts = RawSplits(classes, sources["train"], sources.get("val"), sources.get("test"), size, tuple(notes))
-    return Path(name.rstrip("/")).name.removesuffix(".tar"), parts
+        sources = {split: _without_bad_images(source, split, notes) for split, source in sources.items()}
+    splits = RawSplits(classes, sources["train"], sources.get("val"), sources.get("test"), size, tuple(notes))
+    return Path(name.rstrip("/")).name.removesuffix(".tar"), splits
 
 
 def _open_remote(address: str, options: ShardOptions, at_a_time: int) -> tuple[ShardStore, Index]:
@@ -193,11 +191,11 @@ def tars(folder: Path) -> Sequence[Path]:
     )
 
 
-def _without_bad_images(source: ImageSource, part: str, notes: list[str]) -> ImageSource:
+def _without_bad_images(source: ImageSource, split: str, notes: list[str]) -> ImageSource:
     good = decodable(len(source), source.image)
     if good.all():
         return source
-    notes.append(f"{(~good).sum():,} of {len(source):,} {part} images cannot be decoded: skipped")
+    notes.append(f"{(~good).sum():,} of {len(source):,} {split} images cannot be decoded: skipped")
     return Split(source, np.flatnonzero(good))
 
 
@@ -214,8 +212,8 @@ def _find(path: Path) -> tuple[Path, list[str]]:
         )
     names = list(expand(path.name))
     if missing := [name for name in names if not (path.parent / name).is_file()]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UhkdError(f"shard {escape(str(path.parent / missing[0]))} does not exist{more}")
+        others = "does" if len(missing) == 1 else f"and {pluralize(len(missing) - 1, 'other')} do"
+        raise UhkdError(f"shard {escape(str(path.parent / missing[0]))} {others} not exist")
     return path.parent, names
 
 
@@ -242,7 +240,9 @@ def _read_or_make_index(folder: Path, names: list[str], notes: list[str]) -> Ind
             index = index.of([positions[name] for name in names])
             if _matches(index, folder):
                 return index
-        notes.append(f"{file} does not match these shards: their headers are read (uhkd index makes it again)")
+        notes.append(
+            f"{file} does not match these shards, so the tar headers are read instead; run uhkd index to rebuild it"
+        )
     return make_index(folder, names)
 
 
@@ -260,21 +260,19 @@ def _matches(index: Index, folder: Path) -> bool:
             and [file.st_size for file in files] == index.sizes.tolist()
             and all(source.content(i) for i in ends)
         )
-    except (OSError, ValueError):
+    except (OSError, UhkdError):
         return False
 
 
-def _labels(index: Index, classes: tuple[str, ...], part: str) -> np.ndarray | None:
-    """Return the labels of one part as positions in `classes`; None if it has none."""
+def _labels(index: Index, classes: tuple[str, ...], split: str) -> np.ndarray | None:
+    """Return the labels of one split as positions in `classes`; None if it has none."""
     labels = index.labels
     if len(labels) and labels.min() < 0 <= labels.max():
-        raise UhkdError(f"some {part} samples have a negative class: expected numbers from 0")
+        raise UhkdError(f"some {split} samples have a negative class: expected numbers from 0")
     if index.classes:
         positions = {name: position for position, name in enumerate(classes)}
         if unknown := sorted({index.classes[label] for label in np.unique(labels)} - positions.keys()):
-            raise UhkdError(
-                f"{part} shards have classes that are not among those expected: {', '.join(map(escape, unknown[:8]))}"
-            )
+            raise UhkdError(f"{split} shards have classes that are not among those expected: {listed(unknown)}")
         labels = np.array([positions.get(name, -1) for name in index.classes], np.int64)[labels]
     return None if len(labels) and labels.max() < 0 else labels
 

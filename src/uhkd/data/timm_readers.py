@@ -1,7 +1,5 @@
 """Data by timm's readers: `hfds/NAME[:FOLDER]` (Hugging Face, package datasets) and `torch/NAME[:FOLDER]` (torchvision)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,8 @@ from uhkd.data.names import READERS
 from uhkd.data.sources import DatasetSource
 from uhkd.errors import UhkdError
 
-# torchvision has a training part and one more, whatever its name: it becomes the test part, on which nothing is selected
-_PARTS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
+# torchvision has a training split and one more, whatever its name: it becomes the test split, on which nothing is selected
+_SPLITS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
 def read_timm(spec: str) -> RawSplits:
@@ -32,21 +30,21 @@ def read_timm(spec: str) -> RawSplits:
     name, _, root = spec.partition(":")
     train = _open(spec, name, root, "train")
     if train is None:
-        raise UhkdError(f"data {spec} has no part named train")
+        raise UhkdError(f"data {spec} has no split named train")
     others = {
-        part: next((opened.train for split in splits if (opened := _open(spec, name, root, split))), None)
-        for part, splits in _PARTS[name.partition("/")[0]].items()
+        split: next((opened.train for title in titles if (opened := _open(spec, name, root, title))), None)
+        for split, titles in _SPLITS[name.partition("/")[0]].items()
     }
     notes = list(train.notes)
-    for part, source in others.items():
+    for split, source in others.items():
         if source is not None and source.labels is not None and source.labels.max(initial=-1) < 0:
-            others[part] = None
-            notes.append(f"part {part} has no labels (those of some test parts are not published): left out")
+            others[split] = None
+            notes.append(f"split {split} has no labels (those of some test splits are not published): left out")
     return RawSplits(train.classes, train.train, others["val"], others["test"], train.native_size, tuple(notes))
 
 
 def _open(spec: str, name: str, root: str, split: str) -> RawSplits | None:
-    """Return one part; None if the data set has none of that name."""
+    """Return one split; None if the data set has none of that name."""
     from timm.data import create_dataset
 
     try:

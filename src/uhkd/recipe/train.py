@@ -121,7 +121,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
         if batch % self.grad_accum_steps:
             yield f"grad_accum_steps: expected a divisor of batch_size ({batch}), found {self.grad_accum_steps}"
         if streams > 1 and self.shuffle_shards is None and "://" not in self.data:
-            yield f"shuffle_streams: only shuffle_shards uses it, which is not given, found {streams}"
+            yield f"shuffle_streams={streams} has no effect without shuffle_shards"
         if batch % streams:
             yield f"shuffle_streams: expected a divisor of batch_size ({batch}), found {streams}"
         if schedule == "step" and not steps:

@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from uhkd.data import ImageSource
-from uhkd.data.augment import fit
+from uhkd.data.augment import center_crop_resize
 from uhkd.data.splits import stratified_subset
 from uhkd.errors import UhkdError
 from uhkd.runs import write_atomically
@@ -40,7 +40,7 @@ def write_sheet(source: ImageSource, chosen: np.ndarray, size: tuple[int, int], 
     sheet = np.full((-(-len(chosen) // _COLUMNS) * height, _COLUMNS * width, 3), 255, dtype=np.uint8)
     for i, index in enumerate(chosen.tolist()):
         row, column = divmod(i, _COLUMNS)
-        image = fit(source.image(index), (height, width)).permute(1, 2, 0).numpy()
+        image = center_crop_resize(source.image(index), (height, width)).permute(1, 2, 0).numpy()
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, format="JPEG", quality=_QUALITY, subsampling=0)

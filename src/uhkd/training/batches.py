@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from uhkd.data import Batch, BatchPlan, Loader, ViewPlan, train_loader
+from uhkd.errors import UhkdError
 from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.setup import Setup
 
@@ -12,7 +13,7 @@ class DataLoadingError(Exception):
 
 
 def train_batches(setup: Setup, start_step: int) -> Iterator[Batch]:
-    """Return the batches of all steps from `start_step`; the iterator raises `DataLoadingError` for errors of the loader."""
+    """Return the batches of all steps from `start_step`; the iterator raises `DataLoadingError` for data that cannot be read."""
     recipe, fabric = setup.recipe, setup.fabric
     views = None
     if isinstance(setup.teacher, CachedTeacher):
@@ -33,5 +34,5 @@ def train_batches(setup: Setup, start_step: int) -> Iterator[Batch]:
 def _wrap_errors(loader: Loader) -> Iterator[Batch]:
     try:
         yield from loader
-    except ValueError as error:
+    except UhkdError as error:
         raise DataLoadingError(str(error)) from error

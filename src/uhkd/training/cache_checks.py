@@ -9,7 +9,7 @@ from torch import nn
 
 from uhkd.cache import CorruptShard, TeacherCache, image_checksums
 from uhkd.console import log_info
-from uhkd.data import DataSplits, IndexRange, span_loader
+from uhkd.data import DataSplits, IndexRange, range_loader
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetensors
@@ -151,8 +151,10 @@ def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_t
         if row not in index_of_row:
             continue
         index, checked = index_of_row[row], checked + 1
-        span = [IndexRange(shard.view, index, index + 1)]
-        loader = span_loader(data.train, manifest.augmentation, span, seed=manifest.seed, num_classes=len(data.classes))
+        ranges = [IndexRange(shard.view, index, index + 1)]
+        loader = range_loader(
+            data.train, manifest.augmentation, ranges, seed=manifest.seed, num_classes=len(data.classes)
+        )
         batch = next(iter(loader))
         try:
             shards.read_for(shard.view, np.array([row]), image_checksums(batch.image, batch.target))

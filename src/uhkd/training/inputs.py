@@ -45,7 +45,7 @@ class Inputs:
         return "random"
 
 
-def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequence[str] | None = None) -> DataSplits:
+def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     """Return the recipe's data and log its size; `data`, a Dataset or opened data, replaces its name."""
     if isinstance(data, DataSplits):
         return data
@@ -54,7 +54,6 @@ def open_recipe_data(recipe: DataOptions, data: Any = None, class_names: Sequenc
         val_fraction=recipe.val_fraction,
         train_limit=recipe.train_limit,
         skip_bad_images=recipe.skip_bad_images,
-        class_names=class_names,
         shards=ShardOptions(recipe.shuffle_shards, recipe.shuffle_streams, recipe.shard_cache, recipe.shard_cache_gb),
         labels=not recipe.unlabelled,
     )
@@ -121,8 +120,8 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
         log_info(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
     if recipe.batch_size > images:
         raise UhkdError(
-            f"batch_size {recipe.batch_size} is larger than the training split of {images} images; "
-            f"use --batch-size {max(2, images // 4)} or less"
+            f"batch_size {recipe.batch_size} is larger than the {images} images of the training split; "
+            f"--batch-size {max(2, images // 4)} is recommended"
         )
     if recipe.batch_size // recipe.grad_accum_steps < 2:
         raise UhkdError(

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.console import log_info, pluralize, verbose
-from uhkd.data import DataSplits, in_memory, usable_cores
+from uhkd.data import DataSplits, is_in_memory, usable_cores
 from uhkd.distributed import exit_with_parent
 from uhkd.errors import UhkdError
 from uhkd.recipe import DeviceOptions
@@ -104,7 +104,7 @@ def choose_workers(recipe: DeviceOptions, data: DataSplits, device: str) -> int:
     if recipe.workers is not None:
         return recipe.workers
     cores = usable_cores()
-    if in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
+    if is_in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
         # a GPU would wait while this process makes a batch, a few others make the next one in time; a CPU is busy either way
         return min(4, cores) if device == "cuda" else 0
     return min(8, cores)

@@ -164,7 +164,7 @@ CASES = (
     Case(
         "a training part with labels, a validation part without",
         lambda: open_data((Numbered(PICTURE), Own(PICTURE))),
-        "Numbered: one part has labels and another has none: expected all or none",
+        "Numbered: one split has labels and another has none: expected all or none",
     ),
     Case(
         "training on labels that are not there",

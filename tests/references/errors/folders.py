@@ -83,8 +83,8 @@ CASES = (
     Case(
         "one image a class, and no val folder",
         TRAIN,
-        "images: too few images to take a validation part, only 1 in ant, bee, cat: expected at least 2 in "
-        "each class; add images or provide a validation part (val/ folder)",
+        "images: too few images to take a validation split, only 1 in ant, bee, cat: expected at least 2 in "
+        "each class; add images or provide a validation split (val/ folder)",
         make=lambda: pictures("images", count=1),
     ),
     Case(
@@ -109,7 +109,7 @@ CASES = (
     Case(
         "a batch larger than the data",
         f"{TRAIN} --batch-size 64",
-        "batch_size 64 is larger than the training split of 21 images; use --batch-size 5 or less",
+        "batch_size 64 is larger than the 21 images of the training split; --batch-size 5 is recommended",
         make=lambda: pictures("images"),
     ),
     Case(

@@ -55,7 +55,7 @@ CASES = (
     Case(
         "a pattern of which some are missing",
         f"{FINETUNE} --data 'shards/train-{{0000..0004}}.tar'",
-        "shard shards/train-0003.tar does not exist and 1 more",
+        "shard shards/train-0003.tar and 1 other do not exist",
         make=whole,
     ),
     Case(
@@ -121,20 +121,20 @@ CASES = (
     Case(
         "one shard that does not say its part",
         TRAIN,
-        "the name of shard more.tar names no part, others do (train): put train, val or test into each name, "
+        "the name of shard more.tar names no split, others do (train): put train, val or test into each name, "
         "as in train-0000.tar",
         make=lambda: (tar(*sample(1)), write_tar(Path("shards/more.tar"), sample(2))),
     ),
     Case(
         "streams without shards that are read near each other",
         f"{TRAIN} --shuffle-streams 2",
-        "shuffle_streams: only shuffle_shards uses it, which is not given, found 2",
+        "shuffle_streams=2 has no effect without shuffle_shards",
         make=whole,
     ),
     Case(
         "a shard that is damaged in its middle",
         TRAIN,
-        "shard shards/train-0001.tar is damaged at byte …, or another tar begins there: make it again",
+        "shard shards/train-0001.tar is damaged at byte …, or contains a second tar archive there; create the shard again",
         make=lambda: second(lambda whole: whole[:5000] + b"x" * 3000 + whole[8000:]),
     ),
     Case(
@@ -153,7 +153,8 @@ CASES = (
     Case(
         "an index of other shards",
         stale,
-        "shards/uhkd-index.safetensors does not match these shards: their headers are read (uhkd index makes it again)",
+        "shards/uhkd-index.safetensors does not match these shards, so the tar headers are read instead; "
+        "run uhkd index to rebuild it",
         refused=False,
     ),
     Case(
