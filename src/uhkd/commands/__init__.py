@@ -50,25 +50,4 @@ __all__ = [
     "watch",
 ]
 
-import_on_use(
-    __name__,
-    {
-        "uhkd.commands.cache": ("cache",),
-        "uhkd.commands.compare": ("compare",),
-        "uhkd.commands.demo": ("demo",),
-        "uhkd.commands.doctor": ("doctor",),
-        "uhkd.commands.export": ("export",),
-        "uhkd.commands.index": ("index",),
-        "uhkd.commands.inspect": ("inspect",),
-        "uhkd.commands.evaluate": ("evaluate", "predict"),
-        "uhkd.commands.models": ("models",),
-        "uhkd.commands.dry_run": ("plan_cache", "plan_compare", "plan_demo", "plan_export", "plan_training"),
-        "uhkd.commands.push": ("plan_push", "push"),
-        "uhkd.commands.recipes": ("recipes",),
-        "uhkd.commands.report": ("report",),
-        "uhkd.commands.train": ("distill", "finetune"),
-        "uhkd.commands.cache_verify": ("verify_cache",),
-        "uhkd.commands.watch": ("watch",),
-        "uhkd.training.fit": ("Result",),
-    },
-)
+import_on_use(__name__)

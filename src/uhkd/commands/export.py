@@ -110,7 +110,7 @@ def export_forms(
                 measured = _compare_accuracy(form, network.plain, predict, loader, len(calibration), options.max_drop)
             else:
                 measured = _compare_outputs(form, path, predict, few, expected)
-        except ValueError:
+        except BaseException:  # a folder that is not empty would refuse the next export
             shutil.rmtree(out / form, ignore_errors=True)
             raise
         if network.shapes.logits is None:
