@@ -1,4 +1,4 @@
-"""Old names in recipes, caches and comparisons of earlier versions, translated when a file is read."""
+"""Old names in recipes, results, caches and comparisons of earlier versions, translated when a file is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,8 @@ MANIFEST_KEYS = {"words": "teacher_options"}
 """Old and current keys of cache.json."""
 TASK_KEYS = {"words": "options"}
 """Old and current keys of plan/NAME.json in the folder of a comparison."""
+RESULT_KEYS = {"verb": "command"}
+"""Old and current keys of result.json."""
 RECIPE_KEYS = {
     "accumulate": "grad_accum_steps",
     "changes": "overrides",
