@@ -31,7 +31,7 @@ PLANS = {
     "cache": "plan_cache",
     "compare": "plan_compare",
     "export": "plan_export",
-    "push": "plan_push",
+    "push": "push",
 }
 _FLAGS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] for name in OPTIONS}
 
@@ -157,11 +157,9 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
 
 def file_size(amount: float) -> str:
     """Return a number of bytes as '512 bytes', '3.2 MB'."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(round(amount))
 
 
 def listed(names: Sequence[str], limit: int = 3) -> str:

@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_training_answers_with_one_document(run: tuple[Path, dict[str, Any], str]):
     out, answer, err = run
-    assert (answer["verb"], answer["version"]) == ("finetune", uhkd.__version__)
+    assert (answer["command"], answer["version"]) == ("finetune", uhkd.__version__)
     assert answer["arguments"]["epochs"] == 1 and answer["result"]["run"] == str(out)
     # in full: the very numbers of the run folder
     assert answer["result"]["metrics"] == json.loads((out / "result.json").read_text())["metrics"]
@@ -97,7 +97,7 @@ def test_predictions_as_lines_csv_and_json(run: tuple[Path, dict[str, Any], str]
 def test_a_refusal_is_a_document_too(line: list[str], code: int, kind: str, verb: str):
     got, said, err = ask(*line, "--json")
     answer = json.loads(said)
-    assert (got, answer["verb"], answer["error"]["kind"], answer["error"]["exit_code"]) == (code, verb, kind, code)
+    assert (got, answer["command"], answer["error"]["kind"], answer["error"]["exit_code"]) == (code, verb, kind, code)
     assert answer["error"]["message"] in err and "result" not in answer
 
 
@@ -134,7 +134,7 @@ def test_exit_codes_are_those_of_the_documentation(
 
 def test_results_become_plain_data():
     class Own:
-        def as_json(self) -> dict[str, Any]:
+        def to_json(self) -> dict[str, Any]:
             return {"path": Path("a") / "b"}
 
     given = {1: (Own(), math.nan, [math.inf, 0.1 + 0.2]), "t": torch.ones(2, dtype=torch.int64), "n": np.float32(0.5)}

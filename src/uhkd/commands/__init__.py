@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uhkd.commands.index import index
     from uhkd.commands.inspect import inspect
     from uhkd.commands.models import models
-    from uhkd.commands.push import plan_push, push
+    from uhkd.commands.push import push
     from uhkd.commands.recipes import recipes
     from uhkd.commands.report import report
     from uhkd.commands.train import distill, finetune
@@ -40,7 +40,6 @@ __all__ = [
     "plan_compare",
     "plan_demo",
     "plan_export",
-    "plan_push",
     "plan_training",
     "predict",
     "push",

@@ -18,6 +18,7 @@ RECIPE_KEYS = {
     "part": "split",
     "shards_at_a_time": "shuffle_shards",
     "teacher_changes": "teacher_overrides",
+    "weight": "share",
     "weights_schedule": "balance",
 }
 
@@ -40,6 +41,8 @@ def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[st
 def as_recorded(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recorded recipe with current names and, for a distillation without balance, its constant weights."""
     current = rename_keys(fields, RECIPE_KEYS)
+    if isinstance(teachers := current.get("teachers"), list):
+        current["teachers"] = [rename_keys(item, RECIPE_KEYS) if isinstance(item, dict) else item for item in teachers]
     if "student" in current and current.get("balance") is None:
         current["balance"] = "constant"
     return current
