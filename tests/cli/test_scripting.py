@@ -224,7 +224,7 @@ def test_a_dry_run_refuses_as_the_verb_would(run: tuple[Path, dict[str, Any], st
     )
     monkeypatch.setattr("uhkd.commands.plan_table.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     code, _, err = ask("finetune", *TEACHER, "--dry-run")
-    assert code == 2 and "1 bytes free" in err
+    assert code == 2 and "1 byte free" in err
 
 
 def test_the_disk_foreseen_is_not_less_than_what_a_run_leaves(run: tuple[Path, dict[str, Any], str]):

@@ -70,5 +70,5 @@ def output_name(network: FeatureExtractor) -> str:
 
 
 def config_json(network: FeatureExtractor) -> str:
-    """Return the network's card (name, classes, size, normalisation) as JSON."""
+    """Return the network's configuration (name, classes, size, normalisation) as JSON."""
     return json.dumps(network.config.to_json(), ensure_ascii=False)
