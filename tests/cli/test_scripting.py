@@ -149,6 +149,13 @@ def test_results_become_plain_data():
         json_output.to_jsonable(object())
 
 
+def test_names_errors_and_sizes_in_messages():
+    assert [console.listed("abcde"[:n]) for n in (0, 1, 3, 5)] == ["", "a", "a, b, c", "a, b, c and 2 more"]
+    assert console.listed(["a", "b"], limit=1) == "a and 1 more"
+    assert [console.first_line(error) for error in (OSError(" \na\nb"), OSError())] == ["a", "OSError"]
+    assert [console.file_size(size) for size in (1, 999.6, 3.24e6, 2e12)] == ["1 byte", "1.0 kB", "3.2 MB", "2.0 TB"]
+
+
 def test_quiet_says_the_result_alone_and_verbose_more(run: tuple[Path, dict[str, Any], str]):
     copy = [*TEACHER, "--dry-run"]
     _, out, err = ask("-q", "finetune", *copy)
