@@ -31,10 +31,4 @@ __all__ = [
     "watch",
 ]
 
-_MODULES = {
-    "uhkd.commands": ("Result", "cache", "compare", "distill", "evaluate", "finetune", "predict", "report", "watch"),
-    "uhkd.data": ("open_data",),
-    "uhkd.training.distillation": ("Distillation",),
-    "uhkd.models": ("create", "load_run"),
-}
-import_on_use(__name__, _MODULES)
+import_on_use(__name__)

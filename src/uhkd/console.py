@@ -31,7 +31,7 @@ PLANS = {
     "cache": "plan_cache",
     "compare": "plan_compare",
     "export": "plan_export",
-    "push": "plan_push",
+    "push": "push",
 }
 _FLAGS = {"-q": "quiet", "-v": "verbose", DRY_RUN: "dry_run"} | {name: name[2:] for name in OPTIONS}
 
@@ -163,11 +163,20 @@ def listed(names: Sequence[object], limit: int = 8) -> str:
 
 def file_size(amount: float) -> str:
     """Return a number of bytes as '512 bytes', '3.2 MB'."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(round(amount))
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first `limit` names and the number of the others: 'a, b, c and 4 more'."""
+    others = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {others} more" if others > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_plain(char: str) -> bool:

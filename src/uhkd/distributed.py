@@ -1,4 +1,4 @@
-"""Distributed training: world size, all-gather of a batch, processes started by torchrun."""
+"""Distributed training: world size, all-gather of a batch, buffers that DDP sends, processes started by torchrun."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line calls exit_with_parent before it imports torch
     from torch import Tensor
+    from torch.nn import Module
 
 
 def world_size() -> int:
@@ -47,6 +48,17 @@ def _gather_function() -> Any:
             return grad[dist.get_rank() :: count] * count
 
     return Gather
+
+
+def broadcast_only(module: "Module", prefix: str) -> None:
+    """Let DDP send only the buffers of a module whose names start with `prefix` at each step.
+
+    The others, most of DDP's traffic, are equal in all processes: FAMs see the whole batch, and memory banks store the same rows.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    others = [name for name, _ in module.named_buffers() if not name.startswith(prefix)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, others)
 
 
 @cache

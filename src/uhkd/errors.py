@@ -1,4 +1,6 @@
-"""The error of a user's mistake."""
+"""The error of a user's mistake, and the check of a choice."""
+
+from typing import Any, get_args
 
 
 class UhkdError(ValueError):
@@ -6,3 +8,13 @@ class UhkdError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2. Any other ValueError is a bug.
     """
+
+
+def check_choice(what: str, value: object, choices: Any) -> None:
+    """Check that a value is one of a Literal type; `what` names it in the message.
+
+    Raises:
+        UhkdError: it is not.
+    """
+    if value not in get_args(choices):
+        raise UhkdError(f"unknown {what} {value!r}; expected one of {', '.join(get_args(choices))}")

@@ -4,8 +4,9 @@ Importing torch takes two seconds of CPU time; timm, torchvision and lightning_f
 none of them, or stops at a wrong name, must not wait for them.
 """
 
+import ast
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -32,8 +33,10 @@ class _LazyPackage(ModuleType):
         return sorted(self.__dict__["__all__"])
 
 
-def import_on_use(package: str, modules: Mapping[str, Sequence[str]]) -> None:
-    """Make the names of an imported package lazy; `modules` maps each defining module to the names."""
-    module = sys.modules[package]
-    module.__dict__["_modules"] = {name: path for path, names in modules.items() for name in names}
+def import_on_use(package: str) -> None:
+    """Make the names lazy that the source of an imported package imports below `if TYPE_CHECKING`."""
+    module: Any = sys.modules[package]
+    blocks = [node for node in ast.parse(module.__loader__.get_source(package)).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    module.__dict__["_modules"] = {alias.name: node.module for node in imports for alias in node.names}
     module.__class__ = _LazyPackage

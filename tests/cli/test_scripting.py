@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_training_answers_with_one_document(run: tuple[Path, dict[str, Any], str]):
     out, answer, err = run
-    assert (answer["verb"], answer["version"]) == ("finetune", uhkd.__version__)
+    assert (answer["command"], answer["version"]) == ("finetune", uhkd.__version__)
     assert answer["arguments"]["epochs"] == 1 and answer["result"]["run"] == str(out)
     # in full: the very numbers of the run folder
     assert answer["result"]["metrics"] == json.loads((out / "result.json").read_text())["metrics"]
@@ -97,7 +97,7 @@ def test_predictions_as_lines_csv_and_json(run: tuple[Path, dict[str, Any], str]
 def test_a_refusal_is_a_document_too(line: list[str], code: int, kind: str, verb: str):
     got, said, err = ask(*line, "--json")
     answer = json.loads(said)
-    assert (got, answer["verb"], answer["error"]["kind"], answer["error"]["exit_code"]) == (code, verb, kind, code)
+    assert (got, answer["command"], answer["error"]["kind"], answer["error"]["exit_code"]) == (code, verb, kind, code)
     assert answer["error"]["message"] in err and "result" not in answer
 
 
@@ -134,7 +134,7 @@ def test_exit_codes_are_those_of_the_documentation(
 
 def test_results_become_plain_data():
     class Own:
-        def as_json(self) -> dict[str, Any]:
+        def to_json(self) -> dict[str, Any]:
             return {"path": Path("a") / "b"}
 
     given = {1: (Own(), math.nan, [math.inf, 0.1 + 0.2]), "t": torch.ones(2, dtype=torch.int64), "n": np.float32(0.5)}
@@ -147,6 +147,13 @@ def test_results_become_plain_data():
     assert text.isascii() and "\x1b" not in text and json.loads(text)["name"].startswith("caf\u00e9")
     with pytest.raises(TypeError, match="contains a object"):
         json_output.to_jsonable(object())
+
+
+def test_names_errors_and_sizes_in_messages():
+    assert [console.listed("abcde"[:n]) for n in (0, 1, 3, 5)] == ["", "a", "a, b, c", "a, b, c and 2 more"]
+    assert console.listed(["a", "b"], limit=1) == "a and 1 more"
+    assert [console.first_line(error) for error in (OSError(" \na\nb"), OSError())] == ["a", "OSError"]
+    assert [console.file_size(size) for size in (1, 999.6, 3.24e6, 2e12)] == ["1 byte", "1.0 kB", "3.2 MB", "2.0 TB"]
 
 
 def test_quiet_says_the_result_alone_and_verbose_more(run: tuple[Path, dict[str, Any], str]):
@@ -224,7 +231,7 @@ def test_a_dry_run_refuses_as_the_verb_would(run: tuple[Path, dict[str, Any], st
     )
     monkeypatch.setattr("uhkd.commands.plan_table.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     code, _, err = ask("finetune", *TEACHER, "--dry-run")
-    assert code == 2 and "1 bytes free" in err
+    assert code == 2 and "1 byte free" in err
 
 
 def test_the_disk_foreseen_is_not_less_than_what_a_run_leaves(run: tuple[Path, dict[str, Any], str]):

@@ -3,9 +3,11 @@
 import ast
 import inspect
 import json
+import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import pytest
 import timm
 import torchvision
 
+import uhkd
 from uhkd.__main__ import main
 from uhkd.models.cifar_variants import PARAMETERS, VARIANTS
 from uhkd.models.factories import build
 from uhkd.models.listing import _registered, may_exist
 from uhkd.models.names import ModelName
 
+SOURCE = Path(uhkd.__file__).parent
 HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "torchmetrics", "sklearn", "scipy", "matplotlib")
 SCRIPT = f"""\
 import json, sys
@@ -108,6 +112,15 @@ def test_all_names_that_are_wrong_are_told_at_once(capsys: pytest.CaptureFixture
     assert "nosuch" not in capsys.readouterr().err, "scratch has no use for a teacher"
 
 
+def test_a_bug_in_a_check_of_names_stays_visible(monkeypatch: pytest.MonkeyPatch):
+    def bug(_: str) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr("uhkd.cli.names.check_data_name", bug)
+    with pytest.raises(ValueError, match="ours"):
+        main(shlex.split(f"distill {PAIR} --data digits"))
+
+
 def test_names_read_from_sources_are_those_the_libraries_list():
     assert list(_registered("timm")) == timm.list_models()
     assert list(_registered("torchvision")) == torchvision.models.list_models(module=torchvision.models)
@@ -145,6 +158,18 @@ def test_a_lazy_package_has_the_names_that_type_checkers_see(package: str):
     assert set(module.__all__) - {"__version__", "UhkdError"} == set(seen) and dir(module) == sorted(module.__all__)
     for name, home in seen.items():
         assert getattr(module, name) is getattr(import_module(home), name)
+
+
+def test_a_lazy_package_in_a_zip_file_finds_its_names(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "lib.zip", "w") as archive:
+        for path in SOURCE.glob("**/*.py"):
+            archive.write(path, path.relative_to(SOURCE.parent))
+    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'lib.zip')!r}); from uhkd.models import ModelConfig, __file__ as f"
+    script += "; print(f, ModelConfig.__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert "lib.zip" in done.stdout and done.stdout.endswith(" uhkd.models.config\n")
 
 
 def test_a_submodule_does_not_hide_the_function_of_its_name():

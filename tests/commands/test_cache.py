@@ -421,7 +421,7 @@ def test_a_refusal_for_room_leaves_a_cache_as_it_was(
     shutil.copytree(cached, copy)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"1\.0 KB free"):
+    with pytest.raises(ValueError, match=r"1\.0 kB free"):
         uhkd.cache(**cache_words(teacher, copy, views=5000, allow_weak_teacher=True))
     assert (copy / "cache.json").read_bytes() == (cached / "cache.json").read_bytes()
 
@@ -443,7 +443,7 @@ def test_folders_of_others_and_full_disks_are_refused_before_work(
         uhkd.cache(**cache_words(teacher, tmp_path / "mine"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"1\.0 KB free, but [\d.]+ .?B must be written; use fewer --views"):
+    with pytest.raises(ValueError, match=r"1\.0 kB free, but [\d.]+ .?B must be written; use fewer --views"):
         uhkd.cache(**cache_words(teacher, tmp_path / "full", allow_weak_teacher=True))
     assert not list((tmp_path / "full").glob("view-*/*"))
 

@@ -87,7 +87,7 @@ def test_doctor_runs_every_check_and_shows_what_it_found(
     assert all(topic in text for topic in found) and code == diagnosis.exit_code
     assert main(["doctor", "--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert told["result"] == json.loads(json.dumps(diagnosis.as_json())) and told["result"]["ok"] == (code == 0)
+    assert told["result"] == json.loads(json.dumps(diagnosis.to_json())) and told["result"]["ok"] == (code == 0)
 
 
 def test_doctor_goes_on_after_trouble(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -170,7 +170,8 @@ def test_a_student_says_who_taught_it_and_by_what_licence(runs: Path, tmp_path: 
     assert _licence(str(copy), None) == "apache-2.0"  # of timm/test_resnet's own weights
 
 
-def test_no_place_of_this_machine_is_on_a_card(tmp_path: Path):
+@pytest.mark.parametrize("command", ["command", "verb"])  # now and in results of older versions
+def test_no_place_of_this_machine_is_on_a_card(command: str, tmp_path: Path):
     from dataclasses import replace
 
     from uhkd.export.card import card_text
@@ -180,7 +181,7 @@ def test_no_place_of_this_machine_is_on_a_card(tmp_path: Path):
     network.config = replace(network.config, name=f"folder/{secret}/net")
     run = RunFolder(tmp_path)
     result = {
-        "verb": "distill",
+        command: "distill",
         "teacher": f"{secret}/a and timm/resnet18",
         "method": "kd and uhkd",
         "teachers": [{"teacher": f"{secret}/a"}, {"teacher": "timm/resnet18"}],

@@ -60,7 +60,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(site: Path):
     source = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src" / "uhkd").rglob("*.py")}
     shipped = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file() and "dist-info" not in str(p)}
     recipes = {f"uhkd/recipes/{name}.yaml" for name in recipe_names()}
-    templates = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/uhkd/reporting/templates").iterdir()}
+    templates = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src/uhkd").glob("*/templates/*")}
     assert templates and shipped == source | recipes | templates | {"uhkd/py.typed"}
     (metadata,) = site.glob("*.dist-info/METADATA")
     assert f"Version: {uhkd.__version__}\n" in metadata.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from uhkd.recipe import (
     FinetuneRecipe,
     RecipeError,
     TrainRecipe,
+    as_recorded,
     build,
     did_you_mean,
     find_recipe,
@@ -151,6 +152,18 @@ def test_values_at_the_ends_of_their_ranges(words: dict):
 def test_loss_weights_are_numbers_from_zero():
     found = problems(DistillRecipe, **DISTILL, weights={"kl": -1, "features": "x"})
     assert found == ["weights.kl: expected a value >= 0, found -1", "weights.features: expected a number, found 'x'"]
+
+
+def test_the_share_of_a_teacher_is_read_under_its_old_name():
+    old = {"teacher": "runs/a", "weight": 3.0}
+    recipe = build(
+        DistillRecipe, {k: v for k, v in DISTILL.items() if k != "teacher"} | {"teachers": [old, old | {"weight": 1}]}
+    )
+    assert [share for _, share in recipe.teacher_recipes()] == [0.75, 0.25]
+    recorded = as_recorded({"student": "x", "balance": "lead", "teachers": [old]})
+    assert recorded["teachers"] == [{"teacher": "runs/a", "share": 3.0}]
+    with pytest.raises(RecipeError, match="weight: is now called share, and both are given"):
+        build(DistillRecipe, {"student": "x", "data": "digits", "teachers": [old | {"share": 2}]})
 
 
 def test_recipes_do_not_change():

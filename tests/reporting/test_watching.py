@@ -381,7 +381,7 @@ def test_columns_of_a_balance_and_terms_that_were_switched_off_break_no_table(
     "words",
     [
         {"teacher": ["runs/teacher", "runs/vit"]},
-        {"teacher": None, "teachers": [{"teacher": "runs/teacher", "weight": 2}, {"teacher": "runs/vit"}]},
+        {"teacher": None, "teachers": [{"teacher": "runs/teacher", "share": 2}, {"teacher": "runs/vit"}]},
     ],
 )
 def test_several_teachers_are_named(words: dict[str, Any], tmp_path: Path):

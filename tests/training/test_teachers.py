@@ -287,7 +287,7 @@ def test_several_teachers_speak_over_one_pass_of_the_student(
     words = WORDS | {"student": "uhkd/vit_micro", "student_options": VIT, "epochs": 2, "data": images / "labelled"}
     words |= {"train_limit": 60, "allow_weak_teacher": True, "checkpoint_minutes": 1e-6, "balance": "constant"}
     mix: list[dict[str, Any]] = [
-        {"teacher": str(teacher), "method": "kd", "settings": {"temperature": 2.0}, "weight": 3},
+        {"teacher": str(teacher), "method": "kd", "settings": {"temperature": 2.0}, "share": 3},
         {"teacher": other, "method": "uhkd+rkd", "weights": {"features": 10.0}, "head": "probe"},
     ]
     passes: list[int] = []

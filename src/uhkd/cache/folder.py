@@ -81,7 +81,7 @@ class TeacherCache:
         self._rows: np.ndarray | None = None
         self.same_validation = True
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return path and content as plain data."""
         manifest, layout = self.manifest, self.manifest.layout
         return {

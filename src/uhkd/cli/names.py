@@ -5,6 +5,7 @@ from pathlib import Path
 
 from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.data.names import check_data_name
+from uhkd.errors import UhkdError
 from uhkd.models.names import check_name, check_run
 from uhkd.recipe import (
     CacheRecipe,
@@ -91,6 +92,6 @@ def _comparison_problems(recipe: CompareRecipe) -> Iterator[str]:
 def _errors(check: Callable[[str], object], name: str) -> list[str]:
     try:
         check(name)
-    except ValueError as error:  # for example a null character in a path
+    except UhkdError as error:
         return [str(error)]
     return []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uhkd.commands.index import index
     from uhkd.commands.inspect import inspect
     from uhkd.commands.models import models
-    from uhkd.commands.push import plan_push, push
+    from uhkd.commands.push import push
     from uhkd.commands.recipes import recipes
     from uhkd.commands.report import report
     from uhkd.commands.train import distill, finetune
@@ -40,7 +40,6 @@ __all__ = [
     "plan_compare",
     "plan_demo",
     "plan_export",
-    "plan_push",
     "plan_training",
     "predict",
     "push",
@@ -50,25 +49,4 @@ __all__ = [
     "watch",
 ]
 
-import_on_use(
-    __name__,
-    {
-        "uhkd.commands.cache": ("cache",),
-        "uhkd.commands.compare": ("compare",),
-        "uhkd.commands.demo": ("demo",),
-        "uhkd.commands.doctor": ("doctor",),
-        "uhkd.commands.export": ("export",),
-        "uhkd.commands.index": ("index",),
-        "uhkd.commands.inspect": ("inspect",),
-        "uhkd.commands.evaluate": ("evaluate", "predict"),
-        "uhkd.commands.models": ("models",),
-        "uhkd.commands.dry_run": ("plan_cache", "plan_compare", "plan_demo", "plan_export", "plan_training"),
-        "uhkd.commands.push": ("plan_push", "push"),
-        "uhkd.commands.recipes": ("recipes",),
-        "uhkd.commands.report": ("report",),
-        "uhkd.commands.train": ("distill", "finetune"),
-        "uhkd.commands.cache_verify": ("verify_cache",),
-        "uhkd.commands.watch": ("watch",),
-        "uhkd.training.fit": ("Result",),
-    },
-)
+import_on_use(__name__)

@@ -56,7 +56,7 @@ class DoctorReport:
         """1 if any check is a fault, else 0."""
         return int(any(finding.state == "fault" for finding in self.findings))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return whether trainings can run, all findings, and the environment."""
         findings = [vars(finding) for finding in self.findings]
         return {"ok": self.exit_code == 0, "findings": findings, "environment": self.environment}

@@ -167,7 +167,7 @@ def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
     sources = [teacher.source for teacher in setup.teachers if teacher.source is not None]
     if not sources:
         return {}
-    described = [source.as_json() if isinstance(source, TeacherCache) else describe(source) for source in sources]
+    described = [source.to_json() if isinstance(source, TeacherCache) else describe(source) for source in sources]
     methods = dict.fromkeys(teacher.recipe.method for teacher in setup.teachers)
     teachers = {"teacher": described[0]} if len(described) == 1 else {"teachers": described}
     return teachers | {"method": {"name": " and ".join(methods), "extra_parameters": extra}}

@@ -1,8 +1,6 @@
 """`export`: write a run's network in formats of other programs, check each on real images, and write its model card."""
 
 import shutil
-import statistics
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from uhkd.commands.evaluate import images_of, open_run
 from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
+from uhkd.evaluation.metrics import median_milliseconds
 from uhkd.export.card import card_text
 from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
@@ -110,7 +109,7 @@ def export_forms(
                 measured = _compare_accuracy(form, network.plain, predict, loader, len(calibration), options.max_drop)
             else:
                 measured = _compare_outputs(form, path, predict, few, expected)
-        except ValueError:
+        except BaseException:  # a folder that is not empty would refuse the next export
             shutil.rmtree(out / form, ignore_errors=True)
             raise
         if network.shapes.logits is None:
@@ -216,13 +215,8 @@ def _predict_checked(form: str, predict: forms.Predictor, images: Tensor, tolera
 
 @torch.no_grad()
 def _milliseconds(predict: forms.Predictor, images: Tensor) -> float:
-    """Return the median time for one image, in ms, after three runs to warm up."""
-    times = []
-    for i in range(_REPEATS + 3):
-        start = time.perf_counter()
-        predict(images[i % len(images)][None])
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[3:])
+    """Return the median time for one image, in ms."""
+    return median_milliseconds(lambda: predict(images[:1]), _REPEATS)
 
 
 def _spread(source: ImageSource, count: int) -> ImageSource:

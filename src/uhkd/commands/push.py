@@ -72,11 +72,6 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
     return result | {"url": f"{api.endpoint}/{arguments.repo}", "commit": commit.oid}
 
 
-def plan_push(arguments: PushArguments) -> dict[str, Any]:
-    """Return what `push` would upload, without contacting a server."""
-    return push(arguments.model_copy(update={"dry_run": True}))
-
-
 def _hub_client(arguments: PushArguments) -> Any:
     """Return the client of the hub, after checking repository name and token before any work is done."""
     from huggingface_hub import HfApi, get_token

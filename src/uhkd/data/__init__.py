@@ -62,31 +62,4 @@ __all__ = [
     "usable_cores",
 ]
 
-import_on_use(
-    __name__,
-    {
-        "uhkd.data.augment": ("Augmentation",),
-        "uhkd.data.batch": ("Batch",),
-        "uhkd.data.batch_transforms": ("augment_batch",),
-        "uhkd.data.file_cache": ("OpenFiles",),
-        "uhkd.data.tar_index": ("INDEX",),
-        "uhkd.data.loader": (
-            "BatchPlan",
-            "IndexRange",
-            "Loader",
-            "ViewPlan",
-            "batch_images",
-            "eval_loader",
-            "range_loader",
-            "steps_per_epoch",
-            "train_loader",
-            "usable_cores",
-        ),
-        "uhkd.data.memory_cache": ("is_in_memory",),
-        "uhkd.data.open": ("DataSplits", "open_data"),
-        "uhkd.data.tar_source": ("ShardOptions", "ShardSource", "tars"),
-        "uhkd.data.sources": ("ArraySource", "DatasetSource", "FileSource", "Split", "ImageSource"),
-        "uhkd.data.splits": ("stratified_split", "stratified_subset"),
-        "uhkd.data.tar_headers": ("make_index", "refuse_packed"),
-    },
-)
+import_on_use(__name__)

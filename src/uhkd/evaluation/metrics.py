@@ -139,14 +139,23 @@ def latency(model: FeatureExtractor, batch: int = 1, repeats: int = 20) -> float
     """Return the median milliseconds of a forward pass in eval mode at the model's input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
-    times = []
+
+    def step() -> None:
+        model(image, _final_output(model))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     with eval_mode(model):
-        for _ in range(repeats + 3):
-            began = time.perf_counter()
-            model(image, _final_output(model))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
+        return median_milliseconds(step, repeats)
+
+
+def median_milliseconds(step: Callable[[], object], repeats: int) -> float:
+    """Return the median duration of a call in ms, after three calls to warm up."""
+    times = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
     return 1000 * statistics.median_high(times[3:])
 
 

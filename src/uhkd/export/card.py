@@ -1,15 +1,17 @@
 """The model card of an exported network: README.md with the metadata that hubs read."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader
 
 from uhkd.console import escape
 from uhkd.export.snippets import example, input_description
 from uhkd.features import FeatureExtractor
+from uhkd.recipe import RESULT_KEYS, rename_keys
 from uhkd.recipe.arguments import Form
 from uhkd.runs import RunFolder
 
@@ -35,37 +37,27 @@ def card_text(
         measured: a sentence about the accuracy of each quantised form.
         license: an identifier of the hub.
     """
-    folder, config = RunFolder(run), network.config
-    result = folder.read_result() if folder.result.is_file() else {}
+    folder = RunFolder(run)
+    result = rename_keys(folder.read_result(), RESULT_KEYS) if folder.result.is_file() else {}
     recipe = folder.read_recipe() if folder.started() else {}
-    does = (
-        f"sorts images into {config.num_classes} classes" if config.num_classes else "turns an image into an embedding"
-    )
-    head = f"{config.num_classes} classes" if config.num_classes else "without a head"
-    sections = [
-        f"---\n{_metadata(result, network, locations, license).to_yaml()}\n---",
-        f"# {escape(_public(config.name))}, {head}",
-        f"A network that {does}. {_origin(result)}",
-        "## Use",
-    ]
-    for form, location in locations.items():
-        sections += [f"`{form}` takes {input_description(form, network)}.\n{measured.get(form, '')}".rstrip()]
-        sections += [f"```python\n{example(form, network, location)}\n```"]
-    height, width = config.image_size
-    sections += [
-        f"Images of other sizes are cut to their largest centred part of the shape {height} x {width} and resized "
-        f"({config.interpolation}, antialiased). Normalised with mean {list(config.mean)}, std {list(config.std)}.",
-        "## How it was made",
-        "\n".join(["| | |\n|---|---|", *_facts(result, recipe, network)]),
-    ]
-    if config.classes:
-        sections += ["Classes: " + ", ".join(escape(name) for name in config.classes)]
+    teachers = _teachers(result, recipe)
     options = {k: _public(v) for k, v in recipe.items() if k not in _PATH_OPTIONS and v not in (None, [], {})}
-    if options:
-        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-        sections += [f"<details><summary>The recipe without paths</summary>\n\n```yaml\n{text}```\n\n</details>"]
-    sections += ["## Intended and unsuitable uses", _limits(result, bool(config.classes))]
-    return "\n\n".join(sections) + "\n"
+    environment = Environment(loader=PackageLoader("uhkd.export"), trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"one_line": lambda value: escape(str(value)), "public": _public}
+    return environment.get_template("card.md").render(
+        network=network,
+        config=network.config,
+        locations=locations,
+        measured=measured,
+        result=result,
+        metadata=_metadata(result, network, locations, license).to_yaml(),
+        teachers=_names(teachers),
+        facts=_facts(result, recipe, teachers, network),
+        options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
+        accuracy=(result.get("metrics") or {}).get("val_accuracy"),
+        example=example,
+        input_description=input_description,
+    )
 
 
 def _metadata(result: Mapping[str, Any], network: FeatureExtractor, locations: Mapping[Form, str], license: str) -> Any:
@@ -99,13 +91,6 @@ def _dataset(name: Any) -> str | None:
     return re.sub(r"[^A-Za-z0-9._/-]+", "-", bare).strip("-./") or None
 
 
-def _origin(result: Mapping[str, Any]) -> str:
-    if result.get("verb") == "distill":
-        teachers = _joined([str(_public(teacher)) for teacher, _ in _teachers(result, {})]) or "no teacher"
-        return f"Distilled with uhkd from {escape(teachers)}, method {escape(str(_public(result.get('method'))))}."
-    return "Trained on labels with uhkd." if result else "Written by uhkd."
-
-
 def _public(value: Any) -> Any:
     """Replace paths on this machine, which are private and mean nothing elsewhere, in a value, list or mapping.
 
@@ -135,15 +120,21 @@ def _teachers(result: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tupl
     return [(result["teacher"], recipe.get("teacher_start"))] if result.get("teacher") else []
 
 
-def _joined(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+def _names(teachers: Iterable[tuple[Any, Any]]) -> str:
+    *others, last = [str(_public(teacher)) for teacher, _ in teachers] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
-def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: FeatureExtractor) -> list[str]:
+def _facts(
+    result: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    teachers: Sequence[tuple[Any, Any]],
+    network: FeatureExtractor,
+) -> dict[str, Any]:
     """Return the rows of the table; what the run does not specify is omitted."""
     metrics, teacher_metrics = result.get("metrics") or {}, result.get("teacher_metrics") or {}
     environment = result.get("environment") or {}
-    versions, teachers = environment.get("versions") or {}, _teachers(result, recipe)
+    versions = environment.get("versions") or {}
     by = ""
     if probe := result.get("probe"):
         by = ", " + str(probe.get("by")).replace(str(probe.get("data")), str(_public(probe.get("data"))))
@@ -151,8 +142,8 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Featur
     libraries = [f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm") if name in versions]
     facts = {
         "parameters": f"{sum(p.numel() for p in network.module.parameters()):,}",
-        "method": result.get("method") or result.get("verb"),
-        "teacher": _joined([str(_public(teacher)) for teacher, _ in teachers]),
+        "method": result.get("method") or result.get("command"),
+        "teacher": _names(teachers),
         f"teacher's validation accuracy{by}": _percent(teacher_metrics, "accuracy"),
         "licence of the teacher's weights": "; ".join(dict.fromkeys(_licence(*teacher) for teacher in teachers)),
         "data": _public(result.get("data")),
@@ -165,27 +156,7 @@ def _facts(result: Mapping[str, Any], recipe: Mapping[str, Any], network: Featur
         "uhkd": " ".join(filter(None, (versions.get("uhkd"), environment.get("commit")))),
         "versions": ", ".join(libraries),
     }
-    return [f"| {name} | {escape(str(value))} |" for name, value in facts.items() if value not in (None, "")]
-
-
-def _limits(result: Mapping[str, Any], classes: bool) -> str:
-    sentences = ["For images similar to its training images."]
-    if classes:
-        sentences += [
-            "It always predicts one of the classes above, also for an image of something else, and its probabilities are "
-            "calibrated no better than the table reports."
-        ]
-        if "uhkd" in str(result.get("method")):
-            sentences += [
-                "Probabilities of students of the method uhkd with default settings are low and not calibrated."
-            ]
-    measured = (result.get("metrics") or {}).get("val_accuracy") is not None
-    sentences += [
-        "Measured only on held-out images of the data named above:" if measured else "Not measured:",
-        "on other cameras, places, times or groups of people it may do worse, and it was not tested for bias. A student also "
-        "learns its teacher's errors. Check the licences of the teacher's weights and of the images before you distribute it.",
-    ]
-    return " ".join(sentences)
+    return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str | None:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import first_tensor
-from uhkd.models.pretrained import first_line
 
 _LARGEST_BATCH = 1024
 
@@ -70,5 +70,5 @@ def output_name(network: FeatureExtractor) -> str:
 
 
 def config_json(network: FeatureExtractor) -> str:
-    """Return the network's card (name, classes, size, normalisation) as JSON."""
+    """Return the network's configuration (name, classes, size, normalisation) as JSON."""
     return json.dumps(network.config.to_json(), ensure_ascii=False)

@@ -18,7 +18,7 @@ def write_pt2(network: FeatureExtractor, folder: Path) -> Path:
 
 
 def save_program(program: torch.export.ExportedProgram, network: FeatureExtractor, file: Path) -> Path:
-    """Write a program atomically, with the network's card as the extra file card.json."""
+    """Write a program atomically, with the network's configuration as the extra file card.json."""
     temporary = file.with_name(f".{file.name}")
     torch.export.save(program, temporary, extra_files={"card.json": config_json(network)})
     temporary.replace(file)

@@ -31,7 +31,7 @@ import timm
 import torch
 from PIL import Image
 
-model = timm.create_model({location}, pretrained=True).eval()
+model = {open}
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
     answer = model(transform(Image.open("some.jpg").convert("RGB"))[None])[0]
@@ -56,7 +56,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession({location})
+session = {open}
 {load_image}\
 answer = session.run(None, {{"image": image}})[0][0]
 {show}""",
@@ -107,7 +107,7 @@ def example(form: Form, network: FeatureExtractor, location: str) -> str:
         show = f"print({_CLASS_NAMES[_float_form(form)]}[int(answer.argmax())])"
     else:
         show = "print(answer.shape)"
-    values |= {"show": show, "load_image": _LOAD_IMAGE.format(**values)}
+    values |= {"show": show, "open": open_expression(form, location), "load_image": _LOAD_IMAGE.format(**values)}
     values["torchao"] = f"{_TORCHAO}  # its operators\n" if form == "int8" else ""
     download = next((name for name in ("snapshot_download", "hf_hub_download") if location.startswith(name)), None)
     imports = f"from huggingface_hub import {download}\n" if download else ""

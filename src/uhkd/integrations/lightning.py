@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
+from uhkd.distributed import broadcast_only
 from uhkd.features import FeatureExtractor
 from uhkd.training.distillation import Distillation, Network
 
@@ -54,8 +54,7 @@ class UHKDLightningModule(LightningModule):
         super().__init__()
         self.distillation = Distillation(teacher, student, **options)
         self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
-        unsynced = [f"distillation.{name}" for name in self.distillation.unsynced_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unsynced)
+        broadcast_only(self, "distillation.learner.student.")
 
     @property
     def student(self) -> FeatureExtractor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from uhkd.distributed import broadcast_only
 from uhkd.errors import UhkdError
 from uhkd.training import StudentWithLosses
 from uhkd.training.distillation import Distillation, Network
@@ -32,12 +33,11 @@ class UHKDTask(TrainingTask):
         teacher_model: a module, or a name as in `uhkd.create`.
         loader: training images without mixup, to calibrate the teacher's spectra; None: call
             `task.distillation.calibrate(loader)` before the first step, or load a checkpoint.
-        mean: mean that normalised the images; None: the student's.
-        std: likewise.
         device: as in `timm.task.TrainingTask`.
         dtype: likewise.
         verbose: likewise.
-        **options: other arguments of `Distillation`: method, image_size, settings, weights, label_smoothing ...
+        **options: other arguments of `Distillation`: method, image_size, settings, weights, label_smoothing ...;
+            `mean` and `std` that normalised the images; None: the student's.
 
     Raises:
         UhkdError: as `Distillation`; and for methods that need the index of each image, which timm's loops do not pass.
@@ -49,8 +49,6 @@ class UHKDTask(TrainingTask):
         teacher_model: Network,
         loader: Iterable[Any] | None = None,
         *,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -59,16 +57,16 @@ class UHKDTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student: Any = student_model
         options.setdefault("num_classes", student.num_classes)
-        norms = {"mean": mean or student.pretrained_cfg["mean"], "std": std or student.pretrained_cfg["std"]}
-        self.distillation = Distillation(teacher_model, student_model, **norms, **options)
+        for name in ("mean", "std"):
+            options[name] = options.get(name) or student.pretrained_cfg[name]
+        self.distillation = Distillation(teacher_model, student_model, **options)
         if self.distillation.needs_indices:
             raise UhkdError(
                 f"{self.distillation.method} needs the index of each image, which timm's loops do not pass; use uhkd.distill, or "
                 "uhkd.Distillation in a custom loop"
             )
         self.trainable_module: nn.Module = self.distillation.learner
-        unsynced = [n for n, _ in self.trainable_module.named_buffers() if n.startswith(("distillers.", "balance."))]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.trainable_module, unsynced)
+        broadcast_only(self.trainable_module, "student.")
         self.to(self.device)
         if loader is not None:
             self.distillation.calibrate(loader)

@@ -1,7 +1,7 @@
 """Multi-level spectral matching: one FAM per matched level, the error of each level, and the loss over logits and levels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from uhkd.data import Batch
 from uhkd.distributed import all_gather_batch
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, check_choice
 from uhkd.features import NetworkOutput, PairShapes
 from uhkd.methods.base import Requirements
 from uhkd.methods.correlation import class_distances, redundancy
@@ -79,8 +79,7 @@ class SpectralMatchingLoss(nn.Module):
         norm: Norm = "mse",
     ) -> None:
         super().__init__()
-        if norm not in get_args(Norm):
-            raise UhkdError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
+        check_choice("norm", norm, Norm)
         self.norm: Norm = norm
         if target.channels is not None and target.channels < 1:
             raise UhkdError(f"channels must be at least 1 (None keeps all of them), got {target.channels}")

@@ -27,13 +27,4 @@ __all__ = [
     "wrap_module",
 ]
 
-import_on_use(
-    __name__,
-    {
-        "uhkd.models.build": ("has_weights", "create", "load_run", "save", "wrap_module"),
-        "uhkd.models.config": ("ModelConfig",),
-        "uhkd.models.preprocessing": ("native_preprocessing", "native_size_of"),
-        "uhkd.models.names": ("model_names",),
-        "uhkd.models.weights": ("fingerprint", "fingerprint_of", "load_state", "read_safetensors"),
-    },
-)
+import_on_use(__name__)

@@ -6,12 +6,13 @@ from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
-from uhkd.recipe.old_names import MANIFEST_KEYS, TASK_KEYS, as_recorded, rename_keys
+from uhkd.recipe.old_names import MANIFEST_KEYS, RESULT_KEYS, TASK_KEYS, as_recorded, rename_keys
 from uhkd.recipe.train import DistillRecipe, FinetuneRecipe, TrainRecipe
 
 __all__ = [
     "MANIFEST_KEYS",
     "MOST_VIEWS",
+    "RESULT_KEYS",
     "TASK_KEYS",
     "AugmentationOptions",
     "CacheRecipe",

@@ -1,10 +1,11 @@
 """Balances between the label loss and the teacher's loss terms: names and settings."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field
 
+from uhkd.errors import check_choice
 from uhkd.recipe.base import StrictModel
 from uhkd.recipe.errors import UNKNOWN_HINT, RecipeError, build
 
@@ -59,10 +60,10 @@ def balance_settings(name: str, settings: Mapping[str, Any]) -> Settings:
     """Return the validated settings of a balance, including defaults.
 
     Raises:
-        RecipeError: for an unknown balance, unknown settings or values out of range, one line each.
+        UhkdError: for an unknown balance.
+        RecipeError: for unknown settings or values out of range, one line each.
     """
-    if name not in get_args(BalanceName):
-        raise RecipeError([f"balance: expected one of {', '.join(get_args(BalanceName))}, found {name!r}"])
+    check_choice("balance", name, BalanceName)
     kind = _SETTINGS.get(name, ScheduleSettings)
     try:
         return build(kind, settings)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from uhkd.console import first_line
 from uhkd.recipe import safe_yaml
 from uhkd.recipe.errors import RecipeError, did_you_mean, format_value
 from uhkd.recipe.train import TrainRecipe
@@ -75,7 +76,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError([f"{path}{where}: {error.problem or 'not valid YAML'}"]) from None
     except yaml.YAMLError as error:
-        raise RecipeError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from None
+        raise RecipeError([f"{path}: not valid YAML: {first_line(error)}"]) from None
     except ValueError as error:
         raise RecipeError([f"cannot read recipe {path}: {error}"]) from None
     if content is None:

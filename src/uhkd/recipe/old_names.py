@@ -1,4 +1,4 @@
-"""Old names in recipes, caches and comparisons of earlier versions, translated when a file is read."""
+"""Old names in recipes, results, caches and comparisons of earlier versions, translated when a file is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,8 @@ MANIFEST_KEYS = {"words": "teacher_options"}
 """Old and current keys of cache.json."""
 TASK_KEYS = {"words": "options"}
 """Old and current keys of plan/NAME.json in the folder of a comparison."""
+RESULT_KEYS = {"verb": "command"}
+"""Old and current keys of result.json."""
 RECIPE_KEYS = {
     "accumulate": "grad_accum_steps",
     "changes": "overrides",
@@ -16,6 +18,7 @@ RECIPE_KEYS = {
     "part": "split",
     "shards_at_a_time": "shuffle_shards",
     "teacher_changes": "teacher_overrides",
+    "weight": "share",
     "weights_schedule": "balance",
 }
 
@@ -38,6 +41,8 @@ def rename_keys(content: Mapping[str, Any], table: Mapping[str, str]) -> dict[st
 def as_recorded(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recorded recipe with current names and, for a distillation without balance, its constant weights."""
     current = rename_keys(fields, RECIPE_KEYS)
+    if isinstance(teachers := current.get("teachers"), list):
+        current["teachers"] = [rename_keys(item, RECIPE_KEYS) if isinstance(item, dict) else item for item in teachers]
     if "student" in current and current.get("balance") is None:
         current["balance"] = "constant"
     return current

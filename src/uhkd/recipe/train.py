@@ -147,7 +147,7 @@ class TeacherSpec(StrictModel):
     """One of several teachers. Options that are not given are those of the recipe."""
 
     teacher: str = Field(min_length=1, description="a run folder, timm/NAME, torchvision/NAME or uhkd/NAME")
-    weight: float = Field(default=1.0, gt=0, description="weight relative to the sum over all teachers")
+    share: float = Field(default=1.0, gt=0, description="share of the loss, relative to the sum over all teachers")
     method: str | None = Field(
         default=None,
         min_length=1,
@@ -180,7 +180,7 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
     )
     teachers: tuple[TeacherSpec, ...] = Field(
         default=(),
-        description="teachers with different options, instead of teacher: '{teacher: A, method: kd, weight: 2}'; other keys: "
+        description="teachers with different options, instead of teacher: '{teacher: A, method: kd, share: 2}'; other keys: "
         "settings, weights, start, head, levels, options",
     )
     student: Student
@@ -217,8 +217,8 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
         specs = self.teachers or tuple(TeacherSpec(teacher=name) for name in names if name is not None)
         if not specs:  # method scratch, or a cache
             return ((self, 1.0),)
-        total = sum(spec.weight for spec in specs)
-        return tuple((self._with_teacher(spec), spec.weight / total) for spec in specs)
+        total = sum(spec.share for spec in specs)
+        return tuple((self._with_teacher(spec), spec.share / total) for spec in specs)
 
     def _with_teacher(self, spec: TeacherSpec) -> Self:
         update: dict[str, Any] = {"teacher": spec.teacher, "teachers": ()}

@@ -1,14 +1,14 @@
 """FAM: a trained projection of the student's feature maps to spectral targets (UHKD, arXiv 2510.24116)."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.distributed import all_gather_batch, world_size
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, check_choice
 from uhkd.spectral import Form, SpectralTransform, radial_frequencies, rotate
 
 FAMForm = Literal["linear", "bands", "mlp", "offset", "rotation", "conv"]
@@ -49,8 +49,7 @@ class FAM(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        if form not in get_args(FAMForm):
-            raise UhkdError(f"unknown FAM form {form!r}; expected one of {', '.join(get_args(FAMForm))}")
+        check_choice("FAM form", form, FAMForm)
         if form == "bands" and represent == "area":
             raise UhkdError(
                 "FAM form 'bands' mixes each frequency separately, and a spatial twin has none; use 'linear'"

@@ -1,13 +1,12 @@
 """FTM: feature maps of the teacher -> compact, standardised spectra (UHKD, arXiv 2510.24116)."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, check_choice
 from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, crop_indices, ftm_shapes, num_coefficients
 from uhkd.spectral.transform import SpectralTransform
 
@@ -37,10 +36,7 @@ class FTM(nn.Module):
 
     def __init__(self, target: SpectralTarget, maps: Maps) -> None:
         super().__init__()
-        if target.standardise not in get_args(Standardise):
-            raise UhkdError(
-                f"unknown standardise {target.standardise!r}; expected one of {', '.join(get_args(Standardise))}"
-            )
+        check_choice("standardise", target.standardise, Standardise)
         self.target = target
         self.represent = nn.ModuleList()
         self.shapes = ftm_shapes(target, maps)

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, check_choice
 from uhkd.spectral.fourier import halfplane_frequencies, max_radius
 from uhkd.spectral.transform import Form
 
@@ -85,8 +85,7 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
 
 
 def _check_transform(radius: int, form: Form) -> None:
-    if form not in get_args(Form):
-        raise UhkdError(f"unknown form {form!r}; expected one of {', '.join(get_args(Form))}")
+    check_choice("form", form, Form)
     if radius < 1:
         raise UhkdError(f"radius must be at least 1, got {radius}: with radius 0 only the mean is left")
 

@@ -8,10 +8,9 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from uhkd.data import Batch
-from uhkd.distributed import world_size
+from uhkd.distributed import broadcast_only, world_size
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
 from uhkd.features.selection import Levels
@@ -141,8 +140,7 @@ class Distillation(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             norm = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
             self.register_buffer(name, norm, persistent=False)
-        # equal in all processes, so DDP need not send them at each step
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.unsynced_buffers())
+        broadcast_only(self, "learner.student.")
 
     @property
     def student(self) -> FeatureExtractor:
@@ -255,10 +253,6 @@ class Distillation(nn.Module):
         """Set the number of steps already taken, for balances with a schedule."""
         self._step = step
         self.steps.fill_(step)
-
-    def unsynced_buffers(self) -> list[str]:
-        """Return the names of buffers that are equal in all processes of a training without being sent."""
-        return [name for name, _ in self.named_buffers() if not name.startswith("learner.student.")]
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that the student's architecture exempts from weight decay."""

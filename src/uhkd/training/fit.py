@@ -29,7 +29,7 @@ class Result:
     metrics: dict[str, float]
     run: RunFolder
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the content of result.json and the path of the run."""
         return {"run": str(self.run.path), **(self.run.read_result() if self.run.result.is_file() else {})}
 

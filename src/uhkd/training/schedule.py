@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step, so that resuming needs no state."""
+"""Schedules of the learning rate and of the balance as pure functions of the step, so that resuming needs no state."""
 
 import math
 from collections.abc import Sequence

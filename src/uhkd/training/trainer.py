@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NoReturn
 
-from torch.nn.parallel import DistributedDataParallel
-
 from uhkd.console import log_info, verbose
 from uhkd.data import Batch, batch_images, eval_loader, steps_per_epoch
+from uhkd.distributed import broadcast_only
 from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
@@ -58,12 +57,7 @@ class Trainer:
         optimizer = make_optimizer(learner, recipe)
         if recipe.compile:
             learner.compile()
-        # DDP would broadcast these buffers at each step, most of its traffic. They are equal in all processes without that: FAMs
-        # see the whole batch, and memory banks store the same rows.
-        buffers = [f"distillers.{name}" for name, _ in learner.distillers.named_buffers()]
-        if self.balance is not None:
-            buffers += [f"balance.{name}" for name, _ in self.balance.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, buffers)
+        broadcast_only(learner, "student.")
         self.model: Any
         self.model, self.optimizer = fabric.setup(learner, optimizer)
         self.average = ModelEMA(learner.student, recipe.ema_decay)
