@@ -23,15 +23,17 @@ from PIL import Image
 
 from uhkd.__main__ import main
 from uhkd.commands.compare import compare
+from uhkd.commands.comparing.naming import look_up
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
 from uhkd.commands.comparing.report import write
 from uhkd.commands.comparing.search import changes_tried
-from uhkd.commands.comparing.summary import gather, lines, verdicts
+from uhkd.commands.comparing.summary import _test_accuracy, gather, lines, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.task_store import TaskStore, work
 from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 from uhkd.reporting.stats import paired_difference
+from uhkd.runs import RunFolder
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {
@@ -388,6 +390,35 @@ def test_a_failed_training_stops_no_other_and_is_tried_again(recipes: Path, caps
         compare(recipe)
     assert not leftover.exists()
     assert "Missing cells" in (board.out / "compare.md").read_text()
+
+
+def _bug(*_: Any, **__: Any) -> Any:
+    raise ValueError("a bug")
+
+
+def test_a_bug_is_not_reported_as_a_mistake_of_the_user(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only a `UhkdError` becomes a line of text; a ValueError of any other kind keeps its type."""
+    with pytest.raises(ValueError, match="a bug") as caught:
+        look_up(_bug, "name", "pair")
+    assert type(caught.value) is ValueError
+    plan, board = done(asked(recipes, methods=["scratch"]))
+    monkeypatch.setattr("uhkd.commands.evaluate.evaluate_network", _bug)
+    (teacher,) = plan.teachers.values()
+    with pytest.raises(ValueError, match="a bug"):
+        _test_accuracy(board, RunFolder(teacher), "digits")
+    assert not (board.out / "teachers-on-test.json").exists(), "no accuracy is recorded as missing"
+    monkeypatch.setattr("uhkd.commands.comparing.plan.parse_methods", _bug)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        make_plan(asked(recipes), recipes / "out")
+    assert type(caught.value) is ValueError
+
+
+def test_a_bug_in_a_training_keeps_its_type_and_its_trace(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("uhkd.commands.train.prepare", _bug)
+    plan, board = done(asked(recipes, methods=["scratch"]))
+    assert board.failure(plan.tasks[-1].name) == "ValueError: a bug"
+    trace = (board.out / "logs" / f"{plan.tasks[-1].name}.txt").read_text()
+    assert "Traceback" in trace and "in _bug" in trace
 
 
 def test_what_waits_for_a_failed_teacher_is_not_run(recipes: Path):

@@ -341,6 +341,20 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
 
 
 @pytest.mark.slow
+def test_a_bug_in_the_comparison_with_a_cache_is_no_reason_for_the_live_teacher(
+    recipes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    board, by_name, cache = with_cache(recipes)
+
+    def bug(*_: Any, **__: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(shared_cache, "choose_augmentation", bug)
+    task = by_name[cache.serves[0]]
+    with pytest.raises(ValueError, match="a bug"):
+        shared_cache.resolve_cache(task.options, board.run(task.name), board.out / cache.name, None)
+
+
 def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
     board, _, cache = with_cache(recipes)
     file = board.out / cache.name / "cache.json"

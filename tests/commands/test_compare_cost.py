@@ -225,6 +225,16 @@ def test_a_baseline_that_cannot_be_built_ends_the_measurement(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bug_in_a_method_ends_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(StepFactory, "step", bug)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        compare(**recipes(tmp_path), methods=["uhkd"], cost=True)
+    assert type(caught.value) is ValueError
+
+
 def test_one_round_has_no_interval_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="rounds"):
         compare(**recipes(tmp_path) | {"cost": True, "rounds": 1})

@@ -43,7 +43,7 @@ def cache(
 
     Args:
         recipe: a complete recipe; `options` take precedence.
-        admit: called with the cache before its records are written; may raise a ValueError.
+        admit: called with the cache before its records are written; may raise a UhkdError.
         options: fields of the recipe by name (see `uhkd.recipe.CacheRecipe`). `teacher` may also be a `torch.nn.Module`, `data`
             a map-style `Dataset` of (image, label) or a pair of them (training, validation).
 
@@ -258,6 +258,6 @@ def main() -> None:
         CacheWriter(build(CacheRecipe, order["recipe"]), None, None).write()
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the whole process group; the parent reports it
-    except ValueError as error:
+    except UhkdError as error:
         log_info(f"an additional process has ended: {error}")
         sys.exit(1)

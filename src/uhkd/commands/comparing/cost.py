@@ -149,7 +149,7 @@ def _measure_pair(
                     for number in range(WARMUP):
                         step(number)
                     methods[label] = _facts(step)
-                except ValueError as error:
+                except UhkdError as error:
                     if label in BASELINES:
                         raise UhkdError(
                             f"{pair} by {label}, a baseline of this comparison, cannot be built: {error}"

@@ -70,7 +70,7 @@ def resolve_cache(
         why = failure or f"{cache} was not created"
         if is_complete(cache):
             why = incompatibility(options, TeacherCache(cache))
-    except ValueError as error:
+    except UhkdError as error:
         invalidate(cache, error)
         why = str(error)
     if why is None:
@@ -102,7 +102,7 @@ def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | N
             target = loss.needs.target
             if target is not None and (differing := target_differences(target, manifest.target)):
                 return f"{name} needs other spectra: {'; '.join(differing)}"
-    except ValueError as error:  # a fault of the training itself is reported when it runs
+    except UhkdError as error:  # a fault of the training itself is reported when it runs
         return str(error)
     # the views have the larger size of student and teacher, at most that of the images; the stored size is the teacher's
     height, width = (max(pair) for pair in zip(live.size, manifest.size, strict=True))

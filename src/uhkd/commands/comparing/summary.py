@@ -9,6 +9,8 @@ from typing import Any
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.shared_cache import cache_usage
 from uhkd.commands.comparing.task_store import TaskStore
+from uhkd.console import log_info
+from uhkd.errors import UhkdError
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
 
@@ -122,7 +124,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
 
 
 def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
-    """Return the test accuracy of a teacher, measured once per comparison; None if its head does not match the classes."""
+    """Return the test accuracy of a teacher, once per comparison; None, with a message, if it cannot be measured."""
     from uhkd.commands.evaluate import measure
 
     file = store.out / "teachers-on-test.json"
@@ -131,7 +133,8 @@ def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> flo
     if key not in accuracies:
         try:
             accuracies[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
-        except ValueError:  # other classes: in trainings a linear probe replaces its head
+        except UhkdError as error:  # such as other classes: in trainings a linear probe replaces its head
+            log_info(f"the teacher {folder.path} was not measured on the test split: {error}")
             accuracies[key] = None
         RunFolder(store.out).write_json(file.name, accuracies)
     return accuracies[key]

@@ -161,7 +161,7 @@ class TaskStore:
                 traceback.print_exc(file=file)
                 if task.cache:
                     invalidate(self.out / task.cache, error)
-                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                kind = "" if isinstance(error, UhkdError) else f"{type(error).__name__}: "
                 self.fail(task.name, f"{kind}{error}")
         holder.unlink()
 
