@@ -402,7 +402,7 @@ def test_a_bug_is_not_reported_as_a_mistake_of_the_user(recipes: Path, monkeypat
         look_up(_bug, "name", "pair")
     assert type(caught.value) is ValueError
     plan, board = done(asked(recipes, methods=["scratch"]))
-    monkeypatch.setattr("uhkd.commands.evaluate.evaluate_network", _bug)
+    monkeypatch.setattr("uhkd.commands.comparing.summary.measure", _bug)
     (teacher,) = plan.teachers.values()
     with pytest.raises(ValueError, match="a bug"):
         _test_accuracy(board, RunFolder(teacher), "digits")

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 import uhkd
 from uhkd.console import escape, file_size, log_debug, pluralize, print_result, print_table
 from uhkd.recipe.arguments import DoctorArguments
+from uhkd.runs.disk import free_bytes, nearest_existing
 
 State = Literal["ok", "warning", "fault"]
 
@@ -261,10 +262,9 @@ def folder(topic: str, path: Path, least: float, advice: str, fault_below: float
 
     fault_below: fewer free bytes are a fault, as is a folder that is not writable; negative: at most a warning.
     """
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            free = shutil.disk_usage(existing).free
+        with tempfile.TemporaryFile(dir=nearest_existing(path)):
+            free = free_bytes(path)
     except OSError as error:
         state = "fault" if fault_below >= 0 else "warning"
         return Check(topic, f"{path} is not writable: {error.strerror or error}", state, advice)

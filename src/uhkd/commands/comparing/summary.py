@@ -13,6 +13,7 @@ from uhkd.console import log_info
 from uhkd.errors import UhkdError
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
+from uhkd.training.run_evaluation import measure
 
 # fields that differ between the cells of one pair, or contain paths of this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
@@ -125,8 +126,6 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
 
 def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
     """Return the test accuracy of a teacher, once per comparison; None, with a message, if it cannot be measured."""
-    from uhkd.commands.evaluate import measure
-
     file = store.out / "teachers-on-test.json"
     accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"

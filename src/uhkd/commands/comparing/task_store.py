@@ -21,10 +21,12 @@ from filelock import FileLock, Timeout
 from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.shared_cache import create_cache, invalidate, is_complete, resolve_cache
 from uhkd.commands.subprocesses import end_with_parent, start_child
+from uhkd.commands.train import distill, finetune
 from uhkd.data import usable_cores
 from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
 from uhkd.runs import RunFolder, check_own, drop_leftovers, write_atomically
+from uhkd.training.run_evaluation import measure
 
 State = Literal["waiting", "begun", "done", "failed"]
 _POLL_SECONDS = 0.5  # between two checks of tasks of other workers
@@ -166,9 +168,6 @@ class TaskStore:
         holder.unlink()
 
     def _execute(self, task: Task, served: Sequence[Task]) -> None:
-        from uhkd.commands.evaluate import measure
-        from uhkd.commands.train import distill, finetune
-
         folder = self.run(task.name)
         if task.serves:
             create_cache(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
