@@ -49,22 +49,22 @@ class Check:
 class DoctorReport:
     """Results of all checks, and the fields of `torch.utils.collect_env` as text."""
 
-    findings: tuple[Check, ...]
+    checks: tuple[Check, ...]
     environment: dict[str, str]
 
     @property
     def exit_code(self) -> int:
         """1 if any check is a fault, else 0."""
-        return int(any(finding.state == "fault" for finding in self.findings))
+        return int(any(check.state == "fault" for check in self.checks))
 
     def as_json(self) -> dict[str, Any]:
-        """Return whether trainings can run, all findings, and the environment."""
-        findings = [vars(finding) for finding in self.findings]
-        return {"ok": self.exit_code == 0, "findings": findings, "environment": self.environment}
+        """Return whether trainings can run, the results of all checks (key "findings"), and the environment."""
+        checks = [vars(check) for check in self.checks]
+        return {"ok": self.exit_code == 0, "findings": checks, "environment": self.environment}
 
 
 def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
-    """Check packages, device, threads and disk; print a table and advice; return the findings (exit code 1 with a fault).
+    """Check packages, device, threads and disk; print a table and advice; return all results (exit code 1 with a fault).
 
     Nothing is downloaded, no file remains.
     """
@@ -78,14 +78,14 @@ def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
     for name, topic in _SHOWN.items():
         if name in report.environment:
             table.add_row("", topic, escape(report.environment[name]))
-    for finding in report.findings:
-        table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, escape(finding.found))
+    for check in report.checks:
+        table.add_row(Text(check.state, _STYLES[check.state]), check.topic, escape(check.found))
     print_table(table)
     log_debug("\n".join(f"{name}: {value}" for name, value in report.environment.items()))
-    wrong = [finding for finding in report.findings if finding.state != "ok"]
-    for finding in wrong:
-        print_result(f"{finding.state}: {finding.topic}: {finding.advice}")
-    faults = sum(finding.state == "fault" for finding in wrong)
+    wrong = [check for check in report.checks if check.state != "ok"]
+    for check in wrong:
+        print_result(f"{check.state}: {check.topic}: {check.advice}")
+    faults = sum(check.state == "fault" for check in wrong)
     print_result(f"{pluralize(faults, 'fault')}, {pluralize(len(wrong) - faults, 'warning')}")
     return report
 

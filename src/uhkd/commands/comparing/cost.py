@@ -179,10 +179,10 @@ def _facts(step: BenchmarkStep) -> dict[str, Any]:
         "precision": recipe.precision,
         "threads": torch.get_num_threads(),
         "batch_size": recipe.batch_size,
-        "accumulate": recipe.grad_accum_steps,
+        "grad_accum_steps": recipe.grad_accum_steps,
         "image_size": list(step.size),
         "student_parameters": count_parameters(setup.learner.student.module),
-        "teacher": "stored signals" if isinstance(setup.teacher, CachedTeacher) else teacher,
+        "teacher": "stored teacher outputs" if isinstance(setup.teacher, CachedTeacher) else teacher,
         "extra_parameters": step.extra_parameters,
         "gflop_per_image": count_flops(lambda: step(0)) / recipe.batch_size / 1e9,
     }

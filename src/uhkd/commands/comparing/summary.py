@@ -145,7 +145,7 @@ def _trials(plan: Plan, store: TaskStore, tasks: Mapping[str, Task]) -> list[dic
     trials: list[dict[str, Any]] = []
     for choices in groups.values():
         ended = all(store.state(tasks[name]) in ("done", "failed") for name in choices)
-        chosen = store.taken(choices, decide=ended)
+        chosen = store.chosen(choices, decide=ended)
         for name, change in choices.items():
             done = store.state(tasks[name]) == "done"
             accuracy = store.run(name).read_result()["metrics"]["val_accuracy"] if done else None
@@ -183,7 +183,7 @@ class TableRow:
         return self.mean / self.hours
 
 
-def lines(summary: Mapping[str, Any]) -> list[TableRow]:
+def table_rows(summary: Mapping[str, Any]) -> list[TableRow]:
     """Return one row per pair and method, in order of first appearance."""
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in summary["runs"]:
@@ -211,7 +211,7 @@ def lines(summary: Mapping[str, Any]) -> list[TableRow]:
 
 def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
     """Yield a line about the difference, paired by seed, of a method to each other method of each pair."""
-    accuracies = {(line.pair, line.method): line.accuracy for line in lines(summary)}
+    accuracies = {(row.pair, row.method): row.accuracy for row in table_rows(summary)}
     for pair in summary["pairs"]:
         for _, rival in [
             key for key in accuracies if key[0] == pair and key[1] != method and (pair, method) in accuracies
