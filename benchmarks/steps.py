@@ -53,8 +53,8 @@ def main() -> None:
         for facts in found["methods"].values():
             facts["recipe"].pop("teacher_cache", None)
             facts["images_per_second"] = facts["batch_size"] / facts["median_seconds"]
-        layout = TeacherCache(cache).manifest.layout
-        sizes = {storage: HEAD + replace(layout, storage=storage).size for storage in ("fp16", "int8")}
+        record_format = TeacherCache(cache).manifest.record_format
+        sizes = {storage: HEAD + replace(record_format, storage=storage).size for storage in ("fp16", "int8")}
     settings = {"pair": arguments.pair, "batch": batch, "rounds": arguments.rounds}
     save(arguments.out, "Cost of one training step", settings, record_bytes=sizes, **found)
     for label, facts in found["methods"].items():

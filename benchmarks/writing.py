@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from measuring import DEVICE, PAIRS, batch_of, make_images, parser, save, size_of, view_options, wait
 
-from uhkd.commands.cache import CacheWriter
 from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.recipe import CacheRecipe, build
+from uhkd.training.cache_writer import CacheWriter
 
 IMAGES = {("cpu", 32): 2048, ("cpu", 224): 112, ("cuda", 32): 16_384, ("cuda", 224): 2048}
 

@@ -10,7 +10,7 @@ from typing import Any
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from uhkd.commands.comparing.report import PARTS
-from uhkd.commands.comparing.summary import lines as cells_of
+from uhkd.commands.comparing.summary import table_rows as cells_of
 from uhkd.commands.comparing.tables import markdown
 
 TITLE = "Large: all images and sixty epochs"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any
 
-from uhkd.commands.comparing.summary import lines
+from uhkd.commands.comparing.summary import table_rows
 
 ROUNDING = 0.002  # accuracy of one network on two machines
 BySeed = Mapping[str, Mapping[int, float]]  # pair -> seed -> accuracy (%)
@@ -60,7 +60,7 @@ def same(pair: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def scores(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Accuracy in percent by method, pair and seed."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for line in lines(summary):
+    for line in table_rows(summary):
         found.setdefault(line.method, {})[line.pair] = {seed: 100 * value for seed, value in line.accuracy.items()}
     return found
 

@@ -37,17 +37,17 @@ def fields(signals: NetworkOutput) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 3e3])
 def test_fp16_records_are_the_signals_rounded_to_fp16(scale: float):
-    layout, signals = RecordFormat(3, 7, SPECTRA), said(scale=scale)
-    records = layout.encode(signals)
-    assert records.shape == (5, layout.size) and layout.size == 2 * (3 + 7 + 54 + 4)
-    for x, y in zip(fields(signals), fields(layout.decode(records)), strict=True):
+    record_format, signals = RecordFormat(3, 7, SPECTRA), said(scale=scale)
+    records = record_format.encode(signals)
+    assert records.shape == (5, record_format.size) and record_format.size == 2 * (3 + 7 + 54 + 4)
+    for x, y in zip(fields(signals), fields(record_format.decode(records)), strict=True):
         assert y.dtype == torch.float32
         assert torch.equal(y, torch.from_numpy(x.numpy().astype(np.float16).astype(np.float32)))
 
 
 def test_int8_records_lie_within_half_a_step_of_their_block_and_take_half_the_room():
-    layout, signals = RecordFormat(3, 7, SPECTRA, "int8"), said()
-    decoded = layout.decode(layout.encode(signals))
+    record_format, signals = RecordFormat(3, 7, SPECTRA, "int8"), said()
+    decoded = record_format.decode(record_format.encode(signals))
     assert torch.equal(fields(decoded)[0], fields(signals)[0].half().float())  # logits stay fp16
     for x, y in zip(fields(signals)[1:], fields(decoded)[1:], strict=True):
         step = x.flatten(1).abs().amax(1) / 127  # of each image by itself
@@ -65,19 +65,19 @@ def test_swin_ts_four_levels_take_less_than_13_kilobytes_by_default():
 
 def test_zero_blocks_and_odd_selections_survive():
     zeros = NetworkOutput(None, None, None, torch.zeros(2, 7))
-    layout = RecordFormat(None, 7, (), "int8")
-    assert layout.holds == ("embedding",)
-    assert torch.equal(layout.decode(layout.encode(zeros)).embedding, torch.zeros(2, 7))
-    layout = RecordFormat(3, None, ())
-    part = layout.encode(said())[1::2]  # rows of a larger tensor, as a micro-batch is
-    assert torch.equal(layout.decode(part).logits, said().logits[1::2].half().float())
+    record_format = RecordFormat(None, 7, (), "int8")
+    assert record_format.holds == ("embedding",)
+    assert torch.equal(record_format.decode(record_format.encode(zeros)).embedding, torch.zeros(2, 7))
+    record_format = RecordFormat(3, None, ())
+    part = record_format.encode(said())[1::2]  # rows of a larger tensor, as a micro-batch is
+    assert torch.equal(record_format.decode(part).logits, said().logits[1::2].half().float())
 
 
 @pytest.mark.parametrize(
     ("storage", "value", "message"),
     [
-        ("fp16", float("nan"), "spectra of level 1 of the teacher hold 1 NaN or infinite"),
-        ("int8", float("inf"), "spectra of level 1 of the teacher hold 1 NaN or infinite"),
+        ("fp16", float("nan"), "spectra of level 2 of the teacher hold 1 NaN or infinite"),
+        ("int8", float("inf"), "spectra of level 2 of the teacher hold 1 NaN or infinite"),
         ("fp16", 1e5, r"reach 1e\+05, more than fp16 holds \(65504\); use --storage int8"),
     ],
 )
@@ -91,9 +91,9 @@ def test_numbers_that_cannot_be_stored_are_refused_by_name(storage: str, value: 
 
 @pytest.mark.parametrize("storage", ["fp16", "int8"])
 def test_the_stated_tolerance_holds(storage: str):
-    layout, signals = RecordFormat(3, 7, SPECTRA, storage), said(200)
-    again = layout.tolerance(layout.decode(layout.encode(signals)))
-    for (name, x, allowed), (_, y, _) in zip(layout.tolerance(signals), again, strict=True):
+    record_format, signals = RecordFormat(3, 7, SPECTRA, storage), said(200)
+    again = record_format.tolerance(record_format.decode(record_format.encode(signals)))
+    for (name, x, allowed), (_, y, _) in zip(record_format.tolerance(signals), again, strict=True):
         assert ((x - y).abs() <= 1.001 * allowed).all(), name
         assert ((x - y).abs() > 0.4 * allowed).any(), name  # and says no more than it must
 
@@ -209,23 +209,23 @@ def manifest(**changes: object) -> tuple[Manifest, FTM]:
     target = SpectralTarget(teacher_levels(MAPS, 1, "pairs"), "channel", 3)
     ftm = FTM(target, MAPS)
     ftm.calibrate(ftm.raw([torch.randn(9, *shape) for shape in MAPS]))
-    layout = RecordFormat(3, 7, ftm.shapes, "int8")
+    record_format = RecordFormat(3, 7, ftm.shapes, "int8")
     augmentation = Augmentation((8, 8), "pad", flip=True, mixup=0.2)
     names = ("a", "b")
     identity = identity_of(
         teacher={"fingerprint": "t", "weights": "w", "levels": names, "mean": (0.5,)}, precision="fp32", data="d", classes=3,
-        augmentation=augmentation, seed=4, layout=layout, ftm=ftm,
+        augmentation=augmentation, seed=4, record_format=record_format, ftm=ftm,
     )  # fmt: skip
     shapes = OutputShapes(MAPS, 7, 3, tokens=True)
     made = Manifest(
-        identity, 10, 2, layout, augmentation, 4, shapes, names, target, "runs/t", {"accuracy": 0.5}, {"v": 1}
+        identity, 10, 2, record_format, augmentation, 4, shapes, names, target, "runs/t", {"accuracy": 0.5}, {"v": 1}
     )
     return Manifest(**{**made.__dict__, **changes}), ftm
 
 
 def test_a_cache_is_read_as_it_was_written(tmp_path: Path):
     made, ftm = manifest()
-    TeacherCache.begin(tmp_path, made, {f"ftm.{k}": v for k, v in ftm.state_dict().items()})
+    TeacherCache.create(tmp_path, made, {f"ftm.{k}": v for k, v in ftm.state_dict().items()})
     stored = TeacherCache(tmp_path)
     assert replace(stored.manifest, tensors="") == made
     again = FTM(made.target, MAPS)
@@ -251,7 +251,7 @@ def test_the_key_changes_with_everything_but_the_number_of_views():
 def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     folder = tmp_path_factory.mktemp("manifest")
     made, _ = manifest()
-    TeacherCache.begin(folder, made, {"x": torch.zeros(1)})
+    TeacherCache.create(folder, made, {"x": torch.zeros(1)})
     file = folder / "cache.json"
     content = bytearray(file.read_bytes())
     kind = data.draw(st.sampled_from(["cut", "flip", "field"]))
@@ -276,7 +276,7 @@ def test_a_damaged_manifest_gives_our_own_error(tmp_path_factory: pytest.TempPat
 def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
     with pytest.raises(ValueError, match=r"is not a cache \(no cache.json\)"):
         TeacherCache(tmp_path)
-    TeacherCache.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
+    TeacherCache.create(tmp_path, manifest()[0], {"x": torch.zeros(1)})
     file = tmp_path / "cache.json"
     file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
     with pytest.raises(ValueError, match="is of format 1, this version reads 2"):
@@ -290,7 +290,7 @@ def test_no_cache_another_format_and_lost_tensors_are_told(tmp_path: Path):
     file.write_text("[]")
     with pytest.raises(ValueError, match=r"cache\.json is damaged"):
         TeacherCache(tmp_path)
-    TeacherCache.begin(tmp_path, manifest()[0], {"x": torch.zeros(1)})
+    TeacherCache.create(tmp_path, manifest()[0], {"x": torch.zeros(1)})
     (tmp_path / "teacher.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"teacher\.safetensors is missing or damaged"):
         TeacherCache(tmp_path).tensors("ftm.")
@@ -314,10 +314,10 @@ def test_picture_sums_change_with_any_pixel_and_share():
 
 def test_a_record_is_only_given_for_the_view_that_the_teacher_saw(tmp_path: Path):
     made, _ = manifest()
-    TeacherCache.begin(tmp_path, made, {})
+    TeacherCache.create(tmp_path, made, {})
     stored, rng = TeacherCache(tmp_path), np.random.default_rng(0)
     image = torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8)
-    bodies = rng.integers(0, 256, (10, made.layout.size), np.uint8)
+    bodies = rng.integers(0, 256, (10, made.record_format.size), np.uint8)
     (tmp_path / "view-0001").mkdir()
     (tmp_path / "view-0001/shard-00000.bin").write_bytes(
         stored.shards.encode(1, 0, image_checksums(image, None), bodies)

@@ -143,7 +143,7 @@ def test_a_forged_manifest(whole: Path, copied: Path, data: DataSplits, draw: st
         ({"images": 10**15}, "images"),
         ({"images": -1}, "images"),
         (
-            {"layout": {"logits": 10**12, "embedding": None, "spectra": [], "storage": "fp16"}},
+            {"record_format": {"logits": 10**12, "embedding": None, "spectra": [], "storage": "fp16"}},
             "expected .* bytes, found",
         ),
         ({"images": "many"}, "images: input should be a valid integer"),

@@ -229,7 +229,7 @@ def test_a_dry_run_refuses_as_the_verb_would(run: tuple[Path, dict[str, Any], st
         "has no setting 'nonsense'"
         in ask("distill", "--teacher", str(run[0]), *STUDENT, "--settings", "nonsense=1", "--dry-run")[2]
     )
-    monkeypatch.setattr("uhkd.commands.plan_table.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr("uhkd.runs.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     code, _, err = ask("finetune", *TEACHER, "--dry-run")
     assert code == 2 and "1 byte free" in err
 

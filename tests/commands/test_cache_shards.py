@@ -65,9 +65,9 @@ def test_a_cache_serves_the_same_samples_in_other_shards(place: Path, tmp_path: 
     distil(place, tmp_path / "other", tmp_path / "second", shuffle_shards=1)
     stored, source = TeacherCache(place / "plain"), open_data(tmp_path / "other").train
     keys = source.keys  # pyright: ignore[reportAttributeAccessIssue]
-    assert stored.serve(keys) == 0
+    assert stored.map_keys(keys) == 0
     found = stored.keys()
-    assert found is not None and np.array_equal(found[stored.rows(np.arange(40))], keys)
+    assert found is not None and np.array_equal(found[stored.row_indices(np.arange(40))], keys)
 
 
 def test_some_of_the_samples_learn_from_the_cache_of_all(place: Path, tmp_path: Path):

@@ -72,12 +72,12 @@ def diagnosis() -> DoctorReport:
 def test_doctor_runs_every_check_and_shows_what_it_found(
     diagnosis: DoctorReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    found = {finding.topic: finding for finding in diagnosis.findings}
+    found = {finding.topic: finding for finding in diagnosis.checks}
     assert list(found) == list(doctor.CHECKS)
     assert f"timm {importlib.metadata.version('timm')}" in found["packages"].found
     assert found["torch and torchvision"].found.endswith("are compatible")
-    assert not [finding for finding in diagnosis.findings if "cannot tell" in finding.found]
-    assert all(bool(finding.advice) == (finding.state != "ok") for finding in diagnosis.findings)
+    assert not [finding for finding in diagnosis.checks if "cannot tell" in finding.found]
+    assert all(bool(finding.advice) == (finding.state != "ok") for finding in diagnosis.checks)
     assert diagnosis.environment["torch_version"] == torch.__version__
     assert sys.executable in diagnosis.environment["uhkd"]
     monkeypatch.setattr(doctor, "CHECKS", {topic: lambda own=own: own for topic, own in found.items()})
@@ -163,7 +163,7 @@ def test_doctor_finds_a_full_disk(
 ):
     if check is doctor.shared_memory and not Path("/dev/shm").is_dir():
         pytest.skip("no /dev/shm here")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
     found = check()
     assert found.state == state and words in found.advice
 

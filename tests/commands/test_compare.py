@@ -23,15 +23,17 @@ from PIL import Image
 
 from uhkd.__main__ import main
 from uhkd.commands.compare import compare
+from uhkd.commands.comparing.naming import look_up
 from uhkd.commands.comparing.plan import TUNING_SEED, make_plan
 from uhkd.commands.comparing.report import write
 from uhkd.commands.comparing.search import changes_tried
-from uhkd.commands.comparing.summary import gather, lines, verdicts
+from uhkd.commands.comparing.summary import _test_accuracy, gather, table_rows, verdicts
 from uhkd.commands.comparing.tables import csv_text, latex, markdown, overview, pair_rows, run_rows
 from uhkd.commands.comparing.task_store import TaskStore, work
 from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 from uhkd.reporting.stats import paired_difference
+from uhkd.runs import RunFolder
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {
@@ -245,7 +247,7 @@ def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
     summary = gather(plan, board, title="t", part="test", tune=3)
     assert [trial["accuracy"] for trial in summary["tuning"]] == list(scores.values())
     assert [trial["taken"] for trial in summary["tuning"]] == [name == best for name in scores]
-    assert [line.settings_tried for line in lines(summary)] == [3]
+    assert [line.settings_tried for line in table_rows(summary)] == [3]
     assert (
         summary["runs"][0]["accuracy"]
         == json.loads((board.out / "vit/scratch/seed-0/test.json").read_text())["accuracy"]
@@ -388,6 +390,35 @@ def test_a_failed_training_stops_no_other_and_is_tried_again(recipes: Path, caps
         compare(recipe)
     assert not leftover.exists()
     assert "Missing cells" in (board.out / "compare.md").read_text()
+
+
+def _bug(*_: Any, **__: Any) -> Any:
+    raise ValueError("a bug")
+
+
+def test_a_bug_is_not_reported_as_a_mistake_of_the_user(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only a `UhkdError` becomes a line of text; a ValueError of any other kind keeps its type."""
+    with pytest.raises(ValueError, match="a bug") as caught:
+        look_up(_bug, "name", "pair")
+    assert type(caught.value) is ValueError
+    plan, board = done(asked(recipes, methods=["scratch"]))
+    monkeypatch.setattr("uhkd.commands.comparing.summary.measure", _bug)
+    (teacher,) = plan.teachers.values()
+    with pytest.raises(ValueError, match="a bug"):
+        _test_accuracy(board, RunFolder(teacher), "digits")
+    assert not (board.out / "teachers-on-test.json").exists(), "no accuracy is recorded as missing"
+    monkeypatch.setattr("uhkd.commands.comparing.plan.parse_methods", _bug)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        make_plan(asked(recipes), recipes / "out")
+    assert type(caught.value) is ValueError
+
+
+def test_a_bug_in_a_training_keeps_its_type_and_its_trace(recipes: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("uhkd.commands.train.prepare", _bug)
+    plan, board = done(asked(recipes, methods=["scratch"]))
+    assert board.failure(plan.tasks[-1].name) == "ValueError: a bug"
+    trace = (board.out / "logs" / f"{plan.tasks[-1].name}.txt").read_text()
+    assert "Traceback" in trace and "in _bug" in trace
 
 
 def test_what_waits_for_a_failed_teacher_is_not_run(recipes: Path):
@@ -545,7 +576,7 @@ def test_a_method_of_another_package_runs_in_the_harness(recipes: Path, tmp_path
     )
     assert run.returncode == 0, run.stderr[-2000:]
     summary = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [line.method for line in lines(summary)] == ["scratch", "nearest", "uhkd+nearest"]
+    assert [line.method for line in table_rows(summary)] == ["scratch", "nearest", "uhkd+nearest"]
     assert "nearest" in run.stdout and "nearest.logits" in summary["runs"][1]["metrics"]
     said = subprocess.run(
         [
@@ -603,7 +634,7 @@ def test_a_paired_difference_equals_students_t_by_hand():
 
 
 def test_lines_hold_mean_sd_time_and_gaps():
-    scratch, kd, uhkd = lines(summary_of(scratch=[0.5, 0.6], kd=[0.6, 0.7], uhkd=[0.7, 0.9]))
+    scratch, kd, uhkd = table_rows(summary_of(scratch=[0.5, 0.6], kd=[0.6, 0.7], uhkd=[0.7, 0.9]))
     assert (uhkd.mean, uhkd.sd) == (pytest.approx(80.0), pytest.approx(statistics.stdev([70, 90])))
     assert uhkd.hours == pytest.approx((1800 + 2160) / 2 / 3600) and uhkd.per_hour == pytest.approx(80 / uhkd.hours)
     over_scratch, over_kd = uhkd.gaps["scratch"], uhkd.gaps["kd"]

@@ -309,7 +309,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     work(plan.work, board.out)
     found = by_cache(plan, board)
     assert found["vit/kd/seed-0"] and found["vit/dist/seed-0"] and not found["vit/uhkd/seed-0"]
-    assert "uhkd needs other spectra: 7 x 7 coefficients" in log(board, "vit/uhkd/seed-0")
+    assert "uhkd needs other spectra: radius 3, stored " in log(board, "vit/uhkd/seed-0")
     assert found["tune/vit/uhkd/setting-0"] and not found[second]
     assert board.run("vit/uhkd/seed-0").read_recipe()["settings"] == {"uhkd.radius": radius}
 
@@ -341,6 +341,20 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
 
 
 @pytest.mark.slow
+def test_a_bug_in_the_comparison_with_a_cache_is_no_reason_for_the_live_teacher(
+    recipes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    board, by_name, cache = with_cache(recipes)
+
+    def bug(*_: Any, **__: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(shared_cache, "choose_augmentation", bug)
+    task = by_name[cache.serves[0]]
+    with pytest.raises(ValueError, match="a bug"):
+        shared_cache.resolve_cache(task.options, board.run(task.name), board.out / cache.name, None)
+
+
 def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
     board, _, cache = with_cache(recipes)
     file = board.out / cache.name / "cache.json"
@@ -373,7 +387,7 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
     teacher = next(task for task in plan.tasks if "model" in task.options)
     board.execute(teacher)
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom uhkd.commands import cache_shards\n"
+        "import os, sys\nfrom pathlib import Path\nfrom uhkd.training import cache_shards\n"
         "write = cache_shards.write_atomically\n"
         "def once(path, content):\n"
         "    write(path, content)\n"

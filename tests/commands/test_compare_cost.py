@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uhkd.commands.compare import compare
 from uhkd.commands.comparing import cost
-from uhkd.commands.comparing.cost import count_flops, geometric_mean, time_steps
+from uhkd.commands.comparing.cost import geometric_mean, time_steps
 from uhkd.commands.comparing.cost_tables import cost_rows, document
 from uhkd.commands.comparing.memory import peak_memory
 from uhkd.commands.comparing.step_benchmark import StepFactory
 from uhkd.commands.train import distill, finetune
+from uhkd.evaluation.metrics import count_flops
 from uhkd.recipe import RecipeError
 
 SHORT: dict[str, Any] = {
@@ -180,12 +181,12 @@ def test_table_says_what_it_rests_on(measured: tuple[dict[str, Any], Path]) -> N
 
 
 def test_flops_of_kd_are_those_of_scratch_and_the_teachers_forward_pass(shop: StepFactory) -> None:
-    kd = shop.step(words("kd"))
+    kd, scratch = shop.step(words("kd")), shop.step(words("scratch"))
     assert kd.setup.teacher is not None
     with FlopCounterMode(display=False) as counter:
         kd.setup.teacher.signals(kd.batches[0], frozenset({"logits"}))
     assert counter.get_total_flops() > 0
-    assert count_flops(kd) == count_flops(shop.step(words("scratch"))) + counter.get_total_flops()
+    assert count_flops(lambda: kd(0)) == count_flops(lambda: scratch(0)) + counter.get_total_flops()
 
 
 def test_methods_share_images_and_teacher_and_learn_nothing(shop: StepFactory) -> None:
@@ -223,6 +224,16 @@ def test_a_baseline_that_cannot_be_built_ends_the_measurement(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"vit by kd, a baseline of this comparison, cannot be built: .*no_such_layer"):
         compare(**asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bug_in_a_method_ends_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(StepFactory, "step", bug)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        compare(**recipes(tmp_path), methods=["uhkd"], cost=True)
+    assert type(caught.value) is ValueError
 
 
 def test_one_round_has_no_interval_and_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_pair_is_stored_and_measured_live_and_stored(tmp_path: Path):
     (pair,) = run("everything.py", tmp_path / "x.json", *words)["sections"].values()
     methods = {"scratch", "kd", "uhkd", "ofa", "fitnet", "crd", "kd-stored", "uhkd-stored"}
     assert set(pair["methods"]) == methods and not pair["missing"]
-    assert pair["methods"]["uhkd-stored"]["teacher"] == "stored signals"
+    assert pair["methods"]["uhkd-stored"]["teacher"] == "stored teacher outputs"
     assert pair["record_bytes"]["int8"] < 0.7 * pair["record_bytes"]["fp16"]
     assert all(len(facts["seconds"]) == 2 for facts in pair["methods"].values())
     assert str(tmp_path) not in json.dumps(pair) and "/tmp" not in json.dumps(pair)

@@ -46,9 +46,8 @@ def arm(kind: str, at: int) -> None:
     """Let this process die at the call number `at` of something."""
     from uhkd.cache import Shards
     from uhkd.cache import folder as stored
-    from uhkd.commands import cache_shards
     from uhkd.runs import checkpoints, files, folder
-    from uhkd.training import Teacher, step
+    from uhkd.training import Teacher, cache_shards, step
 
     if kind == "shard":
         cache_shards.write_atomically = torn(at)

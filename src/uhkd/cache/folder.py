@@ -40,7 +40,7 @@ class Manifest:
     identity: dict[str, Any]
     images: int
     views: int
-    layout: RecordFormat
+    record_format: RecordFormat
     augmentation: Augmentation
     seed: int
     shapes: OutputShapes
@@ -77,22 +77,22 @@ class TeacherCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read(self.folder)
-        self.shards = Shards(self.folder, self.manifest.images, self.manifest.layout.size, self.manifest.key)
+        self.shards = Shards(self.folder, self.manifest.images, self.manifest.record_format.size, self.manifest.key)
         self._rows: np.ndarray | None = None
         self.same_validation = True
 
     def to_json(self) -> dict[str, Any]:
         """Return path and content as plain data."""
-        manifest, layout = self.manifest, self.manifest.layout
+        manifest, record_format = self.manifest, self.manifest.record_format
         return {
             "folder": str(self.folder),
             "teacher": manifest.teacher,
             "teacher_metrics": dict(manifest.teacher_metrics),
             "images": manifest.images,
             "views": manifest.views,
-            "fields": list(layout.holds),
-            "storage": layout.storage,
-            "bytes_a_record": layout.size,
+            "fields": list(record_format.holds),
+            "storage": record_format.storage,
+            "bytes_a_record": record_format.size,
             "shards_missing": len(self.shards.missing(manifest.views)),
         }
 
@@ -102,7 +102,7 @@ class TeacherCache:
         return (Path(folder) / "cache.json").is_file()
 
     @staticmethod
-    def begin(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
+    def create(folder: Path, manifest: Manifest, tensors: Mapping[str, Tensor], keys: np.ndarray | None = None) -> None:
         """Write everything but the shards; the manifest last, so that its presence means that the rest is complete.
 
         Args:
@@ -142,7 +142,7 @@ class TeacherCache:
         keys = self.tensors("keys").get("")
         return None if keys is None else keys.numpy().view(np.uint64)
 
-    def serve(self, keys: np.ndarray | None) -> int:
+    def map_keys(self, keys: np.ndarray | None) -> int:
         """Map the images of a training split to records by sample key; return how many images have no record.
 
         keys: (M,) uint64 of the training split. Without keys on either side image i has record i.
@@ -154,7 +154,7 @@ class TeacherCache:
         self._rows = order[np.minimum(np.searchsorted(stored, keys, sorter=order), len(stored) - 1)]
         return int((stored[self._rows] != keys).sum())
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
+    def row_indices(self, index: np.ndarray) -> np.ndarray:
         """Return the (B,) record numbers of images given by their (B,) indices in the training split."""
         return index if self._rows is None else self._rows[index]
 
@@ -166,7 +166,7 @@ class TeacherCache:
         Raises:
             UhkdError: a record is damaged, or a view differs from the one that the teacher received.
         """
-        return self.shards.read_for(view, self.rows(index), image_checksums(image, target))
+        return self.shards.read_for(view, self.row_indices(index), image_checksums(image, target))
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """Return one line per given fact that differs in this cache."""
@@ -186,7 +186,7 @@ def identity_of(
     classes: int,
     augmentation: Augmentation,
     seed: int,
-    layout: RecordFormat,
+    record_format: RecordFormat,
     ftm: FTM | None,
 ) -> dict[str, Any]:
     """Return the facts on which the records of a cache depend, as plain data.
@@ -206,8 +206,8 @@ def identity_of(
         **{f"view {name}": value for name, value in asdict(augmentation).items()},
         "view seed": seed,
         "classes": classes,
-        "holds": layout.holds,
-        "storage": layout.storage,
+        "holds": record_format.holds,
+        "storage": record_format.storage,
         "teacher levels": teacher["levels"],
         "spectra": None if ftm is None else asdict(ftm.target),
         "standardisation": None if ftm is None else _hash_state(ftm),

@@ -44,7 +44,7 @@ class RecordFormat:
         blocks = self._blocks
         return 2 * (self.logits or 0) + (2 * sum(blocks) if self.storage == "fp16" else sum(blocks) + 4 * len(blocks))
 
-    def encode(self, signals: NetworkOutput) -> UInt8[Tensor, "b n"]:
+    def encode(self, outputs: NetworkOutput) -> UInt8[Tensor, "b n"]:
         """Convert the outputs of a batch to records on the CPU.
 
         Raises:
@@ -53,9 +53,9 @@ class RecordFormat:
         pieces: list[Tensor] = []
         scales: list[Tensor] = []
         if self.logits:
-            assert signals.logits is not None
-            pieces.append(_bytes(_fp16(signals.logits, "logits")))
-        for name, x in self._named_blocks(signals):
+            assert outputs.logits is not None
+            pieces.append(_bytes(_fp16(outputs.logits, "logits")))
+        for name, x in self._named_blocks(outputs):
             if self.storage == "fp16":
                 pieces.append(_bytes(_fp16(x, name)))
                 continue
@@ -88,21 +88,21 @@ class RecordFormat:
         spectra = tuple(x.unflatten(1, shape) for x, shape in zip(blocks, self.spectra, strict=True))
         return NetworkOutput(logits=logits, spectra=spectra or None, embedding=embedding)
 
-    def _named_blocks(self, signals: NetworkOutput) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
+    def _named_blocks(self, outputs: NetworkOutput) -> Iterator[tuple[str, Float[Tensor, "b n"]]]:
         """Yield name and numbers of each stored block: the embedding, then the spectra."""
-        blocks = {"embedding": signals.embedding} if self.embedding else {}
-        blocks |= {f"spectra of level {i}": x for i, x in enumerate(signals.spectra or ())} if self.spectra else {}
+        blocks = {"embedding": outputs.embedding} if self.embedding else {}
+        blocks |= {f"spectra of level {i}": x for i, x in enumerate(outputs.spectra or (), 1)} if self.spectra else {}
         for name, block in blocks.items():
             assert block is not None
             yield name, block.detach().float().flatten(1)
 
-    def tolerance(self, signals: NetworkOutput) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
+    def tolerance(self, outputs: NetworkOutput) -> list[tuple[str, Float[Tensor, "b n"], Float[Tensor, "b n"]]]:
         """Return for each stored block its name, its numbers (B, n), and the largest error of storage of each number."""
         blocks = []
-        if self.logits and signals.logits is not None:
-            x = signals.logits.float().cpu()
+        if self.logits and outputs.logits is not None:
+            x = outputs.logits.float().cpu()
             blocks.append(("logits", x, _rounding(x)))
-        for name, block in self._named_blocks(signals):
+        for name, block in self._named_blocks(outputs):
             x = block.cpu()
             step = x.abs().amax(1, keepdim=True) / _STEPS
             blocks.append((name, x, _rounding(x) if self.storage == "fp16" else (0.5 * step).expand_as(x)))

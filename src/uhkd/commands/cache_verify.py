@@ -15,9 +15,8 @@ from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
 from uhkd.training import Teacher
 from uhkd.training.cache_checks import data_mismatch
-from uhkd.training.inputs import Inputs, open_recipe_data
+from uhkd.training.cache_writer import cache_inputs
 from uhkd.training.load_teacher import prepare_teacher
-from uhkd.training.machine import choose_device, make_fabric
 
 # largest difference of a recomputed output beyond the rounding of its storage, relative to the root mean square of its field: the
 # rounding in the network depends on batch and machine
@@ -58,13 +57,11 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
     options = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": arguments.device}
     options |= {k: v for k, v in (("data", arguments.data), ("teacher", arguments.teacher)) if v is not None}
     recipe = build(CacheRecipe, options)
-    device, precision = choose_device(recipe)
-    fabric = make_fabric(device, precision)
-    data = open_recipe_data(recipe)
+    inputs, precision = cache_inputs(recipe)
+    data, fabric = inputs.data, inputs.fabric
     if stored.differences({"data": data.fingerprint}):
         differing = [data_mismatch(recipe, stored), *stored.differences({"classes": len(data.classes)})]
         raise UhkdError(f"the images differ from those of {stored.folder}: {'; '.join(differing)}")
-    inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(stored.folder), workers=0)
     network, _ = prepare_teacher(recipe, inputs, skip_evaluation=True)
     if differing := stored.differences({"teacher": fingerprint(network)}):
         raise UhkdError(f"the teacher differs from that of {stored.folder}: {'; '.join(differing)}")
@@ -87,9 +84,9 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
             other_views.append(f"image {index} of view {view}")
             continue
         image = batch.image.to(fabric.device).contiguous(memory_format=torch.channels_last)
-        live = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-        recorded = manifest.layout.decode(torch.from_numpy(stored.shards.read(view, rows)))
-        pairs = zip(manifest.layout.tolerance(live), manifest.layout.tolerance(recorded), strict=True)
+        live = teacher.signals(batch._replace(image=image), frozenset(manifest.record_format.holds))
+        recorded = manifest.record_format.decode(torch.from_numpy(stored.shards.read(view, rows)))
+        pairs = zip(manifest.record_format.tolerance(live), manifest.record_format.tolerance(recorded), strict=True)
         for (name, x, allowed), (_, y, _) in pairs:
             excess = ((x - y).abs() - allowed).clamp_min(0).max() / x.square().mean().sqrt().clamp_min(1e-12)
             worst[name] = max(worst.get(name, 0.0), float(excess))
@@ -101,7 +98,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
         )
     for name, share in worst.items():
         log_info(
-            f"  {name}: at most {share:.1e} of the root mean square beyond the rounding of {manifest.layout.storage}"
+            f"  {name}: at most {share:.1e} of the root mean square beyond the rounding of {manifest.record_format.storage}"
         )
     slack = max(_SLACK[precision], _SLACK.get(str(manifest.environment.get("precision")), 0.0))
     if differing := [name for name, share in worst.items() if share > slack]:

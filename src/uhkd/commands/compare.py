@@ -63,7 +63,7 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
     if summary["runs"]:
         try:
             report(runs=(str(out),))
-        except (ValueError, OSError) as error:  # the trainings are done, and their tables are written
+        except (UhkdError, OSError) as error:  # the trainings are done, and their tables are written
             log_info(f"warning: report.html was not written: {error}")
     for line in summary["warnings"]:
         log_info(f"warning: {line}")

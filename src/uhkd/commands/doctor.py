@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 import uhkd
 from uhkd.console import escape, file_size, log_debug, pluralize, print_result, print_table
 from uhkd.recipe.arguments import DoctorArguments
+from uhkd.runs.disk import free_bytes, nearest_existing
 
 State = Literal["ok", "warning", "fault"]
 
@@ -48,22 +49,22 @@ class Check:
 class DoctorReport:
     """Results of all checks, and the fields of `torch.utils.collect_env` as text."""
 
-    findings: tuple[Check, ...]
+    checks: tuple[Check, ...]
     environment: dict[str, str]
 
     @property
     def exit_code(self) -> int:
         """1 if any check is a fault, else 0."""
-        return int(any(finding.state == "fault" for finding in self.findings))
+        return int(any(check.state == "fault" for check in self.checks))
 
     def to_json(self) -> dict[str, Any]:
-        """Return whether trainings can run, all findings, and the environment."""
-        findings = [vars(finding) for finding in self.findings]
-        return {"ok": self.exit_code == 0, "findings": findings, "environment": self.environment}
+        """Return whether trainings can run, the results of all checks (key "findings"), and the environment."""
+        checks = [vars(check) for check in self.checks]
+        return {"ok": self.exit_code == 0, "findings": checks, "environment": self.environment}
 
 
 def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
-    """Check packages, device, threads and disk; print a table and advice; return the findings (exit code 1 with a fault).
+    """Check packages, device, threads and disk; print a table and advice; return all results (exit code 1 with a fault).
 
     Nothing is downloaded, no file remains.
     """
@@ -77,14 +78,14 @@ def doctor(arguments: DoctorArguments | None = None) -> DoctorReport:
     for name, topic in _SHOWN.items():
         if name in report.environment:
             table.add_row("", topic, escape(report.environment[name]))
-    for finding in report.findings:
-        table.add_row(Text(finding.state, _STYLES[finding.state]), finding.topic, escape(finding.found))
+    for check in report.checks:
+        table.add_row(Text(check.state, _STYLES[check.state]), check.topic, escape(check.found))
     print_table(table)
     log_debug("\n".join(f"{name}: {value}" for name, value in report.environment.items()))
-    wrong = [finding for finding in report.findings if finding.state != "ok"]
-    for finding in wrong:
-        print_result(f"{finding.state}: {finding.topic}: {finding.advice}")
-    faults = sum(finding.state == "fault" for finding in wrong)
+    wrong = [check for check in report.checks if check.state != "ok"]
+    for check in wrong:
+        print_result(f"{check.state}: {check.topic}: {check.advice}")
+    faults = sum(check.state == "fault" for check in wrong)
     print_result(f"{pluralize(faults, 'fault')}, {pluralize(len(wrong) - faults, 'warning')}")
     return report
 
@@ -261,10 +262,9 @@ def folder(topic: str, path: Path, least: float, advice: str, fault_below: float
 
     fault_below: fewer free bytes are a fault, as is a folder that is not writable; negative: at most a warning.
     """
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            free = shutil.disk_usage(existing).free
+        with tempfile.TemporaryFile(dir=nearest_existing(path)):
+            free = free_bytes(path)
     except OSError as error:
         state = "fault" if fault_below >= 0 else "warning"
         return Check(topic, f"{path} is not writable: {error.strerror or error}", state, advice)

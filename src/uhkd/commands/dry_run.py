@@ -6,21 +6,22 @@ from typing import Any
 from uhkd import export as forms
 from uhkd.cache import Shards, TeacherCache
 from uhkd.commands.cache import check_folder
-from uhkd.commands.cache_space import check_disk_space, record_format
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.progress import states
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.evaluate import images_of, open_run
 from uhkd.commands.export import check_comparable, export_folder
-from uhkd.commands.plan_table import describe, describe_data, disk, existing, parameters_of, print_plan
+from uhkd.commands.plan_table import describe, describe_data, disk, print_plan
 from uhkd.data import DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
+from uhkd.training.cache_writer import cache_inputs, check_disk_space, record_format_of
+from uhkd.training.fit import count_parameters
 from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, log_augmentation, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
-from uhkd.training.machine import choose_device, log_device, make_fabric
+from uhkd.training.machine import make_fabric
+from uhkd.training.run_evaluation import images_of, open_run
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.students import build_student
 
@@ -36,7 +37,7 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
     """
     setup = prepare(recipe, dry_run=True)
     recipe, learner, folder = setup.recipe, setup.learner, setup.folder  # pyright: ignore[reportAssignmentType]
-    extra = sum(p.numel() for p in learner.distillers.parameters())
+    extra = count_parameters(learner.distillers)
     steps = steps_per_epoch(len(setup.data.train), recipe.batch_size)
     report = {"student" if isinstance(recipe, DistillRecipe) else "model": describe(learner.student)}
     report |= _teachers(setup, extra)
@@ -51,7 +52,7 @@ def plan_training(recipe: FinetuneRecipe | DistillRecipe) -> dict[str, Any]:
         "steps_per_epoch": steps,
         "steps": steps * recipe.epochs,
         "images_seen": steps * recipe.epochs * recipe.batch_size,
-        "disk": disk(folder.path, training_bytes(parameters_of(learner.student), extra, recipe)),
+        "disk": disk(folder.path, training_bytes(count_parameters(learner.student.module), extra, recipe)),
         "recipe": recipe.model_dump(mode="json"),
     }
     return print_plan("resume" if recipe.resume and folder.started() else "train", report)
@@ -65,27 +66,25 @@ def plan_cache(recipe: CacheRecipe) -> dict[str, Any]:
     """
     folder = Path(recipe.out)
     check_folder(folder)
-    device, precision = choose_device(recipe)
-    log_device(recipe, device, precision)
-    data = open_recipe_data(recipe)
-    inputs = Inputs(data=data, fabric=make_fabric(device, precision), folder=RunFolder(folder), workers=0, dry_run=True)
+    inputs, precision = cache_inputs(recipe, dry_run=True)
     teacher, _ = prepare_teacher(recipe, inputs)
-    layout, _ = record_format(recipe, teacher)
+    record_format, _ = record_format_of(recipe, teacher)
+    data = inputs.data
     augmentation = choose_augmentation(recipe, data, [teacher])
     log_augmentation(augmentation)
     exists = TeacherCache.exists(folder)
-    shards = TeacherCache(folder).shards if exists else Shards(folder, len(data.train), layout.size, "")
-    room = check_disk_space(existing(folder), shards, layout, recipe.views)
+    shards = TeacherCache(folder).shards if exists else Shards(folder, len(data.train), record_format.size, "")
+    room = check_disk_space(folder, shards, record_format, recipe.views)
     missing = shards.missing(recipe.views)
     report = {
         "teacher": describe(teacher),
         "out": str(folder),
-        "device": device,
+        "device": inputs.fabric.device.type,
         "precision": precision,
         "data": describe_data(data),
         "views": recipe.views,
-        "fields": list(layout.holds),
-        "bytes_a_record": layout.size,
+        "fields": list(record_format.holds),
+        "bytes_a_record": record_format.size,
         "records": recipe.views * len(data.train),
         "shards_to_write": len(missing),
         "room": room,
@@ -147,7 +146,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
         "network": describe(network),
         "forms": {form: str(out / form) for form in recipe.to},
         "checked_on": f"{min(recipe.images, len(source))} {part} images of {data.name}",
-        "disk": disk(out, 4 * parameters_of(network) * len(recipe.to)),
+        "disk": disk(out, 4 * count_parameters(network.module) * len(recipe.to)),
     }
     return print_plan("export", report)
 
@@ -193,6 +192,6 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         network = str([model, options, recipe.image_size, len(data.classes)])
         if network not in built:
             inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(out), workers=0, dry_run=True)
-            built[network] = parameters_of(build_student(recipe, inputs, None, len(data.classes)))
+            built[network] = count_parameters(build_student(recipe, inputs, None, len(data.classes)).module)
         size += 4 * built[network] + _RUN_FILES  # a finished run has no checkpoint
     return {"steps": steps, "data": [describe_data(data) for data in opened.values()], "disk": disk(out, size)}

@@ -11,7 +11,6 @@ from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
-from uhkd.commands.evaluate import images_of, open_run
 from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
@@ -22,6 +21,7 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ExportArguments, ExportCheckOptions, Form
 from uhkd.runs import check_place, write_atomically
+from uhkd.training.run_evaluation import images_of, open_run
 
 # share of the largest logit: above the rounding of float32 in another order; wrong normalisation gives far more
 _TOLERANCE = 1e-3

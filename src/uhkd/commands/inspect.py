@@ -15,6 +15,7 @@ from uhkd.recipe import DistillRecipe, build
 from uhkd.recipe.arguments import InspectArguments
 from uhkd.spectral import ftm_shapes
 from uhkd.training import weighted_sum
+from uhkd.training.fit import count_parameters
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.teacher import Teacher, calibrate
 
@@ -46,7 +47,7 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
     terms = learner(batch, signals)
     weighted_sum(terms, learner.weights(setup.ce_weight)).backward()
     seconds = time.perf_counter() - began
-    extra = sum(p.numel() for p in learner.distillers.parameters())
+    extra = count_parameters(learner.distillers)
     values = ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())
     print_result(f"one step on {len(batch.index)} images: {values}")
     print_result(
@@ -77,7 +78,7 @@ def _batch(setup: Setup) -> Batch:
 
 def _layers(role: str, network: FeatureExtractor) -> Table:
     height, width = network.input_size
-    parameters = sum(p.numel() for p in network.module.parameters())
+    parameters = count_parameters(network.module)
     title = f"{role} {escape(network.config.name)}: {parameters / 1e6:.2f} M parameters, input {height}x{width}"
     table = Table("level", "layer", "channels", "grid", title=title)
     for i, (name, (c, h, w)) in enumerate(zip(network.levels, network.shapes.maps, strict=True)):

@@ -1,10 +1,7 @@
 """`models`: list the available networks with their size and their speed on this machine."""
 
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from uhkd.console import log_info, print_result
 from uhkd.errors import UhkdError
@@ -85,19 +82,11 @@ def count_parameters(name: str) -> int | None:
 
 def _milliseconds(name: str) -> float | None:
     """Return the median forward time of one image on the CPU in milliseconds, or None if the network cannot be built."""
-    import torch
-
+    from uhkd.evaluation.metrics import latency
     from uhkd.models import create
 
     try:
-        network: Any = create(name, num_classes=None).eval()
-    except (ValueError, RuntimeError):
+        network = create(name, num_classes=None)
+    except (UhkdError, RuntimeError):
         return None
-    image = torch.rand(1, 3, *network.input_size)
-    times = []
-    with torch.inference_mode():
-        for _ in range(7):
-            began = time.perf_counter()
-            network.plain(image)
-            times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times[2:])
+    return latency(network, repeats=5)

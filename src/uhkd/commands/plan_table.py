@@ -1,6 +1,5 @@
 """Plan of a dry run: networks, data and disk as plain data and as a table."""
 
-import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +12,17 @@ from uhkd.console import escape, file_size, print_result, print_table
 from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
+from uhkd.runs.disk import free_bytes
+from uhkd.training.fit import count_parameters
 
 
 def describe(network: FeatureExtractor) -> dict[str, Any]:
     return {
         "name": network.config.name,
-        "parameters": parameters_of(network),
+        "parameters": count_parameters(network.module),
         "input": list(network.input_size),
         "levels": list(network.levels),
     }
-
-
-def parameters_of(network: FeatureExtractor) -> int:
-    return sum(p.numel() for p in network.module.parameters())
 
 
 def describe_data(data: DataSplits) -> dict[str, Any]:
@@ -38,18 +35,13 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
     }
 
 
-def existing(folder: Path) -> Path:
-    """Return the folder or its nearest existing parent."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-
-
 def disk(folder: Path, needed: int) -> dict[str, int]:
     """Return the bytes to write and the free bytes.
 
     Raises:
         UhkdError: the disk is too small.
     """
-    free = shutil.disk_usage(existing(folder)).free
+    free = free_bytes(folder)
     if needed > free:
         raise UhkdError(
             f"{folder} has {file_size(free)} free, but about {file_size(needed)} would be written; free some space, or "

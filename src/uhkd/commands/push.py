@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.commands.evaluate import open_run
 from uhkd.commands.export import accuracy_sentences, export_forms
 from uhkd.console import escape, escape_lines, log_info, print_result, print_table
 from uhkd.errors import UhkdError
@@ -19,6 +18,7 @@ from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.recipe.arguments import Form, PushArguments
 from uhkd.runs import write_atomically
+from uhkd.training.run_evaluation import open_run
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 

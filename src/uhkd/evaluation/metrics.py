@@ -159,14 +159,20 @@ def median_milliseconds(step: Callable[[], object], repeats: int) -> float:
     return 1000 * statistics.median_high(times[3:])
 
 
+def count_flops(run: Callable[[], object]) -> int:
+    """Return the FLOPs of a call: matrix products, convolutions, attention, also backward; a multiply-add counts twice."""
+    # attention in its plain form: the fused kernels of each device count differently
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
 @torch.no_grad()
 def forward_flops(model: FeatureExtractor) -> int:
-    """Return the FLOPs of one image in eval mode: matrix products, convolutions, attention; a multiply-add counts twice."""
+    """Return the FLOPs of one image in eval mode (see `count_flops`)."""
     image = torch.zeros(1, 3, *model.input_size, device=next(model.parameters()).device)
-    # attention in its plain form: the fused kernels of each device count differently
-    with eval_mode(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(image, _final_output(model))
-    return counter.get_total_flops()
+    with eval_mode(model):
+        return count_flops(lambda: model(image, _final_output(model)))
 
 
 def _final_output(model: FeatureExtractor) -> frozenset[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from uhkd.errors import UhkdError
 
-MANIFEST_KEYS = {"words": "teacher_options"}
+MANIFEST_KEYS = {"layout": "record_format", "words": "teacher_options"}
 """Old and current keys of cache.json."""
 TASK_KEYS = {"words": "options"}
 """Old and current keys of plan/NAME.json in the folder of a comparison."""

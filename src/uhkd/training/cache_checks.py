@@ -123,7 +123,7 @@ def cache_metadata(stored: TeacherCache, recipe: DistillRecipe) -> dict[str, Any
             "key": manifest.key,
             "views": min(recipe.teacher_views or manifest.views, recipe.epochs),
             "seed": manifest.seed,
-            "storage": manifest.layout.storage,
+            "storage": manifest.record_format.storage,
         },
     }
 
@@ -143,7 +143,7 @@ def check_views(stored: TeacherCache, data: DataSplits, views: int, *, damaged_t
     complete = [shard for view in range(views) for shard in shards.of_view(view) if shards.is_complete(shard)]
     rng, count = np.random.default_rng(0), min(_CHECKED_VIEWS, 2 * manifest.images)
     # a training may use some of the stored samples, in another order, if they have keys
-    index_of_row = {int(row): index for index, row in enumerate(stored.rows(np.arange(len(data.train))))}
+    index_of_row = {int(row): index for index, row in enumerate(stored.row_indices(np.arange(len(data.train))))}
     checked = 0
     for number in rng.integers(len(complete), size=count).tolist() if complete else ():
         shard = complete[number]
@@ -174,7 +174,7 @@ def _differences(recipe: DistillRecipe, data: DataSplits, stored: TeacherCache, 
             differences.append(data_mismatch(recipe, stored))
         if manifest.images != len(data.train):
             differences.append(f"images: the cache has {manifest.images}, the data {len(data.train)}")
-    elif missing := stored.serve(keys):
+    elif missing := stored.map_keys(keys):
         differences.append(
             f"data: {missing:,} of {len(keys):,} samples are not in the cache (samples are found by name)"
         )

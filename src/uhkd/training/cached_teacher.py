@@ -25,13 +25,13 @@ class CachedTeacher:
     """
 
     def __init__(self, stored: TeacherCache, target: SpectralTarget | None = None, views: int | None = None) -> None:
-        self.stored, self.layout, self.views = stored, stored.manifest.layout, views or stored.manifest.views
+        self.stored, self.views = stored, views or stored.manifest.views
         self.crops: list[tuple[int, list[int] | None]] = []
         if target is not None:
             if differing := target_differences(target, stored.manifest.target):
                 raise UhkdError(
                     f"the method needs other spectra than {stored.folder} holds: {'; '.join(differing)}; give the method the "
-                    "settings of the cache (--settings), or create a cache with those of the method"
+                    "settings of the cache (--settings), or create another cache with those of the method"
                 )
             self.crops = [(v.teacher, crop_indices(v.full_size, v.size, v.form)) for v in target.levels]
 
@@ -40,7 +40,7 @@ class CachedTeacher:
         if not needs:
             return NetworkOutput()
         assert batch.record is not None, "the loader must be given the cache's records"
-        output = self.layout.decode(batch.record)
+        output = self.stored.manifest.record_format.decode(batch.record)
         return NetworkOutput(
             logits=output.logits if "logits" in needs else None,
             spectra=self._cropped(output.spectra) if "spectra" in needs else None,
@@ -78,15 +78,19 @@ def target_differences(wanted: SpectralTarget, stored: SpectralTarget | None) ->
         if getattr(wanted, name) != getattr(stored, name)
     ]
     stored_levels = {level.teacher: level for level in stored.levels}
+    by_level: dict[str, list[str]] = {}
     for level in wanted.levels:
         other = stored_levels.get(level.teacher)
         if other is None:
-            differences.append(f"level {level.teacher}, stored are {sorted(stored_levels)}")
+            by_level.setdefault("spectra, none stored", []).append(str(level.teacher + 1))
         elif level.form != other.form:
             differences.append(f"form {level.form}, stored {other.form}")
         elif level.full_size != other.full_size:
-            sizes = [f"{height} x {width}" for height, width in (level.full_size, other.full_size)]
-            differences.append(f"{sizes[0]} coefficients of level {level.teacher}, stored {sizes[1]}")
+            radii = [(max(size) - 1) // 2 for size in (level.full_size, other.full_size)]
+            by_level.setdefault(f"radius {radii[0]}, stored {radii[1]}", []).append(str(level.teacher + 1))
+    differences += [
+        f"{what} (level{'s' * (len(levels) > 1)} {' and '.join(levels)})" for what, levels in by_level.items()
+    ]
     return list(dict.fromkeys(differences))
 
 
@@ -96,7 +100,7 @@ def check_needs(name: str, needs: Requirements, stored: TeacherCache) -> None:
     Raises:
         UhkdError: listing the missing and the stored fields.
     """
-    holds = stored.manifest.layout.holds
+    holds = stored.manifest.record_format.holds
     if missing := sorted(needs.teacher - set(holds)):
         raise UhkdError(
             f"{name} needs teacher {' and '.join(missing)}; the cache {stored.folder} holds {', '.join(holds)}: leave out "

@@ -26,7 +26,11 @@ def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | Te
     Raises:
         UhkdError: for a method that needs labels, or logits that the teacher does not have.
     """
-    logits = teacher.manifest.layout.logits if isinstance(teacher, TeacherCache) else teacher and teacher.shapes.logits
+    logits = (
+        teacher.manifest.record_format.logits
+        if isinstance(teacher, TeacherCache)
+        else teacher and teacher.shapes.logits
+    )
     weights = label_free_weights(recipe.method, recipe.settings, recipe.weights, logits=logits is not None)
     if omitted := sorted(weights.keys() - recipe.weights.keys()):
         log_info(f"  the teacher has no logits: the terms {', '.join(omitted)} are omitted")

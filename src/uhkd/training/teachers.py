@@ -186,7 +186,7 @@ def balance_of(
     for index, teacher in enumerate(teachers):
         losses = [d for d in distillers.values() if isinstance(d, DistillationLoss) and d.teacher_index == index]
         if isinstance(teacher.source, TeacherCache):
-            logits = teacher.source.manifest.layout.logits
+            logits = teacher.source.manifest.record_format.logits
         else:
             logits = teacher.shapes and teacher.shapes.logits
         reads_logits = any("logits" in loss.needs.student & loss.needs.teacher for loss in losses)

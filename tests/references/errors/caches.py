@@ -89,16 +89,15 @@ CASES = (
     Case(
         "spectra of another radius",
         f"{TRAIN} --settings radius=3",
-        "the method needs other spectra than cache holds: 7 x 7 coefficients of level 0, stored 3 x 3; 7 x"
-        " 7 coefficients of level 1, stored 3 x 3; give the method the settings of the cache (--settings), or "
-        "create a cache with those of the method",
+        "the method needs other spectra than cache holds: radius 3, stored 1 (levels 1 and 2); give the "
+        "method the settings of the cache (--settings), or create another cache with those of the method",
         **HAS,
     ),
     Case(
         "other settings of the spectra",
         f"{TRAIN} --settings form=amplitude",
         "the method needs other spectra than cache holds: channels None, stored 64; form amplitude, stored"
-        " pairs; give the method the settings of the cache (--settings), or create a cache with those of the "
+        " pairs; give the method the settings of the cache (--settings), or create another cache with those of the "
         "method",
         **HAS,
     ),

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from scipy.stats import t
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from uhkd.commands.comparing.cost_tables import document, print_costs
 from uhkd.commands.comparing.memory import peak_memory
@@ -24,9 +22,11 @@ from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.step_benchmark import BenchmarkStep, StepFactory
 from uhkd.console import log_info
 from uhkd.errors import UhkdError
+from uhkd.evaluation.metrics import count_flops
 from uhkd.recipe import CompareRecipe
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.training import CachedTeacher
+from uhkd.training.fit import count_parameters
 from uhkd.training.oom import memory_advice
 
 BASELINES = ("scratch", "kd")
@@ -113,14 +113,6 @@ def time_steps(
     return seconds
 
 
-def count_flops(step: Callable[[int], None]) -> int:
-    """Return the FLOPs of one step: matrix products, convolutions and attention, forward and backward."""
-    # attention in its plain form: fused kernels of each device repeat another part of the computation
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        step(0)
-    return counter.get_total_flops()
-
-
 def _measure_pair(
     pair: str,
     recipes: Mapping[str, Mapping[str, Any]],
@@ -149,7 +141,7 @@ def _measure_pair(
                     for number in range(WARMUP):
                         step(number)
                     methods[label] = _facts(step)
-                except ValueError as error:
+                except UhkdError as error:
                     if label in BASELINES:
                         raise UhkdError(
                             f"{pair} by {label}, a baseline of this comparison, cannot be built: {error}"
@@ -187,12 +179,12 @@ def _facts(step: BenchmarkStep) -> dict[str, Any]:
         "precision": recipe.precision,
         "threads": torch.get_num_threads(),
         "batch_size": recipe.batch_size,
-        "accumulate": recipe.grad_accum_steps,
+        "grad_accum_steps": recipe.grad_accum_steps,
         "image_size": list(step.size),
-        "student_parameters": sum(p.numel() for p in setup.learner.student.module.parameters()),
-        "teacher": "stored signals" if isinstance(setup.teacher, CachedTeacher) else teacher,
+        "student_parameters": count_parameters(setup.learner.student.module),
+        "teacher": "stored teacher outputs" if isinstance(setup.teacher, CachedTeacher) else teacher,
         "extra_parameters": step.extra_parameters,
-        "gflop_per_image": count_flops(step) / recipe.batch_size / 1e9,
+        "gflop_per_image": count_flops(lambda: step(0)) / recipe.batch_size / 1e9,
     }
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from uhkd.commands.comparing.tables import Rows, inline, markdown
 from uhkd.console import escape, print_result, print_table
+from uhkd.recipe.old_names import RECIPE_KEYS, rename_keys
 
 _HEAD = ["method", "step ms", "x scratch [95 %]", "x kd [95 %]", "peak MiB", "memory x kd", "MiB over kd"]
 _HEAD += ["GFLOP an image", "GFLOP x kd", "extra parameters"]
@@ -82,14 +83,14 @@ def _interval(ratio: Mapping[str, float]) -> str:
 
 def setting(measured: Mapping[str, Any]) -> str:
     """Describe networks, batch and precision of a pair; values that differ between methods are separated by slashes."""
-    methods = list(measured["methods"].values())
+    methods = [rename_keys(facts, RECIPE_KEYS) for facts in measured["methods"].values()]
 
     def values(key: str) -> str:
         return " / ".join(dict.fromkeys(str(m[key]) for m in methods if m[key] is not None))
 
     students = " / ".join(dict.fromkeys(m["recipe"]["student"] for m in methods))
     sizes = " / ".join(dict.fromkeys("x".join(map(str, m["image_size"])) for m in methods))
-    parts = values("accumulate")
+    parts = values("grad_accum_steps")
     return (
         f"{students}, teacher {values('teacher')}; batch {values('batch_size')}"
         f"{'' if parts == '1' else f' in {parts} parts'}, images {sizes}, {values('precision')} on {values('device')}"

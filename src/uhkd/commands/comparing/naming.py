@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from uhkd.errors import UhkdError
 from uhkd.recipe import RecipeError, find_recipe, load_yaml
 from uhkd.runs import RunFolder
 
@@ -43,11 +44,11 @@ def look_up(parse: Callable[[str], T], name: str, pair: str) -> T:
     """Return `parse(name)` for the name of the teacher of a pair.
 
     Raises:
-        RecipeError: in place of its ValueError, with the pair and the possible values.
+        RecipeError: in place of its UhkdError, with the pair and the possible values.
     """
     try:
         return parse(name)
-    except ValueError as error:
+    except UhkdError as error:
         raise RecipeError(
             [
                 f"{pair}: teacher: {error}; choose one with --teachers: a run folder, a network, or a recipe of finetune, which "

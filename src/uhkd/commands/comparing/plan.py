@@ -9,6 +9,7 @@ from typing import Any
 from uhkd.commands.comparing.cache_plan import shared_caches
 from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.commands.comparing.search import changes_tried
+from uhkd.errors import UhkdError
 from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
@@ -158,7 +159,7 @@ def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
     try:
         recipe = build(DistillRecipe, options)
         parse_methods(recipe.method, recipe.settings, recipe.weights)
-    except ValueError as error:
+    except UhkdError as error:
         return [f"{where}: {line}" for line in str(error).split("\n")]
     return []
 

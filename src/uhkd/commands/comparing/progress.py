@@ -66,7 +66,7 @@ def _replace_failed(worker: Popen[str], store: TaskStore, start: Callable[[], Po
     """Replace a worker whose process failed; its tasks are marked as failed, because they would end the next worker too."""
     if worker.poll() in (None, 0):
         return worker
-    lost = store.held_by(worker.pid)
+    lost = store.tasks_of(worker.pid)
     for name in lost:
         store.fail(name, f"its process ended with code {worker.returncode}{_EXIT_HINTS.get(worker.returncode, '')}")
     return start() if lost else worker

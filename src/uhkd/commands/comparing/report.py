@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.commands.comparing.summary import lines, verdicts
+from uhkd.commands.comparing.summary import table_rows, verdicts
 from uhkd.commands.comparing.tables import (
     Rows,
+    csv_rows,
     csv_text,
     inline,
     latex,
-    line_rows,
     markdown,
     overview,
     pair_rows,
@@ -33,12 +33,12 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     write_atomically(out / "compare.md", document(summary, tables))
     parts = [latex(rows, f"{summary['title']}: {pair}") for pair, rows in tables.items()]
     write_atomically(out / "compare.tex", "\n".join(parts))
-    write_atomically(out / "compare.csv", csv_text(line_rows(summary)))
+    write_atomically(out / "compare.csv", csv_text(csv_rows(summary)))
     write_atomically(out / "runs.csv", csv_text(run_rows(summary)))
     if summary["runs"]:
         accuracies: dict[str, dict[str, list[float]]] = {pair: {} for pair in summary["pairs"]}
-        for line in lines(summary):
-            accuracies[line.pair][line.method] = list(line.accuracy.values())
+        for row in table_rows(summary):
+            accuracies[row.pair][row.method] = list(row.accuracy.values())
         draw_comparison(accuracies, out / "compare.png", f"{summary['title']} ({PARTS[summary['part']]})")
 
 

@@ -16,13 +16,15 @@ from uhkd.cache import TeacherCache
 from uhkd.commands.cache import cache
 from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
-from uhkd.features import PairShapes
-from uhkd.methods import DistillationLoss, build_losses
-from uhkd.models import create
+from uhkd.methods import DistillationLoss
 from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
+from uhkd.runs.disk import free_bytes
 from uhkd.training.cached_teacher import check_needs, target_differences
-from uhkd.training.inputs import choose_augmentation, open_recipe_data
+from uhkd.training.inputs import Inputs, choose_augmentation, open_recipe_data
+from uhkd.training.machine import make_fabric
+from uhkd.training.students import build_student
+from uhkd.training.teachers import PreparedTeacher, distillers_of
 
 _COMPLETE = "whole"  # file in the folder of a complete cache; checking every shard each time would be slow
 
@@ -70,7 +72,7 @@ def resolve_cache(
         why = failure or f"{cache} was not created"
         if is_complete(cache):
             why = incompatibility(options, TeacherCache(cache))
-    except ValueError as error:
+    except UhkdError as error:
         invalidate(cache, error)
         why = str(error)
     if why is None:
@@ -85,24 +87,20 @@ def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | N
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the training logs the same again
             data = open_recipe_data(recipe)
-            student = create(
-                recipe.student,
-                num_classes=len(data.classes),
-                start="random",
-                image_size=recipe.image_size,
-                options=recipe.student_options,
-                levels=recipe.student_levels,
+            inputs = Inputs(
+                data=data, fabric=make_fabric("cpu", "fp32"), folder=RunFolder(stored.folder), workers=0, dry_run=True
             )
+            student = build_student(recipe, inputs, None, len(data.classes))
             live = choose_augmentation(recipe, data, [student])
-            shapes = PairShapes(student.shapes, manifest.shapes, len(data.classes), len(data.train))
-            losses = build_losses(recipe.method, shapes, recipe.settings, recipe.weights)
-        for name, loss in losses.items():
+            teacher = PreparedTeacher(recipe, stored, recipe.weights, share=1.0, facts={})
+            distillers = distillers_of([teacher], student, len(data.classes), data)
+        for name, loss in distillers.items():
             assert isinstance(loss, DistillationLoss)
             check_needs(name, loss.needs, stored)
             target = loss.needs.target
             if target is not None and (differing := target_differences(target, manifest.target)):
                 return f"{name} needs other spectra: {'; '.join(differing)}"
-    except ValueError as error:  # a fault of the training itself is reported when it runs
+    except UhkdError as error:  # a fault of the training itself is reported when it runs
         return str(error)
     # the views have the larger size of student and teacher, at most that of the images; the stored size is the teacher's
     height, width = (max(pair) for pair in zip(live.size, manifest.size, strict=True))
@@ -177,7 +175,7 @@ def _reserve(out: Path, name: str, size: int) -> None:
     with _usage(out) as usage:
         others = sum(cache["bytes"] for n, cache in usage.items() if n != name and (out / n).is_dir())
         written = sum(file.stat().st_size for file in (out / "caches").rglob("*.bin"))
-        free = shutil.disk_usage(out).free + written
+        free = free_bytes(out) + written
         if others + size > free / 2:
             together = f" and {others / 1e9:.3g} GB of other caches" if others else ""
             raise UhkdError(

@@ -14,6 +14,7 @@ from uhkd.recipe import DistillRecipe, build
 from uhkd.runs import RunFolder
 from uhkd.training import CachedTeacher, calibrate
 from uhkd.training.ema import ModelEMA
+from uhkd.training.fit import count_parameters
 from uhkd.training.inputs import open_recipe_data
 from uhkd.training.machine import choose_device
 from uhkd.training.optimizer import make_optimizer
@@ -60,7 +61,7 @@ class BenchmarkStep:
     @property
     def extra_parameters(self) -> int:
         """Number of trained parameters of the method, which are discarded after training."""
-        return sum(p.numel() for p in self.setup.learner.distillers.parameters())
+        return count_parameters(self.setup.learner.distillers)
 
 
 class StepFactory:

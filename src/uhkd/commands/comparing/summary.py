@@ -9,8 +9,11 @@ from typing import Any
 from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.shared_cache import cache_usage
 from uhkd.commands.comparing.task_store import TaskStore
+from uhkd.console import log_info
+from uhkd.errors import UhkdError
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
+from uhkd.training.run_evaluation import measure
 
 # fields that differ between the cells of one pair, or contain paths of this machine
 _CELL = ("out", "seed", "method", "data", "teacher", "student", "settings", "weights", "lr", "resume", "workers")
@@ -122,16 +125,15 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
 
 
 def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
-    """Return the test accuracy of a teacher, measured once per comparison; None if its head does not match the classes."""
-    from uhkd.commands.evaluate import measure
-
+    """Return the test accuracy of a teacher, once per comparison; None, with a message, if it cannot be measured."""
     file = store.out / "teachers-on-test.json"
     accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
     if key not in accuracies:
         try:
             accuracies[key] = measure(str(folder.path), data, split="test")[0].metrics["accuracy"]
-        except ValueError:  # other classes: in trainings a linear probe replaces its head
+        except UhkdError as error:  # such as other classes: in trainings a linear probe replaces its head
+            log_info(f"the teacher {folder.path} was not measured on the test split: {error}")
             accuracies[key] = None
         RunFolder(store.out).write_json(file.name, accuracies)
     return accuracies[key]
@@ -143,7 +145,7 @@ def _trials(plan: Plan, store: TaskStore, tasks: Mapping[str, Task]) -> list[dic
     trials: list[dict[str, Any]] = []
     for choices in groups.values():
         ended = all(store.state(tasks[name]) in ("done", "failed") for name in choices)
-        chosen = store.taken(choices, decide=ended)
+        chosen = store.chosen(choices, decide=ended)
         for name, change in choices.items():
             done = store.state(tasks[name]) == "done"
             accuracy = store.run(name).read_result()["metrics"]["val_accuracy"] if done else None
@@ -181,7 +183,7 @@ class TableRow:
         return self.mean / self.hours
 
 
-def lines(summary: Mapping[str, Any]) -> list[TableRow]:
+def table_rows(summary: Mapping[str, Any]) -> list[TableRow]:
     """Return one row per pair and method, in order of first appearance."""
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in summary["runs"]:
@@ -209,7 +211,7 @@ def lines(summary: Mapping[str, Any]) -> list[TableRow]:
 
 def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
     """Yield a line about the difference, paired by seed, of a method to each other method of each pair."""
-    accuracies = {(line.pair, line.method): line.accuracy for line in lines(summary)}
+    accuracies = {(row.pair, row.method): row.accuracy for row in table_rows(summary)}
     for pair in summary["pairs"]:
         for _, rival in [
             key for key in accuracies if key[0] == pair and key[1] != method and (pair, method) in accuracies

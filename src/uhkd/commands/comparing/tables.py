@@ -2,21 +2,23 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from uhkd.commands.comparing.summary import PairedDifference, TableRow, lines
+from uhkd.commands.comparing.summary import PairedDifference, TableRow, table_rows
 from uhkd.console import escape
 
 Rows = list[list[str]]
+_Column = tuple[str, Callable[[TableRow], str], tuple[str, ...], Callable[[TableRow], tuple[float | None, ...]]]
+"""Header and text of a column of compare.md; names and numbers of the columns of compare.csv."""
 _LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _MARKDOWN = {"|": r"\|", "<": "&lt;"}
 
 
-def mean_sd(line: TableRow) -> str:
+def mean_sd(row: TableRow) -> str:
     """Format as '97.21 ± 0.35': percent, with the sample standard deviation over seeds."""
-    return f"{line.mean:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
+    return f"{row.mean:.2f}" + ("" if row.sd is None else f" ± {row.sd:.2f}")
 
 
 def gap_text(gap: PairedDifference | None) -> str:
@@ -26,58 +28,56 @@ def gap_text(gap: PairedDifference | None) -> str:
     return f"{gap.mean:+.2f}" + ("" if gap.half is None else f" ± {gap.half:.2f}")
 
 
+def _difference_column(baseline: str) -> _Column:
+    def numbers(row: TableRow) -> tuple[float | None, ...]:
+        gap = row.gaps[baseline]
+        return (None, None) if gap is None else (gap.mean, gap.half)
+
+    keys = (f"to_{baseline}", f"to_{baseline}_half_95")
+    return f"to {baseline}", lambda row: gap_text(row.gaps[baseline]), keys, numbers
+
+
+_COLUMNS: tuple[_Column, ...] = (
+    ("accuracy (%)", mean_sd, ("accuracy", "sd"), lambda row: (row.mean, row.sd)),
+    _difference_column("scratch"),
+    _difference_column("kd"),
+    ("training min", lambda row: f"{60 * row.hours:.1f}", ("training_minutes",), lambda row: (60 * row.hours,)),
+    ("points per hour", lambda row: f"{row.per_hour:.0f}", ("points_per_hour",), lambda row: (row.per_hour,)),
+    (
+        "extra parameters",
+        lambda row: f"{row.extra_parameters:,}",
+        ("extra_parameters",),
+        lambda r: (r.extra_parameters,),
+    ),
+    ("tried", lambda row: str(row.settings_tried), ("settings_tried",), lambda row: (row.settings_tried,)),
+)
+
+
 def pair_rows(summary: Mapping[str, Any], pair: str) -> Rows:
     """Return header and one row per method: accuracy, paired differences, time, parameters, settings tried."""
-    head = [
-        "method",
-        "accuracy (%)",
-        "to scratch",
-        "to kd",
-        "training min",
-        "points per hour",
-        "extra parameters",
-        "tried",
-    ]
-    rows = [
-        [
-            line.method,
-            mean_sd(line),
-            gap_text(line.gaps["scratch"]),
-            gap_text(line.gaps["kd"]),
-            f"{60 * line.hours:.1f}",
-            f"{line.per_hour:.0f}",
-            f"{line.extra_parameters:,}",
-            str(line.settings_tried),
-        ]
-        for line in lines(summary)
-        if line.pair == pair
-    ]
-    return [head, *rows]
+    head = ["method", *(header for header, *_ in _COLUMNS)]
+    rows = (row for row in table_rows(summary) if row.pair == pair)
+    return [head, *([row.method, *(text(row) for _, text, *_ in _COLUMNS)] for row in rows)]
 
 
 def overview(summary: Mapping[str, Any]) -> Rows:
     """Return header and one row per method, one column per pair: mean ± sd."""
-    cells = {(line.method, line.pair): mean_sd(line) for line in lines(summary)}
+    cells = {(row.method, row.pair): mean_sd(row) for row in table_rows(summary)}
     methods = list(dict.fromkeys(method for method, _ in cells))
     pairs = list(summary["pairs"])
     rows = [[m, *(cells.get((m, p), "not run") for p in pairs)] for m in methods]
     return [["method", *pairs], teacher_row(summary), *rows]
 
 
-def line_rows(summary: Mapping[str, Any]) -> Rows:
+def csv_rows(summary: Mapping[str, Any]) -> Rows:
     """Return header and one row per pair and method, one number per cell, which may be empty."""
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.6g}"
-
-    head = ["pair", "method", "seeds", "accuracy", "sd", "to_scratch", "to_scratch_half_95", "to_kd", "to_kd_half_95"]
+    head = ["pair", "method", "seeds", *(key for _, _, keys, _ in _COLUMNS for key in keys)]
     rows = []
-    for line in lines(summary):
-        gaps = [(gap.mean, gap.half) if gap else (None, None) for gap in (line.gaps["scratch"], line.gaps["kd"])]
-        numbers = [line.mean, line.sd, *gaps[0], *gaps[1], 60 * line.hours, line.per_hour]
-        numbers += [line.extra_parameters, line.settings_tried]
-        rows.append([_no_formula(line.pair), line.method, str(len(line.accuracy)), *map(number, numbers)])
-    return [[*head, "training_minutes", "points_per_hour", "extra_parameters", "settings_tried"], *rows]
+    for row in table_rows(summary):
+        numbers = (x for *_, numbers_of in _COLUMNS for x in numbers_of(row))
+        cells = ("" if x is None else f"{x:.6g}" for x in numbers)
+        rows.append([_no_formula(row.pair), row.method, str(len(row.accuracy)), *cells])
+    return [head, *rows]
 
 
 def teacher_row(summary: Mapping[str, Any]) -> list[str]:

@@ -21,10 +21,12 @@ from filelock import FileLock, Timeout
 from uhkd.commands.comparing.plan import Plan, Task, merged
 from uhkd.commands.comparing.shared_cache import create_cache, invalidate, is_complete, resolve_cache
 from uhkd.commands.subprocesses import end_with_parent, start_child
+from uhkd.commands.train import distill, finetune
 from uhkd.data import usable_cores
 from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
-from uhkd.runs import RunFolder, check_own, drop_leftovers, write_atomically
+from uhkd.runs import RunFolder, check_own, drop_leftovers, process_may_be_alive, write_atomically
+from uhkd.training.run_evaluation import measure
 
 State = Literal["waiting", "begun", "done", "failed"]
 _POLL_SECONDS = 0.5  # between two checks of tasks of other workers
@@ -115,10 +117,10 @@ class TaskStore:
 
     def options_of(self, task: Task) -> dict[str, Any]:
         """Return the options of a task, updated by the setting chosen for it."""
-        chosen = self.taken(task.choices)
+        chosen = self.chosen(task.choices)
         return task.options if chosen is None else merged(task.options, task.choices[chosen])
 
-    def taken(self, choices: Mapping[str, Any], *, decide: bool = True) -> str | None:
+    def chosen(self, choices: Mapping[str, Any], *, decide: bool = True) -> str | None:
         """Return which of the settings tried is chosen: the one with the best held-out accuracy, or the first of equals.
 
         The choice is written by the first call and never changes, even if a failed trial succeeds later. None: there is no
@@ -135,7 +137,7 @@ class TaskStore:
             self._write(file, json.dumps(max(scores, key=lambda name: scores[name])))
         return json.loads(file.read_text(encoding="utf-8"))
 
-    def held_by(self, process: int) -> list[str]:
+    def tasks_of(self, process: int) -> list[str]:
         """Return the unfinished tasks of a process of this machine."""
         return [
             str(file.relative_to(self.out / "locks").with_suffix(""))
@@ -161,14 +163,11 @@ class TaskStore:
                 traceback.print_exc(file=file)
                 if task.cache:
                     invalidate(self.out / task.cache, error)
-                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                kind = "" if isinstance(error, UhkdError) else f"{type(error).__name__}: "
                 self.fail(task.name, f"{kind}{error}")
         holder.unlink()
 
     def _execute(self, task: Task, served: Sequence[Task]) -> None:
-        from uhkd.commands.evaluate import measure
-        from uhkd.commands.train import distill, finetune
-
         folder = self.run(task.name)
         if task.serves:
             create_cache(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
@@ -279,13 +278,10 @@ def main() -> None:
 
 def _remove_stale_orders(plan: Path) -> None:
     """Remove the orders of processes of this machine that were killed."""
-    for file in plan.glob(f".order-{platform.node()}-*.json") if os.name == "posix" else ():
-        try:
-            os.kill(int(file.stem.rpartition("-")[2]), 0)
-        except ProcessLookupError:
+    machine = platform.node()
+    for file in plan.glob(f".order-{machine}-*.json"):
+        if not process_may_be_alive({"process": int(file.stem.rpartition("-")[2]), "machine": machine}):
             file.unlink(missing_ok=True)
-        except PermissionError:
-            pass  # alive, of another user
 
 
 def _worker_name(process: int) -> str:

@@ -15,7 +15,7 @@ from uhkd.cache import Shard, TeacherCache, image_checksums
 from uhkd.console import log_info
 from uhkd.data import DataSplits, IndexRange, range_loader
 from uhkd.runs import drop_leftovers, write_atomically
-from uhkd.training import Teacher
+from uhkd.training.teacher import Teacher
 
 _LOG_EVERY = 15.0  # seconds
 
@@ -57,8 +57,8 @@ def write_shards(
             since = time.monotonic()
             # as in training, so that stored and live outputs are equal
             image = batch.image.to(device).contiguous(memory_format=torch.channels_last)
-            output = teacher.signals(batch._replace(image=image), frozenset(manifest.layout.holds))
-            records.append(manifest.layout.encode(output))
+            output = teacher.signals(batch._replace(image=image), frozenset(manifest.record_format.holds))
+            records.append(manifest.record_format.encode(output))
             teacher_seconds += time.monotonic() - since
             checksums.append(image_checksums(batch.image, batch.target))
             images += len(batch.index)
