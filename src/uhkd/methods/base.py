@@ -123,7 +123,9 @@ def hard_labels(batch: Batch, method: str) -> Int[Tensor, " b"]:
         UhkdError: for images without labels.
     """
     if batch.target is None:
-        raise UhkdError(f"{method} needs the labelled class, and these images have no labels; choose kd, rsd or uhkd")
+        raise UhkdError(
+            f"{method} needs the labelled class, and these images have no labels; choose another method, such as kd or uhkd"
+        )
     return batch.target.argmax(1)
 
 

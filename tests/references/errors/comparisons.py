@@ -33,8 +33,7 @@ CASES = (
     compare(
         "an unknown method",
         "--methods kd uhkt",
-        "pair by uhkt: unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, "
-        "at, cc, rkd, crd, ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
+        "pair by uhkt: unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, …)",
     ),
     compare("a method twice", "--methods kd kd", "methods: expected each once, found kd, kd"),
     compare(

@@ -103,8 +103,7 @@ CASES = (
     Case(
         "trying an unknown method",
         f"{INSPECT} --student uhkd/vit_micro --method uhk",
-        "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, at, cc, rkd, crd,"
-        " ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
+        "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, …)",
     ),
     Case(
         "trying a student that cannot be",

@@ -5,25 +5,25 @@ from references.errors.shelf import DIGITS, DISTILL, pictures
 
 HEADLESS = "--teacher teacher --teacher-options num_classes=0"
 FLAT = {"has": ("teacher",), "make": lambda: pictures(".", ("flat",), 20)}
-OTHERS = "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
+FEATURES = "fitnet, at, …"  # the methods in the order of their table
 
 CASES = (
     Case(
-        "class scores of a teacher that has none, without labels",
+        "without labels, a method on logits, and a teacher without logits",
         f"{DISTILL} {HEADLESS} --data flat --method kd",
-        f"kd compares class scores, and this teacher has none; choose {OTHERS}",
+        f"kd compares logits, and this teacher has none; choose {FEATURES}",
         **FLAT,
     ),
     Case(
         "a method that needs labels, without any",
         f"{DISTILL} --teacher teacher --data flat --method dkd",
-        f"dkd needs the labelled class, and these images have no labels; choose kd, {OTHERS}",
+        f"dkd needs the labelled class, and these images have no labels; choose kd, dist, {FEATURES}",
         **FLAT,
     ),
     Case(
         "scratch without labels",
         f"{DISTILL} --data flat --method scratch",
-        f"scratch only uses labels, and these images have none; choose {OTHERS}",
+        f"scratch only uses labels, and these images have none; choose {FEATURES}",
         **FLAT,
     ),
     Case(

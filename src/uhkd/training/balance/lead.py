@@ -112,9 +112,9 @@ class Lead(Factors):
         for group in sorted({(row - 1) % 2 for row in self.used_rows}):
             name, gate, power, fall = groups[group]
             opened = "lead" if gate == 1 else f"min(1, lead / {gate:g})"
-            parts = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.led) and power else []
-            parts += [f"a {fall} fall"] if fall != "constant" else []
-            lines.append(f"balance: weights of {name} x {' x '.join(parts) or '1'}")
+            factors = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.led) and power else []
+            factors += [f"{fall} decrease to 0"] if fall != "constant" else []
+            lines.append(f"balance: {' * '.join([f'{name}: weight', *factors])}")
         if unmeasured := [str(index + 1) for index, led in enumerate(self.led) if not led]:
             which = "the teacher" if len(self.led) == 1 else f"teacher {' and '.join(unmeasured)}"
             lines.append(f"{which} has no logits of these classes: its lead is not measured and counts as 1")
