@@ -218,7 +218,7 @@ def test_classes_outside_the_given_names_are_listed(tmp_path):
 def test_a_class_too_small_for_a_cut_is_named(tmp_path):
     fill(tmp_path)
     fill(tmp_path, classes=("lynx",), count=1)
-    with pytest.raises(ValueError, match="too few images to take a validation part, only 1 in lynx"):
+    with pytest.raises(ValueError, match="too few images to take a validation split, only 1 in lynx"):
         open_data(tmp_path)
 
 

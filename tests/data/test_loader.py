@@ -243,7 +243,7 @@ def test_steps_per_epoch_counts_whole_batches():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 51}, r"batch size 51 is larger than the training part \(50 images\): use at most 50"),
+        ({"batch_size": 51}, r"batch size 51 is larger than the training split \(50 images\): use at most 50"),
         ({"batch_size": 0}, "batch size must be at least 1, found 0"),
         ({"world_size": 5}, "batch size 12 must be a multiple of the number of processes, 5"),
         ({"start_step": 13}, "start_step 13 is outside the run of 12 steps"),

@@ -203,7 +203,7 @@ def test_a_dataset_without_labels_is_label_free():
     assert data.train.labels is None
     assert (len(data.train), len(data.val)) == (10, 3)
     assert any("no labels" in note for note in data.notes)
-    with pytest.raises(ValueError, match="one part has labels and another has none"):
+    with pytest.raises(ValueError, match="one split has labels and another has none"):
         open_data((Pictures(), Unlabelled()))
 
 

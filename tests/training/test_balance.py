@@ -426,7 +426,7 @@ def test_bad_words_get_one_line(balance: Any, settings: dict[str, Any], told: st
 
 
 def test_cap_needs_labels(teacher: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="balance cap compares with the gradient of the labels' term"):
+    with pytest.raises(ValueError, match="balance cap compares with the gradient of the cross-entropy"):
         uhkd.distill(**words(teacher, tmp_path / "run", unlabelled=True, mixup=0.0, balance="cap"))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 

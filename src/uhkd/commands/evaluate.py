@@ -118,7 +118,7 @@ def images_of(
     part = split if split != "auto" else ("val" if opened.test is None else "test")
     images = opened.val if part == "val" else opened.test
     if images is None:
-        raise UhkdError(f"data {opened.name} has no test part; use --split val")
+        raise UhkdError(f"data {opened.name} has no test split; use --split val")
     return opened, part, images
 
 

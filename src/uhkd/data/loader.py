@@ -70,7 +70,7 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     if batch_size < 1:
         raise UhkdError(f"batch size must be at least 1, found {batch_size}")
     if batch_size > n:
-        raise UhkdError(f"batch size {batch_size} is larger than the training part ({n} images): use at most {n}")
+        raise UhkdError(f"batch size {batch_size} is larger than the training split ({n} images): use at most {n}")
     return n // batch_size
 
 

@@ -92,7 +92,7 @@ def open_data(
     train, val = parts.train, parts.val
     if val is None:
         train, val = _split(name, train, classes, val_fraction, split_seed, labels)
-        notes.append(f"validation part: {len(val)} images taken from the training images (seed {split_seed})")
+        notes.append(f"validation split: {len(val)} images taken from the training images (seed {split_seed})")
     if train_limit is not None:
         train, note = _limit(train, train_limit, split_seed, labels)
         notes.append(note)
@@ -154,7 +154,7 @@ def _resolve_classes(name: str, parts: RawSplits, names: tuple[str, ...] | None)
     labels = {part: source.labels for part, source in sources.items() if source is not None}
     train = labels["training"]
     if any((other is None) != (train is None) for other in labels.values()):
-        raise UhkdError(f"{name}: one part has labels and another has none: expected all or none")
+        raise UhkdError(f"{name}: one split has labels and another has none: expected all or none")
     if train is None:
         return (), ["no labels found: only label-free training is possible"]
     lowest = min(int(values.min()) for values in labels.values() if values is not None and len(values))
@@ -208,8 +208,8 @@ def _split(
     single = [classes[i] if classes else name for i in np.flatnonzero(np.bincount(labels) == 1)]
     if single:
         raise UhkdError(
-            f"{name}: too few images to take a validation part, only 1 in {', '.join(single[:8])}: "
-            "expected at least 2 in each class; add images or provide a validation part (val/ folder)"
+            f"{name}: too few images to take a validation split, only 1 in {', '.join(single[:8])}: "
+            "expected at least 2 in each class; add images or provide a validation split (val/ folder)"
         )
     train_part, val_part = stratified_split(labels, val_fraction, split_seed)
     return Split(train, train_part), Split(train, val_part)
@@ -225,4 +225,4 @@ def _limit(train: ImageSource, limit: int, split_seed: int, labelled: bool) -> t
     if limit < classes:
         raise UhkdError(f"train_limit {limit} is too small: expected at least {classes}, one image for each class")
     chosen = stratified_subset(labels, limit, split_seed)
-    return Split(train, chosen), f"training part limited to {limit} of {len(train)} images (seed {split_seed})"
+    return Split(train, chosen), f"training split limited to {limit} of {len(train)} images (seed {split_seed})"

@@ -32,7 +32,7 @@ def read_timm(spec: str) -> RawSplits:
     name, _, root = spec.partition(":")
     train = _open(spec, name, root, "train")
     if train is None:
-        raise UhkdError(f"data {spec} has no part named train")
+        raise UhkdError(f"data {spec} has no split named train")
     others = {
         part: next((opened.train for split in splits if (opened := _open(spec, name, root, split))), None)
         for part, splits in _PARTS[name.partition("/")[0]].items()

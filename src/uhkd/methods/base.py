@@ -71,7 +71,7 @@ class DistillationLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """Return the raw scalar terms by name, in at least float32, finite for finite inputs."""
+        """Return the raw scalar terms by name, in at least float32, finite and >= 0 for finite inputs."""
 
 
 def teacher_shapes(shapes: PairShapes, method: str) -> OutputShapes:

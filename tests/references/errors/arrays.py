@@ -164,7 +164,7 @@ CASES = (
     Case(
         "training images with labels, validation images without",
         lambda: open_data((Numbered(PICTURE), Own(PICTURE))),
-        "Numbered: one part has labels and another has none: expected all or none",
+        "Numbered: one split has labels and another has none: expected all or none",
     ),
     Case(
         "finetune without labels",

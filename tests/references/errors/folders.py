@@ -85,8 +85,8 @@ CASES = (
     Case(
         "one image per class, and no val folder",
         TRAIN,
-        "images: too few images to take a validation part, only 1 in ant, bee, cat: expected at least 2 in "
-        "each class; add images or provide a validation part (val/ folder)",
+        "images: too few images to take a validation split, only 1 in ant, bee, cat: expected at least 2 in "
+        "each class; add images or provide a validation split (val/ folder)",
         make=lambda: pictures("images", count=1),
     ),
     Case(

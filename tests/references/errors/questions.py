@@ -46,7 +46,7 @@ CASES = (
     Case(
         "a test split that does not exist",
         "eval run --data images --split test",
-        "data images has no test part; use --split val",
+        "data images has no test split; use --split val",
         has=("run", "images"),
     ),
     Case(
