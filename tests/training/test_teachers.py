@@ -361,7 +361,7 @@ def test_words_on_several_teachers():
         ({"teacher": 5}, "teacher: expected the name of a teacher, or a list of names, found 5"),
         (
             {"teachers": [{"teacher": "a"}, {"teacher": "b", "weights": {"ce": 0.5}}]},
-            "teachers.1.weights.ce: the cross-entropy does not depend on a teacher; set it in the recipe's weights",
+            "teachers.1.weights.ce: the cross-entropy belongs to no teacher; set it in the recipe's weights",
         ),
         ({"teachers": [{"method": "kd"}]}, "teachers.0.teacher: required but not given"),
         ({"teachers": [{"teacher": "a", "metod": "kd"}]}, "teachers.0.metod: unknown key; did you mean 'method'"),

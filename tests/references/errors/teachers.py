@@ -62,7 +62,7 @@ CASES = (
     Case(
         "a weight of the cross-entropy for one of several teachers",
         f"{DISTILL} {DIGITS} --teachers '{{teacher: teacher, weights: {{ce: 0.5}}}}'",
-        "teachers.0.weights.ce: the cross-entropy does not depend on a teacher; set it in the recipe's weights",
+        "teachers.0.weights.ce: the cross-entropy belongs to no teacher; set it in the recipe's weights",
     ),
     Case(
         "both teacher and teachers",
