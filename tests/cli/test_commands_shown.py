@@ -1,6 +1,7 @@
 """Every command that README and docs show exists: its verb, its options and, where it is shown whole, its values; files too."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_files_named_on_the_page_exist(page):
         "training/nothing.py",
         "nothing.py",
     ]
+
+
+def test_the_table_of_import_layers_is_the_one_that_is_enforced():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    page = (ROOT / "docs" / "reading-order.md").read_text(encoding="utf-8").partition("| layer | content |")[2]
+    shown = re.findall(r"^\| (`[\w`, ]+`) \|", page.partition("\n\n")[0], re.MULTILINE)
+    assert [row.replace("`", "").split(", ") for row in shown] == [x.split(" | ") for x in contracts[0]["layers"]]

@@ -224,7 +224,7 @@ def test_eval_and_predict_mistakes(digits, teacher, tmp_path, capsys):
     shutil.copytree(digits / "zero", other / "seven")
     shutil.copytree(digits / "one", other / "eight")
     assert "seven" in refused(capsys, "eval", teacher, "--data", other)
-    assert "no test part" in refused(capsys, "eval", teacher, "--split", "test")
+    assert "no test split" in refused(capsys, "eval", teacher, "--split", "test")
     assert "no such file" in refused(capsys, "predict", teacher, tmp_path / "x.png")
 
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from references import rivals
 from references.methods import fam, ftm, relations, soft_targets, soft_targets_gradient, weighted_error, weights_of
 from references.rivals import dist
 from uhkd.data import Batch
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, OutputShapes, PairShapes
-from uhkd.methods import MethodSpec, build_losses, find_matching_loss, method_class, parse_methods
+from uhkd.methods import MethodSpec, build_losses, factory, find_matching_loss, method_class, parse_methods
+from uhkd.methods.base import DistillationLoss, Requirements
 from uhkd.methods.kd import soft_target_loss
 from uhkd.methods.spectral_matching import SpectralMatchingLoss, level_error, relation_error
 from uhkd.models import create
@@ -473,7 +476,7 @@ def test_without_labels_only_the_methods_own_terms_remain(case):
     learner, teacher = assemble("MLP<-CNN", method, settings)
     batch = batch_of(labelled=False)
     said = teacher.signals(batch, learner.teacher_needs)
-    apart = [name for name in method.split("+") if name in ("dkd", "ofa")]
+    apart = [name for name in method.split("+") if method_class(name).needs_labels]
     if apart:
         with pytest.raises(ValueError, match=f"{apart[0]} needs the labelled class"):
             learner(batch, said)
@@ -518,6 +521,25 @@ def test_methods_with_a_teacher_need_one(method):
     with pytest.raises(ValueError, match=f"method '{method}' needs a teacher"):
         build_losses(method, PairShapes(SMALL.student, None, CLASSES, 100))
     build_losses("scratch", PairShapes(SMALL.student, None, CLASSES, 100))
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_missing_feature_maps_are_refused_before_a_training(side: str, monkeypatch: pytest.MonkeyPatch):
+    """Also for a method that does not look at the shapes itself."""
+
+    class ReadsMaps(DistillationLoss):
+        def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
+            super().__init__(weights)
+            self.needs = Requirements(**{side: frozenset({"maps"})})
+
+        def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
+            return {}
+
+    monkeypatch.setattr(factory, "method_class", lambda name: ReadsMaps)
+    without = replace(SMALL, **{side: OutputShapes((), 4, CLASSES)})
+    with pytest.raises(UhkdError, match=f"kd needs {side} maps, and the {side} has none"):
+        build_losses("kd", without)
+    build_losses("kd", SMALL)
 
 
 # Weight 0.

@@ -27,13 +27,15 @@ OTHER_FORMS: list[tuple[str, dict[str, Any]]] = [
 CASES = [(name, SETTINGS.get(name, {})) for name in method_names()] + OTHER_FORMS
 
 
-def assemble(method: str, settings: dict[str, Any]) -> tuple[StudentWithLosses, Teacher, Batch]:
+def assemble(
+    method: str, settings: dict[str, Any], weights: dict[str, float] | None = None
+) -> tuple[StudentWithLosses, Teacher, Batch]:
     """A student of tokens, a CNN that teaches it, and a batch, as the engine puts them together."""
     torch.manual_seed(0)
     student, network = (
         create(f"uhkd/{name}", num_classes=CLASSES, image_size=16) for name in ("vit_micro", "resnet10")
     )
-    distillers = build_losses(method, PairShapes(student.shapes, network.shapes, CLASSES, IMAGES), settings)
+    distillers = build_losses(method, PairShapes(student.shapes, network.shapes, CLASSES, IMAGES), settings, weights)
     target = next((d.needs.target for d in distillers.values() if d.needs.target is not None), None)
     teacher = Teacher(network, target)
     image = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)

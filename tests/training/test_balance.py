@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import uhkd
 from references import balance as literal
 from references.runs import assert_equal_runs
-from references.steps import CLASSES, assemble
+from references.steps import CLASSES, SETTINGS, assemble
 from uhkd.errors import UhkdError
 from uhkd.methods import DistillationLoss, default_balance, method_class, method_names
 from uhkd.recipe import DistillRecipe, RecipeError, balance_settings, build
@@ -236,15 +236,19 @@ def test_the_loss_is_the_sum_of_factor_times_weight_times_term():
 
 @pytest.mark.parametrize("method", method_names())
 def test_every_term_of_every_method_belongs_to_a_group(method: str):
-    kind = method_class(method)
-    found = {term: group_of(distillers(method)[method], term) for term in kind.default_weights}
-    on_logits = {"kd", "dkd", "dist", "ofa"}
-    wanted = {
-        term: "logits" if method in on_logits or term in ("kl", "inter", "intra") else "features"
-        for term in kind.default_weights
-    }
-    assert found == wanted
-    assert default_balance(method) == ("lead" if method in ("uhkd", "twin_a", "twin_b") else "constant")
+    """A term alone reads the teacher's logits exactly if it belongs to the logits."""
+    weights = dict.fromkeys(method_class(method).default_weights, 0.0)
+    for term in weights:
+        loss = assemble(method, SETTINGS.get(method, {}), weights | {term: 1.0})[0].losses[method]
+        assert group_of(loss, term) == ("logits" if "logits" in loss.needs.teacher else "features"), term
+    assert default_balance(method) == method_class(method).balance
+
+
+@pytest.mark.parametrize(
+    ("method", "balance"), [("uhkd", "lead"), ("twin_a", "lead"), ("twin_b", "lead"), ("kd+dist", "constant")]
+)
+def test_the_default_balance(method: str, balance: str):
+    assert default_balance(method) == balance
 
 
 # in a training
@@ -425,7 +429,7 @@ def test_bad_words_get_one_line(balance: Any, settings: dict[str, Any], told: st
 
 
 def test_cap_needs_labels(teacher: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="balance cap compares with the gradient of the labels' term"):
+    with pytest.raises(ValueError, match="balance cap compares with the gradient of the cross-entropy"):
         uhkd.distill(**words(teacher, tmp_path / "run", unlabelled=True, mixup=0.0, balance="cap"))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 

@@ -71,7 +71,7 @@ class DistillationLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
-        """Return the raw scalar terms by name, in at least float32, finite for finite inputs."""
+        """Return the raw scalar terms by name, in at least float32, finite and >= 0 for finite inputs."""
 
 
 def teacher_shapes(shapes: PairShapes, method: str) -> OutputShapes:
@@ -123,7 +123,9 @@ def hard_labels(batch: Batch, method: str) -> Int[Tensor, " b"]:
         UhkdError: for images without labels.
     """
     if batch.target is None:
-        raise UhkdError(f"{method} needs the labelled class, and these images have no labels; choose kd, rsd or uhkd")
+        raise UhkdError(
+            f"{method} needs the labelled class, and these images have no labels; choose another method, such as kd or uhkd"
+        )
     return batch.target.argmax(1)
 
 

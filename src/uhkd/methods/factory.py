@@ -13,7 +13,7 @@ from uhkd.methods.base import DistillationLoss
 from uhkd.methods.registry import method_class, settings_of
 from uhkd.methods.spectral_matching import SpectralMatchingLoss
 from uhkd.recipe import did_you_mean
-from uhkd.recipe.method_table import names_of
+from uhkd.recipe.method_table import METHODS, names_of
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # pydantic accepts "nan" and "inf" as floats; a loss must not
 
@@ -37,7 +37,7 @@ def parse_methods(
 
     Args:
         method: one name or several joined by "+", such as "uhkd" or "uhkd+dkd". If several methods compare logits, only one
-            does so by default: a method made for it (kd, dkd, dist, ofa), else the first. The others' logit terms get weight
+            does so by default: a method made for it (`is_logit_method`), else the first. The others' logit terms get weight
             0, unless their weight is given.
         settings: value by name; "uhkd.radius" is for one method, "radius" for every method that has this setting.
         weights: weight of loss terms, with the same kind of names.
@@ -137,18 +137,29 @@ def label_free_weights(
     Raises:
         UhkdError: for a method that only uses labels, needs the labelled class, or compares logits that the teacher lacks.
     """
-    classes, others = _classes(method), "rsd, rkd, cc, fitnet, at, crd, spectralkd or uhkd"
+    classes, others = _classes(method), _methods_without_labels(logits)
     for name, cls in classes.items():
         if not cls.default_weights:
             raise UhkdError(f"{name} only uses labels, and these images have none; choose {others}")
         if cls.needs_labels:
-            raise UhkdError(f"{name} needs the labelled class, and these images have no labels; choose kd, {others}")
+            raise UhkdError(f"{name} needs the labelled class, and these images have no labels; choose {others}")
         if cls.is_logit_method and not logits:
-            raise UhkdError(f"{name} compares class scores, and this teacher has none; choose {others}")
+            raise UhkdError(f"{name} compares logits, and this teacher has none; choose {others}")
     if logits:
         return dict(weights)
     inactive = [(name, term) for name, cls in classes.items() for term in cls.auxiliary_logit_terms]
     return {f"{name}.{term}": 0.0 for name, term in inactive if term not in weights} | dict(weights)
+
+
+def _methods_without_labels(logits: bool) -> str:
+    """Return the names of the packaged methods that train without labels; `logits`: for a teacher with logits."""
+    classes = {name: method_class(name) for name in METHODS}
+    *names, last = (
+        name
+        for name, cls in classes.items()
+        if cls.default_weights and not cls.needs_labels and (logits or not cls.is_logit_method)
+    )
+    return f"{', '.join(names)} or {last}"
 
 
 def build_losses(
@@ -168,8 +179,8 @@ def build_losses(
         losses[name] = cls(shapes, spec.weights, **spec.kwargs)
     for name, loss in losses.items():
         for side, outputs in (("student", shapes.student), ("teacher", shapes.teacher)):
-            for field_name in sorted(getattr(loss.needs, side) & {"logits", "embedding"}):
-                if getattr(outputs, field_name, None) is None:
+            for field_name in sorted(getattr(loss.needs, side) & {"logits", "embedding", "maps"}):
+                if getattr(outputs, field_name, None) in (None, ()):
                     hint = f"; {_without_logits(loss)} or give the teacher a head (teacher_head=probe)"
                     raise UhkdError(
                         f"{name} needs {side} {field_name}, and the {side} has none{hint if field_name == 'logits' else ''}"

@@ -1,4 +1,4 @@
-"""Balances between the label loss and the teacher's loss terms: names and settings."""
+"""Balances between the cross-entropy and the teacher's loss terms: names and settings."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -242,7 +242,7 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
             yield "teachers: replaces teacher, and both are given; remove one"
         for number, spec in enumerate(self.teachers):
             if "ce" in spec.weights:
-                yield f"teachers.{number}.weights.ce: the label loss does not depend on a teacher; set it in the recipe's weights"
+                yield f"teachers.{number}.weights.ce: the cross-entropy belongs to no teacher; set it in the recipe's weights"
         if self.teacher_cache is not None and (self.teachers or isinstance(self.teacher, tuple)):
             yield "teacher_cache: contains the outputs of one teacher, and several are given; remove it"
         if isinstance(self.teacher, tuple) and not self.teachers and self.teacher_levels is not None:

@@ -49,7 +49,8 @@ def fit(setup: Setup) -> Result:
             f"training {count_parameters(student) / 1e6:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch "
             f"{recipe.batch_size}, {recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
-        log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes))
+        balance = setup.facts.get("balance", "constant")
+        log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes), balance=balance)
         rows = Trainer(setup).train()
         student.eval()
         if not data.classes:

@@ -41,7 +41,8 @@ def log_frozen(count: int, needs: frozenset[str]) -> None:
     """Log the number of frozen parameters of the student, as counted by `freeze_unused`."""
     if count:
         hint = "" if "embedding" in needs else "; a method on embeddings trains them (rsd, rkd or cc, as in uhkd+rsd)"
-        log_info(f"  {count:,} parameters of the student come after all matched outputs and are frozen{hint}")
+        reason = "receive no gradient, because no loss term depends on them; they are frozen"
+        log_info(f"  {count:,} parameters of the student {reason}{hint}")
 
 
 @dataclass(frozen=True)

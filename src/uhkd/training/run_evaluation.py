@@ -40,10 +40,10 @@ def measure(
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
 ) -> tuple[Evaluation, str, FeatureExtractor]:
-    """Evaluate a run's network on a part of some data; return the evaluation, a title and the network.
+    """Evaluate a run's network on a split of some data; return the evaluation, a title and the network.
 
     data: None: the data that the run was trained on. probe: replaces the head by a probe on the embeddings, fitted on the
-    training part of the data.
+    training split of the data.
 
     Raises:
         UhkdError: as `open_run` and `images_of`; the network has no head, or images have no labels.
@@ -54,15 +54,15 @@ def measure(
             f"{run} has no head, because it was trained without labels: measure its embedding with --probe knn or "
             "--probe linear, on --data with labels"
         )
-    opened, part, images = images_of(run, network, data, split, probed=probe != "none")
+    opened, split_name, images = images_of(run, network, data, split, probed=probe != "none")
     size = image_size(opened, [network])
     loader = eval_loader(images, size, batch_size=batch_size)
     if probe == "none":
-        title = f"{network.config.name} on {len(images)} {part} images of {opened.name}"
+        title = f"{network.config.name} on {len(images)} {split_name} images of {opened.name}"
         return evaluate(network, loader, torch_device), title, network
     known = embed(network, eval_loader(opened.train, size, batch_size=batch_size), torch_device)
     queries = embed(network, loader, torch_device)
-    counts = f"{len(opened.train)} training, {len(images)} {part} images of {opened.name}"
+    counts = f"{len(opened.train)} training, {len(images)} {split_name} images of {opened.name}"
     return (
         fit_probe(probe, known, queries, len(opened.classes)),
         f"{network.config.name}, {KINDS[probe]} on {counts}",
@@ -73,13 +73,13 @@ def measure(
 def images_of(
     run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
 ) -> tuple[DataSplits, str, ImageSource]:
-    """Open data with the network's classes; return it, the name of the requested part (val or test) and its images.
+    """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
     is then the run's probe data, if it has some.
 
     Raises:
-        UhkdError: the run does not record its data, the classes differ, or the data has no such part.
+        UhkdError: the run does not record its data, the classes differ, or the data has no such split.
     """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
     if probed and data is None and recipe.get("probe_data") is not None:
@@ -97,8 +97,8 @@ def images_of(
     )
     if probed and not opened.classes:
         raise UhkdError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
-    part = split if split != "auto" else ("val" if opened.test is None else "test")
-    images = opened.val if part == "val" else opened.test
+    split_name = split if split != "auto" else ("val" if opened.test is None else "test")
+    images = opened.val if split_name == "val" else opened.test
     if images is None:
-        raise UhkdError(f"data {opened.name} has no test part; use --split val")
-    return opened, part, images
+        raise UhkdError(f"data {opened.name} has no test split; use --split val")
+    return opened, split_name, images

@@ -234,12 +234,14 @@ def _add_teacher_source(setup: Setup) -> None:
         setup.teacher = build_teacher_module(setup.networks, learner, setup.fabric.autocast)
 
 
-def log_loss(weights: Mapping[str, float], *, labels: bool) -> None:
-    """Log the terms of a loss with more terms than the cross-entropy: its values are larger than those of finetune.
+def log_loss(weights: Mapping[str, float], *, labels: bool, balance: str = "constant") -> None:
+    """Log the weights of a loss with more terms than the cross-entropy.
 
-    labels: whether there are labels, and so a cross-entropy.
+    labels: whether there are labels, and so a cross-entropy. balance: by name; it changes the weights unless it is "constant".
     """
     parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight and (labels or name != "ce")]
     if len(parts) > 1:
-        end = ": not to be compared with that of finetune, which is ce alone" if labels else ""
-        log_info(f"  loss = {' + '.join(parts)}{end}")
+        notes = [f"balance {balance} changes them"] if balance != "constant" else []
+        notes += ["the value of the loss cannot be compared with that of finetune"] if labels else []
+        end = f" ({'; '.join(notes)})" if notes else ""
+        log_info(f"  weights of the loss terms: {', '.join(parts)}{end}")

@@ -28,9 +28,9 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Networks and weights": models.CASES,
     "Teachers of your own": teachers.CASES,
     "Run folders and checkpoints": runs.CASES,
-    "Stored signals": caches.CASES,
+    "Stored teacher outputs": caches.CASES,
     "Comparisons": comparisons.CASES,
     "eval, predict, report, inspect": questions.CASES,
-    "Watching, and loggers": watching.CASES,
+    "watch and loggers": watching.CASES,
     "export, push": exports.CASES,
 }

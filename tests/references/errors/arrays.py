@@ -71,13 +71,13 @@ CASES = (
         make=lambda: write("set.npz", "hello"),
     ),
     Case(
-        "an .npz that lacks the images",
+        "an .npz without images",
         TRAIN,
         "set.npz lacks train_images: expected train_images and train_labels, found train_labels",
         make=lambda: npz(train_images=None),
     ),
     Case(
-        "an .npz with images of floats",
+        "an .npz with float images",
         TRAIN,
         "set.npz: train_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), found "
         "float64 of shape (12, 8, 8, 3)",
@@ -97,7 +97,7 @@ CASES = (
         make=lambda: npz(train_labels=LABELS[:-1]),
     ),
     Case(
-        "an .npz with labels of floats",
+        "an .npz with float labels",
         TRAIN,
         "set.npz: train_labels must be integers of shape (12,), one for each image, found float64 of shape (12,)",
         make=lambda: npz(train_labels=LABELS / 1),
@@ -116,7 +116,7 @@ CASES = (
         make=lambda: npz(train_labels=np.array([{}] * 12)),
     ),
     Case(
-        "an .npz with half a test part",
+        "an .npz with test images but no test labels",
         TRAIN,
         "set.npz holds only one of test_images and test_labels: expected both or none",
         make=lambda: npz(test_images=IMAGES),
@@ -135,12 +135,12 @@ CASES = (
         "items of the data set must be (image, label) pairs, found a dict of image, label: wrap the data set",
     ),
     Case(
-        "a data set whose labels are words",
+        "a data set with text labels",
         dataset((PICTURE, "cat")),
         "labels of the data set must be integers, found str of shape (): number the classes from 0",
     ),
     Case(
-        "a data set whose labels are one-hot",
+        "a data set with one-hot labels",
         dataset((PICTURE, torch.eye(3)[0])),
         "labels of the data set must be integers, found Tensor of shape (3,): number the classes from 0",
     ),
@@ -152,7 +152,7 @@ CASES = (
         "normalises its input)",
     ),
     Case(
-        "a data set that fails by itself",
+        "a data set that raises an exception",
         dataset(KeyError("gone")),
         "item 0 of the data set cannot be read (KeyError: 'gone')",
     ),
@@ -162,12 +162,12 @@ CASES = (
         "data given as a tuple must be (train, val), found 3 entries",
     ),
     Case(
-        "a training part with labels, a validation part without",
+        "training images with labels, validation images without",
         lambda: open_data((Numbered(PICTURE), Own(PICTURE))),
         "Numbered: one split has labels and another has none: expected all or none",
     ),
     Case(
-        "training on labels that are not there",
+        "finetune without labels",
         lambda: train(Own(PICTURE, 40)),
         "data Own has no labels, and finetune learns only from labels; expected class folders or (image, label) pairs, or "
         "distil a teacher, which needs none",

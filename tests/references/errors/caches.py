@@ -28,7 +28,7 @@ def manifest(**changes: object) -> None:
 
 CASES = (
     Case(
-        "a cache that is not there",
+        "a cache that does not exist",
         TRAIN,
         "cache is not a cache (no cache.json); create one with: uhkd cache --out cache",
     ),
@@ -51,7 +51,7 @@ CASES = (
         **HAS,
     ),
     Case(
-        "more views than there are",
+        "more views than the cache has",
         f"{TRAIN} --teacher-views 3",
         "teacher_views: expected at most 2, which cache holds, found 3",
         **HAS,
@@ -65,7 +65,7 @@ CASES = (
         **HAS,
     ),
     Case(
-        "a run folder of another teacher",
+        "the run folder of another teacher",
         f"{TRAIN} --teacher run",
         "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "
         "another (uhkd cache):\n"
@@ -73,28 +73,28 @@ CASES = (
         has=("cache", "run"),
     ),
     Case(
-        "a teacher whose weights are damaged",
+        "a teacher with damaged weights",
         f"{TRAIN} --teacher teacher",
         "'teacher/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
         **BOTH,
         make=lambda: write("teacher/model.safetensors", "hello"),
     ),
     Case(
-        "a method that wants what no cache holds",
+        "a method that reads outputs that no cache stores",
         f"{TRAIN} --method fitnet",
         "fitnet needs teacher maps; the cache cache holds logits, embedding, spectra: leave out "
         "--teacher-cache, or choose another method",
         **HAS,
     ),
     Case(
-        "spectra of another radius",
+        "spectra with another radius",
         f"{TRAIN} --settings radius=3",
         "the method needs other spectra than cache holds: radius 3, stored 1 (levels 1 and 2); give the "
         "method the settings of the cache (--settings), or create another cache with those of the method",
         **HAS,
     ),
     Case(
-        "other settings of the spectra",
+        "spectra with other settings",
         f"{TRAIN} --settings form=amplitude",
         "the method needs other spectra than cache holds: channels None, stored 64; form amplitude, stored"
         " pairs; give the method the settings of the cache (--settings), or create another cache with those of the "
@@ -102,7 +102,7 @@ CASES = (
         **HAS,
     ),
     Case(
-        "layers too coarse for spectra",
+        "layers too small for spectra",
         f"{TRAIN} --student-levels 0",
         "feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found"
         " (4, 4) with (2, 2); use larger images, a smaller patch size, or name shallower layers "
@@ -110,7 +110,7 @@ CASES = (
         **HAS,
     ),
     Case(
-        "more views than anybody trains epochs",
+        "too many views",
         f"{CACHE} {DIGITS} --views 1000000000000 --out new",
         "views: expected a value <= 100000, found '1000000000000'",
         has=("teacher",),
@@ -131,7 +131,7 @@ CASES = (
         make=lambda: write(SHARD, Path(SHARD).read_bytes()[:-9]),
     ),
     Case(
-        "a record with another bit",
+        "a record with a changed bit",
         f"{TRAIN} --epochs 2",
         "cache/view-0001/shard-00000.bin is damaged: the checksum of record … (image … of view 1) differs; "
         "rewrite only this shard with: uhkd cache -c cache --out cache",
@@ -139,7 +139,7 @@ CASES = (
         make=lambda: [flip(SHARD, i) for i in range(9, Path(SHARD).stat().st_size, 99)],
     ),
     Case(
-        "checking a cache with a damaged shard",
+        "verifying a cache with a damaged shard",
         "cache verify cache --sample 0",
         "shards of cache that are damaged or missing: 1 (named above); rewrite only these with: "
         "uhkd cache -c cache --out cache",
@@ -147,20 +147,20 @@ CASES = (
         make=lambda: flip(SHARD, 99),
     ),
     Case(
-        "checking a folder that is no cache",
+        "verifying a folder that is not a cache",
         "cache verify images",
         "images is not a cache (no cache.json); create one with: uhkd cache --out images",
         has=("images",),
     ),
     Case(
-        "checking a cache whose teacher is gone",
+        "verifying a cache whose teacher is missing",
         "cache verify cache --device cpu",
         "teacher: unknown model 'teacher': no model has a similar name (`uhkd models` lists all; a run folder or "
         "local-dir:PATH also works)",
         **HAS,
     ),
     Case(
-        "checking a cache against another teacher",
+        "verifying a cache with another teacher",
         "cache verify cache --device cpu --teacher run",
         "the teacher differs from that of cache: teacher: the cache has '…', expected '…'",
         has=("cache", "run"),
@@ -195,7 +195,7 @@ CASES = (
         make=lambda: write("cache/teacher.safetensors", "hello"),
     ),
     Case(
-        "a cache into a folder of something else",
+        "a cache in a folder with other files",
         f"{CACHE} {DIGITS} --out images",
         "images already exists and is not a cache; choose another --out",
         has=("images", "teacher"),
@@ -208,13 +208,13 @@ CASES = (
         make=lambda: write("notes", "hello"),
     ),
     Case(
-        "a cache into a run folder",
+        "a cache in a run folder",
         f"{CACHE} {DIGITS} --out teacher",
         "teacher already exists and is not a cache; choose another --out",
         has=("teacher",),
     ),
     Case(
-        "going on with a cache by other words",
+        "resuming a cache with other options",
         f"{STORE} --seed 3 --mixup 0.2",
         "cache is a cache of another recipe; choose another --out, or use its recipe (-c cache):\n"
         "  view mixup: the cache has 0.0, expected 0.2\n"

@@ -29,14 +29,13 @@ CASES = (
         "pairs: pair is not a recipe of distill (it has no student)",
         pair="model: uhkd/vit_micro\n",
     ),
-    compare("a pair twice", "--pairs pair.yaml pair.yaml", "pairs: expected each once, found pair.yaml, pair.yaml"),
+    compare("a repeated pair", "--pairs pair.yaml pair.yaml", "pairs: expected each once, found pair.yaml, pair.yaml"),
     compare(
         "an unknown method",
         "--methods kd uhkt",
-        "pair by uhkt: unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, dkd, dist, fitnet, "
-        "at, cc, rkd, crd, ofa, rsd, spectralkd, twin_a, twin_b, uhkd)",
+        "pair by uhkt: unknown method 'uhkt'; did you mean 'uhkd'? (known: scratch, kd, …)",
     ),
-    compare("a method twice", "--methods kd kd", "methods: expected each once, found kd, kd"),
+    compare("a repeated method", "--methods kd kd", "methods: expected each once, found kd, kd"),
     compare(
         "more teachers than pairs",
         "--teachers teacher teacher",
@@ -56,18 +55,18 @@ CASES = (
         "recipe of finetune, which is trained first",
     ),
     compare(
-        "a teacher that was stopped",
+        "a teacher whose training was stopped",
         "--teachers stopped",
         "teachers: the run stopped is not finished; resume it, or choose another teacher",
         has=("stopped",),
     ),
     compare(
-        "a changed field that a comparison sets",
+        "an override of a field that the comparison sets",
         "--overrides seed=3",
         "overrides: seed cannot be overridden; the comparison sets it",
     ),
     compare(
-        "a changed field that there is not",
+        "an override of an unknown field",
         "--overrides epocs=3",
         "3 problems:\n"
         "  - pair by scratch: epocs: unknown key; did you mean 'epochs' or 'step_epochs'?\n"
@@ -80,12 +79,12 @@ CASES = (
         "variants: r2 needs 'method: NAME', found ['settings']",
     ),
     compare(
-        "a variant named as a method",
+        "a variant with the name of a method",
         "--variants 'kd={method: dkd}'",
         "variants: kd is a method; choose another name",
     ),
     compare(
-        "a test part that is not there",
+        "a test split that does not exist",
         "--data images --split test --methods scratch",
         "data images has no test split; leave out --split test to compare on the held-out split",
         has=("teacher", "images"),

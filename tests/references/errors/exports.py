@@ -7,44 +7,44 @@ RUN = {"has": ("run",)}
 
 CASES = (
     Case(
-        "exporting a folder that is no run",
+        "exporting a folder that is not a run",
         "export images",
         "'images' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that "
         "finetune or distill wrote",
         has=("images",),
     ),
     Case(
-        "a form that there is not",
+        "an unknown form",
         "export run --to tflite",
         "to: expected safetensors, timm, pt2, onnx, int8 or onnx-int8, found 'tflite'",
         **RUN,
     ),
     Case(
-        "timm's form of a network that is not timm's",
+        "the form timm of a network of another library",
         "export run --to timm",
         "uhkd/resnet10 is no architecture of timm: leave timm out of --to",
         **RUN,
     ),
     Case(
-        "a form that was written before",
+        "a form that exists already",
         "export run --to pt2",
         "run/export/pt2 already exists and is not empty; delete it, or choose another --out",
         **RUN,
         make=lambda: write("run/export/pt2/model.pt2", "hello"),
     ),
     Case(
-        "exporting where the images have moved",
+        "exporting when the images have moved",
         "export run",
         "data images does not exist; give a path, or one of: digits, cifar100",
         **RUN,
     ),
     Case(
-        "8-bit integers that may lose everything and more",
+        "max_drop above 100",
         "export run --to int8 --max-drop 200",
         "max_drop: expected a value <= 100, found '200'",
         **RUN,
     ),
-    Case("pushing to nowhere", "push run", "repo: required but not given (…)", **RUN),
+    Case("pushing without a repository", "push run", "repo: required but not given (…)", **RUN),
     Case(
         "pushing without an owner",
         "push run --repo student --dry-run",
@@ -52,7 +52,7 @@ CASES = (
         **RUN,
     ),
     Case(
-        "pushing to another place than a hub",
+        "pushing to an unknown target",
         "push run --repo me/student --to s3",
         "to: expected hub, found 's3'",
         **RUN,

@@ -22,12 +22,12 @@ CASES = (
         "--quiet and --verbose exclude each other; remove one",
     ),
     Case(
-        "a dry run of what needs none",
+        "--dry-run of a command without it",
         "eval run --dry-run",
         "unknown option --dry-run; commands with it: demo, finetune, distill, cache, compare, export, push",
     ),
     Case(
-        "a shell that is not known",
+        "an unknown shell",
         "completion tcsh",
         "shell: expected bash, zsh or fish, found 'tcsh'",
     ),
@@ -41,21 +41,21 @@ CASES = (
         "finetune --model m --data d --epochs --seed 3",
         "--epochs: needs a value, found none",
     ),
-    Case("a word too many", "finetune --model m --data d junk", "unexpected argument 'junk'"),
+    Case("an extra argument", "finetune --model m --data d junk", "unexpected argument 'junk'"),
     Case(
-        "an option left out",
+        "a missing required option",
         "finetune --model m",
         "data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
         "hfds/NAME or torch/NAME)",
     ),
-    Case("text where a number belongs", "models --max-params small", "max_params: expected a number, found 'small'"),
+    Case("text in place of a number", "models --max-params small", "max_params: expected a number, found 'small'"),
     Case(
         "a setting without a value",
         "distill --teacher t --student s --data d --settings radius",
         "--settings: expected KEY=VALUE, found 'radius'",
     ),
     Case(
-        "a misspelt part of the data",
+        "a misspelt split",
         "eval run --split tes",
         "split: expected auto, val or test, found 'tes'; did you mean 'test'?",
     ),
@@ -75,7 +75,7 @@ CASES = (
         "no network matches 'resnet?x'; expected a name such as timm/resnet18, where * matches any text",
     ),
     Case(
-        "three recipes to compare",
+        "three recipes",
         "recipes a b c",
         "recipes: expected no name (list), one (show) or two (compare), found 3",
     ),

@@ -39,7 +39,9 @@ CASES = (
         make=lambda: pictures("image"),
     ),
     Case(
-        "a name that is nearly built in", f"{FINETUNE} --data digit", "data digit does not exist; did you mean digits?"
+        "a misspelt name of a built-in data set",
+        f"{FINETUNE} --data digit",
+        "data digit does not exist; did you mean digits?",
     ),
     Case(
         "an empty folder",
@@ -75,20 +77,20 @@ CASES = (
         make=lambda: (pictures("images"), Path("images/wasp").mkdir()),
     ),
     Case(
-        "only one class",
+        "a single class",
         TRAIN,
         "images has only one class with training images (ant): expected two or more (images without classes: --unlabelled)",
         make=lambda: pictures("images", ("ant",)),
     ),
     Case(
-        "one image a class, and no val folder",
+        "one image per class, and no val folder",
         TRAIN,
         "images: too few images to take a validation split, only 1 in ant, bee, cat: expected at least 2 in "
         "each class; add images or provide a validation split (val/ folder)",
         make=lambda: pictures("images", count=1),
     ),
     Case(
-        "val without train",
+        "a val folder without a train folder",
         TRAIN,
         "images holds test, val but no train folder: expected train/<class>/<image>",
         make=lambda: parts(val=("ant", "bee"), test=("ant", "bee")),
@@ -101,7 +103,7 @@ CASES = (
         make=lambda: (parts(train=("ant", "bee")), Path("images/val").mkdir()),
     ),
     Case(
-        "a class in val that train lacks",
+        "a class in val that is missing in train",
         TRAIN,
         "images/val has class folders that are not among the classes of images/train: wasp; expected only: ant, bee",
         make=lambda: parts(train=("ant", "bee"), val=("bee", "wasp")),
@@ -113,7 +115,7 @@ CASES = (
         make=lambda: pictures("images"),
     ),
     Case(
-        "a batch cut into single images",
+        "gradient accumulation with one image per part",
         f"{TRAIN} --grad-accum-steps 8",
         "batch_size 8 in 8 parts leaves 1 image a part; batch statistics need at least 2",
         make=lambda: pictures("images"),
@@ -124,24 +126,28 @@ CASES = (
         "train_limit 2 is too small: expected at least 3, one image for each class",
         make=lambda: pictures("images"),
     ),
-    Case("no share held out", f"{FINETUNE} {DIGITS} --val-fraction 0", "val_fraction: expected a value > 0, found '0'"),
     Case(
-        "CIFAR-100 where it is not",
+        "a validation fraction of 0",
+        f"{FINETUNE} {DIGITS} --val-fraction 0",
+        "val_fraction: expected a value > 0, found '0'",
+    ),
+    Case(
+        "CIFAR-100 in another folder",
         f"{FINETUNE} --data cifar100:here",
         "CIFAR-100 not found: expected the folder here/cifar-100-python; unpack the data set's python version"
         " and give cifar100:ROOT, where ROOT is the folder that contains cifar-100-python",
     ),
     Case(
-        "CIFAR-100 that is damaged",
+        "damaged CIFAR-100 files",
         f"{FINETUNE} --data cifar100:.",
         "CIFAR-100 in cifar-100-python is incomplete or damaged (checksums differ): unpack it again",
         make=damaged_cifar,
     ),
     Case(
-        "an image beside the class folders",
+        "an image next to the class folders",
         stray,
         "1 image directly in images, outside the class folders: ignored",
         refused=False,
     ),
-    Case("a folder beside train and val", beside, "folders next to images/train ignored: drafts", refused=False),
+    Case("a folder next to train and val", beside, "folders next to images/train ignored: drafts", refused=False),
 )

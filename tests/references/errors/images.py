@@ -95,7 +95,7 @@ CASES = (
         make=lambda: replaced("png", ""),
     ),
     Case(
-        "a JPEG of which half is missing",
+        "a JPEG cut short",
         TRAIN,
         "image file images/bee/0.jpg cannot be decoded (…): replace or remove it, or train with "
         "--skip-bad-images; the checkpoint of step 0 is kept",
@@ -103,7 +103,7 @@ CASES = (
         make=lambda: cut("jpg", "JPEG"),
     ),
     Case(
-        "a PNG of which half is missing",
+        "a PNG cut short",
         TRAIN,
         "image file images/bee/0.png cannot be decoded (…): replace or remove it, or train with "
         "--skip-bad-images; the checkpoint of step 0 is kept",
@@ -111,7 +111,7 @@ CASES = (
         make=lambda: cut("png", "PNG"),
     ),
     Case(
-        "a tiny file that promises 60000 x 60000 pixels",
+        "a small file that declares 60000 x 60000 pixels",
         TRAIN,
         "image file images/bee/0.png is too large (60,000 x 60,000 pixels, more than the 178,956,970 that are allowed): replace "
         "or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the environment variable "
@@ -140,25 +140,25 @@ CASES = (
         refused=False,
     ),
     Case(
-        "a grey image of 16 bits",
+        "a 16-bit greyscale image",
         lambda: pixel("a.png", Image.fromarray(np.full((2, 4), 51400, np.uint16))),
         "is read as RGB: pixel (200, 200, 200), 4 wide, 2 high",
         refused=False,
     ),
     Case(
-        "a grey TIFF of floats",
+        "a greyscale TIFF of floats",
         lambda: pixel("a.tif", Image.fromarray(np.full((2, 4), 0.4, np.float32))),
         "is read as RGB: pixel (102, 102, 102), 4 wide, 2 high",
         refused=False,
     ),
     Case(
-        "an image of one bit",
+        "a 1-bit image",
         lambda: pixel("a.png", Image.new("1", (4, 2), 1)),
         "is read as RGB: pixel (255, 255, 255), 4 wide, 2 high",
         refused=False,
     ),
     Case(
-        "an image that its EXIF block says to turn",
+        "an image with an EXIF rotation",
         turned,
         "is read as RGB: pixel (200, 100, 50), 2 wide, 4 high",
         refused=False,
@@ -172,7 +172,7 @@ CASES = (
     Case("a transparent image", clear, "is read as RGB: pixel (255, 255, 255), 4 wide, 2 high", refused=False),
     Case("an animated image", moving, "is read as RGB: pixel (255, 0, 0), 4 wide, 2 high", refused=False),
     Case(
-        "an array that is no image",
+        "an array that is not an image",
         lambda: from_any(np.zeros((2, 3, 4, 5), np.uint8)),
         "an image must be grey (H,W) or have 1, 3 or 4 channels, found shape (2, 3, 4, 5)",
     ),

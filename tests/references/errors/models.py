@@ -88,13 +88,13 @@ CASES = (
         make=folder("{"),
     ),
     Case(
-        "a transformers model that classifies no images",
+        "a transformers model that is not an image classifier",
         finetune("transformers/saved"),
         "'saved' has the model type 'bert', which is no image classifier; supported: beit, bit, clip, convnext and others",
         make=folder({"model_type": "bert"}),
     ),
     Case(
-        "a transformers folder of quantised weights",
+        "a transformers folder with quantised weights",
         finetune("transformers/saved"),
         "'saved' has quantised weights, which cannot be trained; use the weights in full precision",
         make=folder(SMALL_VIT | {"quantization_config": {"load_in_8bit": True}}),
@@ -106,7 +106,7 @@ CASES = (
         make=folder(SMALL_VIT),
     ),
     Case(
-        "a transformers folder of pickled weights",
+        "a transformers folder with pickled weights",
         finetune("transformers/saved"),
         "'saved/pytorch_model.bin' was not opened: reading weights of this kind can run code; save them again with "
         "save_pretrained, as "
@@ -131,12 +131,12 @@ CASES = (
         "transformers/vit takes no option 'hidden_siz'; did you mean hidden_size…?",
     ),
     Case(
-        "an option of transformers that would fetch code",
+        "an option of transformers that could download code",
         finetune("transformers/vit", "--options attn_implementation=kernels-community/flash-attn"),
         "transformers/vit: the option attn_implementation is not part of an architecture and could fetch or run code",
     ),
     Case(
-        "an option of transformers that cannot be",
+        "an impossible option of transformers",
         finetune("transformers/vit", "--options hidden_act=nosuch"),
         "transformers/vit cannot be built for images of 16x16 px: …",
     ),
@@ -153,18 +153,18 @@ CASES = (
         "local-dir:PATH also works)",
     ),
     Case(
-        "a path where nothing lies",
+        "a path that does not exist",
         finetune("./runs/teacher"),
         "'runs/teacher' does not exist; its folder 'runs' does not exist either",
     ),
     Case(
-        "a folder that is no run",
+        "a folder that is not a run",
         finetune("./images"),
         "'images' is no run folder of uhkd: give a run folder or a model name; a weights file is given with start",
         has=("images",),
     ),
     Case(
-        "a timm model folder without configuration",
+        "a timm model folder without config.json",
         finetune("local-dir:images"),
         "'images' is no timm model folder: expected config.json and model.safetensors in it",
         has=("images",),
@@ -175,18 +175,18 @@ CASES = (
         "uhkd/vit_micro takes no option 'dept'; did you mean depth, depths?",
     ),
     Case(
-        "an option that cannot be",
+        "an impossible option of the network",
         finetune("uhkd/vit_micro", "--options num_heads=5"),
         "uhkd/vit_micro cannot be built for images of 16x16 px: …",
     ),
     Case(
-        "an option that would open other files",
+        "an option that would read other files",
         finetune("timm/resnet18", "--options checkpoint_path=weights.pth"),
         "timm/resnet18: the option checkpoint_path would read other files or fetch weights; set the weights with start "
         "(--start, --student-start, --teacher-start)",
     ),
     Case(
-        "an image size that the network cannot have",
+        "an image size that the network does not support",
         finetune("timm/test_vit", "--image-size 20"),
         "VisionTransformer cannot process images of 20x20 px: …; timm/test_vit was made for 160x160",
     ),
@@ -214,13 +214,13 @@ CASES = (
         make=lambda: write("w.safetensors", "hello"),
     ),
     Case(
-        "a damaged file of torch",
+        "a damaged PyTorch weights file",
         finetune("uhkd/vit_micro", "--start w.pth"),
         "'w.pth' is no complete torch weights file (…); write, copy or download it again",
         make=lambda: write("w.pth", "hello"),
     ),
     Case(
-        "a weights file that would run code",
+        "a weights file that could run code",
         finetune("uhkd/vit_micro", "--start weights.pth"),
         "'weights.pth' was refused: it contains more than tensors and plain data, and reading it could run code;"
         " save model.state_dict() with safetensors",
@@ -275,7 +275,7 @@ CASES = (
         " run folder (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
     ),
     Case(
-        "a teacher that knows nothing",
+        "a teacher at chance level",
         f"{DISTILL} --teacher teacher {DIGITS}",
         "the teacher teacher is at chance level on these images (…% of 143 right, 10 classes; 95 % interval …% to …%, the "
         "commonest class alone …%); train it first: uhkd finetune --model teacher "
@@ -284,7 +284,7 @@ CASES = (
         has=("teacher",),
     ),
     Case(
-        "a teacher's head of other classes",
+        "a teacher's head with other classes",
         f"{DISTILL} --teacher run --teacher-head keep {DIGITS}",
         "the teacher's head does not fit: it has 3 classes, the data 10; use teacher_head=auto to train a linear probe",
         has=("run",),
@@ -295,7 +295,7 @@ CASES = (
         "Sequential gives 7 classes, expected 10: replace its last layer",
     ),
     Case(
-        "asking again for a finished run whose weights are damaged",
+        "resuming a finished run with damaged weights",
         lambda: own(3, data="images", out="mine", resume=True),
         "'mine/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
         has=("images",),

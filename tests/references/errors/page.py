@@ -12,7 +12,7 @@ _HEAD = """\
 The tests (`tests/cli/test_errors.py`) run every row on real files and compare the message. `…` stands for variable text: a
 number, a path, a message of another library. On the command line a message follows `uhkd COMMAND: error:` on standard error,
 and the exit code is 2. In Python it is the message of a `UhkdError`, a `ValueError`. Rows in italics are not errors: uhkd
-accepts this input, and the row shows what it prints.
+accepts this input, and the row shows the notice that it prints, or what it reads.
 
 Written by `PYTHONPATH=src:tests python -m references.errors.page`.
 """
@@ -22,7 +22,7 @@ def render() -> str:
     """Return the page."""
     parts = [_HEAD]
     for area, cases in AREAS.items():
-        parts.append(f"\n## {area}\n\n| input | message |\n| --- | --- |\n")
+        parts.append(f"\n## {area}\n\n| input | message or result |\n| --- | --- |\n")
         parts += [f"| {case.did} | {_answer(case)} |\n" for case in cases]
     return "".join(parts)
 

@@ -19,26 +19,26 @@ def damage(*names: str) -> None:
 
 CASES = (
     Case(
-        "a run folder that is there",
+        "an existing run folder",
         f"{TRAIN} --out run",
         "run already exists and is not empty; it is a finished run (uhkd eval run): please choose another --out",
         has=("run",),
     ),
     Case(
-        "a run folder of a training that was stopped",
+        "the run folder of a stopped training",
         f"{TRAIN} --out stopped",
         "stopped already exists and is not empty; add --resume to resume it, or choose another --out",
         **STOPPED,
     ),
     Case(
-        "going on with a finished run by other words",
+        "resuming a finished run with other options",
         "finetune -c run --out run --resume --lr 0.1",
         "cannot resume run with another recipe: lr was …, now 0.1; to train its weights further by another recipe, start a new "
         "run: --out NEW --start run",
         has=("run", "images"),
     ),
     Case(
-        "a folder of something else",
+        "a folder with other files",
         f"{TRAIN} --out images",
         "images already exists and is not empty; please choose another --out",
         has=("images",),
@@ -56,30 +56,30 @@ CASES = (
         make=lambda: write("notes", "hello"),
     ),
     Case(
-        "going on where nothing began",
+        "resuming in a folder that does not exist",
         f"{TRAIN} --resume",
         "nothing to resume in new: there is no recipe.yaml; leave out --resume",
     ),
     Case(
-        "going on in a folder of something else",
+        "resuming in a folder with other files",
         f"{TRAIN} --out images --resume",
         "nothing to resume in images: there is no recipe.yaml; leave out --resume",
         has=("images",),
     ),
     Case(
-        "going on with another recipe",
+        "resuming with another recipe",
         f"{GO_ON} --lr 0.1 --seed 3",
         "cannot resume stopped with another recipe: lr was 0.001, now 0.1, seed was 0, now 3",
         **STOPPED,
     ),
     Case(
-        "going on with other images",
+        "resuming with other images",
         f"{GO_ON} --train-limit 30",
         "cannot resume stopped with another recipe: train_limit was 40, now 30",
         **STOPPED,
     ),
     Case(
-        "going on from damaged checkpoints",
+        "resuming from damaged checkpoints",
         GO_ON,
         "no checkpoint in stopped/checkpoints can be used: step-10: tensors.safetensors differs from its "
         "checksum. Restore one from a backup, delete the folder and start again with --resume, or start "
@@ -88,7 +88,7 @@ CASES = (
         make=lambda: damage("tensors.safetensors"),
     ),
     Case(
-        "going on from checkpoints without checksums",
+        "resuming from checkpoints without checksums",
         GO_ON,
         "no checkpoint in stopped/checkpoints can be used: step-10: …. Restore one from a backup, delete "
         "the folder and start again with --resume, or start another run with another --out",
@@ -96,27 +96,27 @@ CASES = (
         make=lambda: [f.unlink() for f in Path("stopped").rglob("SHA256SUMS")],
     ),
     Case(
-        "going on by a damaged recipe",
+        "resuming with a damaged recipe",
         GO_ON,
         "stopped/recipe.yaml is damaged or was not written by uhkd: no YAML of plain data (…)",
         **STOPPED,
         make=lambda: write("stopped/recipe.yaml", "{"),
     ),
     Case(
-        "going on by a recipe with a tag that does not fit",
+        "resuming with a YAML tag that does not fit its value",
         GO_ON,
         "stopped/recipe.yaml is damaged or was not written by uhkd: no YAML of plain data (…)",
         **STOPPED,
         make=lambda: write("stopped/recipe.yaml", "flip: !!bool perhaps\n"),
     ),
     Case(
-        "measuring a run that was stopped",
+        "evaluating a run that is not finished",
         "eval stopped",
         "the run 'stopped' is not finished: run its command again with --resume",
         **STOPPED,
     ),
     Case(
-        "a recipe from a run folder, written to that very folder",
+        "a recipe from a run folder, with that folder as output",
         "finetune -c run --out run",
         "run already exists and is not empty; it is a finished run (uhkd eval run): please choose another --out",
         has=("run",),

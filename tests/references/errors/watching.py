@@ -24,13 +24,13 @@ CASES = (
         make=lambda: Path("runs").mkdir(),
     ),
     Case(
-        "watching nothing",
+        "watching without a folder",
         "watch",
         "run: required but not given (run folder, or a folder of runs, such as a comparison)",
     ),
-    Case("looking too often", "watch runs --every 0", "every: expected a value >= 0.1, found '0'"),
+    Case("an interval that is too short", "watch runs --every 0", "every: expected a value >= 0.1, found '0'"),
     Case(
-        "a logger that is not known",
+        "an unknown logger",
         f"{FINETUNE} {DIGITS} --log tensorbord",
         "log: expected tensorboard, wandb or mlflow, found 'tensorbord'; did you mean 'tensorboard'?",
     ),
@@ -40,7 +40,7 @@ CASES = (
         "log wandb: the package wandb is missing: pip install 'uhkd[wandb]'",
     ),
     Case(
-        "a logger's folder that is a link",
+        "a logger's folder that is a symbolic link",
         f"finetune --model uhkd/resnet10 --options channels=[4,4,8,8] --device cpu --precision fp32 --workers 0 --image-size 16 "
         f"--epochs 2 --batch-size 8 {DIGITS} --out stopped --resume --log tensorboard",
         "stopped/tensorboard is a link to another place, where uhkd would write and delete: put a folder there, or choose "

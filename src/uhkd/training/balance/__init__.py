@@ -61,7 +61,7 @@ def make_balance(
     if isinstance(checked, CapSettings):
         if not labels:
             raise UhkdError(
-                "balance cap compares with the gradient of the labels' term, and these images have no labels"
+                "balance cap compares with the gradient of the cross-entropy, and these images have no labels"
             )
         return Cap(groups, checked)
     return Famo(groups, checked) if isinstance(checked, FamoSettings) else Balance(groups, (name, name))

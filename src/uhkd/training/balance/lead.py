@@ -117,9 +117,9 @@ class Lead(Factors):
         for kind in sorted({(group - 1) % 2 for group in self.used_groups}):
             name, gate, power, fall = kinds[kind]
             opened = "lead" if gate == 1 else f"min(1, lead / {gate:g})"
-            parts = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.has_accuracy) and power else []
-            parts += [f"a {fall} fall"] if fall != "constant" else []
-            lines.append(f"balance: weights of {name} x {' x '.join(parts) or '1'}")
+            factors = [opened if power == 1 else f"{opened}^{power:g}"] if any(self.has_accuracy) and power else []
+            factors += [f"{fall} decrease to 0"] if fall != "constant" else []
+            lines.append(f"balance: {' * '.join([f'{name}: weight', *factors])}")
         if unmeasured := [str(index + 1) for index, measured in enumerate(self.has_accuracy) if not measured]:
             which = "the teacher" if len(self.has_accuracy) == 1 else f"teacher {' and '.join(unmeasured)}"
             lines.append(f"{which} has no logits of these classes: its lead is not measured and counts as 1")
