@@ -530,13 +530,15 @@ def test_missing_feature_maps_are_refused_before_a_training(side: str, monkeypat
     class ReadsMaps(DistillationLoss):
         def __init__(self, shapes: PairShapes, weights: Mapping[str, float] | None = None) -> None:
             super().__init__(weights)
-            self.needs = Requirements(**{side: frozenset({"maps"})})
+            maps = frozenset({"maps"})
+            self.needs = Requirements(student=maps) if side == "student" else Requirements(teacher=maps)
 
         def forward(self, student: NetworkOutput, teacher: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
             return {}
 
     monkeypatch.setattr(factory, "method_class", lambda name: ReadsMaps)
-    without = replace(SMALL, **{side: OutputShapes((), 4, CLASSES)})
+    none = OutputShapes((), 4, CLASSES)
+    without = replace(SMALL, student=none) if side == "student" else replace(SMALL, teacher=none)
     with pytest.raises(UhkdError, match=f"kd needs {side} maps, and the {side} has none"):
         build_losses("kd", without)
     build_losses("kd", SMALL)
