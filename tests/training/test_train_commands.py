@@ -252,7 +252,7 @@ def test_a_tapped_model_of_ones_own(teacher: uhkd.Result, tmp_path: Path):
     assert result.student is bare
     assert result.run.read_config()["levels"] == ["first", "second"]
     wrong = wrap_module(Net(4), num_classes=4, image_size=16, levels=["first"])
-    with pytest.raises(ValueError, match="gives 4 classes, the data has 10"):
+    with pytest.raises(ValueError, match="Net gives 4 classes, expected 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": wrong})
     with pytest.raises(ValueError, match="Net gives 4 classes, expected 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": Net(4)})

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import first_tensor
-from uhkd.models.pretrained import first_line
 
 _LARGEST_BATCH = 1024
 

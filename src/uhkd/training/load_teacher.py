@@ -37,8 +37,6 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     """
     assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels
-    if isinstance(module, FeatureExtractor):
-        return module
     if module is not None:
         size = native_size_of(module) or inputs.data.native_size
         return wrap_module(module, num_classes=None, image_size=size, levels=levels)
@@ -54,10 +52,10 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     start = inputs.start_of(recipe.teacher, start)
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
-    except ValueError as error:
+    except UhkdError as error:
         hint = ""
         if "start=" in str(error) and not recipe.teacher_start:
-            hint = " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
+            hint = "; for a teacher: --teacher-start, or --teacher with a run folder"
         raise UhkdError(f"teacher: {error}{hint}") from error
 
 

@@ -72,7 +72,7 @@ CASES = (
     Case(
         "a misspelt family of transformers",
         finetune("transformers/convnex"),
-        "unknown model 'transformers/convnex': did you mean transformers/convnext, …? (`uhkd models "
+        "transformers has no family 'convnex' of image classifiers; did you mean 'convnext'…? (`uhkd models "
         "'transformers/*'` lists the families; a folder written by save_pretrained or a hub name OWNER/MODEL also works)",
     ),
     Case(
@@ -123,12 +123,13 @@ CASES = (
         "pretrained weights of a family of transformers",
         finetune("transformers/vit", "--start pretrained"),
         "pretrained weights of transformers/vit are not available (a family has none; name a model of the hub); "
-        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
+        "without an internet connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
+        "or a run folder",
     ),
     Case(
         "an unknown option of a family of transformers",
         finetune("transformers/vit", "--options hidden_siz=8"),
-        "transformers/vit takes no option 'hidden_siz'; did you mean hidden_size…?",
+        "transformers/vit takes no option 'hidden_siz'; did you mean 'hidden_size'…?",
     ),
     Case(
         "an option of transformers that would fetch code",
@@ -155,12 +156,13 @@ CASES = (
     Case(
         "a path where nothing lies",
         finetune("./runs/teacher"),
-        "'runs/teacher' does not exist; its folder 'runs' does not exist either",
+        "no such folder: ./runs/teacher; give a folder that finetune or distill wrote",
     ),
     Case(
         "a folder that is no run",
         finetune("./images"),
-        "'images' is no run folder of uhkd: give a run folder or a model name; a weights file is given with start",
+        "'./images' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that finetune or distill "
+        "wrote",
         has=("images",),
     ),
     Case(
@@ -172,7 +174,7 @@ CASES = (
     Case(
         "an unknown option of the network",
         finetune("uhkd/vit_micro", "--options dept=3"),
-        "uhkd/vit_micro takes no option 'dept'; did you mean depth, depths?",
+        "uhkd/vit_micro takes no option 'dept'; did you mean 'depth' or 'depths'?",
     ),
     Case(
         "an option that cannot be",
@@ -193,14 +195,13 @@ CASES = (
     Case(
         "an unknown layer",
         finetune("uhkd/resnet10", "--levels layer1 layer9"),
-        "ResNet has no layer 'layer9'; nearest layers: layer4, layer3, layer2, layer1 (… in all)",
+        "ResNet has no layer 'layer9'; did you mean 'layer4', 'layer3', 'layer2' or 'layer1'? (… in all)",
     ),
     Case(
         "pretrained weights of a network that has none",
         finetune("uhkd/vit_micro", "--start pretrained"),
-        "pretrained weights of uhkd/vit_micro are not available (the small variants of uhkd have none); without a "
-        "network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run "
-        "folder",
+        "pretrained weights of uhkd/vit_micro are not available (the networks uhkd/... have none); without an internet "
+        "connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
     ),
     Case(
         "a weights file that does not exist",
@@ -270,9 +271,9 @@ CASES = (
     Case(
         "a teacher without pretrained weights",
         f"{DISTILL} --teacher uhkd/vit_tiny {DIGITS}",
-        "teacher: pretrained weights of uhkd/vit_tiny are not available (the small variants of uhkd have none); "
-        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a"
-        " run folder (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
+        "teacher: pretrained weights of uhkd/vit_tiny are not available (the networks uhkd/... have none); "
+        "without an internet connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
+        "or a run folder; for a teacher: --teacher-start, or --teacher with a run folder",
     ),
     Case(
         "a teacher that knows nothing",
