@@ -337,6 +337,18 @@ def test_a_teacher_at_chance_is_refused_with_advice_unless_it_is_wanted(tmp_path
     assert result.run.read_result()["teacher_metrics"]["accuracy"] < 0.2
 
 
+def test_a_teacher_whose_outputs_have_another_order_is_refused_with_the_cause(teacher: uhkd.Result, tmp_path: Path):
+    module = load_run(teacher.run.path).module
+    head = module.get_submodule("fc")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    with pytest.raises(
+        ValueError, match=r"check that output k is the k-th class of the data \(0, 1, 2 and 7 more\); else"
+    ):
+        uhkd.distill(**pupil("", tmp_path / "run", method="kd") | {"teacher": module})
+
+
 def test_a_named_teacher_at_random_is_refused_too(tmp_path: Path):
     start = {"teacher_start": "random", "teacher_options": VIT | {"num_classes": 10, "depth": 1}, "method": "kd"}
     with pytest.raises(ValueError, match="chance level"):

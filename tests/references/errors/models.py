@@ -29,11 +29,23 @@ def pickled() -> None:
     write("weights.pth", pickle.dumps(Bomb()))
 
 
+SHORT = {name: word for name, word in WORDS.items() if name != "options"}
+
+
 def own(classes: int, **words: object) -> object:
     """Training a network of one's own of so many outputs."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
-    words = {name: word for name, word in WORDS.items() if name != "options"} | {"out": "new"} | words
+    words = SHORT | {"out": "new"} | words
     return uhkd.finetune(model=module, **words)
+
+
+def in_another_order() -> nn.Module:
+    """The trained network of a run, its last layer's outputs in another order."""
+    module = uhkd.load_run("run").module
+    with torch.no_grad():
+        for parameter in module.get_submodule("fc").parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    return module
 
 
 def finished() -> None:
@@ -283,6 +295,13 @@ CASES = (
         "--data digits --out DIR, then --teacher DIR (or use it anyway "
         "with --allow-weak-teacher)",
         has=("teacher",),
+    ),
+    Case(
+        "a trained module whose outputs have another order than the classes",
+        lambda: uhkd.distill(teacher=in_another_order(), student="uhkd/vit_micro", data="images", out="new", **SHORT),
+        "the teacher module/ResNet is at chance level on these images (…); if it is trained already, check that output k is "
+        "the k-th class of the data (ant, bee, cat); else train it first: uhkd finetune --model module/ResNet …",
+        has=("images", "run"),
     ),
     Case(
         "a teacher's head of other classes",
