@@ -18,7 +18,7 @@ import torchvision
 import uhkd
 from uhkd.__main__ import main
 from uhkd.models.cifar_variants import PARAMETERS, VARIANTS
-from uhkd.models.factories import build
+from uhkd.models.factories import build_module
 from uhkd.models.listing import _registered, may_exist
 from uhkd.models.names import ModelName
 
@@ -137,7 +137,7 @@ def test_a_name_is_out_of_the_question_only_where_no_function_has_it(monkeypatch
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_noted_parameters_are_those_of_the_network(name: str):
-    module = build(ModelName("uhkd", name), size=None, num_classes=None, options={}, pretrained=False).module
+    module = build_module(ModelName("uhkd", name), size=None, num_classes=None, options={}, pretrained=False).module
     assert sum(p.numel() for p in module.parameters()) == PARAMETERS[name]
     assert list(PARAMETERS) == list(VARIANTS)
 

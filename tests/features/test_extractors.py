@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from references.contracts import ALL, check_contract
 from uhkd.features import FeatureExtractor
 from uhkd.features.selection import choose, evenly
-from uhkd.features.tensor_layout import Layout, infer
+from uhkd.features.tensor_layout import TensorLayout, infer
 from uhkd.features.timm_extractor import TimmExtractor
 from uhkd.models import create
 from uhkd.models.cifar_variants import VARIANTS
@@ -201,21 +201,6 @@ def test_hand_written_tokens(prefix: int, size: tuple[int, int], sequence_first:
     check_contract(tapped, batch=3)
 
 
-def test_prefix_tokens_can_be_told() -> None:
-    # 4x4 cells + 9 tokens is also a 5x5 grid: only the user can know.
-    class Bare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(6, 6)
-            self.head = nn.Linear(6, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.nn.functional.adaptive_avg_pool2d(x, (5, 5)).flatten(2).transpose(1, 2).repeat(1, 1, 2)
-            return self.head(self.layer(x).mean(1))
-
-    assert FeatureExtractor(Bare(), input_size=(32, 32), levels=["layer"], prefix_tokens=9).shapes.maps == ((6, 4, 4),)
-
-
 def test_layers_overwritten_in_place_are_read_before() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
@@ -354,21 +339,21 @@ def test_choices() -> None:
 @pytest.mark.parametrize(
     ("shape", "size", "expected"),
     [
-        ((2, 64, 14, 14), (224, 224), Layout("nchw", (14, 14))),
-        ((2, 14, 14, 64), (224, 224), Layout("nhwc", (14, 14))),
-        ((2, 64, 13, 13), (224, 224), Layout("nchw", (13, 13))),
-        ((2, 7, 14, 64), (112, 224), Layout("nhwc", (7, 14))),
-        ((2, 197, 192), (224, 224), Layout("tokens", (14, 14), 1)),
-        ((2, 201, 192), (224, 224), Layout("tokens", (14, 14), 5)),
-        ((2, 49, 192), (224, 224), Layout("tokens", (7, 7), 0)),
-        ((2, 99, 192), (112, 224), Layout("tokens", (7, 14), 1)),
-        ((197, 2, 192), (224, 224), Layout("tokens_first", (14, 14), 1)),
-        ((2, 300, 49), (224, 224), Layout("channels_tokens", (7, 7), 0)),
+        ((2, 64, 14, 14), (224, 224), TensorLayout("nchw", (14, 14))),
+        ((2, 14, 14, 64), (224, 224), TensorLayout("nhwc", (14, 14))),
+        ((2, 64, 13, 13), (224, 224), TensorLayout("nchw", (13, 13))),
+        ((2, 7, 14, 64), (112, 224), TensorLayout("nhwc", (7, 14))),
+        ((2, 197, 192), (224, 224), TensorLayout("tokens", (14, 14), 1)),
+        ((2, 201, 192), (224, 224), TensorLayout("tokens", (14, 14), 5)),
+        ((2, 49, 192), (224, 224), TensorLayout("tokens", (7, 7), 0)),
+        ((2, 99, 192), (112, 224), TensorLayout("tokens", (7, 14), 1)),
+        ((197, 2, 192), (224, 224), TensorLayout("tokens_first", (14, 14), 1)),
+        ((2, 300, 49), (224, 224), TensorLayout("channels_tokens", (7, 7), 0)),
         ((2, 10), (224, 224), None),
         ((8, 49, 96), (224, 224), None),
     ],
 )
-def test_layouts_from_shapes(shape: tuple[int, ...], size: tuple[int, int], expected: Layout | None) -> None:
+def test_layouts_from_shapes(shape: tuple[int, ...], size: tuple[int, int], expected: TensorLayout | None) -> None:
     assert infer(shape, 2, size) == expected
 
 
@@ -376,9 +361,9 @@ def test_layouts_from_shapes(shape: tuple[int, ...], size: tuple[int, int], expe
 
 
 def test_unknown_tap_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no layer 'layr3'; nearest layers: layer3"):
+    with pytest.raises(ValueError, match=r"no layer 'layr3'; did you mean 'layer3'"):
         create("timm/test_resnet", num_classes=5, image_size=64, levels=["layr3"])
-    with pytest.raises(ValueError, match=r"no layer 'ones'; nearest layers: one"):
+    with pytest.raises(ValueError, match=r"no layer 'ones'; did you mean 'one'"):
         FeatureExtractor(Pyramid(), input_size=(16, 16), levels=["ones"])
 
 

@@ -7,6 +7,7 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import timm
@@ -14,9 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from uhkd.errors import UhkdError
+from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig, create, load_run, load_state, model_names, wrap_module
 from uhkd.models.weights import head_names
+from uhkd.recipe import DistillRecipe
 from uhkd.runs import RunFolder
+from uhkd.training.inputs import Inputs
+from uhkd.training.load_teacher import load_teacher
 
 
 def write_run(folder: Path, tapped: Any) -> Path:
@@ -68,11 +74,22 @@ def test_a_name_without_library_is_timm() -> None:
 def test_paths_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "weights.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"techer' does not exist; nearest in .*: teacher"):
+    with pytest.raises(ValueError, match="techer; give a folder that finetune or distill wrote"):
         create(str(tmp_path / "techer"), num_classes=5)
-    with pytest.raises(ValueError, match="is no run folder of uhkd"):
+    with pytest.raises(ValueError, match="is no run folder of uhkd: it lacks"):
         create(str(tmp_path / "teacher"), num_classes=5)
-    with pytest.raises(ValueError, match=r"is a file: .* a weights file is given with start"):
+    (tmp_path / "teacher" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no such folder: .*techer; did you mean .*teacher\?"):
+        create(str(tmp_path / "techer"), num_classes=5)
+    with pytest.raises(
+        ValueError, match=r"teacher' is no run folder of uhkd; for a timm model folder write 'local-dir:"
+    ):
+        create(str(tmp_path / "teacher"), num_classes=5)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").write_text("model: uhkd/vit_micro\ndata: digits\n")
+    with pytest.raises(ValueError, match=r"begun' is not finished: run its command again with --resume"):
+        create(str(tmp_path / "begun"), num_classes=5)
+    with pytest.raises(ValueError, match=r"is a file: give a run folder \(an option start takes weights files"):
         create(str(tmp_path / "weights.pt"), num_classes=5)
     with pytest.raises(ValueError, match="is no timm model folder"):
         create(f"local-dir:{tmp_path}", num_classes=5)
@@ -108,8 +125,13 @@ def test_the_own_size_and_normalisation_are_used() -> None:
         ("uhkd/vit_micro", {"image_size": (32, 32, 3)}, "image_size must be one or two positive numbers"),
         ("torchvision/inception_v3", {"image_size": 32}, "cannot process images of 32x32 px"),
         ("torchvision/vit_b_16", {"image_size": (32, 64)}, "takes only square images"),
-        ("timm/vit_tiny_patch16_224", {"options": {"dept": 2}}, r"takes no option 'dept'; did you mean depth"),
-        ("uhkd/vit_micro", {"options": {"embed_dims": 2}}, r"takes no option 'embed_dims'; did you mean embed_dim"),
+        ("timm/vit_tiny_patch16_224", {"options": {"dept": 2}}, r"takes no option 'dept'; did you mean 'depth'"),
+        ("uhkd/vit_micro", {"options": {"embed_dims": 2}}, r"takes no option 'embed_dims'; did you mean 'embed_dim'"),
+        (
+            "timm/vit_tiny_patch16_224",
+            {"options": {"img_size": [32, 32, 3]}},
+            "img_size must be one or two positive numbers",
+        ),
         ("timm/resmlp_12_224", {"options": {"num_blocks": 2}}, "sets this option itself"),
         ("uhkd/vit_micro", {"num_classes": -1}, "num_classes must be at least 1"),
         ("torchvision/squeezenet1_0", {"num_classes": 0}, "cannot be built without a head"),
@@ -346,9 +368,37 @@ def test_wrap(tmp_path: Path) -> None:
         wrap_module(Own(5), num_classes=6, image_size=32)
     with pytest.raises(ValueError, match="holds a module of your own"):
         load_run(write_run(tmp_path / "run", tapped))
+    bare = FeatureExtractor(Own(5), input_size=(32, 32))
+    assert wrap_module(bare, num_classes=5) is bare and bare.config.name == "module/Own"
+    with pytest.raises(ValueError, match="Own gives 5 classes, expected an embedding: build it with num_classes=0"):
+        wrap_module(bare, num_classes=0)
     body = wrap_module(Own(0), num_classes=0, image_size=(32, 48))
     assert (body.shapes.logits, body.shapes.embedding) == (None, 8)
     assert body(torch.rand(2, 3, 32, 48), frozenset({"embedding"})).embedding.shape == (2, 8)
+
+
+# Bugs.
+
+
+def test_a_bug_is_not_shown_as_a_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any, **__: Any) -> Any:
+        raise ValueError("bug")
+
+    run = write_run(tmp_path / "run", create("uhkd/resnet10", num_classes=4, image_size=16))
+    recipe = DistillRecipe(teacher="uhkd/vit_tiny", student="uhkd/vit_micro", data="digits", teacher_start="random")
+    inputs = create_autospec(Inputs, instance=True)
+    inputs.start_of.return_value = "random"
+    actions = (
+        ("uhkd.models.build.ModelConfig.from_json", lambda: load_run(run)),
+        ("uhkd.features.extractor.build_timm_extractor", lambda: create("uhkd/resnet10", num_classes=4)),
+        ("uhkd.training.load_teacher.create", lambda: load_teacher(recipe, None, inputs)),
+    )
+    for target, act in actions:
+        with monkeypatch.context() as patched:
+            patched.setattr(target, bug)
+            with pytest.raises(ValueError, match="bug") as caught:
+                act()
+            assert not isinstance(caught.value, UhkdError), target
 
 
 # Pretrained weights without a network.

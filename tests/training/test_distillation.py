@@ -200,7 +200,7 @@ def test_misuse_is_told_in_one_line() -> None:
         ),
         (r"labels must be 0 to 9 \(num_classes is 10\), found 5 to 12", lambda: made("kd")(x, y + 5)),
         ("mean and std belong together", lambda: made(mean=(0.5, 0.5, 0.5))),
-        ("the student gives 10 classes, num_classes is 7", lambda: uhkd.Distillation(None, teacher(), num_classes=7)),
+        ("ResNet gives 10 classes, expected 7", lambda: uhkd.Distillation(None, teacher(), num_classes=7)),
         ("method 'uhkd' needs a teacher", lambda: uhkd.Distillation(None, "uhkd/vit_micro", **WORDS)),
         ("unknown method 'uhk'", lambda: made("uhk")),
     ]

@@ -252,7 +252,7 @@ def test_a_tapped_model_of_ones_own(teacher: uhkd.Result, tmp_path: Path):
     assert result.student is bare
     assert result.run.read_config()["levels"] == ["first", "second"]
     wrong = wrap_module(Net(4), num_classes=4, image_size=16, levels=["first"])
-    with pytest.raises(ValueError, match="gives 4 classes, the data has 10"):
+    with pytest.raises(ValueError, match="Net gives 4 classes, expected 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": wrong})
     with pytest.raises(ValueError, match="Net gives 4 classes, expected 10"):
         uhkd.distill(**pupil(teacher, tmp_path / "wrong") | {"student": Net(4)})
@@ -335,6 +335,18 @@ def test_a_teacher_at_chance_is_refused_with_advice_unless_it_is_wanted(tmp_path
     assert not (tmp_path / "run").exists()
     result = uhkd.distill(**words, allow_weak_teacher=True)
     assert result.run.read_result()["teacher_metrics"]["accuracy"] < 0.2
+
+
+def test_a_teacher_whose_outputs_have_another_order_is_refused_with_the_cause(teacher: uhkd.Result, tmp_path: Path):
+    module = load_run(teacher.run.path).module
+    head = module.get_submodule("fc")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    with pytest.raises(
+        ValueError, match=r"check that output k is the k-th class of the data \(0, 1, 2 and 7 more\); else"
+    ):
+        uhkd.distill(**pupil("", tmp_path / "run", method="kd") | {"teacher": module})
 
 
 def test_a_named_teacher_at_random_is_refused_too(tmp_path: Path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uhkd.console import log_info, print_result
 from uhkd.errors import UhkdError
 from uhkd.models.cifar_variants import PARAMETERS
-from uhkd.models.names import model_names, parse
+from uhkd.models.names import model_names, parse_name
 from uhkd.recipe.arguments import ModelsArguments
 
 
@@ -61,17 +61,17 @@ def count_parameters(name: str) -> int | None:
 
     The numbers of uhkd's networks are constants; others are built on the meta device (no memory, no random numbers).
     """
-    reference = parse(name)
+    reference = parse_name(name)
     if reference.library == "uhkd":
         return PARAMETERS[reference.name]
     import torch
     import torchvision
 
-    from uhkd.models.factories import build
+    from uhkd.models.factories import build_module
 
     try:
         with torch.device("meta"):
-            module = build(reference, size=None, num_classes=None, options={}, pretrained=False).module
+            module = build_module(reference, size=None, num_classes=None, options={}, pretrained=False).module
     except (ValueError, RuntimeError, NotImplementedError):
         if reference.library != "torchvision":
             return None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uhkd.features.introspection import first_tensor, output_hooks
 from uhkd.features.selection import choose, evenly
-from uhkd.features.tensor_layout import Layout, infer, is_ambiguous
+from uhkd.features.tensor_layout import TensorLayout, infer, is_ambiguous
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LayerOutput:
     kind: type[nn.Module]
     leaf: bool
     shape: tuple[int, ...]
-    layout: Layout | None = None
+    layout: TensorLayout | None = None
 
 
 def trace(module: nn.Module, image: Tensor) -> tuple[list[LayerOutput], Tensor | None, str | None]:
@@ -44,15 +44,17 @@ def trace(module: nn.Module, image: Tensor) -> tuple[list[LayerOutput], Tensor |
     return list(traced.values()), output, classifier
 
 
-def with_layouts(traced: list[LayerOutput], image: Tensor, prefix_tokens: int | None) -> list[LayerOutput]:
+def with_layouts(traced: list[LayerOutput], image: Tensor) -> list[LayerOutput]:
     """Return the outputs with their layouts; an ambiguous output gets the axis order of most unambiguous ones."""
     batch, size = image.shape[0], (int(image.shape[2]), int(image.shape[3]))
     clear = [item for item in traced if len(item.shape) == 4 and not is_ambiguous(item.shape, size)]
     layouts = [layout for item in clear if (layout := infer(item.shape, batch, size)) is not None]
     known = {layout.grid: 0 for layout in layouts if layout.grid != (1, 1)}
     channels_last = sum(layout.kind == "nhwc" for layout in layouts) * 2 > len(layouts)
-    options: dict[str, Any] = {"prefix_tokens": prefix_tokens, "known": known, "channels_last": channels_last}
-    return [replace(item, layout=infer(item.shape, batch, size, **options)) for item in traced]
+    return [
+        replace(item, layout=infer(item.shape, batch, size, known=known, channels_last=channels_last))
+        for item in traced
+    ]
 
 
 def default_layers(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features.hook_extractor import HookExtractor, build_hook_extractor
 from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, side_effect_free
 from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes
-from uhkd.features.selection import Levels
+from uhkd.features.selection import LayerSelection
 from uhkd.features.timm_extractor import TimmExtractor, build_timm_extractor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +40,6 @@ class FeatureExtractor(nn.Module):
         std: likewise.
         interpolation: "bilinear" or "bicubic", for resizing; others become "bicubic".
         levels: number of layers to choose (fewer if the network has fewer; 0: none), or the layers: names, or indices.
-        prefix_tokens: number of leading tokens that are no image cells; None: inferred.
         head: whether the output of the module is class scores; False: an embedding.
 
     Raises:
@@ -59,8 +59,7 @@ class FeatureExtractor(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         interpolation: str = "bicubic",
-        levels: Levels = 4,
-        prefix_tokens: int | None = None,
+        levels: LayerSelection = 4,
         head: bool = True,
     ) -> None:
         super().__init__()
@@ -82,7 +81,7 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("_mean", torch.tensor(self.mean, device=device).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std, device=device).view(1, -1, 1, 1), persistent=False)
         with side_effect_free(module):
-            self._reader, self.shapes = self._measure(levels, prefix_tokens, head)
+            self._reader, self.shapes = self._measure(levels, head)
         small = [n for n, s in zip(self.levels, self.shapes.maps, strict=True) if min(s[1:]) < SMALLEST_GRID]
         if small:
             height, width = self.input_size
@@ -159,27 +158,21 @@ class FeatureExtractor(nn.Module):
             mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
             return ((image - mean) / std).to(dtype_of(self.module))
 
-    def _measure(
-        self, levels: Levels, prefix_tokens: int | None, head: bool
-    ) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
+    def _measure(self, levels: LayerSelection, head: bool) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
         """Return the first extractor whose logits equal those of the forward pass, and the output shapes."""
         image = self._prepare(probe_images(self.input_size, device_of(self.module)))
         owner, (height, width) = type(self.module).__name__, self.input_size
         try:
             plain = first_tensor(self.module(image))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UnsupportedImageSize(
-                f"{owner} cannot process images of {height}x{width} px: {reason.rstrip('.')}"
-            ) from error
-        reader: TimmExtractor | HookExtractor | None = None
-        if prefix_tokens is None:
-            try:
-                reader = build_timm_extractor(self.module, image, plain, levels, head=head)
-            except ValueError:  # not one of timm's layers, but it can be another submodule
-                reader = None
+            reason = first_line(error).rstrip(".")
+            raise UnsupportedImageSize(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
+        try:
+            reader = build_timm_extractor(self.module, image, plain, levels, head=head)
+        except UhkdError:  # not one of timm's layers, but it can be another submodule
+            reader = None
         if reader is None:
-            reader = build_hook_extractor(self.module, image, levels, prefix_tokens=prefix_tokens, head=head)
+            reader = build_hook_extractor(self.module, image, levels, head=head)
         available = {"maps": bool(reader.levels), "logits": reader.has_logits, "embedding": reader.has_embedding}
         output = reader.read(self.module, image, frozenset(field for field, has in available.items() if has))
         maps = tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in output.maps or ())

@@ -10,8 +10,8 @@ from uhkd.errors import UhkdError
 from uhkd.features.discovery import LayerOutput, default_layers, trace, with_layouts
 from uhkd.features.introspection import first_tensor, output_hooks
 from uhkd.features.outputs import NetworkOutput
-from uhkd.features.selection import Levels, find_layers
-from uhkd.features.tensor_layout import Layout
+from uhkd.features.selection import LayerSelection, find_layers
+from uhkd.features.tensor_layout import TensorLayout
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class HookExtractor:
     """
 
     levels: tuple[str, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TensorLayout, ...]
     classifier: str | None
     has_logits: bool
     output_is_embedding: bool
@@ -68,7 +68,7 @@ class HookExtractor:
 
 
 def build_hook_extractor(
-    module: nn.Module, image: Tensor, levels: Levels, *, prefix_tokens: int | None, head: bool = True
+    module: nn.Module, image: Tensor, levels: LayerSelection, *, head: bool = True
 ) -> HookExtractor:
     """Return an extractor for any module, with layouts from the shapes of one forward pass of the probe image.
 
@@ -76,7 +76,7 @@ def build_hook_extractor(
         UhkdError: if no layer gives a map on a grid, or for an unknown layer; the message lists candidates.
     """
     traced, output, classifier = trace(module, image)
-    traced = with_layouts(traced, image, prefix_tokens)
+    traced = with_layouts(traced, image)
     usable = [item for item in traced if item.layout is not None]
     if levels == 0:
         chosen: list[LayerOutput] = []

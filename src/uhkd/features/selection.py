@@ -1,11 +1,12 @@
 """Selection of the layers to match, from names and grids alone."""
 
-import difflib
 from collections.abc import Sequence
 
 from uhkd.errors import UhkdError
+from uhkd.recipe.errors import did_you_mean
 
-Levels = int | Sequence[int | str]
+LayerSelection = int | Sequence[int | str]
+"""A number of layers to choose, or the layers: names, or indices (negative: from the end)."""
 
 
 def evenly(count: int, wanted: int) -> tuple[int, ...]:
@@ -46,7 +47,7 @@ def find_layers(requested: Sequence[int | str], names: Sequence[Sequence[str]], 
         elif isinstance(item, str) and item in lookup:
             indices.add(lookup[item])
         else:
-            near = difflib.get_close_matches(str(item), list(lookup), n=4, cutoff=0.4)
-            near = near or [aliases[0] for aliases in names][-6:]
-            raise UhkdError(f"{owner} has no layer {item!r}; nearest layers: {', '.join(near)} ({len(names)} in all)")
+            last = ", ".join(aliases[0] for aliases in names[-6:])
+            hint = did_you_mean(str(item), lookup, 4) or f"; its last layers: {last}"
+            raise UhkdError(f"{owner} has no layer {item!r}{hint} ({len(names)} in all)")
     return tuple(sorted(indices))

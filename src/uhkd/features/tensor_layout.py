@@ -14,7 +14,7 @@ MAX_PREFIX = 16
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Axis order of a tensor, its grid (H,W) and the number of leading tokens that are no cells."""
 
     kind: Kind
@@ -52,29 +52,27 @@ def infer(
     batch: int,
     input_size: Grid,
     *,
-    prefix_tokens: int | None = None,
     known: Mapping[Grid, int] | None = None,
     channels_last: bool = False,
-) -> Layout | None:
+) -> TensorLayout | None:
     """Return the most plausible layout of a tensor, or None for a tensor that is no feature map.
 
     Args:
         shape: of the tensor.
         batch: number of images.
         input_size: (H,W) of the images.
-        prefix_tokens: number of leading tokens; None: inferred.
         known: grids of unambiguous 4-d maps of the same network.
         channels_last: whether a shape that fits NCHW and NHWC equally well is NHWC.
     """
     if len(shape) == 4 and shape[0] == batch:
         return _infer_image(shape, input_size, known or {}, channels_last)
     if len(shape) == 3:
-        return _infer_tokens(shape, batch, input_size, prefix_tokens, known or {})
+        return _infer_tokens(shape, batch, input_size, known or {})
     return None
 
 
-def _infer_image(shape: Sequence[int], input_size: Grid, known: Mapping[Grid, int], last: bool) -> Layout | None:
-    layouts = [Layout("nchw", (shape[2], shape[3])), Layout("nhwc", (shape[1], shape[2]))]
+def _infer_image(shape: Sequence[int], input_size: Grid, known: Mapping[Grid, int], last: bool) -> TensorLayout | None:
+    layouts = [TensorLayout("nchw", (shape[2], shape[3])), TensorLayout("nhwc", (shape[1], shape[2]))]
     costs = [(_grid_cost(layout.grid, input_size, known), layout) for layout in (layouts[::-1] if last else layouts)]
     possible = [(cost, layout) for cost, layout in costs if cost is not None]
     return min(possible, key=lambda pair: pair[0])[1] if possible else None  # of equal costs, min takes the first
@@ -101,23 +99,21 @@ def _grid_cost(grid: Grid, input_size: Grid, known: Mapping[Grid, int]) -> float
     return 2.0 + mismatch if mismatch < 0.25 and min(grid) >= 2 else None
 
 
-def _infer_tokens(
-    shape: Sequence[int], batch: int, input_size: Grid, prefix: int | None, known: Mapping[Grid, int]
-) -> Layout | None:
+def _infer_tokens(shape: Sequence[int], batch: int, input_size: Grid, known: Mapping[Grid, int]) -> TensorLayout | None:
     candidates: list[tuple[float, Kind, int]] = []
     if shape[0] == batch:
         candidates = [(0.0, "tokens", shape[1]), (0.5, "channels_tokens", shape[2])]
     elif shape[1] == batch:
         candidates = [(0.0, "tokens_first", shape[0])]
     grids = stride_grids(input_size) | dict.fromkeys(known, -8)
-    best: tuple[float, Layout] | None = None
+    best: tuple[float, TensorLayout] | None = None
     for extra, kind, count in candidates:
         for grid, rank in grids.items():
             left = count - grid[0] * grid[1]
-            if grid == (1, 1) or not 0 <= left <= MAX_PREFIX or (prefix is not None and left != prefix):
+            if grid == (1, 1) or not 0 <= left <= MAX_PREFIX:
                 continue
             # A rounded grid is as unlikely as four extra tokens; no other weight is needed to rank the layouts.
             cost = extra + left + 4.0 * rank
             if best is None or cost < best[0]:
-                best = (cost, Layout(kind, grid, left))
+                best = (cost, TensorLayout(kind, grid, left))
     return best[1] if best else None

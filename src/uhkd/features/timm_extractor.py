@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from uhkd.features.introspection import first_tensor, outputs_match
 from uhkd.features.outputs import NetworkOutput
-from uhkd.features.selection import Levels, choose, find_layers
+from uhkd.features.selection import LayerSelection, choose, find_layers
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TimmExtractor:
 
 
 def build_timm_extractor(
-    module: nn.Module, image: Tensor, plain: Tensor | None, levels: Levels, *, head: bool = True
+    module: nn.Module, image: Tensor, plain: Tensor | None, levels: LayerSelection, *, head: bool = True
 ) -> TimmExtractor | None:
     """Return an extractor for a module with timm's interface, if its logits equal those of its forward pass; else None.
 

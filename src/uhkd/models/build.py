@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, UnsupportedImageSize
-from uhkd.features.selection import Levels
+from uhkd.features.selection import LayerSelection
 from uhkd.models import transformers
 from uhkd.models.config import ModelConfig
-from uhkd.models.factories import Preprocessing, build, input_of, read_folder
+from uhkd.models.factories import build_module, input_of, read_folder
 from uhkd.models.families import PREFIX, families
-from uhkd.models.names import ModelName, check_run, parse
+from uhkd.models.names import ModelName, check_run, parse_name
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
+from uhkd.models.types import Preprocessing, as_size
 from uhkd.models.weights import apply_state, head_classes, head_names, load_state
 from uhkd.runs import RunFolder
 
@@ -45,7 +46,7 @@ def create(
     start: str | Path = "random",
     image_size: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
-    levels: Levels | None = None,
+    levels: LayerSelection | None = None,
 ) -> FeatureExtractor:
     """Build the model of a name as a FeatureExtractor, with its `config` and with `notes` for the user.
 
@@ -63,12 +64,8 @@ def create(
     """
     if num_classes is not None and num_classes < 0:
         raise UhkdError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
-    reference, size, options, pretrained = (
-        parse(name),
-        _size(image_size),
-        dict(options or {}),
-        str(start) == "pretrained",
-    )
+    reference, options, pretrained = parse_name(name), dict(options or {}), str(start) == "pretrained"
+    size = None if image_size is None else as_size(image_size)
     if reference.library == "run":
         config, state = _read_run(reference.name)
         body = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
@@ -77,7 +74,7 @@ def create(
     elif reference.library == "folder":
         architecture, arguments, cfg, weights = read_folder(reference.name)
         request = _Request(
-            parse(f"timm/{architecture}"), cfg.get("num_classes"), None, arguments, input=input_of(cfg, None)
+            parse_name(f"timm/{architecture}"), cfg.get("num_classes"), None, arguments, input=input_of(cfg, None)
         )
         request = replace(request, state=load_state(weights), source=f"'{weights}'")
     elif reference.library == "transformers" and reference.name not in families():
@@ -110,10 +107,10 @@ def wrap_module(
     image_size: int | Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    levels: Levels | None = None,
+    levels: LayerSelection | None = None,
     name: str | None = None,
 ) -> FeatureExtractor:
-    """Wrap a custom network as a FeatureExtractor.
+    """Wrap a custom network as a FeatureExtractor; a FeatureExtractor is returned as it is, with a config if it has none.
 
     `num_classes`: expected number of outputs; 0: the output is an embedding; None: not checked. Size and normalisation default
     to those in the configuration of a network of timm or transformers, else to 224 px and ImageNet's mean and std.
@@ -121,15 +118,23 @@ def wrap_module(
     Raises:
         UhkdError: another number of classes, no usable layers, or an image size that the network cannot process.
     """
-    size = _size(image_size) or native_size_of(module) or (224, 224)
-    native = native_preprocessing(module, size) or Preprocessing(size)
-    native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
-    network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
-    outputs = network.shapes.logits
-    if num_classes and outputs != num_classes:
+    if isinstance(module, FeatureExtractor):
+        network = module
+    else:
+        size = native_size_of(module) or (224, 224) if image_size is None else as_size(image_size)
+        native = native_preprocessing(module, size) or Preprocessing(size)
+        native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
+        network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
+    owner, outputs = type(network.module).__name__, network.shapes.logits
+    if num_classes is not None and num_classes != (outputs or 0):
         gives = "no class scores" if outputs is None else f"{outputs} classes"
-        raise UhkdError(f"{type(module).__name__} gives {gives}, expected {num_classes}: replace its last layer")
-    native_name, options = transformers.config_of(module) or (f"module/{type(module).__name__}", {})
+        raise UhkdError(
+            f"{owner} gives {gives}, expected {num_classes or 'an embedding'}: "
+            + ("replace its last layer" if num_classes else "build it with num_classes=0")
+        )
+    if network.config is not None:
+        return network
+    native_name, options = transformers.config_of(network.module) or (f"module/{owner}", {})
     return _with_config(network, name or native_name, options)
 
 
@@ -178,13 +183,13 @@ def save(network: FeatureExtractor, folder: str | Path, classes: Sequence[str] =
 def has_weights(name: str) -> bool:
     """Return whether a name refers to a network with weights: a run folder or a model folder."""
     if name.startswith(PREFIX):
-        return transformers.has_weights(name.removeprefix(PREFIX))
+        return transformers.has_safetensors(name.removeprefix(PREFIX))
     return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
 
 
 def _request_of_config(config: ModelConfig, state: Mapping[str, Tensor], folder: str | Path) -> _Request:
     return _Request(
-        parse(config.name),
+        parse_name(config.name),
         config.num_classes,
         config.image_size,
         config.options,
@@ -209,18 +214,18 @@ def _request_of_transformers(reference: ModelName, pretrained: bool) -> _Request
     )
 
 
-def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
+def _instantiate(request: _Request, levels: LayerSelection) -> FeatureExtractor:
     """Build the module, load its weights, and wrap it with its config."""
     reference, classes = request.reference, request.num_classes
     arguments: dict[str, Any] = {"size": request.size, "options": request.options, "pretrained": request.pretrained}
-    built = build(reference, num_classes=classes, **arguments)
+    built = build_module(reference, num_classes=classes, **arguments)
     notes = [*request.notes, *built.notes]
     if request.state is not None:
         outputs = _num_outputs(built.module)
         if classes is None and outputs is not None:
             stored = head_classes(request.state, head_names(built.module, outputs))
             if stored not in (None, outputs):  # keep the head of the file
-                built, outputs = build(reference, num_classes=stored, **arguments), stored
+                built, outputs = build_module(reference, num_classes=stored, **arguments), stored
         notes += apply_state(built.module, request.state, num_classes=outputs or classes or 0, source=request.source)
     name = f"{reference.library}/{reference.name}"
     try:
@@ -232,7 +237,7 @@ def _instantiate(request: _Request, levels: Levels) -> FeatureExtractor:
     return _with_config(network, name, request.options)
 
 
-def _extractor(module: nn.Module, preprocessing: Preprocessing, levels: Levels, head: bool) -> FeatureExtractor:
+def _extractor(module: nn.Module, preprocessing: Preprocessing, levels: LayerSelection, head: bool) -> FeatureExtractor:
     return FeatureExtractor(
         module,
         input_size=preprocessing.size,
@@ -271,7 +276,7 @@ def _read_run(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     run = check_run(folder)
     try:
         config = ModelConfig.from_json(run.read_config())
-    except ValueError as error:
+    except UhkdError as error:
         raise UhkdError(f"'{folder}' cannot be used: {error}") from error
     return config, load_state(run.weights)
 
@@ -286,12 +291,3 @@ def _weights_file(start: str | Path) -> Path:
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]
     raise UhkdError(f"start must be random, pretrained or the path of a weights file; there is no file '{path}'")
-
-
-def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise UhkdError(f"image_size must be one or two positive numbers of pixels, found {size}")
-    return (int(pair[0]), int(pair[1]))

@@ -9,10 +9,8 @@ from uhkd.errors import UhkdError
 if TYPE_CHECKING:
     import torch.nn
 
-Size = tuple[int, int]
 
-
-def patch_for(size: Size, largest: int, smallest: int) -> int:
+def patch_for(size: tuple[int, int], largest: int, smallest: int) -> int:
     """Return the largest patch (a power of two up to `largest`) that divides both sides into at least `smallest` cells each.
 
     Raises:
@@ -26,14 +24,18 @@ def patch_for(size: Size, largest: int, smallest: int) -> int:
     return patch
 
 
-def _vit(size: Size, num_classes: int, dim: int, depth: int, heads: int, **options: Any) -> "torch.nn.Module":
+def _vit(
+    size: tuple[int, int], num_classes: int, dim: int, depth: int, heads: int, **options: Any
+) -> "torch.nn.Module":
     from timm.models.vision_transformer import VisionTransformer
 
     settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "depth": depth, "num_heads": heads, **options}
     return VisionTransformer(img_size=size, num_classes=num_classes, **settings)
 
 
-def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, **options: Any) -> "torch.nn.Module":
+def _mixer(
+    size: tuple[int, int], num_classes: int, dim: int, depth: int, residual: bool, **options: Any
+) -> "torch.nn.Module":
     from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock
 
     settings = {"patch_size": patch_for(size, 4, 4), "embed_dim": dim, "num_blocks": depth}
@@ -44,7 +46,7 @@ def _mixer(size: Size, num_classes: int, dim: int, depth: int, residual: bool, *
     return MlpMixer(num_classes=num_classes, img_size=size, **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
-def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> "torch.nn.Module":
+def _swin(size: tuple[int, int], num_classes: int, dim: int, **options: Any) -> "torch.nn.Module":
     from timm.models.swin_transformer import SwinTransformer
 
     settings: dict[str, Any] = {"patch_size": patch_for(size, 2, 16), "embed_dim": dim, "window_size": 4}
@@ -53,7 +55,7 @@ def _swin(size: Size, num_classes: int, dim: int, **options: Any) -> "torch.nn.M
 
 
 def _resnet(
-    size: Size, num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any
+    size: tuple[int, int], num_classes: int, width: int, depth: int, stem_stride: int = 1, **options: Any
 ) -> "torch.nn.Module":
     """`stem_stride`: 1 keeps the full grid of a 32-px image; 2 suits 64 to 96 px at a quarter of the cost."""
     from timm.models.resnet import BasicBlock, ResNet
@@ -98,6 +100,6 @@ PARAMETERS = {
 }
 
 
-def build_variant(name: str, *, size: Size, num_classes: int, options: dict[str, Any]) -> "torch.nn.Module":
+def build_variant(name: str, *, size: tuple[int, int], num_classes: int, options: dict[str, Any]) -> "torch.nn.Module":
     """Build one of VARIANTS for images of `size` (height, width); `options` override the arguments of its timm class."""
     return VARIANTS[name](size, num_classes, **options)

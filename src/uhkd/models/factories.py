@@ -1,45 +1,24 @@
 """Bare modules of the libraries by name, with the input size and normalisation that they were made for."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
 from uhkd.models.cifar_variants import build_variant
 from uhkd.models.names import ModelName
-from uhkd.models.pretrained import first_line, hub_within_reach, unavailable
+from uhkd.models.pretrained import hub_within_reach, unavailable
+from uhkd.models.transformers import build_family
+from uhkd.models.types import BuiltModel, Preprocessing, Size, as_size, construct, construction_error
 from uhkd.models.weights import apply_state
 from uhkd.runs import read_mapping
 
-Size = tuple[int, int]
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The images that a network expects; `size` is (height, width), mean and std are of images in [0,1]."""
-
-    size: Size
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bicubic"
-
-
-@dataclass(frozen=True)
-class BuiltModel:
-    """A module with its input, notes for the user, and the size that its architecture was made for."""
-
-    module: nn.Module
-    input: Preprocessing
-    notes: tuple[str, ...] = ()
-    made_for: Size = (224, 224)
-
-
-def build(
+def build_module(
     reference: ModelName, *, size: Size | None, num_classes: int | None, options: Mapping[str, Any], pretrained: bool
 ) -> BuiltModel:
     """Build an architecture of a library; `num_classes` None keeps its default head.
@@ -48,8 +27,6 @@ def build(
         UhkdError: an unknown option, an impossible size, or pretrained weights that are not available.
     """
     if reference.library == "transformers":
-        from uhkd.models.transformers import build_family  # imports this file
-
         if pretrained:
             raise unavailable(f"transformers/{reference.name}", "a family has none; name a model of the hub")
         return build_family(reference.name, size, num_classes, options)
@@ -81,7 +58,7 @@ def _uhkd(
     name: str, size: Size | None, num_classes: int | None, options: dict[str, Any], pretrained: bool
 ) -> BuiltModel:
     if pretrained:
-        raise unavailable(f"uhkd/{name}", "the small variants of uhkd have none")
+        raise unavailable(f"uhkd/{name}", "the networks uhkd/... have none")
     size = size or (32, 32)
     classes = 1000 if num_classes is None else num_classes
     module = construct(
@@ -108,8 +85,7 @@ def _timm(
         )
     img_size = options.pop("img_size", None)
     if size is None and img_size is not None:
-        sides = (img_size, img_size) if isinstance(img_size, int | float) else img_size
-        size = (int(sides[0]), int(sides[1]))
+        size = as_size(img_size, "img_size")
     arguments = {**options, "num_classes": num_classes}
     # networks whose weights depend on the grid are built for a size; others accept any size
     if size is not None and (default_cfg.fixed_input_size or img_size is not None):
@@ -124,7 +100,7 @@ def _timm(
             except (OSError, RuntimeError, ImportError) as error:
                 raise unavailable(f"timm/{name}", first_line(error)) from error
             except (TypeError, ValueError, AssertionError) as error:
-                raise _construction_error(f"timm/{name}", built_for, error) from error
+                raise construction_error(f"timm/{name}", built_for, error) from error
     cfg: dict[str, Any] = getattr(module, "pretrained_cfg", None) or default_cfg.to_dict()
     notes = ()
     if pretrained and num_classes not in (None, cfg.get("num_classes")):
@@ -191,38 +167,3 @@ def _remove_head(module: nn.Module, name: str) -> None:
             f"{name} cannot be built without a head: it does not end with a linear layer; choose another network"
         )
     module.set_submodule(linear[-1], nn.Identity())
-
-
-def construct(name: str, size: Size, make: Callable[[], Any]) -> Any:
-    """Return `make()`, the call of another library's constructor.
-
-    Raises:
-        UhkdError: the constructor rejects its arguments; one line.
-    """
-    try:
-        return make()
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, KeyError) as error:
-        raise _construction_error(name, size, error) from error
-
-
-def _construction_error(name: str, size: Size, error: BaseException) -> UhkdError:
-    text = first_line(error)
-    if "unexpected keyword argument" in text:
-        return unknown_option(name, text.rsplit("argument", 1)[1].strip(" '\""), _COMMON_OPTIONS)
-    if "multiple values" in text:
-        return UhkdError(f"{name} sets this option itself: {text}")
-    return UhkdError(f"{name} cannot be built for images of {size[0]}x{size[1]} px: {text}")
-
-
-# timm's names of the arguments that are changed most, for "did you mean"
-_COMMON_OPTIONS = (
-    *("depth", "depths", "drop_path_rate", "drop_rate", "embed_dim", "global_pool", "img_size", "layers", "mlp_ratio"),
-    *("num_blocks", "num_heads", "patch_size", "qkv_bias", "reg_tokens", "window_size", "channels", "image_size"),
-)
-
-
-def unknown_option(name: str, option: str, options: Sequence[str]) -> UhkdError:
-    """Return the error for an option that a model does not have, with the nearest of `options`."""
-    near = difflib.get_close_matches(option, options, n=3, cutoff=0.6)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return UhkdError(f"{name} takes no option '{option}'{hint}")

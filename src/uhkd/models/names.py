@@ -10,6 +10,7 @@ from uhkd.errors import UhkdError
 from uhkd.models.cifar_variants import VARIANTS
 from uhkd.models.families import PREFIX, check_available, families, is_hub_name
 from uhkd.models.listing import exists, listing, may_exist
+from uhkd.recipe.errors import did_you_mean
 from uhkd.runs import RunFolder
 
 Library = Literal["uhkd", "torchvision", "timm", "transformers", "folder", "run"]
@@ -40,7 +41,7 @@ def _listed() -> list[str]:
     return [f"{library}/{name}" for library, names in listing().items() for name in names]
 
 
-def parse(name: str) -> ModelName:
+def parse_name(name: str) -> ModelName:
     """Resolve a model name.
 
     Raises:
@@ -65,21 +66,21 @@ def parse(name: str) -> ModelName:
         if _is_timm(name):
             return ModelName("timm", name)
         if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
-            return _parse_run(Path(name).expanduser())
+            return ModelName("run", str(check_run(name).path))
     raise UhkdError(_unknown(name))
 
 
 def check_name(name: str) -> None:
-    """Reject a name that `parse` would reject, as far as this is possible without importing a library.
+    """Reject a name that `parse_name` would reject, as far as this is possible without importing a library.
 
     Raises:
-        UhkdError: as `parse`.
+        UhkdError: as `parse_name`.
     """
     library, _, rest = name.partition("/")
     package = "torchvision" if library == "torchvision" else "timm"
     architecture = (rest if library == package else name).partition(".")[0]
     if library != "transformers" and not may_exist(package, architecture):
-        parse(name)
+        parse_name(name)
 
 
 def _parse_transformers(name: str) -> ModelName:
@@ -95,11 +96,10 @@ def _parse_transformers(name: str) -> ModelName:
         )
     if is_hub_name(name):
         return ModelName("transformers", name)
-    near = difflib.get_close_matches(name.lower(), families(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(PREFIX + item for item in near)}?" if near else "no family has a similar name"
     raise UhkdError(
-        f"unknown model '{PREFIX}{name}': {hint} (`uhkd models 'transformers/*'` lists the families; a folder written by "
-        "save_pretrained or a hub name OWNER/MODEL also works)"
+        f"transformers has no family '{name}' of image classifiers{did_you_mean(name, families())} "
+        "(`uhkd models 'transformers/*'` lists the families; a folder written by save_pretrained or a hub name OWNER/MODEL "
+        "also works)"
     )
 
 
@@ -145,6 +145,10 @@ def check_run(folder: str | Path) -> RunFolder:
         near = near_folders(str(folder))
         hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
         raise UhkdError(f"no such folder: {folder}; {hint}")
+    if run.path.is_file():
+        raise UhkdError(f"'{folder}' is a file: give a run folder (an option start takes weights files)")
+    if (run.path / "config.json").is_file():
+        raise UhkdError(f"'{folder}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{folder}'")
     raise UhkdError(
         f"'{folder}' is no run folder of uhkd: it lacks {run.config.name} or {run.weights.name}; "
         "give a folder that finetune or distill wrote"
@@ -158,21 +162,3 @@ def near_folders(name: str) -> list[str]:
     folders = parent.iterdir() if parent.is_dir() else ()
     names = [item.name for item in folders if RunFolder(item).exists() or (item / "config.json").is_file()]
     return [str(path.with_name(near)) for near in difflib.get_close_matches(path.name, names, n=3)]
-
-
-def _parse_run(path: Path) -> ModelName:
-    if RunFolder(path).exists():
-        return ModelName("run", str(path))
-    if not path.exists():
-        parent = path.parent
-        names = [item.name for item in parent.iterdir()] if parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=3) or sorted(names)[:3]
-        missing = (
-            f"the folder '{parent}' is empty" if parent.is_dir() else f"its folder '{parent}' does not exist either"
-        )
-        hint = f"nearest in '{parent}': {', '.join(near)}" if near else missing
-        raise UhkdError(f"'{path}' does not exist; {hint}")
-    if (path / "config.json").is_file():
-        raise UhkdError(f"'{path}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{path}'")
-    kind = "a file" if path.is_file() else "no run folder of uhkd"
-    raise UhkdError(f"'{path}' is {kind}: give a run folder or a model name; a weights file is given with start")

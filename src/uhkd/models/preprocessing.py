@@ -4,14 +4,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from uhkd.models.factories import Preprocessing, Size, input_of
-from uhkd.models.transformers import described as described_by_transformers
+from uhkd.models.factories import input_of
+from uhkd.models.transformers import preprocessing_of_module
+from uhkd.models.types import Preprocessing, Size
 
 
 def native_size_of(module: nn.Module) -> Size | None:
     """Return the (height, width) that a network of timm or transformers was built for; None: unspecified, or any size."""
-    if (described := described_by_transformers(module)) is not None:
-        return described.size
+    if (own := preprocessing_of_module(module)) is not None:
+        return own.size
     if isinstance(getattr(module, "pretrained_cfg", None), Mapping):
         sizes = (getattr(part, "img_size", None) for part in module.modules())
         size = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
@@ -21,7 +22,7 @@ def native_size_of(module: nn.Module) -> Size | None:
 
 def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Preprocessing | None:
     """Return the preprocessing of a network of timm or transformers, for images of `size`; None for other networks."""
-    if (described := described_by_transformers(module)) is not None:
-        return Preprocessing(size, described.mean, described.std, described.interpolation)
+    if (own := preprocessing_of_module(module)) is not None:
+        return Preprocessing(size, own.mean, own.std, own.interpolation)
     cfg = getattr(module, "pretrained_cfg", None)
     return input_of(cfg, size) if isinstance(cfg, Mapping) else None

@@ -1,4 +1,4 @@
-"""Access to pretrained weights on a hub, with a quick and clear error without a network connection."""
+"""Access to pretrained weights on a hub, with a quick and clear error without an internet connection."""
 
 import contextlib
 import urllib.error
@@ -35,14 +35,9 @@ def _reachable(address: str) -> bool:
     return True
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def unavailable(name: str, reason: str) -> UhkdError:
     """Return the error for pretrained weights that do not exist or cannot be loaded."""
     return UhkdError(
-        f"pretrained weights of {name} are not available ({reason}); without a network use start=random, a weights file "
-        "(start=PATH), a timm model folder (local-dir:PATH) or a run folder"
+        f"pretrained weights of {name} are not available ({reason}); without an internet connection, use start=random, a "
+        "weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder"
     )

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uhkd.console import listed
 from uhkd.errors import UhkdError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "net", "student")
@@ -120,12 +121,12 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
     in_head = {name for name in target.keys() | state.keys() if any(name.startswith(f"{head}.") for head in heads)}
     reshaped = {name for name in target.keys() & state.keys() if state[name].shape != target[name].shape}
     missing = target.keys() - state.keys()
-    shapes = [f"{n} {_shape(state[n])} for {_shape(target[n])}" for n in sorted(reshaped - in_head)]
-    problems = [
-        *_summarize("missing", sorted(missing - in_head)),
-        *_summarize("unexpected", sorted(state.keys() - target.keys() - in_head)),
-        *_summarize("of another shape", shapes),
-    ]
+    differing = {
+        "missing": sorted(missing - in_head),
+        "unexpected": sorted(state.keys() - target.keys() - in_head),
+        "of another shape": [f"{n} {_shape(state[n])} for {_shape(target[n])}" for n in sorted(reshaped - in_head)],
+    }
+    problems = [f"{len(names)} {problem} ({listed(names)})" for problem, names in differing.items() if names]
     if problems:
         raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
     # take weight and bias of the head from the same source: both from the file, or both as initialised
@@ -140,13 +141,6 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _summarize(problem: str, names: list[str], limit: int = 3) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return [f"{len(names)} {problem} ({', '.join(names[:limit])}{more})"]
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -13,7 +13,7 @@ from uhkd.data import Batch
 from uhkd.distributed import broadcast_only, world_size
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput, PairShapes
-from uhkd.features.selection import Levels
+from uhkd.features.selection import LayerSelection
 from uhkd.methods import build_losses, default_balance, parse_methods
 from uhkd.models import create, has_weights, native_preprocessing, native_size_of, save, wrap_module
 from uhkd.spectral import FTM
@@ -88,8 +88,8 @@ class Distillation(nn.Module):
         teacher_start: str | Path | None = None,
         student_options: Mapping[str, Any] | None = None,
         teacher_options: Mapping[str, Any] | None = None,
-        student_levels: Levels | None = None,
-        teacher_levels: Levels | None = None,
+        student_levels: LayerSelection | None = None,
+        teacher_levels: LayerSelection | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,14 +100,16 @@ class Distillation(nn.Module):
             torch.manual_seed(seed)
             norms = {} if mean is None else {"mean": mean, "std": std}
             if isinstance(student, nn.Module):
-                student = _wrapped(student, num_classes, image_size, student_levels, norms)
+                options = {"image_size": image_size, "levels": student_levels, **norms}
+                student = wrap_module(student, num_classes=num_classes, **options)
             else:
                 options = {"start": student_start, "image_size": image_size, "options": student_options}
                 student = create(str(student), num_classes=num_classes, levels=student_levels, **options)
             device = next(student.parameters()).device
             if isinstance(teacher, nn.Module):
                 norms = {} if native_preprocessing(teacher) else norms  # its own normalisation takes precedence
-                teacher = _wrapped(teacher, None, native_size_of(teacher) or image_size, teacher_levels, norms)
+                options = {"image_size": native_size_of(teacher) or image_size, "levels": teacher_levels, **norms}
+                teacher = wrap_module(teacher, num_classes=None, **options)
             elif teacher is not None:
                 start = teacher_start or ("random" if has_weights(str(teacher)) else "pretrained")
                 options = {"start": start, "options": teacher_options}
@@ -274,20 +276,6 @@ class Distillation(nn.Module):
         for teacher in self._teachers:
             teacher.network._apply(fn)
         return self
-
-
-def _wrapped(
-    module: nn.Module,
-    num_classes: int | None,
-    image_size: int | Sequence[int] | None,
-    levels: Levels | None,
-    norms: Mapping[str, Any],
-) -> FeatureExtractor:
-    if not isinstance(module, FeatureExtractor):
-        return wrap_module(module, num_classes=num_classes, image_size=image_size, levels=levels, **norms)
-    if num_classes is not None and module.shapes.logits != num_classes:
-        raise UhkdError(f"the student gives {module.shapes.logits or 'no'} classes, num_classes is {num_classes}")
-    return module
 
 
 def _restore_step(module: Distillation, _: Any) -> None:

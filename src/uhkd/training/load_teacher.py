@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from uhkd.console import log_info
+from uhkd.console import escape, listed, log_info
 from uhkd.data import Augmentation, BatchPlan, DataSplits, eval_loader, train_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
@@ -37,8 +37,6 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     """
     assert isinstance(recipe.teacher, str), "the recipe checks that a method other than scratch has a teacher"
     levels = recipe.teacher_levels
-    if isinstance(module, FeatureExtractor):
-        return module
     if module is not None:
         size = native_size_of(module) or inputs.data.native_size
         return wrap_module(module, num_classes=None, image_size=size, levels=levels)
@@ -54,10 +52,10 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     start = inputs.start_of(recipe.teacher, start)
     try:
         return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
-    except ValueError as error:
+    except UhkdError as error:
         hint = ""
         if "start=" in str(error) and not recipe.teacher_start:
-            hint = " (for a teacher: --teacher-start, or --teacher with a run folder of yours)"
+            hint = "; for a teacher: --teacher-start, or --teacher with a run folder"
         raise UhkdError(f"teacher: {error}{hint}") from error
 
 
@@ -106,21 +104,29 @@ def prepare_teacher(
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     accuracy = evaluation.metrics["accuracy"]
     log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if why else ""))
-    _check_above_chance(evaluation, recipe, recipe.data)
+    unnamed = not why and not (teacher.config and teacher.config.classes)
+    _check_above_chance(evaluation, recipe, recipe.data, data.classes if unnamed else ())
     return teacher, evaluation
 
 
-def _check_above_chance(evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str) -> None:
+def _check_above_chance(
+    evaluation: Evaluation, recipe: DistillRecipe | CacheRecipe, data: str, unverified: Sequence[str] = ()
+) -> None:
+    """Raise UhkdError for a teacher at chance level; `unverified`: the data's classes, if its outputs may have another order."""
     labels, images = evaluation.labels, len(evaluation.labels)
     if recipe.allow_weak_teacher or not at_chance(evaluation.correct, labels):
         return
     interval = binomtest(evaluation.correct, images).proportion_ci(method="wilson")
     few = f"; {images} images are few, a larger --val-fraction gives more" if images < 100 else ""
+    order = ""
+    if unverified:
+        first = listed([escape(name) for name in unverified])
+        order = f"if it is trained already, check that output k is the k-th class of the data ({first}); else "
     raise UhkdError(
         f"the teacher {recipe.teacher} is at chance level on these images ({evaluation.metrics['accuracy']:.1%} of {images} "
         f"right, {evaluation.logits.shape[1]} classes; 95 % interval {interval.low:.1%} to {interval.high:.1%}, the commonest "
-        f"class alone {labels.bincount().max().item() / images:.1%}{few}); train it first: uhkd finetune --model "
-        f"{recipe.teacher} --data {data} --out DIR, then --teacher DIR (or use it anyway with --allow-weak-teacher)"
+        f"class alone {labels.bincount().max().item() / images:.1%}{few}); {order}train it first: uhkd finetune "
+        f"--model {recipe.teacher} --data {data} --out DIR, then --teacher DIR (or use it anyway with --allow-weak-teacher)"
     )
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info
-from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
 from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
@@ -28,12 +27,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         assert isinstance(recipe, FinetuneRecipe)
         name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
-    if isinstance(module, FeatureExtractor):
-        if (module.shapes.logits or 0) != classes:
-            expected = f"the data has {classes}" if classes else "expected none without labels (use num_classes=0)"
-            raise UhkdError(f"the model to train gives {module.shapes.logits or 'no'} classes, {expected}")
-        network = module if module.config is not None else _with_config(module)
-    elif module is not None:
+    if module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
         network = wrap_module(module, num_classes=classes, image_size=size, levels=levels)
     else:
@@ -82,17 +76,4 @@ def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureE
         )
     network.module.load_state_dict(read_safetensors(folder.weights))
     network.config = config
-    return network
-
-
-def _with_config(network: FeatureExtractor) -> FeatureExtractor:
-    network.config = ModelConfig(
-        name=f"module/{type(network.module).__name__}",
-        num_classes=network.shapes.logits or 0,
-        image_size=network.input_size,
-        mean=network.mean,
-        std=network.std,
-        interpolation=network.interpolation,
-        levels=network.levels,
-    )
     return network

@@ -29,11 +29,23 @@ def pickled() -> None:
     write("weights.pth", pickle.dumps(Bomb()))
 
 
+SHORT = {name: word for name, word in WORDS.items() if name != "options"}
+
+
 def own(classes: int, **words: object) -> object:
     """Training a network of one's own of so many outputs."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
-    words = {name: word for name, word in WORDS.items() if name != "options"} | {"out": "new"} | words
+    words = SHORT | {"out": "new"} | words
     return uhkd.finetune(model=module, **words)
+
+
+def in_another_order() -> nn.Module:
+    """The trained network of a run, its last layer's outputs in another order."""
+    module = uhkd.load_run("run").module
+    with torch.no_grad():
+        for parameter in module.get_submodule("fc").parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    return module
 
 
 def finished() -> None:
@@ -72,7 +84,7 @@ CASES = (
     Case(
         "a misspelt family of transformers",
         finetune("transformers/convnex"),
-        "unknown model 'transformers/convnex': did you mean transformers/convnext, …? (`uhkd models "
+        "transformers has no family 'convnex' of image classifiers; did you mean 'convnext'…? (`uhkd models "
         "'transformers/*'` lists the families; a folder written by save_pretrained or a hub name OWNER/MODEL also works)",
     ),
     Case(
@@ -123,12 +135,13 @@ CASES = (
         "pretrained weights of a family of transformers",
         finetune("transformers/vit", "--start pretrained"),
         "pretrained weights of transformers/vit are not available (a family has none; name a model of the hub); "
-        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
+        "without an internet connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
+        "or a run folder",
     ),
     Case(
         "an unknown option of a family of transformers",
         finetune("transformers/vit", "--options hidden_siz=8"),
-        "transformers/vit takes no option 'hidden_siz'; did you mean hidden_size…?",
+        "transformers/vit takes no option 'hidden_siz'; did you mean 'hidden_size'…?",
     ),
     Case(
         "an option of transformers that could download code",
@@ -155,12 +168,13 @@ CASES = (
     Case(
         "a path that does not exist",
         finetune("./runs/teacher"),
-        "'runs/teacher' does not exist; its folder 'runs' does not exist either",
+        "no such folder: ./runs/teacher; give a folder that finetune or distill wrote",
     ),
     Case(
         "a folder that is not a run",
         finetune("./images"),
-        "'images' is no run folder of uhkd: give a run folder or a model name; a weights file is given with start",
+        "'./images' is no run folder of uhkd: it lacks card.json or model.safetensors; give a folder that finetune or distill "
+        "wrote",
         has=("images",),
     ),
     Case(
@@ -172,7 +186,7 @@ CASES = (
     Case(
         "an unknown option of the network",
         finetune("uhkd/vit_micro", "--options dept=3"),
-        "uhkd/vit_micro takes no option 'dept'; did you mean depth, depths?",
+        "uhkd/vit_micro takes no option 'dept'; did you mean 'depth' or 'depths'?",
     ),
     Case(
         "an impossible option of the network",
@@ -193,14 +207,13 @@ CASES = (
     Case(
         "an unknown layer",
         finetune("uhkd/resnet10", "--levels layer1 layer9"),
-        "ResNet has no layer 'layer9'; nearest layers: layer4, layer3, layer2, layer1 (… in all)",
+        "ResNet has no layer 'layer9'; did you mean 'layer4', 'layer3', 'layer2' or 'layer1'? (… in all)",
     ),
     Case(
         "pretrained weights of a network that has none",
         finetune("uhkd/vit_micro", "--start pretrained"),
-        "pretrained weights of uhkd/vit_micro are not available (the small variants of uhkd have none); without a "
-        "network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run "
-        "folder",
+        "pretrained weights of uhkd/vit_micro are not available (the networks uhkd/... have none); without an internet "
+        "connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
     ),
     Case(
         "a weights file that does not exist",
@@ -270,9 +283,9 @@ CASES = (
     Case(
         "a teacher without pretrained weights",
         f"{DISTILL} --teacher uhkd/vit_tiny {DIGITS}",
-        "teacher: pretrained weights of uhkd/vit_tiny are not available (the small variants of uhkd have none); "
-        "without a network use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a"
-        " run folder (for a teacher: --teacher-start, or --teacher with a run folder of yours)",
+        "teacher: pretrained weights of uhkd/vit_tiny are not available (the networks uhkd/... have none); "
+        "without an internet connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
+        "or a run folder; for a teacher: --teacher-start, or --teacher with a run folder",
     ),
     Case(
         "a teacher at chance level",
@@ -282,6 +295,13 @@ CASES = (
         "--data digits --out DIR, then --teacher DIR (or use it anyway "
         "with --allow-weak-teacher)",
         has=("teacher",),
+    ),
+    Case(
+        "a trained module whose outputs have another order than the classes",
+        lambda: uhkd.distill(teacher=in_another_order(), student="uhkd/vit_micro", data="images", out="new", **SHORT),
+        "the teacher module/ResNet is at chance level on these images (…); if it is trained already, check that output k is "
+        "the k-th class of the data (ant, bee, cat); else train it first: uhkd finetune --model module/ResNet …",
+        has=("images", "run"),
     ),
     Case(
         "a teacher's head with other classes",

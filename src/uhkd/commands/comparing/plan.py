@@ -11,7 +11,7 @@ from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.commands.comparing.search import changes_tried
 from uhkd.errors import UhkdError
 from uhkd.methods import method_names, parse_methods
-from uhkd.models.names import parse
+from uhkd.models.names import parse_name
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
 
 TUNING_SEED = 1000  # not a seed of any table
@@ -199,7 +199,7 @@ def _teachers(
         options = finetune_options(str(name))
         if options is None:
             teachers[pair] = str(name)
-            if needed and (source := look_up(parse, teachers[pair], pair)).library == "run":
+            if needed and (source := look_up(parse_name, teachers[pair], pair)).library == "run":
                 teachers[pair] = str(Path(source.name).resolve())
             continue
         options = _with_data(options | recipe.teacher_overrides, recipe)

@@ -5,7 +5,7 @@ kernels or other libraries' backbones.
 """
 
 from uhkd.models.transformers.configuration import build_family, config_of, stage_ends
-from uhkd.models.transformers.folder import find, has_weights
-from uhkd.models.transformers.processor import described
+from uhkd.models.transformers.folder import find, has_safetensors
+from uhkd.models.transformers.processor import preprocessing_of_module
 
-__all__ = ["build_family", "config_of", "described", "find", "has_weights", "stage_ends"]
+__all__ = ["build_family", "config_of", "find", "has_safetensors", "preprocessing_of_module", "stage_ends"]

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from uhkd.errors import UhkdError
-from uhkd.models.factories import BuiltModel, Preprocessing, Size, construct, unknown_option
 from uhkd.models.families import PREFIX, families, quiet_torchao
+from uhkd.models.types import BuiltModel, Preprocessing, Size, as_size, construct, unknown_option
 
 # fields that may fetch or run code: never taken from a configuration
 _UNSAFE = {"attn_implementation", "auto_map", "backbone", "backbone_config", "quantization_config"}
@@ -139,9 +139,4 @@ def _known_fields(family: str) -> frozenset[str]:
 def size_of_config(config: Any) -> Size | None:
     """Return the (height, width) that a configuration was made for; None: not specified."""
     side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-    return None if side is None else pair(side)
-
-
-def pair(side: Any) -> Size:
-    """Return one side, or two, as (height, width)."""
-    return (int(side), int(side)) if isinstance(side, int) else (int(side[0]), int(side[1]))
+    return None if side is None else as_size(side)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uhkd.console import first_line
 from uhkd.errors import UhkdError
-from uhkd.models.factories import Preprocessing, construct
 from uhkd.models.families import PREFIX, families
-from uhkd.models.pretrained import first_line, hub_within_reach
+from uhkd.models.pretrained import hub_within_reach
 from uhkd.models.transformers.configuration import architecture_fields, config_fields, make_config, network_class
-from uhkd.models.transformers.processor import PROCESSOR, described_by
+from uhkd.models.transformers.processor import PROCESSOR, preprocessing_of_processor
+from uhkd.models.types import Preprocessing, construct
 from uhkd.runs import read_mapping
 
 _CONFIG = "config.json"
@@ -34,7 +35,7 @@ class HFModel:
     notes: tuple[str, ...] = ()
 
 
-def has_weights(name: str) -> bool:
+def has_safetensors(name: str) -> bool:
     """Return whether a folder contains safetensors weights."""
     folder = Path(name).expanduser()
     return any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
@@ -50,9 +51,9 @@ def find(name: str, *, pretrained: bool) -> HFModel:
     folder = Path(name).expanduser() if local else _snapshot(name, pretrained)
     config, classes = _read_config(folder, name)
     processor = read_mapping(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else None
-    preprocessing = described_by(config, processor)
+    preprocessing = preprocessing_of_processor(config, processor)
     model = HFModel(config.model_type, config_fields(config), config.num_labels, preprocessing, classes)
-    if local and not has_weights(name):
+    if local and not has_safetensors(name):
         if pickled := [file for pattern in _PICKLED for file in sorted(folder.glob(pattern))]:
             raise UhkdError(
                 f"'{folder / pickled[0].name}' was not opened: reading weights of this kind can run code; save them again with "
@@ -97,8 +98,8 @@ def _snapshot(name: str, pretrained: bool) -> Path:
 
     def unavailable(reason: str) -> UhkdError:
         return UhkdError(
-            f"transformers/{name} is not available from the hub ({reason.rstrip('.')}); without a network give a folder that "
-            "save_pretrained wrote (transformers/PATH), or a family with random weights (transformers/vit)"
+            f"transformers/{name} is not available from the hub ({reason.rstrip('.')}); without an internet connection, give a "
+            "folder that save_pretrained wrote (transformers/PATH), or a family with random weights (transformers/vit)"
         )
 
     patterns = [_CONFIG, PROCESSOR]
@@ -113,7 +114,7 @@ def _snapshot(name: str, pretrained: bool) -> Path:
             raise unavailable(first_line(error)) from error
     if not Path(path, _CONFIG).is_file():
         raise unavailable(f"it has no {_CONFIG} there")
-    if pretrained and not has_weights(path):
+    if pretrained and not has_safetensors(path):
         raise unavailable("it has no model.safetensors there")
     return Path(path)
 

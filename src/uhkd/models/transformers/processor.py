@@ -8,16 +8,16 @@ from torch import nn
 
 from uhkd.errors import UhkdError
 from uhkd.models.config import LARGEST_SIDE
-from uhkd.models.factories import Preprocessing, Size
 from uhkd.models.families import is_hub_name
-from uhkd.models.transformers.configuration import is_pretrained_model, pair, size_of_config
+from uhkd.models.transformers.configuration import is_pretrained_model, size_of_config
+from uhkd.models.types import Preprocessing, Size, as_size
 from uhkd.runs import read_mapping
 
 PROCESSOR = "preprocessor_config.json"
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
-def described(module: nn.Module) -> Preprocessing | None:
+def preprocessing_of_module(module: nn.Module) -> Preprocessing | None:
     """Return the preprocessing of an object of transformers, read from its folder or the hub cache; None for other modules."""
     if not is_pretrained_model(module):
         return None
@@ -29,10 +29,10 @@ def described(module: nn.Module) -> Preprocessing | None:
         file = try_to_load_from_cache(origin, PROCESSOR) if is_hub_name(origin) else None
     # the cache returns a marker object for a file that the hub is known not to have
     is_file = isinstance(file, str) and Path(file).is_file()
-    return described_by(module.config, read_mapping(Path(file)) if is_file else None)
+    return preprocessing_of_processor(module.config, read_mapping(Path(file)) if is_file else None)
 
 
-def described_by(config: Any, processor: Mapping[str, Any] | None) -> Preprocessing:
+def preprocessing_of_processor(config: Any, processor: Mapping[str, Any] | None) -> Preprocessing:
     """Convert a processor's configuration; its scaling and normalisation of bytes become mean and std for images in [0,1].
 
     Raises:
@@ -43,12 +43,14 @@ def described_by(config: Any, processor: Mapping[str, Any] | None) -> Preprocess
         return Preprocessing(size)
     try:
         preprocessing = _convert(processor, size)
+    except UhkdError:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UhkdError(
             f"the image processor's configuration cannot be used: {type(error).__name__} {error}"
         ) from error
     sides = preprocessing.size
-    if not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE) or min(preprocessing.std) <= 0:
+    if max(sides) > LARGEST_SIDE or min(preprocessing.std) <= 0:
         raise UhkdError(
             f"the image processor has images of {sides} and std {preprocessing.std}; expected sides of 1 to {LARGEST_SIDE} px, "
             "and std above 0"
@@ -67,7 +69,7 @@ def _convert(processor: Mapping[str, Any], default_size: Size) -> Preprocessing:
     if isinstance(size, Mapping):
         size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
     return Preprocessing(
-        pair(size),
+        as_size(size, "size of the image processor"),
         tuple((float(m) + offset) / scale for m in mean),
         tuple(float(s) / scale for s in std),
         _FILTERS.get(processor.get("resample", 2), "bicubic"),
