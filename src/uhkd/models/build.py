@@ -281,7 +281,7 @@ def _weights_file(start: str | Path) -> Path:
     path = Path(start).expanduser()
     if path.is_file():
         return path
-    if RunFolder(path).exists():
+    if RunFolder(path).has_model():
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]

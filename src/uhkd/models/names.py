@@ -137,7 +137,7 @@ def check_run(folder: str | Path) -> RunFolder:
         UhkdError: no folder, no run folder, or an unfinished run.
     """
     run = RunFolder(Path(folder).expanduser())
-    if run.exists():
+    if run.has_model():
         return run
     if run.started():
         raise UhkdError(f"the run '{folder}' is not finished: run its command again with --resume")
@@ -156,12 +156,12 @@ def near_folders(name: str) -> list[str]:
     path = Path(name)
     parent = path.expanduser().parent
     folders = parent.iterdir() if parent.is_dir() else ()
-    names = [item.name for item in folders if RunFolder(item).exists() or (item / "config.json").is_file()]
+    names = [item.name for item in folders if RunFolder(item).has_model() or (item / "config.json").is_file()]
     return [str(path.with_name(near)) for near in difflib.get_close_matches(path.name, names, n=3)]
 
 
 def _parse_run(path: Path) -> ModelName:
-    if RunFolder(path).exists():
+    if RunFolder(path).has_model():
         return ModelName("run", str(path))
     if not path.exists():
         parent = path.parent

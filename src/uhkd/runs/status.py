@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uhkd.console import join
 from uhkd.recipe import TASK_KEYS, rename_keys
 from uhkd.runs.files import read_mapping
 from uhkd.runs.folder import RunFolder
@@ -112,8 +113,8 @@ def _what(recipe: Mapping[str, Any]) -> str:
     teachers = recipe.get("teachers") or recipe.get("teacher") or recipe.get("teacher_cache") or []
     teachers = teachers if isinstance(teachers, list | tuple) else [teachers]
     names = [str(teacher.get("teacher") if isinstance(teacher, Mapping) else teacher) for teacher in teachers]
-    text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f"{recipe['student']} by {recipe.get('method')}{f' from {text}' if text else ''} on {data}"
+    source = f" from {join(names)}" if names else ""
+    return f"{recipe['student']} by {recipe.get('method')}{source} on {data}"
 
 
 def _resume_advice(run: RunFolder) -> str:
