@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Lin
 from uhkd.reporting.figures import of_student_group
 from uhkd.reporting.grouping import arrange
 from uhkd.reporting.run_data import read_runs
+from uhkd.reporting.stats import paired_difference
 from uhkd.reporting.summary import summary_sentence
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.runs import RunFolder
@@ -349,6 +350,7 @@ def test_settings_tried_by_a_comparison_are_left_out_and_told(tmp_path: Path):
     (tmp_path / "all/compare.yaml").write_text("title: All of it\n")
     answer = uhkd.report(runs=[tmp_path / "all"])
     assert answer["runs"] == ["seed-0"] and "1 tuning run left out" in answer["notes"][0]
+    assert [run.name for run in read_runs([tmp_path / "all/tune"])[0]] == ["setting-0"]
     assert "<h1>All of it</h1>" in answer["page"].read_text(encoding="utf-8")
 
 
@@ -502,6 +504,13 @@ def test_a_seed_counts_once_and_other_lengths_have_no_summary_sentence(tmp_path:
     assert said.endswith("(3 seeds), but scratch trained 1 epoch, uhkd 3.") and "a difference" not in said
 
 
+@pytest.mark.parametrize(("seeds", "half"), [(1, None), (2, 12.7062 * 0.5)])
+def test_one_or_two_seeds_claim_no_difference(seeds: int, half: float | None):
+    found = paired_difference(dict(enumerate([0.9, 0.91][:seeds])), {0: 0.1, 1: 0.1})
+    assert found is not None and found.seeds == seeds and found.conclusion == "too few seeds to tell"
+    assert found.half == (half if half is None else pytest.approx(half, rel=1e-5))  # t with one degree of freedom
+
+
 def test_a_run_that_failed_says_why(tmp_path: Path):
     run = write_run(tmp_path / "run", finished=False)
     (run / "metrics.csv").unlink()
@@ -541,14 +550,14 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path):
 def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_run(tmp_path / "runs" / "whole")
     (tmp_path / "runs" / "locked").mkdir()
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def refused(self: Path) -> Iterator[Path]:
-        if self.name == "locked":
-            raise PermissionError(13, "Permission denied")
-        return iter(listed(self))
+    def refused(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
 
-    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     runs, notes = read_runs([tmp_path / "runs"])
     assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be read: Permission denied"]
 

@@ -179,7 +179,7 @@ def has_weights(name: str) -> bool:
     """Return whether a name refers to a network with weights: a run folder or a model folder."""
     if name.startswith(PREFIX):
         return transformers.has_weights(name.removeprefix(PREFIX))
-    return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
+    return RunFolder(Path(name).expanduser()).has_model() or "local-dir:" in name
 
 
 def _request_of_config(config: ModelConfig, state: Mapping[str, Tensor], folder: str | Path) -> _Request:

@@ -53,7 +53,7 @@ def parse(name: str) -> ModelName:
         if not (folder / "config.json").is_file():
             raise UhkdError(f"'{folder}' is no timm model folder: expected config.json and model.safetensors in it")
         return ModelName("folder", str(folder))
-    if library == "transformers" and rest and not RunFolder(Path(name)).exists():
+    if library == "transformers" and rest and not RunFolder(Path(name)).has_model():
         return _parse_transformers(rest)
     if library == "timm" and _is_timm(rest):
         return ModelName("timm", rest)
