@@ -69,16 +69,14 @@ def trend(values: Sequence[float]) -> Trend | None:
     recent = np.asarray(list(values)[-WINDOW:], dtype=float)
     if len(recent) < MIN_ROWS or not (np.isfinite(recent).all() and (recent > 0).all()):
         return None
-    y = np.log(recent)
-    x = np.arange(len(y)) - (len(y) - 1) / 2
-    slope = float(x @ y / (x @ x))
-    residual = y - y.mean() - slope * x
-    error = math.sqrt(float(residual @ residual) / (len(y) - 2) / float(x @ x))
-    span = len(y) - 1
-    change, uncertainty = math.expm1(slope * span), MIN_STANDARD_ERRORS * error * span
+    from scipy.stats import linregress  # a slow import, which `uhkd watch` does not need
+
+    span = len(recent) - 1
+    fit: Any = linregress(np.arange(len(recent)), np.log(recent))
+    change, uncertainty = math.expm1(fit.slope * span), MIN_STANDARD_ERRORS * fit.stderr
     if abs(change) >= CHANGE:
-        return None if abs(slope) <= MIN_STANDARD_ERRORS * error else "falling" if change < 0 else "rising"
-    return "flat" if uncertainty < math.log1p(4 * CHANGE) else None
+        return None if abs(fit.slope) <= uncertainty else "falling" if change < 0 else "rising"
+    return "flat" if uncertainty * span < math.log1p(4 * CHANGE) else None
 
 
 def gradient_shares(row: Mapping[str, float]) -> dict[str, float]:
