@@ -69,13 +69,14 @@ def trend(values: Sequence[float]) -> Trend | None:
     recent = np.asarray(list(values)[-WINDOW:], dtype=float)
     if len(recent) < MIN_ROWS or not (np.isfinite(recent).all() and (recent > 0).all()):
         return None
-    from scipy.stats import linregress  # a slow import, which `uhkd watch` does not need
-
-    span = len(recent) - 1
-    fit: Any = linregress(np.arange(len(recent)), np.log(recent))
-    change, uncertainty = math.expm1(fit.slope * span), MIN_STANDARD_ERRORS * fit.stderr
+    y, span = np.log(recent), len(recent) - 1
+    x = np.arange(len(y)) - span / 2
+    slope = float(x @ y / (x @ x))
+    residual = y - y.mean() - slope * x
+    uncertainty = MIN_STANDARD_ERRORS * math.sqrt(float(residual @ residual) / (len(y) - 2) / float(x @ x))
+    change = math.expm1(slope * span)
     if abs(change) >= CHANGE:
-        return None if abs(fit.slope) <= uncertainty else "falling" if change < 0 else "rising"
+        return None if abs(slope) <= uncertainty else "falling" if change < 0 else "rising"
     return "flat" if uncertainty * span < math.log1p(4 * CHANGE) else None
 
 
