@@ -150,6 +150,11 @@ def escape_lines(text: str) -> str:
     return "\n".join("\t".join(map(escape, line.split("\t"))) for line in text.split("\n"))
 
 
+def join(names: Sequence[str]) -> str:
+    """Return 'a', 'a and b', 'a, b and c'; "" without names."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def pluralize(number: int, singular: str, plural: str | None = None) -> str:
     """Return '1 shard', '2 shards', '1,797 images'."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

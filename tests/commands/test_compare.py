@@ -625,12 +625,12 @@ def test_a_paired_difference_equals_students_t_by_hand():
     assert found is not None and found.seeds == 3
     assert found.mean == pytest.approx(statistics.fmean(gaps))
     assert found.half == pytest.approx(4.302653 * statistics.stdev(gaps) / 3**0.5, rel=1e-6)
-    assert found.verdict == "no difference shown"
+    assert found.conclusion == "no difference shown"
     assert paired_difference({0: 0.5}, {1: 0.5}) is None
     single = paired_difference({0: 0.5}, {0: 0.4})
-    assert single is not None and single.half is None and single.verdict == "too few seeds to tell"
+    assert single is not None and single.half is None and single.conclusion == "too few seeds to tell"
     clear = paired_difference({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.40, 1: 0.411, 2: 0.42})
-    assert clear is not None and clear.verdict == "a difference"
+    assert clear is not None and clear.conclusion == "a difference"
 
 
 def test_lines_hold_mean_sd_time_and_gaps():

@@ -201,7 +201,7 @@ def untrained_teacher(words: dict[str, Any], classes: int, rooms: Path) -> Path:
     own = teacher_of(words)
     size = 64 if own.get("image_size") == 224 else own.get("image_size")
     folder = RunFolder(rooms / re.sub(r"\W", "-", f"{own['model']}-{own.get('options')}-{classes}"))
-    if not folder.exists():
+    if not folder.has_model():
         network = create(own["model"], num_classes=classes, image_size=size, options=own.get("options"))
         folder.path.mkdir()
         folder.write_model(network.config.to_json(), network.module.state_dict())

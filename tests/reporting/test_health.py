@@ -183,12 +183,12 @@ def test_the_page_explains_the_thresholds_as_they_are():
         f"last {module.WINDOW} evaluations",
         f"at least {module.MIN_ROWS}",
         f"{module.CHANGE:.0%}".replace("%", " %"),
-        f"{module.CERTAIN:.0f} standard errors",
+        f"{module.MIN_STANDARD_ERRORS:.0f} standard errors",
         f"{module.DOMINANT:.0f}:1",
-        f"below {module.SLIGHT:.0%}".replace("%", " %"),
+        f"below {module.MIN_SHARE:.0%}".replace("%", " %"),
         f"below {module.COLLAPSED:.0%}".replace("%", " %"),
-        f"below {module.FADED:g}, and its `lead` is below {module.LED:.0%}".replace("%", " %"),
-        f"factors are all below {module.FADED:g}",
+        f"below {module.MIN_FACTOR:g}, and its `lead` is below {module.MIN_LEAD:.0%}".replace("%", " %"),
+        f"factors are all below {module.MIN_FACTOR:g}",
         f"above {module.WAITING:.0%}".replace("%", " %"),
     ):
         assert threshold in page, threshold

@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,10 @@ from uhkd.recipe import DistillRecipe
 from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains
 from uhkd.reporting.draw import HEAT, heat_ink, images, inline
 from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
-from uhkd.reporting.figures import of_family
+from uhkd.reporting.figures import of_student_group
 from uhkd.reporting.grouping import arrange
 from uhkd.reporting.run_data import read_runs
+from uhkd.reporting.stats import paired_difference
 from uhkd.reporting.summary import summary_sentence
 from uhkd.reporting.tables import HEAD, differing, summary_rows
 from uhkd.runs import RunFolder
@@ -86,11 +87,13 @@ def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page_of(compared, out=tmp_path_factory.mktemp("page") / "page.html")
 
 
-def test_runs_become_groups_of_seeds_and_a_family_with_its_teacher(compared: Path):
+def test_runs_become_groups_of_seeds_and_a_student_group_with_its_teacher(compared: Path):
     runs, notes = read_runs([compared])
     report = arrange(runs, "title", notes)
-    families = {family.data: family for family in report.families}
-    whole = families["birds"] if len(families) == 1 else max(report.families, key=lambda f: len(f.groups))
+    student_groups = {student_group.data: student_group for student_group in report.student_groups}
+    whole = (
+        student_groups["birds"] if len(student_groups) == 1 else max(report.student_groups, key=lambda f: len(f.groups))
+    )
     assert {g.label: len(g.runs) for g in whole.groups if g.method != "kd"} == {"scratch": 3, "uhkd": 3}
     assert whole.focus.label == "uhkd" and whole.baseline is not None and whole.baseline.label == "scratch"
     assert [t.name for t in whole.teachers] == ["timm/huge"] and whole.teachers[0].parameters == 9_000_000
@@ -107,9 +110,9 @@ def test_runs_become_groups_of_seeds_and_a_family_with_its_teacher(compared: Pat
 
 def test_an_unfinished_run_stands_beside_the_others_of_its_data(compared: Path):
     """It has no fingerprint of its data yet: its recipe's name for the data must do."""
-    (family,) = arrange(read_runs([compared])[0], "title").families
-    assert sorted(g.label for g in family.groups) == ["kd", "scratch", "uhkd"]
-    kd = next(row for row in summary_rows(family, set()) if row.label == "kd")
+    (student_group,) = arrange(read_runs([compared])[0], "title").student_groups
+    assert sorted(g.label for g in student_group.groups) == ["kd", "scratch", "uhkd"]
+    kd = next(row for row in summary_rows(student_group, set()) if row.label == "kd")
     assert kd.cells[0].text == "0 of 1 finished" and "not recorded" in [cell.text for cell in kd.cells]
 
 
@@ -276,8 +279,8 @@ def test_factors_and_lead_of_a_balance_are_drawn_and_are_no_terms(tmp_path: Path
     said = "Last value, 0 to 1. uhkd: feature terms 0.02, logit terms 0.12, lead of the teacher 0.02."
     assert said in page.text  # scratch has no panel
     assert "balance: lead, balance_settings: {'features_gate': 0.1}" in page.text
-    (family,) = arrange(read_runs([tmp_path / "runs"])[0], "").families
-    drawn = {drawing.key.partition("-")[2]: drawing for drawing in of_family(family)}
+    (student_group,) = arrange(read_runs([tmp_path / "runs"])[0], "").student_groups
+    drawn = {drawing.key.partition("-")[2]: drawing for drawing in of_student_group(student_group)}
     assert [panel.title for panel in drawn["terms"].panels] == ["loss", "ce", "features"]
     (panel,) = drawn["balance"].panels
     assert isinstance(panel, Curves) and panel.y_label == "factor and lead"
@@ -347,6 +350,7 @@ def test_settings_tried_by_a_comparison_are_left_out_and_told(tmp_path: Path):
     (tmp_path / "all/compare.yaml").write_text("title: All of it\n")
     answer = uhkd.report(runs=[tmp_path / "all"])
     assert answer["runs"] == ["seed-0"] and "1 tuning run left out" in answer["notes"][0]
+    assert [run.name for run in read_runs([tmp_path / "all/tune"])[0]] == ["setting-0"]
     assert "<h1>All of it</h1>" in answer["page"].read_text(encoding="utf-8")
 
 
@@ -358,8 +362,8 @@ def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
     assert [(c.true, c.named, c.before, c.after) for c in changed] == [("a", "b", 1, 0), ("b", "a", 0, 1)]
     values, table = by_frequency(np.array([[1.0, 2.0, 4.0, 9.0]]), np.array([0, 1, 1, 2**0.5]))
     assert values.tolist() == [0.0, 1.0, 1.4] and table.tolist() == [[1.0, 3.0, 9.0]]
-    (family,) = arrange(read_runs([compared])[0], "").families
-    found = agreement(family)
+    (student_group,) = arrange(read_runs([compared])[0], "").student_groups
+    found = agreement(student_group)
     assert found is not None
     names, matrix = found
     at = {name: i for i, name in enumerate(names)}
@@ -413,9 +417,9 @@ def test_seeds_of_one_recipe_are_one_group_whoever_was_told_and_however_old_they
         **{k: v for k, v in DistillRecipe.defaults().items() if k in ("ema_decay", "shuffle_streams")},
     )
     write_run(tmp_path / "d", seed=3, shuffle_streams=4)
-    (family,) = arrange(read_runs([tmp_path])[0], "").families
-    assert [len(group.runs) for group in family.groups] == [3, 1]
-    assert [words for _, words in differing(family)] == ["", "shuffle_streams: 4"]
+    (student_group,) = arrange(read_runs([tmp_path])[0], "").student_groups
+    assert [len(group.runs) for group in student_group.groups] == [3, 1]
+    assert [words for _, words in differing(student_group)] == ["", "shuffle_streams: 4"]
 
 
 def test_a_schedule_by_its_older_name_is_the_balance_of_that_name(tmp_path: Path):
@@ -425,9 +429,9 @@ def test_a_schedule_by_its_older_name_is_the_balance_of_that_name(tmp_path: Path
     write_run(tmp_path / "d", seed=3, weights_schedule="cosine")
     write_run(tmp_path / "e", seed=4, balance="cosine", balance_settings={})
     write_run(tmp_path / "f", seed=5, balance="linear", weights_schedule="cosine")  # nobody wrote that
-    (family,) = arrange(read_runs([tmp_path])[0], "").families
-    assert [[run.name for run in group.runs] for group in family.groups] == [["a", "b", "c"], ["d", "e"], ["f"]]
-    assert [words for _, words in differing(family)][:2] == ["", "balance: cosine"]
+    (student_group,) = arrange(read_runs([tmp_path])[0], "").student_groups
+    assert [[run.name for run in group.runs] for group in student_group.groups] == [["a", "b", "c"], ["d", "e"], ["f"]]
+    assert [words for _, words in differing(student_group)][:2] == ["", "balance: cosine"]
 
 
 def config_fields(run: Path, **changes: object) -> None:
@@ -450,12 +454,12 @@ def test_several_teachers_have_a_row_each_and_are_named(words: dict[str, object]
     ]
     config_fields(run, teacher="timm/huge and timm/wide", teachers=told, teacher_metrics={})
     write_run(tmp_path / "alone", method="scratch")
-    (family,) = arrange(read_runs([tmp_path])[0], "").families
-    rows = {row.label: row for row in summary_rows(family, set())}
+    (student_group,) = arrange(read_runs([tmp_path])[0], "").student_groups
+    rows = {row.label: row for row in summary_rows(student_group, set())}
     assert rows["teacher timm/huge"].cells[1].text == "90.0"
     assert rows["teacher timm/wide"].cells[1].text == "not recorded" and "teacher" not in rows
     assert ", its teachers timm/huge 90.0 % and timm/wide (accuracy not recorded): +0.0 points" in summary_sentence(
-        family
+        student_group
     )
     page = page_of(tmp_path, out=tmp_path / "page.html")
     assert "teacher timm/wide" in page.text
@@ -489,15 +493,22 @@ def test_a_seed_counts_once_and_other_lengths_have_no_summary_sentence(tmp_path:
         write_run(tmp_path / f"scratch-{seed}", method="scratch", seed=seed, accuracy=0.4 + 0.1 * (seed % 2))
     write_run(tmp_path / "uhkd-again", seed=0, accuracy=0.9)
     report = arrange(read_runs([tmp_path])[0], "")
-    assert "(3 seeds: a difference)" in summary_sentence(report.families[0]) and "+26.7" in summary_sentence(
-        report.families[0]
+    assert "(3 seeds: a difference)" in summary_sentence(report.student_groups[0]) and "+26.7" in summary_sentence(
+        report.student_groups[0]
     )
     assert report.notes == ("uhkd-again: uhkd has an earlier run with its seed, so paired differences leave it out",)
     for seed in range(3):
         folder = RunFolder(tmp_path / f"scratch-{seed}")
         folder.write_metrics(folder.read_metrics()[:1])
-    said = summary_sentence(arrange(read_runs([tmp_path])[0], "").families[0])
+    said = summary_sentence(arrange(read_runs([tmp_path])[0], "").student_groups[0])
     assert said.endswith("(3 seeds), but scratch trained 1 epoch, uhkd 3.") and "a difference" not in said
+
+
+@pytest.mark.parametrize(("seeds", "half"), [(1, None), (2, 12.7062 * 0.5)])
+def test_one_or_two_seeds_claim_no_difference(seeds: int, half: float | None):
+    found = paired_difference(dict(enumerate([0.9, 0.91][:seeds])), {0: 0.1, 1: 0.1})
+    assert found is not None and found.seeds == seeds and found.conclusion == "too few seeds to tell"
+    assert found.half == (half if half is None else pytest.approx(half, rel=1e-5))  # t with one degree of freedom
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path):
@@ -539,14 +550,14 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path):
 def test_a_folder_that_cannot_be_read_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_run(tmp_path / "runs" / "whole")
     (tmp_path / "runs" / "locked").mkdir()
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def refused(self: Path) -> Iterator[Path]:
-        if self.name == "locked":
-            raise PermissionError(13, "Permission denied")
-        return iter(listed(self))
+    def refused(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
 
-    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     runs, notes = read_runs([tmp_path / "runs"])
     assert len(runs) == 1 and notes == [f"{tmp_path / 'runs' / 'locked'} could not be read: Permission denied"]
 

@@ -125,7 +125,8 @@ def test_runs_below_a_folder_are_found_and_what_lies_in_them_is_not(tmp_path: Pa
     for name in ("pair/kd/seed-0", "pair/uhkd/seed-1", "teachers/cnn"):
         begun(tmp_path / name)
     begun(tmp_path / "pair" / "kd" / "seed-0" / "wandb" / "inner")
-    begun(tmp_path / "a" / "b" / "c" / "d" / "too-deep")
+    begun(tmp_path / "a/b/c/d/e/f/too-deep")
+    begun(tmp_path / ".hidden" / "run")
     begun(tmp_path / "caches" / "one").write_json("cache.json", {})
     found = collect_status(tmp_path)
     assert [Path(s["run"]).relative_to(tmp_path).as_posix() for s in found] == [

@@ -377,14 +377,14 @@ def test_arrays_round_trip(tmp_path: Path):
 
 def test_a_model_exists_once_weights_and_card_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = begun(tmp_path / "run")
-    assert folder.started() and not folder.exists()
+    assert folder.started() and not folder.has_model()
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "write_json", crash)
         with pytest.raises(Crash):
             folder.write_model({"name": "x"}, {"w": torch.ones(2)})
-    assert not folder.exists()  # weights without a card are no model yet
+    assert not folder.has_model()  # weights without a card are no model yet
     folder.write_model({"name": "x"}, {"w": torch.ones(2)})
-    assert folder.exists()
+    assert folder.has_model()
     assert folder.read_config() == {"name": "x"}
     folder.write_json(folder.result.name, {"metrics": {"loss": 0.1}})
     assert folder.read_result() == {"metrics": {"loss": 0.1}}

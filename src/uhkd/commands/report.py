@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uhkd import __version__
-from uhkd.console import log_info
+from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ReportArguments
@@ -15,6 +15,7 @@ from uhkd.reporting.page import MARK, render
 from uhkd.reporting.run_data import read_runs
 from uhkd.reporting.save_figures import write_figures
 from uhkd.runs import check_own, check_place, read_mapping, write_atomically
+from uhkd.runs.comparison import RECIPE_FILE
 
 _NAME = "report.html"
 
@@ -53,8 +54,7 @@ def report(arguments: ReportArguments | None = None, **options: Any) -> dict[str
         folder.mkdir(exist_ok=True)
         figures = write_figures(content, folder)
         log_info(f"wrote {len(figures)} figures to {folder}")
-    s = "s" if len(runs) > 1 else ""
-    log_info(f"report on {len(runs)} run{s}: {page} (open it in a browser; no other file is needed)")
+    log_info(f"report on {pluralize(len(runs), 'run')}: {page} (open it in a browser; no other file is needed)")
     return {"page": page, "runs": [run.name for run in runs], "figures": figures, "notes": [*content.notes]}
 
 
@@ -67,11 +67,11 @@ def _is_report(page: Path) -> bool:
 
 def _title(paths: Sequence[str]) -> str:
     """Return the title of a comparison, or the names of the folders."""
-    plan = Path(paths[0]) / "compare.yaml"
+    plan = Path(paths[0]) / RECIPE_FILE
     if len(paths) == 1 and plan.is_file() and not plan.is_symlink():
         try:
             title = read_mapping(plan).get("title")
-        except (ValueError, OSError):
+        except (UhkdError, OSError):
             title = None
         if isinstance(title, str) and title:
             return title

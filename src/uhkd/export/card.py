@@ -103,7 +103,7 @@ def _public(value: Any) -> Any:
     if not isinstance(value, str) or not value:
         return value
     path = Path(value).expanduser() if value.startswith("~/") else Path(value)
-    if RunFolder(path).exists():
+    if RunFolder(path).has_model():
         return f"{_public(RunFolder(path).read_config().get('name'))} (a run of uhkd)"
     if _PUBLIC.fullmatch(value) and not path.exists():
         return value

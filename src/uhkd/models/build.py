@@ -184,7 +184,7 @@ def has_weights(name: str) -> bool:
     """Return whether a name refers to a network with weights: a run folder or a model folder."""
     if name.startswith(PREFIX):
         return transformers.has_safetensors(name.removeprefix(PREFIX))
-    return RunFolder(Path(name).expanduser()).exists() or "local-dir:" in name
+    return RunFolder(Path(name).expanduser()).has_model() or "local-dir:" in name
 
 
 def _request_of_config(config: ModelConfig, state: Mapping[str, Tensor], folder: str | Path) -> _Request:
@@ -286,7 +286,7 @@ def _weights_file(start: str | Path) -> Path:
     path = Path(start).expanduser()
     if path.is_file():
         return path
-    if RunFolder(path).exists():
+    if RunFolder(path).has_model():
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]

@@ -54,7 +54,7 @@ def parse_name(name: str) -> ModelName:
         if not (folder / "config.json").is_file():
             raise UhkdError(f"'{folder}' is no timm model folder: expected config.json and model.safetensors in it")
         return ModelName("folder", str(folder))
-    if library == "transformers" and rest and not RunFolder(Path(name)).exists():
+    if library == "transformers" and rest and not RunFolder(Path(name)).has_model():
         return _parse_transformers(rest)
     if library == "timm" and _is_timm(rest):
         return ModelName("timm", rest)
@@ -137,7 +137,7 @@ def check_run(folder: str | Path) -> RunFolder:
         UhkdError: no folder, no run folder, or an unfinished run.
     """
     run = RunFolder(Path(folder).expanduser())
-    if run.exists():
+    if run.has_model():
         return run
     if run.started():
         raise UhkdError(f"the run '{folder}' is not finished: run its command again with --resume")
@@ -160,5 +160,5 @@ def near_folders(name: str) -> list[str]:
     path = Path(name)
     parent = path.expanduser().parent
     folders = parent.iterdir() if parent.is_dir() else ()
-    names = [item.name for item in folders if RunFolder(item).exists() or (item / "config.json").is_file()]
+    names = [item.name for item in folders if RunFolder(item).has_model() or (item / "config.json").is_file()]
     return [str(path.with_name(near)) for near in difflib.get_close_matches(path.name, names, n=3)]

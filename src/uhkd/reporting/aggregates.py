@@ -111,30 +111,30 @@ def teacher_predictions(teacher: Teacher | None, labels: Labels) -> Labels | Non
     return predictions if predictions is not None and predictions.shape == labels.shape else None
 
 
-def labels_of(family: StudentGroup) -> Labels | None:
+def labels_of(student_group: StudentGroup) -> Labels | None:
     """Return the labels of the validation images, from the first run that recorded predictions."""
-    labels = (run.labels for group in family.groups for run in group.runs if run.predictions() is not None)
+    labels = (run.labels for group in student_group.groups for run in group.runs if run.predictions() is not None)
     return next(labels, None)
 
 
-def classes_of(family: StudentGroup) -> tuple[str, ...]:
+def classes_of(student_group: StudentGroup) -> tuple[str, ...]:
     """Return the names of the classes; empty where no run has them."""
-    return next((run.classes for group in family.groups for run in group.runs if run.classes), ())
+    return next((run.classes for group in student_group.groups for run in group.runs if run.classes), ())
 
 
-def agreement(family: StudentGroup) -> tuple[list[str], Float[np.ndarray, "k k"]] | None:
+def agreement(student_group: StudentGroup) -> tuple[list[str], Float[np.ndarray, "k k"]] | None:
     """Return names and, for each pair of them, the percentage of validation images with the same predicted class.
 
     The names are the labels, the teachers and the groups. Between groups it is the mean over all pairs of their runs; within a
     group, the mean over pairs of different seeds (100 for one seed).
     """
-    labels = labels_of(family)
+    labels = labels_of(student_group)
     if labels is None:
         return None
     networks = [("(labels)", [labels])]
-    teachers = {t.name: p for t in family.teachers if (p := teacher_predictions(t, labels)) is not None}
+    teachers = {t.name: p for t in student_group.teachers if (p := teacher_predictions(t, labels)) is not None}
     networks += [("teacher" if len(teachers) == 1 else f"teacher {name}", [p]) for name, p in teachers.items()]
-    networks += [(group.label, runs) for group in family.groups if (runs := predicted(group, labels))]
+    networks += [(group.label, runs) for group in student_group.groups if (runs := predicted(group, labels))]
     matrix = np.zeros((len(networks), len(networks)))
     for i, (_, rows) in enumerate(networks):
         for j, (_, columns) in enumerate(networks[: i + 1]):
@@ -152,9 +152,9 @@ def by_frequency(
     return values, np.stack([error[:, rounded == value].mean(1) for value in values], axis=1)
 
 
-def examples(family: StudentGroup, most: int = 6) -> list[Example]:
+def examples(student_group: StudentGroup, most: int = 6) -> list[Example]:
     """Return thumbnails on which the teacher, the baseline and the group in focus differ, up to `most` of each of `KINDS`."""
-    focus, base, labels = family.focus, family.baseline, labels_of(family)
+    focus, base, labels = student_group.focus, student_group.baseline, labels_of(student_group)
     if labels is None:
         return []
     thumbnails = next(
@@ -162,11 +162,11 @@ def examples(family: StudentGroup, most: int = 6) -> list[Example]:
     )
     if thumbnails is None or (thumbnails < 0).any() or (thumbnails >= len(labels)).any():
         return []
-    networks = _networks(family, labels)
+    networks = _networks(student_group, labels)
     predictions = {name: p for name, p, _ in networks}
     if focus.label not in predictions:
         return []
-    classes = classes_of(family)
+    classes = classes_of(student_group)
     right = {name: p == labels for name, p in predictions.items()}
     masks = _difference_masks(predictions, right, focus.label, base.label if base is not None else "")
     selected: list[Example] = []
@@ -182,13 +182,13 @@ def examples(family: StudentGroup, most: int = 6) -> list[Example]:
     return selected
 
 
-def _networks(family: StudentGroup, labels: Labels) -> list[tuple[str, Labels, np.ndarray | None]]:
+def _networks(student_group: StudentGroup, labels: Labels) -> list[tuple[str, Labels, np.ndarray | None]]:
     """Return name, predictions and confidences of the teacher, the baseline, one KD group and the group in focus."""
-    focus, base, teacher = family.focus, family.baseline, family.focus.teacher
+    focus, base, teacher = student_group.focus, student_group.baseline, student_group.focus.teacher
     networks: list[tuple[str, Labels, np.ndarray | None]] = []
     if teacher is not None and (predictions := teacher_predictions(teacher, labels)) is not None:
         networks.append(("teacher", predictions, teacher.confidence))
-    kd = [g for g in family.groups if g.method == "kd" and g is not focus and g is not base][:1]
+    kd = [g for g in student_group.groups if g.method == "kd" and g is not focus and g is not base][:1]
     for group in (*([base] if base else []), *kd, focus):
         run = next((r for r in group.runs if same_images(r, labels) and r.predictions() is not None), None)
         if run is not None and (predictions := run.predictions()) is not None:

@@ -32,26 +32,26 @@ class Comparison(NamedTuple):
     labels: Labels
 
 
-def compared(family: StudentGroup) -> Comparison | None:
+def compared(student_group: StudentGroup) -> Comparison | None:
     """Return the group in focus with its reference: the baseline, otherwise the teacher; None without predictions."""
-    labels = labels_of(family)
-    if labels is None or not (after := predicted(family.focus, labels)):
+    labels = labels_of(student_group)
+    if labels is None or not (after := predicted(student_group.focus, labels)):
         return None
-    if (base := family.baseline) is not None and (before := predicted(base, labels)):
+    if (base := student_group.baseline) is not None and (before := predicted(base, labels)):
         return Comparison(base.label, f"s{base.hue}", before, after, labels)
-    if (predictions := teacher_predictions(family.focus.teacher, labels)) is not None:
+    if (predictions := teacher_predictions(student_group.focus.teacher, labels)) is not None:
         return Comparison("teacher", "ink", [predictions], after, labels)
     return None
 
 
-def by_class(family: StudentGroup) -> Drawing | None:
+def by_class(student_group: StudentGroup) -> Drawing | None:
     """Return the figure of the accuracy on each class minus that of the reference."""
-    comparison = compared(family)
+    comparison = compared(student_group)
     if comparison is None:
         return None
     name, hue, before, after, labels = comparison
-    by_gain = gains(before, after, labels, classes_of(family))
-    half, focus_hue, shown, left_out = _MAX_CLASSES // 2, f"s{family.focus.hue}", by_gain, ""
+    by_gain = gains(before, after, labels, classes_of(student_group))
+    half, focus_hue, shown, left_out = _MAX_CLASSES // 2, f"s{student_group.focus.hue}", by_gain, ""
     if len(by_gain) > _MAX_CLASSES:
         shown = [*by_gain[:half], *by_gain[-half:]]
         left_out = f" The {half} that gained and the {half} that lost most of {len(by_gain)} classes."
@@ -60,8 +60,8 @@ def by_class(family: StudentGroup) -> Drawing | None:
     smallest = min(g.images for g in by_gain)
     best, worst = by_gain[0], by_gain[-1]
     return Drawing(
-        f"{family.key}-classes",
-        f"Gain by class: {family.focus.label} against {name}",
+        f"{student_group.key}-classes",
+        f"Gain by class: {student_group.focus.label} against {name}",
         f"Accuracy on each class minus that of {name}, in percentage points.{left_out} Look for classes that lost: a better "
         f"mean can hide them. The smallest class has {smallest} images; one image is {100 / smallest:.0f} points.",
         f"{up} classes gained and {down} lost. Best: {best.name} {best.points:+.1f}; worst: {worst.name} "
@@ -70,16 +70,16 @@ def by_class(family: StudentGroup) -> Drawing | None:
     )
 
 
-def confusions(family: StudentGroup) -> Drawing | None:
+def confusions(student_group: StudentGroup) -> Drawing | None:
     """Return the figure of pairs of classes that are confused more or less often than by the reference."""
-    comparison = compared(family)
+    comparison = compared(student_group)
     if comparison is None:
         return None
     name, hue, before, after, labels = comparison
-    changes = confusion_changes(before, after, labels, classes_of(family))
+    changes = confusion_changes(before, after, labels, classes_of(student_group))
     if not changes:
         return None
-    focus, focus_hue = family.focus.label, f"s{family.focus.hue}"
+    focus, focus_hue = student_group.focus.label, f"s{student_group.focus.hue}"
     rows = tuple(
         Bar(f"{c.true} → {c.named}", ((c.before, hue, f"{c.before:.3g}"), (c.after, focus_hue, f"{c.after:.3g}")))
         for c in changes
@@ -91,7 +91,7 @@ def confusions(family: StudentGroup) -> Drawing | None:
         f"{c.true} predicted as {c.named}, {c.before:.3g} to {c.after:.3g} images" for c in (changes[0], changes[-1])
     )
     return Drawing(
-        f"{family.key}-confusions",
+        f"{student_group.key}-confusions",
         f"Confusions that changed: {focus} against {name}",
         f"Images of the class before the arrow that were predicted as the class after it: upper bar by {name}, lower bar by "
         f"{focus}. {reading}",
@@ -101,9 +101,9 @@ def confusions(family: StudentGroup) -> Drawing | None:
     )
 
 
-def agreements(family: StudentGroup) -> Drawing | None:
+def agreements(student_group: StudentGroup) -> Drawing | None:
     """Return the figure of how often two networks predict the same class."""
-    matrix_of = agreement(family)
+    matrix_of = agreement(student_group)
     if matrix_of is None or len(matrix_of[0]) < 2:
         return None
     names, matrix = matrix_of[0][:_MAX_NAMES], matrix_of[1][:_MAX_NAMES, :_MAX_NAMES]
@@ -117,7 +117,7 @@ def agreements(family: StudentGroup) -> Drawing | None:
         f"{name} with {names[reference]} {values[i][reference]:.0f}" for i, name in enumerate(names) if i != reference
     )
     return Drawing(
-        f"{family.key}-agreement",
+        f"{student_group.key}-agreement",
         "Agreement",
         "Percentage of validation images for which two networks predict the same class; '(labels)' is the accuracy. On the "
         "diagonal: agreement between different seeds of a group. A student that agrees more with the teacher than with the "

@@ -5,7 +5,7 @@ import numpy as np
 from uhkd.reporting.aggregates import by_frequency
 from uhkd.reporting.figure_data import Curves, Drawing, Line, Panel
 from uhkd.reporting.grouping import MethodGroup
-from uhkd.reporting.plots import cka, spectrum
+from uhkd.reporting.plots import cka, legend_of_lines, nearest_level, spectra, spectrum
 
 _MAX_LEVELS = 32  # rows of a readable CKA matrix
 _MAX_FRAMES = 24  # positions of the slider
@@ -41,7 +41,7 @@ def _spectra(group: MethodGroup) -> Drawing | None:
     shares = []
     levels = len(teachers) or len(students)
     for level in range(levels):
-        nearest = -(-(level + 1) * len(students) // levels) - 1  # matched by relative depth
+        nearest = nearest_level(level, len(students), levels)
         lines = [spectrum("teacher", teachers[level], "ink", 1)] if teachers else []
         if len(starts) == len(students):
             lines.append(spectrum("student before", starts[nearest], "s2", 2))
@@ -51,10 +51,9 @@ def _spectra(group: MethodGroup) -> Drawing | None:
         title = f"level {level + 1}"
         if nearest != level and teachers:
             title = f"teacher level {level + 1}, student level {nearest + 1}"
-        panels.append(Curves(title, "cycles per image", "share of energy", tuple(lines), log=True))
+        panels.append(spectra(title, lines))
         percent = (f"{line.label} {100 * sum(line.y[1:]) / max(sum(line.y), 1e-30):.0f} %" for line in lines)
         shares.append(f"level {level + 1}: {', '.join(percent)}")
-    legend = dict.fromkeys((line.label, line.hue, line.dash, None) for panel in panels for line in panel.lines)
     return Drawing(
         f"{group.key}-spectra",
         "Spectra",
@@ -62,7 +61,7 @@ def _spectra(group: MethodGroup) -> Drawing | None:
         "detail. Look whether the student's line is closer to the teacher's dashed line after the training than before.",
         f"Share of the energy above frequency 0. {'; '.join(shares)}.",
         tuple(panels),
-        legend=tuple(legend),
+        legend=legend_of_lines(panels),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from uhkd.reporting.error_figures import agreements, by_class, confusions
 from uhkd.reporting.figure_data import Bar, Bars, Curves, Drawing, Legend, Line
-from uhkd.reporting.grouping import MeanStd, MethodGroup, StudentGroup
+from uhkd.reporting.grouping import MethodGroup, StudentGroup
 from uhkd.reporting.health import factors, gradient_shares, leads
 from uhkd.reporting.run_data import ABSURD
 
@@ -18,18 +18,13 @@ _MAX_POINTS = 300  # of a line
 _MAX_PANELS = 24
 
 
-def of_family(family: StudentGroup) -> list[Drawing]:
+def of_student_group(student_group: StudentGroup) -> list[Drawing]:
     """Return all figures for which the runs have data."""
     makers: tuple[Callable[[StudentGroup], Drawing | None], ...] = (
         *(_accuracy, _learning, _terms, _gradients, _balance),
         *(by_class, confusions, agreements, _speed),
     )
-    return [drawing for make in makers if (drawing := make(family)) is not None]
-
-
-def percent(spread: MeanStd) -> str:
-    """Return fractions in percent, as '97.2 ± 0.4'."""
-    return f"{100 * spread.mean:.1f}" + ("" if spread.sd is None else f" ± {100 * spread.sd:.1f}")
+    return [drawing for make in makers if (drawing := make(student_group)) is not None]
 
 
 def legend_of(groups: Sequence[MethodGroup]) -> Legend:
@@ -37,20 +32,20 @@ def legend_of(groups: Sequence[MethodGroup]) -> Legend:
     return tuple((group.label, f"s{group.hue}", group.dash, group.key) for group in groups)
 
 
-def _accuracy(family: StudentGroup) -> Drawing | None:
-    accuracies = [(g, s) for g in family.groups if (s := g.metric("val_accuracy")) is not None]
+def _accuracy(student_group: StudentGroup) -> Drawing | None:
+    accuracies = [(g, s) for g in student_group.groups if (s := g.metric("val_accuracy")) is not None]
     if not accuracies:
         return None
     accuracies.sort(key=lambda pair: -pair[1].mean)
-    teachers = [100 * t.metrics["accuracy"] for t in family.teachers if "accuracy" in t.metrics]
+    teachers = [100 * t.metrics["accuracy"] for t in student_group.teachers if "accuracy" in t.metrics]
     rows = [Bar("teacher", ((accuracy, "ink", f"{accuracy:.1f}"),)) for accuracy in reversed(teachers)]
-    for group, spread in accuracies[:_MAX_ROWS]:
-        values = ((100 * spread.mean, f"s{group.hue}", percent(spread)),)
+    for group, accuracy in accuracies[:_MAX_ROWS]:
+        values = ((100 * accuracy.mean, f"s{group.hue}", accuracy.percent()),)
         dots = tuple(100 * a for run in group.runs if (a := run.metric("val_accuracy")) is not None)
-        rows.append(Bar(group.label, values, dots if spread.count > 1 else (), group=group.key))
-    summary = ", ".join(f"{g.label} {percent(s)}" for g, s in accuracies)
+        rows.append(Bar(group.label, values, dots if accuracy.count > 1 else (), group=group.key))
+    summary = ", ".join(f"{g.label} {s.percent()}" for g, s in accuracies)
     return Drawing(
-        f"{family.key}-accuracy",
+        f"{student_group.key}-accuracy",
         "Accuracy",
         "Each row is a method; dots are single runs (seeds), the bar is their mean. Look whether the dots of two rows "
         "overlap: if they do, these runs do not show which method is better.",
@@ -91,41 +86,43 @@ def _last_values(panels: Sequence[Curves], digits: int) -> str:
     )
 
 
-def _learning(family: StudentGroup) -> Drawing | None:
+def _learning(student_group: StudentGroup) -> Drawing | None:
     columns = (
         ("val_accuracy", "validation accuracy (%)", 100.0),
         ("val_nll", "validation loss (nats)", 1.0),
         ("val_ece", "calibration error (%)", 100.0),
     )
-    curves = (Curves(title, "epoch", "", _lines(family.groups, column, scale)) for column, title, scale in columns)
+    curves = (
+        Curves(title, "epoch", "", _lines(student_group.groups, column, scale)) for column, title, scale in columns
+    )
     panels = [panel for panel in curves if panel.lines]
     if not panels:
         return None
     last = ", ".join(f"{line.label} {line.y[0]:.1f} to {line.y[-1]:.1f}" for line in panels[0].lines)
     return Drawing(
-        f"{family.key}-learning",
+        f"{student_group.key}-learning",
         "Learning curves",
         "Metrics on held-out images after each epoch (band: one standard deviation over seeds). Look for curves that still "
         "improve at the end (train more epochs) and for a validation loss that rises again (overfitting).",
         f"{panels[0].title}, first to last evaluation: {last}.",
         tuple(panels),
-        legend=legend_of(family.groups),
+        legend=legend_of(student_group.groups),
     )
 
 
-def _columns(family: StudentGroup) -> list[str]:
-    return list(dict.fromkeys(key for group in family.groups for row in _rows(group) for key in row))
+def _columns(student_group: StudentGroup) -> list[str]:
+    return list(dict.fromkeys(key for group in student_group.groups for row in _rows(group) for key in row))
 
 
-def _terms(family: StudentGroup) -> Drawing | None:
-    excluded = _NOT_TERMS | _balance_columns(family).keys()
+def _terms(student_group: StudentGroup) -> Drawing | None:
+    excluded = _NOT_TERMS | _balance_columns(student_group).keys()
     by_term: dict[str, list[str]] = defaultdict(list)
-    for column in _columns(family):
+    for column in _columns(student_group):
         if column not in excluded and not column.startswith(("val_", "grad_")):
             by_term[column.rpartition(".")[2]].append(column)
     panels = []
     for term, columns in by_term.items():
-        if lines := tuple(line for column in columns for line in _lines(family.groups, column)):
+        if lines := tuple(line for column in columns for line in _lines(student_group.groups, column)):
             panels.append(Curves(columns[0] if len(columns) == 1 else term, "epoch", "", lines))
     if not panels:
         return None
@@ -134,20 +131,20 @@ def _terms(family: StudentGroup) -> Drawing | None:
         for p in panels
     )
     return Drawing(
-        f"{family.key}-terms",
+        f"{student_group.key}-terms",
         "Loss by term",
         "Each panel is one term of the training loss before its weight, averaged over an epoch; 'loss' is the weighted sum. "
         "A flat term has no effect: its weight is too small, or the student cannot fit it.",
         f"First to last epoch. {summary}.",
         tuple(panels[:_MAX_PANELS]),
-        legend=legend_of(family.groups),
+        legend=legend_of(student_group.groups),
     )
 
 
-def _gradients(family: StudentGroup) -> Drawing | None:
-    names = [c.removeprefix("grad_") for c in _columns(family) if c.startswith("grad_")]
+def _gradients(student_group: StudentGroup) -> Drawing | None:
+    names = [c.removeprefix("grad_") for c in _columns(student_group) if c.startswith("grad_")]
     panels = []
-    for group in family.groups:
+    for group in student_group.groups:
         shares = [gradient_shares(row) | {"epoch": row["epoch"]} for row in _rows(group) if "epoch" in row]
         curves = [(i, name, _line(group, shares, name, 100.0)) for i, name in enumerate(names)]
         lines = [Line(name, c.x, c.y, f"s{i % 8}", i // 8, c.band) for i, name, c in curves if c is not None]
@@ -156,7 +153,7 @@ def _gradients(family: StudentGroup) -> Drawing | None:
     if not panels:
         return None
     return Drawing(
-        f"{family.key}-gradients",
+        f"{student_group.key}-gradients",
         "Gradient by term",
         "The share of each weighted term in the student's gradient: its norm divided by the sum of all norms. If one term is "
         "far above the others, it dominates the training: lower its weight if the cross-entropy should have an effect.",
@@ -166,9 +163,9 @@ def _gradients(family: StudentGroup) -> Drawing | None:
     )
 
 
-def _balance_columns(family: StudentGroup) -> dict[str, str]:
+def _balance_columns(student_group: StudentGroup) -> dict[str, str]:
     """Return the columns of factors, then those of leads, each with its label."""
-    row = dict.fromkeys(_columns(family), 0.0)
+    row = dict.fromkeys(_columns(student_group), 0.0)
     names = {"features": "feature terms", "logits": "logit terms"}
     columns = {}
     for name in factors(row):
@@ -180,12 +177,12 @@ def _balance_columns(family: StudentGroup) -> dict[str, str]:
     return columns
 
 
-def _balance(family: StudentGroup) -> Drawing | None:
-    labels = _balance_columns(family)
+def _balance(student_group: StudentGroup) -> Drawing | None:
+    labels = _balance_columns(student_group)
     # factors are often equal: different dashes keep both lines visible
     marks = {c: (f"s{i % 8}", 2 if c.startswith("lead") else int(c.endswith("logits"))) for i, c in enumerate(labels)}
     panels = []
-    for group in family.groups:
+    for group in student_group.groups:
         curves = {column: c for column in labels if (c := _line(group, _rows(group), column)) is not None}
         if curves:
             lines = tuple(Line(labels[column], c.x, c.y, *marks[column], c.band) for column, c in curves.items())
@@ -203,7 +200,7 @@ def _balance(family: StudentGroup) -> Drawing | None:
             "teacher's. A lead near 0 early in the training means that the teacher is hardly more accurate than the student."
         )
     return Drawing(
-        f"{family.key}-balance",
+        f"{student_group.key}-balance",
         "Balance: weight of the teacher's terms",
         caption,
         f"Last value, 0 to 1. {_last_values(panels, 2)}.",
@@ -212,9 +209,9 @@ def _balance(family: StudentGroup) -> Drawing | None:
     )
 
 
-def _speed(family: StudentGroup) -> Drawing | None:
+def _speed(student_group: StudentGroup) -> Drawing | None:
     def bars(metric: str, scale: float) -> tuple[Bar, ...]:
-        means = [(g, scale * s.mean) for g in family.groups if (s := g.metric(metric)) is not None]
+        means = [(g, scale * s.mean) for g in student_group.groups if (s := g.metric(metric)) is not None]
         return tuple(Bar(g.label, ((m, f"s{g.hue}", f"{m:.0f}"),), group=g.key) for g, m in means[:_MAX_ROWS])
 
     speeds, waits = bars("images_per_second", 1), bars("data_wait", 100)
@@ -224,7 +221,7 @@ def _speed(family: StudentGroup) -> Drawing | None:
     panels += [Bars("data wait", "time waiting for images (%)", waits)] if waits else []
     summary = ", ".join(f"{bar.label} {bar.values[0][2]}" for bar in speeds)
     return Drawing(
-        f"{family.key}-speed",
+        f"{student_group.key}-speed",
         "Speed of the training",
         "Training images per second, and the share of time in which the training waited for images. Above about ten percent, "
         "use more loader processes (--workers) or smaller images; below, the networks limit the speed.",

@@ -46,6 +46,10 @@ class MeanStd:
             return None
         return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
+    def percent(self) -> str:
+        """Return fractions in percent, as '97.2 ± 0.4'."""
+        return f"{100 * self.mean:.1f}" + ("" if self.sd is None else f" ± {100 * self.sd:.1f}")
+
 
 @dataclass(frozen=True)
 class MethodGroup:
@@ -93,13 +97,13 @@ class MethodGroup:
         seeded = [run for run in self.runs if number(run.recipe, "seed") is not None]
         return [run for run in seeded if run.metric("val_accuracy") is not None and run.name not in names]
 
-    def spread(self, of: Callable[[Run], float | None]) -> MeanStd | None:
+    def mean_std(self, of: Callable[[Run], float | None]) -> MeanStd | None:
         """Return the statistics of a number over its runs."""
         return MeanStd.of(map(of, self.runs))
 
     def metric(self, name: str) -> MeanStd | None:
         """Return the statistics of a metric at the last evaluation."""
-        return self.spread(lambda run: run.metric(name))
+        return self.mean_std(lambda run: run.metric(name))
 
     def mean_array(self, name: str, dimensions: int) -> np.ndarray | None:
         """Return the mean of an array over the runs that recorded it with the shape of the first."""
@@ -162,7 +166,7 @@ class Report:
     """The content of the page. notes: what was skipped or could not be read."""
 
     title: str
-    families: tuple[StudentGroup, ...]
+    student_groups: tuple[StudentGroup, ...]
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
 
@@ -180,7 +184,7 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
         if run.name not in teachers:
             by_student[fingerprints.get(run.data, run.data), run.student].append(run)
     hues: dict[str, tuple[int, int]] = {}
-    families = [_family(f"f{i}", group, teacher_runs, hues) for i, group in enumerate(by_student.values())]
+    student_groups = [_student_group(f"f{i}", group, teacher_runs, hues) for i, group in enumerate(by_student.values())]
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     unfinished = [
         f"{run.name}: {'failed' if run.failure else 'not finished'} ({_progress(run)})"
@@ -190,11 +194,11 @@ def arrange(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> Repor
     ]
     repeated = [
         f"{run.name}: {group.label} has an earlier run with its seed, so paired differences leave it out"
-        for family in families
-        for group in family.groups
+        for student_group in student_groups
+        for group in student_group.groups
         for run in group.repeated()
     ]
-    return Report(title, tuple(families), tuple(runs), (*notes, *unfinished, *repeated, *problems))
+    return Report(title, tuple(student_groups), tuple(runs), (*notes, *unfinished, *repeated, *problems))
 
 
 def _fingerprints(runs: Sequence[Run]) -> dict[str, str]:
@@ -211,7 +215,7 @@ def _progress(run: Run) -> str:
     return f"{done or 0:.0f} of {epochs:.0f} epochs" if epochs else "no epoch yet"
 
 
-def _family(
+def _student_group(
     key: str, runs: Sequence[Run], teacher_runs: dict[str, Run], hues: dict[str, tuple[int, int]]
 ) -> StudentGroup:
     by_recipe: dict[str, list[Run]] = defaultdict(list)
@@ -235,8 +239,8 @@ def _in_order(labelled: Sequence[tuple[str, list[Run]]]) -> list[tuple[str, list
     """Return the best group of each baseline method, then the others, sorted by accuracy."""
 
     def accuracy(runs: Sequence[Run]) -> float:
-        spread = MeanStd.of(run.metric("val_accuracy") for run in runs)
-        return -1.0 if spread is None else spread.mean
+        mean_std = MeanStd.of(run.metric("val_accuracy") for run in runs)
+        return -1.0 if mean_std is None else mean_std.mean
 
     best = sorted(labelled, key=lambda group: (-accuracy(group[1]), group[0]))
     by_method = (next((group for group in best if group[1][0].method == name), None) for name in BASELINES)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from uhkd.console import join
+
 # docs/watching.md explains each; a test compares its numbers with these
 WINDOW = 5
 """Number of evaluations in a trend."""
@@ -15,17 +17,17 @@ MIN_ROWS = 4
 """Minimum number of evaluations for a trend."""
 CHANGE = 0.05
 """Relative change over the window from which a trend is falling or rising."""
-CERTAIN = 3.0
+MIN_STANDARD_ERRORS = 3.0
 """Number of standard errors above which a slope is more than noise."""
 DOMINANT = 4.0
 """Ratio of a term's gradient norm to the sum of all others from which it dominates."""
-SLIGHT = 0.01
+MIN_SHARE = 0.01
 """Share of the gradient below which a term has almost no effect."""
 COLLAPSED = 0.1
 """Fraction of the highest energy so far below which features are collapsing."""
-FADED = 0.05
+MIN_FACTOR = 0.05
 """Factor on the weights of a teacher's terms below which they are inactive."""
-LED = 0.01
+MIN_LEAD = 0.01
 """Lead below which a teacher no longer leads."""
 WAITING = 0.2
 """Share of the time waiting for data above which it is reported."""
@@ -43,7 +45,14 @@ def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> li
     if not rows:
         return []
     last = rows[-1]
-    messages = [*_gap(arrays), *_lead(last), *_gradients(rows), *_terms(rows), *_collapse(arrays), *_overfitting(rows)]
+    messages = [
+        *_feature_errors(arrays),
+        *_lead(last),
+        *_gradients(rows),
+        *_terms(rows),
+        *_collapse(arrays),
+        *_overfitting(rows),
+    ]
     if last.get("data_wait", 0) > WAITING:
         messages.append(f"waiting for data {last['data_wait']:.0%} of the time")
     if skipped := int(last.get("skipped", 0)):
@@ -55,21 +64,20 @@ def trend(values: Sequence[float]) -> Trend | None:
     """Return the trend of the last `WINDOW` positive numbers, or None for too few or too noisy ones.
 
     A straight line is fitted to their logarithms. Falling or rising: its change over the window is at least `CHANGE` and its
-    slope more than `CERTAIN` standard errors. Flat: the change is smaller, and noise could not hide one of 4 `CHANGE`.
+    slope more than `MIN_STANDARD_ERRORS`. Flat: the change is smaller, and noise could not hide one of 4 `CHANGE`.
     """
     recent = np.asarray(list(values)[-WINDOW:], dtype=float)
     if len(recent) < MIN_ROWS or not (np.isfinite(recent).all() and (recent > 0).all()):
         return None
-    y = np.log(recent)
-    x = np.arange(len(y)) - (len(y) - 1) / 2
+    y, span = np.log(recent), len(recent) - 1
+    x = np.arange(len(y)) - span / 2
     slope = float(x @ y / (x @ x))
     residual = y - y.mean() - slope * x
-    error = math.sqrt(float(residual @ residual) / (len(y) - 2) / float(x @ x))
-    span = len(y) - 1
-    change, uncertainty = math.expm1(slope * span), CERTAIN * error * span
+    uncertainty = MIN_STANDARD_ERRORS * math.sqrt(float(residual @ residual) / (len(y) - 2) / float(x @ x))
+    change = math.expm1(slope * span)
     if abs(change) >= CHANGE:
-        return None if abs(slope) <= CERTAIN * error else "falling" if change < 0 else "rising"
-    return "flat" if uncertainty < math.log1p(4 * CHANGE) else None
+        return None if abs(slope) <= uncertainty else "falling" if change < 0 else "rising"
+    return "flat" if uncertainty * span < math.log1p(4 * CHANGE) else None
 
 
 def gradient_shares(row: Mapping[str, float]) -> dict[str, float]:
@@ -106,7 +114,7 @@ def _levels(arrays: Mapping[str, Any], kind: str) -> list[np.ndarray]:
     return [np.asarray(arrays[f"{kind}{i}"], dtype=float) for i in range(count) if f"{kind}{i}" in arrays]
 
 
-def _gap(arrays: Mapping[str, Any]) -> list[str]:
+def _feature_errors(arrays: Mapping[str, Any]) -> list[str]:
     """Return the trends of the student's aligned feature errors by level."""
     trends = [trend(error.mean(1).tolist()) for error in _levels(arrays, "error_")]
     parts = []
@@ -124,16 +132,16 @@ def _ranges(levels: Sequence[int]) -> str:
             runs.append([])
         runs[-1].append(level)
     spans = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    return f"level{'s' * (len(levels) > 1)} {_join(spans)}"
+    return f"level{'s' * (len(levels) > 1)} {join(spans)}"
 
 
 def _inactive_teachers(row: Mapping[str, float]) -> dict[str, float]:
-    """Return the largest factor of each teacher with all factors below `FADED`, by its number ("" for a single teacher)."""
+    """Return the largest factor of each teacher with all factors below `MIN_FACTOR`, by its number ("" for a single teacher)."""
     by_teacher: dict[str, list[float]] = defaultdict(list)
     for group, factor in factors(row).items():
         by_teacher[group.rpartition(":")[0]].append(factor)
-    # not max(values) < FADED: max() would skip a NaN
-    return {t: max(values) for t, values in by_teacher.items() if all(factor < FADED for factor in values)}
+    # not max(values) < MIN_FACTOR: max() would skip a NaN
+    return {t: max(values) for t, values in by_teacher.items() if all(factor < MIN_FACTOR for factor in values)}
 
 
 def _lead(row: Mapping[str, float]) -> list[str]:
@@ -142,7 +150,7 @@ def _lead(row: Mapping[str, float]) -> list[str]:
     return [
         f"{f'teacher {teacher}' if teacher else 'the teacher'} no longer leads: its terms have weight {factor:.2f}"
         for teacher, factor in _inactive_teachers(row).items()
-        if lead.get(teacher, math.inf) < LED
+        if lead.get(teacher, math.inf) < MIN_LEAD
     ]
 
 
@@ -159,9 +167,9 @@ def _gradients(rows: Sequence[Mapping[str, float]]) -> list[str]:
         ratio = median[first] / rest if rest > 0 else math.inf
         messages.append(f"{first} dominates the gradient {f'{ratio:.0f}:1' if ratio < 1000 else 'alone'}")
     # the default weights make ce that small
-    if small := [name for name, value in median.items() if value < SLIGHT and name != "ce"]:
+    if small := [name for name, value in median.items() if value < MIN_SHARE and name != "ce"]:
         have = "has" if len(small) == 1 else "have"
-        messages.append(f"{_join(small)} {have} almost no effect, below {SLIGHT:.0%} of the gradient")
+        messages.append(f"{join(small)} {have} almost no effect, below {MIN_SHARE:.0%} of the gradient")
     return messages
 
 
@@ -174,7 +182,7 @@ def _terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
         if (name == "ce" or name.partition(".")[0].rpartition(":")[0] not in inactive)
         and trend([row[name] for row in rows if name in row]) == "rising"
     ]
-    return [f"{_join(rising)} rising"] if rising else []
+    return [f"{join(rising)} rising"] if rising else []
 
 
 def _collapse(arrays: Mapping[str, Any]) -> list[str]:
@@ -193,7 +201,3 @@ def _overfitting(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if trend(training) == "falling" and trend(validation) == "rising":
         return ["overfitting: the training loss falls, the validation loss rises"]
     return []
-
-
-def _join(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -45,7 +45,7 @@ def render(report: Report, version: str) -> str:
     assert environment.loader is not None
     script, style = (Markup(environment.loader.get_source(environment, name)[0]) for name in ("page.js", "page.css"))
     notes = [*report.notes]
-    left_out = sum(max(0, len(family.groups) - _MAX_GROUPS) for family in report.families)
+    left_out = sum(max(0, len(student_group.groups) - _MAX_GROUPS) for student_group in report.student_groups)
     if left_out:
         notes.append(f"the features of {left_out} groups are not drawn; report fewer runs to see them")
     return environment.get_template("page.html").render(
@@ -54,7 +54,7 @@ def render(report: Report, version: str) -> str:
         version=version,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=len(report.runs),
-        families=[_family(family) for family in report.families],
+        student_groups=[_student_group(student_group) for student_group in report.student_groups],
         notes=notes,
         head=tables.HEAD,
         environments=tables.environments(report.runs),
@@ -84,23 +84,23 @@ def _swatch(hue: str, dash: int) -> Markup:
     ).format(hue, dashes)
 
 
-def _family(family: StudentGroup) -> dict[str, Any]:
-    first = {group.key for group in family.groups[:LINES]}
+def _student_group(student_group: StudentGroup) -> dict[str, Any]:
+    first = {group.key for group in student_group.groups[:LINES]}
     return {
-        "key": family.key,
-        "title": family.title,
-        "sentence": summary_sentence(family),
-        "rows": tables.summary_rows(family, first),
-        "many": len(family.groups) > LINES,
-        "figures": [_figure(drawing, first) for drawing in figures.of_family(family)],
-        "focus": family.focus.label,
-        "classes": _class_table(family),
-        "examples": _examples(family),
-        "features": [_features(group) for group in family.groups[:_MAX_GROUPS]],
-        "recipes": [_recipe(group) for group in family.groups],
-        "differing": tables.differing(family) if len(family.groups) > 1 else [],
-        "run_rows": tables.run_rows(family),
-        "missing": _missing(family),
+        "key": student_group.key,
+        "title": student_group.title,
+        "sentence": summary_sentence(student_group),
+        "rows": tables.summary_rows(student_group, first),
+        "many": len(student_group.groups) > LINES,
+        "figures": [_figure(drawing, first) for drawing in figures.of_student_group(student_group)],
+        "focus": student_group.focus.label,
+        "classes": _class_table(student_group),
+        "examples": _examples(student_group),
+        "features": [_features(group) for group in student_group.groups[:_MAX_GROUPS]],
+        "recipes": [_recipe(group) for group in student_group.groups],
+        "differing": tables.differing(student_group) if len(student_group.groups) > 1 else [],
+        "run_rows": tables.run_rows(student_group),
+        "missing": _missing(student_group),
     }
 
 
@@ -145,15 +145,15 @@ def _recipe(group: MethodGroup) -> dict[str, Any]:
     }
 
 
-def _class_table(family: StudentGroup) -> dict[str, Any] | None:
+def _class_table(student_group: StudentGroup) -> dict[str, Any] | None:
     """Return the gain of up to `_MAX_METHODS` groups over the reference by class, the group in focus first."""
-    comparison = error_figures.compared(family)
+    comparison = error_figures.compared(student_group)
     if comparison is None:
         return None
-    others = [g for g in family.groups if g.label != comparison.name]
-    others.sort(key=lambda g: g is not family.focus)
+    others = [g for g in student_group.groups if g.label != comparison.name]
+    others.sort(key=lambda g: g is not student_group.focus)
     columns = {
-        g.label: {x.name: x for x in gains(comparison.before, after, comparison.labels, classes_of(family))}
+        g.label: {x.name: x for x in gains(comparison.before, after, comparison.labels, classes_of(student_group))}
         for g in others[:_MAX_METHODS]
         if (after := predicted(g, comparison.labels))
     }
@@ -165,19 +165,22 @@ def _class_table(family: StudentGroup) -> dict[str, Any] | None:
     return {"base": comparison.name, "columns": [*columns], "rows": rows[:_MAX_CLASSES], "left_out": left_out}
 
 
-def _examples(family: StudentGroup) -> dict[str, Any]:
+def _examples(student_group: StudentGroup) -> dict[str, Any]:
     """Return example images by kind, or the reason why there are none."""
-    selected = examples(family)
+    selected = examples(student_group)
     if not selected:
-        recorded = any(run.array("val_shown", 1) is not None for g in family.groups for run in g.runs)
+        recorded = any(run.array("val_shown", 1) is not None for g in student_group.groups for run in g.runs)
         why = (
             "the networks do not differ on the stored images" if recorded else "no images were recorded with these runs"
         )
         return {"kinds": [], "why": why}
-    images = _images(family)
+    images = _images(student_group)
     if images is None:
         return {"kinds": [], "why": "the file of images is missing or damaged"}
-    labels = {"focus": family.focus.label, "base": family.baseline.label if family.baseline else "the baseline"}
+    labels = {
+        "focus": student_group.focus.label,
+        "base": student_group.baseline.label if student_group.baseline else "the baseline",
+    }
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for example in selected:
         image = images[example.thumbnail]
@@ -198,11 +201,11 @@ def _examples(family: StudentGroup) -> dict[str, Any]:
     return {"kinds": [(KINDS[kind].format(**labels), cards) for kind, cards in kinds.items()], "why": ""}
 
 
-def _images(family: StudentGroup) -> list[np.ndarray] | None:
+def _images(student_group: StudentGroup) -> list[np.ndarray] | None:
     """Return the largest thumbnails of the selected images: each run stores them at its input size."""
-    selected = next((s for r in family.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
+    selected = next((s for r in student_group.focus.runs if (s := r.array("val_shown", 1)) is not None), None)
     largest: list[np.ndarray] | None = None
-    for run in (group.first for group in family.groups):
+    for run in (group.first for group in student_group.groups):
         indices = run.array("val_shown", 1)
         if selected is None or indices is None or not np.array_equal(indices, selected):
             continue
@@ -223,9 +226,11 @@ def _data_url(image: np.ndarray) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}")
 
 
-def _missing(family: StudentGroup) -> list[tuple[str, str]]:
+def _missing(student_group: StudentGroup) -> list[tuple[str, str]]:
     def names(group: MethodGroup, run: Run) -> list[str]:
         teacher_recorded = group.teacher is not None and group.teacher.prediction is not None
         return [x for x in tables.missing(run) if not (teacher_recorded and x == "predictions of the teacher")]
 
-    return [(run.name, ", ".join(missing)) for g in family.groups for run in g.runs if (missing := names(g, run))]
+    return [
+        (run.name, ", ".join(missing)) for g in student_group.groups for run in g.runs if (missing := names(g, run))
+    ]

@@ -63,10 +63,10 @@ def draw_spectra(runs: Mapping[str, RunFolder], path: Path) -> Path:
         lines = [spectrum("teacher", first[f"teacher_spectrum_{level}"], "ink", 1)]
         for student, (label, hue, dash, _) in zip(arrays.values(), _legend(runs), strict=True):
             students = sum(name.startswith("student_spectrum_") for name in student)
-            nearest = -(-(level + 1) * students // teachers) - 1
+            nearest = nearest_level(level, students, teachers)
             lines.append(spectrum(label, student[f"student_spectrum_{nearest}"][-1], hue, dash))
-        panels.append(Curves(f"level {level + 1}", "cycles per image", "share of energy", tuple(lines), log=True))
-    return _write(path, panels, legend=(("teacher", "ink", 1, None), *_legend(runs)))
+        panels.append(spectra(f"level {level + 1}", lines))
+    return _write(path, panels, legend=legend_of_lines(panels))
 
 
 def draw_comparison(pairs: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str) -> Path:
@@ -93,6 +93,21 @@ def spectrum(label: str, energy: np.ndarray, hue: str, dash: int) -> Line:
     """Return a line of the share of the energy at each frequency radius; energy has shape (radii,)."""
     share = np.maximum(energy / max(energy.sum(), 1e-30), 1e-8)
     return Line(label, [float(radius) for radius in range(len(share))], share.tolist(), hue, dash)
+
+
+def spectra(title: str, lines: Sequence[Line]) -> Curves:
+    """Return a panel of lines made by `spectrum`."""
+    return Curves(title, "cycles per image", "share of energy", tuple(lines), log=True)
+
+
+def nearest_level(level: int, students: int, teachers: int) -> int:
+    """Return the level of the student with the relative depth of a teacher's level, both from 0; given are their numbers."""
+    return -(-(level + 1) * students // teachers) - 1
+
+
+def legend_of_lines(panels: Sequence[Curves]) -> Legend:
+    """Return an entry for each different line of some panels."""
+    return tuple(dict.fromkeys((line.label, line.hue, line.dash, None) for panel in panels for line in panel.lines))
 
 
 def _legend(labels: Mapping[str, object]) -> Legend:

@@ -1,7 +1,7 @@
 """Run folders as plain data: missing and damaged files are recorded as problems, and never raise."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from uhkd.console import pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
+from uhkd.runs.comparison import TUNING, find_runs, is_tuning
 
-_MAX_DEPTH = 6  # folders below a given one; a comparison's runs are three below it
 _TEST = "test.json"  # accuracy on the test split, written by a comparison
-# folders of a comparison that have no runs to report: tuning, task files, caches
-_SKIPPED = {"tune", "plan", "locks", "logs", "failed", "chosen", "caches", "checkpoints", "export"}
 ABSURD = 1e12  # bound of losses, spectra and errors; larger values would break axes
 Read = TypeVar("Read")
 
@@ -163,37 +162,18 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     for path in map(Path, given):
         if not path.is_dir():
             raise UhkdError(f"no such folder: {path}; give run folders, or folders that contain them")
-        tuning: list[Path] = []
-        run_folders = list(_below(path.resolve(), tuning, notes))
-        if not run_folders:
+        root = path.resolve()
+        found = set(find_runs(root, lambda e: notes.append(f"{e.filename} could not be read: {e.strerror or e}")))
+        tuning = {run for run in found if is_tuning(run, root)}
+        if not found - tuning:
             raise UhkdError(
                 f"no run in {path}: expected a folder that finetune, distill, compare or demo wrote (with recipe.yaml)"
             )
-        folders |= {*run_folders}
+        folders |= found - tuning
         if tuning:
-            trials = sum(len(list(_below(folder, [], notes))) for folder in tuning)
-            notes.append(f"{trials} tuning run{'s' * (trials != 1)} left out; report {path / 'tune'} shows them")
+            notes.append(f"{pluralize(len(tuning), 'tuning run')} left out; report {path / TUNING} shows them")
     common = Path(os.path.commonpath([folder.parent if len(folders) == 1 else folder for folder in folders]))
     return [_read(folder, folder.relative_to(common).as_posix()) for folder in sorted(folders)], notes
-
-
-def _below(folder: Path, tuning: list[Path], notes: list[str], depth: int = 0) -> Iterator[Path]:
-    """Yield the run folders in a folder, including itself; links are not followed, unreadable folders are noted."""
-    try:
-        is_run = RunFolder(folder).started() and not (folder / "cache.json").exists()
-        compared = (folder / "compare.yaml").is_file()
-        leaf = is_run or depth == _MAX_DEPTH
-        below = [] if leaf else sorted(p for p in folder.iterdir() if not p.is_symlink() and p.is_dir())
-    except OSError as error:
-        notes.append(f"{folder} could not be read: {error.strerror or error}")
-        return
-    if is_run:
-        yield folder
-    for path in below:
-        if compared and path.name in _SKIPPED:
-            tuning += [path] if path.name == "tune" else []
-        elif not path.name.startswith("."):
-            yield from _below(path, tuning, notes, depth + 1)
 
 
 def _read(path: Path, name: str) -> Run:
@@ -204,7 +184,7 @@ def _read(path: Path, name: str) -> Run:
             if leads_out(file, path):
                 raise UhkdError("is a link out of the run folder, which is not followed")
             return read() if file.is_file() else otherwise
-        except (ValueError, OSError, MemoryError) as error:
+        except (UhkdError, OSError, MemoryError) as error:
             problems.append(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
             return otherwise
 

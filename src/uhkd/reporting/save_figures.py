@@ -16,11 +16,13 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
         OSError: when a file cannot be written.
     """
     written: dict[str, list[Path]] = {}
-    for family in report.families:
-        drawings = [("", drawing) for drawing in figures.of_family(family)]
-        drawings += [(f"{_slug(g.label)}-", drawing) for g in family.groups for drawing in feature_figures.of_group(g)]
+    for student_group in report.student_groups:
+        drawings = [("", drawing) for drawing in figures.of_student_group(student_group)]
+        drawings += [
+            (f"{_slug(g.label)}-", drawing) for g in student_group.groups for drawing in feature_figures.of_group(g)
+        ]
         for method, drawing in drawings:
-            name = f"{_slug(family.student)}-{method}{drawing.key.partition('-')[2]}"
+            name = f"{_slug(student_group.student)}-{method}{drawing.key.partition('-')[2]}"
             name = f"{name}-{drawing.key}" if name in written else name
             written[name] = [folder / f"{name}.png", folder / f"{name}.svg"]
             content = images(["png", "svg"], drawing.panels, drawing.title, drawing.legend)

@@ -19,7 +19,7 @@ class PairedDifference:
     seeds: int
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         """What the difference shows; with fewer than three seeds, nothing."""
         if self.half is None or self.seeds < 3:
             return "too few seeds to tell"

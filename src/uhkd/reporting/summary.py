@@ -1,5 +1,6 @@
 """The sentence above each table: what the group in focus gained."""
 
+from uhkd.console import join
 from uhkd.reporting.grouping import MethodGroup, StudentGroup
 from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.stats import paired_difference
@@ -7,14 +8,14 @@ from uhkd.reporting.stats import paired_difference
 _MAX_LENGTH = 90  # characters of a value from a run folder in a table cell
 
 
-def summary_sentence(family: StudentGroup) -> str:
+def summary_sentence(student_group: StudentGroup) -> str:
     """Return the accuracy of the group in focus and its gain over the baseline, paired by seed, with the number of seeds."""
-    focus, base, accuracy = family.focus, family.baseline, family.focus.metric("val_accuracy")
+    focus, base, accuracy = student_group.focus, student_group.baseline, student_group.focus.metric("val_accuracy")
     if accuracy is None:
         return _without_accuracy(focus)
     sentence = f"{focus.label} classifies {100 * accuracy.mean:.1f} % of the validation images correctly"
     if evaluator := evaluator_of(focus):
-        start = focus.spread(lambda run: run.evaluator[1] if run.evaluator else None)
+        start = focus.mean_std(lambda run: run.evaluator[1] if run.evaluator else None)
         if start is not None:
             gain = 100 * (accuracy.mean - start.mean)
             evaluator += f": {gain:+.1f} points against the untrained student ({100 * start.mean:.1f} %)"
@@ -33,13 +34,13 @@ def summary_sentence(family: StudentGroup) -> str:
     base_epochs, epochs = (sorted({_epochs(runs[seed]) for seed in shared}) for runs in (theirs, ours))
     if base_epochs != epochs:
         unit = "epoch" if base_epochs == [1] else "epochs"
-        base_counts, counts = (" and ".join(map(str, lengths)) for lengths in (base_epochs, epochs))
+        base_counts, counts = (join([*map(str, lengths)]) for lengths in (base_epochs, epochs))
         return (
             f"{sentence}: {difference.mean:+.1f} points against {base.label} ({seeds}), but {base.label} trained "
             f"{base_counts} {unit}, {focus.label} {counts}."
         )
     width = f" ± {difference.half:.1f}" if difference.half is not None and difference.seeds > 2 else ""
-    return f"{sentence}: {difference.mean:+.1f}{width} points against {base.label} ({seeds}: {difference.verdict})."
+    return f"{sentence}: {difference.mean:+.1f}{width} points against {base.label} ({seeds}: {difference.conclusion})."
 
 
 def _without_accuracy(focus: MethodGroup) -> str:
@@ -73,12 +74,12 @@ def _teacher_accuracies(group: MethodGroup) -> str:
     if len(accuracies) == 1:
         return "" if accuracies[0][1] is None else f", its teacher {100 * accuracies[0][1]:.1f} %"
     names = [f"{name} {'(accuracy not recorded)' if a is None else f'{100 * a:.1f} %'}" for name, a in accuracies]
-    return f", its teachers {' and '.join(names)}" if names else ""
+    return f", its teachers {join(names)}" if names else ""
 
 
 def _teacher_sentence(group: MethodGroup) -> str:
     names = [t.name for t in group.teachers]
-    return f" Its teacher{'s are' if len(names) > 1 else ' is'} {' and '.join(names)}." if names else ""
+    return f" Its teacher{'s are' if len(names) > 1 else ' is'} {join(names)}." if names else ""
 
 
 def _epochs(run: Run) -> int:

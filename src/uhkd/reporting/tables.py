@@ -52,16 +52,16 @@ HEAD = (
 )
 
 
-def summary_rows(family: StudentGroup, drawn: set[str]) -> list[Row]:
+def summary_rows(student_group: StudentGroup, drawn: set[str]) -> list[Row]:
     """Return rows for the teachers, the baselines that were not run, and the groups. drawn: keys of groups in the figures."""
-    rows = [_teacher_row(t, len(family.teachers) > 1) for t in family.teachers]
-    not_run = ([] if family.teachers else ["teacher"]) + [*family.missing]
+    rows = [_teacher_row(t, len(student_group.teachers) > 1) for t in student_group.teachers]
+    not_run = ([] if student_group.teachers else ["teacher"]) + [*student_group.missing]
     rows += [Row(name, (Cell(NOT_RUN), *_dashes(HEAD[1:])), "missing") for name in not_run]
     # the accuracy of the student before its first step, where a probe measured it
-    start = family.groups[0].spread(lambda run: run.evaluator[1] if run.evaluator else None)
+    start = student_group.groups[0].mean_std(lambda run: run.evaluator[1] if run.evaluator else None)
     if start is not None:
-        rows.append(Row("untrained student", (Cell("-"), _spread(start), *_dashes(HEAD[2:])), "missing"))
-    return [*rows, *(_group_row(group, family, drawn) for group in family.groups)]
+        rows.append(Row("untrained student", (Cell("-"), _mean_std(start), *_dashes(HEAD[2:])), "missing"))
+    return [*rows, *(_group_row(group, student_group, drawn) for group in student_group.groups)]
 
 
 def _dashes(columns: tuple[Any, ...]) -> list[Cell]:
@@ -82,8 +82,8 @@ def _teacher_row(teacher: Teacher, several: bool) -> Row:
     return Row(f"teacher {teacher.name}" if several else f"teacher: {teacher.name}", cells, "teacher", dash=1)
 
 
-def _group_row(group: MethodGroup, family: StudentGroup, drawn: set[str]) -> Row:
-    labels = labels_of(family)
+def _group_row(group: MethodGroup, student_group: StudentGroup, drawn: set[str]) -> Row:
+    labels = labels_of(student_group)
     teacher = None if labels is None else teacher_predictions(group.teacher, labels)
 
     def agreement(run: Run) -> float | None:
@@ -94,17 +94,17 @@ def _group_row(group: MethodGroup, family: StudentGroup, drawn: set[str]) -> Row
 
     finished = sum(run.finished for run in group.runs)
     runs = str(finished) if finished == len(group.runs) else f"{finished} of {len(group.runs)} finished"
-    accuracy = _spread(group.metric("val_accuracy"))
+    accuracy = _mean_std(group.metric("val_accuracy"))
     if (evaluator := evaluator_of(group)) and accuracy.sort is not None:
         accuracy = Cell(f"{accuracy.text} by {evaluator}", accuracy.sort)
-    latency, seconds = group.spread(_latency), group.metric("seconds")
+    latency, seconds = group.mean_std(_latency), group.metric("seconds")
     cells = (
         Cell(runs, float(finished)),
         accuracy,
-        _spread(group.metric("val_top5")),
-        _spread(group.spread(lambda run: number(run.test, "accuracy")), "-"),
-        _spread(group.metric("val_ece")),
-        _spread(group.spread(agreement), "-" if group.teacher is None else NOT_RECORDED),
+        _mean_std(group.metric("val_top5")),
+        _mean_std(group.mean_std(lambda run: number(run.test, "accuracy")), "-"),
+        _mean_std(group.metric("val_ece")),
+        _mean_std(group.mean_std(agreement), "-" if group.teacher is None else NOT_RECORDED),
         *_sizes(
             _first(group, "parameters"),
             _first(group, "sizes", "student", "flops"),
@@ -133,12 +133,9 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def _spread(spread: MeanStd | None, otherwise: str = NOT_RECORDED) -> Cell:
+def _mean_std(mean_std: MeanStd | None, otherwise: str = NOT_RECORDED) -> Cell:
     """Return fractions as a cell with mean ± sd in percent."""
-    if spread is None:
-        return Cell(otherwise)
-    sd = "" if spread.sd is None else f" ± {100 * spread.sd:.1f}"
-    return Cell(_percent(spread.mean) + sd, spread.mean)
+    return Cell(otherwise) if mean_std is None else Cell(mean_std.percent(), mean_std.mean)
 
 
 def _sizes(
@@ -160,10 +157,12 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def differing(family: StudentGroup) -> list[tuple[str, str]]:
-    """Return for every group the options of its recipe that differ from the most common value in the family."""
+def differing(student_group: StudentGroup) -> list[tuple[str, str]]:
+    """Return for every group the options of its recipe that differ from the most common value in the student group."""
     ignored = NOT_COMPARED | {"method", "teacher_views"}
-    recipes = {g.label: {str(k): str(v) for k, v in g.first.options.items() if k not in ignored} for g in family.groups}
+    recipes = {
+        g.label: {str(k): str(v) for k, v in g.first.options.items() if k not in ignored} for g in student_group.groups
+    }
     common = {
         key: Counter(recipe.get(key, "none") for recipe in recipes.values()).most_common(1)[0][0]
         for key in dict.fromkeys(key for recipe in recipes.values() for key in recipe)
@@ -175,10 +174,10 @@ def differing(family: StudentGroup) -> list[tuple[str, str]]:
     return rows
 
 
-def run_rows(family: StudentGroup) -> list[tuple[str, ...]]:
+def run_rows(student_group: StudentGroup) -> list[tuple[str, ...]]:
     """Return for every run: name, group, seed, state, accuracy, epochs, images per second and data wait."""
     rows = []
-    for group in family.groups:
+    for group in student_group.groups:
         for run in group.runs:
             seed = number(run.recipe, "seed")
             rows.append(

@@ -63,7 +63,7 @@ class RunFolder:
         """Return the path of a teacher's linear probe; number: of the teacher, if there are several."""
         return self.probe if number is None else self.probe.with_stem(f"{self.probe.stem}-{number}")
 
-    def exists(self) -> bool:
+    def has_model(self) -> bool:
         """Return whether the folder contains a trained network."""
         return self.config.is_file() and self.weights.is_file()
 
@@ -98,7 +98,7 @@ class RunFolder:
             start = "--student-start" if "student" in before else "--start"
             hint = f"; to train its weights further by another recipe, start a new run: --out NEW {start} {self.path}"
             raise UhkdError(
-                f"cannot resume {self.path} with another recipe: {differences}{hint if self.exists() else ''}"
+                f"cannot resume {self.path} with another recipe: {differences}{hint if self.has_model() else ''}"
             )
 
     @contextmanager

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from uhkd.errors import UhkdError
 from uhkd.runs.files import read_mapping, write_atomically
 
 NAME = "progress.json"
@@ -53,7 +54,7 @@ class ProgressFile(BaseModel):
         """Return the progress of the run in `folder`; None if the file is missing or invalid."""
         try:
             return cls.model_validate(read_mapping(folder / NAME))
-        except (OSError, ValueError):
+        except (OSError, UhkdError, ValidationError):
             return None
 
     def age(self) -> float:

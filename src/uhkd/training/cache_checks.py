@@ -195,7 +195,7 @@ def _differences(recipe: DistillRecipe, data: DataSplits, stored: TeacherCache, 
             differences.append("teacher: the weights of the given module are not those of the teacher that was stored")
     elif isinstance(recipe.teacher, str):
         run = RunFolder(recipe.teacher)
-        if run.exists():
+        if run.has_model():
             differences += _teacher_differences(run, stored)
         elif recipe.teacher != manifest.teacher:
             differences.append(f"teacher: the cache is of {manifest.teacher}, the recipe has {recipe.teacher}")

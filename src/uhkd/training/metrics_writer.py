@@ -4,7 +4,6 @@ import math
 import os
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Self
@@ -49,13 +48,19 @@ class MetricsWriter:
     ) -> None:
         self.recipe, self.folder, self.is_first = setup.recipe, setup.folder, setup.fabric.is_global_zero
         self.progress, self.rows, self.weights, self.log_line = progress, rows, weights, log_line
-        self.start_step, self.total, self.per_epoch = start_step, per_epoch * setup.recipe.epochs, per_epoch
-        self.health = health(rows, self.folder.read_arrays()) if self.is_first and rows else []
-        self.terms: dict[str, float] = {}
-        self.recent: dict[str, deque[float]] = {}
-        self.lr: float | None = None
-        self.speed: dict[str, float] = {}
-        self.step, self.seconds, self.last_write = start_step, 0.0, -math.inf
+        self.start_step, self.per_epoch = start_step, per_epoch
+        self.status = ProgressFile(
+            state="running",
+            step=start_step,
+            total=per_epoch * setup.recipe.epochs,
+            epoch=1,
+            epochs=setup.recipe.epochs,
+            health=health(rows, self.folder.read_arrays()) if self.is_first and rows else [],
+            process=os.getpid(),
+            machine=platform.node(),
+            time=time.time(),
+        )
+        self.last_write = -math.inf
         self._sums: dict[str, float] = {}  # count and sums at the previous log line
         self._logged, self._warned = False, False
 
@@ -81,13 +86,13 @@ class MetricsWriter:
 
     def heartbeat(self, step: int, seconds: float, doing: str = "training") -> None:
         """Write progress.json if the last write is long ago; never waits for the device."""
-        self.step, self.seconds = step, seconds
+        self.status.step, self.status.seconds = step, seconds
         if time.monotonic() - self.last_write >= (_HEARTBEAT if doing == "training" else _MIN_INTERVAL):
             self._write_progress("running", doing)
 
     def log(self, step: int, seconds: float, totals: RunningMetrics, lr: float) -> None:
         """Print the means of the epoch so far; loggers and progress.json get the means since the previous log line."""
-        self.step, self.seconds, self.lr = step, seconds, lr
+        self.status.step, self.status.seconds, self.status.lr = step, seconds, lr
         self.progress.log(totals.means(), lr)
         if not self.is_first:
             return
@@ -97,7 +102,7 @@ class MetricsWriter:
             self._set_terms({name: (value - self._sums.get(name, 0.0)) / count for name, value in sums.items()})
             self._logged = True
         self._sums = totals.as_dict()
-        values = {f"train/{name}": value for name, value in self.terms.items()}
+        values = {f"train/{name}": value for name, value in self.status.terms.items()}
         values |= {f"speed/{name}": value for name, value in self.progress.rates().items()}
         self.loggers.metrics(values | {"lr": lr, "epochs_done": step / self.per_epoch}, step)
         self._write_progress("running", "training")
@@ -117,16 +122,17 @@ class MetricsWriter:
         self._sums = {}
         if not self.is_first:
             return
-        self.health = health(self.rows, arrays)
-        if self.health:
-            self.log_line(f"health: {'; '.join(self.health)}")
-        self.step, self.seconds, self.lr = int(row["step"]), row["seconds"], row["lr"]
+        status, step = self.status, int(row["step"])
+        status.health = health(self.rows, arrays)
+        if status.health:
+            self.log_line(f"health: {'; '.join(status.health)}")
+        status.step, status.seconds, status.lr = step, row["seconds"], row["lr"]
         means = {name: row[name] for name in ("loss", *terms_of(row)) if name in row}
         if not self._logged:
             self._set_terms(means)
         self._logged = False
         values = {f"epoch/{name}": value for name, value in means.items()}
-        if self.step % self.recipe.log_every:  # otherwise `log` has logged them
+        if step % self.recipe.log_every:  # otherwise `log` has logged them
             values |= {"lr": row["lr"], "epochs_done": row["epoch"]}
             values |= {f"speed/{name}": row[name] for name in ("images_per_second", "data_wait")}
         values |= {f"val/{k.removeprefix('val_')}": v for k, v in row.items() if k.startswith("val_")}
@@ -135,14 +141,14 @@ class MetricsWriter:
         values |= {f"lead/{teacher}" if teacher else "lead": lead for teacher, lead in leads(row).items()}
         if "skipped" in row:
             values["skipped"] = row["skipped"]
-        self.loggers.metrics(values, self.step)
-        self.loggers.text("health", "; ".join(self.health) or "no problems found", self.step)
+        self.loggers.metrics(values, step)
+        self.loggers.text("health", "; ".join(status.health) or "no problems found", step)
         self._write_progress("running", "training")
 
     def _set_terms(self, means: Mapping[str, float]) -> None:
-        self.terms = {name: value for name, value in means.items() if math.isfinite(value)}
-        for name, value in self.terms.items():
-            self.recent.setdefault(name, deque(maxlen=_RECENT)).append(value)
+        recent, self.status.terms = self.status.recent, {k: v for k, v in means.items() if math.isfinite(v)}
+        for name, value in self.status.terms.items():
+            recent[name] = [*recent.get(name, ()), value][-_RECENT:]
 
     def _write_progress(
         self,
@@ -156,30 +162,15 @@ class MetricsWriter:
         if not self.is_first or (not force and time.monotonic() - self.last_write < _MIN_INTERVAL):
             return
         self.last_write = time.monotonic()
-        done = self.step - self.start_step
-        if done and state == "running":
-            self.speed = self.progress.rates()
-        status = ProgressFile(
-            state=state,
-            doing=doing,
-            step=self.step,
-            total=self.total,
-            epoch=min(self.step // self.per_epoch + 1, self.recipe.epochs),
-            epochs=self.recipe.epochs,
-            terms=self.terms,
-            recent={name: list(values) for name, values in self.recent.items()},
-            lr=self.lr,
-            seconds=self.seconds,
-            eta_seconds=self.progress.eta(self.step) if done else None,
-            health=self.health,
-            why=why,
-            process=os.getpid(),
-            machine=platform.node(),
-            time=time.time(),
-            **self.speed,
-        )
+        step = self.status.step
+        done = step > self.start_step
+        changes = {"state": state, "doing": doing, "why": why, "time": time.time()}
+        changes["epoch"] = min(step // self.per_epoch + 1, self.recipe.epochs)
+        changes["eta_seconds"] = self.progress.eta(step) if done else None
+        changes |= self.progress.rates() if done and state == "running" else {}
+        self.status = self.status.model_copy(update=changes)
         try:
-            status.write(self.folder.path)
+            self.status.write(self.folder.path)
         except OSError as error:
             if not self._warned:
                 self._warned = True

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from uhkd import console
+from uhkd.runs.status import span
 
 Item = TypeVar("Item")
 _BAR_WIDTH = 20  # characters: leaves room for counts, times and a loss on 80 columns
@@ -97,7 +98,7 @@ class ProgressBar:
             self.bar.update(self.task, description=f"{loss}{self.rates()['images_per_second']:.0f} img/s")
             return
         terms = "  ".join(f"{k} {v:.3f}" for k, v in means.items())
-        self.log_line(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {self._speed()}  ETA {clock(self.eta(done))}")
+        self.log_line(f"step {done}/{self.total}  {terms}  lr {lr:.2g}  {self._speed()}  ETA {span(self.eta(done))}")
 
     def epoch(self, row: Mapping[str, float], epochs: int) -> None:
         """Print the validation after an epoch; the loss is nan if all steps were skipped."""
@@ -118,10 +119,3 @@ def format_metrics(row: Mapping[str, float]) -> list[str]:
         for name, form in _FORMATS.items()
         if f"val_{name}" in row
     ]
-
-
-def clock(seconds: float) -> str:
-    """Return h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

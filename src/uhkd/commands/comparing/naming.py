@@ -26,7 +26,7 @@ def pair_names(pairs: tuple[str, ...]) -> list[str]:
 def finetune_options(name: str) -> dict[str, Any] | None:
     """Return the options of a recipe that trains a teacher, or None if `name` is a run or a network."""
     if RunFolder(name).started():
-        if RunFolder(name).exists():
+        if RunFolder(name).has_model():
             return None
         raise RecipeError([f"teachers: the run {name} is not finished; resume it, or choose another teacher"])
     try:

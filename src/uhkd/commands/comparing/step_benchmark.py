@@ -98,7 +98,7 @@ class StepFactory:
         name, levels = recipe.teacher, recipe.teacher_levels
         assert isinstance(name, str), "a pair has one teacher"
         fields: dict[str, Any] = {"name": name, "num_classes": None, "options": recipe.teacher_options}
-        if name in self.untrained and not RunFolder(name).exists():
+        if name in self.untrained and not RunFolder(name).has_model():
             finetune = self.untrained[name]
             options = {**finetune.get("options", {}), **recipe.teacher_options}
             fields = {"name": finetune["model"], "num_classes": classes, "options": options}

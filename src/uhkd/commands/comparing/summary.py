@@ -108,7 +108,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
     metrics = next((run["teacher_metrics"] for run in runs if run["pair"] == pair and run["teacher_metrics"]), None)
     facts: dict[str, Any] = {"accuracy": metrics["accuracy"] if metrics and part == "val" else None, "part": part}
     folder = RunFolder(plan.teachers[pair])
-    if not folder.exists():
+    if not folder.has_model():
         return facts | {"name": plan.teachers[pair]}
     recipe = folder.read_recipe() if folder.started() else {}
     facts["name"] = recipe.get("model", folder.read_config()["name"])
@@ -221,4 +221,4 @@ def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
                 yield f"{pair}: {method} and {rival} have no seed in common"
             else:
                 width = f" ± {gap.half:.2f}" if gap.half is not None and gap.seeds > 2 else ""
-                yield f"{pair}: {method} minus {rival} {gap.mean:+.2f}{width} points ({gap.seeds} seeds: {gap.verdict})"
+                yield f"{pair}: {method} minus {rival} {gap.mean:+.2f}{width} points ({gap.seeds} seeds: {gap.conclusion})"

@@ -12,7 +12,7 @@
     draw(pick.dataset.pick, pick.checked);
     pick.addEventListener("change", () => draw(pick.dataset.pick, pick.checked));
   }
-  for (const card of every("[data-family]")) {
+  for (const card of every("[data-student-group]")) {
     const rows = every("table.summary tbody tr", card);
     const status = card.querySelector("[role=status]");
     const pickAll = wanted => () => {
