@@ -178,16 +178,5 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def listed(names: Sequence[str], limit: int = 3) -> str:
-    """Return the first `limit` names and the number of the others: 'a, b, c and 4 more'."""
-    others = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {others} more" if others > 0 else "")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _is_plain(char: str) -> bool:
     return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
