@@ -30,7 +30,7 @@ def pulls(step: BenchmarkStep, batch: Batch) -> dict[str, Tensor]:
     assert teacher is not None
     weights = [p for p in learner.student.parameters() if p.requires_grad]
     with step.setup.fabric.autocast():  # not the wrapped model: that gives gradients to the trainer alone
-        terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
+        terms = learner(batch, teacher.outputs(batch, learner.teacher_needs))
     found = {}
     for name, value in terms.items():
         if step.weights[name]:

@@ -86,7 +86,7 @@ def test_stored_signals_are_the_live_ones_record_by_record(teacher: Path, cached
     needs = frozenset({"logits", "embedding", "spectra"})
     seen = 0
     for batch in loader:
-        one, two = live.signals(batch, needs), kept.signals(batch, needs)
+        one, two = live.outputs(batch, needs), kept.outputs(batch, needs)
         for a, b in (
             (one.logits, two.logits),
             (one.embedding, two.embedding),

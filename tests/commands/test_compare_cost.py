@@ -184,7 +184,7 @@ def test_flops_of_kd_are_those_of_scratch_and_the_teachers_forward_pass(shop: St
     kd, scratch = shop.step(words("kd")), shop.step(words("scratch"))
     assert kd.setup.teacher is not None
     with FlopCounterMode(display=False) as counter:
-        kd.setup.teacher.signals(kd.batches[0], frozenset({"logits"}))
+        kd.setup.teacher.outputs(kd.batches[0], frozenset({"logits"}))
     assert counter.get_total_flops() > 0
     assert count_flops(lambda: kd(0)) == count_flops(lambda: scratch(0)) + counter.get_total_flops()
 

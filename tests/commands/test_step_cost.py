@@ -63,7 +63,7 @@ def test_a_step_never_waits_for_the_device(method, settings):
     totals, weights = RunningMetrics(torch.device("cpu")), learner.weights()
 
     def step() -> None:
-        said = teacher.signals(batch, learner.teacher_needs)
+        said = teacher.outputs(batch, learner.teacher_needs)
         terms = learner(batch, said)
         loss = weighted_sum(terms, weights)
         loss.backward()
@@ -89,7 +89,7 @@ def test_the_teachers_maps_are_gone_before_the_student_begins(method, settings):
     teacher.network.forward = note
     gc.disable()  # gone by themselves, not at some collection
     try:
-        said = teacher.signals(batch, learner.teacher_needs)
+        said = teacher.outputs(batch, learner.teacher_needs)
         left = [x for x in maps if x() is not None]
     finally:
         gc.enable()

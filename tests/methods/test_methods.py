@@ -400,7 +400,7 @@ def test_contract(case, pair):
     sealed = {k: v.clone() for k, v in (*teacher.network.state_dict().items(), *teacher_statistics(teacher).items())}
     batch = batch_of()
 
-    said = teacher.signals(batch, learner.teacher_needs)
+    said = teacher.outputs(batch, learner.teacher_needs)
     present = {name for name, value in said._asdict().items() if value is not None and value != ()}
     assert present == learner.teacher_needs
     terms = learner(batch, said)
@@ -434,11 +434,11 @@ def test_bf16_autocast_gives_finite_float32_terms_close_to_float32(case):
     learner, teacher = assemble("MLP<-CNN", method, settings)
     batch = batch_of(32)
     torch.manual_seed(3)  # a step's draws, as the engine seeds them
-    expected = copy.deepcopy(learner)(batch, teacher.signals(batch, learner.teacher_needs))
+    expected = copy.deepcopy(learner)(batch, teacher.outputs(batch, learner.teacher_needs))
     with torch.autocast("cpu", torch.bfloat16):
         teacher.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
         torch.manual_seed(3)
-        terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
+        terms = learner(batch, teacher.outputs(batch, learner.teacher_needs))
         loss = weighted_sum(terms, learner.weights())
     loss.backward()
     for name, term in terms.items():
@@ -454,7 +454,7 @@ def test_state_round_trip_gives_equal_terms(case):
     learner, teacher = assemble("ViT<-CNN", method, settings)
     other, its_teacher = assemble("ViT<-CNN", method, settings, seed=11)
     batch = batch_of()
-    said = teacher.signals(batch, learner.teacher_needs)
+    said = teacher.outputs(batch, learner.teacher_needs)
     learner(batch, said)  # moves the running statistics and memory banks
     other.load_state_dict(learner.state_dict())
     if teacher.ftm is not None:
@@ -463,7 +463,7 @@ def test_state_round_trip_gives_equal_terms(case):
         torch.manual_seed(3)  # a step's draws, as the engine seeds them
         mine = learner.train(mode)(batch, said)
         torch.manual_seed(3)
-        theirs = other.train(mode)(batch, its_teacher.signals(batch, other.teacher_needs))
+        theirs = other.train(mode)(batch, its_teacher.outputs(batch, other.teacher_needs))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
@@ -475,7 +475,7 @@ def test_without_labels_only_the_methods_own_terms_remain(case):
     method, settings = METHODS_TABLE[case]
     learner, teacher = assemble("MLP<-CNN", method, settings)
     batch = batch_of(labelled=False)
-    said = teacher.signals(batch, learner.teacher_needs)
+    said = teacher.outputs(batch, learner.teacher_needs)
     apart = [name for name in method.split("+") if method_class(name).needs_labels]
     if apart:
         with pytest.raises(ValueError, match=f"{apart[0]} needs the labelled class"):
@@ -493,7 +493,7 @@ def test_a_teacher_without_a_head_teaches_by_features_alone(method):
     learner, teacher = assemble("ViT<-CNN", method, weights=NO_LOGITS, teacher_classes=0)
     assert teacher.network.shapes.logits is None and learner.teacher_needs == {"spectra"}
     batch = batch_of(labelled=False)
-    terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
+    terms = learner(batch, teacher.outputs(batch, learner.teacher_needs))
     assert set(terms) == {f"{method}.features", f"{method}.relations"}
     weighted_sum(terms, learner.weights()).backward()
     assert learning(learner.student)
@@ -569,7 +569,7 @@ def test_weight_0_skips_a_terms_work(method):
 
 def test_kd_of_weight_0_never_runs_the_teacher():
     learner, teacher = assemble("ViT<-CNN", "kd", weights={"kl": 0.0})
-    assert not learner.teacher_needs and teacher.signals(batch_of(), learner.teacher_needs) == NetworkOutput()
+    assert not learner.teacher_needs and teacher.outputs(batch_of(), learner.teacher_needs) == NetworkOutput()
     assert set(learner(batch_of(), NetworkOutput())) == {"ce"}
 
 
@@ -594,7 +594,7 @@ def test_kd_takes_a_batch_of_one_image():
     learner, teacher = assemble("MLP<-CNN", "kd")
     batch = batch_of(1)
     for mode in (True, False):
-        terms = learner.train(mode)(batch, teacher.signals(batch, learner.teacher_needs))
+        terms = learner.train(mode)(batch, teacher.outputs(batch, learner.teacher_needs))
         assert terms["kd.kl"].isfinite()
 
 
@@ -602,7 +602,7 @@ def test_kd_takes_a_batch_of_one_image():
 def test_feature_matching_of_one_image_is_refused_in_training_only(method):
     learner, teacher = assemble("MLP<-CNN", method)
     batch = batch_of(1)
-    said = teacher.signals(batch, learner.teacher_needs)
+    said = teacher.outputs(batch, learner.teacher_needs)
     assert learner.eval()(batch, said)[f"{method}.features"].isfinite()
     with pytest.raises(ValueError, match="needs at least 2 images in training, got 1"):
         learner.train()(batch, said)

@@ -56,7 +56,7 @@ def gradients(method: str, rank: int, world: int) -> dict[str, Tensor]:
         draw_by_image(learner.distillers["crd"])
     own = Batch(*(None if field is None else field[rank::world] for field in whole_batch()))
     model = torch.nn.parallel.DistributedDataParallel(learner) if world > 1 else learner
-    terms = model(own, teacher.signals(own, learner.teacher_needs))
+    terms = model(own, teacher.outputs(own, learner.teacher_needs))
     weighted_sum(terms, learner.weights()).backward()
     found = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     found |= dict(learner.distillers.named_buffers())

@@ -59,7 +59,7 @@ def apart(said: NetworkOutput) -> NetworkOutput:
 def check_compiled(method: str, settings: dict[str, Any]) -> None:
     """The compiled forward of a training step gives the same terms, and its graph holds all of it."""
     learner, teacher, batch = assemble(method, settings)
-    said = teacher.signals(batch, learner.teacher_needs)
+    said = teacher.outputs(batch, learner.teacher_needs)
     heard = apart(learner.student(batch.image, learner.student_needs | {"logits"}))
     distiller = learner.distillers[method]
     torch._dynamo.reset()

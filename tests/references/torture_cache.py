@@ -61,7 +61,7 @@ def arm(kind: str, at: int) -> None:
     elif kind == "manifest":
         stored.write_atomically = torn(1, "cache.json")
     elif kind == "teacher":
-        Teacher.signals = deadly(Teacher.signals, 2 * at)
+        Teacher.outputs = deadly(Teacher.outputs, 2 * at)
     elif kind == "record":
         Shards.read_for = deadly(Shards.read_for, 56 + 5 * at)  # an early look takes 64
     elif kind == "step":

@@ -317,15 +317,15 @@ def test_stored_outputs_give_the_factors_of_the_live_teacher(teacher: Path, stor
 def close_zero_groups(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A teacher that is never right, so that its student leads; each of its forward passes is noted."""
     calls: list[str] = []
-    real = Teacher.signals
+    real = Teacher.outputs
 
-    def signals(self: Teacher, batch: Any, needs: frozenset[str]) -> Any:
+    def outputs(self: Teacher, batch: Any, needs: frozenset[str]) -> Any:
         said = real(self, batch, needs)
         if needs:
             calls.append("pass")
         return said if said.logits is None else said._replace(logits=-1e3 * batch.target)
 
-    monkeypatch.setattr(Teacher, "signals", signals)
+    monkeypatch.setattr(Teacher, "outputs", outputs)
     return calls
 
 
@@ -479,8 +479,8 @@ def test_two_teachers_each_do_without_the_other():
     _, teacher, batch = assemble("kd", {})
     both = TeacherEnsemble([(teacher, frozenset({"logits"})), (teacher, frozenset({"logits"}))])
     both.drop(0)
-    said = both.signals(batch, frozenset({"logits"}))
-    assert said.logits is None and said.others[0].logits is not None
+    said = both.outputs(batch, frozenset({"logits"}))
+    assert said.logits is None and said.extra_teachers[0].logits is not None
 
 
 def test_closing_skips_the_work_and_freezes_the_layers():
@@ -488,11 +488,11 @@ def test_closing_skips_the_work_and_freezes_the_layers():
     balance = make_balance("lead", {}, learner.distillers, has_accuracy=[True])
     learner = StudentWithLosses(learner.student, learner.distillers, balance=balance).train()
     assert learner.close([1]) == set()
-    terms = learner(batch, teacher.signals(batch, learner.teacher_needs))
+    terms = learner(batch, teacher.outputs(batch, learner.teacher_needs))
     assert set(terms) == {"ce", "uhkd.inter", "uhkd.intra"}
     assert learner.close([1, 2]) == {0}
-    assert not learner.teacher_needs and teacher.signals(batch, learner.teacher_needs).logits is None
-    assert set(learner(batch, teacher.signals(batch, learner.teacher_needs))) == {"ce"}
+    assert not learner.teacher_needs and teacher.outputs(batch, learner.teacher_needs).logits is None
+    assert set(learner(batch, teacher.outputs(batch, learner.teacher_needs))) == {"ce"}
     assert not [p for p in learner.distillers.parameters() if p.requires_grad]
     assert all(isinstance(d, DistillationLoss) for d in learner.distillers.values())
 

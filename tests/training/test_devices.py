@@ -57,7 +57,7 @@ def test_a_step_stays_on_its_device_and_does_not_wait_for_it(method: str, studen
     sealed._ready = True  # else it asks once, and there is no value that could answer
     with pretend_gpu(learner, taught, sealed.ftm):
         seen = batch("cuda")
-        terms = learner(seen, sealed.signals(seen, learner.teacher_needs))
+        terms = learner(seen, sealed.outputs(seen, learner.teacher_needs))
         loss = weighted_sum(terms, learner.weights())
     assert {value.device.type for value in (loss, *terms.values())} == {"cuda"}
 

@@ -78,7 +78,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
     batch = next(iter(loader(job.augmentation, 20)))
     batch = batch._replace(image=batch.image.contiguous(memory_format=torch.channels_last))
     torch.manual_seed(7)
-    terms = job.learner(batch, job.teacher.signals(batch, job.learner.teacher_needs))
+    terms = job.learner(batch, job.teacher.outputs(batch, job.learner.teacher_needs))
     loss = weighted_sum(terms, job.learner.weights(job.ce_weight), job.learner.balance)
     loss.backward()
     torch.manual_seed(7)

@@ -41,7 +41,7 @@ def literal(learner: StudentWithLosses, teacher: Teacher, batch: Batch, weights:
             continue
         own = copy.deepcopy(learner)
         torch.manual_seed(step_seed(0, 7, -1))
-        terms = own(batch, teacher.signals(batch, own.teacher_needs))
+        terms = own(batch, teacher.outputs(batch, own.teacher_needs))
         (weight * terms[name]).backward()
         grads = [p.grad for p in own.student.parameters() if p.grad is not None]
         norms[name] = torch.cat([g.flatten() for g in grads]).norm().item()

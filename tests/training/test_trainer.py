@@ -370,7 +370,7 @@ def test_terms_are_raw_named_and_weighed_in_one_place():
     learner = StudentWithLosses(student, nn.ModuleDict({"stub": Stub()}), label_smoothing=0.2)
     assert learner.teacher_needs == {"embedding"} and learner.student_needs == {"embedding"}
     data = batch()
-    said = Teacher(other).signals(data._replace(image=data.image * 0.5), learner.teacher_needs)
+    said = Teacher(other).outputs(data._replace(image=data.image * 0.5), learner.teacher_needs)
     assert said.logits is None and said.maps is None and said.spectra is None
     terms = learner(data, said)
     assert list(terms) == ["ce", "stub.near", "stub.idle"]
@@ -389,7 +389,7 @@ def test_terms_are_raw_named_and_weighed_in_one_place():
 def test_without_labels_only_the_method_speaks():
     learner = StudentWithLosses(tapped(), nn.ModuleDict({"stub": Stub({"near": 3.0})}))
     data = batch(labelled=False)
-    said = Teacher(tapped()).signals(data, learner.teacher_needs)
+    said = Teacher(tapped()).outputs(data, learner.teacher_needs)
     assert list(learner(data, said)) == ["stub.near", "stub.idle"]
     assert learner.weights()["stub.near"] == 3.0
 
@@ -452,11 +452,11 @@ def test_a_teacher_says_exactly_what_is_asked():
     network = tapped()
     target = SpectralTarget(match_levels(network.shapes.maps, network.shapes.maps, 1, "pairs"))
     sealed = Teacher(network, target)
-    assert sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset()) == NetworkOutput()
+    assert sealed.outputs(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset()) == NetworkOutput()
     with pytest.raises(AssertionError, match="calibrated"):
-        sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset({"spectra"}))
+        sealed.outputs(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset({"spectra"}))
     calibrate(sealed, [batch(6)], CPU)
-    said = sealed.signals(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset({"spectra", "logits"}))
+    said = sealed.outputs(Batch(torch.rand(2, 3, 8, 8), None, None, torch.arange(2)), frozenset({"spectra", "logits"}))
     assert said.maps is None and said.embedding is None
     assert said.spectra is not None and [tuple(s.shape) for s in said.spectra] == [(2, 6, 9), (2, 6, 9)]
     assert said.logits is not None and not said.logits.requires_grad

@@ -84,7 +84,7 @@ def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[st
             other_views.append(f"image {index} of view {view}")
             continue
         image = batch.image.to(fabric.device).contiguous(memory_format=torch.channels_last)
-        live = teacher.signals(batch._replace(image=image), frozenset(manifest.record_format.holds))
+        live = teacher.outputs(batch._replace(image=image), frozenset(manifest.record_format.holds))
         recorded = manifest.record_format.decode(torch.from_numpy(stored.shards.read(view, rows)))
         pairs = zip(manifest.record_format.tolerance(live), manifest.record_format.tolerance(recorded), strict=True)
         for (name, x, allowed), (_, y, _) in pairs:

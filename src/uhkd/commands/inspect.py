@@ -43,8 +43,8 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
             print_table(_levels(teacher, learner.student, arguments.method))
             calibrate(teacher, [batch], setup.fabric.device)
     began = time.perf_counter()
-    signals = NetworkOutput() if setup.teacher is None else setup.teacher.signals(batch, learner.teacher_needs)
-    terms = learner(batch, signals)
+    teacher_output = NetworkOutput() if setup.teacher is None else setup.teacher.outputs(batch, learner.teacher_needs)
+    terms = learner(batch, teacher_output)
     weighted_sum(terms, learner.weights(setup.ce_weight)).backward()
     seconds = time.perf_counter() - began
     extra = count_parameters(learner.distillers)

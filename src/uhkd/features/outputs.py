@@ -15,21 +15,21 @@ class NetworkOutput(NamedTuple):
     It is a named tuple because Fabric and DDP process the tensors inside those.
 
     logits: (B,K). maps: feature maps (B,C,H,W) without prefix tokens, shallow to deep. spectra: FTM outputs (B,C,K).
-    embedding: (B,D), the pooled vector before the classifier. others: outputs of further teachers.
+    embedding: (B,D), the pooled vector before the classifier. extra_teachers: outputs of further teachers.
     """
 
     logits: Tensor | None = None
     maps: tuple[Tensor, ...] | None = None
     spectra: tuple[Tensor, ...] | None = None
     embedding: Tensor | None = None
-    others: "tuple[NetworkOutput, ...]" = ()
+    extra_teachers: "tuple[NetworkOutput, ...]" = ()
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, of any shape, including those of `others`."""
+        """Return all tensors, of any shape, including those of `extra_teachers`."""
         tensors = (self.logits, *(self.maps or ()), *(self.spectra or ()), self.embedding)
-        return [x for x in tensors if x is not None] + [x for other in self.others for x in other.tensors()]
+        return [x for x in tensors if x is not None] + [x for other in self.extra_teachers for x in other.tensors()]
 
-    def finite(self) -> Tensor | None:
+    def all_finite(self) -> Tensor | None:
         """Return whether all numbers are finite, as a boolean () tensor without waiting for the device; None without tensors."""
         tensors = [x.detach() for x in self.tensors()]
         # the largest number decides: a few kernels for all tensors, because the number of kernels determines the GPU's time

@@ -57,7 +57,7 @@ def write_shards(
             since = time.monotonic()
             # as in training, so that stored and live outputs are equal
             image = batch.image.to(device).contiguous(memory_format=torch.channels_last)
-            output = teacher.signals(batch._replace(image=image), frozenset(manifest.record_format.holds))
+            output = teacher.outputs(batch._replace(image=image), frozenset(manifest.record_format.holds))
             records.append(manifest.record_format.encode(output))
             teacher_seconds += time.monotonic() - since
             checksums.append(image_checksums(batch.image, batch.target))

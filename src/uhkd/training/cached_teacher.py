@@ -35,7 +35,7 @@ class CachedTeacher:
                 )
             self.crops = [(v.teacher, crop_indices(v.full_size, v.size, v.form)) for v in target.levels]
 
-    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
+    def outputs(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Return the stored fields `needs`, float32."""
         if not needs:
             return NetworkOutput()

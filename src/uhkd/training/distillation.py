@@ -200,7 +200,7 @@ class Distillation(nn.Module):
         batch, output = self._batch(images, labels, indices), NetworkOutput()
         self._ready = True  # not checked again once it is true: each check makes a GPU wait
         for teacher in self._teachers:
-            output = teacher.signals(batch, self.learner.teacher_needs)
+            output = teacher.outputs(batch, self.learner.teacher_needs)
         return batch, output
 
     def loss(self, terms: Mapping[str, Tensor], images: int) -> Float[Tensor, ""]:

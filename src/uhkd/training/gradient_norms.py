@@ -74,7 +74,7 @@ class GradientNorms:
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         learner = self.learner
-        teacher_output = self.teacher.signals(batch, learner.teacher_needs) if self.teacher else NetworkOutput()
+        teacher_output = self.teacher.outputs(batch, learner.teacher_needs) if self.teacher else NetworkOutput()
         with self.fabric.autocast():
             # `forward`, because a compiled `__call__` would be compiled again for this number of images
             return learner.forward(batch._replace(record=None), teacher_output)

@@ -53,7 +53,7 @@ class StudentWithLosses(nn.Module):
         the second of several teachers).
         """
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
-        terms, outputs = {}, (teacher, *teacher.others)
+        terms, outputs = {}, (teacher, *teacher.extra_teachers)
         if batch.target is not None:
             terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
         if self.training and self.balance is not None:

@@ -94,11 +94,11 @@ class TrainStep:
         for index, part in enumerate(parts):
             torch.manual_seed(step_seed(recipe.seed, number, index * fabric.world_size + fabric.global_rank))
             with fabric.no_backward_sync(self.model, enabled=index + 1 < len(parts)):
-                teacher_output = self.teacher.signals(part, learner.teacher_needs) if self.teacher else NetworkOutput()
+                teacher_output = self.teacher.outputs(part, learner.teacher_needs) if self.teacher else NetworkOutput()
                 terms = self.model(part._replace(record=None), teacher_output)
                 loss = weighted_sum(terms, weights, learner.balance)
                 fabric.backward(loss / len(parts))
-            if (finite := teacher_output.finite()) is not None:
+            if (finite := teacher_output.all_finite()) is not None:
                 teacher_finite.append(finite)
             losses.append((loss.detach(), {name: value.detach() for name, value in terms.items()}))
         return teacher_finite, losses

@@ -19,7 +19,7 @@ Autocast = Callable[[], AbstractContextManager]
 class TeacherSource(Protocol):
     """The source of teacher outputs: one network (`Teacher`), several (`TeacherEnsemble`), or a cache (`CachedTeacher`)."""
 
-    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
+    def outputs(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Return the fields `needs` of the teacher output on a batch; the other fields are None."""
         ...
 
@@ -60,7 +60,7 @@ class Teacher:
         self._ready = False
 
     @torch.no_grad()
-    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
+    def outputs(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Return the fields `needs` of the teacher output; maps are freed as soon as they are transformed."""
         if not needs:
             return NetworkOutput()
@@ -111,10 +111,10 @@ class TeacherEnsemble:
         """Skip the teacher `index` in every further step."""
         self.each = tuple((t, frozenset() if i == index else fields) for i, (t, fields) in enumerate(self.each))
 
-    def signals(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
+    def outputs(self, batch: Batch, needs: frozenset[str]) -> NetworkOutput:
         """Return the outputs of all teachers, each with those of its fields that are in `needs`."""
-        first, *others = (teacher.signals(batch, fields & needs) for teacher, fields in self.each)
-        return first._replace(others=tuple(others))
+        first, *others = (teacher.outputs(batch, fields & needs) for teacher, fields in self.each)
+        return first._replace(extra_teachers=tuple(others))
 
     def reference(self, images: Tensor) -> TeacherFeatures:
         """Return what diagnostics show of the teacher `shown` on images (N, 3, H, W) in [0, 1]."""
