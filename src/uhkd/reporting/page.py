@@ -212,7 +212,7 @@ def _images(student_group: StudentGroup) -> list[np.ndarray] | None:
         sheet = RunFolder(run.path).thumbnails
         try:
             images = None if leads_out(sheet, run.path) else thumbnails.read_sheet(sheet, len(indices))
-        except (ValueError, OSError):
+        except (ValueError, OSError):  # Pillow raises both for damaged files
             continue
         if images is not None and (largest is None or images[0].size > largest[0].size):
             largest = images

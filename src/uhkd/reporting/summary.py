@@ -1,6 +1,6 @@
 """The sentence above each table: what the group in focus gained."""
 
-from uhkd.console import join
+from uhkd.console import join, pluralize
 from uhkd.reporting.grouping import MethodGroup, StudentGroup
 from uhkd.reporting.run_data import Run, number
 from uhkd.reporting.stats import paired_difference
@@ -30,7 +30,7 @@ def summary_sentence(student_group: StudentGroup) -> str:
     )
     if difference is None:
         return f"{sentence}. It and {base.label} have no seed in common, so their difference is not paired."
-    seeds = f"{difference.seeds} seed{'s' * (difference.seeds > 1)}"
+    seeds = pluralize(difference.seeds, "seed")
     base_epochs, epochs = (sorted({_epochs(runs[seed]) for seed in shared}) for runs in (theirs, ours))
     if base_epochs != epochs:
         unit = "epoch" if base_epochs == [1] else "epochs"

@@ -79,7 +79,7 @@ class Checkpoints:
     def read(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that can be used, or None without any checkpoint.
 
-        check: raises a ValueError for a checkpoint that does not fit; the previous one is then read.
+        check: raises a UhkdError for a checkpoint that does not fit; the previous one is then read.
 
         Raises:
             UhkdError: if none can be used: files differ from their checksums or contain more than tensors and plain data
