@@ -124,17 +124,17 @@ def test_a_pair_may_not_be_called_like_a_folder_of_the_comparison(recipes: Path)
 
 def test_given_paths_mean_the_same_wherever_a_worker_is_started(recipes: Path, monkeypatch: pytest.MonkeyPatch):
     _, board = done(asked(recipes, methods=["scratch", "kd"]))
-    monkeypatch.chdir(board.out)
-    (board.out / "images").mkdir()
+    monkeypatch.chdir(board.path)
+    (board.path / "images").mkdir()
     words = {"teachers": ["teachers/teacher"], "data": "images", "methods": ["kd"]}
-    (task,) = make_plan(asked(recipes, **words), board.out / "other").tasks
-    assert task.options["teacher"] == str(board.out / "teachers" / "teacher") and task.options["data"] == str(
-        board.out / "images"
+    (task,) = make_plan(asked(recipes, **words), board.path / "other").tasks
+    assert task.options["teacher"] == str(board.path / "teachers" / "teacher") and task.options["data"] == str(
+        board.path / "images"
     )
-    (board.out / "teachers" / "teacher" / "model.safetensors").unlink()
+    (board.path / "teachers" / "teacher" / "model.safetensors").unlink()
     with pytest.raises(RecipeError, match="teachers: the run teachers/teacher is not finished"):
-        make_plan(asked(recipes, **words), board.out / "other")
-    assert make_plan(asked(recipes, teachers=["runs/nowhere"], methods=["scratch"]), board.out).cells, (
+        make_plan(asked(recipes, **words), board.path / "other")
+    assert make_plan(asked(recipes, teachers=["runs/nowhere"], methods=["scratch"]), board.path).cells, (
         "scratch needs none"
     )
 
@@ -250,7 +250,7 @@ def test_the_best_setting_on_the_held_out_part_runs_in_the_table(recipes: Path):
     assert [line.settings_tried for line in table_rows(summary)] == [3]
     assert (
         summary["runs"][0]["accuracy"]
-        == json.loads((board.out / "vit/scratch/seed-0/test.json").read_text())["accuracy"]
+        == json.loads((board.path / "vit/scratch/seed-0/test.json").read_text())["accuracy"]
     )
 
 
@@ -317,7 +317,7 @@ def test_the_same_trainings_may_be_wanted_on_the_test_part_later(recipes: Path):
     plan, board = done(asked(recipes, split="test"))
     assert {task.name: board.run(task.name).result.stat().st_mtime_ns for task in plan.tasks} == before
     summary = gather(plan, board, title="t", part="test", tune=0)
-    told = json.loads((board.out / "vit/kd/seed-0/test.json").read_text())["accuracy"]
+    told = json.loads((board.path / "vit/kd/seed-0/test.json").read_text())["accuracy"]
     assert summary["runs"][1]["accuracy"] == told and summary["pairs"]["vit"]["teacher"]["part"] == "test"
 
 
@@ -353,8 +353,8 @@ def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
         "runs of vit have 2 different teachers",
     ]
     assert len(told["runs"]) == 6
-    write(board.out, told)
-    assert "**warning: runs of vit have 2 different teachers**" in (board.out / "compare.md").read_text()
+    write(board.path, told)
+    assert "**warning: runs of vit have 2 different teachers**" in (board.path / "compare.md").read_text()
 
 
 def test_two_workers_share_the_work(recipes: Path):
@@ -381,15 +381,15 @@ def test_a_failed_training_stops_no_other_and_is_tried_again(recipes: Path, caps
     recipe = asked(recipes, methods=["lost", "scratch"], variants=variants)
     plan, board = done(recipe)
     assert board.state(plan.tasks[1]) == "failed" and "nowhere" in (board.failure("vit/lost/seed-0") or "")
-    assert "Traceback" in (board.out / "logs/vit/lost/seed-0.txt").read_text()
+    assert "Traceback" in (board.path / "logs/vit/lost/seed-0.txt").read_text()
     summary = gather(plan, board, title="t", part="val", tune=0)
     assert list(summary["missing"]) == ["vit/lost/seed-0"] and [run["method"] for run in summary["runs"]] == ["scratch"]
-    leftover = board.out / "locks/vit/lost/.seed-0.pid.1.tmp"  # of a worker that was killed while it wrote
+    leftover = board.path / "locks/vit/lost/.seed-0.pid.1.tmp"  # of a worker that was killed while it wrote
     leftover.write_text("x")
     with pytest.raises(ValueError, match=r"1 of 3 trainings failed(.|\n)*vit/lost/seed-0: .*nowhere"):
         compare(recipe)
     assert not leftover.exists()
-    assert "Missing cells" in (board.out / "compare.md").read_text()
+    assert "Missing cells" in (board.path / "compare.md").read_text()
 
 
 def _bug(*_: Any, **__: Any) -> Any:
@@ -406,7 +406,7 @@ def test_a_bug_is_not_reported_as_a_mistake_of_the_user(recipes: Path, monkeypat
     (teacher,) = plan.teachers.values()
     with pytest.raises(ValueError, match="a bug"):
         _test_accuracy(board, RunFolder(teacher), "digits")
-    assert not (board.out / "teachers-on-test.json").exists(), "no accuracy is recorded as missing"
+    assert not (board.path / "teachers-on-test.json").exists(), "no accuracy is recorded as missing"
     monkeypatch.setattr("uhkd.commands.comparing.plan.parse_methods", _bug)
     with pytest.raises(ValueError, match="a bug") as caught:
         make_plan(asked(recipes), recipes / "out")
@@ -417,7 +417,7 @@ def test_a_bug_in_a_training_keeps_its_type_and_its_trace(recipes: Path, monkeyp
     monkeypatch.setattr("uhkd.commands.train.prepare", _bug)
     plan, board = done(asked(recipes, methods=["scratch"]))
     assert board.failure(plan.tasks[-1].name) == "ValueError: a bug"
-    trace = (board.out / "logs" / f"{plan.tasks[-1].name}.txt").read_text()
+    trace = (board.path / "logs" / f"{plan.tasks[-1].name}.txt").read_text()
     assert "Traceback" in trace and "in _bug" in trace
 
 

@@ -74,7 +74,7 @@ def planned(recipe: CompareRecipe) -> tuple[Plan, TaskStore]:
 def done(recipe: CompareRecipe) -> tuple[Plan, TaskStore]:
     """The plan and board of a comparison, worked through in this process."""
     plan, board = planned(recipe)
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     return plan, board
 
 
@@ -94,7 +94,7 @@ def by_cache(plan: Plan, board: TaskStore) -> dict[str, bool]:
 
 
 def log(board: TaskStore, name: str) -> str:
-    return (board.out / "logs" / f"{name}.txt").read_text()
+    return (board.path / "logs" / f"{name}.txt").read_text()
 
 
 # The plan.
@@ -222,7 +222,7 @@ def test_the_command_tells_of_caches_and_its_table_outlives_them(recipes: Path, 
 def test_a_comparison_begun_without_caches_goes_on(recipes: Path):
     """Also a training begun with its teacher goes on with it: a checkpoint of the one is none of the other."""
     plan, board = planned(asked(recipes, cache="never", methods=["kd"], seeds=2))
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     before = board.run("vit/kd/seed-1").result.stat().st_mtime_ns
     run = board.run("vit/kd/seed-0")
     run.result.unlink()  # as if killed right at its end
@@ -261,7 +261,7 @@ def test_caches_take_no_more_than_half_of_the_free_disk_together(recipes: Path, 
             reserve(out, name, size)
 
     monkeypatch.setattr(shared_cache, "_reserve", small)
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     first, second = (cache.name for cache in plan.caches)
     assert len(sizes) == 2 and board.failure(first) is None
     assert "GB of other caches are more than half of the free disk" in str(board.failure(second))
@@ -290,8 +290,8 @@ def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: 
     (cache,) = plan.caches
     assert "only 0 of 2 trainings could use it" in str(board.failure(cache.name))
     assert "its views differ: size (16, 16), stored (8, 8)" in str(board.failure(cache.name))
-    assert not list((board.out / "caches").rglob("*.bin")) and not any(by_cache(plan, board).values())
-    same = recipe.model_copy(update={"overrides": recipe.overrides | {"image_size": 8}, "out": str(board.out) + "-8"})
+    assert not list((board.path / "caches").rglob("*.bin")) and not any(by_cache(plan, board).values())
+    same = recipe.model_copy(update={"overrides": recipe.overrides | {"image_size": 8}, "out": str(board.path) + "-8"})
     assert all(by_cache(*done(same)).values())
 
 
@@ -303,10 +303,10 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
     radii = {name: change.get("settings", {}).get("uhkd.radius", 1) for name, change in tried.items()}
     second, radius = max(radii.items(), key=lambda item: item[1])
     assert radius > 1
-    chosen = board.out / "chosen" / "vit" / "uhkd.json"
+    chosen = board.path / "chosen" / "vit" / "uhkd.json"
     chosen.parent.mkdir(parents=True)
     chosen.write_text(json.dumps(second))
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     found = by_cache(plan, board)
     assert found["vit/kd/seed-0"] and found["vit/dist/seed-0"] and not found["vit/uhkd/seed-0"]
     assert "uhkd needs other spectra: radius 3, stored " in log(board, "vit/uhkd/seed-0")
@@ -318,7 +318,7 @@ def test_a_tuned_setting_of_other_spectra_runs_with_the_teacher(recipes: Path):
 def test_a_damaged_record_fails_one_training_and_is_mended_by_the_same_command(recipes: Path):
     board, by_name, cache = with_cache(recipes)
     assert board.failure(cache.name) is None
-    shard = next((board.out / cache.name).rglob("*.bin"))
+    shard = next((board.path / cache.name).rglob("*.bin"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
@@ -333,9 +333,9 @@ def test_a_training_whose_cache_is_gone_begins_anew(recipes: Path):
     plan, board = done(asked(recipes))
     (cache,) = plan.caches
     board.run("vit/kd/seed-0").result.unlink()
-    shutil.rmtree(board.out / cache.name)
+    shutil.rmtree(board.path / cache.name)
     plan, board = planned(asked(recipes, cache="never"))
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     assert "is gone: it starts again from the first epoch" in log(board, "vit/kd/seed-0")
     assert by_cache(plan, board) == {"vit/kd/seed-0": False, "vit/uhkd/seed-0": True}
 
@@ -352,12 +352,12 @@ def test_a_bug_in_the_comparison_with_a_cache_is_no_reason_for_the_live_teacher(
     monkeypatch.setattr(shared_cache, "choose_augmentation", bug)
     task = by_name[cache.serves[0]]
     with pytest.raises(ValueError, match="a bug"):
-        shared_cache.resolve_cache(task.options, board.run(task.name), board.out / cache.name, None)
+        shared_cache.resolve_cache(task.options, board.run(task.name), board.path / cache.name, None)
 
 
 def test_a_damaged_cache_makes_trainings_run_with_their_teacher(recipes: Path):
     board, _, cache = with_cache(recipes)
-    file = board.out / cache.name / "cache.json"
+    file = board.path / cache.name / "cache.json"
     file.write_text(file.read_text().replace('"views": 2', '"views": 1'))
     plan, board = done(asked(recipes))
     assert {board.state(task) for task in plan.tasks} == {"done"} and not any(by_cache(plan, board).values())
@@ -372,9 +372,9 @@ def test_a_comparison_that_was_moved_goes_on_by_its_caches(recipes: Path):
     run = board.run("vit/kd/seed-0")
     run.result.unlink()
     (run.path / "mark").touch()
-    board.out.rename(recipes.parent / "moved")
+    board.path.rename(recipes.parent / "moved")
     plan, board = planned(asked(recipes, **words, out=str(recipes.parent / "moved")))
-    work(plan.work, board.out)
+    work(plan.work, board.path)
     assert all(by_cache(plan, board).values()) and (board.run("vit/kd/seed-0").path / "mark").exists()
 
 
@@ -395,17 +395,17 @@ def test_killed_while_storing_it_goes_on(recipes: Path):
         "cache_shards.write_atomically = once\n"
         "from uhkd.commands.comparing.task_store import main\nmain()\n"
     )
-    with workers_of(plan, board.out, 1):  # for its order; the process at work is ours
-        (order,) = (board.out / "plan").glob(".order-*.json")
+    with workers_of(plan, board.path, 1):  # for its order; the process at work is ours
+        (order,) = (board.path / "plan").glob(".order-*.json")
         with subprocess.Popen([sys.executable, "-c", code, str(order)], stdin=subprocess.PIPE) as process:
             assert process.wait(300) == -signal.SIGKILL
-    shards = list((board.out / cache.name).rglob("*.bin"))
+    shards = list((board.path / cache.name).rglob("*.bin"))
     assert len(shards) == 1 and board.state(cache) == "begun"
     before = shards[0].stat().st_mtime_ns
     time.sleep(0.01)
     plan, board = done(asked(recipes))
     assert shards[0].stat().st_mtime_ns == before and all(by_cache(plan, board).values())
-    assert TeacherCache(board.out / cache.name).shards.missing(2) == []
+    assert TeacherCache(board.path / cache.name).shards.missing(2) == []
 
 
 def test_orders_of_processes_that_were_killed_are_cleared_away(tmp_path: Path):

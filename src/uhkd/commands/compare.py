@@ -17,6 +17,7 @@ from uhkd.console import log_info, pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
+from uhkd.runs.comparison import RECIPE_FILE
 from uhkd.training.inputs import open_recipe_data
 
 
@@ -44,7 +45,7 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
     if settings.split == "test" and states(plan, store)["done"] < len(plan.tasks):
         _check_test_split(plan)
     store.begin(plan)
-    write_atomically(out / "compare.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    write_atomically(out / RECIPE_FILE, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     done = states(plan, store)["done"]
     log_info(
         f"{len(plan.tasks)} trainings ({len(plan.cells)} cells of the table, {len(plan.trials)} settings tried), "

@@ -13,9 +13,10 @@ from uhkd.errors import UhkdError
 from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse_name
 from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
+from uhkd.runs.comparison import CACHES, TASK_FILES, TUNING
 
 TUNING_SEED = 1000  # not a seed of any table
-_RESERVED = {"teachers", "tune", "caches", "plan", "locks", "logs", "failed", "chosen"}  # folders, see `TaskStore`
+_RESERVED = {"teachers", TUNING, CACHES, *TASK_FILES}  # names of folders
 
 
 @dataclass(frozen=True)

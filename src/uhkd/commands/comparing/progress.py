@@ -40,7 +40,7 @@ def run(plan: Plan, store: TaskStore, jobs: int) -> None:
     reported = {task.name for task in (*plan.tasks, *plan.caches) if store.state(task) in ("done", "failed")}
     trainings = [task.name for task in plan.tasks]
     began, already = time.monotonic(), len(reported.intersection(trainings))
-    with workers_of(plan, store.out, jobs) as start, live or contextlib.nullcontext():
+    with workers_of(plan, store.path, jobs) as start, live or contextlib.nullcontext():
         workers = [start() for _ in range(jobs)]
         while any(worker.poll() is None for worker in workers):
             time.sleep(_POLL_SECONDS)
@@ -82,7 +82,7 @@ def _end_message(store: TaskStore, task: Task) -> str | None:
     if task.serves and state == "failed" and why:
         return f"{task.name}: failed, its trainings run with the live teacher: {why.splitlines()[0]}"
     if task.serves:
-        return f"{task.name}: the teacher outputs are stored" if is_complete(store.out / task.name) else None
+        return f"{task.name}: the teacher outputs are stored" if is_complete(store.path / task.name) else None
     if state == "done":
         return f"{task.name}: {store.accuracy(task):.2%}"
     return f"{task.name}: failed: {why.splitlines()[0]}" if state == "failed" and why else None

@@ -73,7 +73,7 @@ def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) ->
 
 def _caches(plan: Plan, store: TaskStore) -> list[dict[str, Any]]:
     """Return size and creation time of the caches; the times of the trainings that use them exclude the teacher."""
-    usage = cache_usage(store.out)
+    usage = cache_usage(store.path)
     return [{"name": c.name, "meant_for": len(c.serves), **usage[c.name]} for c in plan.caches if c.name in usage]
 
 
@@ -126,7 +126,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
 
 def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
     """Return the test accuracy of a teacher, once per comparison; None, with a message, if it cannot be measured."""
-    file = store.out / "teachers-on-test.json"
+    file = store.path / "teachers-on-test.json"
     accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     key = f"{folder.path} of {folder.weights.stat().st_mtime_ns} on {data}"
     if key not in accuracies:
@@ -135,7 +135,7 @@ def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> flo
         except UhkdError as error:  # such as other classes: in trainings a linear probe replaces its head
             log_info(f"the teacher {folder.path} was not measured on the test split: {error}")
             accuracies[key] = None
-        RunFolder(store.out).write_json(file.name, accuracies)
+        RunFolder(store.path).write_json(file.name, accuracies)
     return accuracies[key]
 
 

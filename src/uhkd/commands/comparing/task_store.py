@@ -26,42 +26,31 @@ from uhkd.data import usable_cores
 from uhkd.errors import UhkdError
 from uhkd.recipe import TASK_KEYS, RecipeError, rename_keys
 from uhkd.runs import RunFolder, check_own, drop_leftovers, process_may_be_alive, write_atomically
+from uhkd.runs.comparison import TASK_FILES, ComparisonFolder
 from uhkd.training.run_evaluation import measure
 
 State = Literal["waiting", "begun", "done", "failed"]
 _POLL_SECONDS = 0.5  # between two checks of tasks of other workers
 
 
-class TaskStore:
-    """State of the tasks of a comparison, read from the files below `out`.
-
-    NAME/ is the run folder of a task (or its cache), plan/NAME.json its options, locks/NAME.lock and locks/NAME.pid its worker,
-    logs/NAME.txt its output, failed/NAME.txt the reason of a failure; chosen/PAIR/METHOD.json is the setting chosen by tuning.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
+class TaskStore(ComparisonFolder):
+    """State of the tasks of a comparison, read from the files of its folder."""
 
     def run(self, name: str) -> RunFolder:
         """Return the run folder of a task."""
-        return RunFolder(self.out / name)
+        return RunFolder(self.path / name)
 
     def state(self, task: Task) -> State:
         """Return the state of a task. "begun": running, or interrupted. A cache that no training needs any more is "done"."""
         if task.serves:
             needed = any(not self.run(name).result.is_file() for name in task.serves)
-            if not needed or is_complete(self.out / task.name):
+            if not needed or is_complete(self.path / task.name):
                 return "done"
         if self.run(task.name).result.is_file() and (not task.measured or self._test(task.name).is_file()):
             return "done"
-        if self._file("failed", task.name).is_file():
+        if self.file("failed", task.name).is_file():
             return "failed"
         return "begun" if self.run(task.name).started() else "waiting"
-
-    def failure(self, name: str) -> str | None:
-        """Return the reason of a failure, or None."""
-        file = self._file("failed", name)
-        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
     def accuracy(self, task: Task) -> float:
         """Return the accuracy of a finished task after the last epoch, on the split of the table."""
@@ -80,10 +69,9 @@ class TaskStore:
             RecipeError: a task differs from the task of the same name that the folder already has.
         """
         problems = []
-        kinds = ("plan", "locks", "logs", "failed", "chosen")
-        check_own(self.out, *(f"{kind}/{task.name}" for task in plan.work for kind in (*kinds, ".")))
+        check_own(self.path, *(f"{kind}/{task.name}" for task in plan.work for kind in (*TASK_FILES, ".")))
         for task in plan.work:
-            file = self._file("plan", task.name, ".json")
+            file = self.file("plan", task.name, ".json")
             new = json.loads(json.dumps({"options": task.options, "choices": task.choices, "measured": task.measured}))
             old = rename_keys(json.loads(file.read_text(encoding="utf-8")), TASK_KEYS) if file.is_file() else None
             if old is not None and any(old[key] != new[key] for key in ("options", "choices")):
@@ -92,20 +80,20 @@ class TaskStore:
                 self._write(file, json.dumps(new, indent=1))
         if problems:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-            raise RecipeError([f"{self.out} belongs to another recipe; choose another --out", *problems[:5], *more])
+            raise RecipeError([f"{self.path} belongs to another recipe; choose another --out", *problems[:5], *more])
         for task in plan.work:
             with self.claim(task.name) as claimed:
                 if claimed:
-                    self._file("failed", task.name).unlink(missing_ok=True)
+                    self.file("failed", task.name).unlink(missing_ok=True)
 
     def fail(self, name: str, why: str) -> None:
         """Record the reason of a failure."""
-        self._write(self._file("failed", name), why)
+        self._write(self.file("failed", name), why)
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         """Lock a task for the duration of the context; yield False if another worker has it. Locks end with their process."""
-        file = self._file("locks", name, ".lock")
+        file = self.file("locks", name, ".lock")
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file)
         with contextlib.suppress(Timeout):
@@ -128,7 +116,7 @@ class TaskStore:
         """
         if not choices:
             return None
-        file = self._file("chosen", next(iter(choices)).rpartition("/")[0].removeprefix("tune/"), ".json")
+        file = self.file("chosen", next(iter(choices)).rpartition("/")[0].removeprefix("tune/"), ".json")
         if not file.is_file():
             tried = [name for name in choices if self.run(name).result.is_file()]
             if not tried or not decide:
@@ -140,16 +128,16 @@ class TaskStore:
     def tasks_of(self, process: int) -> list[str]:
         """Return the unfinished tasks of a process of this machine."""
         return [
-            str(file.relative_to(self.out / "locks").with_suffix(""))
-            for file in (self.out / "locks").rglob("*.pid")
+            str(file.relative_to(self.path / "locks").with_suffix(""))
+            for file in (self.path / "locks").rglob("*.pid")
             if file.read_text(encoding="utf-8") == _worker_name(process)
         ]
 
     def execute(self, task: Task, served: Sequence[Task] = ()) -> None:
         """Run or resume one task; failures are recorded, not raised. served: the trainings of a cache."""
-        log = self._file("logs", task.name)
+        log = self.file("logs", task.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        holder = self._file("locks", task.name, ".pid")
+        holder = self.file("locks", task.name, ".pid")
         for file in (holder, self._test(task.name)):
             drop_leftovers(file)
         write_atomically(holder, _worker_name(os.getpid()))
@@ -162,7 +150,7 @@ class TaskStore:
             except Exception as error:  # one failed training must not end the others
                 traceback.print_exc(file=file)
                 if task.cache:
-                    invalidate(self.out / task.cache, error)
+                    invalidate(self.path / task.cache, error)
                 kind = "" if isinstance(error, UhkdError) else f"{type(error).__name__}: "
                 self.fail(task.name, f"{kind}{error}")
         holder.unlink()
@@ -170,13 +158,13 @@ class TaskStore:
     def _execute(self, task: Task, served: Sequence[Task]) -> None:
         folder = self.run(task.name)
         if task.serves:
-            create_cache(self.out, task.name, task.options, {other.name: self.options_of(other) for other in served})
+            create_cache(self.path, task.name, task.options, {other.name: self.options_of(other) for other in served})
         elif not folder.result.is_file():
             if folder.path.exists() and not folder.started():  # killed while it created its first file
                 shutil.rmtree(folder.path)
             options, train = self.options_of(task), finetune
             if "model" not in task.options:
-                cache = self.out / task.cache if task.cache else None
+                cache = self.path / task.cache if task.cache else None
                 options = resolve_cache(options, folder, cache, task.cache and self.failure(task.cache))
                 train = distill
             train(**options | {"out": str(folder.path), "resume": folder.started()})
@@ -185,10 +173,7 @@ class TaskStore:
             write_atomically(self._test(task.name), json.dumps(metrics, indent=1) + "\n")
 
     def _test(self, name: str) -> Path:
-        return self.out / name / "test.json"
-
-    def _file(self, kind: str, name: str, suffix: str = ".txt") -> Path:
-        return self.out / kind / f"{name}{suffix}"
+        return self.path / name / "test.json"
 
     @staticmethod
     def _write(file: Path, text: str) -> None:
