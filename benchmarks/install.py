@@ -1,6 +1,6 @@
 """Measure what `make install` and `make install-dev` take from a fresh clone: wall time and disk space.
 
-    python benchmarks/install.py --out results/install.json
+    python benchmarks/install.py --out results/installation/install.json
 
 pip's cache is not used, so the time includes all downloads and depends on the network. Both commands run once, one after the
 other; the second adds the development tools to the environment of the first.

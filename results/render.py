@@ -24,6 +24,7 @@ from uhkd.commands.comparing.tables import markdown, overview, pair_rows
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results: written by results/render.py -->", "<!-- end of results -->"
+INSTALLED, END_INSTALLED = "<!-- size and time: written by results/render.py -->", "<!-- end of size and time -->"
 MEASURED, END_MEASURED = "<!-- measured: written by results/render.py -->", "<!-- end of measured -->"
 REPORT = "Report pairs: CIFAR-100 at 32 px, 4,000 images and 10 epochs"
 FIRST = "Report pairs, as first read"
@@ -99,6 +100,20 @@ def summary_table(summary: dict[str, Any]) -> str:
     return f"{title}\n\n{markdown([head, teacher, *shown])}"
 
 
+def installation() -> str:
+    """Return what installing takes, one line for README."""
+    file = HERE / "installation" / "install.json"
+    if not file.is_file():
+        return "not yet run"
+    content = json.loads(file.read_text())
+    base, everything = (content["commands"][name] for name in ("install", "install-dev"))
+    added = (everything["bytes"] - base["bytes"]) / 1e9
+    return (
+        f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds'] / 60:.0f} minutes; `make test` adds {added:.1f} GB "
+        f"and {everything['seconds'] / 60:.0f} minutes ({content['environment']['cpu_cores']} shared CPU cores)."
+    )
+
+
 def _machines(environments: list[dict[str, Any]]) -> str:
     lines = []
     for facts in environments:
@@ -121,7 +136,7 @@ def pages() -> dict[Path, str]:
     head, published = ((HERE / f"{name}.md").read_text().strip() for name in ("results-head", "published"))
     readme = HERE.parent / "README.md"
     text = readme.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    text = _replaced(text, INSTALLED, END_INSTALLED, f"\n{installation()}\n")
     short = summary_table(found["report"]) if parts else "not yet run"  # the older tables rest on older defaults
     sections = [comparison(n, s) if n in compared else cost(n, s) for n, s in found.items()]
     if parts:
@@ -139,16 +154,20 @@ def pages() -> dict[Path, str]:
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",
         **({HERE.parent / "docs" / "figures" / "report.svg": figure(found["report"])} if parts else {}),
-        readme: f"{before}{BEGIN}\n\n{short}\n\n{END}{after}",
+        readme: _replaced(text, BEGIN, END, f"\n\n{short}\n\n"),
     }
 
 
 def _measured_page(name: str, made: Callable[[dict[str, dict[str, Any]]], str]) -> tuple[Path, str]:
     """docs/NAME.md with its measured part made anew from results/NAME/*.json."""
     page = HERE.parent / "docs" / f"{name}.md"
-    before, after = page.read_text().split(MEASURED)[0], page.read_text().split(END_MEASURED)[1]
     found = {path.name: json.loads(path.read_text()) for path in sorted((HERE / name).glob("*.json"))}
-    return page, f"{before}{MEASURED}\n\n{made(found)}\n\n{END_MEASURED}{after}"
+    return page, _replaced(page.read_text(), MEASURED, END_MEASURED, f"\n\n{made(found)}\n\n")
+
+
+def _replaced(text: str, begin: str, end: str, content: str) -> str:
+    """Return a page with another text between two markers."""
+    return f"{text.split(begin)[0]}{begin}{content}{end}{text.split(end)[1]}"
 
 
 def main() -> int:
