@@ -109,8 +109,8 @@ def installation() -> str:
     base, everything = (content["commands"][name] for name in ("install", "install-dev"))
     added = (everything["bytes"] - base["bytes"]) / 1e9
     return (
-        f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds'] / 60:.0f} minutes; `make test` adds {added:.1f} GB "
-        f"and {everything['seconds'] / 60:.0f} minutes ({content['environment']['cpu_cores']} shared CPU cores)."
+        f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds'] / 60:.0f} minutes; "
+        f"`make test` adds {added:.1f} GB and {everything['seconds'] / 60:.0f} minutes ({content['environment']['cpu_cores']} shared CPU cores)."
     )
 
 
