@@ -114,7 +114,10 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
         (["--settings", "radios=2"], "did you mean 'radius'"),
         (["--settings", "form=phase"], "pairs"),
         (["--weights", "featurs=3"], "did you mean 'features'"),
-        (["--batch-size", "5000"], "larger than the 108 images of the training split; --batch-size 27 is recommended"),
+        (
+            ["--batch-size", "5000"],
+            "the 108 images of the training split; use --batch-size 27, or another one up to 108",
+        ),
         (["--seeed", "3"], "did you mean '--seed'"),
         (["--image-size", "2"], "image_size: expected a value >= 4, found '2'"),
         (["--student", "timm/test_vit", "--image-size", "20"], "20"),

@@ -150,8 +150,8 @@ def test_results_become_plain_data():
 
 
 def test_names_errors_and_sizes_in_messages():
-    assert [console.listed("abcde"[:n]) for n in (0, 1, 3, 5)] == ["", "a", "a, b, c", "a, b, c and 2 more"]
-    assert console.listed(["a", "b"], limit=1) == "a and 1 more"
+    assert [console.listed("abcde"[:n], 3) for n in (0, 1, 3, 5)] == ["", "a", "a, b, c", "a, b, c and 2 more"]
+    assert console.listed(["a\n", *range(8)]) == "a\\n, 0, 1, 2, 3, 4, 5, 6 and 1 more"
     assert [console.first_line(error) for error in (OSError(" \na\nb"), OSError())] == ["a", "OSError"]
     assert [console.file_size(size) for size in (1, 999.6, 3.24e6, 2e12)] == ["1 byte", "1.0 kB", "3.2 MB", "2.0 TB"]
 

@@ -190,7 +190,7 @@ def _never(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("limit", [{"train_limit": 15}, {"batch_size": 2000}])
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path, limit: dict[str, int]):
-    with pytest.raises(ValueError, match=r"batch_size \d+ is larger than .* of \d+ images; use --batch-size"):
+    with pytest.raises(ValueError, match=r"batch_size \d+ is larger than the \d+ images of .*; use --batch-size"):
         uhkd.finetune(model="uhkd/resnet10", out=tmp_path / "run", **TINY | limit)
     assert not (tmp_path / "run").exists()
 
@@ -344,7 +344,7 @@ def test_a_teacher_whose_outputs_have_another_order_is_refused_with_the_cause(te
         for parameter in head.parameters():
             parameter.copy_(parameter.roll(1, 0))
     with pytest.raises(
-        ValueError, match=r"check that output k is the k-th class of the data \(0, 1, 2 and 7 more\); else"
+        ValueError, match=r"check that output k is the k-th class of the data \(0, 1, .*, 7 and 2 more\); else"
     ):
         uhkd.distill(**pupil("", tmp_path / "run", method="kd") | {"teacher": module})
 

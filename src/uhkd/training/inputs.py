@@ -121,7 +121,7 @@ def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
     if recipe.batch_size > images:
         raise UhkdError(
             f"batch_size {recipe.batch_size} is larger than the {images} images of the training split; "
-            f"--batch-size {max(2, images // 4)} is recommended"
+            f"use --batch-size {max(2, images // 4)}, or another one up to {images}"
         )
     if recipe.batch_size // recipe.grad_accum_steps < 2:
         raise UhkdError(

@@ -111,7 +111,7 @@ CASES = (
     Case(
         "a batch larger than the data",
         f"{TRAIN} --batch-size 64",
-        "batch_size 64 is larger than the 21 images of the training split; --batch-size 5 is recommended",
+        "batch_size 64 is larger than the 21 images of the training split; use --batch-size 5, or another one up to 21",
         make=lambda: pictures("images"),
     ),
     Case(
