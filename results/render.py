@@ -108,10 +108,9 @@ def installation() -> str:
     content = json.loads(file.read_text())
     base, everything = (content["commands"][name] for name in ("install", "install-dev"))
     added = (everything["bytes"] - base["bytes"]) / 1e9
-    cores = content["environment"]["cpu_cores"]
     return (
-        f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds'] / 60:.0f} minutes; `make test` adds "
-        f"{added:.1f} GB and {everything['seconds'] / 60:.0f} minutes ({cores} shared CPU cores)."
+        f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds']:.0f} s, `make test` adds {added:.1f} GB and "
+        f"{everything['seconds']:.0f} s ({content['environment']['cpu_cores']} shared CPU cores, near mirror)."
     )
 
 
