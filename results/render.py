@@ -110,7 +110,7 @@ def installation() -> str:
     added = (everything["bytes"] - base["bytes"]) / 1e9
     return (
         f"`make install` takes {base['bytes'] / 1e9:.1f} GB and {base['seconds']:.0f} s, `make test` adds {added:.1f} GB and "
-        f"{everything['seconds']:.0f} s ({content['environment']['cpu_cores']} shared CPU cores, near mirror)."
+        f"{everything['seconds']:.0f} s ({content['environment']['cpu_cores']} shared CPU cores, fast network)."
     )
 
 
