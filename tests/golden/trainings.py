@@ -51,7 +51,20 @@ DEFAULTS_DIFFER = ("twin_a", "twin_b", "uhkd")  # methods whose own balance is n
 
 Measured = dict[str, Any]
 """names, weights (and where there are, data, arrays, records): digests; rows, result, projections: numbers by name."""
-SLOW = ("comparison",)
+SLOW = (  # the others cover most of what these do
+    "finetune: lamb from given weights",
+    "method: twin_a",
+    "method: twin_b",
+    "method: uhkd",
+    "balance: linear",
+    "cache: int8, other spectra",
+    "two teachers",
+    "unlabelled images",
+    "resumed by stored teacher",
+    "Lightning",
+    "timm",
+    "comparison",
+)
 CASES: dict[str, Callable[["Trainings"], Measured]] = {}
 
 
