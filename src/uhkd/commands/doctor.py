@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 import uhkd
-from uhkd.console import escape, file_size, log_debug, pluralize, print_result, print_table
+from uhkd.console import escape, file_size, first_line, log_debug, pluralize, print_result, print_table
 from uhkd.recipe.arguments import DoctorArguments
 from uhkd.runs.disk import free_bytes, nearest_existing
 
@@ -97,11 +97,7 @@ def _run(topic: str, check: Callable[[], Check]) -> Check:
     except Exception as error:
         log_debug(traceback.format_exc())
         advice = "the check itself failed; uhkd doctor --verbose shows the traceback"
-        return Check(topic, f"check failed: {type(error).__name__}: {_first_line(error)}", "warning", advice)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or "no reason given").partition("\n")[0]
+        return Check(topic, f"check failed: {type(error).__name__}: {first_line(error)}", "warning", advice)
 
 
 def environment() -> dict[str, str]:
@@ -166,7 +162,7 @@ def torchvision() -> Check:
             return Check(topic, f"{_version('torch')} and {_version('torchvision')} are compatible")
         why = f"torchvision's operators give {indices.tolist()}, expected [0]"
     except Exception as error:  # incompatible builds can fail in any way
-        why = f"are not compatible: {type(error).__name__}: {_first_line(error)}"
+        why = f"are not compatible: {type(error).__name__}: {first_line(error)}"
     return Check(topic, why, "fault", f"reinstall both from one source: pip install --force-reinstall {fitting()}")
 
 
@@ -186,7 +182,7 @@ def device() -> Check:
         try:
             torch.cuda.init()
         except Exception as error:  # RuntimeError or AssertionError, depending on the build
-            return without_gpu(torch.version.cuda, has_gpu, _first_line(error))
+            return without_gpu(torch.version.cuda, has_gpu, first_line(error))
         return without_gpu(torch.version.cuda, has_gpu, "")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     text = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
@@ -195,7 +191,7 @@ def device() -> Check:
     except RuntimeError as error:
         built = ", ".join(torch.cuda.get_arch_list())
         advice = f"this torch is built for {built}: install a build for this GPU, or use --device cpu"
-        return Check("device", f"{text}, but it cannot compute: {_first_line(error)}", "fault", advice)
+        return Check("device", f"{text}, but it cannot compute: {first_line(error)}", "fault", advice)
     return Check("device", text)
 
 
