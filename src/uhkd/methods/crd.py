@@ -34,13 +34,13 @@ def exponents(
 def contrast(exponent: Float[Tensor, "b k1"], log_z: Float[Tensor, ""], num_samples: int) -> Float[Tensor, ""]:
     """Return the noise-contrastive loss (Eq. 18) of p = exp(exponent) / Z; column 0: positive, others: K draws from N images.
 
-    It is -1/B times the sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N,
-    computed with logarithms, so that no temperature overflows.
+    It is -1/B times the sum over images of log(p / (p + c)) for the positive and log(c / (p + c)) for each draw, c = K / N.
+    Each logarithm is a softplus of log(p / c): no temperature overflows, and the sum of K small terms keeps its digits.
     """
     noise = (exponent.shape[1] - 1) / num_samples
-    log_p = exponent - log_z
-    total = torch.logaddexp(log_p, log_p.new_tensor(math.log(noise + _EPS)))
-    return -(log_p[:, 0].sum() + math.log(noise) * log_p[:, 1:].numel() - total.sum()) / len(log_p)
+    log_odds = exponent - log_z - math.log(noise + _EPS)
+    draws = F.softplus(log_odds[:, 1:]).sum(1) + (exponent.shape[1] - 1) * math.log1p(_EPS / noise)
+    return (F.softplus(-log_odds[:, 0]) + draws).mean()
 
 
 class CRD(DistillationLoss):
