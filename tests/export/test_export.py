@@ -92,15 +92,26 @@ def by_onnx(path: Path) -> forms.Predictor:
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
+def by_openvino(path: Path) -> forms.Predictor:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    model = core.read_model(path)
+    assert json.loads(model.get_rt_info(["uhkd", "classes"]).value) == [str(i) for i in range(10)]
+    assert json.loads(model.get_rt_info(["uhkd", "card"]).value)["classes"] == [str(i) for i in range(10)]
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: torch.from_numpy(compiled(image.numpy())[0])
+
+
 OPENERS: dict[str, Callable[[Path], forms.Predictor]] = {
     "safetensors": lambda path: lambda image: uhkd.load_run(path)(image).logits,
     "timm": by_timm,
     "pt2": by_export,
     "onnx": by_onnx,
+    "openvino": by_openvino,
     "int8": lambda path: forms.reopen("int8", path),
     "onnx-int8": by_onnx,
 }
-EXACT = ("safetensors", "timm", "pt2", "onnx")
+EXACT = ("safetensors", "timm", "pt2", "onnx", "openvino")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +241,7 @@ def quantized_forms(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 # forms that one process runs one after the other, and what it must not have
 GROUPS = [
     pytest.param(("onnx", "onnx-int8"), ("uhkd", "torch", "timm"), id="onnxruntime"),
+    pytest.param(("openvino",), ("uhkd", "torch", "timm"), id="openvino"),
     pytest.param(("pt2", "int8", "timm"), ("uhkd",), id="torch, then torchao, then timm", marks=pytest.mark.slow),
     pytest.param(("safetensors",), (), id="uhkd", marks=pytest.mark.slow),
 ]
@@ -362,7 +374,9 @@ def test_what_cannot_be_exported_is_said(
     (tmp_path / "b" / "pt2" / "mine.txt").write_text("x")
     assert "pt2 already exists and is not empty; delete it, or choose another --out" in said(resnet, "pt2", "b")
     assert "is no run folder" in said(tmp_path / "b", "pt2")
-    assert "to: expected safetensors, timm, pt2, onnx, int8 or onnx-int8, found 'tflite'" in said(resnet, "tflite")
+    assert "to: expected safetensors, timm, pt2, onnx, openvino, int8 or onnx-int8, found 'tflite'" in said(
+        resnet, "tflite"
+    )
     network = load_run(resnet)
     network.module = Fixed()
     with pytest.raises(
@@ -389,6 +403,61 @@ def test_a_dry_run_refuses_int8_that_no_label_judges(runs: Path, tmp_path: Path,
     assert main(["export", str(run), "--to", "onnx-int8", "--dry-run"]) == 2
     assert "int8 is checked by its accuracy" in capsys.readouterr().err
     assert main(["export", str(run), "--to", "onnx", "--dry-run"]) == 0
+
+
+def test_opset_and_variable_image_size(runs: Path, tmp_path: Path):
+    run, onnx = runs / "timm_test_vit", pytest.importorskip("onnx")
+    words: dict[str, Any] = {"opset": 18, "dynamic_size": True, "images": 2}
+    found = export(run=str(run), to=["onnx", "pt2", "openvino"], out=str(tmp_path / "out"), **words)
+    written = onnx.load(found["onnx"]["path"])
+    assert [entry.version for entry in written.opset_import if not entry.domain] == [18]
+    variable = "Height and width of the images are variable."
+    assert found["onnx"]["format"] == f"ONNX opset 18, IR version {written.ir_version}. {variable}"
+    assert found["pt2"]["format"] == found["openvino"]["format"] == variable
+    assert found["onnx"]["format"] in (tmp_path / "out" / "onnx" / "README.md").read_text()
+    network = load_run(run)
+    height, width = network.input_size
+    for image in (torch.rand(2, 3, height + 32, width), torch.rand(1, 3, height, 2 * width)):
+        with torch.no_grad():
+            expected = forms.ExportModule(network).eval()(image)
+            for form, row in found.items():
+                torch.testing.assert_close(OPENERS[form](row["path"])(image), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("timm_test_resnet", {"to": ["pt2"], "opset": 18}, "--opset is for onnx and onnx-int8, and --to has pt2"),
+        (
+            "timm_test_resnet",
+            {"to": ["pt2"], "dynamic_size": True},
+            "64 x 96 pixels: the network allows no variable size",
+        ),
+        ("timm_test_resnet", {"to": ["onnx"], "opset": 15}, "cannot be written with opset 15: leave out --opset"),
+        ("timm_test_resnet", {"to": ["onnx"], "opset": 999}, r"onnx \S+ has opsets up to \d+, --opset is 999"),
+        ("timm_test_resnet", {"to": ["int8"], "dynamic_size": True}, "--dynamic-size is for pt2, onnx, openvino"),
+        ("uhkd_mixer_micro", {"to": ["onnx"], "dynamic_size": True}, "cannot export .* with a variable image size"),
+    ],
+)
+def test_what_a_form_or_network_does_not_allow_is_refused(
+    runs: Path, tmp_path: Path, name: str, words: dict[str, Any], message: str
+):
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match=message):
+        export(run=str(runs / name), out=str(tmp_path / "out"), **words)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_other_outputs_at_another_size_are_an_error(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened, size = forms.reopen, load_run(runs / "timm_test_vit").input_size
+
+    def wrong(form: Any, path: Path) -> forms.Predictor:
+        answer = opened(form, path)
+        return lambda image: answer(image) if image.shape[2:] == size else -answer(image)
+
+    monkeypatch.setattr(forms, "reopen", wrong)
+    with pytest.raises(ValueError, match=r"outputs differ from PyTorch's by .* leave out --dynamic-size"):
+        export(run=str(runs / "timm_test_vit"), to=["pt2"], dynamic_size=True, images=2, out=str(tmp_path / "out"))
 
 
 def test_no_form_at_all_is_told(runs: Path):

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd import export as forms
 from uhkd.cache import Shards, TeacherCache
 from uhkd.commands.cache import check_folder
 from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.progress import states
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.export import check_comparable, export_folder
+from uhkd.commands.export import check_comparable, check_forms, export_folder
 from uhkd.commands.plan_table import describe, describe_data, disk, print_plan
 from uhkd.data import DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
@@ -140,8 +139,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     data, part, source = images_of(recipe.run, network, recipe.data)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
-    for form in recipe.to:
-        forms.check(form, network)
+    check_forms(recipe.to, network, recipe)
     report = {
         "network": describe(network),
         "forms": {form: str(out / form) for form in recipe.to},

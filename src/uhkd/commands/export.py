@@ -1,7 +1,7 @@
 """`export`: write a run's network in formats of other programs, check each on real images, and write its model card."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from uhkd import export as forms
-from uhkd.console import escape, log_info, print_table
+from uhkd.console import escape, first_line, listed, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import median_milliseconds
@@ -19,7 +19,7 @@ from uhkd.export.card import card_text
 from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
-from uhkd.recipe.arguments import ExportArguments, ExportCheckOptions, Form
+from uhkd.recipe.arguments import ExportArguments, ExportOptions, Form
 from uhkd.runs import check_place, write_atomically
 from uhkd.training.run_evaluation import images_of, open_run
 
@@ -36,9 +36,9 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
 
     Each form is opened again with the library that other programs would use. Its outputs for the same images, alone and as a
     batch, are compared with PyTorch's: `differs` (largest difference, as a share of the largest logit), `agrees` (share of equal
-    predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine). The quantised forms are
-    checked on all evaluation images instead: `accuracy_before` and `accuracy` (fractions), `images` and `calibrated` (numbers
-    of evaluation and calibration images).
+    predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine), `format` (versions of the
+    format, as text). The quantised forms are checked on all evaluation images instead: `accuracy_before` and `accuracy`
+    (fractions), `images` and `calibrated` (numbers of evaluation and calibration images).
 
     Raises:
         UhkdError: no run folder, a form that does not support this network, a missing package, an output folder that is not
@@ -52,7 +52,7 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     rows = export_forms(arguments.run, network, arguments.to, arguments, out)
     for form, row in rows.items():
         location = local_location(form, "." if row["path"].is_dir() else row["path"].name)
-        card = card_text(arguments.run, network, {form: location}, accuracy_sentences({form: row}))
+        card = card_text(arguments.run, network, {form: location}, sentences({form: row}))
         write_atomically(out / form / "README.md", card)
         log_info(f"{form}: {open_expression(form, local_location(form, row['path']))}")
     return rows
@@ -72,6 +72,20 @@ def export_folder(arguments: ExportArguments) -> Path:
     return out
 
 
+def check_forms(to: Sequence[Form], network: FeatureExtractor, options: ExportOptions) -> forms.ProgramOptions:
+    """Return the options of programs after checking them, and that the network can be exported to every form.
+
+    Raises:
+        UhkdError: as `uhkd.export.check`, or an opset without a form that has one.
+    """
+    program = forms.ProgramOptions(options.opset, options.dynamic_size)
+    if options.opset is not None and not {"onnx", "onnx-int8"} & set(to):
+        raise UhkdError(f"--opset is for onnx and onnx-int8, and --to has {listed(to)}: remove --opset, or add onnx")
+    for form in to:
+        forms.check(form, network, program)
+    return program
+
+
 def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation: ImageSource) -> None:
     """Check that the accuracy of quantised forms can be measured.
 
@@ -85,12 +99,11 @@ def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation
 
 
 def export_forms(
-    run: str, network: FeatureExtractor, to: Iterable[Form], options: ExportCheckOptions, out: Path
+    run: str, network: FeatureExtractor, to: Iterable[Form], options: ExportOptions, out: Path
 ) -> dict[Form, dict[str, Any]]:
     """Write forms into subfolders of `out`, check and measure each, and print the table; see `export`."""
     to = tuple(dict.fromkeys(to))
-    for form in to:
-        forms.check(form, network)
+    program = check_forms(to, network, options)
     data, part, evaluation = images_of(run, network, options.data)
     check_comparable(to, data, part, evaluation)
     size = network.input_size
@@ -101,7 +114,7 @@ def export_forms(
     for form in to:
         try:
             batches = (batch.image for batch in eval_loader(calibration, size, batch_size=_BATCH))
-            path = forms.write(form, network, out / form, batches)
+            path = forms.write(form, network, out / form, batches, program)
             predict = forms.reopen(form, path)
             if form in forms.QUANTIZED:
                 _predict_checked(form, predict, few, _INT8_TOLERANCE)
@@ -109,17 +122,23 @@ def export_forms(
                 measured = _compare_accuracy(form, network.plain, predict, loader, len(calibration), options.max_drop)
             else:
                 measured = _compare_outputs(form, path, predict, few, expected)
+                if program.dynamic_size:
+                    _check_other_size(form, network, predict, few)
         except BaseException:  # a folder that is not empty would refuse the next export
             shutil.rmtree(out / form, ignore_errors=True)
             raise
         if network.shapes.logits is None:
             measured["agrees"] = None
         mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        rows[form] = {"path": path} | measured | {"mb": mb, "ms": _milliseconds(predict, few)}
+        rows[form] = (
+            {"path": path, "format": forms.describe(form, path, program)}
+            | measured
+            | {"mb": mb, "ms": _milliseconds(predict, few)}
+        )
     title = f"{network.config.name} on {len(few)} {part} images of {data.name}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
     print_table(_table(title, mb, _milliseconds(network.plain, few), rows))
-    for form, sentence in accuracy_sentences(rows).items():
+    for form, sentence in sentences(rows).items():
         log_info(f"{form}: {sentence}")
     return rows
 
@@ -136,15 +155,36 @@ def _table(title: str, mb: float, ms: float, rows: dict[Form, dict[str, Any]]) -
     return table
 
 
-def accuracy_sentences(rows: dict[Form, dict[str, Any]]) -> dict[Form, str]:
-    """Return a sentence about the accuracy of each quantised form."""
-    return {
+def sentences(rows: dict[Form, dict[str, Any]]) -> dict[Form, str]:
+    """Return, for forms that have them, sentences about the file format and the accuracy of quantised forms."""
+    accuracy: dict[Form, str] = {
         form: f"Accuracy {row['accuracy_before']:.2%} before, {row['accuracy']:.2%} in 8-bit integers "
         f"({100 * (row['accuracy'] - row['accuracy_before']):+.2f} points) on {row['images']} evaluation images; "
         f"{row['agrees']:.1%} of the predictions are equal. Calibrated on {row['calibrated']} training images."
         for form, row in rows.items()
         if "accuracy" in row
     }
+    found: dict[Form, str] = {form: f"{row['format']} {accuracy.get(form, '')}".strip() for form, row in rows.items()}
+    return {form: text for form, text in found.items() if text}
+
+
+@torch.no_grad()
+def _check_other_size(form: str, network: FeatureExtractor, predict: forms.Predictor, images: Tensor) -> None:
+    """Raise UhkdError if two images of another height and width cannot be processed, or give other outputs than PyTorch."""
+    height, width = network.input_size
+    images = torch.nn.functional.interpolate(images[:2], (2 * height, 3 * width), mode="bilinear")
+    expected = forms.ExportModule(network)(images)
+    found = f"{form} with --dynamic-size, and images of {2 * height} x {3 * width} pixels"
+    try:
+        outputs = predict(images).float()
+    except Exception as error:  # each library has its own; torch fixes sizes where a map has 1 x 1 pixel
+        raise UhkdError(
+            f"{found}: the network allows no variable size ({first_line(error)[:200]}): leave out --dynamic-size"
+        ) from error
+    if not (difference := _difference(outputs, expected)) <= _TOLERANCE:
+        raise UhkdError(
+            f"{found}: outputs differ from PyTorch's by {difference:.1%} of the largest logit: leave out --dynamic-size"
+        )
 
 
 def _compare_outputs(

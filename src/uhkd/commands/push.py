@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from uhkd.commands.export import accuracy_sentences, export_forms
+from uhkd.commands.export import export_forms, sentences
 from uhkd.console import escape, escape_lines, log_info, print_result, print_table
 from uhkd.errors import UhkdError
 from uhkd.export.card import card_text
@@ -46,7 +46,7 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         locations: dict[Form, str] = {
             form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
         }
-        card = card_text(arguments.run, network, locations, accuracy_sentences(rows), arguments.license)
+        card = card_text(arguments.run, network, locations, sentences(rows), arguments.license)
         write_atomically(folder / "README.md", card)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         log_info(f"to {api.endpoint}/{arguments.repo} ({'public' if arguments.public else 'private'}, if it is new):")

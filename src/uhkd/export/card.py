@@ -34,7 +34,7 @@ def card_text(
         run: run folder; may lack a recipe and results.
         network: its network.
         locations: the Python expression for each form, as in the examples.
-        measured: a sentence about the accuracy of each quantised form.
+        measured: sentences about format and accuracy, for forms that have them.
         license: an identifier of the hub.
     """
     folder = RunFolder(run)

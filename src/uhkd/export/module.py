@@ -1,6 +1,7 @@
 """The module that is exported (a network with its normalisation), and its program of torch.export."""
 
 import json
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,13 @@ from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import first_tensor
 
 _LARGEST_BATCH = 1024
+
+
+class ProgramOptions(NamedTuple):
+    """Properties of an exported program: ONNX opset (None: torch's default), and whether height and width are variable."""
+
+    opset: int | None = None
+    dynamic_size: bool = False
 
 
 class ExportModule(nn.Module):
@@ -33,8 +41,10 @@ class ExportModule(nn.Module):
         return output
 
 
-def export_program(module: nn.Module, size: tuple[int, int], name: str) -> torch.export.ExportedProgram:
-    """Export a module for batches of 1 to 1,024 images of `size` (height, width).
+def export_program(
+    module: nn.Module, size: tuple[int, int], name: str, dynamic_size: bool = False
+) -> torch.export.ExportedProgram:
+    """Export a module for batches of 1 to 1,024 images of `size` (height, width), or of other sizes too if `dynamic_size`.
 
     The names of source files on this machine, which torch records for each operation, are removed.
 
@@ -42,26 +52,32 @@ def export_program(module: nn.Module, size: tuple[int, int], name: str) -> torch
         UhkdError: torch cannot export the module; `name` is its name in the message.
     """
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))  # torch takes a batch of 1 as constant
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    variable: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)}
+    if dynamic_size:
+        variable |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
     try:
         with torch.no_grad():
-            program = torch.export.export(module, (image,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(module, (image,), dynamic_shapes=(variable,))
     except Exception as error:  # a custom network can fail in any way
+        what, advice = ("batch size", "export it as safetensors")
+        if dynamic_size:
+            what, advice = ("image size", "its layers may need one size; leave out --dynamic-size")
         raise UhkdError(
-            f"torch cannot export {name} with a variable batch size ({first_line(error)[:200]}): export it as safetensors"
+            f"torch cannot export {name} with a variable {what} ({first_line(error)[:200]}): {advice}"
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
 
 
-def program_of(network: FeatureExtractor) -> torch.export.ExportedProgram:
+def program_of(network: FeatureExtractor, dynamic_size: bool = False) -> torch.export.ExportedProgram:
     """Export a network with its normalisation.
 
     Raises:
         UhkdError: as `export_program`.
     """
-    return export_program(ExportModule(network).eval(), network.input_size, type(network.module).__name__)
+    name = type(network.module).__name__
+    return export_program(ExportModule(network).eval(), network.input_size, name, dynamic_size)
 
 
 def output_name(network: FeatureExtractor) -> str:

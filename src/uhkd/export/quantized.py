@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uhkd.export.module import export_program, program_of
+from uhkd.export.module import ProgramOptions, export_program, program_of
 from uhkd.export.onnx_pt2 import save_onnx, save_program, write_onnx
 from uhkd.features import FeatureExtractor
 from uhkd.models.families import quiet_torchao
 
 
-def write_int8(network: FeatureExtractor, folder: Path, calibration: Iterable[Tensor]) -> Path:
+def write_int8(network: FeatureExtractor, folder: Path, options: ProgramOptions, calibration: Iterable[Tensor]) -> Path:
     """Write model.int8.pt2 with torchao's PT2E: convolutions and linear layers in int8, biases and the rest in float32.
 
     calibration: batches of images (B, 3, H, W) in [0,1] of the network's input size.
@@ -46,7 +46,9 @@ def open_int8(path: Path) -> Any:
     return torch.export.load(path).module()
 
 
-def write_onnx_int8(network: FeatureExtractor, folder: Path, calibration: Iterable[Tensor]) -> Path:
+def write_onnx_int8(
+    network: FeatureExtractor, folder: Path, options: ProgramOptions, calibration: Iterable[Tensor]
+) -> Path:
     """Write model.int8.onnx with onnxruntime's static quantisation: convolutions and matrix products in int8.
 
     Activations are unsigned, which onnxruntime multiplies fastest on x86. calibration: as `write_int8`.
@@ -67,7 +69,7 @@ def write_onnx_int8(network: FeatureExtractor, folder: Path, calibration: Iterab
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
         prepared, quantized = Path(temporary, "prepared.onnx"), Path(temporary, "int8.onnx")
-        quant_pre_process(str(write_onnx(network, Path(temporary))), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(write_onnx(network, Path(temporary), options)), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(quantized),

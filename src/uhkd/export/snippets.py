@@ -12,6 +12,7 @@ _OPEN: dict[str, str] = {
     "timm": "timm.create_model({location}, pretrained=True).eval()",
     "pt2": "torch.export.load({location}).module()",
     "onnx": "onnxruntime.InferenceSession({location})",
+    "openvino": 'openvino.Core().compile_model({location}, "CPU")',
 }
 _PROGRAM_INPUT = "images in [0, 1] of {size}, float32 (B, 3, H, W), any B{limit}; normalisation is inside"
 _INPUT: dict[str, str] = {
@@ -19,6 +20,7 @@ _INPUT: dict[str, str] = {
     "timm": "normalised images; `timm.data.create_transform(**timm.data.resolve_model_data_config(model))` makes them",
     "pt2": _PROGRAM_INPUT.replace("{limit}", " up to 1,024"),
     "onnx": f"`image`: {_PROGRAM_INPUT.replace('{limit}', '')}. Output: `{{output}}`",
+    "openvino": _PROGRAM_INPUT.replace("{limit}", ""),
 }
 _LOAD_IMAGE = """\
 image = ImageOps.fit(Image.open("some.jpg").convert("RGB"), ({width}, {height}), Image.Resampling.{filter})
@@ -60,11 +62,23 @@ session = {open}
 {load_image}\
 answer = session.run(None, {{"image": image}})[0][0]
 {show}""",
+    "openvino": """\
+import json
+
+import numpy as np
+import openvino
+from PIL import Image, ImageOps
+
+model = {open}
+{load_image}\
+answer = model(image)[0][0]
+{show}""",
 }
 _CLASS_NAMES: dict[str, str] = {
     "timm": 'model.pretrained_cfg["label_names"]',
     "pt2": 'json.loads(files["card.json"])["classes"]',
     "onnx": 'json.loads(session.get_modelmeta().custom_metadata_map["uhkd.classes"])',
+    "openvino": 'json.loads(openvino.Core().read_model({location}).get_rt_info(["uhkd", "classes"]).value)',
 }
 
 
@@ -81,6 +95,8 @@ def hub_location(form: Form, repo: str, file: str) -> str:
     """Return the Python expression for a file on the hub; all forms but timm download it with huggingface_hub first."""
     if form == "timm":
         return f'"hf-hub:{repo}"'
+    if form == "openvino":  # its weights are in a second file
+        return f'snapshot_download("{repo}") + "/{file}"'
     return f'snapshot_download("{repo}")' if form == "safetensors" else f'hf_hub_download("{repo}", "{file}")'
 
 
@@ -104,7 +120,8 @@ def example(form: Form, network: FeatureExtractor, location: str) -> str:
         predict = f'uhkd.predict(run={location}, images=["some.jpg"])'
         show = predict if network.config.classes else f"model = {open_expression(form, location)}"
     elif network.config.classes:
-        show = f"print({_CLASS_NAMES[_float_form(form)]}[int(answer.argmax())])"
+        names = _CLASS_NAMES[_float_form(form)].replace("{location}", location)
+        show = f"print({names}[int(answer.argmax())])"
     else:
         show = "print(answer.shape)"
     values |= {"show": show, "open": open_expression(form, location), "load_image": _LOAD_IMAGE.format(**values)}

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from uhkd.recipe.base import Device, Levels, StrictModel, Student, Teacher
 
-Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
+Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
 
 
@@ -100,9 +100,14 @@ class WatchArguments(StrictModel):
     every: float = Field(default=1.0, ge=0.1, description="seconds between updates")
 
 
-class ExportCheckOptions(StrictModel):
-    """Images for the check of an exported network and for the calibration of 8-bit formats."""
+class ExportOptions(StrictModel):
+    """Properties of exported files, and images for their check and for the calibration of 8-bit formats."""
 
+    opset: int | None = Field(default=None, ge=13, description="opset version of onnx and onnx-int8; none: torch's")
+    dynamic_size: bool = Field(
+        default=False,
+        description="variable height and width of the images for pt2, onnx and openvino, where the network allows it",
+    )
     data: str | None = Field(default=None, description="data for check and calibration; none: the data of the run")
     images: int = Field(default=64, ge=2, description="number of images to check on")
     calibrate: int = Field(default=256, ge=1, description="training images to calibrate int8 and onnx-int8")
@@ -114,7 +119,7 @@ class ExportCheckOptions(StrictModel):
     )
 
 
-class ExportArguments(ExportCheckOptions):
+class ExportArguments(ExportOptions):
     """Write a trained network in formats for other programs; each is checked against PyTorch on real images."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -123,12 +128,12 @@ class ExportArguments(ExportCheckOptions):
     to: tuple[Form, ...] = Field(
         default=("safetensors",),
         description="formats: safetensors (uhkd.load_run), timm (timm.create_model('local-dir:')), pt2 (torch.export.load), "
-        "onnx, int8 (torchao), onnx-int8",
+        "onnx, openvino, int8 (torchao), onnx-int8",
     )
     out: str | None = Field(default=None, description="folder to write; none: export in the run folder")
 
 
-class PushArguments(ExportCheckOptions):
+class PushArguments(ExportOptions):
     """Upload a trained network with a model card to a model hub, checked as by export; private by default."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)

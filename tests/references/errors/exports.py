@@ -16,7 +16,7 @@ CASES = (
     Case(
         "an unknown form",
         "export run --to tflite",
-        "to: expected safetensors, timm, pt2, onnx, int8 or onnx-int8, found 'tflite'",
+        "to: expected safetensors, timm, pt2, onnx, openvino, int8 or onnx-int8, found 'tflite'",
         **RUN,
     ),
     Case(
@@ -36,6 +36,18 @@ CASES = (
         "exporting when the images have moved",
         "export run",
         "data images does not exist; give a path, or one of: digits, cifar100",
+        **RUN,
+    ),
+    Case(
+        "an opset for a form that has none",
+        "export run --to pt2 --opset 18",
+        "--opset is for onnx and onnx-int8, and --to has pt2: remove --opset, or add onnx",
+        **RUN,
+    ),
+    Case(
+        "a variable image size in 8-bit integers",
+        "export run --to int8 --dynamic-size",
+        "--dynamic-size is for pt2, onnx, openvino: leave int8 out of --to, or export it separately",
         **RUN,
     ),
     Case(
