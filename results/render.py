@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from render_ablations import ablations
 from render_balance import balance
-from render_large import TITLE, large
+from render_large import PARTS, TITLE, large
 from render_performance import measured
 from render_picture import METHODS, figure
 from render_report import gaps, merged, number
@@ -18,7 +18,6 @@ from render_scaling import scaling
 from render_why import why
 
 from uhkd.commands.comparing.cost_tables import cost_rows, setting
-from uhkd.commands.comparing.report import PARTS
 from uhkd.commands.comparing.summary import verdicts
 from uhkd.commands.comparing.tables import markdown, overview, pair_rows
 

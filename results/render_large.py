@@ -9,9 +9,10 @@ from typing import Any
 
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from uhkd.commands.comparing.report import PARTS
 from uhkd.commands.comparing.summary import table_rows as cells_of
 from uhkd.commands.comparing.tables import markdown
+
+PARTS = {"val": "held-out split of the training images", "test": "test split"}
 
 TITLE = "Large: all images and sixty epochs"
 _TRIED = {"weights": "", "falling": ", weights falling to 0 by half a cosine"}

@@ -421,7 +421,7 @@ def test_opset_and_variable_image_size(runs: Path, tmp_path: Path):
         with torch.no_grad():
             expected = forms.ExportModule(network).eval()(image)
             for form, row in found.items():
-                torch.testing.assert_close(OPENERS[form](row["path"])(image), expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(OPENERS[form](row["path"])(image), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

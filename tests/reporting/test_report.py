@@ -16,7 +16,7 @@ import uhkd
 from references.reported import NASTY, write_run
 from uhkd.cli.parser import parse
 from uhkd.recipe import DistillRecipe
-from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains
+from uhkd.reporting.aggregates import agreement, by_frequency, confusion_changes, gains, spread
 from uhkd.reporting.draw import HEAT, heat_ink, images, inline
 from uhkd.reporting.figure_data import DARK, LIGHT, Bar, Bars, Curves, Heat, Line
 from uhkd.reporting.figures import of_student_group
@@ -342,6 +342,8 @@ def test_the_page_of_others_is_not_overwritten_and_ours_is(tmp_path: Path):
     for _ in range(2):
         assert uhkd.report(runs=[run])["page"] == run / "report.html"
     assert json.loads((run / "result.json").read_text()), "the run is as it was"
+    other = write_run(tmp_path / "later" / "other")
+    assert uhkd.report(runs=[run, other])["page"] == tmp_path / "report.html"  # beside them, wherever it was called
 
 
 def test_settings_tried_by_a_comparison_are_left_out_and_told(tmp_path: Path):
@@ -371,6 +373,14 @@ def test_gains_confusions_agreement_and_frequencies_by_hand(compared: Path):
         at["teacher"], at["(labels)"]
     ] == pytest.approx(90)
     assert np.array_equal(matrix, matrix.T)
+
+
+def test_example_images_are_spread_over_the_classes():
+    labels = np.repeat(np.arange(8), 5)
+    pairs = [(i, i) for i in range(40)]
+    assert [labels[image] for _, image in spread(pairs, labels, 4)] == [0, 2, 5, 7]
+    assert [labels[image] for _, image in spread(pairs, labels, 10)] == [0, 0, 1, 2, 3, 4, 5, 6, 7, 7]
+    assert spread(pairs[:3], labels, 6) == pairs[:3] and spread([], labels, 6) == []
 
 
 def test_every_command_of_its_tutorial_is_one():
@@ -592,6 +602,25 @@ def test_a_panel_has_colours_as_variables_series_as_groups_and_ids_of_its_own():
     assert len(re.findall('<g data-group="g0"><title>a &amp; b</title>', one)) == 2, "line and band"
     assert '<g data-group="g1" hidden><title>' in one and '<g data-frame="4"><title>now</title>' in one
     assert "stroke: var(--s3)" in one and "fill: var(--s3)" in one and "<style" not in one
+
+
+def test_long_names_of_rows_can_be_told_apart():
+    name = "leaf of a wheat plant with rust, stage"
+    rows = tuple(Bar(f"{name} {i} → {name} {i + 1}", ((1.0, "s0", "1"), (2.0, "s1", "2"))) for i in (1, 2))
+    for drawn in (inline(Bars("", "", rows), "", "key"), images(["svg"], [Bars("", "", rows)])[0].decode()):
+        lines = [line for line in re.findall(r">([^<>]+)</text>", drawn) if "leaf" in line]
+        assert len(lines) == 4 and [line[-1] for line in lines] == ["1", "2", "2", "3"]
+        assert [line.startswith("→") for line in lines] == [False, True] * 2
+
+
+def test_titles_stay_within_their_figure():
+    title = "Accuracy of a student with quite a long name in words"
+    drawn = inline(Bars(title, "", (Bar("a", ((1.0, "s0", "1"),)),)), "", "key")
+    (found,) = re.findall(r"<text ([^>]*)>Accuracy[^<]+</text>", drawn)
+    assert re.search(r"translate\(4 |x=\"4\"|translate\(4\.0* ", found), "begins at the left edge"
+    drawn = images(["svg"], [Curves(title * 2, "", "", ())], title * 2)[0].decode()
+    lines = [line for line in re.findall(r">([^<>]+)</text>", drawn) if "student" in line or "words" in line]
+    assert len(lines) >= 4 and max(map(len, lines)) <= 340 / 7.5
 
 
 def test_rows_are_hidden_with_their_names_and_cells_are_text():

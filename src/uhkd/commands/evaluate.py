@@ -16,6 +16,7 @@ from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import latency
 from uhkd.recipe import build
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
+from uhkd.runs import processor
 from uhkd.training.run_evaluation import measure, open_run
 
 
@@ -35,7 +36,9 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
         arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
     )
     metrics = result.metrics | {"latency_ms": latency(network)}
-    table = Table("metric", "value", title=escape(title))
+    device = next(network.parameters()).device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    table = Table("metric", "value", title=escape(title), caption=escape(f"latency: one image, {machine}"))
     for name, value in metrics.items():
         table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
     print_table(table)

@@ -20,14 +20,13 @@ from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ExportArguments, ExportOptions, Form
-from uhkd.runs import check_place, write_atomically
+from uhkd.runs import check_place, processor, write_atomically
 from uhkd.training.run_evaluation import images_of, open_run
 
 # share of the largest logit: above the rounding of float32 in another order; wrong normalisation gives far more
 _TOLERANCE = 1e-3
 # the same for 8-bit integers, between one image alone and in a batch, where a value may round the other way
 _INT8_TOLERANCE = 5e-2
-_REPEATS = 30
 _BATCH = 64
 
 
@@ -135,7 +134,7 @@ def export_forms(
             | measured
             | {"mb": mb, "ms": _milliseconds(predict, few)}
         )
-    title = f"{network.config.name} on {len(few)} {part} images of {data.name}"
+    title = f"{network.config.name} on {len(few)} {part} images of {data.name}; ms on {processor()}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
     print_table(_table(title, mb, _milliseconds(network.plain, few), rows))
     for form, sentence in sentences(rows).items():
@@ -256,7 +255,7 @@ def _predict_checked(form: str, predict: forms.Predictor, images: Tensor, tolera
 @torch.no_grad()
 def _milliseconds(predict: forms.Predictor, images: Tensor) -> float:
     """Return the median time for one image, in ms."""
-    return median_milliseconds(lambda: predict(images[:1]), _REPEATS)
+    return median_milliseconds(lambda: predict(images[:1]))
 
 
 def _spread(source: ImageSource, count: int) -> ImageSource:

@@ -89,4 +89,4 @@ def _milliseconds(name: str) -> float | None:
         network = create(name, num_classes=None)
     except (UhkdError, RuntimeError):
         return None
-    return latency(network, repeats=5)
+    return latency(network)

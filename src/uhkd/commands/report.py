@@ -37,7 +37,9 @@ def report(arguments: ReportArguments | None = None, **options: Any) -> dict[str
         paths = [given] if isinstance(given, str | os.PathLike) else given
         arguments = build(ReportArguments, options | {"runs": tuple(os.fspath(path) for path in paths)})
     runs, notes = read_runs(arguments.runs)
-    default = Path(arguments.runs[0]) if len(arguments.runs) == 1 else Path()
+    default = Path(arguments.runs[0])
+    if len(arguments.runs) > 1:
+        default = Path(os.path.commonpath([Path(path).resolve().parent for path in arguments.runs]))
     page = Path(arguments.out) if arguments.out else default / _NAME
     if page.suffix != ".html":
         page = page / _NAME

@@ -24,6 +24,8 @@ from uhkd.spectral import max_radius, radial_frequencies, spectrum
 
 EVAL_BATCH = 256
 """Batch size of validation."""
+REPEATS = 20
+"""Forward passes of which the median is the latency."""
 Autocast = Callable[[], AbstractContextManager]
 """Creates the context that sets the precision of a forward pass."""
 
@@ -135,7 +137,7 @@ def cka_matrix(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Float[
 
 
 @torch.no_grad()
-def latency(model: FeatureExtractor, batch: int = 1, repeats: int = 20) -> float:
+def latency(model: FeatureExtractor, batch: int = 1, repeats: int = REPEATS) -> float:
     """Return the median milliseconds of a forward pass in eval mode at the model's input size, after three warm-up passes."""
     device = next(model.parameters()).device
     image = torch.rand(batch, 3, *model.input_size, device=device)
@@ -149,7 +151,7 @@ def latency(model: FeatureExtractor, batch: int = 1, repeats: int = 20) -> float
         return median_milliseconds(step, repeats)
 
 
-def median_milliseconds(step: Callable[[], object], repeats: int) -> float:
+def median_milliseconds(step: Callable[[], object], repeats: int = REPEATS) -> float:
     """Return the median duration of a call in ms, after three calls to warm up."""
     times = []
     for _ in range(repeats + 3):

@@ -155,7 +155,7 @@ class ReportArguments(StrictModel):
     runs: tuple[str, ...] = Field(min_length=1, description="run folders, or folders that contain runs")
     out: str | None = Field(
         default=None,
-        description="file or folder to write; none: report.html in the folder, for several in the current one",
+        description="file or folder to write; none: report.html in the folder, for several in the folder that contains them",
     )
     figures: bool = Field(default=False, description="also write figures as PNG and SVG, next to the page")
 

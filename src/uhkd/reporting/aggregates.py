@@ -1,6 +1,6 @@
 """Statistics of predictions and arrays: gains by class, confusions, agreement, errors by frequency, and example images."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -173,13 +173,29 @@ def examples(student_group: StudentGroup, most: int = 6) -> list[Example]:
     for kind, mask in masks.items():
         used = {example.thumbnail for example in selected}
         candidates = [(t, i) for t, i in enumerate(thumbnails.tolist()) if mask[i] and t not in used]
-        for thumbnail, index in candidates[:most]:
+        for thumbnail, index in spread(candidates, labels, most):
             lines = []
             for name, prediction, confidence in networks:
                 probability = None if confidence is None else float(confidence[index])
                 lines.append((name, class_name(classes, int(prediction[index])), probability, bool(right[name][index])))
             selected.append(Example(thumbnail, int(index), class_name(classes, int(labels[index])), tuple(lines), kind))
     return selected
+
+
+def spread(candidates: list[tuple[int, int]], labels: Labels, most: int) -> list[tuple[int, int]]:
+    """Return up to `most` of the (thumbnail, image) pairs, from as many classes as possible, in their order."""
+    ranks: Counter[int] = Counter()
+    by_rank: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for pair in candidates:
+        label = int(labels[pair[1]])
+        by_rank[ranks[label]].append(pair)
+        ranks[label] += 1
+    selected: list[tuple[int, int]] = []
+    for rank in sorted(by_rank):
+        pairs = by_rank[rank]
+        count = min(most - len(selected), len(pairs))
+        selected += [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
+    return sorted(selected)
 
 
 def _networks(student_group: StudentGroup, labels: Labels) -> list[tuple[str, Labels, np.ndarray | None]]:

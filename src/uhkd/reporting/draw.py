@@ -7,6 +7,7 @@ import html
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,9 @@ def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legen
     names = [_name(label) for label, *_ in legend]
     legend_columns = max(1, _WIDTH * columns // (6 * max(map(len, names), default=0) + 50))
     tallest = max(130, *(_margins(panel)[-1] for panel in panels))
-    height = rows * tallest + 30 * bool(title) + 18 * math.ceil(len(names) / legend_columns)
+    title = _lines(title, _WIDTH * columns)
+    above = 30 + 16 * title.count("\n") if title else 0
+    height = rows * tallest + above + 18 * math.ceil(len(names) / legend_columns)
     with _drawing({"svg.hashsalt": title}):
         figure = _figure(_WIDTH * columns, height, layout="constrained")
         all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -118,7 +121,7 @@ def images(kinds: Sequence[str], panels: Sequence[Panel], title: str = "", legen
         for axes in all_axes[len(panels) :]:
             axes.remove()
         if title:
-            figure.suptitle(_name(title), fontsize=12)
+            figure.suptitle(title, fontsize=12)
         if legend:
             handles = [Line2D([], [], color=LIGHT[hue], linestyle=_dashes(dash)) for _, hue, dash, _ in legend]
             figure.legend(handles, names, loc="outside lower center", ncols=legend_columns, frameon=False)
@@ -164,7 +167,11 @@ def _margins(panel: Panel) -> tuple[float, float, float, float, float]:
 def _plot(axes: "Axes", panel: Panel, *, short: bool) -> "Marks":
     """Draw a panel and yield each series with its artists. short: limit labels to the margins of the page."""
     axes.patch.set_visible(False)
-    axes.set_title(_name(panel.title, 40 if short else _MAX_LABEL))
+    if short:  # from the left edge of the figure: centred over the axes, a long title would be cut off at the right
+        left, right, *_ = _margins(panel)
+        axes.set_title(_name(panel.title, 40), loc="left", x=(4 - left) / (_WIDTH - left - right))
+    else:
+        axes.set_title(_lines(panel.title, _WIDTH))
     axes.set_xlabel(panel.x_label)
     if isinstance(panel, Curves):
         yield from _curves(axes, panel)
@@ -205,7 +212,8 @@ def _curves(axes: "Axes", panel: Curves) -> "Marks":
 def _bars(axes: "Axes", panel: Bars, max_label: int) -> "Marks":
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_yticks(range(len(panel.rows)), [_name(row.label, max_label) for row in panel.rows])
+    labels = ["\n→ ".join(_name(part, max_label) for part in row.label.split(" → ")) for row in panel.rows]
+    axes.set_yticks(range(len(panel.rows)), labels)
     names = axes.get_yticklabels()
     ends = [0.0] * (not panel.as_dots)
     for r, row in enumerate(panel.rows):
@@ -269,7 +277,17 @@ def _dashes(dash: int) -> Any:
 
 
 def _name(text: str, max_length: int = _MAX_LABEL) -> str:
-    """Return a label of one short line. matplotlib hides labels that start with "_" from legends: they get a space."""
+    """Return a label of one short line. matplotlib hides labels that start with "_" from legends: they get a space.
+
+    The middle of a long name is left out: names of classes often begin with the same words.
+    """
     line = escape(str(text))
-    line = line if len(line) <= max_length else f"{line[: max_length - 1]}…"
+    if len(line) > max_length:
+        end = (max_length - 1) // 2
+        line = f"{line[: max_length - 1 - end]}…{line[-end:]}"
     return f"{' ' * line.startswith('_')}{line}"
+
+
+def _lines(title: str, width: float) -> str:
+    """Return a title in lines that fit into a width in points."""
+    return textwrap.fill(_name(title, 3 * _MAX_LABEL), int(width / 7.5))

@@ -46,7 +46,10 @@ HEAD = (
     ("agrees with teacher %", "share of validation images for which it predicts the teacher's class"),
     ("parameters", "of the network alone"),
     ("FLOPs", "for one image: matrix products, convolutions and attention; a multiply-add counts as two"),
-    ("latency ms", "for one image, median, on the machine of the run, measured at its end"),
+    (
+        "latency ms",
+        "for one image, median of 20 passes after the training, on the machine of the run (see Machine and software)",
+    ),
     ("size MB", "of its weights"),
     ("minutes", "training time, without validation"),
 )

@@ -15,7 +15,7 @@ from uhkd.runs.files import (
 )
 from uhkd.runs.folder import ELSEWHERE, RunFolder
 from uhkd.runs.lock import process_may_be_alive
-from uhkd.runs.machine import environment
+from uhkd.runs.machine import environment, processor
 from uhkd.runs.progress_file import ProgressFile
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "environment",
     "leads_out",
     "process_may_be_alive",
+    "processor",
     "read_mapping",
     "write_atomically",
     "write_tensors",

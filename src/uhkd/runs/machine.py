@@ -1,5 +1,6 @@
 """The environment of a run: versions, commit and hardware, which are recorded with every result."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -28,11 +29,23 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
+        "processor": processor(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": sys.argv[:1] and [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+@cache
+def processor() -> str:
+    """Return the name of the CPU; where the system does not give one, its architecture."""
+    with contextlib.suppress(OSError):  # Linux alone has this file
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 @cache

@@ -23,7 +23,7 @@ from uhkd.reporting.plots import draw_comparison
 from uhkd.runs import RunFolder, write_atomically
 
 _ON_TERMINAL = (0, 1, 2, 3, 4)  # columns for a width of 80; compare.md has all
-PARTS = {"val": "held-out split of the training images", "test": "test split"}
+PARTS = {"val": "validation split", "test": "test split"}
 
 
 def write(out: Path, summary: dict[str, Any]) -> None:
