@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import torch
@@ -61,14 +60,17 @@ def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Imag
         # Pillow's readers of WebP, GIF and TIFF check this too
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
     try:
-        with io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
-            with open_content(cast(IO[bytes], file)) as image:
-                _check_size(image, limit)
-                yield image
-                _check_size(image, limit)  # of an icon, only decoding tells the size of the image in it
+        with (
+            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
+            open_content(file) as image,
+        ):
+            _check_size(image, limit)
+            yield image
+            _check_size(image, limit)  # of an icon, only decoding tells the size of the image in it
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        advice = "replace or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the environment"
-        raise _bad_image(title, f"is too large ({error})", f"{advice} variable {_LIMIT_VARIABLE} to more") from None
+        advice = "replace or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the"
+        advice += f" environment variable {_LIMIT_VARIABLE} to more"
+        raise _bad_image(title, f"is too large ({error})", advice) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
         reason = f"cannot be decoded ({escape(describe(error))[:200]})"
         raise _bad_image(title, reason, "replace or remove it, or train with --skip-bad-images") from error

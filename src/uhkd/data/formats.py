@@ -4,7 +4,7 @@ import functools
 import importlib
 from collections import Counter
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 
@@ -14,7 +14,23 @@ from uhkd.errors import UhkdError
 # Formats that Pillow decodes itself and that begin with a signature, weak signatures last. Not read: EPS and WMF (run another
 # program), IPTC (opens any other format inside), MPEG, BUFR, GRIB and HDF5 (no pixels), and those of PCD, SPIDER and the like.
 _SIGNED = (
-    *("JPEG", "PNG", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "PSD", "QOI", "DDS", "ICNS", "SUN", "FITS"),
+    *(
+        "JPEG",
+        "PNG",
+        "GIF",
+        "WEBP",
+        "TIFF",
+        "PPM",
+        "AVIF",
+        "HEIF",
+        "JPEG2000",
+        "PSD",
+        "QOI",
+        "DDS",
+        "ICNS",
+        "SUN",
+        "FITS",
+    ),
     *("XPM", "XBM", "BLP", "FTEX", "MSP", "PIXAR", "DCX", "FLI", "ICO", "CUR", "SGI", "BMP", "PCX", "DIB"),
 )
 _UNSIGNED = ("TGA", "IM")
@@ -62,14 +78,16 @@ def ending_of(name: str) -> str:
 
 def describe_aside(aside: Counter[str]) -> str:
     """Return '3 .txt, 1 without ending' for the numbers of files by ending that are no images; "" for none."""
-    parts = [f"{count:,} {'.' + escape(ending) if ending else 'without ending'}" for ending, count in aside.most_common(12)]
+    parts = [
+        f"{count:,} {'.' + escape(ending) if ending else 'without ending'}" for ending, count in aside.most_common(12)
+    ]
     if (rest := len(aside) - len(parts)) > 0:
         parts.append(f"and {rest} more endings")
     return ", ".join(parts) + (f" ({_NEEDS_PLUGIN})" if _HEIF_ENDINGS & aside.keys() else "")
 
 
-def open_content(file: IO[bytes]) -> Image.Image:
-    """Open an image by its content; its header is read, its pixels are not.
+def open_content(file: Any) -> Image.Image:
+    """Open an image by the content of a binary file; its header is read, its pixels are not.
 
     `Image.open` is not used: it does not tell why a file of a known format is damaged, and from half of the limit of pixels on it
     warns, which is an error or not depending on the filters for warnings.
