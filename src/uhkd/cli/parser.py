@@ -245,6 +245,7 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
 def _missing_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
     """Return the problem of an option without value: tyro reports no other mistake, as all fields are optional text."""
     with_value = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
+    with_value |= {old for name in schema.model_fields for old in _OLD_SPELLINGS.get(name, ())}
     for option, following in pairwise([*argv, "--end"]):
         if option.replace("_", "-") in with_value and _OPTION.match(following):
             return f"{option}: needs a value, found none"

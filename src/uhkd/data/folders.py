@@ -9,7 +9,7 @@ from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_file, max_pixels
 from uhkd.data.formats import describe_aside
-from uhkd.data.layout import ImageFolder, find_parts, relative
+from uhkd.data.layout import ImageFolder, find_parts, is_part, relative
 from uhkd.data.listing import children, has_images, images_below
 from uhkd.data.sources import FileSource
 from uhkd.errors import UhkdError
@@ -101,7 +101,7 @@ def _list_classes(folder: Path, root: Path, notes: list[str], aside: Counter[str
         if images:
             raise UhkdError(
                 f"{folder} holds {pluralize(len(images), 'image')} but no class folders: "
-                f"expected one folder for each class, {folder.name}/<class>/<image>"
+                f"expected one folder for each class, {folder.name}/<class>/<image>; sort them, or move this folder elsewhere"
             )
         raise UhkdError(
             f"no images found in {folder}: expected {folder.name}/<class>/<image>; "
@@ -129,11 +129,13 @@ def _refuse_unclear(listing: dict[str, list[str]], folder: Path, root: Path) -> 
     if len(names) < 2 or 2 * len(names) <= len(listing) or not shared:
         return
     first, second = (relative(folder / name, root) for name in names[:2])
+    splits = f"If {listed(names, 4)} are splits, name them, for example --train-dir {first} --val-dir {second}"
+    if is_part(shared[0]):
+        splits = "Splits in class folders are not read: expected train/<class>/<image>"
     raise UhkdError(
         f"the folders {listed(names, 4)} in {folder} all hold the folders {listed(shared, 4)}, so that it is not clear which of "
-        f"them are classes. If {listed(names, 4)} are splits, name them, for example --train-dir {first} --val-dir {second}; if "
-        f"they are the classes, use --train-dir {relative(folder, root)}, which adds the images of their subfolders to them. "
-        "Splits in class folders are not read: expected train/<class>/<image>"
+        f"them are classes. {splits}; if {listed(names, 4)} are the classes, use --train-dir {relative(folder, root)}, which "
+        "adds the images of their subfolders to them"
     )
 
 

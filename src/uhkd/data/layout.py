@@ -118,7 +118,8 @@ def _named_parts(
     present = [folder.name for folder in free]
     if named:
         raise UhkdError(
-            f"{bases[0]} holds {listed(present)} but no train folder: expected train/<class>/<image>, or name it with --train-dir"
+            f"{bases[0]} holds {listed(present)} but no train folder: expected train/<class>/<image>; name it with --train-dir, "
+            f"or use --train-dir {relative(bases[0], root)} if all of them are classes"
         )
     if not {*present} <= {*known}:
         _refuse_splits(bases[0], present, root)
@@ -140,6 +141,11 @@ def _refuse_splits(folder: Path, names: list[str], root: Path) -> None:
 def relative(folder: Path, root: Path) -> str:
     """Return a folder as an option names it, below the root of the data."""
     return shlex.quote(os.path.relpath(folder, root))
+
+
+def is_part(name: str) -> bool:
+    """Return whether a folder's name is that of a split."""
+    return name.lower() in _PART_OF
 
 
 def _like_part(name: str) -> str | None:
