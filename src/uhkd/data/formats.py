@@ -12,7 +12,7 @@ from uhkd.console import escape
 from uhkd.errors import UhkdError
 
 # Formats that Pillow decodes itself and that begin with a signature, weak signatures last. Not read: EPS and WMF (run another
-# program), IPTC (opens any other format inside), MPEG, BUFR, GRIB and HDF5 (no pixels), and those of PCD, SPIDER and the like.
+# program), IPTC (opens any other format inside), MPEG, BUFR, GRIB and HDF5 (no pixels), and IM, PCD, SPIDER and the like.
 _SIGNED = (
     *(
         "JPEG",
@@ -33,7 +33,7 @@ _SIGNED = (
     ),
     *("XPM", "XBM", "BLP", "FTEX", "MSP", "PIXAR", "DCX", "FLI", "ICO", "CUR", "SGI", "BMP", "PCX", "DIB"),
 )
-_UNSIGNED = ("TGA", "IM")
+_UNSIGNED = ("TGA",)
 _HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _HEIF_ENDINGS = frozenset(("heic", "heif", "hif"))
 _NEEDS_PLUGIN = "HEIC needs the package pillow-heif: pip install pillow-heif"
