@@ -15,7 +15,7 @@ def failed() -> str:
     with contextlib.redirect_stderr(io.StringIO()) as said:
         result = predict(run="run", images=["notes.txt", "images/ant/0.png"], device="cpu")
     assert (list(result), result.exit_code) == (["images/ant/0.png"], 1)
-    return said.getvalue().removesuffix("\n")
+    return said.getvalue()[said.getvalue().index("uhkd predict") :].removesuffix("\n")
 
 
 RUN = {"has": ("run",)}
@@ -83,7 +83,12 @@ CASES = (
         has=("run", "images"),
         refused=False,
     ),
-    Case("no images", "predict run", "images: required but not given (image files or folders of them)", **RUN),
+    Case(
+        "no images",
+        "predict run",
+        "images: required but not given (image files, or folders of them at any depth)",
+        **RUN,
+    ),
     Case(
         "a report without runs",
         "report",
