@@ -65,9 +65,9 @@ _EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: success. 1: doctor found a problem. 2: user's mistake, reported on stderr. 130: interrupted (143 by SIGTERM, 138 by
-    SIGUSR1, after saving). 141: the reader of stdout has closed it. An exception that is a bug is raised, by which Python exits
-    with 1.
+    0: success. 1: doctor found a problem, or predict files that cannot be decoded. 2: user's mistake, reported on stderr. 130:
+    interrupted (143 by SIGTERM, 138 by SIGUSR1, after saving). 141: the reader of stdout has closed it. An exception that is a
+    bug is raised, by which Python exits with 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # print results completely in encodings that lack some characters

@@ -85,6 +85,33 @@ def test_predictions_as_lines_csv_and_json(run: tuple[Path, dict[str, Any], str]
     assert rows[1] == f'"{tmp_path / "a, b.png"}",1,{found[0][0]},{found[0][1]}'
 
 
+def test_predict_goes_on_past_files_that_cannot_be_decoded(run: tuple[Path, dict[str, Any], str], tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "deep" / ".hidden").mkdir(parents=True)
+    for name in ("c.jfif", "deep/d.png", "deep/.hidden/e.png"):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / name)
+    (tmp_path / "a.jpg").write_bytes(b"%PDF-1.7")
+    (tmp_path / "notes.txt").write_text("x")
+    ask_for = ["predict", str(run[0]), str(tmp_path), "--topk", "1", "--device", "cpu"]
+    code, said, err = ask(*ask_for)
+    assert code == 1 and [line.split(": ")[0] for line in said.splitlines()] == [
+        str(tmp_path / "c.jfif"),
+        str(tmp_path / "deep/d.png"),
+    ]
+    assert err.splitlines()[-2:] == [
+        "uhkd predict: 1 file without prediction:",
+        f"  {tmp_path / 'a.jpg'}: cannot be decoded (its content is a PDF document)",
+    ]
+    assert "left aside, because they are not images: 1 .txt" in err and "skip-bad" not in err
+    code, said, _ = ask(*ask_for, "--json")
+    found = json.loads(said)
+    assert code == 1 and len(found["result"]) == 2
+    assert found["failed"] == {str(tmp_path / "a.jpg"): "cannot be decoded (its content is a PDF document)"}
+    code, said, err = ask("predict", str(run[0]), str(tmp_path / "c.jfif"), "--top", "2", "--json")
+    assert code == 0 and json.loads(said)["arguments"]["topk"] == 2 and "failed" not in json.loads(said)
+
+
 @pytest.mark.parametrize(
     ("line", "code", "kind", "verb"),
     [

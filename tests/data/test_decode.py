@@ -1,11 +1,16 @@
 """Every image mode, written to a real file, decodes to the RGB bytes it shows."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from uhkd.data import formats
 from uhkd.data.decode import decode_file, from_any, from_pil, header_size
+from uhkd.data.formats import endings, is_image_name
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
@@ -206,3 +211,89 @@ def test_broken_exif_does_not_hide_whole_pixels():
     image = Image.fromarray(RGB)
     image.info["exif"] = b"Exif\x00\x00II*\x00broken"
     assert torch.equal(from_pil(image), CHW)
+
+
+WRITTEN = (
+    *("avif", "blp", "bmp", "dds", "dib", "gif", "icns", "ico", "j2k", "jfif", "jp2", "jpe", "jpg"),
+    *("mpo", "msp", "pbm", "pcx", "png", "pnm", "qoi", "rgb", "tga", "tiff", "webp"),
+)
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_a_format_is_recognised_by_content(tmp_path, ending):
+    mode, colour = {"blp": ("P", 1), "msp": ("1", 1)}.get(ending, ("RGB", (200, 100, 50)))
+    image = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(tmp_path / f"a.{ending}")
+    (tmp_path / f"a.{ending}").rename(tmp_path / "a.txt")
+    expected = (255, 255, 255) if mode == "1" else (200, 100, 50)
+    assert np.abs(decode_file(tmp_path / "a.txt")[:, 8, 8].numpy().astype(int) - expected).max() <= 3
+    assert is_image_name(f"A.{ending.upper()}")
+
+
+def test_formats_that_are_not_read():
+    assert not endings() & {"eps", "ps", "pdf", "wmf", "emf", "iim", "mpg", "h5", "grib", "npy", "json", "txt", "svg"}
+    assert not is_image_name("LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html>", "its content is an HTML page"),
+        (b"%PDF-1.7", "its content is a PDF document"),
+        (b"\x00" * 200, "of no image format that can be read"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC needs the package pillow-heif"),
+    ],
+)
+def test_content_that_is_no_image_is_named(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.jpg cannot be decoded \(.*{reason}"):
+        decode_file(tmp_path / "a.jpg")
+
+
+def test_heic_is_read_by_its_plugin(tmp_path, monkeypatch):
+    """A stand-in for pillow-heif: it registers a reader, as the package does."""
+    plugin = ModuleType("pillow_heif")
+
+    def register() -> None:
+        Image.register_open(
+            "HEIF", lambda file, name: Image.new("RGB", (3, 2), "red"), lambda start: start[4:12] == b"ftypheic"
+        )
+        Image.register_extension("HEIF", ".heic")
+
+    plugin.register_heif_opener = register  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    Image.init()
+    for name in ("OPEN", "EXTENSION"):
+        monkeypatch.setattr(Image, name, dict(getattr(Image, name)))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    caches = (formats._readers, formats.endings)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
+        assert decode_file(tmp_path / "a.heic").shape == (3, 2, 3)
+        assert is_image_name("a.heic")
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_the_bound_on_pixels_holds_for_the_image_in_an_icon(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.ico", sizes=[(32, 32)])
+    content = bytearray((tmp_path / "a.ico").read_bytes())
+    content[6:8] = bytes((4, 4))  # the directory promises 4 x 4
+    (tmp_path / "a.ico").write_bytes(content)
+    monkeypatch.setenv("UHKD_MAX_PIXELS", "100")
+    with (
+        pytest.warns(UserWarning, match="not the expected size"),
+        pytest.raises(ValueError, match="32 x 32 pixels, more than"),
+    ):
+        decode_file(tmp_path / "a.ico")
+
+
+def test_floats_of_a_pfm_have_the_scale_that_holds_them(tmp_path):
+    Image.fromarray(np.full((2, 4), 0.4, np.float32)).save(tmp_path / "a.pfm")
+    assert decode_file(tmp_path / "a.pfm")[:, 0, 0].tolist() == [102] * 3

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from uhkd.console import listed
-from uhkd.data import BatchPlan, open_data, train_loader
+from uhkd.data import BatchPlan, ImageFolder, open_data, train_loader
 from uhkd.data.augment import Augmentation
 
 
@@ -239,3 +239,81 @@ def test_train_limit_below_the_number_of_classes(tmp_path):
     fill(tmp_path)
     with pytest.raises(ValueError, match="train_limit 1 is too small: expected at least 2"):
         open_data(tmp_path, train_limit=1)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Training", "Validation", "Testing"), ("TRAIN", "dev", "EVAL"), ("train", "valid", "evaluation")],
+)
+def test_parts_by_their_usual_names(tmp_path, train, val, test):
+    for i, part in enumerate((train, val, test)):
+        fill(tmp_path / part, count=3 - i)
+    data = open_data(tmp_path)
+    assert (data.classes, len(data.train), len(data.val), len(data.test)) == (("ant", "bee"), 6, 4, 2)
+
+
+def test_a_wrapping_folder_is_looked_through_with_a_note(tmp_path):
+    fill(tmp_path / "data" / "images" / "train")
+    fill(tmp_path / "data" / "images" / "val", count=1)
+    (tmp_path / "data" / "attributes").mkdir()
+    data = open_data(tmp_path)
+    assert (len(data.train), len(data.val)) == (8, 2)
+    assert (
+        f"the images of {tmp_path} are in {tmp_path}/data/images; folders next to it ignored: attributes" in data.notes
+    )
+
+
+def test_options_settle_the_layout(tmp_path):
+    for part, count in (("splitA", 3), ("splitB", 2), ("extra", 1)):
+        fill(tmp_path / part, count=count)
+    data = open_data(ImageFolder(tmp_path, train="splitA", val="splitB"))
+    assert (data.classes, len(data.train), len(data.val), data.test) == (("ant", "bee"), 6, 4, None)
+    assert f"folders next to {tmp_path}/splitA ignored: extra" in data.notes
+    elsewhere = open_data(ImageFolder(tmp_path / "splitA", val=str(tmp_path / "splitB")))
+    assert (len(elsewhere.train), len(elsewhere.val)) == (6, 4)
+    merged = open_data(ImageFolder(tmp_path, train="."), val_fraction=0.3)
+    assert merged.classes == ("extra", "splitA", "splitB")
+    assert any("12 images in subfolders of class folders" in note and "3 classes" in note for note in merged.notes)
+    assert open_data(tmp_path, class_names=("splitA", "splitB", "extra"), val_fraction=0.3).classes[0] == "splitA"
+
+
+def test_the_fingerprint_of_a_part_outside_does_not_depend_on_its_place(tmp_path):
+    for place in ("a", "b"):
+        fill(tmp_path / place / "train")
+        fill(tmp_path / place / "other" / "val", count=1)
+    prints = {
+        open_data(ImageFolder(tmp_path / p / "train", val=str(tmp_path / p / "other/val"))).fingerprint for p in "ab"
+    }
+    assert len(prints) == 1
+
+
+def test_test_images_without_labels_are_left_out_with_a_note(tmp_path):
+    fill(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "test" / "1.png")
+    data = open_data(tmp_path, val_fraction=0.3)
+    assert data.test is None
+    assert any("no class folders in" in note and "not used" in note for note in data.notes)
+    with pytest.raises(ValueError, match="test holds 1 image but no class folders"):
+        open_data(ImageFolder(tmp_path, test="test"))
+
+
+def test_a_class_named_as_a_part_is_announced(tmp_path):
+    fill(tmp_path, classes=("apple", "train"))
+    data = open_data(tmp_path, val_fraction=0.3)
+    assert "read as classes, because they hold images and are next to apple: train" in data.notes
+
+
+def test_every_ending_of_an_image_is_listed_and_others_are_counted(tmp_path):
+    fill(tmp_path, count=3)
+    image = Image.new("RGB", (9, 6), (40, 0, 200))
+    for ending in ("jfif", "jpe", "avif", "tga", "jp2", "ico"):
+        image.save(tmp_path / "bee" / f"x.{ending}")
+    (tmp_path / "ant" / "a.npy").write_bytes(b"x")
+    (tmp_path / "LICENSE").write_bytes(b"x")
+    data = open_data(tmp_path, val_fraction=0.3)
+    assert len(data.train) + len(data.val) == 12
+    assert any(note.endswith("not images: 1 without ending, 1 .npy") for note in data.notes)
+    for source in (data.train, data.val):
+        for i in range(len(source)):
+            source.image(i)

@@ -11,13 +11,14 @@ from uhkd import __version__
 
 
 def result_document(command: str, result: Any, arguments: Any = None) -> dict[str, Any]:
-    """Return the document of a result: command, version, parsed options and result."""
+    """Return the document of a result: command, version, parsed options, result and, if there are any, files that failed."""
+    failed = getattr(result, "failed", None)
     return {
         "command": command,
         "version": __version__,
         "arguments": to_jsonable(arguments),
         "result": to_jsonable(result),
-    }
+    } | ({"failed": to_jsonable(failed)} if failed else {})
 
 
 def error_document(command: str, kind: str, message: str, exit_code: int) -> dict[str, Any]:

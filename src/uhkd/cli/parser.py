@@ -52,6 +52,7 @@ SCHEMAS: dict[str, type[StrictModel]] = {
     "completion": arguments.CompletionArguments,
 }
 
+_OLD_SPELLINGS = {"topk": ("--top",)}  # of options, still accepted
 CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # accept a recipe to start from (-c)
 _OPTION = re.compile(r"--?[a-zA-Z]")  # does not match a negative number
 
@@ -149,7 +150,8 @@ def options_dataclass(schema: type[StrictModel], choices: Callable[[str], Sequen
     for name in ordered_fields(schema):
         info = schema.model_fields[name]
         hint = "(required)" if info.is_required() else f"(default: {_format_default(info.default)})"
-        config = tyro.conf.arg(name=_flag(name)[2:], help=info.description, help_behavior_hint=hint)
+        old = _OLD_SPELLINGS.get(name)
+        config = tyro.conf.arg(name=_flag(name)[2:], aliases=old, help=info.description, help_behavior_hint=hint)
         if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
             continue
@@ -243,6 +245,7 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
 def _missing_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
     """Return the problem of an option without value: tyro reports no other mistake, as all fields are optional text."""
     with_value = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
+    with_value |= {old for name in schema.model_fields for old in _OLD_SPELLINGS.get(name, ())}
     for option, following in pairwise([*argv, "--end"]):
         if option.replace("_", "-") in with_value and _OPTION.match(following):
             return f"{option}: needs a value, found none"

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from uhkd.console import escape, print_result, print_table
+from uhkd.console import escape, log_info, pluralize, print_result, print_table
+from uhkd.data import ImageFolder
 from uhkd.data.augment import center_crop_resize
-from uhkd.data.decode import EXTENSIONS, decode_file
+from uhkd.data.decode import BadImage, decode_file
+from uhkd.data.formats import describe_aside
+from uhkd.data.listing import images_below
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import latency
 from uhkd.recipe import build
@@ -31,7 +36,7 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
         if data is not None:
             options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
-    source = data if is_object else arguments.data
+    source = data if is_object else ImageFolder.of(arguments)
     result, title, network = measure(
         arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
     )
@@ -45,11 +50,29 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     return metrics
 
 
-def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[str, list[tuple[str, float]]]:
-    """Print the most probable classes of image files, one line per image or as CSV; return {file: [(class, probability), ...]}.
+class Predictions(dict[str, list[tuple[str, float]]]):
+    """The most probable classes of image files: {file: [(class, probability), ...]}.
+
+    failed: {file: reason} of the files that cannot be decoded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: dict[str, str] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command: 1 if a file cannot be decoded."""
+        return 1 if self.failed else 0
+
+
+def predict(arguments: PredictArguments | None = None, **options: Any) -> Predictions:
+    """Print the most probable classes of image files, one line per image or as CSV, and return them.
+
+    Files that cannot be decoded are listed at the end on standard error, and returned as `failed`.
 
     Raises:
-        UhkdError: no run folder, a path without images, or an unreadable file.
+        UhkdError: no run folder, or a path without images.
     """
     arguments = build(PredictArguments, options) if arguments is None else arguments
     network, device = open_run(arguments.run, arguments.device)
@@ -59,11 +82,16 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
             f"finetune with --start {arguments.run}, or measure it: uhkd eval {arguments.run} --data LABELLED_IMAGES --probe knn"
         )
     names = network.config.classes or tuple(map(str, range(network.shapes.logits)))
-    predictions: dict[str, list[tuple[str, float]]] = {}
+    predictions = Predictions()
     for file in _image_files(arguments.images):
-        image = center_crop_resize(decode_file(file), network.input_size).float().div(255)[None].to(device)
+        try:
+            pixels = decode_file(file)
+        except BadImage as error:
+            predictions.failed[str(file)] = error.reason
+            continue
+        image = center_crop_resize(pixels, network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
-            best = network(image).logits.float().softmax(1)[0].topk(min(arguments.top, len(names)))
+            best = network(image).logits.float().softmax(1)[0].topk(min(arguments.topk, len(names)))
         pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         predictions[str(file)] = pairs
         if not arguments.csv:
@@ -73,20 +101,28 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("file", "rank", "class", "probability"), *rows])
         print_result(text.getvalue().removesuffix("\n"))
+    if predictions.failed:
+        count = pluralize(len(predictions.failed), "file")
+        print(f"uhkd predict: {count} without prediction:", file=sys.stderr)
+        for file, reason in predictions.failed.items():
+            print(escape(f"  {file}: {reason}"), file=sys.stderr)
     return predictions
 
 
 def _image_files(paths: Sequence[str]) -> list[Path]:
     """Return the files, and all image files below the folders, in sorted order."""
     files: list[Path] = []
+    aside: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(f for f in path.rglob("*") if f.suffix.lower()[1:] in EXTENSIONS and f.is_file())
+            inside = [path / name for name in images_below(path, path, aside)]
             if not inside:
-                raise UhkdError(f"no images in {path}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
+                raise UhkdError(f"no images in {path}; other files: {describe_aside(aside) or 'none'}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
             raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
+    if aside:
+        log_info(f"left aside, because they are not images: {describe_aside(aside)}")
     return files

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import augment_batch
     from uhkd.data.file_cache import OpenFiles
+    from uhkd.data.layout import ImageFolder
     from uhkd.data.loader import (
         BatchPlan,
         IndexRange,
@@ -38,6 +39,7 @@ __all__ = [
     "DataSplits",
     "DatasetSource",
     "FileSource",
+    "ImageFolder",
     "ImageSource",
     "IndexRange",
     "Loader",

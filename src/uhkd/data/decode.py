@@ -6,49 +6,31 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from uhkd.console import escape
+from uhkd.data.formats import open_content
 from uhkd.errors import UhkdError
 
-EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
 LARGEST = 178_956_970  # pixels, above which Pillow raises by default: 13,377 x 13,377, half a GB as bytes
 _LIMIT_VARIABLE = "UHKD_MAX_PIXELS"
 
-# `Image.open` is not used, even with `formats`: it does not tell why a file of a known format is damaged, and from half of
-# `LARGEST` pixels on it warns, which is an error or not depending on the filters for warnings.
-_READERS = (
-    (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"GIF8", GifImagePlugin.GifImageFile),
-    (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"II", TiffImagePlugin.TiffImageFile),
-    (b"MM", TiffImagePlugin.TiffImageFile),
-    (b"P", PpmImagePlugin.PpmImageFile),
-)
 _WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
 
 
 class BadImage(UhkdError):
-    """An image file that cannot be decoded, or is too large."""
+    """An image file that cannot be decoded, or is too large.
+
+    reason: why, without the name of the file and without advice.
+    """
+
+    reason = ""
 
 
 def decode_file(path: str | Path) -> UInt8[Tensor, "3 h w"]:
@@ -78,29 +60,32 @@ def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Imag
         # Pillow's readers of WebP, GIF and TIFF check this too
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
     try:
-        with io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
-            start = file.read(8)
-            file.seek(0)
-            reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
-            if reader is None:
-                raise UhkdError("its content is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM")
-            with reader(cast(Any, file)) as image:
-                width, height = image.size
-                if width * height > limit:
-                    raise Image.DecompressionBombError(
-                        f"{width:,} x {height:,} pixels, more than the {limit:,} that are allowed"
-                    )
-                yield image
+        with (
+            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
+            open_content(file) as image,
+        ):
+            _check_size(image, limit)
+            yield image
+            _check_size(image, limit)  # of an icon, only decoding tells the size of the image in it
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(
-            f"{title} is too large ({error}): replace or remove it, train with --skip-bad-images, "
-            f"or, if it is correct and memory suffices, set the environment variable {_LIMIT_VARIABLE} to more"
-        ) from None
+        advice = "replace or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the"
+        advice += f" environment variable {_LIMIT_VARIABLE} to more"
+        raise _bad_image(title, f"is too large ({error})", advice) from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
-        raise BadImage(
-            f"{title} cannot be decoded ({escape(describe(error))[:200]}): replace or remove it, "
-            "or train with --skip-bad-images"
-        ) from error
+        reason = f"cannot be decoded ({escape(describe(error))[:200]})"
+        raise _bad_image(title, reason, "replace or remove it, or train with --skip-bad-images") from error
+
+
+def _bad_image(title: str, reason: str, advice: str) -> BadImage:
+    error = BadImage(f"{title} {reason}: {advice}")
+    error.reason = reason
+    return error
+
+
+def _check_size(image: Image.Image, limit: int) -> None:
+    width, height = image.size
+    if width * height > limit:
+        raise Image.DecompressionBombError(f"{width:,} x {height:,} pixels, more than the {limit:,} that are allowed")
 
 
 def describe(error: Exception) -> str:
@@ -170,7 +155,8 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         if image.getexif().get(_ORIENTATION, 1) != 1:  # saves a copy by Pillow
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+        # only integers have a white that the format defines: a PFM holds floats
+        deep = "I;16" in image.mode or (image.mode == "I" and image.format in ("PNG", "PPM"))
         return _from_deep_grey(np.asarray(image), 65535 if deep else None)
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,29 +1,31 @@
-"""Image folders: `train/` with `val/` or `test/`, one folder of class folders, or images without labels."""
+"""Image folders: class folders, in one folder or in the folders of training, validation and test images; or without labels."""
 
-import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
-from uhkd.data.decode import EXTENSIONS, common_size, decodable, decode_file, max_pixels
+from uhkd.data.decode import common_size, decodable, decode_file, max_pixels
+from uhkd.data.formats import describe_aside
+from uhkd.data.layout import ImageFolder, find_parts, is_part, relative
+from uhkd.data.listing import children, has_images, images_below
 from uhkd.data.sources import FileSource
 from uhkd.errors import UhkdError
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HEADERS = 64  # files whose header is read to check whether all images have one size
 
 
 def read_folder(
-    root: Path, *, skip_bad_images: bool, class_names: tuple[str, ...] | None, unlabelled: bool = False
+    data: ImageFolder, *, skip_bad_images: bool, class_names: tuple[str, ...] | None, unlabelled: bool = False
 ) -> RawSplits:
-    """List the images below `root`; the classes are `class_names`, or the sorted names of the class folders.
+    """List the images of a folder; the classes are `class_names`, or the sorted names of the class folders.
 
     If the training images are in no subfolder, no split has labels.
 
     Args:
-        root: the folder.
+        data: the folder.
         skip_bad_images: decode every file once and leave out those that fail.
         class_names: names and order of the classes, for example of a trained model.
         unlabelled: ignore the meaning of folders, at any depth; the subfolders of a split only fix the order of its images
@@ -31,17 +33,28 @@ def read_folder(
 
     Raises:
         UhkdError: no images, images without class folders, an empty class folder, classes in val or test that train (or
-            class_names) does not have, or an invalid UHKD_MAX_PIXELS.
+            class_names) does not have, a layout that is not clear, or an invalid UHKD_MAX_PIXELS.
     """
     max_pixels()  # reports an invalid value once, not for every image
-    splits, notes = _find_splits(root)
+    notes: list[str] = []
+    aside: Counter[str] = Counter()
+    splits = find_parts(data, class_names or (), unlabelled, notes)
+    root = Path(data.root).expanduser()
+    roots = {split: root if folder.is_relative_to(root) else folder.parent for split, folder in splits.items()}
     if unlabelled or (class_names is None and _is_flat(splits["train"])):
         if not unlabelled:
             notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from")
         classes: tuple[str, ...] = ()
-        sources = {split: _source_without_classes(root, folder, unlabelled) for split, folder in splits.items()}
+        sources = {
+            split: _source_without_classes(roots[split], folder, unlabelled, aside) for split, folder in splits.items()
+        }
     else:
-        listings = {split: _list_classes(folder, root, notes) for split, folder in splits.items()}
+        if data.test is None and "test" in splits and _is_flat(splits["test"]):
+            notes.append(f"no class folders in {splits['test']}: its images have no labels, and are not used")
+            del splits["test"]
+        listings = {split: _list_classes(folder, roots[split], notes, aside) for split, folder in splits.items()}
+        if data.train is None and not set(listings["train"]) <= set(class_names or ()):
+            _refuse_unclear(listings["train"], splits["train"], root)
         classes = class_names or tuple(sorted(listings["train"]))
         for split, listing in listings.items():
             if unknown := sorted(set(listing) - set(classes)):
@@ -50,7 +63,9 @@ def read_folder(
                     f"{splits[split]} has class folders that are not among {expected}: {listed(unknown)}; "
                     f"expected only: {listed(classes)}"
                 )
-        sources = {split: _source(root, listing, classes) for split, listing in listings.items()}
+        sources = {split: _source(roots[split], listing, classes) for split, listing in listings.items()}
+    if aside:
+        notes.append(f"left aside, because they are not images: {describe_aside(aside)}")
     if skip_bad_images:
         sources = {
             split: _without_bad_images(source, splits[split], notes, bool(classes)) for split, source in sources.items()
@@ -62,99 +77,74 @@ def read_folder(
 
 def _is_flat(folder: Path) -> bool:
     """Return whether a folder contains images, and its subfolders none."""
-    folders, images = _children(folder)
-    return bool(images) and not any(_images_below(subfolder, folder) for subfolder in folders)
+    folders, images = children(folder)
+    return bool(images) and not any(map(has_images, folders))
 
 
-def _source_without_classes(root: Path, folder: Path, strata: bool) -> FileSource:
-    folders, images = _children(folder)
-    groups = [_images_below(subfolder, root) for subfolder in folders]
+def _source_without_classes(root: Path, folder: Path, strata: bool, aside: Counter[str]) -> FileSource:
+    folders, images = children(folder, aside)
+    groups = [images_below(subfolder, root, aside) for subfolder in folders]
     # images in no subfolder come last, so that the order of those in class folders is the same as with labels
     prefix = folder.relative_to(root)
     groups.append([(prefix / name).as_posix() for name in images])
     names = [name for group in groups for name in group]
     if not names:
-        raise UhkdError(f"no images found in {folder}: expected files that end in {' '.join(sorted(EXTENSIONS))}")
+        raise UhkdError(f"no images found in {folder}; other files: {describe_aside(aside) or 'none'}")
     return FileSource(root, names, np.repeat(np.arange(len(groups)), [len(g) for g in groups]) if strata else None)
 
 
-def _find_splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    folders, _ = _children(root)
-    named = {_SPLITS[folder.name.lower()]: folder for folder in reversed(folders) if folder.name.lower() in _SPLITS}
-    others = [folder.name for folder in folders if folder.name.lower() not in _SPLITS]
-    if "train" in named:
-        _, images = _children(named["train"])
-        # "train" may also be a class, as in CIFAR-100: then it contains images, and other class folders are next to it
-        if not images or not others:
-            notes = [f"folders next to {named['train']} ignored: {listed(others)}"] if others else []
-            return {split: named[split] for split in ("train", "val", "test") if split in named}, notes
-    elif named and not others:
-        present = listed([folder.name for folder in folders])
-        raise UhkdError(f"{root} holds {present} but no train folder: expected train/<class>/<image>")
-    return {"train": root}, []
-
-
-def _list_classes(folder: Path, root: Path, notes: list[str]) -> dict[str, list[str]]:
+def _list_classes(folder: Path, root: Path, notes: list[str], aside: Counter[str]) -> dict[str, list[str]]:
     """Return class name -> sorted image paths below `root`."""
-    class_folders, images = _children(folder)
-    listing = {class_folder.name: _images_below(class_folder, root) for class_folder in class_folders}
+    class_folders, images = children(folder, aside)
+    listing = {class_folder.name: images_below(class_folder, root, aside) for class_folder in class_folders}
     if not any(listing.values()):
         if images:
             raise UhkdError(
                 f"{folder} holds {pluralize(len(images), 'image')} but no class folders: "
-                f"expected one folder for each class, {folder.name}/<class>/<image>"
+                f"expected one folder for each class, {folder.name}/<class>/<image>; sort them, or move this folder elsewhere"
             )
         raise UhkdError(
-            f"no images found in {folder}: expected {folder.name}/<class>/<image>, "
-            f"with files that end in {' '.join(sorted(EXTENSIONS))}"
+            f"no images found in {folder}: expected {folder.name}/<class>/<image>; "
+            f"other files: {describe_aside(aside) or 'none'}"
         )
     if empty := [name for name, files in listing.items() if not files]:
         raise UhkdError(f"class folder without any image in {folder}: {listed(empty)}; add images or remove it")
     if images:
         notes.append(f"{pluralize(len(images), 'image')} directly in {folder}, outside the class folders: ignored")
+    depth = len(folder.relative_to(root).parts) + 1  # slashes in the path of an image directly in a class folder
+    nested = {name: count for name, files in listing.items() if (count := sum(f.count("/") > depth for f in files))}
+    if nested:
+        notes.append(
+            f"{pluralize(sum(nested.values()), 'image')} in subfolders of class folders belong to the class "
+            f"({pluralize(len(nested), 'class', 'classes')} of {folder}: {listed([*nested], 3)})"
+        )
     return listing
 
 
-def _children(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the subfolders and the names of images, sorted, without hidden ones."""
-    folders, images = [], []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if _is_hidden(entry.name):
-            continue
-        if entry.is_dir():
-            folders.append(Path(entry.path))
-        elif _is_image(entry.name):
-            images.append(entry.name)
-    return folders, images
+def _refuse_unclear(listing: dict[str, list[str]], folder: Path, root: Path) -> None:
+    """Raise UhkdError if most class folders have subfolders of the same names: these may be the classes, or splits."""
+    below = {name: _subfolders(files, len(folder.relative_to(root).parts) + 1) for name, files in listing.items()}
+    names = [name for name, subfolders in below.items() if subfolders]
+    shared = sorted(set.intersection(*(below[name] for name in names))) if names else []
+    if len(names) < 2 or 2 * len(names) <= len(listing) or not shared:
+        return
+    first, second = (relative(folder / name, root) for name in names[:2])
+    splits = f"If {listed(names, 4)} are splits, name them, for example --train-dir {first} --val-dir {second}"
+    if is_part(shared[0]):
+        splits = "Splits in class folders are not read: expected train/<class>/<image>"
+    raise UhkdError(
+        f"the folders {listed(names, 4)} in {folder} all hold the folders {listed(shared, 4)}, so that it is not clear which of "
+        f"them are classes. {splits}; if {listed(names, 4)} are the classes, use --train-dir {relative(folder, root)}, which "
+        "adds the images of their subfolders to them"
+    )
 
 
-def _images_below(folder: Path, root: Path) -> list[str]:
-    """Return the images in a folder; links are followed, but no folder is read twice, and none above `folder`."""
-    names: list[str] = []
-    visited = {_identity(parent) for parent in folder.resolve().parents}
-    for path, folders, files in os.walk(folder, followlinks=True):
-        if (identity := _identity(path)) in visited:
-            folders.clear()
-            continue
-        visited.add(identity)
-        # sorted: which of several links is followed must not depend on the file system
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        prefix = Path(path).relative_to(root).as_posix()
-        names += [f"{prefix}/{name}" for name in files if _is_image(name) and not _is_hidden(name)]
-    return sorted(names)
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in EXTENSIONS and "." in name
+def _subfolders(files: list[str], depth: int) -> set[str]:
+    """Return the names of the first folders at which the paths of a class part, below `depth` folders; "" is left out."""
+    inner = [file.split("/", depth)[depth] for file in files]
+    while len(heads := {file.partition("/")[0] if "/" in file else "" for file in inner}) == 1 and "" not in heads:
+        inner = [file.partition("/")[2] for file in inner]
+    return heads - {""}
 
 
 def _source(root: Path, listing: dict[str, list[str]], classes: tuple[str, ...]) -> FileSource:

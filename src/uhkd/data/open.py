@@ -12,6 +12,7 @@ import numpy as np
 from uhkd.console import listed
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
 from uhkd.data.folders import read_folder
+from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import check_data_name, is_reader
 from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
@@ -68,7 +69,7 @@ def open_data(
     """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
 
     Args:
-        data: one of these.
+        data: one of these, or an `ImageFolder`, which names the parts of an image folder.
         val_fraction: share of the training images for validation, stratified, if the data has no validation split.
         split_seed: seed of that split, and of train_limit.
         train_limit: size of a stratified subset of the remaining training images.
@@ -122,6 +123,17 @@ def _read(
         val = user_dataset(data[1], "the validation data set")
         notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
         return type(data[0]).__name__, RawSplits(train.classes, train.train, val.train, None, train.native_size, notes)
+    if isinstance(data, ImageFolder):
+        named = isinstance(data.root, str | Path)
+        if not named or not Path(data.root).expanduser().is_dir():
+            check_data_name(str(data.root) if named else "digits")
+            title = data.root if named else f"of type {type(data.root).__name__}"
+            raise UhkdError(
+                f"train_dir, val_dir and test_dir name parts of an image folder, and data {title} is none: leave them out"
+            )
+        path = Path(data.root).expanduser()
+        folder = read_folder(data, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
+        return path.resolve().name, folder
     if not isinstance(data, str | Path):
         return type(data).__name__, user_dataset(data, "the data set")
     name = str(data)
@@ -138,9 +150,7 @@ def _read(
     path = Path(data).expanduser()
     refuse_packed(path)
     if path.is_dir():
-        return path.resolve().name, read_folder(
-            path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels
-        )
+        return _read(ImageFolder(path), skip_bad_images, names, shards, labels)
     if path.suffix.lower() == ".npz":
         return path.stem, npz(path)
     raise UhkdError(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uhkd.console import escape, listed
-from uhkd.data.decode import EXTENSIONS
+from uhkd.data.formats import endings
 from uhkd.data.tar_index import HEADER, SPLITS, Index, splits_of
 from uhkd.errors import UhkdError
 
@@ -126,7 +126,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     yield from group.samples(path)
                     group = _Group(stem)
                 kind = extension.rpartition(".")[2]
-                if kind in EXTENSIONS:
+                if kind in endings():
                     header = zlib.crc32(_bytes(archive, member.offset_data - HEADER, HEADER))
                     group.images.append((extension, member.offset_data, member.size, header))
                 elif extension in ("cls", "json"):

@@ -16,7 +16,10 @@ from uhkd.recipe.arguments import Form
 from uhkd.runs import RunFolder
 
 # recipe options that are paths on the training machine
-_PATH_OPTIONS = ("data", "teacher", "teachers", "probe_data", "teacher_cache", "shard_cache", "model", "student", "out")
+_PATH_OPTIONS = (
+    *("data", "train_dir", "val_dir", "test_dir", "probe_data", "shard_cache"),
+    *("teacher", "teachers", "teacher_cache", "model", "student", "out"),
+)
 # names with a slash that are the same on every machine
 _PUBLIC = re.compile(r"(timm|torchvision|uhkd|torch)/\w[\w.+-]*|(transformers|hfds)/\w[\w.+-]*(/\w[\w.+-]*)?")
 

@@ -1,7 +1,15 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
 from uhkd.recipe.balance import balance_settings
-from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
+from uhkd.recipe.base import (
+    AugmentationOptions,
+    DataOptions,
+    DeviceOptions,
+    FolderOptions,
+    Levels,
+    StrictModel,
+    TeacherOptions,
+)
 from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
@@ -21,6 +29,7 @@ __all__ = [
     "DeviceOptions",
     "DistillRecipe",
     "FinetuneRecipe",
+    "FolderOptions",
     "Levels",
     "RecipeError",
     "StrictModel",

@@ -1,10 +1,11 @@
 """Options of the commands without recipe, from demo and models to export, push and cache verify."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from uhkd.recipe.base import Device, Levels, StrictModel, Student, Teacher
+from uhkd.errors import UhkdError
+from uhkd.recipe.base import Device, FolderOptions, Levels, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -71,7 +72,7 @@ class InspectArguments(StrictModel):
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
 
 
-class EvalArguments(StrictModel):
+class EvalArguments(FolderOptions):
     """Measure the accuracy of a trained network, or of a probe on its frozen embeddings, on its own or other data."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
@@ -88,6 +89,12 @@ class EvalArguments(StrictModel):
     )
     batch_size: int = Field(default=256, ge=1, description="images per batch")
     device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> Self:
+        if self.data is None and any(getattr(self, name) is not None for name in FolderOptions.model_fields):
+            raise UhkdError("train_dir, val_dir and test_dir name parts of --data: give it too")
+        return self
 
 
 class WatchArguments(StrictModel):
@@ -166,8 +173,8 @@ class PredictArguments(StrictModel):
     positional: ClassVar[tuple[str, ...]] = ("run", "images")
 
     run: Run
-    images: tuple[str, ...] = Field(min_length=1, description="image files or folders of them")
-    top: int = Field(default=5, ge=1, description="number of classes per image")
+    images: tuple[str, ...] = Field(min_length=1, description="image files, or folders of them at any depth")
+    topk: int = Field(default=5, ge=1, description="number of classes per image")
     csv: bool = Field(default=False, description="print CSV: file, rank, class, probability")
     device: Device = "auto"
 

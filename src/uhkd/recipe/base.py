@@ -80,7 +80,24 @@ Device = Annotated[
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
-class DataOptions(StrictModel):
+class FolderOptions(StrictModel):
+    """Folders of the parts of an image folder."""
+
+    train_dir: str | None = Field(
+        default=None,
+        description="folder of training images, below data or absolute; none: by its name (train, training), else data itself",
+    )
+    val_dir: str | None = Field(
+        default=None,
+        description="folder of validation images, as train_dir; none: by its name (val, valid, validation, dev), if any",
+    )
+    test_dir: str | None = Field(
+        default=None,
+        description="folder of test images, as train_dir; none: by its name (test, testing, eval, evaluation), if any",
+    )
+
+
+class DataOptions(FolderOptions):
     """Images and labels."""
 
     data: str = Field(

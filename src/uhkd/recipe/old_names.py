@@ -18,6 +18,7 @@ RECIPE_KEYS = {
     "part": "split",
     "shards_at_a_time": "shuffle_shards",
     "teacher_changes": "teacher_overrides",
+    "top": "topk",
     "weight": "share",
     "weights_schedule": "balance",
 }

@@ -13,7 +13,7 @@ from uhkd.data import DataSplits, IndexRange, range_loader
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetensors
-from uhkd.recipe import DataOptions, DistillRecipe
+from uhkd.recipe import DataOptions, DistillRecipe, FolderOptions
 from uhkd.runs import RunFolder, environment
 from uhkd.training.inputs import choose_augmentation
 
@@ -206,7 +206,10 @@ def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
     """Return how the images differ from those of a cache: by the changed options of its recipe, or by changed files."""
     run = RunFolder(stored.folder)
     before = run.read_recipe() if run.started() else {}
-    options = recipe.model_dump(mode="json", include={"data", "val_fraction", "train_limit", "skip_bad_images"})
+    options = recipe.model_dump(
+        mode="json", include={*FolderOptions.model_fields, "data", "val_fraction", "train_limit"}
+    )
+    options["skip_bad_images"] = recipe.skip_bad_images
     changes = [
         f"{name} was {before[name]!r}, is {value!r}"
         for name, value in options.items()

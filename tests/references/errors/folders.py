@@ -27,6 +27,13 @@ def beside() -> str:
     return open_data("images").notes[0]
 
 
+def aside() -> str:
+    pictures("images")
+    for name in ("ant/a.txt", "bee/b.TXT", "bee/c.heic"):
+        write(f"images/{name}", "hello")
+    return open_data("images").notes[0]
+
+
 def damaged_cifar() -> None:
     write("cifar-100-python/train", "hello")
 
@@ -46,16 +53,14 @@ CASES = (
     Case(
         "an empty folder",
         TRAIN,
-        "no images found in images: expected images/<class>/<image>, with files that end in bmp gif jpeg jpg "
-        "pgm png ppm tif tiff webp",
+        "no images found in images: expected images/<class>/<image>; other files: none",
         make=lambda: Path("images").mkdir(),
     ),
     Case(
         "a folder of other files",
         TRAIN,
-        "no images found in images: expected images/<class>/<image>, with files that end in bmp gif jpeg jpg "
-        "pgm png ppm tif tiff webp",
-        make=lambda: write("images/ant/0.heic", "hello"),
+        "no images found in images: expected images/<class>/<image>; other files: 1 .zip",
+        make=lambda: write("images/ant/0.zip", "hello"),
     ),
     Case(
         "a file instead of a folder",
@@ -92,14 +97,15 @@ CASES = (
     Case(
         "a val folder without a train folder",
         TRAIN,
-        "images holds test, val but no train folder: expected train/<class>/<image>",
+        "images holds test, val but no train folder: expected train/<class>/<image>; name it with --train-dir, or use "
+        "--train-dir . "
+        "if all of them are classes",
         make=lambda: parts(val=("ant", "bee"), test=("ant", "bee")),
     ),
     Case(
         "an empty val folder",
         TRAIN,
-        "no images found in images/val: expected val/<class>/<image>, with files that end in bmp gif jpeg jpg"
-        " pgm png ppm tif tiff webp",
+        "no images found in images/val: expected val/<class>/<image>; other files: none",
         make=lambda: (parts(train=("ant", "bee")), Path("images/val").mkdir()),
     ),
     Case(
@@ -107,6 +113,80 @@ CASES = (
         TRAIN,
         "images/val has class folders that are not among the classes of images/train: wasp; expected only: ant, bee",
         make=lambda: parts(train=("ant", "bee"), val=("bee", "wasp")),
+    ),
+    Case(
+        "two folders of validation images",
+        TRAIN,
+        "images has two folders of val images, Val and valid: choose one with --val-dir, or merge them",
+        make=lambda: parts(train=("ant", "bee"), Val=("ant", "bee"), valid=("ant", "bee")),
+    ),
+    Case(
+        "splits of other names",
+        TRAIN,
+        "the folders test_set, training_set in images seem to be splits, not classes: name them, for example "
+        "--train-dir training_set "
+        "--test-dir test_set; if they are the classes, use --train-dir .",
+        make=lambda: parts(training_set=("ant", "bee"), test_set=("ant", "bee")),
+    ),
+    Case(
+        "folders that may be splits or classes",
+        TRAIN,
+        "the folders here, there in images all hold the folders ant, bee, so that it is not clear which of them are "
+        "classes. If here, "
+        "there are splits, name them, for example --train-dir here --val-dir there; if here, there are the classes, "
+        "use --train-dir ., "
+        "which adds the images of their subfolders to them",
+        make=lambda: parts(here=("ant", "bee"), there=("ant", "bee")),
+    ),
+    Case(
+        "splits in class folders",
+        TRAIN,
+        "the folders ant, bee in images all hold the folders train, val, so that it is not clear which of them are "
+        "classes. Splits in "
+        "class folders are not read: expected train/<class>/<image>; if ant, bee are the classes, use --train-dir ., "
+        "which adds the "
+        "images of their subfolders to them",
+        make=lambda: parts(ant=("train", "val"), bee=("train", "val")),
+    ),
+    Case(
+        "labels of detection",
+        TRAIN,
+        "images holds images in images and labels next to it: labels of detection and segmentation are not read; "
+        "expected a folder of "
+        "images for each class, or use the images alone with --unlabelled",
+        make=lambda: (parts(images=("train", "val")), write("images/labels/train/0.txt", "0 0.5 0.5 1 1")),
+    ),
+    Case(
+        "a folder of training images that does not exist",
+        f"{TRAIN} --train-dir trian",
+        "train_dir: no such folder: images/trian; folders in images: ant, bee, cat",
+        make=lambda: pictures("images"),
+    ),
+    Case(
+        "validation images among the training images",
+        f"{TRAIN} --val-dir cat",
+        "the val folder images/cat is in the train folder images, so that its images would be in both; name separate "
+        "folders with "
+        "--train-dir, --val-dir and --test-dir",
+        make=lambda: pictures("images"),
+    ),
+    Case(
+        "`--train-dir` for data that is no folder",
+        f"{FINETUNE} --data digits --train-dir train",
+        "train_dir, val_dir and test_dir name parts of an image folder, and data digits is none: leave them out",
+    ),
+    Case(
+        "`--train-dir` in `eval` without `--data`",
+        "eval run --train-dir train",
+        "train_dir, val_dir and test_dir name parts of --data: give it too",
+        has=("run",),
+    ),
+    Case(
+        "files that are no images",
+        aside,
+        "left aside, because they are not images: 2 .txt, 1 .heic (HEIC needs the package pillow-heif: pip install "
+        "pillow-heif)",
+        refused=False,
     ),
     Case(
         "a batch larger than the data",

@@ -1,9 +1,22 @@
 """Asking a trained network: eval, predict, inspect."""
 
+import contextlib
+import io
 from pathlib import Path
 
 from references.errors.case import Case
 from references.errors.shelf import pictures, write
+from uhkd import predict
+
+
+def failed() -> str:
+    """What predict says after the predictions, with exit code 1."""
+    write("notes.txt", "hello")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        result = predict(run="run", images=["notes.txt", "images/ant/0.png"], device="cpu")
+    assert (list(result), result.exit_code) == (["images/ant/0.png"], 1)
+    return said.getvalue()[said.getvalue().index("uhkd predict") :].removesuffix("\n")
+
 
 RUN = {"has": ("run",)}
 INSPECT = "inspect --teacher uhkd/resnet10 --image-size 16"
@@ -58,18 +71,24 @@ CASES = (
     Case(
         "a folder without images",
         "predict run empty",
-        "no images in empty: expected files that end in bmp gif jpeg jpg pgm png ppm tif tiff webp",
+        "no images in empty; other files: none",
         **RUN,
         make=lambda: Path("empty").mkdir(),
     ),
     Case(
         "a file that is not an image",
-        "predict run notes.txt",
-        "image file notes.txt cannot be decoded (…): replace or remove it, or train with --skip-bad-images",
-        **RUN,
-        make=lambda: write("notes.txt", "hello"),
+        failed,
+        "uhkd predict: 1 file without prediction:\n  notes.txt: cannot be decoded (its content is of no image format "
+        "that can be read)",
+        has=("run", "images"),
+        refused=False,
     ),
-    Case("no images", "predict run", "images: required but not given (image files or folders of them)", **RUN),
+    Case(
+        "no images",
+        "predict run",
+        "images: required but not given (image files, or folders of them at any depth)",
+        **RUN,
+    ),
     Case(
         "a report without runs",
         "report",

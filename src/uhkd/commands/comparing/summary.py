@@ -10,6 +10,7 @@ from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.shared_cache import cache_usage
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.console import log_info
+from uhkd.data import ImageFolder
 from uhkd.errors import UhkdError
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
@@ -119,12 +120,12 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
         facts |= {"commit": result["environment"]["commit"], "seed": recipe.get("seed")}
     if part == "test":
         cells = (task for task in plan.tasks if task.name in plan.cells)
-        data = next(task.options.get("data") for task in cells if plan.cells[task.name].pair == pair)
+        data = next(ImageFolder.of(task.options) for task in cells if plan.cells[task.name].pair == pair)
         facts["accuracy"] = _test_accuracy(store, folder, data)
     return facts
 
 
-def _test_accuracy(store: TaskStore, folder: RunFolder, data: str | None) -> float | None:
+def _test_accuracy(store: TaskStore, folder: RunFolder, data: Any) -> float | None:
     """Return the test accuracy of a teacher, once per comparison; None, with a message, if it cannot be measured."""
     file = store.path / "teachers-on-test.json"
     accuracies = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
