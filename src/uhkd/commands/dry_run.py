@@ -180,7 +180,8 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
     fabric = make_fabric("cpu", "fp32")
     for task in plan.tasks:
         recipe = build(FinetuneRecipe if "model" in task.options else DistillRecipe, task.options)
-        key = str([recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
+        columns = recipe.image_column, recipe.label_column
+        key = str([recipe.data, *columns, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
         recipe = fit_batch(recipe, data)
         steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)

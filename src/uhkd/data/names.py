@@ -7,6 +7,17 @@ from uhkd.errors import UhkdError
 
 BUILT_IN = ("digits", "cifar100")
 READERS = ("hfds/", "torch/")
+TABLES = (".csv", ".tsv", ".parquet")
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+}
+PARTS |= {"evaluation": "val", "test": "test", "testing": "test"}
 
 
 def is_remote(name: str) -> bool:

@@ -84,7 +84,14 @@ class DataOptions(StrictModel):
     """Images and labels."""
 
     data: str = Field(
-        description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, hfds/NAME or torch/NAME"
+        description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table (.csv, .tsv, .parquet), "
+        "hfds/NAME or torch/NAME"
+    )
+    image_column: str | None = Field(
+        default=None, description="column of the images in a table or hfds/NAME; none: found by usual names and types"
+    )
+    label_column: str | None = Field(
+        default=None, description="column of the labels in a table or hfds/NAME; none: found by usual names and types"
     )
     val_fraction: float = Field(
         default=0.1,

@@ -83,7 +83,8 @@ class StepFactory:
             UhkdError: networks, data and method cannot work together.
         """
         recipe = build(DistillRecipe, {k: v for k, v in fields.items() if k not in ("out", "resume")})
-        key = ("data", recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images)
+        columns = recipe.image_column, recipe.label_column
+        key = ("data", recipe.data, *columns, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images)
         data = self._once(key, lambda: open_recipe_data(recipe))
         live = recipe.method != "scratch" and recipe.teacher_cache is None
         teacher = self._teacher(recipe, len(data.classes)) if live else None
