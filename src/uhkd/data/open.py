@@ -18,7 +18,7 @@ from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import TABLES, check_data_name, is_reader
 from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
-from uhkd.data.tables import read_table, table_of
+from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
 from uhkd.data.timm_readers import read_timm
@@ -140,11 +140,9 @@ def _read(
     check_data_name(name)
     path = Path(data).expanduser()
     refuse_packed(path)
-    table = table_of(path) if labels or path.is_file() else None
-    if table is not None:
-        return table.stem, read_table(
-            replace(columns, data=table), skip_bad_images=skip_bad_images, class_names=names, labels=labels
-        )
+    if path.suffix.lower() in TABLES and path.is_file():
+        columns = replace(columns, data=path)
+        return path.stem, read_table(columns, skip_bad_images=skip_bad_images, class_names=names, labels=labels)
     if path.is_dir():
         return path.resolve().name, read_folder(
             path, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels

@@ -3,11 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from uhkd.data.columns import Columns, feature_columns
+from uhkd.data.columns import Columns, columns_note, feature_columns
 from uhkd.data.datasets import RawSplits
-from uhkd.data.labels import class_numbers
 from uhkd.data.names import READERS
-from uhkd.data.sources import DatasetSource
 from uhkd.data.user_datasets import by_name, user_dataset
 from uhkd.errors import UhkdError
 
@@ -15,13 +13,10 @@ from uhkd.errors import UhkdError
 _SPLITS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
-def read_timm(columns: Columns, labels: bool = True) -> RawSplits:
+def read_timm(columns: Columns, labels: bool) -> RawSplits:
     """Open a data set by timm's name of it; `torch/` downloads nothing, `hfds/` what is not in its cache yet.
 
-    Args:
-        columns: the name, and the columns of a data set of Hugging Face. FOLDER in the name is the folder of the data
-            (torch/) or of the cache (hfds/).
-        labels: whether labels are needed.
+    FOLDER in the name is the folder of the data (torch/) or of the cache (hfds/). labels: whether labels are needed.
 
     Raises:
         UhkdError: an iterable reader, a package that is not installed, or a data set that cannot be opened or has no labels.
@@ -39,7 +34,7 @@ def read_timm(columns: Columns, labels: bool = True) -> RawSplits:
         raise UhkdError(f"data {spec} has no split named train")
     notes, others = [*train.notes], {}
     for split, titles in _SPLITS[name.partition("/")[0]].items():
-        opened = next((found for title in titles if (found := _open(columns, name, root, title, labels))), None)
+        opened = next((raw for title in titles if (raw := _open(columns, name, root, title, labels))), None)
         if opened is None:
             continue
         if opened.train.labels is not None and opened.train.labels.max(initial=-1) < 0:
@@ -47,23 +42,24 @@ def read_timm(columns: Columns, labels: bool = True) -> RawSplits:
             continue
         others[split], added = by_name(opened.train, opened.classes, train.classes, f"split {split} of {spec}")
         notes += added
-    return replace(train, notes=tuple(notes), **others)
+    return replace(train, **others, notes=tuple(notes))
 
 
 def _open(columns: Columns, name: str, root: str, split: str, labels: bool) -> RawSplits | None:
     """Return one split; None if the data set has none of that name."""
     from timm.data import create_dataset
 
-    spec, found = columns.data, {}
+    spec, table, image, label = columns.data, None, "", None
+    keys: dict[str, Any] = {}
     try:
         if name.startswith("hfds/"):
             import datasets
 
-            # timm's reader asks for the columns before it has opened the data set
+            # timm asks for the columns before it opens the data set
             table = datasets.load_dataset(name.partition("/")[2], split=split, cache_dir=root or None)
-            image, label = feature_columns(columns, table.features, f"data {spec}", labels)
-            found = {"input_key": image, "target_key": label or image}
-        dataset: Any = create_dataset(name, root=root or None, split=split, download=False, **found)
+            image, label = feature_columns(columns, table.features, labels)
+            keys = {"input_key": image, "target_key": label or image}
+        dataset: Any = create_dataset(name, root=root or None, split=split, download=False, **keys)
     except UhkdError:
         raise
     except ImportError as error:
@@ -74,19 +70,11 @@ def _open(columns: Columns, name: str, root: str, split: str, labels: bool) -> R
         raise UhkdError(
             f"data {spec} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
-    if not found:
-        return user_dataset(replace(columns, data=dataset), spec, labels)
-    names, notes, numbers = (
-        (),
-        [f"{spec}, split {split}: images from column {image}, labels from {label or 'none'}"],
-        None,
-    )
-    if label is not None:
-        values = table[label][:]
-        names = tuple(getattr(table.features[label], "names", None) or ())
-        unlabelled = all(value is None for value in values)
-        numbers, names, added = class_numbers([-1] * len(values) if unlabelled else values, spec, names)
-        notes += added
-    source = DatasetSource(dataset, numbers, spec)
-    first = source.image(0)
-    return RawSplits(names, source, None, None, (first.shape[1], first.shape[2]), tuple(notes), by_columns=True)
+    notes: tuple[str, ...] = ()
+    if table is not None:
+        if label is not None:
+            dataset.targets = [-1 if value is None else value for value in table[label][:]]  # timm's items have -1 too
+            dataset.classes = getattr(table.features[label], "names", None)
+        notes = (columns_note(f"{spec}, split {split}", image, label),)
+    opened = user_dataset(replace(columns, data=dataset), spec, labels)
+    return replace(opened, notes=(*notes, *opened.notes), by_columns=table is not None)
