@@ -10,8 +10,6 @@ from torch import Tensor
 from uhkd.console import listed
 from uhkd.errors import UhkdError
 
-_SINGLE = "multi-label data is not supported, expected one class for each image"
-
 
 def label_of(value: Any, where: str) -> tuple[str, int | str]:
     """Return the form of a label ("integers", "floats", "one-hot" or "names") and its class: a number or a name.
@@ -34,13 +32,12 @@ def label_of(value: Any, where: str) -> tuple[str, int | str]:
         raise UhkdError(f"{where} has the label {item:g}: expected a class, measured values are not supported")
     if array.ndim == 1 and kind in "iubf" and np.isin(array, (0, 1)).all() and array.sum() == 1:
         return "one-hot", int(array.argmax())
-    found = (
-        f"dict of {listed([*value])}"
-        if isinstance(value, Mapping)
-        else f"{type(value).__name__} of shape {array.shape}"
+    keys = f" with {listed([*value])}" if isinstance(value, Mapping) else f" of shape {array.shape}"
+    several = "multi-label data and probabilities are not supported, " if array.ndim == 1 else ""
+    raise UhkdError(
+        f"the label of {where} is a {type(value).__name__}{keys}: {several}expected one class, as an integer, a name or a "
+        "one-hot vector"
     )
-    several = f": {_SINGLE}" if array.ndim == 1 else ": expected an integer, a class name or a one-hot vector"
-    raise UhkdError(f"{where} has a {found} as its label{several}")
 
 
 def number_names(names: Sequence[str], title: str, classes: Sequence[str]) -> Int64[np.ndarray, " n"]:
@@ -74,12 +71,10 @@ def class_numbers(
     if other := next((i for i, (found, _) in enumerate(read) if found != form), None):
         raise UhkdError(f"labels of {title} have several forms: {form} first, but {read[other][0]} at item {other}")
     if form == "names":
-        classes = tuple(classes or sorted({*map(str, labels)}))
-        return (
-            number_names([*map(str, labels)], title, classes),
-            classes,
-            [f"labels of {title} are names, {len(classes)} classes"],
-        )
+        names, order = [*map(str, labels)], "in the order of its class list" if classes else "sorted"
+        classes = tuple(classes or sorted({*names}))
+        note = f"labels of {title} are names: {len(classes)} classes, {order}"
+        return number_names(names, title, classes), classes, [note]
     notes = [] if form == "integers" else [f"labels of {title} are {form}: read as class numbers"]
     return np.array(labels, dtype=np.int64), tuple(classes), notes
 
@@ -87,6 +82,7 @@ def class_numbers(
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the class names of a data set by its attributes classes or class_to_idx; or none."""
     names, index = getattr(dataset, "classes", None), getattr(dataset, "class_to_idx", None)
+    index = names if isinstance(names, Mapping) else index
     if not isinstance(names, list | tuple | np.ndarray):
         names = sorted(index, key=index.__getitem__) if isinstance(index, Mapping) else ()
     return tuple(map(str, names))

@@ -60,8 +60,12 @@ def by_name(
     numbers = number_names(names, title, classes)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names):
         raise UhkdError(f"{title} has labels outside 0 to {len(names) - 1}, the numbers of its {len(names)} classes")
-    how = "in another order" if len(names) == len(classes) else f"only {len(names)} of {len(classes)}"
-    return relabelled(source, numbers[labels]), [f"{title} lists the classes {how}: labels are matched by class name"]
+    how = (
+        "the classes in another order"
+        if len(names) == len(classes)
+        else f"only {len(names)} of the {len(classes)} classes"
+    )
+    return relabelled(source, numbers[labels]), [f"{title} lists {how}: labels are matched by class name"]
 
 
 def user_dataset(columns: Columns, title: str, labels: bool = True) -> RawSplits:
