@@ -1,7 +1,6 @@
 """Labels of users' data sets: their forms, lists beside the items, class names, and what is refused."""
 
 import numpy as np
-import pandas
 import pytest
 import torch
 from PIL import Image
@@ -80,7 +79,7 @@ def test_a_class_that_is_listed_wrongly_is_found():
         {"targets": LABELS},
         {"_labels": np.array(LABELS)},
         {"samples": [("x", label) for label in LABELS]},
-        {"labels": pandas.DataFrame({"y": LABELS}, index=range(300, 0, -1))["y"]},
+        {"labels": pytest.importorskip("pandas").DataFrame({"y": LABELS}, index=range(300, 0, -1))["y"]},
         {"targets": np.eye(3)[LABELS]},
     ],
     ids=["list", "underscore", "samples", "pandas", "one-hot"],
@@ -138,7 +137,7 @@ def test_labels_from_1_are_pointed_out():
     data = open_data(Pairs([label + 1 for label in LABELS]))
     assert data.classes == ("0", "1", "2", "3")
     assert any("labels start at 1" in note for note in data.notes)
-    with pytest.raises(ValueError, match="labels go up to 3, but there are 3 classes .*subtract 1"):
+    with pytest.raises(ValueError, match=r"labels go up to 3, but there are 3 classes .*subtract 1"):
         open_data(Pairs([label + 1 for label in LABELS], classes=NAMES))
 
 

@@ -142,9 +142,9 @@ def _texts(path: Path, column: str, values: list[str]) -> tuple[list[str], list[
     Raises:
         UhkdError: empty cells, several labels in one cell, negative numbers or numbers with a fraction.
     """
-    distinct = dict(
-        zip(reversed(_filled(path, column, values)), range(len(values), 0, -1), strict=True)
-    )  # first row of each
+    distinct: dict[str, int] = {}
+    for row, value in enumerate(_filled(path, column, values), 1):
+        distinct.setdefault(value, row)
     for value, row in distinct.items():
         if value.startswith("[") or any(part in distinct for part in re.split(r"\s*[|;]\s*", value)[1:]):
             raise UhkdError(
