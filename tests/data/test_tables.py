@@ -144,6 +144,7 @@ def test_classes_are_those_of_the_network(table):
         ([HEADER, "images/0.png,a", "images/1.png,", ",b"], "column image is empty in 1 row .first: row 3."),
         ([HEADER, "images/0.png,a", "images/1.png,"], "column label is empty in 1 row .first: row 2."),
         ([HEADER, *rows(["a", "b", "a|b"])], r"several labels in row 3 \(a\|b\): multi-label"),
+        ([HEADER, *rows(["c", "a; b", "b; d"])], "several labels in row 2"),
         ([HEADER, *rows(["\"['a', 'b']\""] * 4)], "several labels in row 1"),
         ([HEADER, *rows(["a", "b"]), "images/0.png,b"], "rows 1 and 3 have the same image images/0.png .*multi-label"),
         (["image,label,split", "images/0.png,a,train", "images/0.png,a,val"], "different splits: train and val"),

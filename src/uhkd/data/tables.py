@@ -2,7 +2,9 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +147,10 @@ def _texts(path: Path, column: str, values: list[str]) -> tuple[list[str], list[
     distinct: dict[str, int] = {}
     for row, value in enumerate(_filled(path, column, values), 1):
         distinct.setdefault(value, row)
+    parts = {value: {*re.split(r"\s*[|;]\s*", value)} for value in distinct}
+    uses = Counter(chain.from_iterable(parts.values()))
     for value, row in distinct.items():
-        if value.startswith("[") or any(part in distinct for part in re.split(r"\s*[|;]\s*", value)[1:]):
+        if value.startswith("[") or (len(parts[value]) > 1 and max(uses[part] for part in parts[value]) > 1):
             raise UhkdError(
                 f"{path}: column {column} has several labels in row {row} ({value}): multi-label data is not supported, "
                 "expected one class for each image"

@@ -237,7 +237,7 @@ CASES = (
     ),
     Case(
         "a data set with random transforms",
-        lambda: open_data(Restless(None)).notes[0],
+        lambda: open_data(Restless(None)).notes[1],
         "the data set gives another image each time it is read: remove its random transforms (uhkd augments "
         "the images), else a run can be neither resumed nor repeated exactly",
         refused=False,
