@@ -11,6 +11,7 @@ from rich.table import Table
 
 from uhkd.console import escape, print_result, print_table
 from uhkd.data.augment import center_crop_resize
+from uhkd.data.columns import Columns
 from uhkd.data.decode import EXTENSIONS, decode_file
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import latency
@@ -31,6 +32,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
             options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
     source = data if is_object else arguments.data
+    if arguments.image_column or arguments.label_column:
+        if source is None:
+            raise UhkdError("--image-column and --label-column are columns of other data: name it with --data")
+        source = Columns(source, arguments.image_column, arguments.label_column)
     result, title, network = measure(
         arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
     )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhkd.recipe.base import Device, Levels, StrictModel, Student, Teacher
+from uhkd.recipe.base import Device, ImageColumn, LabelColumn, Levels, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -78,6 +78,8 @@ class EvalArguments(StrictModel):
 
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     split: Literal["auto", "val", "test"] = Field(
         default="auto", description="auto: test if the data has one, otherwise val"
     )

@@ -86,8 +86,9 @@ def images_of(
         data = recipe["probe_data"]
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
+    columns = recipe.get("image_column"), recipe.get("label_column")
     opened = open_data(
-        Columns(recipe["data"] if data is None else data, recipe.get("image_column"), recipe.get("label_column")),
+        data if isinstance(data, Columns) else Columns(recipe["data"] if data is None else data, *columns),
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=recipe.get("skip_bad_images", False),

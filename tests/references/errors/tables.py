@@ -104,4 +104,10 @@ CASES = (
         has=("run", "images"),
         make=lambda: write("labels.csv", "image,label\nimages/ant/0.png,ant\nimages/bee/0.png,wasp"),
     ),
+    Case(
+        "a column of no table",
+        "eval run --label-column species",
+        "--image-column and --label-column are columns of other data: name it with --data",
+        has=("run", "images"),
+    ),
 )
