@@ -14,7 +14,7 @@ from uhkd.commands.comparing.summary import gather
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.report import report
 from uhkd.console import log_info, pluralize
-from uhkd.data import ImageFolder
+from uhkd.data import Columns
 from uhkd.errors import UhkdError
 from uhkd.recipe import CompareRecipe, DistillRecipe, build
 from uhkd.runs import check_place, write_atomically
@@ -99,7 +99,7 @@ def _check_test_split(plan: Plan) -> None:
     """Check before any training that the data of every pair has a test split."""
     opened: set[str] = set()
     for task in plan.tasks:
-        if task.measured and (name := str(ImageFolder.of(task.options))) not in opened:
+        if task.measured and (name := str(Columns.of(task.options))) not in opened:
             opened.add(name)
             data = open_recipe_data(build(DistillRecipe, task.options))
             if data.test is None:

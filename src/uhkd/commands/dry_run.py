@@ -11,7 +11,7 @@ from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.demo import comparison, new_folder
 from uhkd.commands.export import check_comparable, check_forms, export_folder
 from uhkd.commands.plan_table import describe, describe_data, disk, print_plan
-from uhkd.data import DataSplits, ImageFolder, steps_per_epoch
+from uhkd.data import Columns, DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
@@ -178,7 +178,7 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
     fabric = make_fabric("cpu", "fp32")
     for task in plan.tasks:
         recipe = build(FinetuneRecipe if "model" in task.options else DistillRecipe, task.options)
-        key = str([ImageFolder.of(recipe), recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
+        key = str([Columns.of(recipe), recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
         recipe = fit_batch(recipe, data)
         steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)

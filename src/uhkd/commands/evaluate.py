@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
-from uhkd.data import ImageFolder
+from uhkd.data import Columns
 from uhkd.data.augment import center_crop_resize
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_aside
@@ -36,7 +36,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
         if data is not None:
             options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
-    source = data if is_object else ImageFolder.of(arguments)
+    source = data if is_object else arguments.data
+    if source is None and (arguments.image_column or arguments.label_column):
+        raise UhkdError("--image-column and --label-column are columns of other data: name it with --data")
+    source = source and Columns.of(arguments, source)
     result, title, network = measure(
         arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
     )

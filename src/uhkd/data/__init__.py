@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from uhkd.data.augment import Augmentation
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import augment_batch
+    from uhkd.data.columns import Columns
     from uhkd.data.file_cache import OpenFiles
     from uhkd.data.layout import ImageFolder
     from uhkd.data.loader import (
@@ -36,6 +37,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "BatchPlan",
+    "Columns",
     "DataSplits",
     "DatasetSource",
     "FileSource",

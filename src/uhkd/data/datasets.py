@@ -1,4 +1,4 @@
-"""Data from arrays and objects: the digits, CIFAR-100, `.npz` files, a user's data sets."""
+"""Data from arrays: the digits, CIFAR-100, `.npz` files."""
 
 import os
 import warnings
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from uhkd.console import listed
-from uhkd.data.sources import ArraySource, DatasetSource, ImageSource, Split, cannot_read
+from uhkd.data.sources import ArraySource, ImageSource, Split
 from uhkd.data.splits import stratified_split
 from uhkd.errors import UhkdError
 
 _CIFAR_FOLDER = "cifar-100-python"
-_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class RawSplits:
         train, val, test: the images; val and test may be None.
         native_size: (H, W) if the images checked have one size, else None.
         notes: what was decided or skipped, to be logged.
+        by_columns: whether images and labels are found by column.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +38,7 @@ class RawSplits:
     test: ImageSource | None
     native_size: tuple[int, int] | None
     notes: tuple[str, ...] = ()
+    by_columns: bool = False
 
 
 def digits() -> RawSplits:
@@ -140,36 +141,6 @@ def memory_of_machine() -> int | None:
     return memory
 
 
-def user_dataset(dataset: Any, title: str) -> RawSplits:
-    """Return a map-style data set of (image, label) pairs, or of images alone, as a training split.
-
-    Raises:
-        UhkdError: not map-style, empty, or with items or labels of another type.
-    """
-    if isinstance(dataset, str | Path) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        raise UhkdError(f"{title} must have __len__ and __getitem__ (map-style), found {type(dataset).__name__}")
-    if len(dataset) == 0:
-        raise UhkdError(f"{title} is empty: expected (image, label) pairs")
-    notes = []
-    first = _item(dataset, 0, title)
-    if isinstance(first, dict):
-        keys = ", ".join(map(str, first))
-        raise UhkdError(f"items of {title} must be (image, label) pairs, found a dict of {keys}: wrap the data set")
-    labels = _labels(dataset, first[1], title) if isinstance(first, tuple | list) and len(first) > 1 else None
-    source = DatasetSource(dataset, labels, title)
-    probes = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, _PROBES)})
-    images = [source.image(i) for i in probes]
-    if any(not np.array_equal(image, source.image(i)) for i, image in zip(probes, images, strict=True)):
-        source.steady = False
-        notes.append(
-            f"{title} gives another image each time it is read: remove its random transforms "
-            "(uhkd augments the images), else a run can be neither resumed nor repeated exactly"
-        )
-    sizes = {(image.shape[-2], image.shape[-1]) for image in images}
-    classes = tuple(str(name) for name in getattr(dataset, "classes", ()) or ())
-    return RawSplits(classes, source, None, None, sizes.pop() if len(sizes) == 1 else None, tuple(notes))
-
-
 def _npz_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> ArraySource | None:
     images, labels = arrays.get(f"{split}_images"), arrays.get(f"{split}_labels")
     if images is None or labels is None:
@@ -188,44 +159,3 @@ def _npz_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> ArraySo
             f"found {labels.dtype} of shape {labels.shape}"
         )
     return ArraySource(images, labels)
-
-
-def _labels(dataset: Any, first: Any, title: str) -> np.ndarray:
-    labels = _listed_labels(dataset)
-    # with a target_transform the items differ from the list, and then the items are right
-    if labels is None or len(labels) != len(dataset) or int(labels[0]) != _as_label(first, title):
-        labels = np.array([_as_label(_item(dataset, i, title)[1], title) for i in range(len(dataset))], dtype=np.int64)
-    return labels
-
-
-def _item(dataset: Any, index: int, title: str) -> Any:
-    try:
-        return dataset[index]
-    except Exception as error:  # the user's own code may raise anything
-        raise UhkdError(cannot_read(index, title, error)) from error
-
-
-def _listed_labels(dataset: Any) -> np.ndarray | None:
-    if getattr(dataset, "target_transform", None) is not None:
-        return None
-    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
-        labels = _listed_labels(dataset.dataset)
-        return None if labels is None else labels[np.asarray(dataset.indices)]
-    for name in ("targets", "labels"):
-        values = getattr(dataset, name, None)
-        if values is None or callable(values):
-            continue
-        array = np.asarray(values)
-        if array.ndim == 1 and len(array) and np.issubdtype(array.dtype, np.integer):
-            return array.astype(np.int64)
-    return None
-
-
-def _as_label(value: Any, title: str) -> int:
-    array = np.asarray(value)
-    if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise UhkdError(
-            f"labels of {title} must be integers, found {type(value).__name__} of shape {array.shape}: "
-            "number the classes from 0"
-        )
-    return int(array.reshape(()))

@@ -12,10 +12,10 @@ from typing import Any
 
 from uhkd.console import listed
 from uhkd.data.listing import children, has_images
+from uhkd.data.names import PARTS
 from uhkd.errors import UhkdError
 
-_NAMES = {"train": "train training", "val": "val valid validation dev", "test": "test testing eval evaluation"}
-_PART_OF = {name: part for part, names in _NAMES.items() for name in names.split()}
+_SPLITS = ("train", "val", "test")
 _LIKE_PART = re.compile(r"(?:^|[^a-z])(train|val|test|dev|eval)(?:ing|id|idation|uation)?(?:set|s)?(?![a-z])")
 _IMAGES = frozenset(("images", "image", "imgs", "img", "jpegimages"))
 _ANNOTATIONS = re.compile(
@@ -37,7 +37,7 @@ class ImageFolder:
         """Return the data of a recipe, or `data` in its place, as an `ImageFolder` if the recipe names parts."""
         get = recipe.get if isinstance(recipe, Mapping) else partial(getattr, recipe)
         data = get("data") if data is None else data
-        parts = [get(f"{part}_dir") for part in _NAMES]
+        parts = [get(f"{part}_dir") for part in _SPLITS]
         return cls(data, *parts) if any(parts) else data
 
 
@@ -54,7 +54,7 @@ def find_parts(data: ImageFolder, known: Collection[str], unlabelled: bool, note
         UhkdError: parts that are missing, overlap, exist twice or cannot be told from classes; labels that are not classes.
     """
     root = Path(data.root).expanduser()
-    given = {part: _given(root, part, name) for part in _NAMES if (name := getattr(data, part)) is not None}
+    given = {part: _given(root, part, name) for part in _SPLITS if (name := getattr(data, part)) is not None}
     parts = _named_parts(root, given, known, unlabelled, notes)
     train = _inside(parts["train"], known, unlabelled, notes)
     classes = known or [folder.name for folder in children(train)[0]]
@@ -93,7 +93,7 @@ def _named_parts(
     free = [folder for folder in free if not any(path.is_relative_to(folder.resolve()) for path in taken)]
     named: dict[str, Path] = {}
     for folder in free:
-        part = _PART_OF.get(folder.name.lower())
+        part = PARTS.get(folder.name.lower())
         if part in named:
             raise UhkdError(
                 f"{folder.parent} has two folders of {part} images, {named[part].name} and {folder.name}: choose one with "
@@ -145,7 +145,7 @@ def relative(folder: Path, root: Path) -> str:
 
 def is_part(name: str) -> bool:
     """Return whether a folder's name is that of a split."""
-    return name.lower() in _PART_OF
+    return name.lower() in PARTS
 
 
 def _like_part(name: str) -> str | None:
@@ -159,7 +159,7 @@ def _inside(folder: Path, known: Collection[str], unlabelled: bool, notes: list[
     while (found := _wrapped(inner, known, unlabelled)) is not None:
         inner = found[0]
         ignored += found[1]
-    if inner == folder or (unlabelled and not any(child.name.lower() in _PART_OF for child in children(inner)[0])):
+    if inner == folder or (unlabelled and not any(child.name.lower() in PARTS for child in children(inner)[0])):
         return folder  # without labels, images may be in any folder
     beside = f"; folders next to it ignored: {listed(ignored)}" if ignored else ""
     notes.append(f"the images of {folder} are in {inner}{beside}")
@@ -172,7 +172,7 @@ def _wrapped(folder: Path, known: Collection[str], unlabelled: bool) -> tuple[Pa
     inner = next(
         (child for child in folders if child.name.lower() in _IMAGES), folders[0] if len(folders) == 1 else None
     )
-    if images or inner is None or inner.name in known or inner.name.lower() in _PART_OF:
+    if images or inner is None or inner.name in known or inner.name.lower() in PARTS:
         return None
     below, direct = children(inner)
     beside = [child for child in folders if child != inner]

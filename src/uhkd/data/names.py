@@ -7,6 +7,10 @@ from uhkd.errors import UhkdError
 
 BUILT_IN = ("digits", "cifar100")
 READERS = ("hfds/", "torch/")
+TABLES = (".csv", ".tsv", ".parquet")
+_PARTS = {"train": "train training", "val": "val valid validation dev", "test": "test testing eval evaluation"}
+PARTS = {name: part for part, names in _PARTS.items() for name in names.split()}
+"""Usual names of splits, in lower case, and the split that each means: train, val or test."""
 
 
 def is_remote(name: str) -> bool:

@@ -3,23 +3,27 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uhkd.console import listed
-from uhkd.data.datasets import RawSplits, cifar100, digits, npz, user_dataset
+from uhkd.data.columns import Columns
+from uhkd.data.datasets import RawSplits, cifar100, digits, npz
 from uhkd.data.folders import read_folder
+from uhkd.data.labels import class_names as names_of
 from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
-from uhkd.data.names import check_data_name, is_reader
-from uhkd.data.sources import ImageSource, Split, fingerprint, unlabelled
+from uhkd.data.names import TABLES, check_data_name, is_reader
+from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
 from uhkd.data.timm_readers import read_timm
+from uhkd.data.user_datasets import by_name, user_datasets
 from uhkd.errors import UhkdError
 
 _MAX_CLASSES = 10**6  # without names: each class gets one, and a single label can be any number
@@ -66,10 +70,11 @@ def open_data(
     shards: ShardOptions | None = None,
     labels: bool = True,
 ) -> DataSplits:
-    """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a map-style data set or a (train, val) pair.
+    """Open "digits", "cifar100[:ROOT]", an image folder, tar shards, an .npz file, a table, or map-style data sets.
 
     Args:
-        data: one of these, or an `ImageFolder`, which names the parts of an image folder.
+        data: one of these; an `ImageFolder`, which names its parts; a data set, a (train, val) pair or a dict of them by part;
+            `Columns` of one of these.
         val_fraction: share of the training images for validation, stratified, if the data has no validation split.
         split_seed: seed of that split, and of train_limit.
         train_limit: size of a stratified subset of the remaining training images.
@@ -84,10 +89,14 @@ def open_data(
     """
     check_fraction(val_fraction)
     names = None if class_names is None else tuple(class_names)
-    name, splits = _read(data, skip_bad_images, names, shards or ShardOptions(), labels)
+    columns = data if isinstance(data, Columns) else Columns(data)
+    name, splits = _read(columns, skip_bad_images, names, shards or ShardOptions(), labels)
+    splits, matched = _match_names(name, splits, names) if labels else (splits, [])
     classes, notes = _resolve_classes(name, splits, names) if labels else ((), ["labels ignored (unlabelled)"])
     if shards is not None and shards.at_a_time and not isinstance(splits.train, ShardSource):
         notes.append("shuffle_shards is not used: the data is not in tar shards")
+    if (columns.image or columns.label) and not splits.by_columns:
+        notes.append("image_column and label_column are not used: the data is no table and its items are no dicts")
     splits = cache_in_memory(splits)
     train, val = splits.train, splits.val
     if val is None:
@@ -98,7 +107,8 @@ def open_data(
         notes.append(note)
     test = splits.test
     if not labels:
-        train, val, test = unlabelled(train), unlabelled(val), None if test is None else unlabelled(test)
+        train, val = relabelled(train, None), relabelled(val, None)
+        test = None if test is None else relabelled(test, None)
     listing = "\n".join([*classes, *(fingerprint(source) for source in (train, val, test))])
     return DataSplits(
         name=name,
@@ -108,21 +118,15 @@ def open_data(
         test=test,
         native_size=splits.native_size,
         flip=name != "digits",
-        notes=(*splits.notes, *notes),
+        notes=(*splits.notes, *matched, *notes),
         fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
     )
 
 
 def _read(
-    data: Any, skip_bad_images: bool, names: tuple[str, ...] | None, shards: ShardOptions, labels: bool
+    columns: Columns, skip_bad_images: bool, names: tuple[str, ...] | None, shards: ShardOptions, labels: bool
 ) -> tuple[str, RawSplits]:
-    if isinstance(data, tuple | list):
-        if len(data) != 2:
-            raise UhkdError(f"data given as a {type(data).__name__} must be (train, val), found {len(data)} entries")
-        train = user_dataset(data[0], "the training data set")
-        val = user_dataset(data[1], "the validation data set")
-        notes = tuple(dict.fromkeys((*train.notes, *val.notes)))
-        return type(data[0]).__name__, RawSplits(train.classes, train.train, val.train, None, train.native_size, notes)
+    data = columns.data
     if isinstance(data, ImageFolder):
         named = isinstance(data.root, str | Path)
         if not named or not Path(data.root).expanduser().is_dir():
@@ -135,7 +139,7 @@ def _read(
         folder = read_folder(data, skip_bad_images=skip_bad_images, class_names=names, unlabelled=not labels)
         return path.resolve().name, folder
     if not isinstance(data, str | Path):
-        return type(data).__name__, user_dataset(data, "the data set")
+        return user_datasets(columns, labels)
     name = str(data)
     if name == "digits":
         return name, digits()
@@ -145,17 +149,37 @@ def _read(
     if is_sharded(name):
         return read_shards(name, shards, class_names=names, skip_bad_images=skip_bad_images)
     if is_reader(name):
-        return name, read_timm(name)
+        return name, read_timm(columns, labels)
     check_data_name(name)
     path = Path(data).expanduser()
     refuse_packed(path)
+    if path.suffix.lower() in TABLES and path.is_file():
+        columns = replace(columns, data=path)
+        return path.stem, read_table(columns, skip_bad_images=skip_bad_images, class_names=names, labels=labels)
     if path.is_dir():
-        return _read(ImageFolder(path), skip_bad_images, names, shards, labels)
+        return _read(Columns(ImageFolder(path)), skip_bad_images, names, shards, labels)
     if path.suffix.lower() == ".npz":
         return path.stem, npz(path)
     raise UhkdError(
-        f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100"
+        f"{path} is a file: expected a folder of class folders, .tar shards, an .npz file, a table ({' '.join(TABLES)}), "
+        "digits or cifar100"
     )
+
+
+def _match_names(name: str, splits: RawSplits, names: tuple[str, ...] | None) -> tuple[RawSplits, list[str]]:
+    """Return the splits with their classes numbered as in `names`, where all of them are among these, and a note."""
+    if not names or not splits.classes or names == splits.classes:
+        return splits, []
+    wrapped = isinstance(splits.train, DatasetSource) and not names_of(splits.train.dataset)
+    if wrapped and names == tuple(map(str, range(len(splits.classes)))):
+        # networks trained on a Subset before its class names were read from the data set in it
+        return replace(splits, classes=names), ["the classes of the network have no names: matched by number"]
+    if not {*splits.classes} <= {*names}:
+        return splits, []
+    sources = {"train": splits.train, "val": splits.val, "test": splits.test}
+    matched = {split: by_name(source, splits.classes, names, name) for split, source in sources.items() if source}
+    notes = [note for _, added in matched.values() for note in added]
+    return replace(splits, classes=names, **{split: source for split, (source, _) in matched.items()}), notes[:1]
 
 
 def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[str]]:
@@ -187,6 +211,11 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
             raise UhkdError(
                 f"{name}: {split} labels go up to {int(values.max())}, but there are {len(classes)} classes "
                 f"(labels 0 to {len(classes) - 1})"
+                + (
+                    "; number the classes from 0: subtract 1"
+                    if lowest == 1 and int(values.max()) == len(classes)
+                    else ""
+                )
             )
     present = np.unique(train)
     if len(present) < 2:
@@ -196,6 +225,14 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
         )
     absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
     notes = [f"classes without training images ({len(absent)}): {listed(absent)}"] if absent else []
+    if lowest > 0 and not (names or splits.classes):
+        notes.append(
+            f"labels start at {lowest}: if your classes are numbered from {lowest}, subtract {lowest} from the labels"
+        )
+    validation = labels.get("validation")
+    if validation is not None and len(seen := np.unique(validation)) < len(present):
+        only = f" ({classes[int(seen[0])]}): its accuracy is that of one class alone" if len(seen) == 1 else ""
+        notes.append(f"validation images of only {len(seen)} of {len(present)} classes{only}")
     return tuple(classes), notes
 
 

@@ -189,10 +189,10 @@ class Split:
         return content_hash(fingerprint(self.source).encode(), self.indices)
 
 
-def unlabelled(source: ImageSource) -> Split:
-    """Return the same images, in the same order, without their labels."""
+def relabelled(source: ImageSource, labels: np.ndarray | None) -> Split:
+    """Return the same images, in the same order, with other labels (N,) or none."""
     split = Split(source, np.arange(len(source)))
-    split.labels = None
+    split.labels = labels
     return split
 
 

@@ -1,26 +1,27 @@
 """Data by timm's readers: `hfds/NAME[:FOLDER]` (Hugging Face, package datasets) and `torch/NAME[:FOLDER]` (torchvision)."""
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from uhkd.data.datasets import RawSplits, user_dataset
+from uhkd.data.columns import Columns, columns_note, feature_columns
+from uhkd.data.datasets import RawSplits
 from uhkd.data.names import READERS
-from uhkd.data.sources import DatasetSource
+from uhkd.data.user_datasets import by_name, user_dataset
 from uhkd.errors import UhkdError
 
 # torchvision has a training split and one more, whatever its name: it becomes the test split, on which nothing is selected
 _SPLITS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
-def read_timm(spec: str) -> RawSplits:
+def read_timm(columns: Columns, labels: bool) -> RawSplits:
     """Open a data set by timm's name of it; `torch/` downloads nothing, `hfds/` what is not in its cache yet.
 
-    FOLDER in `spec` is the folder of the data (torch/) or of the cache (hfds/).
+    FOLDER in the name is the folder of the data (torch/) or of the cache (hfds/). labels: whether labels are needed.
 
     Raises:
         UhkdError: an iterable reader, a package that is not installed, or a data set that cannot be opened or has no labels.
     """
+    spec = str(columns.data)
     if not spec.startswith(READERS):
         kind = spec.partition("/")[0]
         raise UhkdError(
@@ -28,27 +29,39 @@ def read_timm(spec: str) -> RawSplits:
             "exactly; use hfds/, torch/, or tar shards (wds/FOLDER or a URL: docs/scaling.md)"
         )
     name, _, root = spec.partition(":")
-    train = _open(spec, name, root, "train")
+    train = _open(columns, name, root, "train", labels)
     if train is None:
         raise UhkdError(f"data {spec} has no split named train")
-    others = {
-        split: next((opened.train for title in titles if (opened := _open(spec, name, root, title))), None)
-        for split, titles in _SPLITS[name.partition("/")[0]].items()
-    }
-    notes = list(train.notes)
-    for split, source in others.items():
-        if source is not None and source.labels is not None and source.labels.max(initial=-1) < 0:
-            others[split] = None
+    notes, others = [*train.notes], {}
+    for split, titles in _SPLITS[name.partition("/")[0]].items():
+        opened = next((raw for title in titles if (raw := _open(columns, name, root, title, labels))), None)
+        if opened is None:
+            continue
+        if opened.train.labels is not None and opened.train.labels.max(initial=-1) < 0:
             notes.append(f"split {split} has no labels (those of some test splits are not published): left out")
-    return RawSplits(train.classes, train.train, others["val"], others["test"], train.native_size, tuple(notes))
+            continue
+        others[split], added = by_name(opened.train, opened.classes, train.classes, f"split {split} of {spec}")
+        notes += added
+    return replace(train, **others, notes=tuple(notes))
 
 
-def _open(spec: str, name: str, root: str, split: str) -> RawSplits | None:
+def _open(columns: Columns, name: str, root: str, split: str, labels: bool) -> RawSplits | None:
     """Return one split; None if the data set has none of that name."""
     from timm.data import create_dataset
 
+    spec, table, image, label = columns.data, None, "", None
+    keys: dict[str, Any] = {}
     try:
-        dataset: Any = create_dataset(name, root=root or None, split=split, download=False)
+        if name.startswith("hfds/"):
+            import datasets
+
+            # timm asks for the columns before it opens the data set
+            table = datasets.load_dataset(name.partition("/")[2], split=split, cache_dir=root or None)
+            image, label = feature_columns(columns, table.features, labels)
+            keys = {"input_key": image, "target_key": label or image}
+        dataset: Any = create_dataset(name, root=root or None, split=split, download=False, **keys)
+    except UhkdError:
+        raise
     except ImportError as error:
         raise UhkdError(f"data {spec} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
     except Exception as error:  # each library raises its own errors
@@ -57,12 +70,11 @@ def _open(spec: str, name: str, root: str, split: str) -> RawSplits | None:
         raise UhkdError(
             f"data {spec} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
-    reader = getattr(dataset, "reader", None)
-    if reader is None:
-        return user_dataset(dataset, spec)
-    column = reader.dataset.features.get(reader.label_key)
-    source = DatasetSource(dataset, np.asarray(reader.dataset[reader.label_key][:], np.int64), spec)
-    first = source.image(0)
-    return RawSplits(
-        tuple(getattr(column, "names", ()) or ()), source, None, None, (first.shape[1], first.shape[2]), ()
-    )
+    notes: tuple[str, ...] = ()
+    if table is not None:
+        if label is not None:
+            dataset.targets = [-1 if value is None else value for value in table[label][:]]  # timm's items have -1 too
+            dataset.classes = getattr(table.features[label], "names", None)
+        notes = (columns_note(f"{spec}, split {split}", image, label),)
+    opened = user_dataset(replace(columns, data=dataset), spec, labels)
+    return replace(opened, notes=(*notes, *opened.notes), by_columns=table is not None)

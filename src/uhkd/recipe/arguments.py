@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from uhkd.errors import UhkdError
-from uhkd.recipe.base import Device, FolderOptions, Levels, StrictModel, Student, Teacher
+from uhkd.recipe.base import Device, FolderOptions, ImageColumn, LabelColumn, Levels, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -79,6 +79,8 @@ class EvalArguments(FolderOptions):
 
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     split: Literal["auto", "val", "test"] = Field(
         default="auto", description="auto: test if the data has one, otherwise val"
     )

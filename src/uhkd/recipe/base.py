@@ -73,6 +73,12 @@ Teacher = Annotated[
 Student = Annotated[
     str, Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
 ]
+ImageColumn = Annotated[
+    str | None, Field(description="column of the images in a table or hfds/NAME; none: found by usual names and types")
+]
+LabelColumn = Annotated[
+    str | None, Field(description="column of the labels in a table or hfds/NAME; none: found by usual names and types")
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
 ]
@@ -101,8 +107,11 @@ class DataOptions(FolderOptions):
     """Images and labels."""
 
     data: str = Field(
-        description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, hfds/NAME or torch/NAME"
+        description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table (.csv, .tsv, .parquet), "
+        "hfds/NAME or torch/NAME"
     )
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     val_fraction: float = Field(
         default=0.1,
         gt=0,

@@ -206,10 +206,8 @@ def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
     """Return how the images differ from those of a cache: by the changed options of its recipe, or by changed files."""
     run = RunFolder(stored.folder)
     before = run.read_recipe() if run.started() else {}
-    options = recipe.model_dump(
-        mode="json", include={*FolderOptions.model_fields, "data", "val_fraction", "train_limit"}
-    )
-    options["skip_bad_images"] = recipe.skip_bad_images
+    names = {"data", "image_column", "label_column", "val_fraction", "train_limit", "skip_bad_images"}
+    options = recipe.model_dump(mode="json", include=names | {*FolderOptions.model_fields})
     changes = [
         f"{name} was {before[name]!r}, is {value!r}"
         for name, value in options.items()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightning_fabric import Fabric
 
 from uhkd.console import log_info
-from uhkd.data import Augmentation, DataSplits, ImageFolder, ShardOptions, open_data
+from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
@@ -50,7 +50,7 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     if isinstance(data, DataSplits):
         return data
     opened = open_data(
-        ImageFolder.of(recipe, data),
+        Columns.of(recipe, data),
         val_fraction=recipe.val_fraction,
         train_limit=recipe.train_limit,
         skip_bad_images=recipe.skip_bad_images,

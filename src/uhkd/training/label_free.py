@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uhkd.cache import TeacherCache
 from uhkd.console import log_info
-from uhkd.data import DataSplits, ImageSource, eval_loader, open_data
+from uhkd.data import Columns, DataSplits, ImageSource, eval_loader, open_data
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, predict_logits
 from uhkd.evaluation.probe import Probe, embed, probe
@@ -97,7 +97,8 @@ def make_probe_evaluator(
             f"probe_data evaluates a training without labels, and data {data.name} has labels: leave out --probe-data, or "
             "ignore the labels with --unlabelled"
         )
-    opened = open_data(recipe.probe_data, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    columns = Columns(recipe.probe_data, recipe.image_column, recipe.label_column)
+    opened = open_data(columns, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
     if not opened.classes:
         raise UhkdError(f"probe_data {opened.name} has no labels: expected class folders, or another labelled set")
     log_info(

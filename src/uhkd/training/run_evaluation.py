@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 
 from uhkd.console import log_info
-from uhkd.data import DataSplits, ImageFolder, ImageSource, ShardOptions, eval_loader, open_data
+from uhkd.data import Columns, DataSplits, ImageSource, ShardOptions, eval_loader, open_data
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, evaluate
 from uhkd.evaluation.probe import embed
@@ -87,7 +87,7 @@ def images_of(
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
     opened = open_data(
-        ImageFolder.of(recipe) if data is None else data,
+        Columns.of(recipe) if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=recipe.get("skip_bad_images", False),

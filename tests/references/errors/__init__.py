@@ -13,6 +13,7 @@ from references.errors import (
     recipes,
     runs,
     shards,
+    tables,
     teachers,
     watching,
 )
@@ -23,6 +24,7 @@ AREAS: dict[str, tuple[Case, ...]] = {
     "Image folders": folders.CASES,
     "Tar shards": shards.CASES,
     "Arrays and data sets of your own": arrays.CASES,
+    "Tables": tables.CASES,
     "Recipes": recipes.CASES,
     "The command line": flags.CASES,
     "Networks and weights": models.CASES,

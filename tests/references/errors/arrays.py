@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset
 
 import uhkd
 from references.errors.case import Case
@@ -52,6 +53,17 @@ class Restless(Own):
 
     def __getitem__(self, index: int) -> Any:
         return Image.fromarray(np.random.default_rng().integers(0, 256, (8, 8, 3), np.uint8)), index % 3
+
+
+class Labelled(Own):
+    """Labels as given."""
+
+    def __init__(self, labels: list[Any], **attributes: Any) -> None:
+        super().__init__(labels, len(labels))
+        self.__dict__.update({name: list(values) for name, values in attributes.items()})
+
+    def __getitem__(self, index: int) -> Any:
+        return PICTURE, self.item[index]
 
 
 def dataset(item: Any) -> Any:
@@ -130,19 +142,70 @@ CASES = (
         "an empty data set", lambda: open_data(Own(PICTURE, 0)), "the data set is empty: expected (image, label) pairs"
     ),
     Case(
-        "a data set of dicts",
-        dataset({"image": PICTURE, "label": 1}),
-        "items of the data set must be (image, label) pairs, found a dict of image, label: wrap the data set",
+        "a data set of dicts with unusual keys",
+        dataset({"image": PICTURE, "kind": 1, "site": 2}),
+        "the data set has no columns with usual names of labels: choose one of kind, site with --label-column, or ignore "
+        "the labels with --unlabelled",
     ),
     Case(
-        "a data set with text labels",
-        dataset((PICTURE, "cat")),
-        "labels of the data set must be integers, found str of shape (): number the classes from 0",
+        "a data set with several labels for an image",
+        dataset((PICTURE, torch.tensor([1, 0, 1]))),
+        "the label of item 0 of the data set is a Tensor of shape (3,): multi-label data and probabilities are not "
+        "supported, expected one class, as an integer, a name or a one-hot vector",
     ),
     Case(
-        "a data set with one-hot labels",
-        dataset((PICTURE, torch.eye(3)[0])),
-        "labels of the data set must be integers, found Tensor of shape (3,): number the classes from 0",
+        "a data set for detection",
+        dataset((PICTURE, {"boxes": [], "labels": []})),
+        "the label of item 0 of the data set is a dict with boxes, labels: expected one class, as an integer, a name or a "
+        "one-hot vector",
+    ),
+    Case(
+        "a data set with measured values",
+        dataset((PICTURE, 0.25)),
+        "item 0 of the data set has the label 0.25: expected a class, measured values are not supported",
+    ),
+    Case(
+        "a data set with an item without label",
+        lambda: open_data(Labelled([0, 1, None])),
+        "item 2 of the data set has no label (None): remove it, or ignore all labels with --unlabelled",
+    ),
+    Case(
+        "a data set with names and numbers as labels",
+        lambda: open_data(Labelled([0, 1, "cat"])),
+        "labels of the data set have several forms: integers first, but names at item 2",
+    ),
+    Case(
+        "a data set with a class that its class list lacks",
+        lambda: open_data(Labelled(["cat", "dog", "cow"], classes=["cat", "dog"])),
+        "the data set has classes that are not among those expected: cow; expected only: cat, dog",
+    ),
+    Case(
+        "a data set with labels from 1 on",
+        lambda: open_data(Labelled([1, 2, 3], classes=["ant", "bee", "cow"])),
+        "Labelled: training labels go up to 3, but there are 3 classes (labels 0 to 2); number the classes from 0: "
+        "subtract 1",
+    ),
+    Case(
+        "a data set whose list of labels is in another order",
+        lambda: open_data(Labelled([0, 1, 1, 0] * 5, targets=[0, 1] * 10)).notes[0],
+        "labels of the data set are read from all 20 items, because those it lists differ from its items (item 2)",
+        refused=False,
+    ),
+    Case(
+        "concatenated data sets with different classes",
+        lambda: open_data(ConcatDataset([Labelled([0, 1] * 5, targets=[0, 1] * 5, classes=c) for c in ("ab", "ac")])),
+        "the concatenated data sets have different classes (a, b; a, c), so that a number means several classes: map "
+        "their labels to common numbers with target_transform",
+    ),
+    Case(
+        "validation images of a class without training images",
+        lambda: open_data((Labelled(["cat", "dog"] * 3), Labelled(["cat", "cow"]))),
+        "the validation data set has classes that are not among those expected: cow; expected only: cat, dog",
+    ),
+    Case(
+        "a dict of data sets with another split",
+        lambda: open_data({"train": Labelled([0, 1] * 3), "extra": Labelled([0, 1])}),
+        "data given as a dict must have train and, optionally, val and test, found train, extra",
     ),
     Case(
         "a data set of normalised images",
@@ -174,7 +237,7 @@ CASES = (
     ),
     Case(
         "a data set with random transforms",
-        lambda: open_data(Restless(None)).notes[0],
+        lambda: open_data(Restless(None)).notes[1],
         "the data set gives another image each time it is read: remove its random transforms (uhkd augments "
         "the images), else a run can be neither resumed nor repeated exactly",
         refused=False,

@@ -94,11 +94,11 @@ CASES = (
         "",
         "3 problems:\n"
         "  - pair by scratch: data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, "
-        "an .npz file, hfds/NAME or torch/NAME)\n"
+        "an .npz file, a table (.csv, .tsv, .parquet), hfds/NAME or torch/NAME)\n"
         "  - pair by kd: data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, "
-        "an .npz file, hfds/NAME or torch/NAME)\n"
+        "an .npz file, a table (.csv, .tsv, .parquet), hfds/NAME or torch/NAME)\n"
         "  - pair by uhkd: data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, "
-        "an .npz file, hfds/NAME or torch/NAME)",
+        "an .npz file, a table (.csv, .tsv, .parquet), hfds/NAME or torch/NAME)",
         pair="teacher: teacher\nstudent: uhkd/vit_micro\n",
     ),
     Case(

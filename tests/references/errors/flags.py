@@ -45,8 +45,8 @@ CASES = (
     Case(
         "a missing required option",
         "finetune --model m",
-        "data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
-        "hfds/NAME or torch/NAME)",
+        "data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table "
+        "(.csv, .tsv, .parquet), hfds/NAME or torch/NAME)",
     ),
     Case("text in place of a number", "models --max-params small", "max_params: expected a number, found 'small'"),
     Case(

@@ -65,7 +65,8 @@ CASES = (
     Case(
         "a file instead of a folder",
         f"{FINETUNE} --data images.zip",
-        "images.zip is a file: expected a folder of class folders, .tar shards, an .npz file, digits or cifar100",
+        "images.zip is a file: expected a folder of class folders, .tar shards, an .npz file, a table (.csv .tsv "
+        ".parquet), digits or cifar100",
         make=lambda: write("images.zip", "hello"),
     ),
     Case(

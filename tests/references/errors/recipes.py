@@ -62,8 +62,8 @@ CASES = (
         FINETUNE,
         "",
         "2 problems:\n"
-        "  - data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, "
-        "hfds/NAME or torch/NAME)\n"
+        "  - data: required but not given (digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table "
+        "(.csv, .tsv, .parquet), hfds/NAME or torch/NAME)\n"
         "  - model: required but not given (network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder)",
     ),
     wrong(

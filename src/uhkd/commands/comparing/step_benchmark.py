@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from uhkd.data import Batch, BatchPlan, ImageFolder, train_loader
+from uhkd.data import Batch, BatchPlan, Columns, train_loader
 from uhkd.features import FeatureExtractor
 from uhkd.models import create
 from uhkd.recipe import DistillRecipe, build
@@ -83,7 +83,7 @@ class StepFactory:
             UhkdError: networks, data and method cannot work together.
         """
         recipe = build(DistillRecipe, {k: v for k, v in fields.items() if k not in ("out", "resume")})
-        key = ("data", ImageFolder.of(recipe), recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images)
+        key = ("data", Columns.of(recipe), recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images)
         data = self._once(key, lambda: open_recipe_data(recipe))
         live = recipe.method != "scratch" and recipe.teacher_cache is None
         teacher = self._teacher(recipe, len(data.classes)) if live else None

@@ -10,7 +10,7 @@ from uhkd.commands.comparing.plan import Plan, Task
 from uhkd.commands.comparing.shared_cache import cache_usage
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.console import log_info
-from uhkd.data import ImageFolder
+from uhkd.data import Columns
 from uhkd.errors import UhkdError
 from uhkd.reporting.stats import PairedDifference, paired_difference
 from uhkd.runs import RunFolder
@@ -120,7 +120,7 @@ def _teacher(plan: Plan, store: TaskStore, pair: str, runs: Sequence[Mapping[str
         facts |= {"commit": result["environment"]["commit"], "seed": recipe.get("seed")}
     if part == "test":
         cells = (task for task in plan.tasks if task.name in plan.cells)
-        data = next(ImageFolder.of(task.options) for task in cells if plan.cells[task.name].pair == pair)
+        data = next(Columns.of(task.options) for task in cells if plan.cells[task.name].pair == pair)
         facts["accuracy"] = _test_accuracy(store, folder, data)
     return facts
 
