@@ -64,12 +64,10 @@ def fit_state(
 
     fitted = given
     if problems(given):
-        candidates = (_converted_by_timm(module, given), given)
-        fitted = min(
-            (_with_resampled_positions(candidate, target) for candidate in candidates), key=lambda c: len(problems(c))
-        )
-    shapes = [(name, given[name], tensor) for name, tensor in fitted.items() if name in given]
-    if resized := [f"{name} {_shape(a)} to {_shape(b)}" for name, a, b in shapes if a.shape != b.shape]:
+        candidates = [_with_resampled_positions(c, target) for c in (_converted_by_timm(module, given), given)]
+        fitted = min(candidates, key=lambda candidate: len(problems(candidate)))
+    shapes = {name: (_shape(given[name]), _shape(fitted[name])) for name in fitted if name in given}
+    if resized := [f"{name} {before} to {after}" for name, (before, after) in shapes.items() if before != after]:
         notes.append(f"{source}: resampled to this size: {listed(resized)}")
     if renamed := fitted.keys() - given.keys():
         notes.append(f"{source}: timm converted the names of {len(renamed)} tensors")
@@ -117,15 +115,13 @@ def _with_resampled_positions(state: Mapping[str, Tensor], target: Mapping[str, 
     """Return the state with position embeddings (1, tokens, channels) of square grids resampled as timm does."""
     resampled = dict(state)
     for name in (name for name in state.keys() & target.keys() if "pos" in name and state[name].ndim == 3):
-        old, new = state[name], target[name].shape
-        for prefix_tokens in range(3) if old.shape[1] != new[1] and old.shape[::2] == new[::2] else ():
-            sides = [math.isqrt(max(tokens - prefix_tokens, 0)) for tokens in (old.shape[1], new[1])]
-            if all(
-                side and side**2 == n - prefix_tokens for side, n in zip(sides, (old.shape[1], new[1]), strict=True)
-            ):
+        old, new = state[name], target[name]
+        for prefix in range(3) if old.shape[1] != new.shape[1] and old.shape[::2] == new.shape[::2] else ():
+            sides = [math.isqrt(max(x.shape[1] - prefix, 0)) for x in (old, new)]
+            if min(sides) and [side**2 + prefix for side in sides] == [old.shape[1], new.shape[1]]:
                 from timm.layers import resample_abs_pos_embed
 
-                resampled[name] = resample_abs_pos_embed(old, [sides[1]] * 2, num_prefix_tokens=prefix_tokens)
+                resampled[name] = resample_abs_pos_embed(old, [sides[1]] * 2, num_prefix_tokens=prefix)
                 break
     return resampled
 

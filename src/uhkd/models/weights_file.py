@@ -1,6 +1,5 @@
 """Weights files: read without executing code, and the copies of the weights that a file holds."""
 
-import pickle
 import re
 import shlex
 import warnings
@@ -19,24 +18,25 @@ from uhkd.errors import UhkdError
 
 # where training tools store the weights themselves; an average or a second network is loaded on request only
 _COPIES = ("state_dict", "model_state_dict", "model", "net", "network", "student")
-_WRAPPERS = ("module.", "_orig_mod.")
-_INNER_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BOOKKEEPING = {"total_ops", "total_params", "num_batches_tracked", "n_averaged", "position_ids"}
 _BOOKKEEPING |= {"relative_position_index", "relative_coords_table", "attn_mask"}  # computed from the image size
 CHOOSE_COPY = "--weights-key, in distill --student-weights-key or --teacher-weights-key"
 _REPLACE_FILE = "write, copy or download it again"
+_PAGE = "is a web page (HTML): the download got a page instead of the file; download it again"
+_PACKED = "is a compressed archive; unpack it and give the weights file in it"
 _OTHER_KINDS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself: run git lfs pull, or download the file",
-    b"<!doctype html": "is a web page (HTML): the download got a page instead of the file; download it again",
-    b"<html": "is a web page (HTML): the download got a page instead of the file; download it again",
+    b"<!doctype html": _PAGE,
+    b"<html": _PAGE,
     b"{": "is JSON text, such as a configuration or the index of weights in parts; give a file that holds the weights",
     b"\x89hdf": "is an HDF5 file, as Keras writes it; convert it to a PyTorch state dict first",
-    b"\x1f\x8b": "is a compressed archive (gzip); unpack it and give the weights file in it",
-    b"7z\xbc\xaf": "is a compressed archive (7z); unpack it and give the weights file in it",
-    b"rar!": "is a compressed archive (RAR); unpack it and give the weights file in it",
+    b"\x1f\x8b": _PACKED,
 }
 _ONNX = "is an ONNX file, a graph for inference; give the .pth or .safetensors file from which it was exported"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save before 1.6 begin
+_LOAD = "t.load(sys.argv[1], map_location='cpu', weights_only=False)"
+_LOAD_PICKLE = "__import__('pickle').load(open(sys.argv[1], 'rb'), encoding='latin1')"
 _KEEP_TENSORS = (
     "f = lambda x: f(x.state_dict()) if isinstance(x, t.nn.Module) else {str(k): y for k, v in x.items() if (y := f(v)) is "
     "not None} if isinstance(x, dict) else x if isinstance(x, t.Tensor) else t.tensor(x) if type(x).__name__ == 'ndarray' "
@@ -71,24 +71,20 @@ def read_copy(path: str | Path, key: str | None = None) -> tuple[dict[str, Tenso
         raise UhkdError(f"there is no weights file '{file}'")
     content = _read(file)
     copies = _copies(content)
+    place, state = _default_copy(content, copies)
     if key is not None:
-        inner = _descend(content, key)
-        if inner is None:  # a prefix of the names without those of wrappers
-            inner = _descend(_strip_wrappers(_default_copy(content, copies)[1]), key)
-        place, state = ("", {}) if inner is None else _default_copy(inner, _copies(inner))
+        inner = _descend(content, key) or _descend(_strip_wrappers(state), key)
+        state = _default_copy(inner, _copies(inner))[1]
         if not state:
             found = listed([name for name in copies if name]) or "one copy, without a key"
             raise UhkdError(f"'{file}' has no weights under '{key}': found {found} ({CHOOSE_COPY})")
-        return _strip_wrappers(state), []
-    place, state = _default_copy(content, copies)
-    if not state:
-        raise UhkdError(f"'{file}' {_nothing(content, copies)}")
+    elif not state:
+        raise UhkdError(f"'{file}' {_why_nothing(content, copies)}")
     others = [name for name in copies if name not in ("", place)]
     notes = []
-    if others:
-        notes = [f"'{file}': loaded the weights under '{place}'; others there: {listed(others)} ({CHOOSE_COPY})"]
-    elif place and place.split(".")[-1] not in _COPIES:
-        notes = [f"'{file}': loaded the weights under '{place}', the only ones there"]
+    if key is None and place and (others or place.rpartition(".")[2] not in _COPIES):
+        found = f"others there: {listed(others)} ({CHOOSE_COPY})" if others else "there are no others"
+        notes = [f"'{file}': loaded the weights under '{place}'; {found}"]
     return _strip_wrappers(state), notes
 
 
@@ -150,18 +146,16 @@ def _read(file: Path) -> Any:
             # any pickle protocol: the file is either read or rejected
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        names = re.findall(r"GLOBAL (\S+)", str(error))
-        if not names and not pickled:
-            raise _damaged(file, error) from error
-        raise UhkdError(_refusal(file, names, pickled)) from error
     except Exception as error:  # a damaged file can raise any exception
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> UhkdError:
-    reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-    return UhkdError(f"'{file}' is no complete torch weights file ({reason}); {_REPLACE_FILE}")
+        names = re.findall(r"GLOBAL (\S+)", str(error))  # a class or function that is no plain data
+        if not names and not pickled:
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            raise UhkdError(f"'{file}' is no complete torch weights file ({reason}); {_REPLACE_FILE}") from error
+        code = _KEEP_TENSORS.replace("{load}", _LOAD_PICKLE if pickled else _LOAD)
+        raise UhkdError(
+            f"'{file}' was refused: it contains more than tensors and plain data ({listed(names) or 'a pickle'}), and reading "
+            f"it could run code; if you trust the file, save its tensors alone: {_command(file, code)}"
+        ) from error
 
 
 def _kind_of_archive(file: Path) -> str | None:
@@ -178,18 +172,8 @@ def _kind_of_archive(file: Path) -> str | None:
     return f"is a zip archive of {listed(names, 3)}; unpack it and give the weights file in it"
 
 
-def _refusal(file: Path, names: list[str], pickled: bool) -> str:
-    """Return why a pickle was not read, and the command that keeps its tensors alone."""
-    loaded = "t.load(sys.argv[1], map_location='cpu', weights_only=False)"
-    loaded = "__import__('pickle').load(open(sys.argv[1], 'rb'), encoding='latin1')" if pickled else loaded
-    command = _command(file, _KEEP_TENSORS.replace("{load}", loaded))
-    return (
-        f"'{file}' was refused: it contains more than tensors and plain data ({listed(names) or 'a pickle'}), and reading it "
-        f"could run code; if you trust the file, save its tensors alone: {command}"
-    )
-
-
 def _command(file: Path, code: str) -> str:
+    """Return a command line that writes the tensors of a file into one beside it."""
     output = str(file.with_name(f"{file.stem}-tensors.pth"))
     return f'python -c "import sys, torch as t; {code}" {shlex.quote(str(file))} {shlex.quote(output)}'
 
@@ -223,7 +207,7 @@ def _descend(content: Any, key: str) -> Any:
     return {n.removeprefix(start): tensor for n, tensor in _tensors(content).items() if n.startswith(start)} or None
 
 
-def _nothing(content: Any, copies: Mapping[str, Any]) -> str:
+def _why_nothing(content: Any, copies: Mapping[str, Any]) -> str:
     """Return why no weights of a file can be loaded."""
     if copies:
         return f"holds several sets of weights ({listed([*copies])}); choose one with {CHOOSE_COPY}"
@@ -237,8 +221,8 @@ def _nothing(content: Any, copies: Mapping[str, Any]) -> str:
 
 def _strip_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state without the prefixes of DDP, AveragedModel, torch.compile and FSDP."""
-    state = {_INNER_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
-    for prefix in _WRAPPERS * 2:
-        if all(name.startswith(prefix) or is_bookkeeping(name) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    for _ in range(2):
+        if all(name.startswith("module.") or is_bookkeeping(name) for name in state):
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state

@@ -96,7 +96,7 @@ class RunningMetrics:
             terms = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
             if int(self.first) == 0:
                 raise UhkdError(
-                    f"the loss is not finite in the first step ({', '.join(terms) or 'the weighted sum'}), before any update: the "
+                    f"the loss is not finite in the first step ({', '.join(terms) or 'weighted sum'}), before any update: the "
                     "student gives NaN or infinite values for these images (nonfinite.json), or a loss weight is too large"
                 )
             raise UhkdError(
