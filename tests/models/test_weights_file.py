@@ -83,8 +83,8 @@ FORMS = {
         lambda a, b: {
             "state_dict": under("module.encoder_q.", a) | under("module.encoder_k.", b) | {"queue": torch.ones(2)}
         },
-        "encoder_k",
-        "encoder_k. (--weights-key",
+        "module.encoder_k",
+        "also under module.encoder_k (--weights-key",
     ),
     "thop": (
         lambda a, b: {"model": under("module.", a | counters(a)) | {"total_ops": torch.ones(1)}, "ema": b},

@@ -56,6 +56,19 @@ class Divided(nn.Module):
         return (x - x) / 0
 
 
+class Picky(nn.Module):
+    """NaN for images with an even background, such as those of digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*small(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        even = (flat == flat.amin(1, keepdim=True)).float().mean(1) > 0.02
+        return self.layers(x) * torch.where(even, torch.nan, 1.0)[:, None]
+
+
 SICK = nn.Sequential(*small(3))
 nn.init.constant_(SICK[0].get_parameter("bias"), float("nan"))
 
@@ -425,6 +438,11 @@ CASES = (
             **SHORT | {"data": "digits"},
         ),
         "teacher: Sequential gives probabilities (each row is >= 0 with sum 1), expected class scores before softmax: …",
+    ),
+    Case(
+        "a teacher whose output is NaN for the images of the data",
+        lambda: uhkd.distill(teacher=Picky(), student="uhkd/vit_micro", out="new", **SHORT | {"data": "digits"}),
+        "the teacher module/Picky gives NaN or infinite values for most validation images; try precision=fp32",
     ),
     Case(
         "a student without trainable parameters",
