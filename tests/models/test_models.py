@@ -242,7 +242,7 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"do not fit ResNet: .*missing \(.*and \d+ more\); .*unexpected \("):
         create("uhkd/resnet10", num_classes=5, start=tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"of another shape \(.* for .*\)"):
-        create("uhkd/vit_micro", num_classes=5, image_size=16, start=tmp_path / "vit.safetensors")
+        create("uhkd/vit_micro", num_classes=5, start=tmp_path / "vit.safetensors", options={"embed_dim": 48})
 
 
 # timm's model folders.

@@ -303,6 +303,21 @@ def test_a_teacher_of_nan_is_refused(tmp_path: Path, method: str):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+class Late(Sick):
+    """Sound in eval mode, NaN in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (torch.nan if self.training else 1.0)
+
+
+def test_a_student_of_nan_stops_in_the_first_step(tmp_path: Path):
+    words = {k: v for k, v in TINY.items() if k not in ("model", "options")} | {"log_every": 50}
+    with pytest.raises(ValueError, match=r"^the loss is not finite in the first step \(ce\), before any update: "):
+        uhkd.finetune(model=Late(), **words, out=tmp_path / "run")
+    (found,) = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert found["step"] == 1
+
+
 class Fussy(Sick):
     """Sound, but for bright images."""
 

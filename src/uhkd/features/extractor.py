@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features.hook_extractor import HookExtractor, build_hook_extractor
 from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, side_effect_free
+from uhkd.features.output_checks import check_finite_output, probabilities_note
 from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes
 from uhkd.features.selection import LayerSelection
 from uhkd.features.timm_extractor import TimmExtractor, build_timm_extractor
@@ -76,6 +78,7 @@ class FeatureExtractor(nn.Module):
         self.probe = None
         self.config: Any = None
         self.notes: list[str] = []
+        self.frozen_norms: tuple[nn.Module, ...] = ()
         # Buffers in float32 on the module's device; not in the state dict: they are part of the config, not of the weights.
         device = device_of(module)
         self.register_buffer("_mean", torch.tensor(self.mean, device=device).view(1, -1, 1, 1), persistent=False)
@@ -116,6 +119,22 @@ class FeatureExtractor(nn.Module):
         output = first_tensor(self.module(self._prepare(image)))
         assert output is not None
         return output
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or eval mode; `frozen_norms` stay in eval mode."""
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
+
+    def keep_frozen_norms(self) -> None:
+        """Keep the running statistics of batch norms that are frozen now: in eval mode in a module that is in training mode, or
+        in a layer without trainable parameters.
+        """
+        own = [part for part in self.module.modules() if self.module.training and not part.training]
+        own += [part for part in self.module.modules() if _is_frozen(part)]
+        norms = {id(norm): norm for part in own for norm in part.modules() if isinstance(norm, _NormBase)}
+        self.frozen_norms = tuple(norms.values())
 
     def set_probe(self, linear: nn.Linear) -> None:
         """Replace the head by a linear probe: logits = linear(embedding).
@@ -167,6 +186,7 @@ class FeatureExtractor(nn.Module):
         except Exception as error:  # any failure of another library's code has the same meaning for the user
             reason = first_line(error).rstrip(".")
             raise UnsupportedImageSize(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
+        check_finite_output(plain, owner)
         try:
             reader = build_timm_extractor(self.module, image, plain, levels, head=head)
         except UhkdError:  # not one of timm's layers, but it can be another submodule
@@ -175,7 +195,15 @@ class FeatureExtractor(nn.Module):
             reader = build_hook_extractor(self.module, image, levels, head=head)
         available = {"maps": bool(reader.levels), "logits": reader.has_logits, "embedding": reader.has_embedding}
         output = reader.read(self.module, image, frozenset(field for field, has in available.items() if has))
+        if output.logits is not None and (note := probabilities_note(output.logits, self.module)):
+            self.notes.append(note)
         maps = tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in output.maps or ())
         embedding = None if output.embedding is None else int(output.embedding.shape[1])
         classes = None if output.logits is None else int(output.logits.shape[1])
         return reader, OutputShapes(maps, embedding, classes, reader.tokens)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Return whether a module has parameters, none of them trainable."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from uhkd.models.config import ModelConfig
     from uhkd.models.names import model_names
     from uhkd.models.preprocessing import native_preprocessing, native_size_of
-    from uhkd.models.weights import fingerprint, fingerprint_of, load_state, read_safetensors
+    from uhkd.models.weights import fingerprint, fingerprint_of
+    from uhkd.models.weights_file import load_state, read_safetensors
 
 __all__ = [
     "ModelConfig",

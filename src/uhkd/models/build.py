@@ -17,7 +17,8 @@ from uhkd.models.families import PREFIX, families
 from uhkd.models.names import ModelName, check_run, parse_name
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
 from uhkd.models.types import Preprocessing, as_size
-from uhkd.models.weights import apply_state, head_classes, head_names, load_state
+from uhkd.models.weights import apply_state, check_finite, fit_state, head_classes, head_names, num_outputs
+from uhkd.models.weights_file import load_state, read_copy
 from uhkd.runs import RunFolder
 
 DEFAULT_LEVELS = 4
@@ -44,6 +45,7 @@ def create(
     *,
     num_classes: int | None,
     start: str | Path = "random",
+    weights_key: str | None = None,
     image_size: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
     levels: LayerSelection | None = None,
@@ -55,6 +57,7 @@ def create(
             save_pretrained, or a hub name), `local-dir:PATH` (a timm model folder), or a run folder. Folders include weights.
         num_classes: None keeps the model's head, 0 removes it; a head for another number of classes is initialised at random.
         start: "random", "pretrained" (may need a network connection), or the path of a weights file or run folder.
+        weights_key: the copy of the weights in the file `start`, such as "model_ema"; None: the weights themselves.
         image_size: one side or (height, width) in pixels; None: the model's default.
         options: arguments of the architecture.
         levels: number or names of the layers whose feature maps are returned; None: those of the run folder, else 4.
@@ -91,7 +94,12 @@ def create(
     )
     if str(start) not in ("random", "pretrained"):
         file = _weights_file(start)
-        request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
+        state, notes = read_copy(file, weights_key)
+        request = replace(request, state=state, source=f"'{file}'", pretrained=False, notes=(*request.notes, *notes))
+    elif weights_key is not None:
+        raise UhkdError(
+            f"weights_key '{weights_key}' names weights in a file, and start is {start}: give the file as start"
+        )
     network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
     if len(request.classes) == network.shapes.logits:
         network.config = replace(network.config, classes=request.classes)
@@ -121,10 +129,12 @@ def wrap_module(
     if isinstance(module, FeatureExtractor):
         network = module
     else:
+        check_finite(module, f"of {type(module).__name__}")
         size = native_size_of(module) or (224, 224) if image_size is None else as_size(image_size)
         native = native_preprocessing(module, size) or Preprocessing(size)
         native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
         network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
+    network.keep_frozen_norms()
     owner, outputs = type(network.module).__name__, network.shapes.logits
     if num_classes is not None and num_classes != (outputs or 0):
         gives = "no class scores" if outputs is None else f"{outputs} classes"
@@ -221,12 +231,13 @@ def _instantiate(request: _Request, levels: LayerSelection) -> FeatureExtractor:
     built = build_module(reference, num_classes=classes, **arguments)
     notes = [*request.notes, *built.notes]
     if request.state is not None:
-        outputs = _num_outputs(built.module)
+        outputs = num_outputs(built.module)
+        state, more = fit_state(built.module, request.state, num_classes=outputs or classes or 0, source=request.source)
         if classes is None and outputs is not None:
-            stored = head_classes(request.state, head_names(built.module, outputs))
+            stored = head_classes(state, head_names(built.module, outputs))
             if stored not in (None, outputs):  # keep the head of the file
                 built, outputs = build_module(reference, num_classes=stored, **arguments), stored
-        notes += apply_state(built.module, request.state, num_classes=outputs or classes or 0, source=request.source)
+        notes += more + apply_state(built.module, state, num_classes=outputs or classes or 0, source=request.source)
     name = f"{reference.library}/{reference.name}"
     try:
         network = _extractor(built.module, request.input or built.input, levels, head=classes != 0)
@@ -247,15 +258,6 @@ def _extractor(module: nn.Module, preprocessing: Preprocessing, levels: LayerSel
         levels=(transformers.stage_ends(module, levels) or levels) if isinstance(levels, int) else levels,
         head=head,
     )
-
-
-def _num_outputs(module: nn.Module) -> int | None:
-    """Return the number of classes of a new module: an attribute in timm and transformers, else that of its last layer."""
-    classes = getattr(module, "num_classes", getattr(module, "num_labels", None))
-    if isinstance(classes, int):
-        return classes
-    outputs = [getattr(part, "out_features", getattr(part, "out_channels", None)) for part in module.modules()]
-    return next((item for item in reversed(outputs) if isinstance(item, int)), None)
 
 
 def _with_config(network: FeatureExtractor, name: str, options: Mapping[str, Any]) -> FeatureExtractor:
@@ -290,4 +292,5 @@ def _weights_file(start: str | Path) -> Path:
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]
-    raise UhkdError(f"start must be random, pretrained or the path of a weights file; there is no file '{path}'")
+    found = f"'{path}' is a folder without card.json or config.json" if path.is_dir() else f"there is no file '{path}'"
+    raise UhkdError(f"start must be random, pretrained or the path of a weights file; {found}")

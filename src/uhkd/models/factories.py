@@ -14,7 +14,7 @@ from uhkd.models.names import ModelName
 from uhkd.models.pretrained import hub_within_reach, unavailable
 from uhkd.models.transformers import build_family
 from uhkd.models.types import BuiltModel, Preprocessing, Size, as_size, construct, construction_error
-from uhkd.models.weights import apply_state
+from uhkd.models.weights import apply_state, fit_state
 from uhkd.runs import read_mapping
 
 
@@ -149,7 +149,9 @@ def _torchvision(
             state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise unavailable(full, first_line(error)) from error
-        notes = apply_state(module, state, num_classes=num_classes or 1000, source="torchvision's pretrained weights")
+        origin: dict[str, Any] = {"num_classes": num_classes or 1000, "source": "torchvision's pretrained weights"}
+        state, notes = fit_state(module, state, **origin)
+        notes += apply_state(module, state, **origin)
     if num_classes == 0:
         _remove_head(module, full)
     return BuiltModel(module, Preprocessing(size, interpolation="bilinear"), tuple(notes), made_for)

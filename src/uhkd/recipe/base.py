@@ -83,6 +83,8 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
 ]
 
+WEIGHTS_KEY = "copy in a weights file with several, such as model_ema (nested: a.b); none: the weights themselves"
+
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
@@ -176,6 +178,7 @@ class TeacherOptions(StrictModel):
         default=None,
         description="teacher's weights: pretrained or a weights file; none: those of the run folder, otherwise pretrained",
     )
+    teacher_weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     teacher_head: Literal["auto", "keep", "probe"] = Field(
         default="auto",
         description="teacher's classifier: keep it, or train a linear probe first; auto: probe if the classes differ",

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from uhkd.errors import UhkdError
 from uhkd.recipe.balance import BalanceName, balance_settings
 from uhkd.recipe.base import (
+    WEIGHTS_KEY,
     AugmentationOptions,
     DataOptions,
     DeviceOptions,
@@ -139,6 +140,7 @@ class FinetuneRecipe(TrainRecipe):
 
     model: str = Field(description="network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
     start: str = Field(default="random", description="initial weights: random, pretrained or a weights file")
+    weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the network's constructor")
     levels: Levels = Field(default=None, description="names of layers for diagnostics; none: automatic")
 
@@ -156,6 +158,7 @@ class TeacherSpec(StrictModel):
     settings: dict[str, Any] = Field(default={}, description="settings of the method")
     weights: _LossWeights = Field(default={}, description="weights of loss terms by name")
     start: str | None = Field(default=None, description="see teacher_start")
+    weights_key: str | None = Field(default=None, description="see teacher_weights_key")
     head: Literal["auto", "keep", "probe"] | None = Field(default=None, description="see teacher_head")
     levels: Levels = Field(default=None, description="see teacher_levels")
     options: dict[str, Any] | None = Field(default=None, description="see teacher_options")
@@ -181,7 +184,7 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
     teachers: tuple[TeacherSpec, ...] = Field(
         default=(),
         description="teachers with different options, instead of teacher: '{teacher: A, method: kd, share: 2}'; other keys: "
-        "settings, weights, start, head, levels, options",
+        "settings, weights, start, weights_key, head, levels, options",
     )
     student: Student
     method: str = Field(default="uhkd", min_length=1, description="distillation method, or several joined by +")
@@ -208,6 +211,7 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
         default="knn", description="probe for probe_data: k nearest neighbours (20, cosine) or logistic regression"
     )
     student_start: str = Field(default="random", description="initial weights: random, pretrained or a weights file")
+    student_weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     student_levels: Levels = Field(default=None, description="names of student layers to match; none: automatic")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
 
@@ -226,7 +230,7 @@ class DistillRecipe(TrainRecipe, TeacherOptions):
             update |= {"method": spec.method, "settings": spec.settings, "weights": spec.weights}
         else:
             update |= {"settings": self.settings | spec.settings, "weights": self.weights | spec.weights}
-        options = {name: getattr(spec, name) for name in ("start", "head", "levels", "options")}
+        options = {name: getattr(spec, name) for name in ("start", "weights_key", "head", "levels", "options")}
         return self.model_copy(update=update | {f"teacher_{k}": v for k, v in options.items() if v is not None})
 
     def _conflicts(self) -> Iterator[str]:

@@ -172,7 +172,7 @@ class CacheWriter:
             teacher=recipe.teacher,
             teacher_metrics=metrics,
             validation=data.validation,
-            teacher_options={"teacher_start": recipe.teacher_start, "teacher_head": recipe.teacher_head},
+            teacher_options={k: getattr(recipe, k) for k in ("teacher_start", "teacher_weights_key", "teacher_head")},
             environment={k: v for k, v in environment().items() if k != "command"} | {"precision": self.precision},
         )
         TeacherCache.create(self.folder, manifest, tensors, getattr(data.train, "keys", None))

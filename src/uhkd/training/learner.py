@@ -22,6 +22,9 @@ class StudentWithLosses(nn.Module):
             checkpoints: "uhkd", or "2:uhkd" for the second of several teachers.
         label_smoothing: of the cross-entropy, 0..1.
         balance: changes the weights of the teacher's terms during training; None: constant weights.
+
+    Raises:
+        UhkdError: for a student without trainable parameters.
     """
 
     def __init__(
@@ -32,6 +35,11 @@ class StudentWithLosses(nn.Module):
         balance: Balance | None = None,
     ) -> None:
         super().__init__()
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise UhkdError(
+                f"the student {type(student.module).__name__} has no trainable parameters (requires_grad is False for all, or "
+                "there are none): call requires_grad_(True) on the layers to train"
+            )
         self.student, self.distillers = student, distillers
         self.label_smoothing, self.balance = label_smoothing, balance
         losses = self.losses.values()

@@ -39,7 +39,10 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     levels = recipe.teacher_levels
     if module is not None:
         size = native_size_of(module) or inputs.data.native_size
-        return wrap_module(module, num_classes=None, image_size=size, levels=levels)
+        try:
+            return wrap_module(module, num_classes=None, image_size=size, levels=levels)
+        except UhkdError as error:
+            raise UhkdError(f"teacher: {error}") from error
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
         held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
@@ -51,7 +54,14 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     start = recipe.teacher_start or ("random" if has_weights(recipe.teacher) else "pretrained")
     start = inputs.start_of(recipe.teacher, start)
     try:
-        return create(recipe.teacher, num_classes=None, start=start, options=recipe.teacher_options, levels=levels)
+        return create(
+            recipe.teacher,
+            num_classes=None,
+            start=start,
+            weights_key=recipe.teacher_weights_key,
+            options=recipe.teacher_options,
+            levels=levels,
+        )
     except UhkdError as error:
         hint = ""
         if "start=" in str(error) and not recipe.teacher_start:
@@ -102,6 +112,10 @@ def prepare_teacher(
     size = image_size(data, [teacher])
     loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
+    if float(evaluation.logits.isfinite().float().mean()) < 0.5:
+        raise UhkdError(
+            f"the teacher {recipe.teacher} gives NaN or infinite values for most validation images; try precision=fp32"
+        )
     accuracy = evaluation.metrics["accuracy"]
     log_info(f"teacher {recipe.teacher}: validation accuracy {accuracy:.2%}" + (" (linear probe)" if why else ""))
     unnamed = not why and not (teacher.config and teacher.config.classes)

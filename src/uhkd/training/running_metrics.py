@@ -94,6 +94,11 @@ class RunningMetrics:
             )
         if not bool(self.loss_finite):
             terms = [k for k, v in self.sums.items() if k != "loss" and not bool(v.isfinite())]
+            if int(self.first) == 0:
+                raise UhkdError(
+                    f"the loss is not finite in the first step ({', '.join(terms) or 'weighted sum'}), before any update: the "
+                    "student gives NaN or infinite values for these images (nonfinite.json), or a loss weight is too large"
+                )
             raise UhkdError(
                 f"the loss stopped being finite by step {step} (terms: {', '.join(terms) or 'their weighted sum'}); "
                 f"{last_checkpoint}. {ADVICE}, or nonfinite=skip"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from uhkd.console import log_info
+from uhkd.console import log_info, pluralize
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
 from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
@@ -21,11 +21,12 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         UhkdError: for a name, option or module that cannot be used, or a module with another head.
     """
     if isinstance(recipe, DistillRecipe):
-        name, start = recipe.student, recipe.student_start
+        name, start, weights_key = recipe.student, recipe.student_start, recipe.student_weights_key
         options, levels = recipe.student_options, recipe.student_levels
     else:
         assert isinstance(recipe, FinetuneRecipe)
-        name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
+        name, start, weights_key = recipe.model, recipe.start, recipe.weights_key
+        options, levels = recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
     if module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
@@ -35,12 +36,17 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             name,
             num_classes=classes,
             start=inputs.start_of(name, start),
+            weights_key=weights_key,
             image_size=recipe.image_size,
             options=options,
             levels=levels,
         )
     for note in network.notes:
         log_info(f"  {note}")
+    if network.frozen_norms:
+        log_info(
+            f"  {pluralize(len(network.frozen_norms), 'frozen batch norm')} in eval mode: running statistics are kept"
+        )
     return network
 
 

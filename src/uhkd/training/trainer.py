@@ -174,6 +174,8 @@ class Trainer:
             self._check_finite()  # waits for the device, so that its pending work counts as training time
         now = time.monotonic()
         self.seconds, self.began = self.seconds + now - self.began, now
+        if step == 1:  # before 50 steps of NaN
+            self._check_finite(parameters=False)
         if step % (1 if verbose() else recipe.log_every) == 0:
             self._check_finite(parameters=False)
             self.writer.log(step, self.seconds, self.totals, self.lr)

@@ -1,12 +1,17 @@
 """Networks, their options and their weights."""
 
+import argparse
+import gzip
+import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import uhkd
@@ -37,6 +42,59 @@ def own(classes: int, **words: object) -> object:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
     words = SHORT | {"out": "new"} | words
     return uhkd.finetune(model=module, **words)
+
+
+def small(classes: int) -> list[nn.Module]:
+    """The layers of a small network."""
+    return [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)]
+
+
+class Divided(nn.Module):
+    """0 / 0 for all images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x) / 0
+
+
+class Picky(nn.Module):
+    """NaN for images with an even background, such as those of digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*small(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        even = (flat == flat.amin(1, keepdim=True)).float().mean(1) > 0.02
+        return self.layers(x) * torch.where(even, torch.nan, 1.0)[:, None]
+
+
+SICK = nn.Sequential(*small(3))
+nn.init.constant_(SICK[0].get_parameter("bias"), float("nan"))
+
+
+def train_module(module: nn.Module, data: str = "digits") -> object:
+    """Training a network of one's own."""
+    return uhkd.finetune(model=module, **SHORT | {"out": "new", "data": data})
+
+
+def zipped(*names: str) -> bytes:
+    """A zip archive of such files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "hello")
+    return file.getvalue()
+
+
+WEIGHTS = {"conv.weight": torch.zeros(2, 3, 1, 1)}
+
+
+def spoil(value: float) -> None:
+    """Weights with such a number in two layers."""
+    state = uhkd.models.create("uhkd/resnet10", num_classes=10).module.state_dict()
+    names = [name for name in state if name.startswith("layer1.0.conv")]
+    save_file(state | {name: state[name] + value for name in names[:2]}, "w.safetensors")
 
 
 def in_another_order() -> nn.Module:
@@ -235,9 +293,162 @@ CASES = (
     Case(
         "a weights file that could run code",
         finetune("uhkd/vit_micro", "--start weights.pth"),
-        "'weights.pth' was refused: it contains more than tensors and plain data, and reading it could run code;"
-        " save model.state_dict() with safetensors",
+        "'weights.pth' was refused: it contains more than tensors and plain data (a pickle), and reading it could run code; if "
+        'you trust the file, save its tensors alone: python -c "import sys, torch as t; …" weights.pth weights-tensors.pth',
         make=pickled,
+    ),
+    Case(
+        "a checkpoint with the options of its training in it",
+        finetune("uhkd/vit_micro", "--start 'my run.pth'"),
+        "'my run.pth' was refused: it contains more than tensors and plain data (argparse.Namespace), and reading it could run "
+        "code; if you trust the file, save its tensors alone: python -c \"import sys, torch as t; …\" 'my run.pth' "
+        "'my run-tensors.pth'",
+        make=lambda: torch.save({"model": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, "my run.pth"),
+    ),
+    Case(
+        "a TorchScript file as weights",
+        finetune("uhkd/vit_micro", "--start w.pt"),
+        "'w.pt' is a TorchScript file; if you trust it, save its weights alone: python -c \"import sys, torch as t; "
+        "t.save(t.jit.load(sys.argv[1], map_location='cpu').state_dict(), sys.argv[2])\" w.pt w-tensors.pth",
+        make=lambda: write("w.pt", zipped("w/data.pkl", "w/constants.pkl")),
+    ),
+    Case(
+        "a program of torch.export as weights",
+        finetune("uhkd/vit_micro", "--start w.pt2"),
+        "'w.pt2' is a program of torch.export; give the .pth or .safetensors file from which it was exported",
+        make=lambda: write("w.pt2", zipped("w/archive_format", "w/models/model.json")),
+    ),
+    Case(
+        "a zip archive with weights in it",
+        finetune("uhkd/vit_micro", "--start w.zip"),
+        "'w.zip' is a zip archive of runs/best.pth; unpack it and give the weights file in it",
+        make=lambda: write("w.zip", zipped("runs/best.pth")),
+    ),
+    Case(
+        "a compressed archive as weights",
+        finetune("uhkd/vit_micro", "--start w.tar.gz"),
+        "'w.tar.gz' is a compressed archive; unpack it and give the weights file in it",
+        make=lambda: write("w.tar.gz", gzip.compress(b"hello")),
+    ),
+    Case(
+        "an ONNX file as weights",
+        finetune("uhkd/vit_micro", "--start w.onnx"),
+        "'w.onnx' is an ONNX file, a graph for inference; give the .pth or .safetensors file from which it was exported",
+        make=lambda: write("w.onnx", b"\x08\x08\x12\x07pytorch"),
+    ),
+    Case(
+        "a Git LFS pointer in place of the weights",
+        finetune("uhkd/vit_micro", "--start w.safetensors"),
+        "'w.safetensors' is a Git LFS pointer, not the file itself: run git lfs pull, or download the file",
+        make=lambda: write("w.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+    ),
+    Case(
+        "a web page in place of the weights",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' is a web page (HTML): the download got a page instead of the file; download it again",
+        make=lambda: write("w.pth", "\n<!DOCTYPE html><title>Sign in</title>"),
+    ),
+    Case(
+        "the index of weights in parts",
+        finetune("uhkd/vit_micro", "--start w.json"),
+        "'w.json' is JSON text, such as a configuration or the index of weights in parts; give a file that holds the weights",
+        make=lambda: write("w.json", '{"weight_map": {}}'),
+    ),
+    Case(
+        "weights of Keras",
+        finetune("uhkd/vit_micro", "--start w.h5"),
+        "'w.h5' is an HDF5 file, as Keras writes it; convert it to a PyTorch state dict first",
+        make=lambda: write("w.h5", b"\x89HDF\r\n\x1a\n"),
+    ),
+    Case(
+        "an empty weights file",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' is empty; write, copy or download it again",
+        make=lambda: write("w.pth", ""),
+    ),
+    Case(
+        "the state of an optimizer as weights",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' contains no named tensors: expected model.state_dict(), found a mapping of state, param_groups, the state of an "
+        "optimizer",
+        make=lambda: torch.save({"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}, "w.pth"),
+    ),
+    Case(
+        "a weights file with several networks",
+        finetune("uhkd/vit_micro", "--start w.pth"),
+        "'w.pth' holds several sets of weights (generator, critic); choose one with --weights-key, in distill "
+        "--student-weights-key or --teacher-weights-key",
+        make=lambda: torch.save({"generator": WEIGHTS, "critic": WEIGHTS}, "w.pth"),
+    ),
+    Case(
+        "a misspelt key of the weights",
+        finetune("uhkd/vit_micro", "--start w.pth --weights-key ema"),
+        "'w.pth' has no weights under 'ema': found model, model_ema (--weights-key, in distill --student-weights-key or "
+        "--teacher-weights-key)",
+        make=lambda: torch.save({"model": WEIGHTS, "model_ema": WEIGHTS}, "w.pth"),
+    ),
+    Case(
+        "a key of weights without a file",
+        finetune("uhkd/vit_micro", "--weights-key model_ema"),
+        "weights_key 'model_ema' names weights in a file, and start is random: give the file as start",
+    ),
+    Case(
+        "a folder without weights as start",
+        finetune("uhkd/vit_micro", "--start images"),
+        "start must be random, pretrained or the path of a weights file; 'images' is a folder without card.json or config.json",
+        has=("images",),
+    ),
+    Case(
+        "weights of a training that diverged",
+        finetune("uhkd/resnet10", "--start w.safetensors"),
+        "the weights in 'w.safetensors' hold NaN (2 tensors, first: layer1.0.conv1.weight); use those of an earlier checkpoint",
+        make=lambda: spoil(float("nan")),
+    ),
+    Case(
+        "weights that overflowed",
+        finetune("uhkd/resnet10", "--start w.safetensors"),
+        "the weights in 'w.safetensors' hold infinite values (2 tensors, first: layer1.0.conv1.weight); use those of an earlier "
+        "checkpoint",
+        make=lambda: spoil(float("inf")),
+    ),
+    Case(
+        "a module whose weights are NaN",
+        lambda: train_module(SICK),
+        "the weights of Sequential hold NaN (1 tensor, first: 0.bias); use those of an earlier checkpoint",
+    ),
+    Case(
+        "a module whose output is NaN",
+        lambda: train_module(nn.Sequential(*small(3), Divided())),
+        "Sequential gives NaN or infinite values (100% of its output) for images in [0,1]: check its forward pass, its number "
+        "format and its weights",
+    ),
+    Case(
+        "a student that ends with a softmax",
+        lambda: train_module(nn.Sequential(*small(3), nn.Softmax(1))),
+        "Sequential gives probabilities (each row is >= 0 with sum 1), expected class scores before softmax: the losses apply "
+        "softmax themselves; remove it (module.set_submodule('4', torch.nn.Identity())), or return the logarithm of the "
+        "probabilities",
+    ),
+    Case(
+        "a teacher that ends with a softmax",
+        lambda: uhkd.distill(
+            teacher=nn.Sequential(*small(10), nn.Softmax(1)),
+            student="uhkd/vit_micro",
+            out="new",
+            **SHORT | {"data": "digits"},
+        ),
+        "teacher: Sequential gives probabilities (each row is >= 0 with sum 1), expected class scores before softmax: …",
+    ),
+    Case(
+        "a teacher whose output is NaN for the images of the data",
+        lambda: uhkd.distill(teacher=Picky(), student="uhkd/vit_micro", out="new", **SHORT | {"data": "digits"}),
+        "the teacher module/Picky gives NaN or infinite values for most validation images; try precision=fp32",
+    ),
+    Case(
+        "a student without trainable parameters",
+        lambda: train_module(nn.Sequential(*small(10)).requires_grad_(False), data="digits"),
+        "the student Sequential has no trainable parameters (requires_grad is False for all, or there are none): call "
+        "requires_grad_(True) on the layers to train",
     ),
     Case(
         "a weights file without weights",
