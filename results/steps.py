@@ -47,7 +47,8 @@ def arguments_of(plan: dict[str, Any], cell: str) -> dict[str, Any]:
     """The recipe of a cell without teacher, seed and place."""
     network, start, images, batch, epochs, *changes = cell.split()
     options = plan["networks"][network]
-    recipe = {**plan["common"], "precision": options["precision"], "train_limit": int(images)}
+    recipe = {**plan["common"], "train_limit": int(images)}
+    recipe |= {key: options[key] for key in options.keys() & {"precision", "image_size"}}
     recipe |= {"batch_size": int(batch), "epochs": int(epochs), "eval_every": int(epochs)}
     recipe |= {name: yaml.safe_load(value) for name, value in (change.split("=") for change in changes)}
     if start in plan["pretrained"]:

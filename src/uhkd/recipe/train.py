@@ -30,8 +30,8 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
 
     image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
 
-    epochs: int = Field(default=30, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")
+    epochs: int | None = Field(default=None, ge=1, description="passes over the training images")
+    batch_size: int | None = Field(default=None, ge=1, description="images per optimiser step, over all devices")
     grad_accum_steps: int = Field(default=1, ge=1, description="parts of a batch, to save memory; divides batch_size")
     optimizer: Literal["adamw", "sgd", "lamb"] = Field(default="adamw", description="optimiser")
     lr: float | None = Field(
@@ -43,7 +43,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate schedule")
     min_lr: float = Field(default=0.0, ge=0, description="final learning rate of schedule cosine")
-    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
+    warmup_epochs: float | None = Field(default=None, ge=0, description="epochs of linear warm-up, fractions allowed")
     warmup_lr: float | None = Field(
         default=None, ge=0, description="learning rate of the first step; none: lr / warm-up steps"
     )
