@@ -108,7 +108,9 @@ def collect(out: Path) -> None:
             "seed": recipe["seed"],
             "commit": result["environment"]["commit"],
             "environment": content["environments"].index(environment),
-            "recipe": {k: v for k, v in recipe.items() if k not in ("out", "data", "teacher", "start", "seed", "resume")},
+            "recipe": {
+                k: v for k, v in recipe.items() if k not in ("out", "data", "teacher", "start", "seed", "resume")
+            },
             "teacher": result.get("teacher_metrics", {}),
             "metrics": result["metrics"],
         }
@@ -131,7 +133,8 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true")
     arguments = parser.parse_args()
     if arguments.collect:
-        return collect(arguments.out)
+        collect(arguments.out)
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     data = arguments.out / "photos64.npz"
     if not data.is_file():

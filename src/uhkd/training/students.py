@@ -4,9 +4,19 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
-from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
+from uhkd.models import (
+    ModelConfig,
+    create,
+    has_weights,
+    load_run,
+    native_size_of,
+    offers_pretrained,
+    read_safetensors,
+    wrap_module,
+)
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import Inputs
@@ -25,23 +35,35 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         options, levels = recipe.student_options, recipe.student_levels
     else:
         assert isinstance(recipe, FinetuneRecipe)
-        name, start, options, levels = recipe.model, recipe.start, recipe.options, recipe.levels
+        name, start, options, levels = recipe.model, recipe.start or "random", recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
     if module is not None:
         size = recipe.image_size or native_size_of(module) or inputs.data.native_size
         network = wrap_module(module, num_classes=classes, image_size=size, levels=levels)
     else:
-        network = create(
-            name,
-            num_classes=classes,
-            start=inputs.start_of(name, start),
-            image_size=recipe.image_size,
-            options=options,
-            levels=levels,
-        )
+        arguments = {"image_size": recipe.image_size, "options": options, "levels": levels}
+        flag = "--student-start" if isinstance(recipe, DistillRecipe) else "--start"
+        try:
+            network = create(name, num_classes=classes, start=inputs.start_of(name, start), **arguments)
+        except UhkdError as error:
+            if start != "pretrained" or "internet" not in str(error):
+                raise
+            raise UhkdError(f"{error}; on the command line: {flag} FILE or {flag} random") from error
+        if isinstance(recipe, DistillRecipe):
+            log_info(f"student {name}: {_describe_start(name, start)}")
     for note in network.notes:
         log_info(f"  {note}")
     return network
+
+
+def _describe_start(name: str, start: str) -> str:
+    """Describe the initial weights of a student, and the option for others."""
+    if has_weights(name) and start in ("random", "pretrained"):
+        return "starts from its own weights"
+    if start != "random":
+        return f"starts from {'pretrained weights' if start == 'pretrained' else start} (--student-start random: from none)"
+    others = "pretrained or FILE" if offers_pretrained(name) else "FILE"
+    return f"starts from random weights (--student-start {others}: from trained ones)"
 
 
 def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
