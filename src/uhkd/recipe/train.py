@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # numbers wherever a recipe is used: uhkd.training.defaults r
 else:
     ChosenInt = int | None
     ChosenFloat = float | None
+_OPEN: Any = None
 _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -38,10 +39,10 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
 
     epochs: ChosenInt = Field(
-        default=None, ge=1, description="passes over the training images; none: chosen from their number, 30 to 160"
+        default=_OPEN, ge=1, description="passes over the training images; none: chosen from their number, 30 to 160"
     )
     batch_size: ChosenInt = Field(
-        default=None,
+        default=_OPEN,
         ge=1,
         description="images per optimiser step, over all devices; none: chosen from the number of images, 16 to 128",
     )
@@ -57,7 +58,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate schedule")
     min_lr: float = Field(default=0.0, ge=0, description="final learning rate of schedule cosine")
     warmup_epochs: ChosenFloat = Field(
-        default=None, ge=0, description="epochs of linear warm-up, fractions allowed; none: 0"
+        default=_OPEN, ge=0, description="epochs of linear warm-up, fractions allowed; none: 0"
     )
     warmup_lr: float | None = Field(
         default=None, ge=0, description="learning rate of the first step; none: lr / warm-up steps"
