@@ -147,7 +147,8 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
         if schedule != "step" and steps:
             yield f"step_epochs: only schedule step uses it, found schedule {schedule}"
         if steps and any(a >= b for a, b in pairwise((0, *steps, epochs))):
-            yield f"step_epochs: expected increasing numbers from 1 to {epochs - 1}, found {list(steps)}"
+            span = f"from 1 to {epochs - 1}" if self.epochs else "of at least 1"
+            yield f"step_epochs: expected increasing numbers {span}, found {list(steps)}"
         if self.resume and self.out is None:
             yield "resume: needs out, the run folder to resume"
 
