@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +19,7 @@ TINY |= {"options": {"channels": [4, 4, 8, 8]}, "workers": 0, "thumbnails": Fals
 
 
 def chosen(images: int, processes: int = 1, **words: Any) -> FinetuneRecipe:
-    data: Any = SimpleNamespace(train=range(images))
-    return choose_length(build(FinetuneRecipe, OPEN | words), data, processes)
+    return choose_length(build(FinetuneRecipe, OPEN | words), images, processes)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         recipe = build(FinetuneRecipe if "model" in task.options else DistillRecipe, task.options)
         key = str([recipe.data, recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
-        recipe = choose_length(recipe, data)
+        recipe = choose_length(recipe, len(data.train))
         steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)
         model, options = (
             (recipe.student, recipe.student_options)

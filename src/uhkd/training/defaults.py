@@ -4,7 +4,6 @@ import math
 from typing import Any, TypeVar
 
 from uhkd.console import log_info
-from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
 from uhkd.models import offers_pretrained
 from uhkd.recipe import FinetuneRecipe, TrainRecipe, build
@@ -30,14 +29,15 @@ def default_length(images: int) -> tuple[int, int]:
     return max(2, min(batch, images // 4)), epochs
 
 
-def choose_length(recipe: RecipeT, data: DataSplits, processes: int = 1) -> RecipeT:
-    """Return the recipe with numbers for batch size, epochs and warm-up; those that are not given depend on the data alone.
+def choose_length(recipe: RecipeT, images: int, processes: int = 1) -> RecipeT:
+    """Return the recipe with numbers for batch size, epochs and warm-up; those not given depend on the images alone.
+
+    images: of the training split.
 
     Raises:
         UhkdError: for a batch larger than the training split or not divisible, or for parts of a batch too small for batch
             statistics.
     """
-    images = len(data.train)
     batch, epochs = default_length(images)
     unit = math.lcm(recipe.grad_accum_steps, recipe.shuffle_streams, processes)
     chosen: dict[str, Any] = {}

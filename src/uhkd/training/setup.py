@@ -156,7 +156,7 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool, modul
         if recipe.teacher_cache is not None:
             recipe = inherit_cache_views(recipe, folder)
         recipe = resolve_balance(recipe, folder if resumed else None)
-    recipe = choose_length(recipe, opened, fabric.world_size).resolved()
+    recipe = choose_length(recipe, len(opened.train), fabric.world_size).resolved()
     recipe = recipe.model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())

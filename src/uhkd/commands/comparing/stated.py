@@ -27,5 +27,5 @@ def stated_length(options: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache
 def _length(fields: str) -> tuple[tuple[str, Any], ...]:
     recipe = build(DistillRecipe, {"student": "any", "method": "scratch", **json.loads(fields)})
-    recipe = choose_length(recipe, open_recipe_data(recipe))
+    recipe = choose_length(recipe, len(open_recipe_data(recipe).train))
     return tuple((name, getattr(recipe, name)) for name in LENGTH)
