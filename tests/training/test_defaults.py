@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 import uhkd
 from uhkd.errors import UhkdError
 from uhkd.models import offers_pretrained
-from uhkd.recipe import FinetuneRecipe, build
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
 from uhkd.runs import RunFolder
 from uhkd.training.defaults import choose_length, choose_start, default_length
+from uhkd.training.setup import prepare
 
 OPEN = {"model": "uhkd/resnet10", "data": "digits"}
 TINY: dict[str, Any] = OPEN | {"train_limit": 40, "image_size": 16, "device": "cpu", "precision": "fp32"}
@@ -104,3 +106,20 @@ def test_chosen_numbers_are_written_and_said(tmp_path: Path, capsys: pytest.Capt
     assert "batch size 10 chosen from 40 training images: 4 optimiser steps" in "".join(capsys.readouterr())
     recipe = RunFolder(tmp_path / "run").read_recipe()
     assert (recipe["batch_size"], recipe["epochs"], recipe["warmup_epochs"], recipe["start"]) == (10, 1, 0.0, "random")
+
+
+def test_without_network_finetune_never_starts_at_random_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    words = TINY | {"model": "timm/test_vit", "options": {}, "out": str(tmp_path / "run")}
+    with pytest.raises(UhkdError, match=r"not available .* --start FILE or --start random"):
+        uhkd.finetune(**words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_distill_says_what_the_student_starts_from(capsys: pytest.CaptureFixture[str]):
+    words = TINY | {"student": "timm/test_vit", "method": "scratch", "image_size": None}
+    recipe = build(DistillRecipe, {name: word for name, word in words.items() if name not in ("model", "options")})
+    prepare(recipe, dry_run=True)
+    said = "student timm/test_vit: starts from random weights (--student-start pretrained or FILE: from trained ones)"
+    assert said in "".join(capsys.readouterr())

@@ -136,7 +136,7 @@ CASES = (
         finetune("transformers/vit", "--start pretrained"),
         "pretrained weights of transformers/vit are not available (a family has none; name a model of the hub); "
         "without an internet connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) "
-        "or a run folder",
+        "or a run folder; on the command line: --start FILE or --start random",
     ),
     Case(
         "an unknown option of a family of transformers",
@@ -201,7 +201,7 @@ CASES = (
     ),
     Case(
         "an image size that the network does not support",
-        finetune("timm/test_vit", "--image-size 20"),
+        finetune("timm/test_vit", "--image-size 20 --start random"),
         "VisionTransformer cannot process images of 20x20 px: …; timm/test_vit was made for 160x160",
     ),
     Case(
@@ -213,7 +213,8 @@ CASES = (
         "pretrained weights of a network that has none",
         finetune("uhkd/vit_micro", "--start pretrained"),
         "pretrained weights of uhkd/vit_micro are not available (the networks uhkd/... have none); without an internet "
-        "connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder",
+        "connection, use start=random, a weights file (start=PATH), a timm model folder (local-dir:PATH) or a run folder; on the "
+        "command line: --start FILE or --start random",
     ),
     Case(
         "a weights file that does not exist",
