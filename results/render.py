@@ -1,4 +1,4 @@
-"""results/**/*.json -> pages and a figure in docs/, parts of README and of docs/{performance,scaling,why,steps}.md; --check: stale?"""
+"""results/**/*.json -> pages and a figure in docs/, parts of README and of docs/performance.md and others; --check: stale?"""
 
 import json
 import sys
