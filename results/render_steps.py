@@ -39,7 +39,9 @@ def _row(shared: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[tuple[Any,
     recipe, values = shared | runs[0]["recipe"], [100 * run["metrics"]["val_accuracy"] for run in runs]
     network, start, images = runs[0]["cell"].split()[:3]
     batch, epochs = recipe["batch_size"], recipe["epochs"]
-    note = "the default" if (batch, epochs) == default_length(int(images)) and not recipe["warmup_epochs"] else ""
+    usual = default_length(int(images))
+    near = batch == usual[0] and abs(epochs - usual[1]) <= 1 and not recipe["warmup_epochs"]
+    note = "the default" if near else ""
     if (batch, epochs) == (min(128, int(images) // 4), 30):
         note = "30 epochs, batch 128 or a quarter of the images"
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
