@@ -1,4 +1,4 @@
-"""results/**/*.json -> pages and a figure in docs/, parts of README and of docs/{performance,scaling,why}.md; --check: stale?"""
+"""results/**/*.json -> pages and a figure in docs/, parts of README and of docs/performance.md and others; --check: stale?"""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from render_performance import measured
 from render_picture import METHODS, figure
 from render_report import gaps, merged, number
 from render_scaling import scaling
+from render_steps import steps
 from render_why import why
 
 from uhkd.commands.comparing.cost_tables import cost_rows, setting
@@ -148,7 +149,13 @@ def pages() -> dict[Path, str]:
     return {
         **dict(
             _measured_page(name, made)
-            for name, made in (("performance", measured), ("why", why), ("scaling", scaling), ("balance", balance))
+            for name, made in (
+                ("performance", measured),
+                ("why", why),
+                ("scaling", scaling),
+                ("balance", balance),
+                ("steps", steps),
+            )
         ),
         HERE.parent / "docs" / "ablations.md": ablations(),
         HERE.parent / "docs" / "results.md": "\n\n".join([head, *sections, published]) + "\n",

@@ -88,7 +88,7 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
         == 0
     )
     said = "".join(capsys.readouterr())
-    assert "batch size 27, a quarter of the 108 training images" in said
+    assert "batch size 16 chosen from 108 training images: 6 optimiser steps" in said
     assert "teacher" in said and "scratch    not run" in said and "uhkd.load_run" in said
     for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors", "card.json", "result.json"):
         assert (out / name).stat().st_size > 0

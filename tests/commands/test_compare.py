@@ -34,6 +34,7 @@ from uhkd.methods import method_class, method_names, parse_methods
 from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, build, find_recipe, load_yaml, recipe_names
 from uhkd.reporting.stats import paired_difference
 from uhkd.runs import RunFolder
+from uhkd.training.defaults import LENGTH, default_length
 
 SHORT = {"data": "digits", "epochs": 1, "batch_size": 64, "train_limit": 128, "precision": "fp32"}
 STUDENT = SHORT | {
@@ -108,6 +109,17 @@ def test_a_variant_and_data_reach_the_words(recipes: Path):
     (task,) = [task for task in make_plan(recipe, Path(recipe.out)).tasks if "student" in task.options]
     assert task.options["method"] == "uhkd" and task.options["lr"] == 0.5 and task.options["data"] == "elsewhere"
     assert task.options["settings"] == {"radius": 2, "hidden": 8}
+
+
+def test_a_comparison_states_what_its_recipe_leaves_open(recipes: Path):
+    """Every method, setting tried and seed gets the same numbers, and equal views can share a cache."""
+    words = {name: word for name, word in STUDENT.items() if name not in ("epochs", "batch_size")}
+    (recipes / "open.yaml").write_text(yaml.safe_dump(words))
+    asked_for = asked(recipes, pairs=[str(recipes / "open.yaml")], methods=["scratch", "kd", "dist"], seeds=2, tune=2)
+    plan = make_plan(asked_for, Path(asked_for.out))
+    lengths = [tuple(task.options.get(name) for name in LENGTH) for task in plan.tasks if "student" in task.options]
+    assert len(lengths) == 12 and set(lengths) == {(*default_length(128), 0.0)}
+    assert {cache.options["views"] for cache in plan.caches} == {default_length(128)[1]}
 
 
 def test_teachers_that_are_there_are_not_trained(recipes: Path):

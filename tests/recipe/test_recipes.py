@@ -265,7 +265,7 @@ def test_differences_are_those_of_the_resolved_recipes(capsys: pytest.CaptureFix
     (tmp_path / "a.yaml").write_text("student: s\noptimizer: adamw\n")
     (tmp_path / "b.yaml").write_text("student: s\nlr: 1e-3\nepochs: 7\ndata: d\nflip: true\n")
     a, b = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
-    assert recipes(names=(a, b)) == {"epochs": (30, 7), "flip": (None, True), "data": ("-", "d")}
+    assert recipes(names=(a, b)) == {"epochs": (None, 7), "flip": (None, True), "data": ("-", "d")}
     assert re.search(r"^flip +null +true$", capsys.readouterr().out, re.MULTILINE)
     # kinds may differ, and a run folder stands for its recipe
     run = tmp_path / "run"

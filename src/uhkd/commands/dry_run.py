@@ -16,8 +16,9 @@ from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecip
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
 from uhkd.training.cache_writer import cache_inputs, check_disk_space, record_format_of
+from uhkd.training.defaults import choose_length
 from uhkd.training.fit import count_parameters
-from uhkd.training.inputs import Inputs, choose_augmentation, fit_batch, log_augmentation, open_recipe_data
+from uhkd.training.inputs import Inputs, choose_augmentation, log_augmentation, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
 from uhkd.training.machine import make_fabric
 from uhkd.training.run_evaluation import images_of, open_run
@@ -180,7 +181,7 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         recipe = build(FinetuneRecipe if "model" in task.options else DistillRecipe, task.options)
         key = str([Columns.of(recipe), recipe.val_fraction, recipe.train_limit, recipe.skip_bad_images])
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
-        recipe = fit_batch(recipe, data)
+        recipe = choose_length(recipe, len(data.train))
         steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)
         model, options = (
             (recipe.student, recipe.student_options)

@@ -32,7 +32,7 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
     """
     arguments = build(InspectArguments, fields) if arguments is None else arguments
     options = arguments.model_dump(exclude={"num_classes", "data"})
-    recipe = build(DistillRecipe, options | {"data": arguments.data or "random", "batch_size": 2})
+    recipe = build(DistillRecipe, options | {"data": arguments.data or "random", "batch_size": 2, "epochs": 1})
     recipe = recipe.model_copy(update={"device": "cpu", "precision": "fp32"})
     setup = prepare(recipe, data=_random(arguments) if arguments.data is None else None, dry_run=True)
     learner, batch = setup.learner, _batch(setup)

@@ -70,6 +70,25 @@ def parse_name(name: str) -> ModelName:
     raise UhkdError(_unknown(name))
 
 
+def offers_pretrained(name: str) -> bool:
+    """Return whether a network has pretrained weights: of its library, of the hub, or in the folder that it is.
+
+    Raises:
+        UhkdError: no network has this name.
+    """
+    reference = parse_name(name)
+    if reference.library == "timm":
+        import timm
+
+        return timm.is_model_pretrained(reference.name)
+    if reference.library == "transformers":
+        from uhkd.models.transformers.folder import has_safetensors
+
+        folder = (Path(reference.name) / "config.json").is_file()
+        return has_safetensors(reference.name) if folder else reference.name not in families()
+    return reference.library != "uhkd"
+
+
 def check_name(name: str) -> None:
     """Reject a name that `parse_name` would reject, as far as this is possible without importing a library.
 

@@ -1,9 +1,10 @@
 """Recipes of trainings: options, types, bounds and defaults."""
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -23,6 +24,13 @@ from uhkd.recipe.errors import RecipeError, format_value
 
 # default peak learning rate and weight decay; those of lamb are from timm's A2 recipe (arXiv 2110.00476)
 _DEFAULTS = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
+if TYPE_CHECKING:  # numbers wherever a recipe is used: uhkd.training.defaults replaces None once the data is open
+    ChosenInt = int
+    ChosenFloat = float
+else:
+    ChosenInt = int | None
+    ChosenFloat = float | None
+_OPEN: Any = None
 _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -31,8 +39,14 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
 
     image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
 
-    epochs: int = Field(default=30, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")
+    epochs: ChosenInt = Field(
+        default=_OPEN, ge=1, description="passes over the training images; none: chosen from their number, 30 to 160"
+    )
+    batch_size: ChosenInt = Field(
+        default=_OPEN,
+        ge=1,
+        description="images per optimiser step, over all devices; none: chosen from the number of images, 16 to 128",
+    )
     grad_accum_steps: int = Field(default=1, ge=1, description="parts of a batch, to save memory; divides batch_size")
     optimizer: Literal["adamw", "sgd", "lamb"] = Field(default="adamw", description="optimiser")
     lr: float | None = Field(
@@ -44,7 +58,9 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="learning rate schedule")
     min_lr: float = Field(default=0.0, ge=0, description="final learning rate of schedule cosine")
-    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
+    warmup_epochs: ChosenFloat = Field(
+        default=_OPEN, ge=0, description="epochs of linear warm-up, fractions allowed; none: 0"
+    )
     warmup_lr: float | None = Field(
         default=None, ge=0, description="learning rate of the first step; none: lr / warm-up steps"
     )
@@ -109,10 +125,12 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
 
     def _conflicts(self) -> Iterator[str]:
         """Yield one line per rule between options that is broken."""
-        batch, rate, schedule = self.batch_size, self.learning_rate, self.schedule
+        # numbers left open break no rule; they are checked again once they are chosen
+        epochs, warmup, batch = self.epochs or math.inf, self.warmup_epochs or 0, self.batch_size or 0
+        rate, schedule = self.learning_rate, self.schedule
         steps, streams = self.step_epochs, self.shuffle_streams
-        if self.warmup_epochs >= self.epochs:
-            yield f"warmup_epochs: expected less than epochs ({self.epochs}), found {self.warmup_epochs:g}"
+        if warmup >= epochs:
+            yield f"warmup_epochs: expected less than epochs ({epochs}), found {warmup:g}"
         if self.warmup_lr is not None and self.warmup_lr > rate:
             yield f"warmup_lr: expected at most lr ({rate:g}), found {self.warmup_lr:g}"
         if self.min_lr >= rate:
@@ -129,8 +147,9 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
             yield "step_epochs: schedule step needs at least one epoch, found none"
         if schedule != "step" and steps:
             yield f"step_epochs: only schedule step uses it, found schedule {schedule}"
-        if steps and any(a >= b for a, b in pairwise((0, *steps, self.epochs))):
-            yield f"step_epochs: expected increasing numbers from 1 to {self.epochs - 1}, found {list(steps)}"
+        if steps and any(a >= b for a, b in pairwise((0, *steps, epochs))):
+            span = f"from 1 to {epochs - 1}" if self.epochs else "of at least 1"
+            yield f"step_epochs: expected increasing numbers {span}, found {list(steps)}"
         if self.resume and self.out is None:
             yield "resume: needs out, the run folder to resume"
 
@@ -139,7 +158,10 @@ class FinetuneRecipe(TrainRecipe):
     """Train one network on labels: a teacher or a baseline from scratch."""
 
     model: str = Field(description="network: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
-    start: str = Field(default="random", description="initial weights: random, pretrained or a weights file")
+    start: str | None = Field(
+        default=None,
+        description="initial weights: random, pretrained or a weights file; none: pretrained if the network's library has some",
+    )
     weights_key: str | None = Field(default=None, description=WEIGHTS_KEY)
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the network's constructor")
     levels: Levels = Field(default=None, description="names of layers for diagnostics; none: automatic")

@@ -1,20 +1,17 @@
-"""The inputs of a training: data, image size and augmentation, a batch size that fits, and the run folder."""
+"""The inputs of a training: data, image size and augmentation, and the run folder."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning_fabric import Fabric
 
 from uhkd.console import log_info
 from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
-from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
-
-RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
 _SMALL = 64  # pixels: up to this size a padded crop keeps more of the image than a resized crop
 
@@ -105,30 +102,6 @@ def log_augmentation(augmentation: Augmentation) -> None:
         if value := getattr(augmentation, name):
             parts.append(f"{name} {value:g}")
     log_info(f"images at {augmentation.size[0]}x{augmentation.size[1]}, {', '.join(parts)}")
-
-
-def fit_batch(recipe: RecipeT, data: DataSplits) -> RecipeT:
-    """Return the recipe with a batch size that fits the data: a default one is reduced if necessary, a given one is checked.
-
-    Raises:
-        UhkdError: for a batch larger than the training split, or for parts of a batch too small for batch statistics.
-    """
-    images = len(data.train)
-    if "batch_size" not in recipe.model_fields_set and recipe.grad_accum_steps == 1 and recipe.batch_size > images // 4:
-        fitting = max(1, images // 4 // recipe.shuffle_streams) * recipe.shuffle_streams
-        recipe = recipe.model_copy(update={"batch_size": max(2, fitting)})
-        log_info(f"batch size {recipe.batch_size}, a quarter of the {images} training images")
-    if recipe.batch_size > images:
-        raise UhkdError(
-            f"batch_size {recipe.batch_size} is larger than the {images} images of the training split; "
-            f"use --batch-size {max(2, images // 4)}, or another one up to {images}"
-        )
-    if recipe.batch_size // recipe.grad_accum_steps < 2:
-        raise UhkdError(
-            f"batch_size {recipe.batch_size} in {recipe.grad_accum_steps} parts leaves "
-            f"{recipe.batch_size // recipe.grad_accum_steps} image a part; batch statistics need at least 2"
-        )
-    return recipe
 
 
 def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:

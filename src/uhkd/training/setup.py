@@ -17,10 +17,10 @@ from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
+from uhkd.training.defaults import choose_length, choose_start, keep_choices
 from uhkd.training.inputs import (
     Inputs,
     choose_augmentation,
-    fit_batch,
     image_size,
     log_augmentation,
     open_recipe_data,
@@ -113,7 +113,7 @@ def prepare(
     """
     for teacher_recipe, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
         parse_methods(teacher_recipe.method, teacher_recipe.settings, teacher_recipe.weights)
-    setup = _open(recipe, data, dry_run)
+    setup = _open(recipe, data, dry_run, module=model is not None)
     if setup.finished:
         return setup
     if isinstance(setup.recipe, DistillRecipe):
@@ -135,7 +135,7 @@ def prepare(
     return setup
 
 
-def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Setup:
+def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool, module: bool) -> Setup:
     """Choose device, processes, data and batch size, and check that the folder can be written, before anything slow."""
     recipe = given
     check_loggers(recipe.log)
@@ -145,20 +145,19 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
     label = recipe.method if isinstance(recipe, DistillRecipe) else "finetune"
     folder = RunFolder(fabric.broadcast(str(run_folder(recipe, label).path)))
     resumed = recipe.resume and folder.started()
-    if not resumed:
+    if resumed:
+        recipe = keep_choices(recipe, folder)
+    else:
         folder.check({}, resume=recipe.resume)
     log_device(recipe, device, precision)
     opened = open_recipe_data(recipe, data)
+    recipe = choose_start(recipe, module=module)
     if isinstance(recipe, DistillRecipe):
         if recipe.teacher_cache is not None:
             recipe = inherit_cache_views(recipe, folder)
         recipe = resolve_balance(recipe, folder if resumed else None)
-    recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
-    if recipe.batch_size % fabric.world_size:
-        raise UhkdError(
-            f"batch_size {recipe.batch_size} must be a multiple of the number of processes, {fabric.world_size}; for example "
-            f"--batch-size {-(-recipe.batch_size // fabric.world_size) * fabric.world_size}"
-        )
+    recipe = choose_length(recipe, len(opened.train), fabric.world_size).resolved()
+    recipe = recipe.model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.resume:
         folder.check(recipe.model_dump(mode="json"), resume=True, defaults=recipe.defaults())
     fabric.barrier()  # no process writes before all have checked the folder

@@ -6,7 +6,16 @@ from torch import nn
 from uhkd.console import log_info, pluralize
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
-from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
+from uhkd.models import (
+    ModelConfig,
+    create,
+    has_weights,
+    load_run,
+    native_size_of,
+    offers_pretrained,
+    read_safetensors,
+    wrap_module,
+)
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import Inputs
@@ -25,7 +34,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         options, levels = recipe.student_options, recipe.student_levels
     else:
         assert isinstance(recipe, FinetuneRecipe)
-        name, start, weights_key = recipe.model, recipe.start, recipe.weights_key
+        name, start, weights_key = recipe.model, recipe.start or "random", recipe.weights_key
         options, levels = recipe.options, recipe.levels
     torch.manual_seed(recipe.seed)
     if module is not None:
@@ -41,6 +50,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             options=options,
             levels=levels,
         )
+        if isinstance(recipe, DistillRecipe):
+            log_info(f"student {name}: {_describe_start(name, start)}")
     for note in network.notes:
         log_info(f"  {note}")
     if network.frozen_norms:
@@ -48,6 +59,16 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             f"  {pluralize(len(network.frozen_norms), 'frozen batch norm')} in eval mode: running statistics are kept"
         )
     return network
+
+
+def _describe_start(name: str, start: str) -> str:
+    """Describe the initial weights of a student, and the option for others."""
+    if has_weights(name) and start in ("random", "pretrained"):
+        return "starts from its own weights"
+    if start != "random":
+        return f"starts from {'pretrained weights' if start == 'pretrained' else start} (--student-start random: from none)"
+    others = "pretrained or FILE" if offers_pretrained(name) else "FILE"
+    return f"starts from random weights (--student-start {others}: from trained ones)"
 
 
 def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from uhkd.commands.comparing.cache_plan import shared_caches
 from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.commands.comparing.search import changes_tried
+from uhkd.commands.comparing.stated import stated_length
 from uhkd.errors import UhkdError
 from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse_name
@@ -110,6 +111,7 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
                 students.append(Task(name, options, after, tried, measured=recipe.split == "test"))
     if problems:
         raise RecipeError(dict.fromkeys(problems))
+    students = [replace(task, options=task.options | stated_length(task.options)) for task in students]
     shared, live = shared_caches({task.name: task.options for task in students}) if recipe.cache == "auto" else ([], {})
     cached = {name: cache.name for cache in shared for name in cache.serves}
     tasks |= {task.name: replace(task, cache=cached.get(task.name)) for task in students}

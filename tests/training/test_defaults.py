@@ -1,0 +1,125 @@
+"""Options that a recipe leaves open: chosen from the data and the network, said, and kept when a run is resumed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+import uhkd
+from uhkd.errors import UhkdError
+from uhkd.models import offers_pretrained
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
+from uhkd.runs import RunFolder
+from uhkd.training.defaults import choose_length, choose_start, default_length
+from uhkd.training.setup import prepare
+
+OPEN = {"model": "uhkd/resnet10", "data": "digits"}
+TINY: dict[str, Any] = OPEN | {"train_limit": 40, "image_size": 16, "device": "cpu", "precision": "fp32"}
+TINY |= {"options": {"channels": [4, 4, 8, 8]}, "workers": 0, "thumbnails": False}
+
+
+def chosen(images: int, processes: int = 1, **words: Any) -> FinetuneRecipe:
+    return choose_length(build(FinetuneRecipe, OPEN | words), images, processes)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"),
+    [
+        (20, 5, 160),
+        (200, 16, 160),
+        (600, 16, 53),
+        (2000, 64, 64),
+        (9000, 128, 30),
+        (50_000, 128, 30),
+        (1_300_000, 128, 30),
+    ],
+)
+def test_batch_and_epochs_follow_the_number_of_images(images: int, batch: int, epochs: int):
+    assert default_length(images) == (batch, epochs)
+
+
+def test_no_data_set_gets_few_steps_or_a_huge_batch():
+    for images in [*range(2, 400), *range(400, 20_000, 37)]:
+        batch, epochs = default_length(images)
+        assert 2 <= batch <= 128 and 30 <= epochs <= 160 and batch <= max(2, images // 4)
+        if images >= 64:
+            assert epochs * (images // batch) >= min(600, 160 * images // 16 * 0.9), images
+
+
+def test_each_number_given_rules_alone():
+    assert (chosen(600, epochs=3).batch_size, chosen(600, epochs=3).epochs) == (16, 3)
+    assert (chosen(600, batch_size=50).batch_size, chosen(600, batch_size=50).epochs) == (50, 53)
+    assert chosen(600, batch_size=50, epochs=3, warmup_epochs=1).warmup_epochs == 1
+
+
+@pytest.mark.parametrize("processes", [1, 3, 4])
+@pytest.mark.parametrize("parts", [1, 5, 24])
+@pytest.mark.parametrize("images", [600, 9000])
+def test_a_chosen_batch_can_be_divided(images: int, parts: int, processes: int):
+    batch = chosen(images, processes, grad_accum_steps=parts).batch_size
+    assert batch % math.lcm(parts, processes) == 0 and batch // parts >= 2
+
+
+def test_contradictions_with_chosen_numbers_are_refused():
+    with pytest.raises(UhkdError, match=r"warmup_epochs: expected less than epochs \(53\), found 60"):
+        chosen(600, warmup_epochs=60)
+    with pytest.raises(UhkdError, match="increasing numbers from 1 to 52"):
+        chosen(600, schedule="step", step_epochs=[80])
+    with pytest.raises(UhkdError, match="multiple of the number of processes, 3"):
+        chosen(600, 3, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("timm/resnet18", True),
+        ("resnet18", True),
+        ("timm/test_vit", True),
+        ("torchvision/resnet18", True),
+        ("uhkd/resnet10", False),
+        ("transformers/vit", False),
+        ("transformers/owner/model", True),
+    ],
+)
+def test_finetune_starts_from_pretrained_weights_where_there_are_some(name: str, offered: bool):
+    assert offers_pretrained(name) == offered
+    recipe = build(FinetuneRecipe, OPEN | {"model": name})
+    assert choose_start(recipe, module=False).start == ("pretrained" if offered else "random")
+    assert choose_start(recipe, module=True).start == "random"
+    given = build(FinetuneRecipe, OPEN | {"model": name, "start": "random"})
+    assert choose_start(given, module=False) is given
+
+
+def test_a_resumed_run_keeps_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Also one of before, whose numbers are not those that would be chosen now."""
+    run = uhkd.finetune(**TINY, epochs=1, batch_size=20, out=str(tmp_path / "run")).run
+    again = uhkd.finetune(**TINY, out=str(run.path), resume=True)
+    assert again.metrics["step"] == 2 and "is finished" in "".join(capsys.readouterr())
+    with pytest.raises(UhkdError, match="epochs was 1, now 2"):
+        uhkd.finetune(**TINY, epochs=2, out=str(run.path), resume=True)
+
+
+def test_chosen_numbers_are_written_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    uhkd.finetune(**TINY, epochs=1, out=str(tmp_path / "run"))
+    assert "batch size 10 chosen from 40 training images: 4 optimiser steps" in "".join(capsys.readouterr())
+    recipe = RunFolder(tmp_path / "run").read_recipe()
+    assert (recipe["batch_size"], recipe["epochs"], recipe["warmup_epochs"], recipe["start"]) == (10, 1, 0.0, "random")
+
+
+def test_without_network_finetune_never_starts_at_random_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    words = TINY | {"model": "timm/test_vit", "options": {}, "out": str(tmp_path / "run")}
+    with pytest.raises(UhkdError, match=r"not available .* use start=random, a weights file"):
+        uhkd.finetune(**words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_distill_says_what_the_student_starts_from(capsys: pytest.CaptureFixture[str]):
+    words = TINY | {"student": "timm/test_vit", "method": "scratch", "image_size": None}
+    recipe = build(DistillRecipe, {name: word for name, word in words.items() if name not in ("model", "options")})
+    prepare(recipe, dry_run=True)
+    said = "student timm/test_vit: starts from random weights (--student-start pretrained or FILE: from trained ones)"
+    assert said in "".join(capsys.readouterr())
