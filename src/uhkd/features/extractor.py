@@ -83,12 +83,22 @@ class FeatureExtractor(nn.Module):
         with side_effect_free(module):
             self._reader, self.shapes = self._measure(levels, head)
         small = [n for n, s in zip(self.levels, self.shapes.maps, strict=True) if min(s[1:]) < SMALLEST_GRID]
+        if isinstance(levels, int) and levels and not self.levels:
+            self.notes.append(
+                f"{type(module).__name__} has no feature maps (no layer gives (B,C,H,W) or tokens on a grid): only methods that "
+                "read logits or embeddings can train it"
+            )
         if small:
             height, width = self.input_size
             self.notes.append(
                 f"at {height}x{width} px the maps of {', '.join(small)} are smaller than "
                 f"{SMALLEST_GRID}x{SMALLEST_GRID}: too small for spectra"
             )
+
+    @property
+    def reader(self) -> TimmExtractor | HookExtractor:
+        """Return what reads the outputs of the module."""
+        return self._reader
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -104,7 +114,7 @@ class FeatureExtractor(nn.Module):
         self._check_fields(fields)
         probe = self.probe if "logits" in fields else None
         requested = fields if probe is None else fields - {"logits"} | {"embedding"}
-        output = self._reader.read(self.module, self._prepare(image), requested)
+        output = self._reader.read(self.module, self.prepare(image), requested)
         if probe is None:
             return output
         assert output.embedding is not None
@@ -113,7 +123,7 @@ class FeatureExtractor(nn.Module):
 
     def plain(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
         """Return the module's output (B,K) for the prepared images, without hooks or probe."""
-        output = first_tensor(self.module(self._prepare(image)))
+        output = first_tensor(self.module(self.prepare(image)))
         assert output is not None
         return output
 
@@ -146,7 +156,7 @@ class FeatureExtractor(nn.Module):
         if "maps" in fields and not self.shapes.maps:
             raise UhkdError(f"{owner} was built without layers to read (levels=0), so it has no maps")
 
-    def _prepare(self, image: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Return images of the module's size, normalisation and type."""
         if not image.is_floating_point():
             raise UhkdError(f"images must be floating numbers in [0,1], found {image.dtype}")
@@ -160,9 +170,9 @@ class FeatureExtractor(nn.Module):
 
     def _measure(self, levels: LayerSelection, head: bool) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
         """Return the first extractor whose logits equal those of the forward pass, and the output shapes."""
-        image = self._prepare(probe_images(self.input_size, device_of(self.module)))
         owner, (height, width) = type(self.module).__name__, self.input_size
         try:
+            image = self.prepare(probe_images(self.input_size, device_of(self.module)))
             plain = first_tensor(self.module(image))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
             reason = first_line(error).rstrip(".")

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info, pluralize, print_result
+from uhkd.data import steps_per_epoch
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
+from uhkd.training.ema import check_decay
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
 from uhkd.training.setup import Setup, log_loss
 from uhkd.training.students import load_finished_model
@@ -49,6 +51,8 @@ def fit(setup: Setup) -> Result:
             f"training {count_parameters(student) / 1e6:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch "
             f"{recipe.batch_size}, {recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
+        if recipe.ema_decay:
+            check_decay(recipe.ema_decay, recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size))
         balance = setup.facts.get("balance", "constant")
         log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes), balance=balance)
         rows = Trainer(setup).train()

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, is_out_of_memory
 
 
 @contextmanager
@@ -18,7 +16,6 @@ def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # the allocator for CPU tensors raises a plain RuntimeError
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise UhkdError(advice()) from error

@@ -6,6 +6,7 @@ import torch
 
 from uhkd.console import log_info
 from uhkd.data import DataSplits, ImageSource, ShardOptions, eval_loader, open_data
+from uhkd.data.worker_errors import check_main_guard
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, evaluate
 from uhkd.evaluation.probe import embed
@@ -23,6 +24,7 @@ def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     Raises:
         UhkdError: no run folder, or no GPU for device cuda.
     """
+    check_main_guard()
     network = load_run(run)
     for note in network.notes:
         log_info(note)

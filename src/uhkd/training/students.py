@@ -6,6 +6,7 @@ from torch import nn
 from uhkd.console import log_info
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
+from uhkd.features.training_mode import check_training_mode
 from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
@@ -39,6 +40,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
             options=options,
             levels=levels,
         )
+    check_training_mode(network)
     for note in network.notes:
         log_info(f"  {note}")
     return network
