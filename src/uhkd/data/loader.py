@@ -1,7 +1,6 @@
 """Loaders whose batches depend on the seed and the step alone, so that a run can resume at any step."""
 
 import os
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
@@ -205,7 +204,7 @@ class Loader:
             fill(self.source)
         try:
             batches: Any = iter(self._inner)
-        except (OSError, EOFError, AttributeError, TypeError, pickle.PicklingError) as error:
+        except Exception as error:
             raise start_error(error) or error from None
         try:
             for batch in batches:
@@ -215,10 +214,7 @@ class Loader:
                 batch = batch.to(self.device)
                 yield batch._replace(image=batch.image.float().div_(255))
         except RuntimeError as error:
-            codes = [worker.exitcode for worker in getattr(batches, "_workers", ())]
-            if (message := worker_error(error, codes)) is None:
-                raise
-            raise message from None
+            raise worker_error(error, getattr(batches, "_workers", ())) or error from None
 
 
 class BatchDataset(Dataset[Batch | UhkdError], ABC):

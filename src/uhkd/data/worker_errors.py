@@ -3,6 +3,8 @@
 import multiprocessing
 import pickle
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from uhkd.errors import UhkdError
 
@@ -31,13 +33,13 @@ def start_error(error: Exception) -> UhkdError | None:
     return UhkdError(_GUARD) if spawned and isinstance(error, EOFError | ConnectionError) else None
 
 
-def worker_error(error: RuntimeError, exit_codes: list[int | None]) -> UhkdError | None:
-    """Return the message for the end of a loader process; None if it has raised an exception, which is passed on.
-
-    exit_codes: of the loader processes.
-    """
+def worker_error(error: RuntimeError, workers: Iterable[Any]) -> UhkdError | None:
+    """Return the message for the end of one of the loader processes; None if it has raised an exception of another kind."""
     text = str(error)
-    if _RUN_AGAIN in exit_codes:
+    for worker in workers if multiprocessing.get_start_method() != "fork" else ():
+        worker.join(1)  # makes its exit code known
+        if worker.exitcode != _RUN_AGAIN:
+            continue
         return UhkdError(_GUARD)
     if "shared memory" in text or "shm" in text or "Bus error" in text:
         return UhkdError(

@@ -114,7 +114,7 @@ class FeatureExtractor(nn.Module):
         self._check_fields(fields)
         probe = self.probe if "logits" in fields else None
         requested = fields if probe is None else fields - {"logits"} | {"embedding"}
-        output = self._reader.read(self.module, self.prepare(image), requested)
+        output = self._reader.read(self.module, self._prepare(image), requested)
         if probe is None:
             return output
         assert output.embedding is not None
@@ -123,7 +123,7 @@ class FeatureExtractor(nn.Module):
 
     def plain(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
         """Return the module's output (B,K) for the prepared images, without hooks or probe."""
-        output = first_tensor(self.module(self.prepare(image)))
+        output = first_tensor(self.module(self._prepare(image)))
         assert output is not None
         return output
 
@@ -156,7 +156,7 @@ class FeatureExtractor(nn.Module):
         if "maps" in fields and not self.shapes.maps:
             raise UhkdError(f"{owner} was built without layers to read (levels=0), so it has no maps")
 
-    def prepare(self, image: Tensor) -> Tensor:
+    def _prepare(self, image: Tensor) -> Tensor:
         """Return images of the module's size, normalisation and type."""
         if not image.is_floating_point():
             raise UhkdError(f"images must be floating numbers in [0,1], found {image.dtype}")
@@ -172,7 +172,7 @@ class FeatureExtractor(nn.Module):
         """Return the first extractor whose logits equal those of the forward pass, and the output shapes."""
         owner, (height, width) = type(self.module).__name__, self.input_size
         try:
-            image = self.prepare(probe_images(self.input_size, device_of(self.module)))
+            image = self._prepare(probe_images(self.input_size, device_of(self.module)))
             plain = first_tensor(self.module(image))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
             reason = first_line(error).rstrip(".")

@@ -8,7 +8,7 @@ _NAMES = {
     "lr": "learning_rate lr0 base_lr init_lr max_lr eta",
     "batch_size": "bs batch batchsize train_batch_size per_device_train_batch_size imgs_per_batch",
     "grad_accum_steps": "gradient_accumulation_steps accumulate_grad_batches nbs",
-    "epochs": "epoch num_epochs num_train_epochs max_epochs n_epochs",
+    "epochs": "num_epochs num_train_epochs max_epochs n_epochs",
     "workers": "num_workers nw dataloader_num_workers j",
     "image_size": "img_size imgsz img input_size img_dim resolution crop_size",
     "weight_decay": "wd decay l2",

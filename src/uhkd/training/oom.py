@@ -6,6 +6,14 @@ from contextlib import contextmanager
 from uhkd.errors import UhkdError, is_out_of_memory
 
 
+def setup_advice() -> str:
+    """Return the advice for memory that runs out outside of a training step."""
+    return (
+        "not enough memory for images of this size: use a smaller --image-size, a smaller network or a machine with more memory "
+        "(the teacher and the validation run on batches of their own, whatever the batch size)"
+    )
+
+
 @contextmanager
 def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error of the GPU or of the host into advice; other errors pass.
