@@ -81,11 +81,6 @@ CASES = (
         "the network is wrapped by DataParallel: pass module.module; torchrun trains on several GPUs",
     ),
     Case(
-        "a network in TorchScript",
-        lambda: train(torch.jit.script(flat())),
-        "the network is TorchScript, whose layers cannot be read: pass the Python module it was made of",
-    ),
-    Case(
         "a network on the meta device",
         lambda: train(flat().to("meta")),
         "Sequential is on the meta device, without weights: module.to_empty(device='cpu'), then load weights",
