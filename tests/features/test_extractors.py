@@ -371,9 +371,13 @@ def test_no_usable_tap() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 30), nn.ReLU(), nn.Linear(30, 5))
     with pytest.raises(ValueError, match=r"no usable layer.*choose a method that reads logits"):
         FeatureExtractor(module, input_size=(8, 8), levels=["1"])
-    network = FeatureExtractor(module, input_size=(8, 8))
-    assert network.shapes == FeatureExtractor(module, input_size=(8, 8), levels=0).shapes
-    assert any("no feature maps" in note for note in network.notes)
+    for levels, notes in ((4, 1), (0, 0)):
+        tapped = FeatureExtractor(module, input_size=(8, 8), levels=levels)
+        assert sum("has no feature maps" in note for note in tapped.notes) == notes
+        assert tapped.shapes.embedding == 30
+        assert tapped(torch.rand(2, 3, 8, 8), frozenset({"logits", "embedding"})).logits.shape == (2, 5)
+        with pytest.raises(ValueError, match="without layers"):
+            tapped(torch.rand(2, 3, 8, 8), frozenset({"maps"}))
 
 
 def test_maps_too_small_for_spectra() -> None:

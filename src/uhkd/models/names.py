@@ -130,9 +130,8 @@ def _unknown(name: str) -> str:
     if path.name != name and path.parts[0] not in LIBRARIES:
         if folders or path.parent.is_dir():
             return _no_folder(name)
-        near += [f"{PREFIX}{name}, if it is a model of the hub"] if is_hub_name(name) else []
         end = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "no folder or model has a similar name"
-        return f"neither a folder nor a model is called '{name}': {end} (`uhkd models` lists the models)"
+        return f"neither a folder nor a model is called '{name}': {end} (`uhkd models` lists models; of the hub: {PREFIX}OWNER/NAME)"
     near = folders + near
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no model has a similar name"
     return f"unknown model '{name}': {hint} (`uhkd models` lists all; a run folder or {LOCAL_DIR}PATH also works)"
@@ -181,4 +180,5 @@ def near_folders(name: str) -> list[str]:
 
 
 def _is_model_folder(path: Path) -> bool:
-    return RunFolder(path).started() or RunFolder(path).has_model() or (path / "config.json").is_file()
+    run = RunFolder(path).started() and not (path / "cache.json").exists()
+    return run or RunFolder(path).has_model() or (path / "config.json").is_file()

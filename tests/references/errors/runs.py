@@ -136,8 +136,8 @@ CASES = (
     Case(
         "a network of a library that does not exist",
         "finetune --model tim/resnet18 --data digits",
-        "neither a folder nor a model is called 'tim/resnet18': did you mean timm/resnet18 or …? (`uhkd models` lists the "
-        "models)",
+        "neither a folder nor a model is called 'tim/resnet18': did you mean timm/resnet18 or …? (`uhkd models` lists models; of "
+        "the hub: transformers/OWNER/NAME)",
     ),
     Case(
         "a misspelt run folder in a report",
