@@ -131,7 +131,8 @@ def _unknown(name: str) -> str:
         if folders or path.parent.is_dir():
             return _no_folder(name)
         end = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "no folder or model has a similar name"
-        return f"neither a folder nor a model is called '{name}': {end} (`uhkd models` lists models; of the hub: {PREFIX}OWNER/NAME)"
+        hub = f"of the hub: {PREFIX}OWNER/NAME"
+        return f"neither a folder nor a model is called '{name}': {end} (`uhkd models` lists models; {hub})"
     near = folders + near
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no model has a similar name"
     return f"unknown model '{name}': {hint} (`uhkd models` lists all; a run folder or {LOCAL_DIR}PATH also works)"

@@ -51,7 +51,8 @@ CASES = (
         "a teacher that does not exist",
         "--teachers runs/teacher",
         "pair: teacher: neither a folder nor a model is called 'runs/teacher': no folder or model has a similar name "
-        "(`uhkd models` lists models; of the hub: transformers/OWNER/NAME); choose one with --teachers: a run folder, a network, or a "
+        "(`uhkd models` lists models; of the hub: transformers/OWNER/NAME); choose one with --teachers: a run folder, a network, "
+        "or a "
         "recipe of finetune, which is trained first",
     ),
     compare(
