@@ -179,7 +179,7 @@ def _run_command(output: OutputOptions, command: str, rest: list[str]) -> tuple[
     except SystemExit as stop:  # after the help of a command
         return stop.code if isinstance(stop.code, int) else 0, None
     except KeyboardInterrupt as stop:  # a training reports its last checkpoint in it
-        message = f"{str(stop) or 'stopped'}{_resume_hint(command, rest, parsed)}"
+        message = f"{str(stop) or 'stopped'}{_resume_hint(command, rest, parsed, getattr(stop, 'folder', None))}"
         return failed("stopped", getattr(stop, "code", 130), message, f"\nuhkd {command}: {message}")
     except BrokenPipeError:
         raise
@@ -200,21 +200,19 @@ def _run_command(output: OutputOptions, command: str, rest: list[str]) -> tuple[
         raise
 
 
-def _resume_hint(command: str, rest: Sequence[str], parsed: Any) -> str:
-    """Return how to resume a stopped training."""
+def _resume_hint(command: str, rest: Sequence[str], parsed: Any, folder: Path | None) -> str:
+    """Return how to resume a stopped training; `folder`: its run folder, if it was created."""
     if command in ("compare", "cache") and parsed is not None:
         return "; run the same command again to resume"
     if command not in ("finetune", "distill"):
         return ""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the process of rank 0 may still be writing
         return "; resume with the same torchrun command and --resume"
-    out = getattr(parsed, "out", None)
-    if out is None:
-        return "; if a checkpoint was written, resume with the same command and --resume --out RUN_FOLDER"
-    if not any(Path(out).glob("checkpoints/step-*")):
-        return " before the first checkpoint"
-    remaining = [*rest] if "--resume" in rest else [*rest, "--resume"]
-    return f"; resume with: uhkd {command} {shlex.join(remaining)}"
+    if folder is None:
+        return " before the run folder was created: nothing was written"
+    added = [] if "--resume" in rest else ["--resume"]
+    added += [] if getattr(parsed, "out", None) is not None else ["--out", str(folder)]
+    return f"; resume with: uhkd {command} {shlex.join([*rest, *added])}"
 
 
 def _traceback_hint(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from uhkd.errors import UhkdError
+from uhkd.errors import UhkdError, is_out_of_memory
 
 # joiners are part of Persian words and of emoji, and harmless in a terminal
 _JOINERS = frozenset("\u200c\u200d")
@@ -174,7 +174,9 @@ def file_size(amount: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
+    """Return the first line of an error's message, or the name of its type if it has none; short where memory runs out."""
+    if is_out_of_memory(error):
+        return "not enough memory"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

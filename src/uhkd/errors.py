@@ -10,6 +10,22 @@ class UhkdError(ValueError):
     """
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python, NumPy or torch means that the memory of the host or of a GPU is used up."""
+    # the allocator for CPU tensors raises a plain RuntimeError; by name, because this module does not import torch
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in text)
+        or (
+            isinstance(error, RuntimeError)
+            and any(
+                words in text for words in ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed")
+            )
+        )
+    )
+
+
 def check_choice(what: str, value: object, choices: Any) -> None:
     """Check that a value is one of a Literal type; `what` names it in the message.
 

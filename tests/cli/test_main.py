@@ -12,6 +12,7 @@ import uhkd
 from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import names, parser
 from uhkd.recipe import RecipeError
+from uhkd.training.signals import TrainingInterrupted
 
 
 @pytest.fixture
@@ -214,12 +215,12 @@ def test_stopping_says_how_to_go_on(
     raising(monkeypatch, KeyboardInterrupt())
     out = tmp_path / "my run"
     assert main([*FINETUNE, "--out", str(out)]) == 130
-    assert "stopped before the first checkpoint" in capsys.readouterr().err
-    (out / "checkpoints" / "step-3").mkdir(parents=True)
+    assert "stopped before the run folder was created: nothing was written" in capsys.readouterr().err
+    raising(monkeypatch, TrainingInterrupted("stopped", 130, out))
     assert main([*FINETUNE, "--out", str(out)]) == 130
     assert f"resume with: uhkd finetune --model m --data d --out '{out}' --resume\n" in capsys.readouterr().err
     assert main(FINETUNE) == 130
-    assert "--resume --out RUN_FOLDER" in capsys.readouterr().err
+    assert f"resume with: uhkd finetune --model m --data d --resume --out '{out}'\n" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_no_error(asked: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

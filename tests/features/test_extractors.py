@@ -369,13 +369,15 @@ def test_unknown_tap_names_the_nearest() -> None:
 
 def test_no_usable_tap() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 30), nn.ReLU(), nn.Linear(30, 5))
-    with pytest.raises(ValueError, match=r"no usable layer.*levels=0 to use logits alone"):
-        FeatureExtractor(module, input_size=(8, 8))
-    tapped = FeatureExtractor(module, input_size=(8, 8), levels=0)
-    assert tapped.shapes.embedding == 30
-    assert tapped(torch.rand(2, 3, 8, 8), frozenset({"logits", "embedding"})).logits.shape == (2, 5)
-    with pytest.raises(ValueError, match="without layers"):
-        tapped(torch.rand(2, 3, 8, 8), frozenset({"maps"}))
+    with pytest.raises(ValueError, match=r"no usable layer.*choose a method that reads logits"):
+        FeatureExtractor(module, input_size=(8, 8), levels=["1"])
+    for levels, notes in ((4, 1), (0, 0)):
+        tapped = FeatureExtractor(module, input_size=(8, 8), levels=levels)
+        assert sum("has no feature maps" in note for note in tapped.notes) == notes
+        assert tapped.shapes.embedding == 30
+        assert tapped(torch.rand(2, 3, 8, 8), frozenset({"logits", "embedding"})).logits.shape == (2, 5)
+        with pytest.raises(ValueError, match="without layers"):
+            tapped(torch.rand(2, 3, 8, 8), frozenset({"maps"}))
 
 
 def test_maps_too_small_for_spectra() -> None:

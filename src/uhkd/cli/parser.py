@@ -30,6 +30,7 @@ from uhkd.recipe import (
     scalar,
 )
 from uhkd.recipe.old_names import RECIPE_KEYS
+from uhkd.recipe.other_tools import other_name
 
 SCHEMAS: dict[str, type[StrictModel]] = {
     "demo": arguments.DemoArguments,
@@ -234,8 +235,9 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
         if _OPTION.match(token):
             option = token.split("=", 1)[0]
             renamed = _flag(RECIPE_KEYS.get(option[2:].replace("-", "_"), ""))
-            hint = f"; it is {renamed} now" if renamed in flags else did_you_mean(option.replace("_", "-"), flags)
-            problems.append(f"unknown option {option}{hint}")
+            names = [flag[2:].replace("-", "_") for flag in flags]
+            hint = f"; it is {renamed} now" if renamed in flags else other_name(option, names, flags=True)
+            problems.append(f"unknown option {option}{hint or did_you_mean(option.replace('_', '-'), flags)}")
             after_flag = True
         elif not after_flag:
             problems.append(f"unexpected argument {token!r}")

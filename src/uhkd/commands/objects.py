@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from uhkd.models.module_checks import check_module
 from uhkd.recipe import StrictModel
 
 
@@ -25,6 +26,10 @@ def take_objects(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any
             options["teacher"] = described
     elif "teacher" in objects:
         options["teacher"] = _describe("module", objects["teacher"])
+    for value in (objects[name] for name in objects.keys() - {"data"}):
+        for module in value if isinstance(value, list) else [value]:
+            if module is not None:
+                check_module(module)
     for name in objects.keys() - {"teacher"}:
         options[name] = _describe("object" if name == "data" else "module", objects[name])
     return objects

@@ -5,6 +5,7 @@ from typing import Any
 from uhkd.commands.objects import merged, take_objects
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
 from uhkd.training.fit import Result, finished, fit
+from uhkd.training.oom import memory_advice, setup_advice
 from uhkd.training.setup import prepare
 
 
@@ -20,8 +21,9 @@ def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
         UhkdError: recipe, data or networks cannot be used; the message names the remedy.
     """
     objects = take_objects(options, ("model", "data"))
-    setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
-    return finished(setup, objects.get("model")) if setup.finished else fit(setup)
+    with memory_advice(setup_advice):
+        setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
+        return finished(setup, objects.get("model")) if setup.finished else fit(setup)
 
 
 def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
@@ -38,5 +40,6 @@ def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
     """
     objects = take_objects(options, ("teacher", "student", "data"))
     student = objects.pop("student", None)
-    setup = prepare(build(DistillRecipe, merged(recipe, options)), model=student, **objects)
-    return finished(setup, student) if setup.finished else fit(setup)
+    with memory_advice(setup_advice):
+        setup = prepare(build(DistillRecipe, merged(recipe, options)), model=student, **objects)
+        return finished(setup, student) if setup.finished else fit(setup)

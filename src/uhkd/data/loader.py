@@ -17,6 +17,7 @@ from uhkd.data.batch_transforms import augment_batch
 from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
+from uhkd.data.worker_errors import start_error, worker_error
 from uhkd.errors import UhkdError
 
 RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
@@ -202,19 +203,18 @@ class Loader:
         if self._inner.num_workers:
             fill(self.source)
         try:
-            for batch in self._inner:
+            batches: Any = iter(self._inner)
+        except Exception as error:
+            raise start_error(error) or error from None
+        try:
+            for batch in batches:
                 if isinstance(batch, UhkdError):
                     raise batch
                 # between processes and to a GPU images are bytes: a quarter of the size of floats
                 batch = batch.to(self.device)
                 yield batch._replace(image=batch.image.float().div_(255))
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UhkdError(
-                f"a process that loads images was ended from outside ({error}); often memory is short: use fewer --workers "
-                "or a smaller batch, or --workers 0 to load in the training's own process"
-            ) from None
+            raise worker_error(error, getattr(batches, "_workers", ())) or error from None
 
 
 class BatchDataset(Dataset[Batch | UhkdError], ABC):

@@ -86,12 +86,22 @@ class FeatureExtractor(nn.Module):
         with side_effect_free(module):
             self._reader, self.shapes = self._measure(levels, head)
         small = [n for n, s in zip(self.levels, self.shapes.maps, strict=True) if min(s[1:]) < SMALLEST_GRID]
+        if isinstance(levels, int) and levels and not self.levels:
+            self.notes.append(
+                f"{type(module).__name__} has no feature maps (no layer gives (B,C,H,W) or tokens on a grid): only methods that "
+                "read logits or embeddings can train it"
+            )
         if small:
             height, width = self.input_size
             self.notes.append(
                 f"at {height}x{width} px the maps of {', '.join(small)} are smaller than "
                 f"{SMALLEST_GRID}x{SMALLEST_GRID}: too small for spectra"
             )
+
+    @property
+    def reader(self) -> TimmExtractor | HookExtractor:
+        """Return what reads the outputs of the module."""
+        return self._reader
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -179,9 +189,9 @@ class FeatureExtractor(nn.Module):
 
     def _measure(self, levels: LayerSelection, head: bool) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
         """Return the first extractor whose logits equal those of the forward pass, and the output shapes."""
-        image = self._prepare(probe_images(self.input_size, device_of(self.module)))
         owner, (height, width) = type(self.module).__name__, self.input_size
         try:
+            image = self._prepare(probe_images(self.input_size, device_of(self.module)))
             plain = first_tensor(self.module(image))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
             reason = first_line(error).rstrip(".")

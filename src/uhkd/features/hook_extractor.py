@@ -73,18 +73,18 @@ def build_hook_extractor(
     """Return an extractor for any module, with layouts from the shapes of one forward pass of the probe image.
 
     Raises:
-        UhkdError: if no layer gives a map on a grid, or for an unknown layer; the message lists candidates.
+        UhkdError: for named layers, if none gives a map on a grid or has this name; the message lists candidates.
     """
     traced, output, classifier = trace(module, image)
     traced = with_layouts(traced, image)
     usable = [item for item in traced if item.layout is not None]
-    if levels == 0:
+    if levels == 0 or (not usable and isinstance(levels, int)):
         chosen: list[LayerOutput] = []
     elif not usable:
         listing = ", ".join(f"{item.name} {item.shape[1:]}" for item in traced[-6:]) or "none"
         raise UhkdError(
             f"{type(module).__name__} has no usable layer: no layer gives a (B,C,H,W) map or tokens on a grid; "
-            f"its last layers give {listing}. Name layers that do, or set levels=0 to use logits alone"
+            f"its last layers give {listing}. Leave out the names of layers, and choose a method that reads logits"
         )
     elif isinstance(levels, int):
         chosen = default_layers(usable, levels)

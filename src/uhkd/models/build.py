@@ -14,6 +14,7 @@ from uhkd.models import transformers
 from uhkd.models.config import ModelConfig
 from uhkd.models.factories import build_module, input_of, read_folder
 from uhkd.models.families import PREFIX, families
+from uhkd.models.module_checks import check_module
 from uhkd.models.names import ModelName, check_run, parse_name
 from uhkd.models.preprocessing import native_preprocessing, native_size_of
 from uhkd.models.types import Preprocessing, as_size
@@ -126,6 +127,7 @@ def wrap_module(
     Raises:
         UhkdError: another number of classes, no usable layers, or an image size that the network cannot process.
     """
+    check_module(module)
     if isinstance(module, FeatureExtractor):
         network = module
     else:

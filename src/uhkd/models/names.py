@@ -15,6 +15,7 @@ from uhkd.runs import RunFolder
 
 Library = Literal["uhkd", "torchvision", "timm", "transformers", "folder", "run"]
 LOCAL_DIR = "local-dir:"
+LIBRARIES = ("uhkd", "torchvision", "timm", "transformers")
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,22 @@ def _unknown(name: str) -> str:
         import timm
 
         near = [f"timm/{full}" for full in timm.list_pretrained(f"{architecture}.*")][:4] or [f"timm/{architecture}"]
-    near = near_folders(name) + near
+    folders, path = near_folders(name), Path(name)
+    if path.name != name and path.parts[0] not in LIBRARIES:
+        if folders or path.parent.is_dir():
+            return _no_folder(name)
+        end = f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "no folder or model has a similar name"
+        hub = f"of the hub: {PREFIX}OWNER/NAME"
+        return f"neither a folder nor a model is called '{name}': {end} (`uhkd models` lists models; {hub})"
+    near = folders + near
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "no model has a similar name"
     return f"unknown model '{name}': {hint} (`uhkd models` lists all; a run folder or {LOCAL_DIR}PATH also works)"
+
+
+def _no_folder(name: str) -> str:
+    near = near_folders(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
+    return f"no such folder: {name}; {hint}"
 
 
 def check_run(folder: str | Path) -> RunFolder:
@@ -161,9 +175,7 @@ def check_run(folder: str | Path) -> RunFolder:
     if run.started():
         raise UhkdError(f"the run '{folder}' is not finished: run its command again with --resume")
     if not run.path.exists():
-        near = near_folders(str(folder))
-        hint = f"did you mean {' or '.join(near)}?" if near else "give a folder that finetune or distill wrote"
-        raise UhkdError(f"no such folder: {folder}; {hint}")
+        raise UhkdError(_no_folder(str(folder)))
     if run.path.is_file():
         raise UhkdError(f"'{folder}' is a file: give a run folder (an option start takes weights files)")
     if (run.path / "config.json").is_file():
@@ -175,9 +187,18 @@ def check_run(folder: str | Path) -> RunFolder:
 
 
 def near_folders(name: str) -> list[str]:
-    """Return the model folders with names similar to a missing path, nearest first, written with the same parent."""
+    """Return the run and model folders with names similar to a missing path, nearest first, written as the path is."""
     path = Path(name)
     parent = path.expanduser().parent
-    folders = parent.iterdir() if parent.is_dir() else ()
-    names = [item.name for item in folders if RunFolder(item).has_model() or (item / "config.json").is_file()]
+    if not parent.is_dir():  # the parent may be mistyped
+        beside = parent.parent.iterdir() if parent.parent.is_dir() else ()
+        parents = difflib.get_close_matches(parent.name, [item.name for item in beside if item.is_dir()])
+        found = [path.parent.with_name(near) / path.name for near in parents]
+        return [str(item) for item in found if _is_model_folder(item.expanduser())]
+    names = [item.name for item in parent.iterdir() if _is_model_folder(item)]
     return [str(path.with_name(near)) for near in difflib.get_close_matches(path.name, names, n=3)]
+
+
+def _is_model_folder(path: Path) -> bool:
+    run = RunFolder(path).started() and not (path / "cache.json").exists()
+    return run or RunFolder(path).has_model() or (path / "config.json").is_file()

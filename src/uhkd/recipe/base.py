@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from uhkd.errors import UhkdError
 from uhkd.recipe.errors import format_value
 from uhkd.recipe.old_names import RECIPE_KEYS, rename_keys
+
+_PATHS = ("out", "run", "teacher_cache", "shard_cache", "cache")  # a shell expands ~ only where it is not quoted
 
 
 class StrictModel(BaseModel):
@@ -34,7 +37,9 @@ class StrictModel(BaseModel):
     def _check_plain(cls, value: Any, info: Any) -> Any:
         """Convert a path to text; reject true and false as numbers (pydantic reads them as 1 and 0)."""
         if isinstance(value, os.PathLike):
-            return os.fspath(value)
+            value = os.fspath(value)
+        if info.field_name in _PATHS and isinstance(value, str):
+            return str(Path(value).expanduser()) if value.startswith("~") else value
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation in (int, float, int | None, float | None):
             raise UhkdError(f"expected a number, found {str(value).lower()}")

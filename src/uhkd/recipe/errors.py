@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from uhkd.errors import UhkdError
+from uhkd.recipe.other_tools import other_name, other_value
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -97,13 +98,13 @@ def _lines(details: ErrorDetails, schema: type[BaseModel]) -> list[str]:
         model, option = _innermost(schema, loc)
         if kind == "missing":
             return [f"{name}: required but not given ({model.model_fields[option].description})"]
-        hint = did_you_mean(option, model.model_fields) or UNKNOWN_HINT
+        hint = other_name(option, model.model_fields) or did_you_mean(option, model.model_fields) or UNKNOWN_HINT
         return [f"{name}: unknown key{hint}"]
     hint = ""
     if kind == "literal_error":
         name = re.sub(r"(_|\.\d+)$", "", name)  # schema_; of an item in a list, the list
         expected = context["expected"].replace("'", "")
-        hint = did_you_mean(str(value), re.split(", | or ", expected))
+        hint = other_value(name, value) or did_you_mean(str(value), re.split(", | or ", expected))
     elif bounds := [f"a value {_BOUNDS[key]} {bound:g}" for key, bound in context.items() if key in _BOUNDS]:
         expected = bounds[0]
     else:

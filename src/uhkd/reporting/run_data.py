@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,7 +162,9 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     notes: list[str] = []
     for path in map(Path, given):
         if not path.is_dir():
-            raise UhkdError(f"no such folder: {path}; give run folders, or folders that contain them")
+            near = get_close_matches(path.name, [p.name for p in path.parent.glob("*/")])
+            hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
+            raise UhkdError(f"no such folder: {path}; {hint or 'give run folders, or folders that contain them'}")
         root = path.resolve()
         found = set(find_runs(root, lambda e: notes.append(f"{e.filename} could not be read: {e.strerror or e}")))
         tuning = {run for run in found if is_tuning(run, root)}

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 2**30  # of diagnostics.npz, unpacked: spectra and predictions of ten thousand evaluations
 _ENVIRONMENT = "environment.json"
-ELSEWHERE = frozenset({"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"})
+ELSEWHERE = frozenset({"resume", "out", "teacher_cache", "shard_cache", "shard_cache_gb", "log", "thumbnails"}) | {
+    "workers",
+    "checkpoint_minutes",
+}
 """Recipe fields that do not affect results and may change on resume (checkpoints contain the key of the teacher cache)."""
 # files of a run that was killed while it was created
 _INCOMPLETE = re.compile(r"\.lock|\.owner|environment\.json|\.(\.owner|environment\.json|recipe\.yaml)\.\d+\.tmp")

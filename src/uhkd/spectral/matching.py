@@ -75,8 +75,13 @@ def match_levels(student: Maps, teacher: Maps, radius: int, form: Form) -> tuple
         size = tuple(2 * min(radius, max_radius(a), max_radius(b)) + 1 for a, b in axes)
         own = None if form == "area" else _teacher_size(teacher[t], radius)
         levels.append(LevelPair(s, t, (size[0], size[1]), form, own))
+    if not levels:
+        raise UhkdError(
+            f"spectra are of feature maps, and the {'teacher' if student else 'student'} has none: choose a method that reads "
+            "logits (kd, dist) or embeddings (rkd, rsd)"
+        )
     if sum(max(level.size) >= 3 for level in levels) < 2:
-        grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels) or "no maps"
+        grids = ", ".join(f"{student[v.student][1:]} with {teacher[v.teacher][1:]}" for v in levels)
         raise UhkdError(
             f"feature maps are too small for spectra: at least two matched levels need grids of 3x3 or more, found {grids}; "
             "use larger images, a smaller patch size, or name shallower layers (student_levels, teacher_levels)"

@@ -99,14 +99,14 @@ class Distillation(nn.Module):
         with torch.random.fork_rng([]):  # equal in every process, whatever was drawn before
             torch.manual_seed(seed)
             norms = {} if mean is None else {"mean": mean, "std": std}
-            if isinstance(student, nn.Module):
+            if not isinstance(student, str | Path):
                 options = {"image_size": image_size, "levels": student_levels, **norms}
                 student = wrap_module(student, num_classes=num_classes, **options)
             else:
                 options = {"start": student_start, "image_size": image_size, "options": student_options}
                 student = create(str(student), num_classes=num_classes, levels=student_levels, **options)
             device = next(student.parameters()).device
-            if isinstance(teacher, nn.Module):
+            if not isinstance(teacher, str | Path | None):
                 norms = {} if native_preprocessing(teacher) else norms  # its own normalisation takes precedence
                 options = {"image_size": native_size_of(teacher) or image_size, "levels": teacher_levels, **norms}
                 teacher = wrap_module(teacher, num_classes=None, **options)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from uhkd.console import log_info
+
 
 class ModelEMA:
     """Averages a <- decay * a + (1 - decay) * w after every step, initialized with the first weights of the network.
@@ -50,6 +52,16 @@ class ModelEMA:
     def copy_to_model(self) -> None:
         """Copy the averages into the network."""
         _copy(self.tensors, self._live)
+
+
+def check_decay(decay: float, steps: int) -> None:
+    """Warn if an average over a training of `steps` steps still holds more than a tenth of the first weights."""
+    rest = decay**steps
+    if rest > 0.1:
+        log_info(
+            f"warning: ema_decay {decay:g} averages over about {1 / (1 - decay):,.0f} steps, and the training has {steps:,}: "
+            f"{rest:.0%} of the saved weights will be the initial ones; use at most --ema-decay {0.01 ** (1 / steps):.3g}"
+        )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Train a prepared setup and write its run folder: weights, metrics, sizes, thumbnails and figures."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +10,16 @@ import torch
 from torch import nn
 
 from uhkd.console import log_info, pluralize, print_result
+from uhkd.data import steps_per_epoch
 from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder
+from uhkd.training.ema import check_decay
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
 from uhkd.training.setup import Setup, log_loss
+from uhkd.training.signals import TrainingInterrupted
 from uhkd.training.students import load_finished_model
 from uhkd.training.summary import final_summary, usage_hints
 from uhkd.training.trainer import Trainer
@@ -42,13 +46,15 @@ def fit(setup: Setup) -> Result:
     """
     recipe, data, folder, fabric = setup.recipe, setup.data, setup.folder, setup.fabric
     student = setup.learner.student
-    with folder.lock() if fabric.is_global_zero else contextlib.nullcontext():
+    with _name_folder(folder), folder.lock() if fabric.is_global_zero else contextlib.nullcontext():
         _begin(setup)
         averaged = f", weights averaged with decay {recipe.ema_decay}" if recipe.ema_decay else ""
         log_info(
             f"training {count_parameters(student) / 1e6:.2f} M parameters for {pluralize(recipe.epochs, 'epoch')}, batch "
             f"{recipe.batch_size}, {recipe.optimizer} lr {recipe.learning_rate:g}{averaged}; writing to {folder.path}"
         )
+        if recipe.ema_decay:
+            check_decay(recipe.ema_decay, recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size))
         balance = setup.facts.get("balance", "constant")
         log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes), balance=balance)
         rows = Trainer(setup).train()
@@ -58,6 +64,18 @@ def fit(setup: Setup) -> Result:
         if fabric.is_global_zero:
             _finish(setup, rows[-1])
     return Result(student, rows[-1], folder)
+
+
+@contextlib.contextmanager
+def _name_folder(folder: RunFolder) -> Iterator[None]:
+    """Add the run folder, once it holds a run, to an interruption by the user."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not folder.started():
+            raise
+        text = f"{str(stop) or 'stopped'} in {folder.path}"
+        raise TrainingInterrupted(text, getattr(stop, "code", 130), folder.path) from None
 
 
 def finished(setup: Setup, module: nn.Module | None) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from uhkd.console import log_info
+from uhkd.console import escape, log_info
 from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
@@ -61,6 +61,12 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     )
     for note in opened.notes:
         log_info(f"  {note}")
+    labels = opened.val.labels
+    if len(opened.classes) > 1 and labels is not None and (labels == labels[0]).all():
+        name = escape(opened.classes[int(labels[0])])
+        log_info(
+            f"warning: every validation image is of class {name}: the accuracy says nothing about the other classes"
+        )
     return opened
 
 

@@ -11,6 +11,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 
 from uhkd.console import log_info, pluralize, verbose
 from uhkd.data import DataSplits, is_in_memory, usable_cores
+from uhkd.data.worker_errors import check_main_guard
 from uhkd.distributed import exit_with_parent
 from uhkd.errors import UhkdError
 from uhkd.recipe import DeviceOptions
@@ -34,6 +35,7 @@ def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
     Raises:
         UhkdError: if device=cuda and torch finds no GPU.
     """
+    check_main_guard()
     device, precision = recipe.device, recipe.precision
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,9 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
+from uhkd.errors import UhkdError, is_out_of_memory
 
-from uhkd.errors import UhkdError
+
+def setup_advice() -> str:
+    """Return the advice for memory that runs out outside of a training step."""
+    return (
+        "not enough memory for images of this size: use a smaller --image-size, a smaller network or a machine with more memory "
+        "(the teacher and the validation run on batches of their own, whatever the batch size)"
+    )
 
 
 @contextmanager
@@ -18,7 +24,6 @@ def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # the allocator for CPU tensors raises a plain RuntimeError
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise UhkdError(advice()) from error

@@ -6,12 +6,15 @@ import torch
 
 from uhkd.console import log_info
 from uhkd.data import Columns, DataSplits, ImageSource, ShardOptions, eval_loader, open_data
+from uhkd.data.worker_errors import check_main_guard
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, evaluate
 from uhkd.evaluation.probe import embed
 from uhkd.evaluation.probe import probe as fit_probe
 from uhkd.features import FeatureExtractor
 from uhkd.models import load_run
+from uhkd.recipe import build
+from uhkd.recipe.base import DataOptions
 from uhkd.runs import RunFolder
 from uhkd.training.inputs import image_size
 from uhkd.training.summary import KINDS
@@ -23,6 +26,7 @@ def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     Raises:
         UhkdError: no run folder, or no GPU for device cuda.
     """
+    check_main_guard()
     network = load_run(run)
     for note in network.notes:
         log_info(note)
@@ -82,6 +86,10 @@ def images_of(
         UhkdError: the run does not record its data, the classes differ, or the data has no such split.
     """
     recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
+    try:
+        build(DataOptions, {"data": ""} | {key: recipe[key] for key in DataOptions.model_fields if key in recipe})
+    except UhkdError as error:
+        raise UhkdError(f"{RunFolder(run).recipe} is damaged: {error}") from None
     if probed and data is None and recipe.get("probe_data") is not None:
         data = recipe["probe_data"]
     if data is None and recipe.get("data", "object/").startswith("object/"):

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -14,11 +15,11 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """A training was interrupted by a signal and has saved its state; `code` is a shell's exit code for the signal."""
+    """A training was interrupted by a signal; `code` is a shell's exit code for it, `folder` the run folder."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int = 130, folder: Path | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.folder = code, folder
 
 
 class SignalHandler:

@@ -6,6 +6,7 @@ from torch import nn
 from uhkd.console import log_info, pluralize
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
+from uhkd.features.training_mode import check_training_mode
 from uhkd.models import (
     ModelConfig,
     create,
@@ -52,6 +53,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         )
         if isinstance(recipe, DistillRecipe):
             log_info(f"student {name}: {_describe_start(name, start)}")
+    check_training_mode(network)
     for note in network.notes:
         log_info(f"  {note}")
     if network.frozen_norms:

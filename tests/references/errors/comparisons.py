@@ -50,8 +50,9 @@ CASES = (
     compare(
         "a teacher that does not exist",
         "--teachers runs/teacher",
-        "pair: teacher: unknown model 'runs/teacher': no model has a similar name (`uhkd models` lists all; a run "
-        "folder or local-dir:PATH also works); choose one with --teachers: a run folder, a network, or a "
+        "pair: teacher: neither a folder nor a model is called 'runs/teacher': no folder or model has a similar name "
+        "(`uhkd models` lists models; of the hub: transformers/OWNER/NAME); choose one with --teachers: a run folder, a network, "
+        "or a "
         "recipe of finetune, which is trained first",
     ),
     compare(

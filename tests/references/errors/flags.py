@@ -37,6 +37,31 @@ CASES = (
         "unknown option --epoch; did you mean '--epochs', '--step-epochs' or '--warmup-epochs'?",
     ),
     Case(
+        "an option of another tool",
+        "finetune --model m --data d --learning-rate 3",
+        "unknown option --learning-rate; here it is --lr",
+    ),
+    Case(
+        "an option of another tool, with its value here",
+        "distill --teacher t --student s --data d --pretrained",
+        "unknown option --pretrained; here it is --student-start pretrained",
+    ),
+    Case(
+        "a number of GPUs",
+        "finetune --model m --data d --gpus 2",
+        "unknown option --gpus; several GPUs: start the command with torchrun --nproc-per-node N",
+    ),
+    Case(
+        "the number of a GPU",
+        "finetune --model m --data d --device cuda:1",
+        "device: expected auto, cpu or cuda, found 'cuda:1'; choose a GPU with the environment variable CUDA_VISIBLE_DEVICES=1",
+    ),
+    Case(
+        "a number format of another tool",
+        "finetune --model m --data d --precision fp16",
+        "precision: expected auto, fp32 or bf16, found 'fp16'; did you mean 'bf16'?",
+    ),
+    Case(
         "an option without its value",
         "finetune --model m --data d --epochs --seed 3",
         "--epochs: needs a value, found none",

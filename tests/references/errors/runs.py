@@ -116,6 +116,36 @@ CASES = (
         **STOPPED,
     ),
     Case(
+        "a misspelt run folder as the network",
+        "finetune --model ./rnu --data digits",
+        "no such folder: ./rnu; did you mean run?",
+        has=("run",),
+    ),
+    Case(
+        "a misspelt run folder as the teacher, in a folder of runs",
+        "distill --teacher runs/teachr --student uhkd/vit_micro --data digits",
+        "teacher: no such folder: runs/teachr; did you mean runs/teacher?",
+        make=lambda: write("runs/teacher/recipe.yaml", ""),
+    ),
+    Case(
+        "a misspelt folder of runs",
+        "distill --teacher run/teacher --student uhkd/vit_micro --data digits",
+        "teacher: no such folder: run/teacher; did you mean runs/teacher?",
+        make=lambda: write("runs/teacher/recipe.yaml", ""),
+    ),
+    Case(
+        "a network of a library that does not exist",
+        "finetune --model tim/resnet18 --data digits",
+        "neither a folder nor a model is called 'tim/resnet18': did you mean timm/resnet18 or …? (`uhkd models` lists models; of "
+        "the hub: transformers/OWNER/NAME)",
+    ),
+    Case(
+        "a misspelt run folder in a report",
+        "report rnu",
+        "no such folder: rnu; did you mean run?",
+        has=("run",),
+    ),
+    Case(
         "a recipe from a run folder, with that folder as output",
         "finetune -c run --out run",
         "run already exists and is not empty; it is a finished run (uhkd eval run): please choose another --out",
