@@ -17,6 +17,8 @@ from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
+from uhkd.training.class_balance import weights_of_classes
+from uhkd.training.freeze import FrozenParts
 from uhkd.training.inputs import (
     Inputs,
     choose_augmentation,
@@ -53,6 +55,7 @@ class Setup(Inputs):
         finished: whether the run to resume is finished; there are no networks then.
         teachers: as loaded, with their share of the loss and facts for result.json.
         learner: student and losses.
+        frozen: parts of the student that do not learn.
         teacher: source of the teacher outputs; None without a teacher.
         augmentation: of the training images.
         val_size: height and width of validation images in pixels.
@@ -64,6 +67,7 @@ class Setup(Inputs):
     finished: bool = False
     teachers: list[PreparedTeacher] = field(default_factory=list)
     learner: StudentWithLosses = field(init=False)
+    frozen: FrozenParts = field(init=False)
     teacher: TeacherSource | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
@@ -129,6 +133,9 @@ def prepare(
         network = build_student(setup.recipe, setup, model, len(setup.data.classes)).to(setup.fabric.device)
         setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
         setup.facts = {"verb": "finetune", "model": setup.recipe.model}
+    setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze)
+    if (weights := weights_of_classes(setup.recipe, setup.data)) is not None:
+        setup.learner.class_weights = weights.to(setup.fabric.device)
     setup.learner.to(memory_format=torch.channels_last)
     _add_augmentation(setup)
     _add_teacher_source(setup)
