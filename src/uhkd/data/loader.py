@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uhkd.data.augment import Augmentation
+from uhkd.data.balanced import balanced_order, occurrences
 from uhkd.data.batch import Batch
 from uhkd.data.batch_transforms import augment_batch
 from uhkd.data.memory_cache import fill
-from uhkd.data.balanced import balanced_order, occurrences
 from uhkd.data.sampler import epoch_order, shuffle_of, steps_per_epoch
 from uhkd.data.sources import ImageSource
 from uhkd.errors import UhkdError

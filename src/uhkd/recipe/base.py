@@ -74,7 +74,8 @@ Student = Annotated[
     str, Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
+    Literal["auto", "cpu", "cuda", "mps"],
+    Field(description="device to compute on; auto: cuda if available, otherwise cpu; mps (Apple's GPU) is untested"),
 ]
 
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")

@@ -43,11 +43,13 @@ class FrozenParts:
                 if (each in roots or each.startswith(below)) and getattr(part, "running_mean", None) is not None
             ]
         if names and len(self._parameters) == len(trained):
-            raise UhkdError(f"freeze: {', '.join(names)} would freeze every parameter; leave some to train, such as the head")
+            raise UhkdError(
+                f"freeze: {', '.join(names)} would freeze every parameter; leave some to train, such as the head"
+            )
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
         if names:
-            vars(network)["train"] = self._train
+            network.__dict__["train"] = self._train
             count = sum(p.numel() for p in self._parameters.values())
             total = sum(p.numel() for p in network.module.parameters())
             log_info(f"  frozen: {', '.join(names)} ({count:,} of {total:,} parameters)")
@@ -61,7 +63,7 @@ class FrozenParts:
 
     def release(self) -> None:
         """Let the frozen parts learn again, for further trainings."""
-        vars(self.network).pop("train", None)
+        self.network.__dict__.pop("train", None)
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
 

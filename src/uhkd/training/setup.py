@@ -120,6 +120,7 @@ def prepare(
     setup = _open(recipe, data, dry_run)
     if setup.finished:
         return setup
+    class_weights = weights_of_classes(setup.recipe, setup.data)
     if isinstance(setup.recipe, DistillRecipe):
         assert isinstance(recipe, DistillRecipe)
         _add_student_and_teachers(setup, setup.recipe, recipe, model, teacher)
@@ -134,8 +135,8 @@ def prepare(
         setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
         setup.facts = {"verb": "finetune", "model": setup.recipe.model}
     setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze)
-    if (weights := weights_of_classes(setup.recipe, setup.data)) is not None:
-        setup.learner.class_weights = weights.to(setup.fabric.device)
+    if class_weights is not None:
+        setup.learner.class_weights = class_weights.to(setup.fabric.device)
     setup.learner.to(memory_format=torch.channels_last)
     _add_augmentation(setup)
     _add_teacher_source(setup)
