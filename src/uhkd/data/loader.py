@@ -247,7 +247,8 @@ class _TrainBatches(BatchDataset):
         parts = [np.flatnonzero(view == each) for each in np.unique(view)]
         batches = [self._view(index[rows], int(view[rows[0]])) for rows in parts]  # one view each
         back = torch.from_numpy(np.argsort(np.concatenate(parts)))
-        return Batch(*(None if x[0] is None else torch.cat(x)[back] for x in zip(*batches, strict=True)))
+        fields: Any = (None if x[0] is None else torch.cat(x)[back] for x in zip(*batches, strict=True))
+        return Batch(*fields)
 
     def _view(self, index: np.ndarray, view: int) -> Batch:
         """Return one view of some images, with targets and records."""

@@ -1,5 +1,6 @@
 """Options for one's own data: unequal classes, frozen layers, the epoch that is kept, and early stopping."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -9,23 +10,23 @@ from pydantic import BeforeValidator, Field
 from uhkd.errors import UhkdError
 from uhkd.recipe.base import StrictModel
 from uhkd.recipe.errors import format_value
-from uhkd.recipe.files import scalar
 
 
 def _class_weights(value: Any) -> Any:
     """Return None, "balanced" or {class: weight}, from these or from the texts of a command line."""
     if isinstance(value, list | tuple):
-        texts = [str(item) for item in value]
-        pairs = [text.rpartition("=") for text in texts]
-        value = {key: scalar(text) for key, _, text in pairs} if all(key for key, *_ in pairs) else " ".join(texts)
+        texts = " ".join(map(str, value))
+        pairs = [str(item).rpartition("=") for item in value]
+        with contextlib.suppress(ValueError):
+            value = {key: float(number) for key, _, number in pairs} if all(key for key, *_ in pairs) else texts
     if value is None or value == "balanced" or str(value).lower() in ("none", "null"):
         return value if value == "balanced" else None
-    numbers = isinstance(value, Mapping) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in value.values()
-    )
-    if not numbers or not value:
+    weights = dict(value) if isinstance(value, Mapping) else {}
+    if not weights or any(
+        isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf for x in weights.values()
+    ):
         raise UhkdError(f"expected none, balanced or CLASS=WEIGHT pairs with weights > 0, found {format_value(value)}")
-    return {str(name): float(weight) for name, weight in value.items()}
+    return {str(name): float(weight) for name, weight in weights.items()}
 
 
 class OwnDataOptions(StrictModel):

@@ -15,6 +15,7 @@ from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
 from uhkd.runs import RunFolder, write_tensors
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
+from uhkd.training.progress import format_metrics
 from uhkd.training.setup import Setup, log_loss
 from uhkd.training.students import load_finished_model
 from uhkd.training.summary import final_summary, usage_hints
@@ -23,7 +24,7 @@ from uhkd.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training: the network in eval mode, its metrics (with keep=best of the best epoch, else the last), its folder."""
+    """A finished training: the network in eval mode, metrics (with keep=best of the best epoch, else the last), folder."""
 
     student: FeatureExtractor
     metrics: dict[str, float]
@@ -118,6 +119,8 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
     for line in final_summary(facts):
         print_result(line)
     log_info(f"run folder {folder.path} with {figures}")
+    if last:
+        log_info(f"weights of the last epoch: {folder.last_weights} ({', '.join(format_metrics(trained))})")
     if config["name"].startswith("module/"):
         log_info(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:

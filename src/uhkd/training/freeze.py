@@ -16,6 +16,7 @@ class FrozenParts:
 
     Args:
         network: in which to freeze.
+        random: whether its weights are random, which is reported.
         names: of modules (with all below them) or parameters, with wildcards as in a shell, or layers as `uhkd inspect` prints
             them.
 
@@ -23,7 +24,7 @@ class FrozenParts:
         UhkdError: for a name that the network does not have, or if nothing would be left to train.
     """
 
-    def __init__(self, network: FeatureExtractor, names: Sequence[str]) -> None:
+    def __init__(self, network: FeatureExtractor, names: Sequence[str], *, random: bool = False) -> None:
         self.network = network
         modules = {name: part for name, part in network.module.named_modules() if name}
         self._parameters: dict[str, nn.Parameter] = {}
@@ -53,6 +54,8 @@ class FrozenParts:
             count = sum(p.numel() for p in self._parameters.values())
             total = sum(p.numel() for p in network.module.parameters())
             log_info(f"  frozen: {', '.join(names)} ({count:,} of {total:,} parameters)")
+            if random:
+                log_info("warning: the frozen parts have random weights; give trained ones (--start, --student-start)")
 
     def _train(self, mode: bool = True) -> FeatureExtractor:
         """Set the mode of the network as usual, but keep the frozen batch norms in eval mode."""

@@ -13,6 +13,7 @@ from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.methods import parse_methods
+from uhkd.models import has_weights
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
@@ -134,7 +135,10 @@ def prepare(
         network = build_student(setup.recipe, setup, model, len(setup.data.classes)).to(setup.fabric.device)
         setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
         setup.facts = {"verb": "finetune", "model": setup.recipe.model}
-    setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze)
+    distilling = isinstance(recipe, DistillRecipe)
+    name, start = (recipe.student, recipe.student_start) if distilling else (recipe.model, recipe.start)
+    random = model is None and start == "random" and not has_weights(name)
+    setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze, random=random)
     if class_weights is not None:
         setup.learner.class_weights = class_weights.to(setup.fabric.device)
     setup.learner.to(memory_format=torch.channels_last)
