@@ -30,8 +30,9 @@ class FrozenParts:
         self._parameters: dict[str, nn.Parameter] = {}
         self._statistics: list[nn.Module] = []
         trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+        numbers = {name for name in network.levels if name.isdecimal()} and set(map(str, range(len(modules)))) - modules.keys()
         for name in names:
-            pattern = _name_of_layer(network.module, name) if name.isdecimal() and name not in modules else name
+            pattern = _name_of_layer(network.module, name) if name in numbers else name
             roots = [each for each in modules if fnmatchcase(each, pattern)]
             below = tuple(f"{each}." for each in roots)
             found = {k: p for k, p in trained.items() if fnmatchcase(k, pattern) or k.startswith(below)}
@@ -80,5 +81,4 @@ def _name_of_layer(module: nn.Module, number: str) -> str:
 
 def _unknown(module: nn.Module, name: str, modules: Iterable[str]) -> str:
     parts = ", ".join(child for child, _ in module.named_children())
-    hint = did_you_mean(name, modules) or "; its parts and all below them (as in layer1.0) can be named"
-    return f"freeze: {type(module).__name__} has no part {name!r}{hint}; it consists of {parts}"
+    return f"freeze: {type(module).__name__}, which consists of {parts}, has no part {name!r}{did_you_mean(name, modules)}"
