@@ -57,7 +57,7 @@ CASES = (
         "a part to freeze that does not exist",
         "--freeze layr1",
         "freeze: ResNet, which consists of conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, global_pool, fc, has no part "
-        "'layr1'; did you mean 'layer1', 'layer4' or 'layer3'?",
+        "'layr1'; did you mean 'layer1', 'layer1.0' or 'layer4'?",
     ),
     train(
         "everything frozen",
