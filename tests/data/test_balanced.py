@@ -38,7 +38,10 @@ def test_epochs_and_seeds_differ():
 
 
 def test_batches_resume_and_are_shared_between_processes():
-    plan, crops = BatchPlan(seed=1, batch_size=10, epochs=2, balanced=True), Augmentation((8, 8), "pad", True, mixup=0.3)
+    plan, crops = (
+        BatchPlan(seed=1, batch_size=10, epochs=2, balanced=True),
+        Augmentation((8, 8), "pad", True, mixup=0.3),
+    )
     whole = list(train_loader(source(), crops, plan, num_classes=3))
     later = list(train_loader(source(), crops, BatchPlan(1, 10, 2, 5, balanced=True), num_classes=3, workers=1))
     parts = [

@@ -54,7 +54,9 @@ def test_the_cross_entropy_of_an_image_is_weighed_by_its_target():
     hard, other = F.one_hot(labels, 4).float(), F.one_hot(labels.flip(0), 4).float()
 
     def literal(target: Tensor, smoothing: float) -> Tensor:
-        each = [F.cross_entropy(x[None], y[None], label_smoothing=smoothing) for x, y in zip(logits, target, strict=True)]
+        each = [
+            F.cross_entropy(x[None], y[None], label_smoothing=smoothing) for x, y in zip(logits, target, strict=True)
+        ]
         return weights[target.argmax(1)] @ torch.stack(each) / len(each)
 
     torch.testing.assert_close(cross_entropy(logits, hard, weights, 0.1), literal(hard, 0.1))
@@ -122,7 +124,7 @@ def test_patience_counts_validations_without_improvement():
 
 
 @pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """Trainings with the accuracies of `SCORES`, by epoch; the list gets the weights that each validation measured."""
     shown: list[dict[str, Tensor]] = []
     real, compare = trainer.evaluate, best_weights.best_row
@@ -138,7 +140,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     monkeypatch.setattr(best_weights, "best_row", best)
-    yield shown
+    return shown
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -212,7 +214,11 @@ def test_a_run_that_ended_early_before_its_result_does_not_train_further(
 def test_a_run_of_before_these_options_resumes(tmp_path: Path):
     """A recipe without them has their defaults."""
     done = uhkd.finetune(**TINY, epochs=1, out=tmp_path / "run")
-    text = [line for line in done.run.recipe.read_text().splitlines() if not line.startswith(("keep:", "patience:", "freeze:"))]
+    text = [
+        line
+        for line in done.run.recipe.read_text().splitlines()
+        if not line.startswith(("keep:", "patience:", "freeze:"))
+    ]
     done.run.recipe.write_text("\n".join(text) + "\n")
     shutil.copy(done.run.recipe, tmp_path / "recipe.yaml")
     assert uhkd.finetune(**TINY, epochs=1, out=tmp_path / "run", resume=True).metrics == done.metrics

@@ -30,9 +30,11 @@ class FrozenParts:
         self._parameters: dict[str, nn.Parameter] = {}
         self._statistics: list[nn.Module] = []
         trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
-        numbers = {name for name in network.levels if name.isdecimal()} and set(map(str, range(len(modules)))) - modules.keys()
+        numbered = any(name.isdecimal() for name in network.levels)
         for name in names:
-            pattern = _name_of_layer(network.module, name) if name in numbers else name
+            pattern = (
+                _name_of_layer(network.module, name) if numbered and name.isdecimal() and name not in modules else name
+            )
             roots = [each for each in modules if fnmatchcase(each, pattern)]
             below = tuple(f"{each}." for each in roots)
             found = {k: p for k, p in trained.items() if fnmatchcase(k, pattern) or k.startswith(below)}
@@ -81,4 +83,6 @@ def _name_of_layer(module: nn.Module, number: str) -> str:
 
 def _unknown(module: nn.Module, name: str, modules: Iterable[str]) -> str:
     parts = ", ".join(child for child, _ in module.named_children())
-    return f"freeze: {type(module).__name__}, which consists of {parts}, has no part {name!r}{did_you_mean(name, modules)}"
+    return (
+        f"freeze: {type(module).__name__}, which consists of {parts}, has no part {name!r}{did_you_mean(name, modules)}"
+    )

@@ -4,7 +4,9 @@ from references.errors.case import Case
 from references.errors.shelf import write
 
 TRAIN = "finetune --model uhkd/resnet10 --data digits --train-limit 20 --device cpu --out new"
-BLIND = "distill --teacher teacher --student uhkd/resnet10 --method kd --data digits --unlabelled --device cpu --out new"
+BLIND = (
+    "distill --teacher teacher --student uhkd/resnet10 --method kd --data digits --unlabelled --device cpu --out new"
+)
 
 
 def train(did: str, more: str, says: str) -> Case:
@@ -16,7 +18,11 @@ def compare(did: str, pair: str, says: str) -> Case:
     """A comparison whose recipe has an option that comparisons refuse."""
     text = f"teacher: teacher\nstudent: uhkd/vit_micro\ndata: digits\n{pair}\n"
     return Case(
-        did, "compare --pairs pair.yaml --methods kd --out new", says, ("teacher",), make=lambda: write("pair.yaml", text)
+        did,
+        "compare --pairs pair.yaml --methods kd --out new",
+        says,
+        ("teacher",),
+        make=lambda: write("pair.yaml", text),
     )
 
 
@@ -56,8 +62,8 @@ CASES = (
     train(
         "a part to freeze that does not exist",
         "--freeze layr1",
-        "freeze: ResNet, which consists of conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, global_pool, fc, has no part "
-        "'layr1'; did you mean 'layer1', 'layer1.0' or 'layer4'?",
+        "freeze: ResNet, which consists of conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, global_pool, fc, has "
+        "no part 'layr1'; did you mean 'layer1', 'layer1.0' or 'layer4'?",
     ),
     train(
         "everything frozen",
@@ -73,12 +79,14 @@ CASES = (
     compare(
         "a comparison of best epochs",
         "keep: best",
-        "pair by kd: keep=best: a comparison measures every training after its last epoch; set overrides keep=last patience=none",
+        "pair by kd: keep=best: a comparison measures every training after its last epoch; set overrides "
+        "keep=last patience=none",
     ),
     compare(
         "a comparison with early stopping",
         "patience: 3",
-        "pair by kd: patience=3: a comparison measures every training after its last epoch; set overrides keep=last patience=none",
+        "pair by kd: patience=3: a comparison measures every training after its last epoch; set overrides "
+        "keep=last patience=none",
     ),
     train(
         "Apple's GPU on another machine",
