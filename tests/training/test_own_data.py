@@ -78,7 +78,11 @@ def test_class_weights_have_a_mean_of_1_over_the_training_images(asked: Any):
 
 def test_frozen_parts_keep_parameters_and_statistics(tmp_path: Path):
     start = uhkd.finetune(**TINY, epochs=1, out=tmp_path / "start")
-    options = TINY | {"epochs": 2, "freeze": ["bn1", "layer[12]", "conv1.weight"], "start": str(start.run.path)}
+    options: dict[str, Any] = TINY | {
+        "epochs": 2,
+        "freeze": ["bn1", "layer[12]", "conv1.weight"],
+        "start": str(start.run.path),
+    }
     done = uhkd.finetune(**options, ema_decay=0.5, class_weights={"0": 2.0}, sampling="balanced", out=tmp_path / "new")
     before, after = load_state(start.run.weights), load_state(done.run.weights)
     same = {name for name in before if torch.equal(before[name], after[name])}
@@ -148,7 +152,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def test_the_best_epoch_is_used_and_the_last_stays(tmp_path: Path, scored: list[dict[str, Tensor]]):
-    options = TINY | {"epochs": 5, "ema_decay": 0.7, "keep": "best"}
+    options: dict[str, Any] = TINY | {"epochs": 5, "ema_decay": 0.7, "keep": "best"}
     done = uhkd.finetune(**options, out=tmp_path / "best")
     assert_same(load_run(done.run.path).module.state_dict(), scored[1])  # the average was validated
     assert_same(done.student.module.state_dict(), scored[1])
@@ -173,7 +177,7 @@ def test_an_interrupted_run_has_the_same_best_epoch_and_end(
     tmp_path: Path, scored: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch, stopped: int
 ):
     """Patience 2 ends it after epoch 4, step 12."""
-    options = TINY | {"epochs": 6, "keep": "best", "patience": 2, "checkpoint_minutes": 1e-9}
+    options: dict[str, Any] = TINY | {"epochs": 6, "keep": "best", "patience": 2, "checkpoint_minutes": 1e-9}
     whole = uhkd.finetune(**options, out=tmp_path / "whole")
     assert whole.run.read_result()["stopped_early"] == {"epoch": 4, "of": 6} and len(scored) == 4
     follow = trainer.ProgressBar.follow
@@ -197,7 +201,7 @@ def test_an_interrupted_run_has_the_same_best_epoch_and_end(
 def test_a_run_that_ended_early_before_its_result_does_not_train_further(
     tmp_path: Path, scored: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ):
-    options = TINY | {"epochs": 6, "patience": 1, "out": str(tmp_path / "run")}
+    options: dict[str, Any] = TINY | {"epochs": 6, "patience": 1, "out": str(tmp_path / "run")}
 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
