@@ -130,6 +130,17 @@ def test_a_run_of_two_processes_is_that_of_one(place: Path, two: RunFolder):
     assert first["versions"] == json.loads((one.path / "environment.json").read_text())["versions"]
 
 
+def test_processes_end_together_and_keep_one_best_epoch(place: Path):
+    process = distil(place, "kept", "--keep", "best", "--patience", "1", "--lr", "1e-12", "--sampling", "balanced")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-4000:]
+    assert said.count("stopped after epoch 2 of 3: patience 1, no improvement of val accuracy since epoch 1") == 1, said
+    result = RunFolder(place / "kept").read_result()
+    assert (result["metrics"]["epoch"], result["kept"]["of"], result["stopped_early"]["epoch"]) == (1, 2, 2)
+    used, last = (load_file(place / "kept" / name) for name in ("model.safetensors", "last.safetensors"))
+    assert used.keys() == last.keys() and any(not torch.equal(used[name], last[name]) for name in used)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place: Path, two: RunFolder, rank: int):

@@ -6,6 +6,7 @@ from uhkd.lazy import import_on_use
 
 if TYPE_CHECKING:
     from uhkd.data.augment import Augmentation
+    from uhkd.data.balanced import balanced_order, batch_images, check_balanced
     from uhkd.data.batch import Batch
     from uhkd.data.batch_transforms import augment_batch
     from uhkd.data.columns import Columns
@@ -16,15 +17,14 @@ if TYPE_CHECKING:
         IndexRange,
         Loader,
         ViewPlan,
-        batch_images,
         eval_loader,
         range_loader,
-        steps_per_epoch,
         train_loader,
         usable_cores,
     )
     from uhkd.data.memory_cache import is_in_memory
     from uhkd.data.open import DataSplits, open_data
+    from uhkd.data.sampler import steps_per_epoch
     from uhkd.data.sources import ArraySource, DatasetSource, FileSource, ImageSource, Split
     from uhkd.data.splits import stratified_split, stratified_subset
     from uhkd.data.tar_headers import make_index, refuse_packed
@@ -51,7 +51,9 @@ __all__ = [
     "Split",
     "ViewPlan",
     "augment_batch",
+    "balanced_order",
     "batch_images",
+    "check_balanced",
     "eval_loader",
     "is_in_memory",
     "make_index",

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uhkd.data.augment import Augmentation
+from uhkd.data.balanced import balanced_order, occurrences
 from uhkd.data.batch import Batch
 from uhkd.data.batch_transforms import augment_batch
 from uhkd.data.memory_cache import fill
-from uhkd.data.sampler import epoch_order, shuffle_of
+from uhkd.data.sampler import epoch_order, shuffle_of, steps_per_epoch
 from uhkd.data.sources import ImageSource
 from uhkd.data.worker_errors import start_error, worker_error
 from uhkd.errors import UhkdError
@@ -31,6 +32,7 @@ class BatchPlan:
 
     Epoch e visits the images in an order fixed by (seed, e) and drops the incomplete last batch. batch_size is over all
     processes; this one takes images rank, rank + world_size, ... of each batch. start_step: first step, when a run resumes.
+    balanced: draw the images by class, see `balanced_order`; an image drawn again in an epoch gets another view.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class BatchPlan:
     start_step: int = 0
     rank: int = 0
     world_size: int = 1
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,6 @@ class IndexRange(NamedTuple):
     view: int
     start: int
     stop: int
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Return the number of complete batches in n images.
-
-    Raises:
-        UhkdError: batch_size below 1 or above n.
-    """
-    if batch_size < 1:
-        raise UhkdError(f"batch size must be at least 1, found {batch_size}")
-    if batch_size > n:
-        raise UhkdError(f"batch size {batch_size} is larger than the training split ({n} images): use at most {n}")
-    return n // batch_size
-
-
-def batch_images(source: ImageSource, *, seed: int, batch_size: int, step: int) -> np.ndarray:
-    """Return the indices of the images in step `step` of a training run: (batch_size,), over all its processes."""
-    epoch, position = divmod(step, steps_per_epoch(len(source), batch_size))
-    return epoch_order(source, seed=seed, epoch=epoch)[position * batch_size :][:batch_size]
 
 
 def train_loader(
@@ -245,16 +229,30 @@ class _TrainBatches(BatchDataset):
         self.source, self.augmentation, self.plan, self.views = source, augmentation, plan, views
         self.num_classes = num_classes
         self.per_epoch = steps_per_epoch(len(source), plan.batch_size)
-        self._order: tuple[int, np.ndarray] | None = None
+        self._order: tuple[int, np.ndarray, np.ndarray | None] | None = None
 
     def make(self, step: int) -> Batch:
-        plan, views = self.plan, self.views
+        plan, count = self.plan, self.views.count
         epoch, position = divmod(step, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.source, seed=plan.seed, epoch=epoch)
-        start = position * plan.batch_size
-        index = self._order[1][start : start + plan.batch_size][plan.rank :: plan.world_size]
-        view = epoch if views.count is None else epoch % views.count
+            order = (balanced_order if plan.balanced else epoch_order)(self.source, seed=plan.seed, epoch=epoch)
+            self._order = epoch, order, occurrences(order) if plan.balanced else None
+        part = slice(position * plan.batch_size + plan.rank, (position + 1) * plan.batch_size, plan.world_size)
+        _, order, numbers = self._order
+        index = order[part]
+        if numbers is None:
+            return self._view(index, epoch if count is None else epoch % count)
+        number = numbers[part]
+        view = epoch + plan.epochs * number if count is None else (epoch + number) % count
+        parts = [np.flatnonzero(view == each) for each in np.unique(view)]
+        batches = [self._view(index[rows], int(view[rows[0]])) for rows in parts]  # one view each
+        back = torch.from_numpy(np.argsort(np.concatenate(parts)))
+        fields: Any = (None if x[0] is None else torch.cat(x)[back] for x in zip(*batches, strict=True))
+        return Batch(*fields)
+
+    def _view(self, index: np.ndarray, view: int) -> Batch:
+        """Return one view of some images, with targets and records."""
+        plan, views = self.plan, self.views
         image, target = augment_batch(
             self.source,
             index,

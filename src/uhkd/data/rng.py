@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["order", "geometry", "mix", "split", "subset", "randaugment", "jitter", "erasing"]
+Purpose = Literal["order", "geometry", "mix", "split", "subset", "randaugment", "jitter", "erasing", "balanced"]
 _PURPOSES: dict[Purpose, int] = {  # do not change: the numbers determine what a recipe draws
     "order": 1,
     "geometry": 2,
@@ -15,6 +15,7 @@ _PURPOSES: dict[Purpose, int] = {  # do not change: the numbers determine what a
     "randaugment": 6,
     "jitter": 7,
     "erasing": 8,
+    "balanced": 9,
 }
 _MASK = (1 << 64) - 1
 

@@ -7,6 +7,7 @@ from jaxtyping import Int
 
 from uhkd.data.rng import stream
 from uhkd.data.sources import ImageSource
+from uhkd.errors import UhkdError
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,16 @@ def mix_candidates(source: ImageSource, index: int) -> tuple[int, int]:
     """Return (first, last + 1) of the images that may be mixed into image `index`: all, or those of its shard."""
     shuffle = shuffle_of(source)
     return (0, len(source)) if shuffle is None else shuffle.range_of(index)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Return the number of complete batches in n images.
+
+    Raises:
+        UhkdError: batch_size below 1 or above n.
+    """
+    if batch_size < 1:
+        raise UhkdError(f"batch size must be at least 1, found {batch_size}")
+    if batch_size > n:
+        raise UhkdError(f"batch size {batch_size} is larger than the training split ({n} images): use at most {n}")
+    return n // batch_size

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
 from uhkd.data import Batch
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.spectral import max_radius, radial_frequencies, spectrum
+from uhkd.spectral import as_double, max_radius, radial_frequencies, spectrum
 
 EVAL_BATCH = 256
 """Batch size of validation."""
@@ -115,7 +115,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
     HSIC is estimated without bias (Song et al. 2012, eq. 5): CKA is about 0 for unrelated features of any width, for which the
     biased estimate approaches 1 once the width exceeds n, and 1 for features equal up to rotation and scale. Clamped to [0, 1].
     """
-    grams = [v.double() @ v.double().T for v in (x, y)]
+    grams = [v @ v.T for v in map(as_double, (x, y))]
     xy, xx, yy = (_unbiased_hsic(a, b) for a, b in (grams, (grams[0], grams[0]), (grams[1], grams[1])))
     if xx <= 0 or yy <= 0:
         return 0.0
@@ -146,6 +146,8 @@ def latency(model: FeatureExtractor, batch: int = 1, repeats: int = REPEATS) -> 
         model(image, _final_output(model))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
     with eval_mode(model):
         return median_milliseconds(step, repeats)

@@ -85,7 +85,8 @@ LabelColumn = Annotated[
     str | None, Field(description="column of the labels in a table or hfds/NAME; none: found by usual names and types")
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="device to compute on; auto: cuda if available, otherwise cpu")
+    Literal["auto", "cpu", "cuda", "mps"],
+    Field(description="device to compute on; auto: cuda if available, otherwise cpu; mps (Apple's GPU) is untested"),
 ]
 
 WEIGHTS_KEY = "copy in a weights file with several, such as model_ema (nested: a.b); none: the weights themselves"

@@ -21,6 +21,7 @@ from uhkd.recipe.base import (
     TeacherOptions,
 )
 from uhkd.recipe.errors import RecipeError, format_value
+from uhkd.recipe.own_data import OwnDataOptions
 
 # default peak learning rate and weight decay; those of lamb are from timm's A2 recipe (arXiv 2110.00476)
 _DEFAULTS = {"adamw": (1e-3, 0.05), "sgd": (0.05, 5e-4), "lamb": (5e-3, 0.02)}
@@ -34,7 +35,7 @@ _OPEN: Any = None
 _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 
 
-class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
+class TrainRecipe(DataOptions, AugmentationOptions, OwnDataOptions, DeviceOptions):
     """Options of every training: data, augmentation, optimiser, schedule, device, output."""
 
     image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
@@ -152,6 +153,7 @@ class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
             yield f"step_epochs: expected increasing numbers {span}, found {list(steps)}"
         if self.resume and self.out is None:
             yield "resume: needs out, the run folder to resume"
+        yield from self._own_data_conflicts()
 
 
 class FinetuneRecipe(TrainRecipe):

@@ -23,6 +23,7 @@ from uhkd.reporting.grouping import MethodGroup, Report, StudentGroup
 from uhkd.reporting.run_data import Run
 from uhkd.reporting.summary import summary_sentence
 from uhkd.runs import RunFolder, leads_out
+from uhkd.runs.kept import OPTIMISTIC, kept_epoch
 
 MARK = '<meta name="generator" content="uhkd report">'  # identifies a page that may be overwritten
 LINES = 8  # drawn at first in a figure that compares groups; the reader adds others
@@ -52,8 +53,10 @@ def render(report: Report, version: str) -> str:
         mark=Markup(MARK),
         title=report.title,
         version=version,
+        optimistic=OPTIMISTIC,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=len(report.runs),
+        kept=[run.name for run in report.runs if kept_epoch(run.result)],
         student_groups=[_student_group(student_group) for student_group in report.student_groups],
         notes=notes,
         head=tables.HEAD,

@@ -15,6 +15,7 @@ from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 from uhkd.runs.comparison import TUNING, find_runs, is_tuning
+from uhkd.runs.kept import kept_epoch
 
 _TEST = "test.json"  # accuracy on the test split, written by a comparison
 ABSURD = 1e12  # bound of losses, spectra and errors; larger values would break axes
@@ -121,8 +122,10 @@ class Run:
         return tuple(map(str, classes)) if isinstance(classes, list) else ()
 
     def metric(self, name: str) -> float | None:
-        """Return a validation metric of the last evaluation."""
-        return number(self.rows[-1].get(name)) if self.rows else number(self.result, "metrics", name)
+        """Return a metric of the last evaluation, or, if it measures the weights, of those that the run kept."""
+        if not self.rows or (kept_epoch(self.result) and name.startswith("val_")):
+            return number(self.result, "metrics", name)
+        return number(self.rows[-1].get(name))
 
     def array(self, name: str, dimensions: int) -> np.ndarray | None:
         """Return a numeric array with this number of dimensions, or None. Values of `ABSURD` size become NaN."""

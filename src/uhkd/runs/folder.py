@@ -48,9 +48,9 @@ class RunFolder:
     """The folder of one run and its files.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, checkpoints/step-N/,
-    *.png, report.html; progress.json (see `ProgressFile`); with --log: tensorboard/, wandb/, mlruns/, and logs.json with the
-    ids of the logged runs.
+    network), last.safetensors (the last epoch, with keep=best), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg,
+    teacher_probe.safetensors, checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log:
+    tensorboard/, wandb/, mlruns/, and logs.json with the ids of the logged runs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -58,6 +58,7 @@ class RunFolder:
         self.recipe, self.config = self.path / "recipe.yaml", self.path / "card.json"
         self.weights, self.metrics = self.path / "model.safetensors", self.path / "metrics.csv"
         self.result, self.diagnostics = self.path / "result.json", self.path / "diagnostics.npz"
+        self.last_weights = self.path / "last.safetensors"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
         self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
         self._checkpoints = Checkpoints(self.checkpoints)

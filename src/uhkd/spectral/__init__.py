@@ -8,6 +8,7 @@ sum of squares is the mean energy of the band-limited map. No complex tensors ar
 
 from uhkd.spectral.fourier import (
     area_basis,
+    as_double,
     complex_halfplane,
     fourier_basis,
     halfplane_frequencies,
@@ -42,6 +43,7 @@ __all__ = [
     "SpectralTransform",
     "Standardise",
     "area_basis",
+    "as_double",
     "complex_halfplane",
     "crop_indices",
     "fourier_basis",

@@ -13,6 +13,11 @@ from uhkd.errors import UhkdError
 _FEW = 25
 
 
+def as_double(x: Tensor) -> Tensor:
+    """Return a tensor of any shape in float64; on the CPU for MPS, which has no float64."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
 def max_radius(n: int) -> int:
     """Return the highest frequency below Nyquist on an axis of `n` cells: floor((n-1)/2)."""
     return (n - 1) // 2

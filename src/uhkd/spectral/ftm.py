@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from uhkd.errors import UhkdError, check_choice
+from uhkd.spectral.fourier import as_double
 from uhkd.spectral.matching import Maps, SpectralTarget, Standardise, crop_indices, ftm_shapes, num_coefficients
 from uhkd.spectral.transform import SpectralTransform
 
@@ -87,7 +88,7 @@ class FTM(nn.Module):
                     f"calibration of level {i} needs at least 2 images with finite teacher features, got {len(x)}"
                     f"{'' if x.isfinite().all() else ' with NaN or infinite values; check the teacher'}"
                 )
-            x = x.double()
+            x = as_double(x)
             mean, scale = x.mean(0), torch.ones_like(x[0])
             if self.target.standardise != "none":
                 variance = x.var(0, correction=0)

@@ -19,10 +19,12 @@ def train_batches(setup: Setup, start_step: int) -> Iterator[Batch]:
     if isinstance(setup.teacher, CachedTeacher):
         cache = setup.teacher.stored
         views = ViewPlan(cache.manifest.seed, setup.teacher.views, cache.read_records)
+    balanced = recipe.sampling == "balanced"
+    rank, processes = fabric.global_rank, fabric.world_size
     loader = train_loader(
         setup.data.train,
         setup.augmentation,
-        BatchPlan(recipe.seed, recipe.batch_size, recipe.epochs, start_step, fabric.global_rank, fabric.world_size),
+        BatchPlan(recipe.seed, recipe.batch_size, recipe.epochs, start_step, rank, processes, balanced),
         num_classes=len(setup.data.classes),
         views=views,
         workers=setup.workers,

@@ -37,7 +37,7 @@ class ModelEMA:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy saved averages; other entries are ignored."""
-        _copy(tensors, self.tensors)
+        copy_tensors(tensors, self.tensors)
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
@@ -47,11 +47,11 @@ class ModelEMA:
         try:
             yield
         finally:
-            _copy(trained, self._live)
+            copy_tensors(trained, self._live)
 
     def copy_to_model(self) -> None:
         """Copy the averages into the network."""
-        _copy(self.tensors, self._live)
+        copy_tensors(self.tensors, self._live)
 
 
 def check_decay(decay: float, steps: int) -> None:
@@ -65,6 +65,7 @@ def check_decay(decay: float, steps: int) -> None:
 
 
 @torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy tensors, of any shape, into those of the same names in `target`."""
     for name, value in target.items():
         value.copy_(source[name])

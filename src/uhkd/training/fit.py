@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from uhkd.console import log_info, pluralize, print_result
 from uhkd.data import steps_per_epoch
@@ -15,9 +15,10 @@ from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
-from uhkd.runs import RunFolder
+from uhkd.runs import RunFolder, write_tensors
 from uhkd.training.ema import check_decay
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
+from uhkd.training.progress import format_metrics
 from uhkd.training.setup import Setup, log_loss
 from uhkd.training.signals import TrainingInterrupted
 from uhkd.training.students import load_finished_model
@@ -27,7 +28,7 @@ from uhkd.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training: the network in eval mode, its last metrics, and the run folder."""
+    """A finished training: the network in eval mode, metrics (with keep=best of the best epoch, else the last), folder."""
 
     student: FeatureExtractor
     metrics: dict[str, float]
@@ -57,13 +58,18 @@ def fit(setup: Setup) -> Result:
             check_decay(recipe.ema_decay, recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size))
         balance = setup.facts.get("balance", "constant")
         log_loss(setup.learner.weights(setup.ce_weight), labels=bool(data.classes), balance=balance)
-        rows = Trainer(setup).train()
+        trainer = Trainer(setup)
+        rows = trainer.train()
+        last = {k: v.clone() for k, v in student.module.state_dict().items()} if trainer.best.keep else {}
+        metrics, kept = trainer.best.choose(rows)
+        setup.frozen.release()
         student.eval()
         if not data.classes:
             student.requires_grad_(True)  # layers without a loss were frozen
         if fabric.is_global_zero:
-            _finish(setup, rows[-1])
-    return Result(student, rows[-1], folder)
+            setup.facts |= kept
+            _finish(setup, metrics, last)
+    return Result(student, metrics, folder)
 
 
 @contextlib.contextmanager
@@ -100,8 +106,11 @@ def _begin(setup: Setup) -> None:
             load_or_calibrate_ftm(teacher, setup, setup.augmentation, setup.recipe.seed)
 
 
-def _finish(setup: Setup, metrics: dict[str, float]) -> None:
-    """Write weights, config, diagnostics, figures and, last, the result; print the result and the next commands."""
+def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) -> None:
+    """Write weights, config, diagnostics, figures and, last, the result; print the result and the next commands.
+
+    metrics: of the weights that the student has. last: weights of the last epoch, where these are others; tensors of any shape.
+    """
     recipe, data, folder, student = setup.recipe, setup.data, setup.folder, setup.learner.student
     config = replace(student.config, classes=data.classes or student.config.classes).to_json()
     teacher = setup.networks[0] if len(setup.networks) == 1 else None
@@ -116,7 +125,10 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
         "environment": folder.read_environment(),
         "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
-    with folder.writing("the trained network", f"the checkpoint of step {metrics['step']} is kept"):
+    trained = setup.facts.get("kept", {"last": metrics})["last"]
+    with folder.writing("the trained network", f"the checkpoint of step {trained['step']} is kept"):
+        if last:
+            write_tensors(folder.last_weights, last)
         folder.write_model(config, student.module.state_dict())
         folder.write_arrays(folder.read_arrays() | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
         figures = ", ".join(path.name for path in draw(folder))
@@ -125,6 +137,8 @@ def _finish(setup: Setup, metrics: dict[str, float]) -> None:
     for line in final_summary(facts):
         print_result(line)
     log_info(f"run folder {folder.path} with {figures}")
+    if last:
+        log_info(f"weights of the last epoch: {folder.last_weights} ({', '.join(format_metrics(trained))})")
     if config["name"].startswith("module/"):
         log_info(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uhkd.data import Batch
@@ -11,6 +10,7 @@ from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor, NetworkOutput
 from uhkd.methods import DistillationLoss
 from uhkd.training.balance import Balance
+from uhkd.training.class_balance import cross_entropy
 
 
 class StudentWithLosses(nn.Module):
@@ -23,9 +23,13 @@ class StudentWithLosses(nn.Module):
         label_smoothing: of the cross-entropy, 0..1.
         balance: changes the weights of the teacher's terms during training; None: constant weights.
 
+    Attribute `class_weights`: weights (K,) of the classes in the cross-entropy; None: equal.
+
     Raises:
         UhkdError: for a student without trainable parameters.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class StudentWithLosses(nn.Module):
             )
         self.student, self.distillers = student, distillers
         self.label_smoothing, self.balance = label_smoothing, balance
+        self.register_buffer("class_weights", None, persistent=False)
         losses = self.losses.values()
         self.student_needs = frozenset().union(*(loss.needs.student for loss in losses))
         self.teacher_needs = frozenset().union(*(loss.needs.teacher for loss in losses))
@@ -63,7 +68,8 @@ class StudentWithLosses(nn.Module):
         student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
         terms, outputs = {}, (teacher, *teacher.extra_teachers)
         if batch.target is not None:
-            terms["ce"] = F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
+            logits, weights = student.logits.float(), self.class_weights
+            terms["ce"] = cross_entropy(logits, batch.target, weights, self.label_smoothing)
         if self.training and self.balance is not None:
             self.balance.observe(student.logits, [output.logits for output in outputs], batch.target)
         for name, loss in self.losses.items():

@@ -23,6 +23,8 @@ _SMALL = 64  # pixels; images up to this size are cheap to augment
 
 def fast_bf16(device: str) -> bool:
     """Return whether the device multiplies bfloat16 natively."""
+    if device == "mps":
+        return False
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
@@ -33,24 +35,48 @@ def choose_device(recipe: DeviceOptions) -> tuple[str, str]:
     """Return (device, precision) with "auto" resolved.
 
     Raises:
-        UhkdError: if device=cuda and torch finds no GPU.
+        UhkdError: if torch finds no GPU for device=cuda or mps, or for device=mps with bf16 or several processes.
     """
     check_main_guard()
-    device, precision = recipe.device, recipe.precision
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UhkdError("device=cuda: torch finds no GPU; use device=auto, or install a CUDA build of torch")
+    device, precision = find_device(recipe.device), recipe.precision
+    if device == "mps" and precision == "bf16":
+        raise UhkdError("precision: device mps computes in fp32 here, found bf16; use --precision fp32")
+    if device == "mps" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UhkdError("device=mps: trains in one process, and torchrun started several; start it without torchrun")
     if precision == "auto":
         precision = "bf16" if fast_bf16(device) else "fp32"
     return device, precision
 
 
+def find_device(device: str) -> str:
+    """Return the device with "auto" resolved.
+
+    Raises:
+        UhkdError: if torch finds no GPU for cuda or mps.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UhkdError("device=cuda: torch finds no GPU; use device=auto, or install a CUDA build of torch")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UhkdError(
+            "device=mps: torch finds no Apple GPU; expected macOS on Apple silicon and a build of torch with MPS; use device=auto"
+        )
+    if device == "mps":
+        log_info(
+            "warning: device mps is untested; where torch lacks an operation, set PYTORCH_ENABLE_MPS_FALLBACK=1, and compare a "
+            "short training with --device cpu"
+        )
+    return device
+
+
 def log_device(recipe: DeviceOptions, device: str, precision: str) -> None:
     """Log device, precision and the reason for it, and other settings that affect speed."""
-    processor = "GPU" if device == "cuda" else "processor"
+    processor = "processor" if device == "cpu" else "GPU"
     if recipe.precision != "auto":
         why = "as configured"
+    elif device == "mps":
+        why = "the only format for mps"
     elif precision == "bf16":
         why = f"the {processor} multiplies bfloat16 natively"
     else:
@@ -108,5 +134,5 @@ def choose_workers(recipe: DeviceOptions, data: DataSplits, device: str) -> int:
     cores = usable_cores()
     if is_in_memory(data.train) and data.native_size is not None and max(data.native_size) <= _SMALL:
         # a GPU would wait while this process makes a batch, a few others make the next one in time; a CPU is busy either way
-        return min(4, cores) if device == "cuda" else 0
+        return 0 if device == "cpu" else min(4, cores)
     return min(8, cores)

@@ -16,7 +16,9 @@ from uhkd.models import load_run
 from uhkd.recipe import build
 from uhkd.recipe.base import DataOptions
 from uhkd.runs import RunFolder
+from uhkd.runs.kept import kept_epoch
 from uhkd.training.inputs import image_size
+from uhkd.training.machine import find_device
 from uhkd.training.summary import KINDS
 
 
@@ -24,15 +26,13 @@ def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     """Load a run's network onto a device (auto: a GPU if there is one); return both.
 
     Raises:
-        UhkdError: no run folder, or no GPU for device cuda.
+        UhkdError: no run folder, or no GPU for device cuda or mps.
     """
     check_main_guard()
     network = load_run(run)
     for note in network.notes:
         log_info(note)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UhkdError("device=cuda was requested, but torch finds no GPU; use device=auto")
-    torch_device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch_device = torch.device(find_device(device))
     return network.to(torch_device), torch_device
 
 
@@ -109,4 +109,7 @@ def images_of(
     images = opened.val if split_name == "val" else opened.test
     if images is None:
         raise UhkdError(f"data {opened.name} has no test split; use --split val")
+    result = RunFolder(run).read_result() if RunFolder(run).result.is_file() else {}
+    if split_name == "val" and result.get("data_fingerprint") == opened.fingerprint and (kept := kept_epoch(result)):
+        log_info(f"warning: the network is that of {kept}; choose other images for an unbiased number")
     return opened, split_name, images

@@ -13,11 +13,14 @@ from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.methods import parse_methods
+from uhkd.models import has_weights
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
+from uhkd.training.class_balance import weights_of_classes
 from uhkd.training.defaults import choose_length, choose_start, keep_choices
+from uhkd.training.freeze import FrozenParts
 from uhkd.training.inputs import (
     Inputs,
     choose_augmentation,
@@ -53,6 +56,7 @@ class Setup(Inputs):
         finished: whether the run to resume is finished; there are no networks then.
         teachers: as loaded, with their share of the loss and facts for result.json.
         learner: student and losses.
+        frozen: parts of the student that do not learn.
         teacher: source of the teacher outputs; None without a teacher.
         augmentation: of the training images.
         val_size: height and width of validation images in pixels.
@@ -64,6 +68,7 @@ class Setup(Inputs):
     finished: bool = False
     teachers: list[PreparedTeacher] = field(default_factory=list)
     learner: StudentWithLosses = field(init=False)
+    frozen: FrozenParts = field(init=False)
     teacher: TeacherSource | None = None
     augmentation: Augmentation = field(init=False)
     val_size: tuple[int, int] = field(init=False)
@@ -116,6 +121,7 @@ def prepare(
     setup = _open(recipe, data, dry_run, module=model is not None)
     if setup.finished:
         return setup
+    class_weights = weights_of_classes(setup.recipe, setup.data)
     if isinstance(setup.recipe, DistillRecipe):
         assert isinstance(recipe, DistillRecipe)
         _add_student_and_teachers(setup, setup.recipe, recipe, model, teacher)
@@ -129,6 +135,12 @@ def prepare(
         network = build_student(setup.recipe, setup, model, len(setup.data.classes)).to(setup.fabric.device)
         setup.learner = StudentWithLosses(network, nn.ModuleDict(), setup.recipe.label_smoothing)
         setup.facts = {"verb": "finetune", "model": setup.recipe.model}
+    distilling = isinstance(recipe, DistillRecipe)
+    name, start = (recipe.student, recipe.student_start) if distilling else (recipe.model, recipe.start)
+    random = model is None and start == "random" and not has_weights(name)
+    setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze, random=random)
+    if class_weights is not None:
+        setup.learner.class_weights = class_weights.to(setup.fabric.device)
     setup.learner.to(memory_format=torch.channels_last)
     _add_augmentation(setup)
     _add_teacher_source(setup)

@@ -8,12 +8,13 @@ from torch.optim import Optimizer
 
 from uhkd.recipe import TrainRecipe
 from uhkd.runs import Checkpoint, RunFolder
+from uhkd.training.best_weights import BestWeights
 from uhkd.training.checkpoint_checks import check_facts, check_optimizer, check_tensors
 from uhkd.training.ema import ModelEMA
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.teacher import TeacherSource
 
-_OTHERS = ("ftm.", "average.")  # prefixes of tensors that are not in the learner's state
+_OTHERS = ("ftm.", "average.", "best.")  # prefixes of tensors that are not in the learner's state
 
 
 class TrainingState:
@@ -25,6 +26,7 @@ class TrainingState:
         teacher: its spectral statistics are part of a checkpoint.
         optimizer: as wrapped by Fabric, before its first step.
         average: moving average of the student's weights.
+        best: weights of the best validation.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class TrainingState:
         teacher: TeacherSource | None,
         optimizer: Optimizer,
         average: ModelEMA,
+        best: BestWeights,
     ) -> None:
         self.recipe, self.learner, self.teacher = recipe, learner, teacher
-        self.optimizer, self.average = optimizer, average
+        self.optimizer, self.average, self.best = optimizer, average, best
         self._initial = optimizer.state_dict()
         self._shapes = {
             number: weight.shape
@@ -47,6 +50,7 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of a checkpoint by name."""
         tensors = self.learner.state_dict() | {f"average.{k}": v for k, v in self.average.tensors.items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.tensors.items()}
         return tensors | ({} if self.teacher is None else self.teacher.state())
 
     def checkpoint(self, step: int, facts: dict[str, Any]) -> Checkpoint:
@@ -74,6 +78,8 @@ class TrainingState:
         tensors = checkpoint.tensors
         self.learner.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_OTHERS)})
         self.average.load({k.removeprefix("average."): v for k, v in tensors.items()})
+        saved = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        self.best.restore(checkpoint.facts["rows"], saved)
         self.optimizer.load_state_dict(self._optimizer_state(checkpoint, total))
 
     def _optimizer_state(self, checkpoint: Checkpoint, total: int) -> dict[str, Any]:

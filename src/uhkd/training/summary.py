@@ -3,24 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+from uhkd.runs.kept import kept_epoch
 from uhkd.training.progress import format_metrics
 
 KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
 
 
 def final_summary(facts: dict[str, Any]) -> list[str]:
-    """Return lines with the last validation and, if there are labels, the accuracy of teachers and baselines or "not run".
+    """Return lines with the validation of the kept weights and, if there are labels, the accuracy of teachers and baselines.
 
     facts: content of result.json.
     """
     metrics, teacher = facts["metrics"], facts.get("teacher_metrics")
     accuracy = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None
+    kept = kept_epoch(facts)
     if facts["verb"] == "finetune":
-        return [f"{facts['model']}: validation accuracy {accuracy}"]
+        return [f"{facts['model']}: validation accuracy {accuracy}{f' ({kept})' if kept else ''}"]
+    when = f"of {kept}" if kept else "after the last epoch"
     if accuracy is None:
-        return [
-            f"validation after the last epoch, without labels: {', '.join(format_metrics(metrics))}  {facts['student']}"
-        ]
+        return [f"validation {when}, without labels: {', '.join(format_metrics(metrics))}  {facts['student']}"]
     if "teachers" in facts:
         rows = {
             f"teacher {number}": f"{_percent(fields['teacher_metrics'].get('accuracy'))}  {fields['teacher']}"
@@ -32,7 +33,7 @@ def final_summary(facts: dict[str, Any]) -> list[str]:
     rows |= {"untrained": f"{probe['start']:.2%}"} if probe else dict.fromkeys(("scratch", "kd", "uhkd"), "not run")
     rows |= {facts["method"]: f"{accuracy}  {facts['student']}"}
     by = f", {probe['by']}" if probe else ""
-    return [f"validation accuracy after the last epoch{by}:", *(f"  {name:<10} {text}" for name, text in rows.items())]
+    return [f"validation accuracy {when}{by}:", *(f"  {name:<10} {text}" for name, text in rows.items())]
 
 
 def _percent(accuracy: float | None) -> str:

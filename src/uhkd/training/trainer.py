@@ -16,6 +16,7 @@ from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_im
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import find_matching_loss
 from uhkd.training.batches import DataLoadingError, train_batches
+from uhkd.training.best_weights import BestWeights
 from uhkd.training.cached_teacher import CachedTeacher
 from uhkd.training.checkpoint_checks import check_sources
 from uhkd.training.deterministic import deterministic_advice
@@ -60,7 +61,7 @@ class Trainer:
         broadcast_only(learner, "student.")
         self.model: Any
         self.model, self.optimizer = fabric.setup(learner, optimizer)
-        self.average = ModelEMA(learner.student, recipe.ema_decay)
+        self.average, self.best = ModelEMA(learner.student, recipe.ema_decay), BestWeights(learner.student, recipe)
         self.val_loader = eval_loader(
             setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
         )
@@ -72,7 +73,7 @@ class Trainer:
         cache = teacher.stored.manifest.key if isinstance(teacher, CachedTeacher) else None
         self.sources = {"data": setup.data.fingerprint, "cache": cache}
         self.totals, self.processes = RunningMetrics(fabric.device), ProcessGroupSync()
-        self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average)
+        self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average, self.best)
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
         self.last_checkpoint = "no checkpoint was written yet"
@@ -101,9 +102,11 @@ class Trainer:
             deterministic_advice(),
         ):
             try:
-                for batch in self.progress.follow(batches):
+                for batch in self.progress.follow(() if self.best.stopped else batches):
                     self._train_step(batch)
                     self._after_step(batch, signals)
+                    if self.best.stopped:
+                        break
             except DataLoadingError as error:
                 self._stop_without_batch(error, signals)
         self.average.copy_to_model()
@@ -188,10 +191,10 @@ class Trainer:
                 supervised = self.setup.data.classes and self.weights["ce"]
                 if self.balance is not None and supervised and (groups := self.balance.close_zero_groups()):
                     self._close_terms(groups)
-            if save:
+            if save or self.best.stopped:
                 self._save_checkpoint()
                 self.last_save = time.monotonic()
-        if signal_number and not is_last:
+        if signal_number and not is_last and not self.best.stopped:
             raise self._interrupted(signal_number)
         self.began = time.monotonic()
 
@@ -222,7 +225,8 @@ class Trainer:
             self.diagnostics.note(step)
             if evaluator is not None:
                 row |= {f"val_{name}": value for name, value in self.diagnostics.similarity().items()}
-            if step == self.total:
+            final = self.best.validated([*self.rows, row], self.processes)
+            if final or (step == self.total and not self.best.keep):
                 self.diagnostics.end(evaluation)
         row |= {"seconds": round(self.seconds, 3), **self.progress.rates()}
         self.writer.write_row(row, self.diagnostics.arrays(), self.last_checkpoint)
@@ -270,8 +274,9 @@ class Trainer:
     def _write_nonfinite(self, steps: Sequence[int]) -> None:
         """Write the images of the steps whose loss or gradient was not finite."""
         if steps and self.fabric.is_global_zero:
-            train, seed, size = self.setup.data.train, self.recipe.seed, self.recipe.batch_size
-            images = {step: batch_images(train, seed=seed, batch_size=size, step=step).tolist() for step in steps}
+            recipe = self.recipe
+            options = {"seed": recipe.seed, "batch_size": recipe.batch_size, "balanced": recipe.sampling == "balanced"}
+            images = {step: batch_images(self.setup.data.train, step=step, **options).tolist() for step in steps}
             self.folder.write_json(_NONFINITE, [{"step": step + 1, "images": images[step]} for step in steps])
 
     def _stop_without_batch(self, error: DataLoadingError, signals: SignalHandler) -> NoReturn:

@@ -55,7 +55,9 @@ def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[Cach
     for name, options in trainings.items():
         recipe = recipes[name] = build(DistillRecipe, options)
         needed = "name a cache already"
-        if recipe.teacher_cache is None:
+        if recipe.sampling == "balanced":
+            needed = "draw an image several times an epoch, each time with a new view"
+        elif recipe.teacher_cache is None:
             settings, weights = (json.dumps(x, sort_keys=True) for x in (recipe.settings, recipe.weights))
             needed = _outputs_needed(recipe.method, settings, weights)
         if isinstance(needed, str):
@@ -80,7 +82,7 @@ def shared_caches(trainings: Mapping[str, Mapping[str, Any]]) -> tuple[list[Cach
 def _shared_options(recipe: DistillRecipe) -> dict[str, Any]:
     """Return the options that a training shares with its cache: images, views, teacher, number format."""
     common = CacheRecipe.model_fields.keys() & DistillRecipe.model_fields.keys()
-    return recipe.model_dump(mode="json", include=common - {"out", "workers", "batch_size"})
+    return recipe.model_dump(mode="json", include=common - {"out", "workers", "batch_size", "keep"})
 
 
 def _cache(

@@ -13,7 +13,16 @@ from uhkd.commands.comparing.stated import stated_length
 from uhkd.errors import UhkdError
 from uhkd.methods import method_names, parse_methods
 from uhkd.models.names import parse_name
-from uhkd.recipe import CompareRecipe, DistillRecipe, FinetuneRecipe, RecipeError, build, find_recipe, load_yaml
+from uhkd.recipe import (
+    CompareRecipe,
+    DistillRecipe,
+    FinetuneRecipe,
+    RecipeError,
+    TrainRecipe,
+    build,
+    find_recipe,
+    load_yaml,
+)
 from uhkd.runs.comparison import CACHES, TASK_FILES, TUNING
 
 TUNING_SEED = 1000  # not a seed of any table
@@ -164,7 +173,20 @@ def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
         parse_methods(recipe.method, recipe.settings, recipe.weights)
     except UhkdError as error:
         return [f"{where}: {line}" for line in str(error).split("\n")]
-    return []
+    return _epoch_problems(recipe, where, "overrides")
+
+
+def _epoch_problems(recipe: TrainRecipe, where: str, option: str) -> list[str]:
+    """Return the problem of a training that ends early or keeps its best epoch; `option` of the comparison can change it."""
+    given = [f"{name}={value}" for name, value in (("keep", recipe.keep), ("patience", recipe.patience)) if value]
+    if recipe.keep == "last":
+        given.remove("keep=last")
+    if not given:
+        return []
+    return [
+        f"{where}: {' and '.join(given)}: a comparison measures every training after its last epoch; set {option} "
+        "keep=last patience=none"
+    ]
 
 
 def _student(recipe: CompareRecipe, pair_recipe: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:
@@ -206,7 +228,8 @@ def _teachers(
                 teachers[pair] = str(Path(source.name).resolve())
             continue
         options = _with_data(options | recipe.teacher_overrides, recipe)
-        build(FinetuneRecipe, options)
+        if problems := _epoch_problems(build(FinetuneRecipe, options), str(name), "teacher_overrides"):
+            raise RecipeError(problems)
         task = Task(f"teachers/{Path(str(name)).stem}", options)
         if any(other.name == task.name and other != task for other in tasks.values()):
             raise RecipeError([f"teachers: two different recipes are both called {Path(str(name)).stem!r}; rename one"])
