@@ -140,6 +140,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     data, part, source = images_of(recipe.run, network, recipe.data)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
+    forms.apply_temperature(network, raw=recipe.raw_logits)
     for form in recipe.to:
         forms.check(form, network)
     report = {

@@ -60,7 +60,7 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
     for file in _image_files(arguments.images):
         image = center_crop_resize(decode_file(file), network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
-            best = network(image).logits.float().softmax(1)[0].topk(min(arguments.top, len(names)))
+            best = (network(image).logits.float() / network.config.temperature).softmax(1)[0].topk(min(arguments.top, len(names)))
         pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         predictions[str(file)] = pairs
         if not arguments.csv:

@@ -46,7 +46,9 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         locations: dict[Form, str] = {
             form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
         }
-        card = card_text(arguments.run, network, locations, accuracy_sentences(rows), arguments.license)
+        (temperature, *_) = (row["temperature"] for row in rows.values())
+        measured = accuracy_sentences(rows)
+        card = card_text(arguments.run, network, locations, measured, arguments.license, temperature)
         write_atomically(folder / "README.md", card)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         log_info(f"to {api.endpoint}/{arguments.repo} ({'public' if arguments.public else 'private'}, if it is new):")

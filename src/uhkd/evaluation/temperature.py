@@ -1,13 +1,17 @@
 """One temperature for the logits of a trained network: fitted on a part of the held-out images, judged on the rest."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+
+from uhkd.errors import UhkdError
 
 TWO_FOLDS = 200
 """Number of held-out images below which each half fits the temperature that the other half is judged with."""
@@ -17,8 +21,24 @@ BINS = 15
 _LIMIT = 7.0  # of the logarithm of a temperature
 _RESAMPLES = 1000
 _CHUNK = 4096  # images at a time in double precision
-Figures = dict[str, dict[str, float]]
-"""gap (mean confidence minus accuracy), ece, nll: each with `value` and its 95 % interval `low`, `high`."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """gap: mean confidence minus accuracy; ece: as a fraction, with 15 bins; nll: in nats."""
+
+    gap: Interval
+    ece: Interval
+    nll: Interval
 
 
 @dataclass(frozen=True)
@@ -41,10 +61,25 @@ class Calibration:
         """Return the content of calibration.json."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Calibration":
+        """Read what `to_json` wrote.
+
+        Raises:
+            UhkdError: a number is missing or of another type.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(dict(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise UhkdError(f"{key} in calibration.json is invalid: {first['msg']}; delete the file") from None
+
     def __str__(self) -> str:
         def shown(name: str, scale: float, form: str) -> str:
+            before, after = (getattr(figures, name) for figures in (self.before, self.after))
             first, last, low, high = (
-                format(scale * x, form) for x in (self.before[name]["value"], *self.after[name].values())
+                format(scale * x, form) for x in (before.value, after.value, after.low, after.high)
             )
             return f"{'' if self.reason else f'{first} to '}{last} ({low} to {high})"
 
@@ -107,10 +142,10 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> 
 
 
 def judge(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Figures:
-    """Return gap, ece (15 bins) and nll with 95 % intervals.
+    """Return the figures of the probabilities, of labelled images.
 
-    Of the gap by Wilson's interval of the accuracy, which holds without an error too; of the others by the basic bootstrap
-    over the images, which corrects the upward bias of the ECE of few images.
+    The interval of the gap is Wilson's of the accuracy, which holds without any error too; those of the others are of the basic
+    bootstrap over the images, which corrects the upward bias of the ECE of few images.
     """
     from scipy.stats import binomtest
 
@@ -125,17 +160,16 @@ def judge(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0
     def ece_nll(chosen: Any) -> tuple[float, float]:
         return float(np.abs(np.bincount(bins[chosen], excess[chosen], BINS)).sum()) / n, float(nll[chosen].mean())
 
-    def interval(value: float, resampled: np.ndarray) -> dict[str, float]:
+    def interval(value: float, resampled: np.ndarray) -> Interval:
         top, bottom = np.percentile(resampled, (97.5, 2.5))
         low, high = min(max(2 * value - top, 0.0), value), max(2 * value - bottom, value)
-        return {"value": value, "low": float(low), "high": float(high)}
+        return Interval(value, float(low), float(high))
 
     accuracy = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
     mean, gap = float(confidence.mean()), float(excess.mean())
     resampled = np.array([ece_nll(generator.integers(n, size=n)) for _ in range(_RESAMPLES)])
-    figures = {"gap": {"value": gap, "low": mean - float(accuracy.high), "high": mean - float(accuracy.low)}}
-    pairs = zip(("ece", "nll"), ece_nll(slice(None)), resampled.T, strict=True)
-    return figures | {name: interval(value, others) for name, value, others in pairs}
+    ece, nats = map(interval, ece_nll(slice(None)), resampled.T)
+    return Figures(Interval(gap, mean - float(accuracy.high), mean - float(accuracy.low)), ece, nats)
 
 
 def _halves(labels: Int[Tensor, " n"], seed: int) -> tuple[Tensor, Tensor]:

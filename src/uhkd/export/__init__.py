@@ -11,10 +11,14 @@ from torch import Tensor
 from uhkd.errors import UhkdError
 from uhkd.export import onnx_pt2, quantized, weights
 from uhkd.export.module import ExportModule
+from uhkd.export.temperature import apply_temperature, calibrated_logits
 from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
-__all__ = ["FORMS", "QUANTIZED", "ExportModule", "Form", "Predictor", "check", "reopen", "write"]
+__all__ = [
+    *("FORMS", "QUANTIZED", "ExportModule", "Form", "Predictor"),
+    *("apply_temperature", "calibrated_logits", "check", "reopen", "write"),
+]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 """Names of all file forms."""
@@ -56,6 +60,11 @@ def check(form: Form, network: FeatureExtractor) -> None:
     name = network.config.name
     if network.probe is not None:
         raise UhkdError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+    if form == "timm" and network.config.temperature != 1:
+        raise UhkdError(
+            f"timm: the last layer of {name} is not linear and cannot take the temperature {network.config.temperature:.3g}: "
+            "add --raw-logits, or leave timm out of --to"
+        )
     if form == "timm" and not name.startswith("timm/"):
         raise UhkdError(f"{name} is no architecture of timm: leave timm out of --to")
     if form in QUANTIZED and network.shapes.logits is None:

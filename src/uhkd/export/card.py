@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from uhkd.console import escape
+from uhkd.evaluation.temperature import Calibration
 from uhkd.export.snippets import example, input_description
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import RESULT_KEYS, rename_keys
@@ -27,6 +28,7 @@ def card_text(
     locations: Mapping[Form, str],
     measured: Mapping[Form, str],
     license: str = "other",
+    temperature: float = 1.0,
 ) -> str:
     """Return the Markdown text, with metadata in YAML: use, preprocessing, training, and intended and unsuitable uses.
 
@@ -36,6 +38,7 @@ def card_text(
         locations: the Python expression for each form, as in the examples.
         measured: a sentence about the accuracy of each quantised form.
         license: an identifier of the hub.
+        temperature: by which the exported logits were divided.
     """
     folder = RunFolder(run)
     result = rename_keys(folder.read_result(), RESULT_KEYS) if folder.result.is_file() else {}
@@ -52,7 +55,7 @@ def card_text(
         result=result,
         metadata=_metadata(result, network, locations, license).to_yaml(),
         teachers=_names(teachers),
-        facts=_facts(result, recipe, teachers, network),
+        facts=_facts(result, recipe, teachers, network) | _probabilities(folder.read_calibration(), temperature),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
         accuracy=(result.get("metrics") or {}).get("val_accuracy"),
         example=example,
@@ -157,6 +160,14 @@ def _facts(
         "versions": ", ".join(libraries),
     }
     return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _probabilities(calibration: Mapping[str, Any], temperature: float) -> dict[str, str]:
+    """Return the rows on the temperature; none where the run has none. temperature: in the exported logits."""
+    if not calibration:
+        return {}
+    state = "divided into these logits" if temperature != 1 else "not in these logits, which are as trained"
+    return {"temperature": state, "probabilities": str(Calibration.from_json(calibration))}
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str | None:
