@@ -16,7 +16,7 @@ from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import median_milliseconds
-from uhkd.export.card import card_text
+from uhkd.export.card import card_text, read_calibration
 from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
@@ -37,9 +37,9 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
 
     Each form is opened again with the library that other programs would use. Its outputs for the same images, alone and as a
     batch, are compared with PyTorch's: `differs` (largest difference, as a share of the largest logit), `agrees` (share of equal
-    predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine), `temperature` (in the logits). The quantised forms are
-    checked on all evaluation images instead: `accuracy_before` and `accuracy` (fractions), `images` and `calibrated` (numbers
-    of evaluation and calibration images).
+    predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine),
+    `temperature` (by which the logits were divided). The quantised forms are checked on all evaluation images instead:
+    `accuracy_before` and `accuracy` (fractions), `images` and `calibrated` (numbers of evaluation and calibration images).
 
     Raises:
         UhkdError: no run folder, a form that does not support this network, a missing package, an output folder that is not
@@ -91,6 +91,7 @@ def export_forms(
 ) -> dict[Form, dict[str, Any]]:
     """Write forms into subfolders of `out`, check and measure each, and print the table; see `export`."""
     to = tuple(dict.fromkeys(to))
+    read_calibration(run)  # for the card: a damaged file is refused before anything is written
     temperature = forms.apply_temperature(network, raw=options.raw_logits)
     for form in to:
         forms.check(form, network)

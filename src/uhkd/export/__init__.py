@@ -16,8 +16,16 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
 __all__ = [
-    *("FORMS", "QUANTIZED", "ExportModule", "Form", "Predictor"),
-    *("apply_temperature", "calibrated_logits", "check", "reopen", "write"),
+    "FORMS",
+    "QUANTIZED",
+    "ExportModule",
+    "Form",
+    "Predictor",
+    "apply_temperature",
+    "calibrated_logits",
+    "check",
+    "reopen",
+    "write",
 ]
 
 FORMS: tuple[Form, ...] = get_args(Form)

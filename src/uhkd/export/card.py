@@ -55,7 +55,7 @@ def card_text(
         result=result,
         metadata=_metadata(result, network, locations, license).to_yaml(),
         teachers=_names(teachers),
-        facts=_facts(result, recipe, teachers, network) | _probabilities(folder.read_calibration(), temperature),
+        facts=_facts(result, recipe, teachers, network) | _probabilities(read_calibration(run), temperature),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
         accuracy=(result.get("metrics") or {}).get("val_accuracy"),
         example=example,
@@ -162,12 +162,22 @@ def _facts(
     return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
-def _probabilities(calibration: Mapping[str, Any], temperature: float) -> dict[str, str]:
+def read_calibration(run: str) -> Calibration | None:
+    """Return the calibration of a run, None if it has none.
+
+    Raises:
+        UhkdError: its calibration.json is damaged.
+    """
+    content = RunFolder(run).read_calibration()
+    return Calibration.from_json(content) if content else None
+
+
+def _probabilities(fitted: Calibration | None, temperature: float) -> dict[str, str]:
     """Return the rows on the temperature; none where the run has none. temperature: in the exported logits."""
-    if not calibration:
+    if fitted is None:
         return {}
     state = "divided into these logits" if temperature != 1 else "not in these logits, which are as trained"
-    return {"temperature": state, "probabilities": str(Calibration.from_json(calibration))}
+    return ({} if fitted.reason else {"temperature": state}) | {"probabilities": str(fitted)}
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str | None:

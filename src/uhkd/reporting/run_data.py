@@ -25,7 +25,8 @@ class Run:
     """The content of a run folder. Mappings and text are unchecked: any key may be missing, any value of another type.
 
     name: path relative to the common folder of all runs. config: the model's configuration. test: metrics on the test split.
-    calibration: the temperature and how it was judged. rows: of metrics.csv. failure: the error that ended the run. problems: files that could not be read, with the reason.
+    calibration: the temperature and how it was judged. rows: of metrics.csv. failure: the error that ended the run. problems:
+    files that could not be read, with the reason.
     """
 
     name: str

@@ -45,9 +45,9 @@ class RunFolder:
     """The folder of one run and its files.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), metrics.csv, result.json, calibration.json (the fitted temperature), diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, checkpoints/step-N/,
-    *.png, report.html; progress.json (see `ProgressFile`); with --log: tensorboard/, wandb/, mlruns/, and logs.json with the
-    ids of the logged runs.
+    network), metrics.csv, result.json, calibration.json (the fitted temperature), diagnostics.npz, thumbnails.jpg,
+    teacher_probe.safetensors, checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log:
+    tensorboard/, wandb/, mlruns/, and logs.json with the ids of the logged runs.
     """
 
     def __init__(self, path: str | Path) -> None:
