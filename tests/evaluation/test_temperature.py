@@ -9,10 +9,9 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 from torch import Tensor
 
-from uhkd.errors import UhkdError
 from uhkd.evaluation.class_metrics import class_metrics, top_confusions
 from uhkd.evaluation.metrics import Evaluation, gap, score
-from uhkd.evaluation.temperature import FEWEST, TWO_FOLDS, Calibration, _halves, calibrate, fit_temperature, judge
+from uhkd.evaluation.temperature import FEWEST, TWO_FOLDS, _halves, calibrate, fit_temperature, judge
 from uhkd.reporting.health import calibration_messages
 
 
@@ -54,7 +53,7 @@ def test_one_half_fits_and_the_other_judges():
     for figures, scaled in ((found.before, logits[two]), (found.after, logits[two] / found.temperature)):
         wanted = score(scaled, labels[two]) | {"gap": gap(scaled, labels[two])}
         for name in ("gap", "ece", "nll"):
-            assert getattr(figures, name).value == pytest.approx(wanted[name], abs=1e-6)
+            assert figures[name]["value"] == pytest.approx(wanted[name], abs=1e-6)
     assert found == calibrate(logits, labels) != calibrate(logits, labels, seed=1)
 
 
@@ -68,7 +67,7 @@ def test_few_images_are_cross_fitted():
     nll = len(two) * literal_nll(logits[two], labels[two], t_one) + len(one) * literal_nll(
         logits[one], labels[one], t_two
     )
-    assert found.after.nll.value == pytest.approx(nll / 199, abs=1e-5)
+    assert found.after["nll"]["value"] == pytest.approx(nll / 199, abs=1e-5)
     assert "cross-fitted on 199 images" in str(found)
 
 
@@ -106,34 +105,25 @@ def test_intervals_cover_the_numbers_of_the_population():
     truth = score(*population) | {"gap": gap(*population)}
     samples = [judge(*drawn(100, 1.7, seed=100 + i), seed=i) for i in range(40)]
     for name, least in (("gap", 0.93), ("nll", 0.85), ("ece", 0.8)):
-        covered = [x.low <= truth[name] <= x.high for x in (getattr(figures, name) for figures in samples)]
+        covered = [x[name]["low"] <= truth[name] <= x[name]["high"] for x in samples]
         assert np.mean(covered) >= least, name
-        assert all(x.low <= x.value <= x.high for x in (getattr(figures, name) for figures in samples))
+        assert all(x[name]["low"] <= x[name]["value"] <= x[name]["high"] for x in samples)
 
 
 def test_the_gap_of_a_half_without_an_error_has_an_interval():
     logits = torch.tensor([[2.0, 0.0]]).repeat(60, 1)
-    found = judge(logits, torch.zeros(60, dtype=torch.long)).gap
-    assert found.low == pytest.approx(found.value) and found.high > found.value + 0.05
+    found = judge(logits, torch.zeros(60, dtype=torch.long))["gap"]
+    assert found["low"] == pytest.approx(found["value"]) and found["high"] > found["value"] + 0.05
 
 
 def test_bad_probabilities_are_reported_where_the_interval_is_beyond_five_points():
     good = calibrate(*drawn(400, 2.0, seed=7))
     assert calibration_messages(good.to_json()) == [] == calibration_messages({})
     for value, low, high, found in ((0.2, 0.06, 0.3, "too high"), (-0.2, -0.3, -0.06, "too low"), (0.2, 0.04, 0.3, "")):
-        gap_interval = replace(good.after.gap, value=value, low=low, high=high)
-        messages = calibration_messages(replace(good, after=replace(good.after, gap=gap_interval)).to_json())
+        after = good.after | {"gap": {"value": value, "low": low, "high": high}}
+        messages = calibration_messages(replace(good, after=after).to_json())
         assert bool(messages) == bool(found) and found in "".join(messages)
     assert calibration_messages({"after": {"gap": ["x"]}}) == []
-
-
-def test_a_calibration_is_read_again():
-    found = calibrate(*drawn(60, 2.0, seed=8))
-    assert Calibration.from_json(found.to_json()) == found
-    content = found.to_json()
-    content["after"]["ece"]["low"] = "little"
-    with pytest.raises(UhkdError, match=r"after.ece.low in calibration.json is invalid"):
-        Calibration.from_json(content)
 
 
 def test_class_metrics_are_those_of_scikit_learn():

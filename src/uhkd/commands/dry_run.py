@@ -13,7 +13,6 @@ from uhkd.commands.demo import comparison, new_folder
 from uhkd.commands.export import check_comparable, export_folder
 from uhkd.commands.plan_table import describe, describe_data, disk, print_plan
 from uhkd.data import DataSplits, steps_per_epoch
-from uhkd.export.card import read_calibration
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.recipe.arguments import DemoArguments, ExportArguments
 from uhkd.runs import RunFolder, check_place
@@ -141,7 +140,6 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     data, part, source = images_of(recipe.run, network, recipe.data)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
-    read_calibration(recipe.run)
     forms.apply_temperature(network, raw=recipe.raw_logits)
     for form in recipe.to:
         forms.check(form, network)

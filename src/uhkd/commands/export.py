@@ -16,7 +16,7 @@ from uhkd.console import escape, log_info, print_table
 from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import median_milliseconds
-from uhkd.export.card import card_text, read_calibration
+from uhkd.export.card import card_text
 from uhkd.export.snippets import local_location, open_expression
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
@@ -91,7 +91,6 @@ def export_forms(
 ) -> dict[Form, dict[str, Any]]:
     """Write forms into subfolders of `out`, check and measure each, and print the table; see `export`."""
     to = tuple(dict.fromkeys(to))
-    read_calibration(run)  # for the card: a damaged file is refused before anything is written
     temperature = forms.apply_temperature(network, raw=options.raw_logits)
     for form in to:
         forms.check(form, network)

@@ -1,17 +1,13 @@
 """One temperature for the logits of a trained network: fitted on a part of the held-out images, judged on the rest."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-
-from uhkd.errors import UhkdError
 
 TWO_FOLDS = 200
 """Number of held-out images below which each half fits the temperature that the other half is judged with."""
@@ -21,24 +17,8 @@ BINS = 15
 _LIMIT = 7.0  # of the logarithm of a temperature
 _RESAMPLES = 1000
 _CHUNK = 4096  # images at a time in double precision
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    """gap: mean confidence minus accuracy; ece: as a fraction, with 15 bins; nll: in nats."""
-
-    gap: Interval
-    ece: Interval
-    nll: Interval
+Figures = dict[str, dict[str, float]]
+"""gap (mean confidence minus accuracy), ece (15 bins), nll (nats): each `value`, and `low` and `high` of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +38,21 @@ class Calibration:
     after: Figures
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of calibration.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Calibration":
-        """Read what `to_json` wrote.
-
-        Raises:
-            UhkdError: a number is missing or of another type.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(dict(data))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise UhkdError(f"{key} in calibration.json is invalid: {first['msg']}; delete the file") from None
+        """Return the content of calibration.json: all fields, and `summary`, their text."""
+        return asdict(self) | {"summary": str(self)}
 
     def __str__(self) -> str:
         def shown(name: str, scale: float, form: str) -> str:
-            before, after = (getattr(figures, name) for figures in (self.before, self.after))
-            first, last, low, high = (
-                format(scale * x, form) for x in (before.value, after.value, after.low, after.high)
-            )
-            return f"{'' if self.reason else f'{first} to '}{last} ({low} to {high})"
+            first, *rest = (scale * x for x in (self.before[name]["value"], *self.after[name].values()))
+            last, low, high = (format(x, form) for x in rest)
+            return f"{'' if self.reason else f'{first:{form}} to '}{last} ({low} to {high})"
 
+        folds = "" if self.fitted < self.images else "cross-"
         fit = (
-            f"fitted on {self.fitted} images" if self.fitted < self.images else f"cross-fitted on {self.images} images"
+            f"1, not fitted: {self.reason}"
+            if self.reason
+            else f"{self.temperature:.3g}, {folds}fitted on {self.fitted} images"
         )
-        fit = f"1, not fitted: {self.reason}" if self.reason else f"{self.temperature:.3g}, {fit}"
         return (
             f"temperature {fit}; on {self.judged} held-out images{'' if self.reason else ', before and after'} (95 % "
             f"interval): confidence minus accuracy {shown('gap', 100, '+.1f')} points, ECE {shown('ece', 100, '.1f')} %, "
@@ -101,19 +67,15 @@ def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int
     with the other's. With fewer than `FEWEST`, or where a half has no best temperature, it is 1. seed: of the halves and of
     the intervals.
     """
-    n, why = len(labels), ""
-    one, two = _halves(labels, seed)
+    n, (one, two) = len(labels), _halves(labels, seed)
     folds = [(one, two)] if n >= TWO_FOLDS else [(one, two), (two, one)]
-    temperatures: list[float] = []
+    fits = [fit_temperature(logits[fitted], labels[fitted]) for fitted, _ in folds]
     if n < FEWEST:
-        why = f"{n} held-out images, at least {FEWEST} are needed"
-    else:
-        fits = [fit_temperature(logits[fitted], labels[fitted]) for fitted, _ in folds]
-        why = next((fit for fit in fits if isinstance(fit, str)), "")
-        temperatures = [fit for fit in fits if not isinstance(fit, str)]
-    if why:
+        fits = [f"{n} held-out images, at least {FEWEST} are needed"]
+    temperatures = [fit for fit in fits if not isinstance(fit, str)]
+    if reasons := [fit for fit in fits if isinstance(fit, str)]:
         before = judge(logits, labels, seed)
-        return Calibration(1.0, n, 0, n, why, before, before)
+        return Calibration(1.0, n, 0, n, reasons[0], before, before)
     judged = torch.cat([part for _, part in folds])
     scaled = torch.cat([logits[part] / t for (_, part), t in zip(folds, temperatures, strict=True)])
     before, after = judge(logits[judged], labels[judged], seed), judge(scaled, labels[judged], seed)
@@ -165,15 +127,16 @@ def judge(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0
     def ece_nll(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.abs(sums[:, :BINS]).sum(1) / n, sums[:, BINS] / n
 
-    def interval(measured: np.ndarray, resampled: np.ndarray) -> Interval:
+    def interval(measured: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
         value, (top, bottom) = float(measured[0]), np.percentile(resampled, (97.5, 2.5))
         low, high = min(max(2 * value - top, 0.0), value), max(2 * value - bottom, value)
-        return Interval(value, float(low), float(high))
+        return {"value": value, "low": float(low), "high": float(high)}
 
     accuracy = binomtest(int(correct.sum()), n).proportion_ci(method="wilson")
-    mean, gap = float(confidence.mean()), float(excess.mean())
+    mean, value = float(confidence.mean()), float(excess.mean())
+    gap = {"value": value, "low": mean - float(accuracy.high), "high": mean - float(accuracy.low)}
     ece, nats = map(interval, ece_nll(values.sum(0, keepdims=True)), ece_nll(np.concatenate(parts)))
-    return Figures(Interval(gap, mean - float(accuracy.high), mean - float(accuracy.low)), ece, nats)
+    return {"gap": gap, "ece": ece, "nll": nats}
 
 
 def _halves(labels: Int[Tensor, " n"], seed: int) -> tuple[Tensor, Tensor]:

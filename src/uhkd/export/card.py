@@ -9,7 +9,6 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from uhkd.console import escape
-from uhkd.evaluation.temperature import Calibration
 from uhkd.export.snippets import example, input_description
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import RESULT_KEYS, rename_keys
@@ -55,7 +54,7 @@ def card_text(
         result=result,
         metadata=_metadata(result, network, locations, license).to_yaml(),
         teachers=_names(teachers),
-        facts=_facts(result, recipe, teachers, network) | _probabilities(read_calibration(run), temperature),
+        facts=_facts(result, recipe, teachers, network) | _probabilities(folder.read_calibration(), temperature),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
         accuracy=(result.get("metrics") or {}).get("val_accuracy"),
         example=example,
@@ -162,22 +161,13 @@ def _facts(
     return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
-def read_calibration(run: str) -> Calibration | None:
-    """Return the calibration of a run, None if it has none.
-
-    Raises:
-        UhkdError: its calibration.json is damaged.
-    """
-    content = RunFolder(run).read_calibration()
-    return Calibration.from_json(content) if content else None
-
-
-def _probabilities(fitted: Calibration | None, temperature: float) -> dict[str, str]:
+def _probabilities(calibration: Mapping[str, Any], temperature: float) -> dict[str, str]:
     """Return the rows on the temperature; none where the run has none. temperature: in the exported logits."""
-    if fitted is None:
+    if not calibration.get("summary"):
         return {}
     state = "divided into these logits" if temperature != 1 else "not in these logits, which are as trained"
-    return ({} if fitted.reason else {"temperature": state}) | {"probabilities": str(fitted)}
+    rows = {} if calibration.get("reason") else {"temperature": state}
+    return rows | {"probabilities": str(calibration["summary"])}
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str | None:

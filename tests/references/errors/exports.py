@@ -63,13 +63,6 @@ CASES = (
         "out of --to",
     ),
     Case(
-        "exporting a run with a damaged calibration.json",
-        "export run --data images --images 2",
-        "temperature in calibration.json is invalid: Field required; delete the file",
-        has=("run", "images"),
-        make=lambda: write("run/calibration.json", '{"images": 2}'),
-    ),
-    Case(
         "probabilities that stay bad with the temperature",
         too_sure,
         "probabilities too high: confidence minus accuracy is +20.0 points on held-out images (+12.0 to +28.0)",
