@@ -102,7 +102,8 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> 
         return f"all {len(labels)} images of a half are predicted correctly"
     if not slope(-_LIMIT) > 0 > slope(_LIMIT):
         return "the network is no better than chance on a half of the images"
-    return math.exp(float(brentq(slope, -_LIMIT, _LIMIT, xtol=1e-10)))
+    root: Any = brentq(slope, -_LIMIT, _LIMIT, xtol=1e-10)
+    return math.exp(root)
 
 
 def judge(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Figures:
