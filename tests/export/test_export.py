@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -541,3 +542,80 @@ def test_a_form_that_cannot_be_is_told_before_anything_is_written(runs: Path, tm
     with pytest.raises(ValueError, match="leave timm out"):
         export(run=str(runs / "uhkd_mixer_micro"), to=["safetensors", "timm"], out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# the temperature
+
+
+class Scaled(nn.Module):
+    """A layer after the classifier: its logits are not linear in the last layer's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(x).tanh()
+
+
+def with_temperature(network: Any, temperature: float) -> Any:
+    """The network in eval mode, as a run with this temperature is loaded."""
+    network.config = replace(network.config, temperature=temperature)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("uhkd/resnet10", 16),
+        ("timm/test_resnet", 32),
+        ("timm/test_vit", 160),
+        ("torchvision/squeezenet1_1", 32),
+        ("timm/deit_tiny_distilled_patch16_224", 32),
+    ],
+)
+def test_dividing_the_last_layer_is_dividing_the_logits(name: str, size: int):
+    """Linear, convolution, two heads."""
+    torch.manual_seed(0)
+    network = with_temperature(create(name, num_classes=6, image_size=size), 2.5)
+    image = torch.rand(4, 3, size, size)
+    with torch.no_grad():
+        raw = network.plain(image)
+        assert forms.apply_temperature(network) == 2.5 and network.config.temperature == 1
+        folded, whole = network.plain(image), forms.calibrated_logits(network, image)
+    torch.testing.assert_close(folded, raw / 2.5)
+    torch.testing.assert_close(whole, folded)
+    torch.testing.assert_close(folded.softmax(1), (raw / 2.5).softmax(1))
+    assert torch.equal(folded.argmax(1), raw.argmax(1))
+
+
+def test_a_last_layer_that_cannot_be_divided_is_left_and_the_output_is_divided():
+    network = with_temperature(wrap_module(Scaled(), num_classes=5, image_size=16), 0.5)
+    before, image = {k: v.clone() for k, v in network.module.state_dict().items()}, torch.rand(2, 3, 16, 16)
+    assert forms.apply_temperature(network) == 0.5 == network.config.temperature
+    assert all(torch.equal(v, before[k]) for k, v in network.module.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(forms.ExportModule(network).eval()(image), network.plain(image) / 0.5)
+    with pytest.raises(
+        ValueError, match=r"the last layer of module/Scaled is not linear and cannot take the temperature 0.5"
+    ):
+        forms.check("timm", network)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_export_has_the_temperature_of_the_run_or_is_raw(runs: Path, tmp_path: Path, raw: bool):
+    run = shutil.copytree(runs / "timm_test_resnet", tmp_path / "run")
+    RunFolder(run).write_json("card.json", RunFolder(run).read_config() | {"temperature": 2.5})
+    found = export(run=str(run), to=["safetensors", "timm", "pt2"], out=str(tmp_path / "out"), images=8, raw_logits=raw)
+    images, network = images_for(run), load_run(run)
+    assert network.config.temperature == 2.5, "a run keeps its weights and its temperature"
+    with torch.no_grad():
+        expected = network(images).logits / (1.0 if raw else 2.5)
+        for form, row in found.items():
+            torch.testing.assert_close(OPENERS[form](row["path"])(images), expected, rtol=1e-3, atol=1e-4)
+            assert row["temperature"] == (1.0 if raw else 2.5)
+            card = (tmp_path / "out" / form / "README.md").read_text(encoding="utf-8")
+            assert ("not in these logits" in card) == raw and ("divided into these logits" in card) == (not raw)
+    assert load_run(found["safetensors"]["path"]).config.temperature == 1

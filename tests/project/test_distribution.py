@@ -107,7 +107,7 @@ REVEALED = [
     "FeatureExtractor",
     "Path",
     "FeatureExtractor",
-    "dict[str, float]",
+    "dict[str, Any]",
     "dict[str, list[tuple[str, float]]]",
     "str",
 ]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from uhkd import export as forms
 from uhkd.cache import Shards, TeacherCache
 from uhkd.commands.cache import check_folder
 from uhkd.commands.comparing.plan import Plan, make_plan
@@ -140,6 +141,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
     data, part, source = images_of(recipe.run, network, recipe.data)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
+    forms.apply_temperature(network, raw=recipe.raw_logits)
     check_forms(recipe.to, network, recipe)
     report = {
         "network": describe(network),

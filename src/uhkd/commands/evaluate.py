@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
+from uhkd.commands.class_tables import class_tables, metric_table
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
 from uhkd.data import Columns
 from uhkd.data.augment import center_crop_resize
@@ -18,15 +18,19 @@ from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_aside
 from uhkd.data.listing import images_below
 from uhkd.errors import UhkdError
-from uhkd.evaluation.metrics import latency
+from uhkd.evaluation.class_metrics import class_metrics
+from uhkd.evaluation.metrics import gap, latency, score
 from uhkd.recipe import build
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
 from uhkd.runs import processor
 from uhkd.training.run_evaluation import measure, open_run
 
 
-def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, float]:
-    """Measure a run's network on its own or other data; print a table and return the metrics (fractions, nats, ms).
+def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
+    """Measure a run's network on its own or other data; print tables and return the metrics (fractions, nats, ms).
+
+    Beside those of `uhkd.evaluation.metrics.score`, as trained: `gap` (mean confidence minus accuracy); `nll_calibrated`,
+    `ece_calibrated` and `gap_calibrated` with the run's `temperature`; those of `uhkd.evaluation.class_metrics`; `latency_ms`.
 
     Raises:
         UhkdError: no run folder, data without the network's classes, or data without the requested part.
@@ -40,16 +44,22 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     if source is None and (arguments.image_column or arguments.label_column):
         raise UhkdError("--image-column and --label-column are columns of other data: name it with --data")
     source = source and Columns.of(arguments, source)
-    result, title, network = measure(
+    result, title, network, classes = measure(
         arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
     )
-    metrics = result.metrics | {"latency_ms": latency(network)}
+    temperature = network.config.temperature if arguments.probe == "none" else 1.0
+    calibrated = score(result.logits / temperature, result.labels)
+    metrics: dict[str, Any] = result.metrics | {
+        "gap": gap(result.logits, result.labels),
+        "temperature": temperature,
+        **{f"{name}_calibrated": calibrated[name] for name in ("nll", "ece")},
+        "gap_calibrated": gap(result.logits / temperature, result.labels),
+        **class_metrics(result, classes),
+        "latency_ms": latency(network),
+    }
     device = next(network.parameters()).device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    table = Table("metric", "value", title=escape(title), caption=escape(f"latency: one image, {machine}"))
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.2%}" if name in ("accuracy", "top5") else f"{value:.4g}")
-    print_table(table)
+    print_table(metric_table(metrics, title, machine), *class_tables(metrics, whole=arguments.per_class))
     return metrics
 
 
@@ -94,7 +104,8 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> Predic
             continue
         image = center_crop_resize(pixels, network.input_size).float().div(255)[None].to(device)
         with torch.no_grad():
-            best = network(image).logits.float().softmax(1)[0].topk(min(arguments.topk, len(names)))
+            logits = network(image).logits.float() / network.config.temperature
+            best = logits.softmax(1)[0].topk(min(arguments.topk, len(names)))
         pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         predictions[str(file)] = pairs
         if not arguments.csv:

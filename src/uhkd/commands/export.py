@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     Each form is opened again with the library that other programs would use. Its outputs for the same images, alone and as a
     batch, are compared with PyTorch's: `differs` (largest difference, as a share of the largest logit), `agrees` (share of equal
     predictions; None without classes), `mb` (file size), `ms` (time for one image on this machine), `format` (versions of the
-    format, as text). The quantised forms are checked on all evaluation images instead: `accuracy_before` and `accuracy`
-    (fractions), `images` and `calibrated` (numbers of evaluation and calibration images).
+    format, as text), `temperature` (by which the logits were divided). The quantised forms are checked on all evaluation images
+    instead: `accuracy_before` and `accuracy` (fractions), `images` and `calibrated` (numbers of evaluation and calibration
+    images).
 
     Raises:
         UhkdError: no run folder, a form that does not support this network, a missing package, an output folder that is not
@@ -51,7 +53,9 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     rows = export_forms(arguments.run, network, arguments.to, arguments, out)
     for form, row in rows.items():
         location = local_location(form, "." if row["path"].is_dir() else row["path"].name)
-        card = card_text(arguments.run, network, {form: location}, sentences({form: row}))
+        card = card_text(
+            arguments.run, network, {form: location}, sentences({form: row}), temperature=row["temperature"]
+        )
         write_atomically(out / form / "README.md", card)
         log_info(f"{form}: {open_expression(form, local_location(form, row['path']))}")
     return rows
@@ -102,13 +106,15 @@ def export_forms(
 ) -> dict[Form, dict[str, Any]]:
     """Write forms into subfolders of `out`, check and measure each, and print the table; see `export`."""
     to = tuple(dict.fromkeys(to))
+    temperature = forms.apply_temperature(network, raw=options.raw_logits)
     program = check_forms(to, network, options)
     data, part, evaluation = images_of(run, network, options.data)
     check_comparable(to, data, part, evaluation)
     size = network.input_size
     few = next(iter(eval_loader(_spread(evaluation, options.images), size, batch_size=options.images))).image
     calibration = _spread(data.train, options.calibrate)
-    expected = _predict_checked("PyTorch", network.plain, few, _TOLERANCE)
+    original = partial(forms.calibrated_logits, network)
+    expected = _predict_checked("PyTorch", original, few, _TOLERANCE)
     rows: dict[Form, dict[str, Any]] = {}
     for form in to:
         try:
@@ -118,7 +124,7 @@ def export_forms(
             if form in forms.QUANTIZED:
                 _predict_checked(form, predict, few, _INT8_TOLERANCE)
                 loader = eval_loader(evaluation, size, batch_size=_BATCH)
-                measured = _compare_accuracy(form, network.plain, predict, loader, len(calibration), options.max_drop)
+                measured = _compare_accuracy(form, original, predict, loader, len(calibration), options.max_drop)
             else:
                 measured = _compare_outputs(form, path, predict, few, expected)
                 if program.dynamic_size:
@@ -129,14 +135,17 @@ def export_forms(
         if network.shapes.logits is None:
             measured["agrees"] = None
         mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        rows[form] = (
-            {"path": path, "format": forms.describe(form, path, program)}
-            | measured
-            | {"mb": mb, "ms": _milliseconds(predict, few)}
-        )
+        rows[form] = {
+            "path": path,
+            "format": forms.describe(form, path, program),
+            "temperature": temperature,
+        } | measured
+        rows[form] |= {"mb": mb, "ms": _milliseconds(predict, few)}
     title = f"{network.config.name} on {len(few)} {part} images of {data.name}; ms on {processor()}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
-    print_table(_table(title, mb, _milliseconds(network.plain, few), rows))
+    print_table(_table(title, mb, _milliseconds(original, few), rows))
+    if temperature != 1:
+        log_info(f"logits divided by the temperature of the run, {temperature:.3g} (--raw-logits leaves it out)")
     for form, sentence in sentences(rows).items():
         log_info(f"{form}: {sentence}")
     return rows

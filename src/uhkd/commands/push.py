@@ -46,7 +46,8 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         locations: dict[Form, str] = {
             form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
         }
-        card = card_text(arguments.run, network, locations, sentences(rows), arguments.license)
+        (temperature, *_) = (row["temperature"] for row in rows.values())
+        card = card_text(arguments.run, network, locations, sentences(rows), arguments.license, temperature)
         write_atomically(folder / "README.md", card)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         log_info(f"to {api.endpoint}/{arguments.repo} ({'public' if arguments.public else 'private'}, if it is new):")

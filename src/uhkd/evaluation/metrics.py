@@ -85,6 +85,12 @@ def score(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> dict[str, 
     return metrics
 
 
+def gap(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float:
+    """Return mean confidence minus accuracy, above 0 where the network is too confident."""
+    confidence, prediction = logits.softmax(1).max(1)
+    return float((confidence.double() - (prediction == labels).double()).mean())
+
+
 def evaluate(
     model: FeatureExtractor, batches: Iterable[Batch], device: torch.device, autocast: Autocast = nullcontext
 ) -> Evaluation:

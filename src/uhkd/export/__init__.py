@@ -12,6 +12,7 @@ from uhkd.console import listed
 from uhkd.errors import UhkdError
 from uhkd.export import onnx_pt2, quantized, weights
 from uhkd.export.module import ExportModule, ProgramOptions
+from uhkd.export.temperature import apply_temperature, calibrated_logits
 from uhkd.features import FeatureExtractor
 from uhkd.recipe.arguments import Form
 
@@ -22,6 +23,8 @@ __all__ = [
     "Form",
     "Predictor",
     "ProgramOptions",
+    "apply_temperature",
+    "calibrated_logits",
     "check",
     "describe",
     "reopen",
@@ -89,6 +92,11 @@ def check(form: Form, network: FeatureExtractor, options: ProgramOptions = _DEFA
         )
     if network.probe is not None:
         raise UhkdError("a network with a linear probe in place of its head cannot be exported: finetune it first")
+    if form == "timm" and network.config.temperature != 1:
+        raise UhkdError(
+            f"timm: the last layer of {name} is not linear and cannot take the temperature {network.config.temperature:.3g}: "
+            "add --raw-logits, or leave timm out of --to"
+        )
     if form == "timm" and not name.startswith("timm/"):
         raise UhkdError(f"{name} is no architecture of timm: leave timm out of --to")
     if form in QUANTIZED and network.shapes.logits is None:

@@ -31,6 +31,7 @@ def card_text(
     locations: Mapping[Form, str],
     measured: Mapping[Form, str],
     license: str = "other",
+    temperature: float = 1.0,
 ) -> str:
     """Return the Markdown text, with metadata in YAML: use, preprocessing, training, and intended and unsuitable uses.
 
@@ -40,6 +41,7 @@ def card_text(
         locations: the Python expression for each form, as in the examples.
         measured: sentences about format and accuracy, for forms that have them.
         license: an identifier of the hub.
+        temperature: by which the exported logits were divided.
     """
     folder = RunFolder(run)
     result = rename_keys(folder.read_result(), RESULT_KEYS) if folder.result.is_file() else {}
@@ -56,7 +58,7 @@ def card_text(
         result=result,
         metadata=_metadata(result, network, locations, license).to_yaml(),
         teachers=_names(teachers),
-        facts=_facts(result, recipe, teachers, network),
+        facts=_facts(result, recipe, teachers, network) | _probabilities(folder.read_calibration(), temperature),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True) if options else "",
         accuracy=(result.get("metrics") or {}).get("val_accuracy"),
         example=example,
@@ -162,6 +164,15 @@ def _facts(
         "versions": ", ".join(libraries),
     }
     return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _probabilities(calibration: Mapping[str, Any], temperature: float) -> dict[str, str]:
+    """Return the rows on the temperature; none where the run has none. temperature: in the exported logits."""
+    if not calibration.get("summary"):
+        return {}
+    state = "divided into these logits" if temperature != 1 else "not in these logits, which are as trained"
+    rows = {} if calibration.get("reason") else {"temperature": state}
+    return rows | {"probabilities": str(calibration["summary"])}
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str | None:

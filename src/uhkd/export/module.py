@@ -23,7 +23,10 @@ class ProgramOptions(NamedTuple):
 
 
 class ExportModule(nn.Module):
-    """Images (B, 3, H, W) in [0,1] of the network's input size -> logits, or the embedding without a head, (B, K)."""
+    """Images (B, 3, H, W) in [0,1] of the network's input size -> logits, or the embedding without a head, (B, K).
+
+    The logits are divided by the temperature in the network's config.
+    """
 
     mean: Tensor
     std: Tensor
@@ -31,6 +34,7 @@ class ExportModule(nn.Module):
     def __init__(self, network: FeatureExtractor) -> None:
         super().__init__()
         self.module = network.module
+        self.temperature = 1.0 if network.config is None else network.config.temperature
         for name, values in (("mean", network.mean), ("std", network.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
@@ -38,7 +42,7 @@ class ExportModule(nn.Module):
         """Return logits or embedding, (B, K)."""
         output = first_tensor(self.module((image - self.mean) / self.std))
         assert output is not None
-        return output
+        return output if self.temperature == 1 else output / self.temperature
 
 
 def export_program(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from uhkd.export.temperature import calibrated_logits
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig
 from uhkd.runs import RunFolder, write_atomically, write_tensors
@@ -21,7 +22,8 @@ def open_safetensors(path: Path) -> Any:
     """Open with uhkd; the network resizes and normalises its images."""
     from uhkd.models import load_run
 
-    return load_run(path).plain
+    network = load_run(path)
+    return lambda image: calibrated_logits(network, image)
 
 
 def write_timm(network: FeatureExtractor, folder: Path) -> Path:

@@ -18,7 +18,7 @@ class ModelConfig:
     """Name, options, input and feature layers of a model.
 
     `num_classes` is 0 for a model without a head. `image_size` is (height, width). `classes` are the class names in the order
-    of the outputs, empty if unknown.
+    of the outputs, empty if unknown. `temperature`: the logits divided by it give calibrated probabilities.
     """
 
     name: str
@@ -30,6 +30,7 @@ class ModelConfig:
     interpolation: str = "bicubic"
     levels: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return strings, numbers, lists and dictionaries only."""
@@ -61,4 +62,6 @@ class ModelConfig:
             raise UhkdError(
                 f"card.json has mean {config.mean} and std {config.std}; expected one number or three each, std above 0"
             )
+        if not 0 < config.temperature < math.inf:
+            raise UhkdError(f"card.json has temperature {config.temperature}; expected a finite number above 0")
         return config

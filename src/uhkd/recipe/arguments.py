@@ -90,6 +90,7 @@ class EvalArguments(FolderOptions):
         "cosine) or linear (logistic regression)",
     )
     batch_size: int = Field(default=256, ge=1, description="images per batch")
+    per_class: bool = Field(default=False, description="show all classes and the confusion matrix, however many")
     device: Device = "auto"
 
     @model_validator(mode="after")
@@ -126,6 +127,7 @@ class ExportOptions(StrictModel):
         le=100,
         description="maximum loss of accuracy by int8 and onnx-int8 on all evaluation images, in percentage points",
     )
+    raw_logits: bool = Field(default=False, description="logits as trained, not divided by the run's temperature")
 
 
 class ExportArguments(ExportOptions):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from uhkd.console import join
+from uhkd.reporting.run_data import number
 
 # docs/watching.md explains each; a test compares its numbers with these
 WINDOW = 5
@@ -31,6 +32,8 @@ MIN_LEAD = 0.01
 """Lead below which a teacher no longer leads."""
 WAITING = 0.2
 """Share of the time waiting for data above which it is reported."""
+MAX_GAP = 0.05
+"""Difference of mean confidence and accuracy beyond which probabilities are reported as wrong."""
 
 Trend = Literal["falling", "rising", "flat"]
 """Direction of a curve over the last evaluations."""
@@ -58,6 +61,20 @@ def health(rows: Sequence[Mapping[str, float]], arrays: Mapping[str, Any]) -> li
     if skipped := int(last.get("skipped", 0)):
         messages.append(f"{skipped} of {last['step']:.0f} steps skipped, not finite")
     return messages
+
+
+def calibration_messages(calibration: Mapping[str, Any]) -> list[str]:
+    """Return a message if the gap with the temperature is surely beyond `MAX_GAP`: with its whole 95 % interval.
+
+    calibration: as returned by `RunFolder.read_calibration`.
+    """
+    gap, low, high = (number(calibration, "after", "gap", key) or 0.0 for key in ("value", "low", "high"))
+    if low <= MAX_GAP and high >= -MAX_GAP:
+        return []
+    return [
+        f"probabilities too {'high' if gap > 0 else 'low'}: confidence minus accuracy is {100 * gap:+.1f} points on held-out "
+        f"images ({100 * low:+.1f} to {100 * high:+.1f})"
+    ]
 
 
 def trend(values: Sequence[float]) -> Trend | None:

@@ -21,7 +21,7 @@ from uhkd.reporting.draw import inline
 from uhkd.reporting.figure_data import DARK, DASHES, LIGHT, Drawing
 from uhkd.reporting.grouping import MethodGroup, Report, StudentGroup
 from uhkd.reporting.run_data import Run
-from uhkd.reporting.summary import summary_sentence
+from uhkd.reporting.summary import calibration_sentence, summary_sentence
 from uhkd.runs import RunFolder, leads_out
 from uhkd.runs.kept import OPTIMISTIC, kept_epoch
 
@@ -92,7 +92,7 @@ def _student_group(student_group: StudentGroup) -> dict[str, Any]:
     return {
         "key": student_group.key,
         "title": student_group.title,
-        "sentence": summary_sentence(student_group),
+        "sentence": summary_sentence(student_group) + calibration_sentence(student_group.focus),
         "rows": tables.summary_rows(student_group, first),
         "many": len(student_group.groups) > LINES,
         "figures": [_figure(drawing, first) for drawing in figures.of_student_group(student_group)],

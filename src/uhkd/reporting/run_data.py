@@ -27,7 +27,8 @@ class Run:
     """The content of a run folder. Mappings and text are unchecked: any key may be missing, any value of another type.
 
     name: path relative to the common folder of all runs. config: the model's configuration. test: metrics on the test split.
-    rows: of metrics.csv. failure: the error that ended the run. problems: files that could not be read, with the reason.
+    calibration: the temperature and how it was judged. rows: of metrics.csv. failure: the error that ended the run. problems:
+    files that could not be read, with the reason.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, float]] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     failure: str | None = None
@@ -200,6 +202,7 @@ def _read(path: Path, name: str) -> Run:
         "config": attempt(folder.read_config, {}, folder.config),
         "environment": attempt(folder.read_environment, {}, folder.environment),
         "test": attempt(lambda: read_mapping(path / _TEST), {}, path / _TEST),
+        "calibration": attempt(folder.read_calibration, {}, folder.calibration),
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }

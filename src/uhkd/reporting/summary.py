@@ -2,7 +2,8 @@
 
 from uhkd.console import join, pluralize
 from uhkd.reporting.grouping import MethodGroup, StudentGroup
-from uhkd.reporting.run_data import Run, number
+from uhkd.reporting.health import calibration_messages
+from uhkd.reporting.run_data import Run, number, text
 from uhkd.reporting.stats import paired_difference
 
 _MAX_LENGTH = 90  # characters of a value from a run folder in a table cell
@@ -41,6 +42,23 @@ def summary_sentence(student_group: StudentGroup) -> str:
         )
     width = f" ± {difference.half:.1f}" if difference.half is not None and difference.seeds > 2 else ""
     return f"{sentence}: {difference.mean:+.1f}{width} points against {base.label} ({seeds}: {difference.conclusion})."
+
+
+def calibration_sentence(group: MethodGroup) -> str:
+    """Return a sentence on the probabilities of the first run that has a temperature, with a leading space; else ""."""
+    for run in group.runs:
+        before, after = (number(run.calibration, part, "gap", "value") for part in ("before", "after"))
+        temperature = number(run.calibration, "temperature")
+        if before is None or after is None or temperature is None:
+            continue
+        warning = "".join(f" Health: {message}." for message in calibration_messages(run.calibration))
+        if reason := text(run.calibration.get("reason"), ""):
+            return f" No temperature was fitted ({cut(reason)}).{warning}"
+        return (
+            f" With its temperature of {temperature:.3g}, confidence minus accuracy is {100 * after:+.1f} points on held-out "
+            f"images, {100 * before:+.1f} without.{warning}"
+        )
+    return ""
 
 
 def _without_accuracy(focus: MethodGroup) -> str:

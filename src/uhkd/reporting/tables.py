@@ -43,6 +43,10 @@ HEAD = (
         "calibration error %",
         "expected calibration error, 15 bins: distance between confidence and accuracy; lower is better",
     ),
+    (
+        "with temperature %",
+        "the same with the logits divided by the temperature of the run; on the held-out images that it was not fitted on",
+    ),
     ("agrees with teacher %", "share of validation images for which it predicts the teacher's class"),
     ("parameters", "of the network alone"),
     ("FLOPs", "for one image: matrix products, convolutions and attention; a multiply-add counts as two"),
@@ -78,7 +82,7 @@ def _teacher_row(teacher: Teacher, several: bool) -> Row:
         _cell(teacher.metrics.get("top5"), _percent),
         _cell(teacher.test, _percent, "-"),
         _cell(teacher.metrics.get("ece"), _percent),
-        Cell("-"),
+        *_dashes(HEAD[:2]),
         *_sizes(teacher.parameters, teacher.flops, teacher.latency, teacher.bytes),
         Cell("-"),
     )
@@ -107,6 +111,7 @@ def _group_row(group: MethodGroup, student_group: StudentGroup, drawn: set[str])
         _mean_std(group.metric("val_top5")),
         _mean_std(group.mean_std(lambda run: number(run.test, "accuracy")), "-"),
         _mean_std(group.metric("val_ece")),
+        _mean_std(group.mean_std(lambda run: number(run.calibration, "after", "ece", "value")), "-"),
         _mean_std(group.mean_std(agreement), "-" if group.teacher is None else NOT_RECORDED),
         *_sizes(
             _first(group, "parameters"),

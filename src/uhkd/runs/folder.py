@@ -48,7 +48,8 @@ class RunFolder:
     """The folder of one run and its files.
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
-    network), last.safetensors (the last epoch, with keep=best), metrics.csv, result.json, diagnostics.npz, thumbnails.jpg,
+    network), last.safetensors (the last epoch, with keep=best), metrics.csv, result.json, calibration.json (the fitted
+    temperature), diagnostics.npz, thumbnails.jpg,
     teacher_probe.safetensors, checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log:
     tensorboard/, wandb/, mlruns/, and logs.json with the ids of the logged runs.
     """
@@ -61,6 +62,7 @@ class RunFolder:
         self.last_weights = self.path / "last.safetensors"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
         self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
+        self.calibration = self.path / "calibration.json"
         self._checkpoints = Checkpoints(self.checkpoints)
 
     def probe_of(self, number: int | None) -> Path:
@@ -169,6 +171,10 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """Return the result of a finished run: command, metrics, sizes, data, environment."""
         return _read_mapping(self.result)
+
+    def read_calibration(self) -> dict[str, Any]:
+        """Return the temperature of a finished run and how it was judged; {} if none was fitted or the run is older."""
+        return _read_mapping(self.calibration) if self.calibration.is_file() else {}
 
     def read_config(self) -> dict[str, Any]:
         """Return the model config: name, options, classes, input; see `uhkd.models.ModelConfig`."""

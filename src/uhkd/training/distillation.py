@@ -1,6 +1,7 @@
 """`Distillation`: student, frozen teacher and method in one module for your training loop; its `forward` returns the loss."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,12 @@ class Distillation(nn.Module):
     def save(self, folder: str | Path, classes: Sequence[str] = ()) -> Path:
         """Write the student (configuration and weights) into a new folder for `uhkd.load_run`, `uhkd eval --data` and others.
 
+        Its temperature is 1: one of earlier weights would not fit.
+
         Raises:
             UhkdError: when the folder is not empty, or the number of names is not that of the classes.
         """
+        self.student.config = replace(self.student.config, temperature=1.0)
         return save(self.student, folder, classes)
 
     def set_step(self, step: int) -> None:

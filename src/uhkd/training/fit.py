@@ -23,6 +23,7 @@ from uhkd.training.setup import Setup, log_loss
 from uhkd.training.signals import TrainingInterrupted
 from uhkd.training.students import load_finished_model
 from uhkd.training.summary import final_summary, usage_hints
+from uhkd.training.temperature import fit_temperature
 from uhkd.training.trainer import Trainer
 
 
@@ -112,7 +113,10 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
     metrics: of the weights that the student has. last: weights of the last epoch, where these are others; tensors of any shape.
     """
     recipe, data, folder, student = setup.recipe, setup.data, setup.folder, setup.learner.student
-    config = replace(student.config, classes=data.classes or student.config.classes).to_json()
+    calibration = fit_temperature(setup)
+    temperature = 1.0 if calibration is None else calibration.temperature
+    classes = data.classes or student.config.classes
+    config = replace(student.config, classes=classes, temperature=temperature).to_json()
     teacher = setup.networks[0] if len(setup.networks) == 1 else None
     facts = setup.facts | {
         "seed": recipe.seed,
@@ -131,6 +135,8 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
             write_tensors(folder.last_weights, last)
         folder.write_model(config, student.module.state_dict())
         folder.write_arrays(folder.read_arrays() | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
+        if calibration is not None:
+            folder.write_json(folder.calibration.name, calibration.to_json())
         figures = ", ".join(path.name for path in draw(folder))
         folder.write_json(folder.result.name, facts)  # last, because it marks the run as finished
     folder.drop_checkpoints()

@@ -43,8 +43,8 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
-) -> tuple[Evaluation, str, FeatureExtractor]:
-    """Evaluate a run's network on a split of some data; return the evaluation, a title and the network.
+) -> tuple[Evaluation, str, FeatureExtractor, tuple[str, ...]]:
+    """Evaluate a run's network on a split of some data; return the evaluation, a title, the network and its class names.
 
     data: None: the data that the run was trained on. probe: replaces the head by a probe on the embeddings, fitted on the
     training split of the data.
@@ -63,7 +63,7 @@ def measure(
     loader = eval_loader(images, size, batch_size=batch_size)
     if probe == "none":
         title = f"{network.config.name} on {len(images)} {split_name} images of {opened.name}"
-        return evaluate(network, loader, torch_device), title, network
+        return evaluate(network, loader, torch_device), title, network, network.config.classes
     known = embed(network, eval_loader(opened.train, size, batch_size=batch_size), torch_device)
     queries = embed(network, loader, torch_device)
     counts = f"{len(opened.train)} training, {len(images)} {split_name} images of {opened.name}"
@@ -71,6 +71,7 @@ def measure(
         fit_probe(probe, known, queries, len(opened.classes)),
         f"{network.config.name}, {KINDS[probe]} on {counts}",
         network,
+        tuple(opened.classes),
     )
 
 

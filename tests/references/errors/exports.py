@@ -1,9 +1,40 @@
 """Networks that leave: export and push."""
 
+from dataclasses import replace
+
+import torch
+from torch import nn
+
 from references.errors.case import Case
 from references.errors.shelf import write
+from uhkd import export as forms
+from uhkd.models import wrap_module
+from uhkd.reporting.health import calibration_messages
 
 RUN = {"has": ("run",)}
+
+
+class Tanh(nn.Module):
+    """A network with a layer after its classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.mean((2, 3))).tanh()
+
+
+def not_linear() -> None:
+    network = wrap_module(Tanh(), num_classes=4, image_size=16, levels=0)
+    network.config = replace(network.config, temperature=2.0)
+    forms.apply_temperature(network)
+    forms.check("timm", network)
+
+
+def too_sure() -> str:
+    return calibration_messages({"after": {"gap": {"value": 0.2, "low": 0.12, "high": 0.28}}})[0]
+
 
 CASES = (
     Case(
@@ -24,6 +55,18 @@ CASES = (
         "export run --to timm",
         "uhkd/resnet10 is no architecture of timm: leave timm out of --to",
         **RUN,
+    ),
+    Case(
+        "the form timm of a network whose last layer cannot take the temperature of its run",
+        lambda: not_linear(),
+        "timm: the last layer of module/Tanh is not linear and cannot take the temperature 2: add --raw-logits, or leave timm "
+        "out of --to",
+    ),
+    Case(
+        "probabilities that stay bad with the temperature",
+        too_sure,
+        "probabilities too high: confidence minus accuracy is +20.0 points on held-out images (+12.0 to +28.0)",
+        refused=False,
     ),
     Case(
         "a form that exists already",

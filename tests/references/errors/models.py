@@ -470,6 +470,13 @@ CASES = (
         make=lambda: write("run/card.json", "{"),
     ),
     Case(
+        "a card.json with an impossible temperature",
+        "eval run",
+        "'run' cannot be used: card.json has temperature 0.0; expected a finite number above 0",
+        has=("run",),
+        make=lambda: card(temperature=0),
+    ),
+    Case(
         "a card.json with impossible numbers",
         "eval run",
         "'run' cannot be used: card.json has 3 classes and images of (1000000000, 1000000000); expected "
