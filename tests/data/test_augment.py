@@ -8,7 +8,7 @@ import torch
 
 from references.views import plain_view, view
 from uhkd.data import ArraySource, Augmentation, Split
-from uhkd.data.augment import center_crop_resize
+from uhkd.data.resize import center_crop_resize
 
 GENERATOR = np.random.default_rng(0)
 NOISE = ArraySource(GENERATOR.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 5)

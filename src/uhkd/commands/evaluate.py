@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 
 from uhkd.console import escape, print_result, print_table
-from uhkd.data.augment import center_crop_resize
 from uhkd.data.decode import EXTENSIONS, decode_file
+from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import latency
 from uhkd.recipe import build
@@ -58,7 +58,8 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> dict[s
     names = network.config.classes or tuple(map(str, range(network.shapes.logits)))
     predictions: dict[str, list[tuple[str, float]]] = {}
     for file in _image_files(arguments.images):
-        image = center_crop_resize(decode_file(file), network.input_size).float().div(255)[None].to(device)
+        image = fit_image(decode_file(file), network.input_size, network.config.resize)
+        image = image.float().div(255)[None].to(device)
         with torch.no_grad():
             best = network(image).logits.float().softmax(1)[0].topk(min(arguments.top, len(names)))
         pairs = [(names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -25,6 +25,7 @@ from PIL import (
 from torch import Tensor
 
 from uhkd.console import escape
+from uhkd.data.channels import check_tiff
 from uhkd.errors import UhkdError
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"))
@@ -84,6 +85,9 @@ def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Imag
             reader = next((reader for prefix, reader in _READERS if start.startswith(prefix)), None)
             if reader is None:
                 raise UhkdError("its content is none of JPEG, PNG, BMP, GIF, WebP, TIFF, PPM and PGM")
+            if reader is TiffImagePlugin.TiffImageFile:
+                check_tiff(file)
+                file.seek(0)
             with reader(cast(Any, file)) as image:
                 width, height = image.size
                 if width * height > limit:
@@ -172,6 +176,8 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     if image.mode.startswith(("I", "F")):
         deep = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
         return _from_deep_grey(np.asarray(image), 65535 if deep else None)
+    if image.mode == "RGBX":
+        raise UhkdError("it has 4 channels, and the last is no transparency: convert it to RGB")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -181,7 +187,7 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
-    """Convert an item of a user's data set: a Pillow image, or a tensor or array of 1, 3 or 4 channels.
+    """Convert an item of a user's data set: a Pillow image, or a tensor or array of 1 or 3 channels.
 
     Integers are in 0..255 (uint16 is scaled), floats in [0,1]. Where both are possible, tensors are CHW and arrays HWC.
 
@@ -197,8 +203,6 @@ def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
     else:
         raise UhkdError(f"an image must be a Pillow image, a tensor or an array, found {type(image).__name__}")
     array = _to_bytes(_channels_last(array, channels_first))
-    if array.shape[-1] == 4:
-        return from_pil(Image.fromarray(array))
     if array.shape[-1] == 1:
         array = np.repeat(array, 3, axis=-1)
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
@@ -208,12 +212,16 @@ def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
     if array.ndim == 2:
         return array[..., None]
     if array.ndim == 3 and 0 not in array.shape:
-        first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+        first, last = array.shape[0] in (1, 3), array.shape[-1] in (1, 3)
         if first and (channels_first or not last):
             return array.transpose(1, 2, 0)
         if last:
             return array
-    raise UhkdError(f"an image must be grey (H,W) or have 1, 3 or 4 channels, found shape {tuple(array.shape)}")
+    found = f"{min(array.shape[0], array.shape[-1])} channels, " if array.ndim == 3 else ""
+    raise UhkdError(
+        f"an image must be grey (H,W) or have 1 or 3 channels, found {found}shape {tuple(array.shape)}: choose three of them "
+        "(an image with transparency can be given as a Pillow image)"
+    )
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from uhkd.data.memory_cache import fill
 from uhkd.data.sampler import epoch_order, shuffle_of
 from uhkd.data.sources import ImageSource
 from uhkd.errors import UhkdError
+from uhkd.recipe import Resize
 
 RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
@@ -129,19 +130,20 @@ def eval_loader(
     batch_size: int,
     workers: int = 0,
     augmentation: Augmentation | None = None,
+    resize: Resize = "crop",
     device: torch.device | str | None = None,
 ) -> "Loader":
     """Return all images once, in order, without targets; the last batch may be smaller.
 
-    Images are cut to the aspect ratio of `size` (H, W) and resized; with an augmentation, each is view 0 of seed 0 without
-    mixing. workers, device: see `Loader`.
+    Images get the `size` (H, W) by `resize`, see `fit_image`; with an augmentation, each is view 0 of seed 0 without mixing.
+    workers, device: see `Loader`.
 
     Raises:
         UhkdError: batch_size below 1. While iterating: an image that cannot be read, with its name.
     """
     if batch_size < 1:
         raise UhkdError(f"batch size must be at least 1, found {batch_size}")
-    augmentation = replace(augmentation or Augmentation(size), size=size, mixup=0.0, cutmix=0.0)
+    augmentation = replace(augmentation or Augmentation(size, resize=resize), size=size, mixup=0.0, cutmix=0.0)
     starts = range(0, len(source), batch_size)
     ranges = [IndexRange(0, start, min(start + batch_size, len(source))) for start in starts]
     return Loader(_RangeBatches(source, augmentation, 0, None), ranges, workers, device)

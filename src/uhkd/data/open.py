@@ -20,6 +20,7 @@ from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
 from uhkd.data.timm_readers import read_timm
 from uhkd.errors import UhkdError
+from uhkd.recipe import Resize
 
 _MAX_CLASSES = 10**6  # without names: each class gets one, and a single label can be any number
 
@@ -36,6 +37,7 @@ class DataSplits:
         flip: whether mirrored images keep their meaning.
         notes: what was decided or skipped, to be logged.
         fingerprint: hash of the images, the labels and the split.
+        resize: how images get the shape of a network's input.
     """
 
     name: str
@@ -47,6 +49,7 @@ class DataSplits:
     flip: bool
     notes: tuple[str, ...]
     fingerprint: str
+    resize: Resize = "crop"
 
     @property
     def validation(self) -> str:

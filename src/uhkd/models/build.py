@@ -93,6 +93,8 @@ def create(
         file = _weights_file(start)
         request = replace(request, state=load_state(file), source=f"'{file}'", pretrained=False)
     network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
+    if reference.library == "run":
+        network.config = replace(network.config, resize=config.resize)
     if len(request.classes) == network.shapes.logits:
         network.config = replace(network.config, classes=request.classes)
     if pretrained and request.state is not None and reference.library != "transformers":

@@ -1,7 +1,15 @@
 """The typed recipe: one schema for YAML files, command-line flags and Python keyword arguments."""
 
 from uhkd.recipe.balance import balance_settings
-from uhkd.recipe.base import AugmentationOptions, DataOptions, DeviceOptions, Levels, StrictModel, TeacherOptions
+from uhkd.recipe.base import (
+    AugmentationOptions,
+    DataOptions,
+    DeviceOptions,
+    Levels,
+    Resize,
+    StrictModel,
+    TeacherOptions,
+)
 from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
@@ -23,6 +31,7 @@ __all__ = [
     "FinetuneRecipe",
     "Levels",
     "RecipeError",
+    "Resize",
     "StrictModel",
     "TeacherOptions",
     "TrainRecipe",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhkd.recipe.base import Device, Levels, StrictModel, Student, Teacher
+from uhkd.recipe.base import Device, ImageSize, Levels, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -67,7 +67,9 @@ class InspectArguments(StrictModel):
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
     student_levels: Levels = Field(default=None, description="names of student layers to match; none: automatic")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
-    image_size: int | None = Field(default=None, ge=4, description="student's input size in pixels; none: its default")
+    image_size: ImageSize = Field(
+        default=None, description="student's input size in pixels, one side or height and width; none: its default"
+    )
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
 
 

@@ -13,6 +13,7 @@ from uhkd.recipe.base import (
     AugmentationOptions,
     DataOptions,
     DeviceOptions,
+    ImageSize,
     Levels,
     StrictModel,
     Student,
@@ -28,7 +29,9 @@ _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 class TrainRecipe(DataOptions, AugmentationOptions, DeviceOptions):
     """Options of every training: data, augmentation, optimiser, schedule, device, output."""
 
-    image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
+    image_size: ImageSize = Field(
+        default=None, description="input size in pixels, one side or height and width; none: the model's default"
+    )
 
     epochs: int = Field(default=30, ge=1, description="passes over the training images")
     batch_size: int = Field(default=128, ge=1, description="images per optimiser step, over all devices")

@@ -148,10 +148,10 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool) -> Se
     if not resumed:
         folder.check({}, resume=recipe.resume)
     log_device(recipe, device, precision)
+    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
+        recipe = inherit_cache_views(recipe, folder)
     opened = open_recipe_data(recipe, data)
     if isinstance(recipe, DistillRecipe):
-        if recipe.teacher_cache is not None:
-            recipe = inherit_cache_views(recipe, folder)
         recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = fit_batch(recipe, opened).resolved().model_copy(update={"precision": precision, "out": str(folder.path)})
     if recipe.batch_size % fabric.world_size:
@@ -217,7 +217,7 @@ def _add_augmentation(setup: Setup) -> None:
         setup.augmentation = choose_augmentation(setup.recipe, setup.data, [student, *setup.networks])
     else:
         setup.augmentation = setup.cache.manifest.augmentation
-    log_augmentation(setup.augmentation)
+    log_augmentation(setup.augmentation, setup.data, [student, *setup.networks])
     setup.val_size = image_size(setup.data, [student])  # as in `uhkd eval`, whatever the teacher's size
 
 

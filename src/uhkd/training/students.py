@@ -1,5 +1,7 @@
 """The student: build it, freeze its unused parameters, and load it from a finished run."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from uhkd.features.introspection import probe_images
 from uhkd.models import ModelConfig, create, load_run, native_size_of, read_safetensors, wrap_module
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
+from uhkd.training.geometry import note_other_resize
 from uhkd.training.inputs import Inputs
 
 
@@ -41,6 +44,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         )
     for note in network.notes:
         log_info(f"  {note}")
+    note_other_resize(name, network, recipe.resize)
+    network.config = replace(network.config, resize=recipe.resize)
     return network
 
 

@@ -174,7 +174,8 @@ CASES = (
     Case(
         "an array that is not an image",
         lambda: from_any(np.zeros((2, 3, 4, 5), np.uint8)),
-        "an image must be grey (H,W) or have 1, 3 or 4 channels, found shape (2, 3, 4, 5)",
+        "an image must be grey (H,W) or have 1 or 3 channels, found shape (2, 3, 4, 5): choose three of them (an image with "
+        "transparency can be given as a Pillow image)",
     ),
     Case(
         "an image that is already normalised",
