@@ -168,7 +168,9 @@ def test_no_channel_of_a_tiff_is_left_out_in_silence(tmp_path, shape, photometri
     if found is None:
         assert decode_file(path).shape == (3, 4, 6)
         return
-    with pytest.raises(ValueError, match=rf"a\.tif cannot be decoded \(it has {found}, and images are read as grey or RGB"):
+    with pytest.raises(
+        ValueError, match=rf"a\.tif cannot be decoded \(it has {found}, and images are read as grey or RGB"
+    ):
         decode_file(path)
 
 

@@ -234,7 +234,8 @@ def _instantiate(request: _Request, levels: LayerSelection) -> FeatureExtractor:
         network = _extractor(built.module, request.input or built.input, levels, head=classes != 0)
     except UnsupportedImageSize as error:
         height, width = built.made_for
-        raise UhkdError(f"{error}; {name} was made for {height}x{width}") from error
+        made_for = f"; {name} was made for {height}x{width}" if built.made_for != request.size else ""
+        raise UhkdError(f"{error}{made_for}") from error
     network.notes[:0] = notes
     return _with_config(network, name, request.options)
 
