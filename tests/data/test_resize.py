@@ -32,7 +32,7 @@ def test_each_way_is_that_of_pillow_in_the_exported_snippets(resize, pillow, siz
     found = fit_image(WIDE, size, resize).permute(1, 2, 0).numpy()
     assert found.shape == (*size, 3)
     # Pillow rounds between its two passes, and the edge of a box to whole pixels elsewhere
-    assert np.abs(found - expected).mean() < 1.5
+    assert np.abs(found - expected).mean() < 3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 2), (1, 20000)])
