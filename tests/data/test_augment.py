@@ -193,3 +193,6 @@ def test_an_unknown_crop_is_refused():
     settings = SimpleNamespace(size=(8, 8), crop="centre", flip=False, mixup=0.0, cutmix=0.0)
     with pytest.raises(ValueError, match="crop must be none, pad or resized, found 'centre'"):
         Augmentation.__post_init__(settings)
+    settings = SimpleNamespace(size=(8, 8), crop="none", resize="stretch")
+    with pytest.raises(ValueError, match="resize must be crop, squash or pad, found 'stretch'"):
+        Augmentation.__post_init__(settings)

@@ -1,6 +1,6 @@
 """The channels of a TIFF file, of which Pillow would silently leave some out."""
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import TiffImagePlugin
 
@@ -26,7 +26,9 @@ def check_tiff(file: BinaryIO) -> None:
     The channels may be samples of a pixel, or pages of one size and one channel each.
     """
     start = file.read(8)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(start + file.read(8) if start[2:4] in (b"+\0", b"\0+") else start)
+    directory: Any = TiffImagePlugin.ImageFileDirectory_v2(
+        start + file.read(8) if start[2:4] in (b"+\0", b"\0+") else start
+    )
     pages: list[tuple[int, int, int]] = []
     while (offset := directory.next) and len(pages) < _MOST_PAGES:
         file.seek(offset)
