@@ -1,6 +1,6 @@
 """The channels of a TIFF file, of which Pillow would silently leave some out."""
 
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import TiffImagePlugin
 
@@ -26,14 +26,12 @@ def check_tiff(file: BinaryIO) -> None:
     The channels may be samples of a pixel, or pages of one size and one channel each.
     """
     start = file.read(8)
-    directory: Any = TiffImagePlugin.ImageFileDirectory_v2(
-        start + file.read(8) if start[2:4] in (b"+\0", b"\0+") else start
-    )
+    directory = TiffImagePlugin.ImageFileDirectory_v2(start + file.read(8) if start[2:4] in (b"+\0", b"\0+") else start)
     pages: list[tuple[int, int, int]] = []
     while (offset := directory.next) and len(pages) < _MOST_PAGES:
         file.seek(offset)
         directory.load(file)
-        samples, extra = directory.get(277, 1), directory.get(338, ())
+        samples, extra = directory.get(277) or 1, directory.get(338, ())
         pages.append((directory.get(256, 0), directory.get(257, 0), samples))
         colours = _COLOURS.get(directory.get(262, -1), samples)
         alpha = samples == colours + 1 and extra[:1] and extra[0] in _ALPHA
