@@ -8,7 +8,7 @@ import torch
 
 from references.views import plain_view, view
 from uhkd.data import ArraySource, Augmentation, Split
-from uhkd.data.augment import center_crop_resize
+from uhkd.data.resize import center_crop_resize
 
 GENERATOR = np.random.default_rng(0)
 NOISE = ArraySource(GENERATOR.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 5)
@@ -192,4 +192,7 @@ def test_an_unknown_crop_is_refused():
     # under pytest the constructor's type check would come first
     settings = SimpleNamespace(size=(8, 8), crop="centre", flip=False, mixup=0.0, cutmix=0.0)
     with pytest.raises(ValueError, match="crop must be none, pad or resized, found 'centre'"):
+        Augmentation.__post_init__(settings)
+    settings = SimpleNamespace(size=(8, 8), crop="none", resize="stretch")
+    with pytest.raises(ValueError, match="resize must be crop, squash or pad, found 'stretch'"):
         Augmentation.__post_init__(settings)

@@ -1,12 +1,14 @@
 """Every image mode, written to a real file, decodes to the RGB bytes it shows."""
 
+import struct
 import sys
+import zlib
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from uhkd.data import formats
 from uhkd.data.decode import decode_file, from_any, from_pil, header_size
@@ -136,6 +138,73 @@ def test_first_frame_of_an_animation(tmp_path):
     assert decode_file(tmp_path / "a.gif")[:, 0, 0].tolist() == [255, 0, 0]
 
 
+def tiff(shape, photometric, extra=()):
+    """Return a TIFF file of (height, width, samples) bytes that count up, as tifffile or rasterio write it."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    height, width, samples = shape
+    tags = {256: width, 257: height, 258: (8,) * samples, 259: 1, 262: photometric, 277: samples, 278: height}
+    tags |= {273: 0, 279: height * width * samples} | ({338: extra} if extra else {})
+    for tag, value in tags.items():
+        directory[tag] = value
+    content = np.arange(height * width * samples, dtype=np.uint8).tobytes()
+    return b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + content
+
+
+@pytest.mark.parametrize(
+    ("shape", "photometric", "extra", "found"),
+    [
+        ((4, 6, 3), 2, (), None),
+        ((4, 6, 4), 2, (2,), None),  # transparency
+        ((4, 6, 4), 5, (), None),  # CMYK
+        ((4, 6, 4), 2, (0,), "4 channels"),
+        ((4, 6, 4), 2, (), "4 channels"),
+        ((4, 6, 5), 2, (0, 0), "5 channels"),
+        ((4, 6, 5), 2, (2, 0), "5 channels"),
+        ((4, 6, 4), 1, (0, 0, 0), "4 channels"),
+        ((4, 6, 13), 1, (0,) * 12, "13 channels"),
+        ((4, 6, 2), 1, (0,), "2 channels"),
+        ((4, 6, 5), 5, (0,), "5 channels"),
+    ],
+)
+def test_no_channel_of_a_tiff_is_left_out_in_silence(tmp_path, shape, photometric, extra, found):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(shape, photometric, extra))
+    if found is None:
+        assert decode_file(path).shape == (3, 4, 6)
+        return
+    with pytest.raises(
+        ValueError, match=rf"a\.tif cannot be decoded \(it has {found}, and images are read as grey or RGB"
+    ):
+        decode_file(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+def test_pages_of_one_channel_are_channels_and_others_are_pages(tmp_path, mode):
+    pages = [Image.new(mode, (6, 4)) for _ in range(5)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[Image.new(mode, (3, 2))])
+    assert decode_file(tmp_path / "preview.tif").shape == (3, 4, 6)
+    if mode == "RGB":
+        assert decode_file(tmp_path / "stack.tif").shape == (3, 4, 6)
+        return
+    with pytest.raises(ValueError, match=r"stack\.tif cannot be decoded \(it has 5 pages of one channel and size"):
+        decode_file(tmp_path / "stack.tif")
+
+
+def test_16_bit_rgb_is_scaled_and_not_clipped(tmp_path):
+    deep = np.linspace(0, 65535, 54).round().astype(">u2").reshape(6, 3, 3)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 6, 16, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(png)
+    result = decode_file(tmp_path / "deep.png").permute(1, 2, 0).numpy()
+    assert np.abs(result - deep / 257).max() <= 1
+
+
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "missing"])
 @pytest.mark.parametrize("name", ["bad.jpg", "bad.png"])
 def test_damaged_files_are_named_in_one_line(tmp_path, name, damage):
@@ -166,7 +235,6 @@ CHW = torch.from_numpy(np.ascontiguousarray(RGB.transpose(2, 0, 1)))
         CHW.float() / 255,
         CHW.permute(1, 2, 0),
         CHW.numpy(),
-        np.concatenate([RGB, np.full((6, 9, 1), 255, np.uint8)], axis=2),
     ],
     ids=lambda image: f"{type(image).__name__}-{getattr(image, 'dtype', '')}",
 )
@@ -195,8 +263,11 @@ def test_result_does_not_share_memory_with_the_users_image():
     ("image", "message"),
     [
         ("a path", "must be a Pillow image, a tensor or an array, found str"),
-        (np.zeros((5, 6, 2), np.uint8), r"1, 3 or 4 channels, found shape \(5, 6, 2\)"),
-        (np.zeros((0, 5, 3), np.uint8), "found shape"),
+        (np.zeros((5, 6, 2), np.uint8), r"1 or 3 channels, found 2 channels, shape \(5, 6, 2\)"),
+        (np.zeros((5, 6, 4), np.uint8), r"found 4 channels, shape \(5, 6, 4\): choose three of them"),
+        (torch.zeros(13, 64, 64), r"found 13 channels, shape \(13, 64, 64\)"),
+        (Image.new("RGBX", (4, 4)), "it has 4 channels, and the last is no transparency"),
+        (np.zeros((0, 5, 3), np.uint8), r"shape \(0, 5, 3\)"),
         (torch.full((3, 4, 4), -2.0), "found float32 from -2 to -2: remove a normalising transform"),
         (torch.full((3, 4, 4), float("nan")), "remove a normalising transform"),
         (np.full((4, 4, 3), 256), "integers in 0..255"),

@@ -25,6 +25,7 @@ from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, SpectralTarget
 
 _FORMAT = 2  # version of the folder; raised when its files change their meaning
+_FIRST_RESIZE = ("view resize", "crop")
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits, a digest of `identity`."""
-        return _digest(_canonical(self.identity))
+        """32 hexadecimal digits, a digest of `identity`, without the resize of caches written before there was a choice."""
+        return _digest(_canonical({k: v for k, v in self.identity.items() if (k, v) != _FIRST_RESIZE}))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,7 +171,7 @@ class TeacherCache:
 
     def differences(self, identity: Mapping[str, Any]) -> list[str]:
         """Return one line per given fact that differs in this cache."""
-        stored = self.manifest.identity
+        stored = dict([_FIRST_RESIZE]) | self.manifest.identity
         return [
             f"{name}: the cache has {stored.get(name)!r}, expected {value!r}"
             for name, value in json.loads(json.dumps(identity)).items()

@@ -72,7 +72,7 @@ def plan_cache(recipe: CacheRecipe) -> dict[str, Any]:
     record_format, _ = record_format_of(recipe, teacher)
     data = inputs.data
     augmentation = choose_augmentation(recipe, data, [teacher])
-    log_augmentation(augmentation)
+    log_augmentation(augmentation, data, [teacher])
     exists = TeacherCache.exists(folder)
     shards = TeacherCache(folder).shards if exists else Shards(folder, len(data.train), record_format.size, "")
     room = check_disk_space(folder, shards, record_format, recipe.views)

@@ -13,10 +13,10 @@ import torch
 from uhkd.commands.class_tables import class_tables, metric_table
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
 from uhkd.data import Columns
-from uhkd.data.augment import center_crop_resize
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_aside
 from uhkd.data.listing import images_below
+from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
 from uhkd.evaluation.class_metrics import class_metrics
 from uhkd.evaluation.metrics import gap, latency, score
@@ -102,7 +102,7 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> Predic
         except BadImage as error:
             predictions.failed[str(file)] = error.reason
             continue
-        image = center_crop_resize(pixels, network.input_size).float().div(255)[None].to(device)
+        image = fit_image(pixels, network.input_size, network.config.resize).float().div(255)[None].to(device)
         with torch.no_grad():
             logits = network(image).logits.float() / network.config.temperature
             best = logits.softmax(1)[0].topk(min(arguments.topk, len(names)))

@@ -110,20 +110,20 @@ def export_forms(
     program = check_forms(to, network, options)
     data, part, evaluation = images_of(run, network, options.data)
     check_comparable(to, data, part, evaluation)
-    size = network.input_size
-    few = next(iter(eval_loader(_spread(evaluation, options.images), size, batch_size=options.images))).image
+    load = partial(eval_loader, size=network.input_size, resize=data.resize)
+    few = next(iter(load(_spread(evaluation, options.images), batch_size=options.images))).image
     calibration = _spread(data.train, options.calibrate)
     original = partial(forms.calibrated_logits, network)
     expected = _predict_checked("PyTorch", original, few, _TOLERANCE)
     rows: dict[Form, dict[str, Any]] = {}
     for form in to:
         try:
-            batches = (batch.image for batch in eval_loader(calibration, size, batch_size=_BATCH))
+            batches = (batch.image for batch in load(calibration, batch_size=_BATCH))
             path = forms.write(form, network, out / form, batches, program)
             predict = forms.reopen(form, path)
             if form in forms.QUANTIZED:
                 _predict_checked(form, predict, few, _INT8_TOLERANCE)
-                loader = eval_loader(evaluation, size, batch_size=_BATCH)
+                loader = load(evaluation, batch_size=_BATCH)
                 measured = _compare_accuracy(form, original, predict, loader, len(calibration), options.max_drop)
             else:
                 measured = _compare_outputs(form, path, predict, few, expected)

@@ -11,6 +11,7 @@ from rich.table import Table
 from uhkd.console import escape, print_result, print_table
 from uhkd.data import ArraySource, Batch, DataSplits, eval_loader
 from uhkd.features import FeatureExtractor, NetworkOutput
+from uhkd.models.types import as_size
 from uhkd.recipe import DistillRecipe, build
 from uhkd.recipe.arguments import InspectArguments
 from uhkd.spectral import ftm_shapes
@@ -59,13 +60,11 @@ def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[st
 
 def _random(arguments: InspectArguments) -> DataSplits:
     """Return random images as data."""
-    side, classes = arguments.image_size or 224, arguments.num_classes
-    pixels = np.random.default_rng(0).integers(256, size=(_BATCH, side, side, 3), dtype=np.uint8)
+    size, classes = as_size(arguments.image_size or 224), arguments.num_classes
+    pixels = np.random.default_rng(0).integers(256, size=(_BATCH, *size, 3), dtype=np.uint8)
     source = ArraySource(pixels, np.arange(_BATCH) % classes)
     names = tuple(str(number) for number in range(classes))
-    return DataSplits(
-        "random images", names, source, source, None, (side, side), flip=True, notes=(), fingerprint="random"
-    )
+    return DataSplits("random images", names, source, source, None, size, flip=True, notes=(), fingerprint="random")
 
 
 def _batch(setup: Setup) -> Batch:

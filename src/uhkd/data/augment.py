@@ -1,20 +1,20 @@
 """Crop, flip, mixup and cutmix of one image, drawn from (seed, view, index or sample key) alone."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import torch.nn.functional as F
-from jaxtyping import UInt8
 from torch import Tensor
 
 from uhkd.data.color_transforms import check_randaugment
+from uhkd.data.resize import canvas, cut_box, fit_image
 from uhkd.data.rng import stream
 from uhkd.errors import UhkdError
-from uhkd.recipe import AugmentationOptions, build
+from uhkd.recipe import AugmentationOptions, Resize, build
 
 _RATIO = (3 / 4, 4 / 3)  # width over height of a resized crop, relative to the target's
 _TRIES = 6
+_OTHERS = ("size", "crop", "resize")  # options that are not those of `AugmentationOptions`, or have fewer values
 ONE = 1 << 16  # mixup weights are multiples of 1/65536: integer arithmetic is equal on every machine
 
 
@@ -34,9 +34,10 @@ class Augmentation:
         randaugment: timm's configuration string, such as rand-m9-mstd0.5-inc1.
         color_jitter: largest change of the factors of brightness, contrast and saturation; see `jitters`.
         erasing: probability that a box is replaced by noise.
+        resize: how an image gets the shape of `size`; see `uhkd.data.resize.fit_image`.
 
     Raises:
-        UhkdError: an empty size, an unknown crop or randaugment, or a number out of its range.
+        UhkdError: an empty size, an unknown crop, resize or randaugment, or a number out of its range.
     """
 
     size: tuple[int, int]
@@ -48,6 +49,7 @@ class Augmentation:
     randaugment: str | None = None
     color_jitter: float = 0.0
     erasing: float = 0.0
+    resize: Resize = "crop"
 
     @property
     def jitters(self) -> bool:
@@ -64,8 +66,10 @@ class Augmentation:
             raise UhkdError(f"image size must be at least 1x1, found {self.size}")
         if self.crop not in ("none", "pad", "resized"):
             raise UhkdError(f"crop must be none, pad or resized, found {self.crop!r}")
+        if self.resize not in get_args(Resize):
+            raise UhkdError(f"resize must be crop, squash or pad, found {self.resize!r}")
         # the bounds are those of a recipe
-        build(AugmentationOptions, {name: value for name, value in vars(self).items() if name not in ("size", "crop")})
+        build(AugmentationOptions, {name: value for name, value in vars(self).items() if name not in _OTHERS})
         if self.randaugment is not None:
             check_randaugment(self.randaugment)
 
@@ -77,13 +81,13 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     """
     height, width = augmentation.size
     if augmentation.crop == "none" and not augmentation.flip:
-        return np.array(center_crop_resize(image, augmentation.size).numpy(), order="C")
+        return np.array(fit_image(image, augmentation.size, augmentation.resize).numpy(), order="C")
     draws = stream("geometry", seed, view, key).random(2 * _TRIES + 3).tolist()
     mirrored = augmentation.flip and draws[0] < 0.5
     top_draw, left_draw = draws[1:3]
     if augmentation.crop == "resized":
         image = _random_area(image, augmentation, draws[3:], top_draw, left_draw)
-    image = center_crop_resize(image, augmentation.size)
+    image = fit_image(image, augmentation.size, augmentation.resize)
     if augmentation.crop != "pad":  # copying whole rows is faster than picking columns
         pixels = image.numpy()
         return np.array(pixels[:, :, ::-1] if mirrored else pixels, order="C")
@@ -92,35 +96,19 @@ def geometry(image: Tensor, key: int, *, seed: int, view: int, augmentation: Aug
     return image.numpy().take(rows, axis=1).take(columns[::-1] if mirrored else columns, axis=2)
 
 
-def center_crop_resize(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Cut the largest centred box of the aspect ratio of `size` (H, W) and resize it, antialiased."""
-    height, width = image.shape[-2:]
-    if (height, width) == tuple(size):
-        return image
-    scale = min(height / size[0], width / size[1])
-    cut = min(height, max(1, round(scale * size[0]))), min(width, max(1, round(scale * size[1])))
-    top, left = (height - cut[0]) // 2, (width - cut[1]) // 2
-    return _resize(image[:, top : top + cut[0], left : left + cut[1]], size)
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-
-
 def _random_area(image: Tensor, augmentation: Augmentation, draws: list[float], top: float, left: float) -> Tensor:
-    height, width = image.shape[-2:]
     size, min_share = augmentation.size, augmentation.crop_scale
+    top_edge, left_edge, height, width = canvas(image, size, augmentation.resize)
+    shape = (height, width) if augmentation.resize == "squash" else size
     low, high = np.log(_RATIO[0]), np.log(_RATIO[1])
     for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):
         area = height * width * (min_share + area_draw * (1.0 - min_share))
-        ratio = float(np.exp(low + ratio_draw * (high - low))) * size[1] / size[0]
+        ratio = float(np.exp(low + ratio_draw * (high - low))) * shape[1] / shape[0]
         rows, columns = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
         if 0 < rows <= height and 0 < columns <= width:
             y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
-            return _resize(image[:, y : y + rows, x : x + columns], size)
-    return image  # no drawn box fits into a very long image: the caller makes the centred cut
+            return cut_box(image, (top_edge + y, left_edge + x, rows, columns), size)
+    return image  # no drawn box fits into a very long image: the caller takes the whole or its centre
 
 
 def _shift(length: int, draw: float) -> int:

@@ -14,11 +14,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from uhkd.console import escape
+from uhkd.data.channels import check_tiff
 from uhkd.data.formats import open_content
 from uhkd.errors import UhkdError
 
 LARGEST = 178_956_970  # pixels, above which Pillow raises by default: 13,377 x 13,377, half a GB as bytes
 _LIMIT_VARIABLE = "UHKD_MAX_PIXELS"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _WITH_ALPHA = frozenset(("RGBA", "LA", "PA", "RGBa", "La"))
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on exchange width and height
@@ -60,13 +62,15 @@ def _opened(content: str | Path | bytes, title: str = "") -> Iterator[Image.Imag
         # Pillow's readers of WebP, GIF and TIFF check this too
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
     try:
-        with (
-            io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file,
-            open_content(file) as image,
-        ):
-            _check_size(image, limit)
-            yield image
-            _check_size(image, limit)  # of an icon, only decoding tells the size of the image in it
+        with io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb") as file:
+            if file.read(4) in _TIFF:
+                file.seek(0)
+                check_tiff(file)
+            file.seek(0)
+            with open_content(file) as image:
+                _check_size(image, limit)
+                yield image
+                _check_size(image, limit)  # of an icon, only decoding tells the size of the image in it
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         advice = "replace or remove it, train with --skip-bad-images, or, if it is correct and memory suffices, set the"
         advice += f" environment variable {_LIMIT_VARIABLE} to more"
@@ -158,6 +162,8 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         # only integers have a white that the format defines: a PFM holds floats
         deep = "I;16" in image.mode or (image.mode == "I" and image.format in ("PNG", "PPM"))
         return _from_deep_grey(np.asarray(image), 65535 if deep else None)
+    if image.mode == "RGBX":
+        raise UhkdError("it has 4 channels, and the last is no transparency: convert it to RGB")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -167,7 +173,7 @@ def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
-    """Convert an item of a user's data set: a Pillow image, or a tensor or array of 1, 3 or 4 channels.
+    """Convert an item of a user's data set: a Pillow image, or a tensor or array of 1 or 3 channels.
 
     Integers are in 0..255 (uint16 is scaled), floats in [0,1]. Where both are possible, tensors are CHW and arrays HWC.
 
@@ -183,8 +189,6 @@ def from_any(image: object) -> UInt8[Tensor, "3 h w"]:
     else:
         raise UhkdError(f"an image must be a Pillow image, a tensor or an array, found {type(image).__name__}")
     array = _to_bytes(_channels_last(array, channels_first))
-    if array.shape[-1] == 4:
-        return from_pil(Image.fromarray(array))
     if array.shape[-1] == 1:
         array = np.repeat(array, 3, axis=-1)
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
@@ -194,12 +198,16 @@ def _channels_last(array: np.ndarray, channels_first: bool) -> np.ndarray:
     if array.ndim == 2:
         return array[..., None]
     if array.ndim == 3 and 0 not in array.shape:
-        first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+        first, last = array.shape[0] in (1, 3), array.shape[-1] in (1, 3)
         if first and (channels_first or not last):
             return array.transpose(1, 2, 0)
         if last:
             return array
-    raise UhkdError(f"an image must be grey (H,W) or have 1, 3 or 4 channels, found shape {tuple(array.shape)}")
+    found = f"{min(array.shape[0], array.shape[-1])} channels, " if array.ndim == 3 else ""
+    raise UhkdError(
+        f"an image must be grey (H,W) or have 1 or 3 channels, found {found}shape {tuple(array.shape)}: choose three of them "
+        "(an image with transparency can be given as a Pillow image)"
+    )
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from uhkd.data.sampler import epoch_order, shuffle_of, steps_per_epoch
 from uhkd.data.sources import ImageSource
 from uhkd.data.worker_errors import start_error, worker_error
 from uhkd.errors import UhkdError
+from uhkd.recipe import Resize
 
 RecordReader = Callable[[int, np.ndarray, Tensor, Tensor | None], np.ndarray]
 
@@ -114,21 +116,20 @@ def eval_loader(
     batch_size: int,
     workers: int = 0,
     augmentation: Augmentation | None = None,
+    resize: Resize = "crop",
     device: torch.device | str | None = None,
 ) -> "Loader":
     """Return all images once, in order, without targets; the last batch may be smaller.
 
-    Images are cut to the aspect ratio of `size` (H, W) and resized; with an augmentation, each is view 0 of seed 0 without
-    mixing. workers, device: see `Loader`.
+    Images get the `size` (H, W) by `resize`, see `fit_image`; with an augmentation, each is view 0 of seed 0 without mixing.
 
     Raises:
         UhkdError: batch_size below 1. While iterating: an image that cannot be read, with its name.
     """
     if batch_size < 1:
         raise UhkdError(f"batch size must be at least 1, found {batch_size}")
-    augmentation = replace(augmentation or Augmentation(size), size=size, mixup=0.0, cutmix=0.0)
-    starts = range(0, len(source), batch_size)
-    ranges = [IndexRange(0, start, min(start + batch_size, len(source))) for start in starts]
+    augmentation = replace(augmentation or Augmentation(size, resize=resize), size=size, mixup=0.0, cutmix=0.0)
+    ranges = [IndexRange(0, *pair) for pair in pairwise([*range(0, len(source), batch_size), len(source)])]
     return Loader(_RangeBatches(source, augmentation, 0, None), ranges, workers, device)
 
 
@@ -293,6 +294,4 @@ def _identity(raw: Any) -> Any:
 
 def usable_cores() -> int:
     """Return the number of processor cores this process may run on; a container or scheduler may allow fewer than exist."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,6 +25,7 @@ from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_sha
 from uhkd.data.timm_readers import read_timm
 from uhkd.data.user_datasets import by_name, user_datasets
 from uhkd.errors import UhkdError
+from uhkd.recipe import Resize
 
 _MAX_CLASSES = 10**6  # without names: each class gets one, and a single label can be any number
 
@@ -41,6 +42,7 @@ class DataSplits:
         flip: whether mirrored images keep their meaning.
         notes: what was decided or skipped, to be logged.
         fingerprint: hash of the images, the labels and the split.
+        resize: how images get the shape of a network's input.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DataSplits:
     flip: bool
     notes: tuple[str, ...]
     fingerprint: str
+    resize: Resize = "crop"
 
     @property
     def validation(self) -> str:

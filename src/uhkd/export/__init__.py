@@ -99,6 +99,8 @@ def check(form: Form, network: FeatureExtractor, options: ProgramOptions = _DEFA
         )
     if form == "timm" and not name.startswith("timm/"):
         raise UhkdError(f"{name} is no architecture of timm: leave timm out of --to")
+    if form == "timm" and network.grey:
+        raise UhkdError(f"{name} takes one channel, which timm's own transforms do not make: leave timm out of --to")
     if form in QUANTIZED and network.shapes.logits is None:
         raise UhkdError(f"{name} has no classes, and {form} is checked by its accuracy: leave {form} out of --to")
     extra, packages = _EXTRAS.get(form, ("", ()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
-from uhkd.features.introspection import first_tensor
+from uhkd.features.introspection import first_tensor, luminance
 
 _LARGEST_BATCH = 1024
 
@@ -33,14 +33,15 @@ class ExportModule(nn.Module):
 
     def __init__(self, network: FeatureExtractor) -> None:
         super().__init__()
-        self.module = network.module
+        self.module, self.grey = network.module, network.grey
         self.temperature = 1.0 if network.config is None else network.config.temperature
         for name, values in (("mean", network.mean), ("std", network.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tensor:
         """Return logits or embedding, (B, K)."""
-        output = first_tensor(self.module((image - self.mean) / self.std))
+        image = (image - self.mean) / self.std
+        output = first_tensor(self.module(luminance(image) if self.grey else image))
         assert output is not None
         return output if self.temperature == 1 else output / self.temperature
 

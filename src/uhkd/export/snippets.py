@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from uhkd.data.resize import BORDER
 from uhkd.export.module import output_name
 from uhkd.features import FeatureExtractor
+from uhkd.recipe import Resize
 from uhkd.recipe.arguments import Form
 
 _TORCHAO = "import torchao.quantization.pt2e.quantize_pt2e"
@@ -22,8 +24,14 @@ _INPUT: dict[str, str] = {
     "onnx": f"`image`: {_PROGRAM_INPUT.replace('{limit}', '')}. Output: `{{output}}`",
     "openvino": _PROGRAM_INPUT.replace("{limit}", ""),
 }
+_RESIZE: dict[Resize, str] = {
+    "crop": "ImageOps.fit(image, ({width}, {height}), Image.Resampling.{filter})",
+    "squash": "image.resize(({width}, {height}), Image.Resampling.{filter})",
+    "pad": f"ImageOps.pad(image, ({{width}}, {{height}}), Image.Resampling.{{filter}}, color={BORDER})",
+}
 _LOAD_IMAGE = """\
-image = ImageOps.fit(Image.open("some.jpg").convert("RGB"), ({width}, {height}), Image.Resampling.{filter})
+image = Image.open("some.jpg").convert("RGB")
+image = {fitted}
 image = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 """
 _EXAMPLES: dict[str, str] = {
@@ -116,6 +124,7 @@ def example(form: Form, network: FeatureExtractor, location: str) -> str:
     """Return a program that prints the class of `some.jpg`, or the shape of the output if there are no class names."""
     height, width = network.config.image_size
     values = {"height": height, "width": width, "filter": network.config.interpolation.upper(), "location": location}
+    values["fitted"] = _RESIZE[network.config.resize].format(**values)
     if form == "safetensors":
         predict = f'uhkd.predict(run={location}, images=["some.jpg"])'
         show = predict if network.config.classes else f"model = {open_expression(form, location)}"

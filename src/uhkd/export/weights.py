@@ -11,6 +11,8 @@ from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig
 from uhkd.runs import RunFolder, write_atomically, write_tensors
 
+_CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}  # timm's names
+
 
 def write_safetensors(network: FeatureExtractor, folder: Path) -> Path:
     """Write card.json and model.safetensors (names as in the module), for `uhkd.load_run`."""
@@ -40,7 +42,7 @@ def write_timm(network: FeatureExtractor, folder: Path) -> Path:
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "interpolation": model.interpolation,
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            "crop_mode": _CROP_MODES[model.resize],
             "mean": list(model.mean),
             "std": list(model.std),
             "num_classes": model.num_classes,

@@ -1,6 +1,8 @@
 """FeatureExtractor: a network together with the layers that give its outputs."""
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from uhkd.console import first_line
 from uhkd.errors import UhkdError
 from uhkd.features.hook_extractor import HookExtractor, build_hook_extractor
-from uhkd.features.introspection import device_of, dtype_of, first_tensor, probe_images, side_effect_free
+from uhkd.features.introspection import device_of, dtype_of, first_tensor, luminance, probe_images, side_effect_free
 from uhkd.features.output_checks import check_finite_output, probabilities_note
 from uhkd.features.outputs import FIELDS, NetworkOutput, OutputShapes
 from uhkd.features.selection import LayerSelection
@@ -24,6 +26,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of red, green and blue over ImageNet."""
 
+_OTHER_CHANNELS = re.compile(r"expected input\[2, 3, .*\] to have (\d+) channels")
 # An axis of one or two cells has no frequency between 0 and Nyquist.
 SMALLEST_GRID = 3
 
@@ -34,6 +37,8 @@ class UnsupportedImageSize(UhkdError):
 
 class FeatureExtractor(nn.Module):
     """Any network as a source of `NetworkOutput`s. It resizes and normalises its input images, which are in [0,1].
+
+    A network that takes one channel (`grey`) gets the `luminance` of the normalised images.
 
     Args:
         module: the network.
@@ -76,6 +81,7 @@ class FeatureExtractor(nn.Module):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.interpolation = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
         self.probe = None
+        self.grey = False
         self.config: Any = None
         self.notes: list[str] = []
         self.frozen_norms: tuple[nn.Module, ...] = ()
@@ -85,6 +91,8 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("_std", torch.tensor(self.std, device=device).view(1, -1, 1, 1), persistent=False)
         with side_effect_free(module):
             self._reader, self.shapes = self._measure(levels, head)
+        if self.grey:
+            self.notes.append(f"{type(module).__name__} takes one channel: it gets the luminance of the images")
         small = [n for n, s in zip(self.levels, self.shapes.maps, strict=True) if min(s[1:]) < SMALLEST_GRID]
         if isinstance(levels, int) and levels and not self.levels:
             self.notes.append(
@@ -185,7 +193,8 @@ class FeatureExtractor(nn.Module):
             if tuple(image.shape[-2:]) != self.input_size:
                 image = F.interpolate(image, self.input_size, mode=self.interpolation, antialias=True).clamp(0.0, 1.0)
             mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
-            return ((image - mean) / std).to(dtype_of(self.module))
+            image = (image - mean) / std
+            return (luminance(image) if self.grey else image).to(dtype_of(self.module))
 
     def _measure(self, levels: LayerSelection, head: bool) -> tuple[TimmExtractor | HookExtractor, OutputShapes]:
         """Return the first extractor whose logits equal those of the forward pass, and the output shapes."""
@@ -194,6 +203,16 @@ class FeatureExtractor(nn.Module):
             image = self._prepare(probe_images(self.input_size, device_of(self.module)))
             plain = first_tensor(self.module(image))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
+            if not self.grey:
+                self.grey = True
+                with suppress(UnsupportedImageSize):
+                    return self._measure(levels, head)
+                self.grey = False
+            if channels := _OTHER_CHANNELS.search(str(error)):
+                raise UhkdError(
+                    f"{owner} takes images of {channels[1]} channels, and images are read as RGB or grey: build it with three "
+                    "input channels (timm: in_chans=3) or one"
+                ) from error
             reason = first_line(error).rstrip(".")
             raise UnsupportedImageSize(f"{owner} cannot process images of {height}x{width} px: {reason}") from error
         check_finite_output(plain, owner)

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 PROBE_BATCH = 2  # two images, so that the batch axis differs from an axis of length one
@@ -64,6 +65,11 @@ def probe_images(size: tuple[int, int], device: torch.device) -> Tensor:
     """Return two fixed images (2,3,H,W) in [0,1] from a separate random generator."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(PROBE_BATCH, 3, *size, generator=generator).to(device)
+
+
+def luminance(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Return the weighted mean of red, green and blue (ITU-R 601); the image itself where they are equal."""
+    return (image * image.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def outputs_match(output: Tensor, expected: Tensor) -> bool:

@@ -102,6 +102,8 @@ def create(
             f"weights_key '{weights_key}' names weights in a file, and start is {start}: give the file as start"
         )
     network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
+    if reference.library == "run":
+        network.config = replace(network.config, resize=config.resize)
     if len(request.classes) == network.shapes.logits:
         network.config = replace(network.config, classes=request.classes)
     if pretrained and request.state is not None and reference.library != "transformers":
@@ -245,7 +247,8 @@ def _instantiate(request: _Request, levels: LayerSelection) -> FeatureExtractor:
         network = _extractor(built.module, request.input or built.input, levels, head=classes != 0)
     except UnsupportedImageSize as error:
         height, width = built.made_for
-        raise UhkdError(f"{error}; {name} was made for {height}x{width}") from error
+        made_for = f"; {name} was made for {height}x{width}" if built.made_for != request.size else ""
+        raise UhkdError(f"{error}{made_for}") from error
     network.notes[:0] = notes
     return _with_config(network, name, request.options)
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from uhkd.errors import UhkdError
 from uhkd.features import IMAGENET_MEAN, IMAGENET_STD
+from uhkd.recipe import Resize
 
 LARGEST_SIDE = 16384  # px: a downloaded file must not be able to use up all memory
 
@@ -18,7 +19,8 @@ class ModelConfig:
     """Name, options, input and feature layers of a model.
 
     `num_classes` is 0 for a model without a head. `image_size` is (height, width). `classes` are the class names in the order
-    of the outputs, empty if unknown. `temperature`: the logits divided by it give calibrated probabilities.
+    of the outputs, empty if unknown. `resize`: how images got the shape of `image_size` in training; see
+    `uhkd.data.resize.fit_image`. `temperature`: the logits divided by it give calibrated probabilities.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ModelConfig:
     levels: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     temperature: float = 1.0
+    resize: Resize = "crop"
 
     def to_json(self) -> dict[str, Any]:
         """Return strings, numbers, lists and dictionaries only."""

@@ -7,6 +7,7 @@ from uhkd.recipe.base import (
     DeviceOptions,
     FolderOptions,
     Levels,
+    Resize,
     StrictModel,
     TeacherOptions,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "FolderOptions",
     "Levels",
     "RecipeError",
+    "Resize",
     "StrictModel",
     "TeacherOptions",
     "TrainRecipe",

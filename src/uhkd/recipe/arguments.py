@@ -5,7 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from uhkd.errors import UhkdError
-from uhkd.recipe.base import Device, FolderOptions, ImageColumn, LabelColumn, Levels, StrictModel, Student, Teacher
+from uhkd.recipe.base import (
+    Device,
+    FolderOptions,
+    ImageColumn,
+    ImageSize,
+    LabelColumn,
+    Levels,
+    StrictModel,
+    Student,
+    Teacher,
+)
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -68,7 +78,9 @@ class InspectArguments(StrictModel):
     teacher_options: dict[str, Any] = Field(default={}, description="keyword arguments of the teacher's constructor")
     student_levels: Levels = Field(default=None, description="names of student layers to match; none: automatic")
     student_options: dict[str, Any] = Field(default={}, description="keyword arguments of the student's constructor")
-    image_size: int | None = Field(default=None, ge=4, description="student's input size in pixels; none: its default")
+    image_size: ImageSize = Field(
+        default=None, description="student's input size in pixels, one side or height and width; none: its default"
+    )
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
 
 

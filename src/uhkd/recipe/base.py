@@ -91,6 +91,28 @@ Device = Annotated[
 
 WEIGHTS_KEY = "copy in a weights file with several, such as model_ema (nested: a.b); none: the weights themselves"
 
+
+def _one_or_two_sides(value: Any) -> Any:
+    """Convert text, one side or (height, width) to whole numbers; two equal sides become one.
+
+    Raises:
+        UhkdError: other than one or two whole numbers of 4 or more.
+    """
+    sides = value if isinstance(value, list | tuple) else [value]
+    if [str(side).lower() for side in sides] in (["none"], ["null"]):
+        return None
+    numbers = [int(str(side)) if str(side).isdecimal() else 0 for side in sides]
+    if len(numbers) not in (1, 2) or min(numbers) < 4:
+        raise UhkdError(f"expected one side, or height and width, of 4 or more pixels, found {format_value(value)}")
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
+
+
+ImageSize = Annotated[int | tuple[int, int] | None, BeforeValidator(_one_or_two_sides)]
+"""One side, or (height, width), in pixels; None: the default of a network."""
+
+Resize = Literal["crop", "squash", "pad"]
+"""How an image gets the shape of a network's input."""
+
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
@@ -128,6 +150,11 @@ class DataOptions(FolderOptions):
     )
     train_limit: int | None = Field(default=None, ge=1, description="training images, stratified by class; none: all")
     unlabelled: bool = Field(default=False, description="ignore labels; a folder may then have any subfolders")
+    resize: Resize = Field(
+        default="crop",
+        description="how images get the shape of the network's input, also in eval, predict and export: crop (largest centred "
+        "part), squash (whole image, stretched) or pad (whole image, with borders)",
+    )
     skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
     shuffle_shards: int | None = Field(
         default=None,

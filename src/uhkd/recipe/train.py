@@ -15,6 +15,7 @@ from uhkd.recipe.base import (
     AugmentationOptions,
     DataOptions,
     DeviceOptions,
+    ImageSize,
     Levels,
     StrictModel,
     Student,
@@ -38,7 +39,9 @@ _LossWeights = dict[str, Annotated[float, Field(ge=0)]]
 class TrainRecipe(DataOptions, AugmentationOptions, OwnDataOptions, DeviceOptions):
     """Options of every training: data, augmentation, optimiser, schedule, device, output."""
 
-    image_size: int | None = Field(default=None, ge=4, description="input size in pixels; none: the model's default")
+    image_size: ImageSize = Field(
+        default=None, description="input size in pixels, one side or height and width; none: the model's default"
+    )
 
     epochs: ChosenInt = Field(
         default=_OPEN, ge=1, description="passes over the training images; none: chosen from their number, 30 to 160"

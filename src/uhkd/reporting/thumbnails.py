@@ -8,9 +8,10 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from uhkd.data import ImageSource
-from uhkd.data.augment import center_crop_resize
+from uhkd.data.resize import fit_image
 from uhkd.data.splits import stratified_subset
 from uhkd.errors import UhkdError
+from uhkd.recipe import Resize
 from uhkd.runs import write_atomically
 
 MOST = 200  # images
@@ -27,8 +28,10 @@ def choose(labels: np.ndarray | None, count: int) -> Int[np.ndarray, " n"]:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-def write_sheet(source: ImageSource, chosen: np.ndarray, size: tuple[int, int], path: Path) -> None:
-    """Write images of a source as one JPEG with 20 per row, each cropped as for input `size` and resized to a thumbnail.
+def write_sheet(
+    source: ImageSource, chosen: np.ndarray, size: tuple[int, int], path: Path, resize: Resize = "crop"
+) -> None:
+    """Write images of a source as one JPEG with 20 per row, each brought to the shape of `size` by `resize`, as a thumbnail.
 
     Raises:
         UhkdError: for an image that cannot be read.
@@ -40,7 +43,7 @@ def write_sheet(source: ImageSource, chosen: np.ndarray, size: tuple[int, int], 
     sheet = np.full((-(-len(chosen) // _COLUMNS) * height, _COLUMNS * width, 3), 255, dtype=np.uint8)
     for i, index in enumerate(chosen.tolist()):
         row, column = divmod(i, _COLUMNS)
-        image = center_crop_resize(source.image(index), (height, width)).permute(1, 2, 0).numpy()
+        image = fit_image(source.image(index), (height, width), resize).permute(1, 2, 0).numpy()
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, format="JPEG", quality=_QUALITY, subsampling=0)

@@ -15,6 +15,7 @@ from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetensors
 from uhkd.recipe import DataOptions, DistillRecipe, FolderOptions
 from uhkd.runs import RunFolder, environment
+from uhkd.training.geometry import same_shape
 from uhkd.training.inputs import choose_augmentation
 
 _CHECKED_VIEWS = 64  # computed again and compared with the stored ones before a cache is used
@@ -102,7 +103,7 @@ def log_view_mismatch(given: DistillRecipe, data: DataSplits, student: FeatureEx
     """Log how the stored views differ from those of the same recipe with a live teacher."""
     live, cached = choose_augmentation(given, data, [student]), stored.manifest.augmentation
     differences = []
-    if live.size[0] > cached.size[0] or live.size[1] > cached.size[1]:
+    if not same_shape(live, cached) or live.size[0] > cached.size[0] or live.size[1] > cached.size[1]:
         differences.append(f"images at {live.size[0]}x{live.size[1]}, not {cached.size[0]}x{cached.size[1]}")
     if live.crop != cached.crop:
         differences.append(f"crop {live.crop}, not {cached.crop}")

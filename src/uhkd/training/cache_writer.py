@@ -115,7 +115,7 @@ class CacheWriter:
                 self.teacher = self._resume(network)
             else:
                 self.augmentation = choose_augmentation(recipe, self.data, [network])
-                log_augmentation(self.augmentation)
+                log_augmentation(self.augmentation, self.data, [network])
                 self.teacher = self._begin(network, evaluation.metrics if evaluation else {})
                 self.stored = TeacherCache(self.folder)
 
@@ -151,7 +151,9 @@ class CacheWriter:
         if teacher.ftm is not None:
             calibrate_ftm(teacher, self.inputs, self.augmentation, recipe.seed)
         images = first_images(
-            eval_loader(data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers),
+            eval_loader(
+                data.val, self.augmentation.size, batch_size=EVAL_BATCH, workers=self.workers, resize=data.resize
+            ),
             DIAGNOSTIC_IMAGES,
         )
         features = reference(network, images.to(self.fabric.device), self.fabric.autocast, teacher.ftm)

@@ -198,7 +198,7 @@ def _write_thumbnails(setup: Setup) -> dict[str, np.ndarray]:
         return {}
     indices = thumbnails.choose(images.labels, len(images))
     try:
-        thumbnails.write_sheet(images, indices, setup.val_size, setup.folder.thumbnails)
+        thumbnails.write_sheet(images, indices, setup.val_size, setup.folder.thumbnails, setup.data.resize)
     except Exception as error:  # a full disk or a user's images; the training itself is complete
         log_info(f"  no thumbnails were written: {error}")
         return {}

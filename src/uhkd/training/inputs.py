@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -12,6 +12,7 @@ from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
+from uhkd.training.geometry import log_geometry
 
 _SMALL = 64  # pixels: up to this size a padded crop keeps more of the image than a resized crop
 
@@ -45,7 +46,7 @@ class Inputs:
 def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     """Return the recipe's data and log its size; `data`, a Dataset or opened data, replaces its name."""
     if isinstance(data, DataSplits):
-        return data
+        return replace(data, resize=recipe.resize)
     opened = open_data(
         Columns.of(recipe, data),
         val_fraction=recipe.val_fraction,
@@ -67,18 +68,24 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
         log_info(
             f"warning: every validation image is of class {name}: the accuracy says nothing about the other classes"
         )
-    return opened
+    return replace(opened, resize=recipe.resize)
 
 
 def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[int, int]:
-    """Return the height and width of the images to load: the largest input size of the networks, at most the size on disk.
+    """Return the height and width of the images to load.
 
-    Each network resizes its input; upsampling twice would only blur.
+    They have the shape of the first network's input, the area of the largest one, and at most the pixels on disk. Each network
+    resizes its input; upsampling twice would only blur.
     """
-    height, width = (max(n.input_size[axis] for n in networks) for axis in (0, 1))
-    if data.native_size is None:
-        return height, width
-    return min(height, data.native_size[0]), min(width, data.native_size[1])
+    shape, area = networks[0].input_size, max(n.input_size[0] * n.input_size[1] for n in networks)
+    scales = [(area / (shape[0] * shape[1])) ** 0.5] * 2
+    if data.native_size is not None:
+        limits = [stored / side for stored, side in zip(data.native_size, shape, strict=True)]
+        if data.resize != "squash":
+            limits = [max(limits) if data.resize == "pad" else min(limits)] * 2
+        scales = [min(pair) for pair in zip(scales, limits, strict=True)]
+    height, width = (max(1, round(side * scale)) for side, scale in zip(shape, scales, strict=True))
+    return height, width
 
 
 def choose_augmentation(
@@ -92,11 +99,11 @@ def choose_augmentation(
         crop = "pad" if max(networks[0].input_size) <= _SMALL else "resized"
     flip = data.flip if recipe.flip is None else recipe.flip
     names = ("mixup", "cutmix", "crop_scale", "randaugment", "color_jitter", "erasing")
-    return Augmentation(size, crop, flip, **{name: getattr(recipe, name) for name in names})
+    return Augmentation(size, crop, flip, resize=data.resize, **{name: getattr(recipe, name) for name in names})
 
 
-def log_augmentation(augmentation: Augmentation) -> None:
-    """Log the image size and the augmentation."""
+def log_augmentation(augmentation: Augmentation, data: DataSplits, networks: Sequence[FeatureExtractor]) -> None:
+    """Log the image size and the augmentation, and see `log_geometry`."""
     scale = f" from {augmentation.crop_scale:.0%} of the area" if augmentation.crop == "resized" else ""
     parts = [f"crop {augmentation.crop}{scale}", f"flip {'on' if augmentation.flip else 'off'}"]
     if augmentation.randaugment is not None:
@@ -107,7 +114,9 @@ def log_augmentation(augmentation: Augmentation) -> None:
     for name in ("erasing", "mixup", "cutmix"):
         if value := getattr(augmentation, name):
             parts.append(f"{name} {value:g}")
-    log_info(f"images at {augmentation.size[0]}x{augmentation.size[1]}, {', '.join(parts)}")
+    resize = "" if augmentation.resize == "crop" else f" (resize {augmentation.resize})"
+    log_info(f"images at {augmentation.size[0]}x{augmentation.size[1]}{resize}, {', '.join(parts)}")
+    log_geometry(data, augmentation.size, networks)
 
 
 def run_folder(recipe: TrainRecipe, label: str) -> RunFolder:

@@ -1,7 +1,7 @@
 """Training without labels: the weights of the terms, and the evaluation of the student."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -73,7 +73,7 @@ class ProbeEvaluator:
         size, device = image_size(self.data, [network]), self.fabric.device
         options = {"batch_size": EVAL_BATCH, "workers": self.workers, "device": device}
         train, queries = (
-            embed(network, eval_loader(split, size, **options), device, self.fabric.autocast)
+            embed(network, eval_loader(split, size, resize=self.data.resize, **options), device, self.fabric.autocast)
             for split in (self.data.train, self.queries)
         )
         return probe(self.kind, train, queries, len(self.data.classes))
@@ -99,6 +99,7 @@ def make_probe_evaluator(
         )
     columns = Columns(recipe.probe_data, recipe.image_column, recipe.label_column)
     opened = open_data(columns, val_fraction=recipe.val_fraction, skip_bad_images=recipe.skip_bad_images)
+    opened = replace(opened, resize=recipe.resize)
     if not opened.classes:
         raise UhkdError(f"probe_data {opened.name} has no labels: expected class folders, or another labelled set")
     log_info(
@@ -134,7 +135,8 @@ def make_agreement_evaluator(
 
     def predict_classes(network: FeatureExtractor) -> Tensor:
         size, device = image_size(data, [network]), fabric.device
-        loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=workers, device=device)
+        options = {"batch_size": EVAL_BATCH, "workers": workers, "device": device}
+        loader = eval_loader(data.val, size, resize=data.resize, **options)
         return predict_logits(network, loader, device, fabric.autocast)[0].argmax(1)
 
     predictions = predict_classes(teacher)

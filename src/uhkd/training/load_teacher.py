@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from uhkd.console import escape, listed, log_info
-from uhkd.data import Augmentation, BatchPlan, DataSplits, eval_loader, train_loader
+from uhkd.data import Augmentation, BatchPlan, DataSplits, ImageSource, Loader, eval_loader, train_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import EVAL_BATCH, Evaluation, evaluate
 from uhkd.evaluation.probe import embed, fit_linear_probe
@@ -19,6 +19,7 @@ from uhkd.models import create, has_weights, native_size_of, wrap_module
 from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.training.checkpoint_checks import check_tensors
+from uhkd.training.geometry import note_other_resize
 from uhkd.training.inputs import Inputs, image_size
 from uhkd.training.label_free import ProbeEvaluator
 from uhkd.training.learner import StudentWithLosses
@@ -54,7 +55,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
     start = recipe.teacher_start or ("random" if has_weights(recipe.teacher) else "pretrained")
     start = inputs.start_of(recipe.teacher, start)
     try:
-        return create(
+        teacher = create(
             recipe.teacher,
             num_classes=None,
             start=start,
@@ -67,6 +68,8 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
         if "start=" in str(error) and not recipe.teacher_start:
             hint = "; for a teacher: --teacher-start, or --teacher with a run folder"
         raise UhkdError(f"teacher: {error}{hint}") from error
+    note_other_resize(recipe.teacher, teacher, recipe.resize)
+    return teacher
 
 
 def prepare_teacher(
@@ -109,8 +112,7 @@ def prepare_teacher(
         _add_probe(teacher, inputs, inputs.folder.probe_of(number), why)
     if skip_evaluation or inputs.dry_run:
         return teacher, None
-    size = image_size(data, [teacher])
-    loader = eval_loader(data.val, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
+    loader = _eval_loader(data.val, teacher, inputs)
     evaluation = evaluate(teacher, loader, fabric.device, fabric.autocast)
     if float(evaluation.logits.isfinite().float().mean()) < 0.5:
         raise UhkdError(
@@ -121,6 +123,17 @@ def prepare_teacher(
     unnamed = not why and not (teacher.config and teacher.config.classes)
     _check_above_chance(evaluation, recipe, recipe.data, data.classes if unnamed else ())
     return teacher, evaluation
+
+
+def _eval_loader(images: ImageSource, teacher: FeatureExtractor, inputs: Inputs) -> Loader:
+    return eval_loader(
+        images,
+        image_size(inputs.data, [teacher]),
+        batch_size=EVAL_BATCH,
+        workers=inputs.workers,
+        resize=inputs.data.resize,
+        device=inputs.fabric.device,
+    )
 
 
 def _check_above_chance(
@@ -192,8 +205,7 @@ def _add_probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) 
         log_info("linear probe of the teacher: loaded from the run folder")
     else:
         log_info(f"training a linear probe on the teacher's embedding of {len(data.train)} training images: {why}")
-        size = image_size(data, [teacher])
-        loader = eval_loader(data.train, size, batch_size=EVAL_BATCH, workers=inputs.workers, device=fabric.device)
+        loader = _eval_loader(data.train, teacher, inputs)
         probe = fit_linear_probe(*embed(teacher, loader, fabric.device, fabric.autocast), len(data.classes))
     teacher.set_probe(probe.to(fabric.device))
 

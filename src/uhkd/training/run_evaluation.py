@@ -1,5 +1,6 @@
 """Evaluation of a run's network on its own or other data."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -60,11 +61,12 @@ def measure(
         )
     opened, split_name, images = images_of(run, network, data, split, probed=probe != "none")
     size = image_size(opened, [network])
-    loader = eval_loader(images, size, batch_size=batch_size)
+    loader = eval_loader(images, size, batch_size=batch_size, resize=opened.resize)
     if probe == "none":
         title = f"{network.config.name} on {len(images)} {split_name} images of {opened.name}"
         return evaluate(network, loader, torch_device), title, network, network.config.classes
-    known = embed(network, eval_loader(opened.train, size, batch_size=batch_size), torch_device)
+    train = eval_loader(opened.train, size, batch_size=batch_size, resize=opened.resize)
+    known = embed(network, train, torch_device)
     queries = embed(network, loader, torch_device)
     counts = f"{len(opened.train)} training, {len(images)} {split_name} images of {opened.name}"
     return (
@@ -104,6 +106,7 @@ def images_of(
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=data is not None or not recipe.get("unlabelled", False),
     )
+    opened = replace(opened, resize=network.config.resize)
     if probed and not opened.classes:
         raise UhkdError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
     split_name = split if split != "auto" else ("val" if opened.test is None else "test")

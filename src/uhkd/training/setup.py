@@ -162,11 +162,11 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool, modul
     else:
         folder.check({}, resume=recipe.resume)
     log_device(recipe, device, precision)
+    if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
+        recipe = inherit_cache_views(recipe, folder)
     opened = open_recipe_data(recipe, data)
     recipe = choose_start(recipe, module=module)
     if isinstance(recipe, DistillRecipe):
-        if recipe.teacher_cache is not None:
-            recipe = inherit_cache_views(recipe, folder)
         recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = choose_length(recipe, len(opened.train), fabric.world_size).resolved()
     recipe = recipe.model_copy(update={"precision": precision, "out": str(folder.path)})
@@ -228,7 +228,7 @@ def _add_augmentation(setup: Setup) -> None:
         setup.augmentation = choose_augmentation(setup.recipe, setup.data, [student, *setup.networks])
     else:
         setup.augmentation = setup.cache.manifest.augmentation
-    log_augmentation(setup.augmentation)
+    log_augmentation(setup.augmentation, setup.data, [student, *setup.networks])
     setup.val_size = image_size(setup.data, [student])  # as in `uhkd eval`, whatever the teacher's size
 
 

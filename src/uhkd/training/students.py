@@ -1,5 +1,7 @@
 """The student: build it, freeze its unused parameters, and load it from a finished run."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ from uhkd.models import (
 )
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe
 from uhkd.runs import RunFolder
+from uhkd.training.geometry import note_other_resize
 from uhkd.training.inputs import Inputs
 
 
@@ -60,6 +63,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         log_info(
             f"  {pluralize(len(network.frozen_norms), 'frozen batch norm')} in eval mode: running statistics are kept"
         )
+    note_other_resize(name, network, recipe.resize)
+    network.config = replace(network.config, resize=recipe.resize)
     return network
 
 

@@ -63,7 +63,12 @@ class Trainer:
         self.model, self.optimizer = fabric.setup(learner, optimizer)
         self.average, self.best = ModelEMA(learner.student, recipe.ema_decay), BestWeights(learner.student, recipe)
         self.val_loader = eval_loader(
-            setup.data.val, setup.val_size, batch_size=EVAL_BATCH, workers=setup.workers, device=fabric.device
+            setup.data.val,
+            setup.val_size,
+            batch_size=EVAL_BATCH,
+            workers=setup.workers,
+            resize=setup.data.resize,
+            device=fabric.device,
         )
         images = first_images(self.val_loader, DIAGNOSTIC_IMAGES).to(fabric.device)
         reference = None if teacher is None else teacher.reference(images)

@@ -77,6 +77,14 @@ def skipping() -> str:
     return data.notes[0]
 
 
+def tiff(*pages: str) -> None:
+    """images/bee/0.tif with pages of these modes; RGBX has a fourth channel that is no transparency."""
+    content = io.BytesIO()
+    first, *others = (Image.new(mode, (16, 16)) for mode in pages)
+    first.save(content, "TIFF", save_all=True, append_images=others)
+    replaced("tif", content.getvalue())
+
+
 CASES = (
     Case(
         "a text file named .jpg",
@@ -118,6 +126,24 @@ CASES = (
         "UHKD_MAX_PIXELS to more; the checkpoint of step 0 is kept",
         **IMAGES,
         make=lambda: bomb(),
+    ),
+    Case(
+        "a multispectral TIFF",
+        TRAIN,
+        "image file images/bee/0.tif cannot be decoded (it has 4 channels, and images are read as grey or RGB: write the "
+        "channels to use as an RGB image): replace or remove it, or train with --skip-bad-images; the checkpoint of step 0 is "
+        "kept",
+        **IMAGES,
+        make=lambda: tiff("RGBX"),
+    ),
+    Case(
+        "a TIFF with a page for each channel",
+        TRAIN,
+        "image file images/bee/0.tif cannot be decoded (it has 5 pages of one channel and size, and images are read as grey or "
+        "RGB: write the channels to use as an RGB image): replace or remove it, or train with --skip-bad-images; the checkpoint "
+        "of step 0 is kept",
+        **IMAGES,
+        make=lambda: tiff(*5 * ["L"]),
     ),
     Case(
         "`--skip-bad-images`, and one file is bad",
@@ -174,12 +200,19 @@ CASES = (
     Case(
         "an array that is not an image",
         lambda: from_any(np.zeros((2, 3, 4, 5), np.uint8)),
-        "an image must be grey (H,W) or have 1, 3 or 4 channels, found shape (2, 3, 4, 5)",
+        "an image must be grey (H,W) or have 1 or 3 channels, found shape (2, 3, 4, 5): choose three of them (an image with "
+        "transparency can be given as a Pillow image)",
     ),
     Case(
         "an image that is already normalised",
         lambda: from_any(np.full((4, 4, 3), -1.5, np.float32)),
         "image values must be floats in [0,1] or integers in 0..255, found float32 from -1.5 to -1.5: remove "
         "a normalising transform, because each network normalises its input",
+    ),
+    Case(
+        "a data set with images of four channels",
+        lambda: from_any(np.zeros((64, 64, 4), np.uint8)),
+        "an image must be grey (H,W) or have 1 or 3 channels, found 4 channels, shape (64, 64, 4): choose three of them (an "
+        "image with transparency can be given as a Pillow image)",
     ),
 )

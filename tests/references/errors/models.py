@@ -263,6 +263,24 @@ CASES = (
         "VisionTransformer cannot process images of 20x20 px: …; timm/test_vit was made for 160x160",
     ),
     Case(
+        "a network for images of six channels",
+        finetune("timm/resnet18", "--options in_chans=6"),
+        "ResNet takes images of 6 channels, and images are read as RGB or grey: build it with three input channels (timm: "
+        "in_chans=3) or one",
+    ),
+    Case(
+        "an image size that is not square, for a network that takes only squares",
+        f"finetune --model torchvision/vit_b_16 {DIGITS} --device cpu --image-size 96 224 --out new",
+        "torchvision/vit_b_16 takes only square images, found 96x224 px",
+    ),
+    Case(
+        "a card.json with an unknown resize",
+        "eval run",
+        "'run' cannot be used: resize in card.json is invalid: Input should be 'crop', 'squash' or 'pad', found 'stretch'",
+        has=("run",),
+        make=lambda: card(resize="stretch"),
+    ),
+    Case(
         "an unknown layer",
         finetune("uhkd/resnet10", "--levels layer1 layer9"),
         "ResNet has no layer 'layer9'; did you mean 'layer4', 'layer3', 'layer2' or 'layer1'? (… in all)",

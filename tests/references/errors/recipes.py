@@ -41,6 +41,24 @@ CASES = (
     wrong(
         "text in place of a number", FINETUNE, MODEL + "epochs: ten\n", "epochs: expected a whole number, found 'ten'"
     ),
+    wrong(
+        "an image size of three numbers",
+        FINETUNE,
+        MODEL + "image_size: [3, 96, 224]\n",
+        "image_size: expected one side, or height and width, of 4 or more pixels, found [3, 96, 224]",
+    ),
+    wrong(
+        "an image size below 4",
+        FINETUNE,
+        MODEL + "image_size: 3\n",
+        "image_size: expected one side, or height and width, of 4 or more pixels, found 3",
+    ),
+    wrong(
+        "another way to resize",
+        FINETUNE,
+        MODEL + "resize: stretch\n",
+        "resize: expected crop, squash or pad, found 'stretch'",
+    ),
     wrong("true in place of a number", FINETUNE, MODEL + "epochs: true\n", "epochs: expected a number, found true"),
     wrong("a number out of range", FINETUNE, MODEL + "lr: 0\n", "lr: expected a value > 0, found 0"),
     wrong("nan as a number", FINETUNE, MODEL + "lr: .nan\n", "lr: expected a finite number, found nan"),

@@ -21,6 +21,7 @@ from uhkd.recipe import CacheRecipe, DistillRecipe, build
 from uhkd.runs import RunFolder, write_atomically
 from uhkd.runs.disk import free_bytes
 from uhkd.training.cached_teacher import check_needs, target_differences
+from uhkd.training.geometry import same_shape
 from uhkd.training.inputs import Inputs, choose_augmentation, open_recipe_data
 from uhkd.training.machine import make_fabric
 from uhkd.training.students import build_student
@@ -102,6 +103,8 @@ def incompatibility(options: Mapping[str, Any], stored: TeacherCache) -> str | N
                 return f"{name} needs other spectra: {'; '.join(differing)}"
     except UhkdError as error:  # a fault of the training itself is reported when it runs
         return str(error)
+    if not same_shape(live, manifest.augmentation):
+        return f"its views of {manifest.size[0]}x{manifest.size[1]} have another shape than the student's input"
     # the views have the larger size of student and teacher, at most that of the images; the stored size is the teacher's
     height, width = (max(pair) for pair in zip(live.size, manifest.size, strict=True))
     needed, present = asdict(replace(live, size=(height, width))), asdict(manifest.augmentation)
