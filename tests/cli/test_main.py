@@ -136,7 +136,7 @@ def test_small_verbs_reach_their_functions(asked: dict):
     assert main(["eval", "--split", "val", "runs/x"]) == 0
     assert (asked["evaluate"].run, asked["evaluate"].split, asked["evaluate"].data) == ("runs/x", "val", None)
     assert main(["predict", "runs/x", "a.png", "b", "--top", "2"]) == 0
-    assert (asked["predict"].images, asked["predict"].top) == (("a.png", "b"), 2)
+    assert (asked["predict"].images, asked["predict"].topk) == (("a.png", "b"), 2)
     assert main(["models", "timm/*vit*", "--max-params", "6"]) == 0
     assert (asked["models"].pattern, asked["models"].max_params) == ("timm/*vit*", 6.0)
     assert main(["models"]) == 0

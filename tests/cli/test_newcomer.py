@@ -119,7 +119,7 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
             "the 108 images of the training split; use --batch-size 27, or another one up to 108",
         ),
         (["--seeed", "3"], "did you mean '--seed'"),
-        (["--image-size", "2"], "image_size: expected a value >= 4, found '2'"),
+        (["--image-size", "2"], "image_size: expected one side, or height and width, of 4 or more pixels, found ['2']"),
         (["--student", "timm/test_vit", "--image-size", "20"], "20"),
         (["--device", "cuda"], "no GPU"),
         (["--teacher-levels", "nope"], "nope"),

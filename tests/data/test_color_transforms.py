@@ -19,7 +19,8 @@ from torchvision.transforms import functional
 
 import uhkd
 from references.views import plain_view, training_loader, view
-from uhkd.data import ArraySource, Augmentation, Split, augment
+from uhkd.data import ArraySource, Augmentation, Split
+from uhkd.data import resize as resizing
 from uhkd.data.color_transforms import erase_, jitter
 from uhkd.data.rng import stream
 from uhkd.data.sources import ImageSource
@@ -341,8 +342,8 @@ def test_no_crop_is_smaller_than_crop_scale_or_much_longer_than_the_target(least
     augmentation = Augmentation((unit[0] * 4, unit[1] * 4), crop="resized", crop_scale=least)
     sizes = []
     with pytest.MonkeyPatch.context() as patched:
-        resize = augment._resize
-        patched.setattr(augment, "_resize", lambda image, size: sizes.append(image.shape[1:]) or resize(image, size))
+        resize = resizing._resize
+        patched.setattr(resizing, "_resize", lambda image, size: sizes.append(image.shape[1:]) or resize(image, size))
         for number in range(5):
             look(0, augmentation, source, seed=seed, number=number)
     assert len(sizes) >= 5

@@ -178,19 +178,6 @@ def test_no_channel_of_a_tiff_is_left_out_in_silence(tmp_path, shape, photometri
         decode_file(path)
 
 
-@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
-def test_pages_of_one_channel_are_channels_and_others_are_pages(tmp_path, mode):
-    pages = [Image.new(mode, (6, 4)) for _ in range(5)]
-    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[Image.new(mode, (3, 2))])
-    assert decode_file(tmp_path / "preview.tif").shape == (3, 4, 6)
-    if mode == "RGB":
-        assert decode_file(tmp_path / "stack.tif").shape == (3, 4, 6)
-        return
-    with pytest.raises(ValueError, match=r"stack\.tif cannot be decoded \(it has 5 pages of one channel and size"):
-        decode_file(tmp_path / "stack.tif")
-
-
 def test_16_bit_rgb_is_scaled_and_not_clipped(tmp_path):
     deep = np.linspace(0, 65535, 54).round().astype(">u2").reshape(6, 3, 3)
     rows = b"".join(b"\0" + row.tobytes() for row in deep)

@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each network, its name with _ for /."""
     place = tmp_path_factory.mktemp("runs")
     for name, words in NETWORKS.items():
-        uhkd.finetune(model=name, out=str(place / name.replace("/", "_")), **TINY | words)
+        uhkd.finetune(model=name, start="random", out=str(place / name.replace("/", "_")), **TINY | words)
     return place
 
 

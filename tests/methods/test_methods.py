@@ -750,7 +750,7 @@ def test_pairs_too_small_for_spectra_are_refused_with_the_reason():
 
 def test_networks_without_taps_are_refused():
     bare = OutputShapes((), 4, CLASSES)
-    with pytest.raises(ValueError, match="found no maps"):
+    with pytest.raises(ValueError, match="spectra are of feature maps, and the student has none"):
         build_losses("uhkd", PairShapes(bare, SMALL.teacher, CLASSES, 10))
 
 

@@ -139,7 +139,7 @@ def test_the_key_of_a_cache_of_crops_is_that_of_caches_without_the_fact():
 
 def test_a_network_of_one_channel_gets_the_luminance_and_can_be_exported(wide, tmp_path, capsys):
     words = WORDS | {"image_size": 32, "options": {"in_chans": 1}, "data": str(wide), "out": str(tmp_path / "grey")}
-    uhkd.finetune(model="timm/test_resnet", **words)
+    uhkd.finetune(model="timm/test_resnet", start="random", **words)
     network = uhkd.load_run(tmp_path / "grey")
     assert network.grey and any("takes one channel" in note for note in network.notes)
     grey = torch.rand(2, 1, 32, 32)

@@ -30,7 +30,7 @@ TINY = MACHINE | {"data": "digits", "train_limit": 100, "image_size": 16, "batch
 CNN = {"channels": [8, 12, 16, 24]}
 VIT = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 ALWAYS = {"recipe.yaml", "environment.json", "card.json", "model.safetensors", "metrics.csv", "result.json"}
-ALWAYS |= {"diagnostics.npz", "curves.png", "thumbnails.jpg", "progress.json"}
+ALWAYS |= {"diagnostics.npz", "curves.png", "thumbnails.jpg", "progress.json", "calibration.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +210,7 @@ def test_a_batch_nobody_asked_for_is_fitted_to_the_data(tmp_path: Path, monkeypa
         uhkd.finetune(build(FinetuneRecipe, words), out=tmp_path / "recipe")
     with pytest.raises(Stop):
         uhkd.finetune(build(FinetuneRecipe, words | {"batch_size": 60}), out=tmp_path / "asked")
-    assert batches == [25, 25, 60]
+    assert batches == [16, 16, 60]
 
 
 def test_parts_of_a_batch_too_small_for_statistics_are_refused(tmp_path: Path):

@@ -571,7 +571,7 @@ def test_totals_name_the_terms_that_are_not_finite_and_do_not_forget():
     totals = RunningMetrics(CPU)
     totals.add(torch.tensor(1.0), {"ce": torch.tensor(1.0)})
     totals.check_finite(1, "kept")
-    totals.add(torch.tensor(float("nan")), {"ce": torch.tensor(1.0), "uhkd.kl": torch.tensor(float("inf"))})
+    totals.add(torch.tensor(float("nan")), {"ce": torch.tensor(1.0), "uhkd.kl": torch.tensor(float("inf"))}, step=6)
     with pytest.raises(ValueError, match=r"by step 7 \(terms: uhkd\.kl\); the old one is kept\. Try a lower lr"):
         totals.check_finite(7, "the old one is kept")
     totals.reset()

@@ -1,10 +1,10 @@
 """Messages for loader processes that cannot be started or are ended."""
 
-import multiprocessing
-import pickle
 import sys
 from collections.abc import Iterable
 from typing import Any
+
+from torch import multiprocessing
 
 from uhkd.errors import UhkdError
 
@@ -24,7 +24,7 @@ def check_main_guard() -> None:
 
 def start_error(error: Exception) -> UhkdError | None:
     """Return the message for an error while loader processes are started; None for errors of other kinds."""
-    if isinstance(error, pickle.PicklingError) or "pickle" in str(error):
+    if "Pickling" in type(error).__name__ or "pickle" in str(error):
         return UhkdError(
             f"the data set cannot be sent to loader processes ({error}): define its class and functions at the top level of a "
             "module, open files in __getitem__, or use workers=0"

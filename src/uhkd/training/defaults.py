@@ -11,7 +11,7 @@ from uhkd.runs import RunFolder
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
-# measured on 200 to 9,000 photographs (docs/steps.md)
+# measured on photographs (docs/steps.md)
 _STEPS = 2000
 _BATCHES = (16, 128)
 _EPOCHS = (30, 160)

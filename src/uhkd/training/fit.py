@@ -75,14 +75,11 @@ def fit(setup: Setup) -> Result:
 
 @contextlib.contextmanager
 def _name_folder(folder: RunFolder) -> Iterator[None]:
-    """Add the run folder, once it holds a run, to an interruption by the user."""
+    """Add the run folder to the message of an interruption after a step."""
     try:
         yield
-    except KeyboardInterrupt as stop:
-        if not folder.started():
-            raise
-        text = f"{str(stop) or 'stopped'} in {folder.path}"
-        raise TrainingInterrupted(text, getattr(stop, "code", 130), folder.path) from None
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(f"{stop} in {folder.path}", stop.code, folder.path) from None
 
 
 def finished(setup: Setup, module: nn.Module | None) -> Result:

@@ -54,7 +54,8 @@ CASES = (
     Case(
         "the number of a GPU",
         "finetune --model m --data d --device cuda:1",
-        "device: expected auto, cpu or cuda, found 'cuda:1'; choose a GPU with the environment variable CUDA_VISIBLE_DEVICES=1",
+        "device: expected auto, cpu, cuda or mps, found 'cuda:1'; choose a GPU with the environment variable "
+        "CUDA_VISIBLE_DEVICES=1",
     ),
     Case(
         "a number format of another tool",

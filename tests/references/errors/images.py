@@ -137,15 +137,6 @@ CASES = (
         make=lambda: tiff("RGBX"),
     ),
     Case(
-        "a TIFF with a page for each channel",
-        TRAIN,
-        "image file images/bee/0.tif cannot be decoded (it has 5 pages of one channel and size, and images are read as grey or "
-        "RGB: write the channels to use as an RGB image): replace or remove it, or train with --skip-bad-images; the checkpoint "
-        "of step 0 is kept",
-        **IMAGES,
-        make=lambda: tiff(*5 * ["L"]),
-    ),
-    Case(
         "`--skip-bad-images`, and one file is bad",
         skipping,
         "1 image in images cannot be decoded: skipped (bee/3.png)",

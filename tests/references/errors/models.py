@@ -264,7 +264,7 @@ CASES = (
     ),
     Case(
         "a network for images of six channels",
-        finetune("timm/resnet18", "--options in_chans=6"),
+        finetune("timm/resnet18", "--start random --options in_chans=6"),
         "ResNet takes images of 6 channels, and images are read as RGB or grey: build it with three input channels (timm: "
         "in_chans=3) or one",
     ),
