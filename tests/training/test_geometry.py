@@ -68,6 +68,7 @@ def squashed(wide, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_predicts_evaluates_and_exports_with_its_own_resize(squashed, wide):
     network = uhkd.load_run(squashed)
     assert (network.config.image_size, network.config.resize) == ((24, 48), "squash")
@@ -114,6 +115,7 @@ def test_notes_on_crops_and_on_another_resize(squashed, wide, tmp_path, capsys):
     assert "discards" not in said and "stretches" not in said and "was trained with" not in said
 
 
+@pytest.mark.slow
 def test_a_cache_keeps_its_resize_and_a_training_takes_it(squashed, wide, tmp_path):
     cache = tmp_path / "cache"
     words = {k: v for k, v in WORDS.items() if k != "epochs"} | {"data": str(wide), "allow_weak_teacher": True}
