@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (
             isinstance(error, RuntimeError)
             and any(
-                words in text for words in ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed")
+                phrase in text for phrase in ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed")
             )
         )
     )

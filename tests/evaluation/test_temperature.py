@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uhkd.evaluation.class_metrics import class_metrics, top_confusions
 from uhkd.evaluation.metrics import Evaluation, gap, score
-from uhkd.evaluation.temperature import FEWEST, TWO_FOLDS, _halves, calibrate, fit_temperature, judge
+from uhkd.evaluation.temperature import MINIMUM, TWO_FOLDS, _halves, calibrate, calibration_figures, fit_temperature
 from uhkd.reporting.health import calibration_messages
 
 
@@ -49,7 +49,7 @@ def test_one_half_fits_and_the_other_judges():
     one, two = _halves(labels, 0)
     found = calibrate(logits, labels)
     assert found.temperature == fit_temperature(logits[one], labels[one])
-    assert (found.images, found.fitted, found.judged, found.reason) == (TWO_FOLDS, 100, 100, "")
+    assert (found.images, found.fitted, found.evaluated, found.reason) == (TWO_FOLDS, 100, 100, "")
     for figures, scaled in ((found.before, logits[two]), (found.after, logits[two] / found.temperature)):
         wanted = score(scaled, labels[two]) | {"gap": gap(scaled, labels[two])}
         for name in ("gap", "ece", "nll"):
@@ -63,7 +63,7 @@ def test_few_images_are_cross_fitted():
     t_one, t_two = (fit_temperature(logits[part], labels[part]) for part in (one, two))
     assert isinstance(t_one, float) and isinstance(t_two, float) and t_one != t_two
     found = calibrate(logits, labels)
-    assert found.temperature == pytest.approx(math.sqrt(t_one * t_two)) and found.judged == found.fitted == 199
+    assert found.temperature == pytest.approx(math.sqrt(t_one * t_two)) and found.evaluated == found.fitted == 199
     nll = len(two) * literal_nll(logits[two], labels[two], t_one) + len(one) * literal_nll(
         logits[one], labels[one], t_two
     )
@@ -81,14 +81,14 @@ def test_halves_have_the_same_shares_of_classes():
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        ("few", f"{FEWEST - 1} held-out images, at least {FEWEST} are needed"),
+        ("few", f"{MINIMUM - 1} held-out images, at least {MINIMUM} are needed"),
         ("right", "all 30 images of a half are predicted correctly"),
         ("chance", "the network is no better than chance on a half of the images"),
         ("constant", "the network is no better than chance on a half of the images"),
     ],
 )
 def test_without_a_best_temperature_it_is_1(case: str, reason: str):
-    logits, labels = drawn(FEWEST - 1 if case == "few" else 60, 2.0, seed=5)
+    logits, labels = drawn(MINIMUM - 1 if case == "few" else 60, 2.0, seed=5)
     if case == "right":
         labels = logits.argmax(1)
     elif case == "chance":
@@ -103,7 +103,7 @@ def test_without_a_best_temperature_it_is_1(case: str, reason: str):
 def test_intervals_cover_the_numbers_of_the_population():
     population = drawn(100_000, 1.7, seed=6)
     truth = score(*population) | {"gap": gap(*population)}
-    samples = [judge(*drawn(100, 1.7, seed=100 + i), seed=i) for i in range(40)]
+    samples = [calibration_figures(*drawn(100, 1.7, seed=100 + i), seed=i) for i in range(40)]
     for name, least in (("gap", 0.93), ("nll", 0.85), ("ece", 0.8)):
         covered = [x[name]["low"] <= truth[name] <= x[name]["high"] for x in samples]
         assert np.mean(covered) >= least, name
@@ -112,7 +112,7 @@ def test_intervals_cover_the_numbers_of_the_population():
 
 def test_the_gap_of_a_half_without_an_error_has_an_interval():
     logits = torch.tensor([[2.0, 0.0]]).repeat(60, 1)
-    found = judge(logits, torch.zeros(60, dtype=torch.long))["gap"]
+    found = calibration_figures(logits, torch.zeros(60, dtype=torch.long))["gap"]
     assert found["low"] == pytest.approx(found["value"]) and found["high"] > found["value"] + 0.05
 
 

@@ -159,7 +159,11 @@ def test_the_best_epoch_is_used_and_the_last_stays(tmp_path: Path, scored: list[
     assert_same(load_state(done.run.last_weights), scored[4])
     result = done.run.read_result()
     assert result["metrics"] == done.metrics and done.metrics["epoch"] == 2
-    assert (result["kept"]["epoch"], result["kept"]["of"], result["kept"]["last"]["epoch"]) == (2, 5, 5)
+    assert (result["best_epoch"]["epoch"], result["best_epoch"]["of"], result["best_epoch"]["last"]["epoch"]) == (
+        2,
+        5,
+        5,
+    )
     arrays = done.run.read_arrays()
     assert len(arrays["steps"]) == 5 and "val_prediction" in arrays
 
@@ -169,7 +173,7 @@ def test_the_best_epoch_is_used_and_the_last_stays(tmp_path: Path, scored: list[
     (group,) = arrange(read_runs([done.run.path])[0], "title").student_groups[0].groups
     accuracy, seconds = group.metric("val_accuracy"), group.metric("seconds")
     assert group.label.endswith(", best epoch") and accuracy is not None and accuracy.mean == 0.6
-    assert seconds is not None and seconds.mean == result["kept"]["last"]["seconds"]  # of the whole training
+    assert seconds is not None and seconds.mean == result["best_epoch"]["last"]["seconds"]  # of the whole training
 
 
 @pytest.mark.parametrize("stopped", [11, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])

@@ -136,7 +136,7 @@ def test_processes_end_together_and_keep_one_best_epoch(place: Path):
     assert process.returncode == 0, said[-4000:]
     assert said.count("stopped after epoch 2 of 3: patience 1, no improvement of val accuracy since epoch 1") == 1, said
     result = RunFolder(place / "kept").read_result()
-    assert (result["metrics"]["epoch"], result["kept"]["of"], result["stopped_early"]["epoch"]) == (1, 2, 2)
+    assert (result["metrics"]["epoch"], result["best_epoch"]["of"], result["stopped_early"]["epoch"]) == (1, 2, 2)
     used, last = (load_file(place / "kept" / name) for name in ("model.safetensors", "last.safetensors"))
     assert used.keys() == last.keys() and any(not torch.equal(used[name], last[name]) for name in used)
 

@@ -21,7 +21,7 @@ def test_a_training_stores_a_temperature_that_predict_and_eval_use(tmp_path: Pat
     monkeypatch.setattr(fit, "draw", lambda folder: [])
     run = RunFolder(uhkd.finetune(model="uhkd/resnet10", options=SMALL, out=tmp_path / "run", **WORDS).run.path)
     fitted, network = run.read_calibration(), uhkd.load_run(run.path)
-    assert (fitted["images"], fitted["judged"], fitted["reason"] == "") == (143, 143, fitted["temperature"] != 1)
+    assert (fitted["images"], fitted["evaluated"], fitted["reason"] == "") == (143, 143, fitted["temperature"] != 1)
     assert network.config.temperature == fitted["temperature"] and "temperature" not in run.read_result()
     run.write_json("card.json", run.read_config() | {"temperature": 0.25})
     Image.new("RGB", (16, 16), (200, 10, 90)).save(tmp_path / "a.png")

@@ -32,21 +32,21 @@ def metric_table(metrics: Mapping[str, Any], title: str, machine: str) -> Table:
     return table
 
 
-def class_tables(metrics: Mapping[str, Any], *, whole: bool) -> list[Table]:
+def class_tables(metrics: Mapping[str, Any], *, full: bool) -> list[Table]:
     """Return the table by class, and the confusion matrix or the most frequent confusions.
 
-    whole: all classes, and the matrix; otherwise many classes are cut to those with the lowest F1.
+    full: all classes, and the matrix; otherwise many classes are cut to those with the lowest F1.
     """
     rows, confusion = metrics["per_class"], metrics["confusion"]
     names, title, shown = [escape(row["class"]) for row in rows], "by class", rows
-    if len(rows) > _ALL and not whole:
+    if len(rows) > _ALL and not full:
         shown = sorted((row for row in rows if row["images"]), key=lambda row: row["f1"])[:_SOME]
         title = f"lowest F1 of {len(rows)} classes (all: --per-class)"
     by_class = Table("class", "images", "precision", "recall", "F1", title=title)
     for row in shown:
         fractions = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
         by_class.add_row(escape(row["class"]), str(row["images"]), *fractions)
-    if whole or len(rows) <= _MATRIX:
+    if full or len(rows) <= _MATRIX:
         matrix = Table("class", *names, title="images by class (row) and prediction (column)")
         for name, counts in zip(names, confusion, strict=True):
             matrix.add_row(name, *map(str, counts))

@@ -14,7 +14,7 @@ from uhkd.commands.class_tables import class_tables, metric_table
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
 from uhkd.data import Columns
 from uhkd.data.decode import BadImage, decode_file
-from uhkd.data.formats import describe_aside
+from uhkd.data.formats import describe_other_files
 from uhkd.data.listing import images_below
 from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
@@ -59,7 +59,7 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     }
     device = next(network.parameters()).device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    print_table(metric_table(metrics, title, machine), *class_tables(metrics, whole=arguments.per_class))
+    print_table(metric_table(metrics, title, machine), *class_tables(metrics, full=arguments.per_class))
     return metrics
 
 
@@ -126,17 +126,17 @@ def predict(arguments: PredictArguments | None = None, **options: Any) -> Predic
 def _image_files(paths: Sequence[str]) -> list[Path]:
     """Return the files, and all image files below the folders, in sorted order."""
     files: list[Path] = []
-    aside: Counter[str] = Counter()
+    other_files: Counter[str] = Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [path / name for name in images_below(path, path, aside)]
+            inside = [path / name for name in images_below(path, path, other_files)]
             if not inside:
-                raise UhkdError(f"no images in {path}; other files: {describe_aside(aside) or 'none'}")
+                raise UhkdError(f"no images in {path}; other files: {describe_other_files(other_files) or 'none'}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
             raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
-    if aside:
-        log_info(f"left aside, because they are not images: {describe_aside(aside)}")
+    if other_files:
+        log_info(f"left other_files, because they are not images: {describe_other_files(other_files)}")
     return files

@@ -8,7 +8,7 @@ import numpy as np
 from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_file, max_pixels
-from uhkd.data.formats import describe_aside
+from uhkd.data.formats import describe_other_files
 from uhkd.data.layout import ImageFolder, find_parts, is_part, relative
 from uhkd.data.listing import children, has_images, images_below
 from uhkd.data.sources import FileSource
@@ -37,7 +37,7 @@ def read_folder(
     """
     max_pixels()  # reports an invalid value once, not for every image
     notes: list[str] = []
-    aside: Counter[str] = Counter()
+    other_files: Counter[str] = Counter()
     splits = find_parts(data, class_names or (), unlabelled, notes)
     root = Path(data.root).expanduser()
     roots = {split: root if folder.is_relative_to(root) else folder.parent for split, folder in splits.items()}
@@ -46,13 +46,14 @@ def read_folder(
             notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from")
         classes: tuple[str, ...] = ()
         sources = {
-            split: _source_without_classes(roots[split], folder, unlabelled, aside) for split, folder in splits.items()
+            split: _source_without_classes(roots[split], folder, unlabelled, other_files)
+            for split, folder in splits.items()
         }
     else:
         if data.test is None and "test" in splits and _is_flat(splits["test"]):
             notes.append(f"no class folders in {splits['test']}: its images have no labels, and are not used")
             del splits["test"]
-        listings = {split: _list_classes(folder, roots[split], notes, aside) for split, folder in splits.items()}
+        listings = {split: _list_classes(folder, roots[split], notes, other_files) for split, folder in splits.items()}
         if data.train is None and not set(listings["train"]) <= set(class_names or ()):
             _refuse_unclear(listings["train"], splits["train"], root)
         classes = class_names or tuple(sorted(listings["train"]))
@@ -64,8 +65,8 @@ def read_folder(
                     f"expected only: {listed(classes)}"
                 )
         sources = {split: _source(roots[split], listing, classes) for split, listing in listings.items()}
-    if aside:
-        notes.append(f"left aside, because they are not images: {describe_aside(aside)}")
+    if other_files:
+        notes.append(f"left other_files, because they are not images: {describe_other_files(other_files)}")
     if skip_bad_images:
         sources = {
             split: _without_bad_images(source, splits[split], notes, bool(classes)) for split, source in sources.items()
@@ -81,22 +82,22 @@ def _is_flat(folder: Path) -> bool:
     return bool(images) and not any(map(has_images, folders))
 
 
-def _source_without_classes(root: Path, folder: Path, strata: bool, aside: Counter[str]) -> FileSource:
-    folders, images = children(folder, aside)
-    groups = [images_below(subfolder, root, aside) for subfolder in folders]
+def _source_without_classes(root: Path, folder: Path, strata: bool, other_files: Counter[str]) -> FileSource:
+    folders, images = children(folder, other_files)
+    groups = [images_below(subfolder, root, other_files) for subfolder in folders]
     # images in no subfolder come last, so that the order of those in class folders is the same as with labels
     prefix = folder.relative_to(root)
     groups.append([(prefix / name).as_posix() for name in images])
     names = [name for group in groups for name in group]
     if not names:
-        raise UhkdError(f"no images found in {folder}; other files: {describe_aside(aside) or 'none'}")
+        raise UhkdError(f"no images found in {folder}; other files: {describe_other_files(other_files) or 'none'}")
     return FileSource(root, names, np.repeat(np.arange(len(groups)), [len(g) for g in groups]) if strata else None)
 
 
-def _list_classes(folder: Path, root: Path, notes: list[str], aside: Counter[str]) -> dict[str, list[str]]:
+def _list_classes(folder: Path, root: Path, notes: list[str], other_files: Counter[str]) -> dict[str, list[str]]:
     """Return class name -> sorted image paths below `root`."""
-    class_folders, images = children(folder, aside)
-    listing = {class_folder.name: images_below(class_folder, root, aside) for class_folder in class_folders}
+    class_folders, images = children(folder, other_files)
+    listing = {class_folder.name: images_below(class_folder, root, other_files) for class_folder in class_folders}
     if not any(listing.values()):
         if images:
             raise UhkdError(
@@ -105,7 +106,7 @@ def _list_classes(folder: Path, root: Path, notes: list[str], aside: Counter[str
             )
         raise UhkdError(
             f"no images found in {folder}: expected {folder.name}/<class>/<image>; "
-            f"other files: {describe_aside(aside) or 'none'}"
+            f"other files: {describe_other_files(other_files) or 'none'}"
         )
     if empty := [name for name, files in listing.items() if not files]:
         raise UhkdError(f"class folder without any image in {folder}: {listed(empty)}; add images or remove it")

@@ -76,14 +76,15 @@ def ending_of(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def describe_aside(aside: Counter[str]) -> str:
+def describe_other_files(other_files: Counter[str]) -> str:
     """Return '3 .txt, 1 without ending' for the numbers of files by ending that are no images; "" for none."""
     parts = [
-        f"{count:,} {'.' + escape(ending) if ending else 'without ending'}" for ending, count in aside.most_common(12)
+        f"{count:,} {'.' + escape(ending) if ending else 'without ending'}"
+        for ending, count in other_files.most_common(12)
     ]
-    if (rest := len(aside) - len(parts)) > 0:
+    if (rest := len(other_files) - len(parts)) > 0:
         parts.append(f"and {rest} more endings")
-    return ", ".join(parts) + (f" ({_NEEDS_PLUGIN})" if _HEIF_ENDINGS & aside.keys() else "")
+    return ", ".join(parts) + (f" ({_NEEDS_PLUGIN})" if _HEIF_ENDINGS & other_files.keys() else "")
 
 
 def open_content(file: Any) -> Image.Image:

@@ -161,8 +161,8 @@ def _inside(folder: Path, known: Collection[str], unlabelled: bool, notes: list[
         ignored += found[1]
     if inner == folder or (unlabelled and not any(child.name.lower() in PARTS for child in children(inner)[0])):
         return folder  # without labels, images may be in any folder
-    beside = f"; folders next to it ignored: {listed(ignored)}" if ignored else ""
-    notes.append(f"the images of {folder} are in {inner}{beside}")
+    siblings = f"; folders next to it ignored: {listed(ignored)}" if ignored else ""
+    notes.append(f"the images of {folder} are in {inner}{siblings}")
     return inner
 
 
@@ -175,9 +175,9 @@ def _wrapped(folder: Path, known: Collection[str], unlabelled: bool) -> tuple[Pa
     if images or inner is None or inner.name in known or inner.name.lower() in PARTS:
         return None
     below, direct = children(inner)
-    beside = [child for child in folders if child != inner]
-    annotations = [child.name for child in beside if _ANNOTATIONS.fullmatch(child.name.lower())]
-    if any(child.name not in annotations and has_images(child) for child in beside):
+    siblings = [child for child in folders if child != inner]
+    annotations = [child.name for child in siblings if _ANNOTATIONS.fullmatch(child.name.lower())]
+    if any(child.name not in annotations and has_images(child) for child in siblings):
         return None
     splits = [child for child in below if _like_part(child.name)]
     if annotations and not unlabelled and not any(children(place)[0] for place in splits or [inner]):
@@ -186,4 +186,4 @@ def _wrapped(folder: Path, known: Collection[str], unlabelled: bool) -> tuple[Pa
             "are not read; expected a folder of images for each class, or use the images alone with --unlabelled"
         )
     single_class = bool(direct) or not below
-    return None if single_class and inner.name.lower() not in _IMAGES else (inner, [child.name for child in beside])
+    return None if single_class and inner.name.lower() not in _IMAGES else (inner, [child.name for child in siblings])

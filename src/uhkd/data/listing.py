@@ -8,8 +8,8 @@ from pathlib import Path
 from uhkd.data.formats import ending_of, is_image_name
 
 
-def children(folder: Path, aside: Counter[str] | None = None) -> tuple[list[Path], list[str]]:
-    """Return the subfolders and the names of images, sorted, without hidden ones; aside: counts other files by ending."""
+def children(folder: Path, other_files: Counter[str] | None = None) -> tuple[list[Path], list[str]]:
+    """Return the subfolders and the names of images, sorted, without hidden ones; other_files: counts other files by ending."""
     folders, names = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
@@ -18,13 +18,13 @@ def children(folder: Path, aside: Counter[str] | None = None) -> tuple[list[Path
             folders.append(Path(entry.path))
         else:
             names.append(entry.name)
-    return folders, _images(names, aside)
+    return folders, _images(names, other_files)
 
 
-def images_below(folder: Path, root: Path, aside: Counter[str] | None = None) -> list[str]:
-    """Return the images in a folder, sorted, as paths below `root`; aside: counts other files by ending."""
+def images_below(folder: Path, root: Path, other_files: Counter[str] | None = None) -> list[str]:
+    """Return the images in a folder, sorted, as paths below `root`; other_files: counts other files by ending."""
     names: list[str] = []
-    for path, images in _walk(folder, aside):
+    for path, images in _walk(folder, other_files):
         prefix = Path(path).relative_to(root).as_posix()
         names += [f"{prefix}/{name}" for name in images]
     return sorted(names)
@@ -35,7 +35,7 @@ def has_images(folder: Path) -> bool:
     return any(images for _, images in _walk(folder, None))
 
 
-def _walk(folder: Path, aside: Counter[str] | None) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: Path, other_files: Counter[str] | None) -> Iterator[tuple[str, list[str]]]:
     """Yield folders with their images; links are followed, but no folder is read twice, and none above `folder`."""
     visited = {_identity(parent) for parent in folder.resolve().parents}
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -45,13 +45,13 @@ def _walk(folder: Path, aside: Counter[str] | None) -> Iterator[tuple[str, list[
         visited.add(identity)
         # sorted: which of several links is followed must not depend on the file system
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield path, _images([name for name in files if not is_hidden(name)], aside)
+        yield path, _images([name for name in files if not is_hidden(name)], other_files)
 
 
-def _images(names: list[str], aside: Counter[str] | None) -> list[str]:
+def _images(names: list[str], other_files: Counter[str] | None) -> list[str]:
     images = [name for name in names if is_image_name(name)]
-    if aside is not None and len(images) < len(names):
-        aside.update(ending_of(name) for name in names if not is_image_name(name))
+    if other_files is not None and len(images) < len(names):
+        other_files.update(ending_of(name) for name in names if not is_image_name(name))
     return images
 
 

@@ -1,4 +1,4 @@
-"""One temperature for the logits of a trained network: fitted on a part of the held-out images, judged on the rest."""
+"""One temperature for the logits of a trained network: fitted on a part of the held-out images, evaluated on the rest."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 TWO_FOLDS = 200
-"""Number of held-out images below which each half fits the temperature that the other half is judged with."""
-FEWEST = 50
+"""Number of held-out images below which each half fits the temperature that the other half is evaluated with."""
+MINIMUM = 50
 """Number of held-out images below which nothing is fitted."""
 BINS = 15
 _LIMIT = 7.0  # of the logarithm of a temperature
@@ -25,14 +25,14 @@ Figures = dict[str, dict[str, float]]
 class Calibration:
     """A temperature T, by which logits are divided, and what it changes on images that it was not fitted on.
 
-    images: held out. fitted, judged: how many of them; the same ones only where two folds were cross-fitted. reason: why T is
+    images: held out. fitted, evaluated: how many of them; the same ones only where two folds were cross-fitted. reason: why T is
     1 without a fit, else "".
     """
 
     temperature: float
     images: int
     fitted: int
-    judged: int
+    evaluated: int
     reason: str
     before: Figures
     after: Figures
@@ -54,7 +54,7 @@ class Calibration:
             else f"{self.temperature:.3g}, {folds}fitted on {self.fitted} images"
         )
         return (
-            f"temperature {fit}; on {self.judged} held-out images{'' if self.reason else ', before and after'} (95 % "
+            f"temperature {fit}; on {self.evaluated} held-out images{'' if self.reason else ', before and after'} (95 % "
             f"interval): confidence minus accuracy {shown('gap', 100, '+.1f')} points, ECE {shown('ece', 100, '.1f')} %, "
             f"NLL {shown('nll', 1, '.3f')}"
         )
@@ -63,24 +63,27 @@ class Calibration:
 def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Calibration:
     """Fit a temperature on one half of the images and judge it on the other; halves have the same shares of classes.
 
-    With fewer than `TWO_FOLDS` images the temperature is the geometric mean of those of both halves, and each half is judged
-    with the other's. With fewer than `FEWEST`, or where a half has no best temperature, it is 1. seed: of the halves and of
+    With fewer than `TWO_FOLDS` images the temperature is the geometric mean of those of both halves, and each half is evaluated
+    with the other's. With fewer than `MINIMUM`, or where a half has no best temperature, it is 1. seed: of the halves and of
     the intervals.
     """
     n, (one, two) = len(labels), _halves(labels, seed)
     folds = [(one, two)] if n >= TWO_FOLDS else [(one, two), (two, one)]
     fits = [fit_temperature(logits[fitted], labels[fitted]) for fitted, _ in folds]
-    if n < FEWEST:
-        fits = [f"{n} held-out images, at least {FEWEST} are needed"]
+    if n < MINIMUM:
+        fits = [f"{n} held-out images, at least {MINIMUM} are needed"]
     temperatures = [fit for fit in fits if not isinstance(fit, str)]
     if reasons := [fit for fit in fits if isinstance(fit, str)]:
-        before = judge(logits, labels, seed)
+        before = calibration_figures(logits, labels, seed)
         return Calibration(1.0, n, 0, n, reasons[0], before, before)
-    judged = torch.cat([part for _, part in folds])
+    evaluated = torch.cat([part for _, part in folds])
     scaled = torch.cat([logits[part] / t for (_, part), t in zip(folds, temperatures, strict=True)])
-    before, after = judge(logits[judged], labels[judged], seed), judge(scaled, labels[judged], seed)
+    before, after = (
+        calibration_figures(logits[evaluated], labels[evaluated], seed),
+        calibration_figures(scaled, labels[evaluated], seed),
+    )
     temperature = math.exp(sum(map(math.log, temperatures)) / len(temperatures))
-    return Calibration(temperature, n, len(one) if len(folds) == 1 else n, len(judged), "", before, after)
+    return Calibration(temperature, n, len(one) if len(folds) == 1 else n, len(evaluated), "", before, after)
 
 
 def fit_temperature(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float | str:
@@ -106,7 +109,7 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> 
     return math.exp(root)
 
 
-def judge(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Figures:
+def calibration_figures(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Figures:
     """Return the figures of the probabilities, of labelled images.
 
     The interval of the gap is Wilson's of the accuracy, which holds without any error too; those of the others are of the basic

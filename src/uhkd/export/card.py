@@ -14,7 +14,7 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe import RESULT_KEYS, rename_keys
 from uhkd.recipe.arguments import Form
 from uhkd.runs import RunFolder
-from uhkd.runs.kept import OPTIMISTIC, kept_epoch
+from uhkd.runs.best_epoch import OPTIMISTIC, best_epoch
 
 # recipe options that are paths on the training machine
 _PATH_OPTIONS = (
@@ -75,7 +75,7 @@ def _metadata(result: Mapping[str, Any], network: FeatureExtractor, locations: M
     accuracy = (result.get("metrics") or {}).get("val_accuracy")
     evaluation: dict[str, Any] = {}
     if data and isinstance(accuracy, float) and "probe" not in result:  # the accuracy of a probe is not the network's
-        name = f"validation accuracy, {kept_epoch(result) or 'last epoch'}"
+        name = f"validation accuracy, {best_epoch(result) or 'last epoch'}"
         metric = EvalResult(task, data, data, "accuracy", round(accuracy, 4), metric_name=name)
         evaluation = {"model_name": _public(network.config.name), "eval_results": [metric]}
     return ModelCardData(
@@ -143,8 +143,8 @@ def _facts(
     by = ""
     if probe := result.get("probe"):
         by = ", " + str(probe.get("by")).replace(str(probe.get("data")), str(_public(probe.get("data"))))
-    kept = kept_epoch(result)
-    same = f", of the same epoch ({OPTIMISTIC})" if kept else ""
+    best = best_epoch(result)
+    same = f", of the same epoch ({OPTIMISTIC})" if best else ""
     schedule = ", ".join(str(recipe.get(key)) for key in ("epochs", "batch_size", "seed")) if recipe else None
     libraries = [f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm") if name in versions]
     facts = {
@@ -155,7 +155,7 @@ def _facts(
         "licence of the teacher's weights": "; ".join(dict.fromkeys(_licence(*teacher) for teacher in teachers)),
         "data": _public(result.get("data")),
         "training images": result.get("train_images"),
-        f"validation accuracy, {kept or 'last epoch'}{by}": _percent(metrics, "val_accuracy"),
+        f"validation accuracy, {best or 'last epoch'}{by}": _percent(metrics, "val_accuracy"),
         f"top-5{same}": _percent(metrics, "val_top5"),
         f"calibration error (ECE){same}": _percent(metrics, "val_ece"),
         "epochs, batch, seed": schedule,

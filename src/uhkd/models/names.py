@@ -191,8 +191,8 @@ def near_folders(name: str) -> list[str]:
     path = Path(name)
     parent = path.expanduser().parent
     if not parent.is_dir():  # the parent may be mistyped
-        beside = parent.parent.iterdir() if parent.parent.is_dir() else ()
-        parents = difflib.get_close_matches(parent.name, [item.name for item in beside if item.is_dir()])
+        siblings = parent.parent.iterdir() if parent.parent.is_dir() else ()
+        parents = difflib.get_close_matches(parent.name, [item.name for item in siblings if item.is_dir()])
         found = [path.parent.with_name(near) / path.name for near in parents]
         return [str(item) for item in found if _is_model_folder(item.expanduser())]
     names = [item.name for item in parent.iterdir() if _is_model_folder(item)]

@@ -14,7 +14,7 @@ from uhkd.reporting.figure_data import hue_of
 from uhkd.reporting.run_data import Run, number, text
 from uhkd.reporting.teachers import Teacher, folder_of, teacher_of, teachers_of
 from uhkd.runs import ELSEWHERE
-from uhkd.runs.kept import kept_epoch
+from uhkd.runs.best_epoch import best_epoch
 
 # options that may differ within a group: the seed, paths, devices, and those that do not change the result
 NOT_COMPARED = ELSEWHERE | {
@@ -262,7 +262,7 @@ def _labelled(groups: Sequence[list[Run]]) -> list[tuple[str, list[Run]]]:
         for label, runs in zip(labels, groups, strict=True)
     ]
     return [
-        (f"{label}, best epoch" if any(kept_epoch(run.result) for run in runs) else label, runs)
+        (f"{label}, best epoch" if any(best_epoch(run.result) for run in runs) else label, runs)
         for label, runs in zip(unique, groups, strict=True)
     ]
 

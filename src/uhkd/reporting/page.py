@@ -23,7 +23,7 @@ from uhkd.reporting.grouping import MethodGroup, Report, StudentGroup
 from uhkd.reporting.run_data import Run
 from uhkd.reporting.summary import calibration_sentence, summary_sentence
 from uhkd.runs import RunFolder, leads_out
-from uhkd.runs.kept import OPTIMISTIC, kept_epoch
+from uhkd.runs.best_epoch import OPTIMISTIC, best_epoch
 
 MARK = '<meta name="generator" content="uhkd report">'  # identifies a page that may be overwritten
 LINES = 8  # drawn at first in a figure that compares groups; the reader adds others
@@ -56,7 +56,7 @@ def render(report: Report, version: str) -> str:
         optimistic=OPTIMISTIC,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=len(report.runs),
-        kept=[run.name for run in report.runs if kept_epoch(run.result)],
+        kept=[run.name for run in report.runs if best_epoch(run.result)],
         student_groups=[_student_group(student_group) for student_group in report.student_groups],
         notes=notes,
         head=tables.HEAD,

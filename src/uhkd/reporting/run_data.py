@@ -14,8 +14,8 @@ from uhkd.console import pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
+from uhkd.runs.best_epoch import best_epoch
 from uhkd.runs.comparison import TUNING, find_runs, is_tuning
-from uhkd.runs.kept import kept_epoch
 
 _TEST = "test.json"  # accuracy on the test split, written by a comparison
 ABSURD = 1e12  # bound of losses, spectra and errors; larger values would break axes
@@ -125,7 +125,7 @@ class Run:
 
     def metric(self, name: str) -> float | None:
         """Return a metric of the last evaluation, or, if it measures the weights, of those that the run kept."""
-        if not self.rows or (kept_epoch(self.result) and name.startswith("val_")):
+        if not self.rows or (best_epoch(self.result) and name.startswith("val_")):
             return number(self.result, "metrics", name)
         return number(self.rows[-1].get(name))
 

@@ -79,7 +79,7 @@ class BestWeights:
         copy_tensors(self.tensors, self.student.state_dict())
         best = rows[best_row(rows)]
         by = score_name(rows)
-        return best, facts | {"kept": {"epoch": int(best["epoch"]), "of": len(rows), "by": by, "last": rows[-1]}}
+        return best, facts | {"best_epoch": {"epoch": int(best["epoch"]), "of": len(rows), "by": by, "last": rows[-1]}}
 
 
 def score_name(rows: Sequence[Row]) -> str:

@@ -62,13 +62,13 @@ def fit(setup: Setup) -> Result:
         trainer = Trainer(setup)
         rows = trainer.train()
         last = {k: v.clone() for k, v in student.module.state_dict().items()} if trainer.best.keep else {}
-        metrics, kept = trainer.best.choose(rows)
+        metrics, facts = trainer.best.choose(rows)
         setup.frozen.release()
         student.eval()
         if not data.classes:
             student.requires_grad_(True)  # layers without a loss were frozen
         if fabric.is_global_zero:
-            setup.facts |= kept
+            setup.facts |= facts
             _finish(setup, metrics, last)
     return Result(student, metrics, folder)
 
@@ -126,7 +126,7 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
         "environment": folder.read_environment(),
         "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
-    trained = setup.facts.get("kept", {"last": metrics})["last"]
+    trained = setup.facts.get("best_epoch", {"last": metrics})["last"]
     with folder.writing("the trained network", f"the checkpoint of step {trained['step']} is kept"):
         if last:
             write_tensors(folder.last_weights, last)

@@ -17,7 +17,7 @@ from uhkd.models import load_run
 from uhkd.recipe import build
 from uhkd.recipe.base import DataOptions
 from uhkd.runs import RunFolder
-from uhkd.runs.kept import kept_epoch
+from uhkd.runs.best_epoch import best_epoch
 from uhkd.training.inputs import image_size
 from uhkd.training.machine import find_device
 from uhkd.training.summary import KINDS
@@ -114,6 +114,6 @@ def images_of(
     if images is None:
         raise UhkdError(f"data {opened.name} has no test split; use --split val")
     result = RunFolder(run).read_result() if RunFolder(run).result.is_file() else {}
-    if split_name == "val" and result.get("data_fingerprint") == opened.fingerprint and (kept := kept_epoch(result)):
-        log_info(f"warning: the network is that of {kept}; choose other images for an unbiased number")
+    if split_name == "val" and result.get("data_fingerprint") == opened.fingerprint and (best := best_epoch(result)):
+        log_info(f"warning: the network is that of {best}; choose other images for an unbiased number")
     return opened, split_name, images

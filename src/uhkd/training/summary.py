@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from uhkd.runs.kept import kept_epoch
+from uhkd.runs.best_epoch import best_epoch
 from uhkd.training.progress import format_metrics
 
 KINDS: dict[str, str] = {"linear": "linear probe", "knn": "k-NN"}
@@ -16,10 +16,10 @@ def final_summary(facts: dict[str, Any]) -> list[str]:
     """
     metrics, teacher = facts["metrics"], facts.get("teacher_metrics")
     accuracy = f"{metrics['val_accuracy']:.2%}" if "val_accuracy" in metrics else None
-    kept = kept_epoch(facts)
+    best = best_epoch(facts)
     if facts["verb"] == "finetune":
-        return [f"{facts['model']}: validation accuracy {accuracy}{f' ({kept})' if kept else ''}"]
-    when = f"of {kept}" if kept else "after the last epoch"
+        return [f"{facts['model']}: validation accuracy {accuracy}{f' ({best})' if best else ''}"]
+    when = f"of {best}" if best else "after the last epoch"
     if accuracy is None:
         return [f"validation {when}, without labels: {', '.join(format_metrics(metrics))}  {facts['student']}"]
     if "teachers" in facts:

@@ -6,9 +6,9 @@ from typing import Any
 OPTIMISTIC = "optimistic: chosen on these images"
 
 
-def kept_epoch(result: Mapping[str, Any]) -> str | None:
+def best_epoch(result: Mapping[str, Any]) -> str | None:
     """Return text on the best epoch that a run kept; None for the last epoch. result: content of result.json."""
-    kept = result.get("kept")
-    if not isinstance(kept, Mapping):
+    best = result.get("best_epoch")
+    if not isinstance(best, Mapping):
         return None
-    return f"epoch {kept.get('epoch')}, best of {kept.get('of')} validated epochs by the held-out part ({OPTIMISTIC})"
+    return f"epoch {best.get('epoch')}, best of {best.get('of')} validated epochs by the held-out part ({OPTIMISTIC})"
