@@ -98,9 +98,7 @@ def create(
         state, notes = read_copy(file, weights_key)
         request = replace(request, state=state, source=f"'{file}'", pretrained=False, notes=(*request.notes, *notes))
     elif weights_key is not None:
-        raise UhkdError(
-            f"weights_key '{weights_key}' names weights in a file, and start is {start}: give the file as start"
-        )
+        raise UhkdError(f"weights_key '{weights_key}' names weights in a file: give the file as start, found {start}")
     network = _instantiate(request, DEFAULT_LEVELS if levels is None else levels)
     if reference.library == "run":
         network.config = replace(network.config, resize=config.resize)

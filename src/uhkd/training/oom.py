@@ -14,6 +14,14 @@ def setup_advice() -> str:
     )
 
 
+def step_advice(step: int, total: int, last_checkpoint: str) -> str:
+    """Return the advice for memory that runs out in the step after `step` of `total`."""
+    return (
+        f"not enough memory for step {step + 1} of {total}; {last_checkpoint}. Use a smaller batch (--batch-size), or "
+        "--grad-accum-steps N to compute it in N parts"
+    )
+
+
 @contextmanager
 def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error of the GPU or of the host into advice; other errors pass.

@@ -23,7 +23,7 @@ from uhkd.training.deterministic import deterministic_advice
 from uhkd.training.ema import ModelEMA
 from uhkd.training.gradient_norms import GradientNorms
 from uhkd.training.metrics_writer import MetricsWriter
-from uhkd.training.oom import memory_advice
+from uhkd.training.oom import memory_advice, step_advice
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
@@ -103,7 +103,7 @@ class Trainer:
             self.writer,
             self.progress,
             SignalHandler() as signals,
-            memory_advice(self._memory_message),
+            memory_advice(lambda: step_advice(self.step, self.total, self.last_checkpoint)),
             deterministic_advice(),
         ):
             try:
@@ -297,9 +297,3 @@ class Trainer:
             f"stopped by {signal.Signals(number).name} after step {self.step} of {self.total}; {self.last_checkpoint}"
         )
         return TrainingInterrupted(text, 128 + number)
-
-    def _memory_message(self) -> str:
-        return (
-            f"not enough memory for step {self.step + 1} of {self.total}; {self.last_checkpoint}. Use a smaller batch "
-            "(--batch-size), or --grad-accum-steps N to compute it in N parts"
-        )

@@ -408,7 +408,7 @@ CASES = (
     Case(
         "a key of weights without a file",
         finetune("uhkd/vit_micro", "--weights-key model_ema"),
-        "weights_key 'model_ema' names weights in a file, and start is random: give the file as start",
+        "weights_key 'model_ema' names weights in a file: give the file as start, found random",
     ),
     Case(
         "a folder without weights as start",
