@@ -138,5 +138,5 @@ def _image_files(paths: Sequence[str]) -> list[Path]:
         else:
             raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
     if other_files:
-        log_info(f"left other_files, because they are not images: {describe_other_files(other_files)}")
+        log_info(f"left aside, because they are not images: {describe_other_files(other_files)}")
     return files

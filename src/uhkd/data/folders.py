@@ -66,7 +66,7 @@ def read_folder(
                 )
         sources = {split: _source(roots[split], listing, classes) for split, listing in listings.items()}
     if other_files:
-        notes.append(f"left other_files, because they are not images: {describe_other_files(other_files)}")
+        notes.append(f"left aside, because they are not images: {describe_other_files(other_files)}")
     if skip_bad_images:
         sources = {
             split: _without_bad_images(source, splits[split], notes, bool(classes)) for split, source in sources.items()
