@@ -37,7 +37,7 @@ class BestWeights:
         self.stopped = False
 
     def validated(self, rows: Sequence[Row], processes: ProcessGroupSync | None = None) -> bool:
-        """Take notice of a validation and return whether its predictions are to be recorded (the weights may be the final ones).
+        """Compare a validation with earlier ones; return whether to record its predictions (its weights may be the final ones).
 
         rows: of all validations, this one last, by the weights that the student has now. processes: follow the first, because
         batch statistics differ between processes.

@@ -66,7 +66,7 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     if len(opened.classes) > 1 and labels is not None and (labels == labels[0]).all():
         name = escape(opened.classes[int(labels[0])])
         log_info(
-            f"warning: every validation image is of class {name}: the accuracy says nothing about the other classes"
+            f"warning: every validation image is of class {name}: the accuracy of the other classes is not measured"
         )
     return replace(opened, resize=recipe.resize)
 
