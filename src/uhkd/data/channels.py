@@ -6,15 +6,8 @@ from PIL import TiffImagePlugin
 
 from uhkd.errors import UhkdError
 
-_COLOURS = {
-    0: 1,
-    1: 1,
-    2: 3,
-    3: 1,
-    5: 4,
-    6: 3,
-    8: 3,
-}  # channels by PhotometricInterpretation: grey, RGB, palette, CMYK ...
+# channels by PhotometricInterpretation: grey, RGB, palette, CMYK ...
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 _ALPHA = (1, 2)  # values of ExtraSamples
 
 

@@ -222,15 +222,22 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
         return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    how = "remove a normalising transform, because each network normalises its input"
     raise UhkdError(
         f"image values must be floats in [0,1] or integers in 0..255, found {array.dtype} "
-        f"from {low:.4g} to {high:.4g}: remove a normalising transform, because each network normalises its input"
+        f"from {low:.4g} to {high:.4g}: {how if low < 0 or high > 255 else 'divide by 255'}"
     )
 
 
 def _from_deep_grey(array: np.ndarray, white: int | None) -> UInt8[Tensor, "3 h w"]:
     values = np.nan_to_num(array.astype(np.float64))
     # 32-bit and float files do not define white: take the smallest common maximum that is not exceeded
-    scale = white or next((maximum for maximum in (1, 255, 65535) if values.max() <= maximum), values.max())
+    low, high = values.min(), values.max()
+    if white is None and (low < 0 or high > 65535):
+        raise UhkdError(
+            f"its values go from {low:.4g} to {high:.4g}, and its format defines no black and white: scale them to 0..1, or to "
+            "the range of 8 or 16 bits"
+        )
+    scale = white or next(maximum for maximum in (1, 255, 65535) if high <= maximum)
     grey = np.rint(np.clip(values / scale, 0, 1) * 255).astype(np.uint8)
     return torch.from_numpy(np.repeat(grey[None], 3, axis=0))

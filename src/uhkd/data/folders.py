@@ -1,5 +1,6 @@
 """Image folders: class folders, in one folder or in the folders of training, validation and test images; or without labels."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_file, max_pixels
 from uhkd.data.formats import describe_other_files
+from uhkd.data.labels import alike
 from uhkd.data.layout import ImageFolder, find_parts, is_part, relative
 from uhkd.data.listing import children, has_images, images_below
+from uhkd.data.names import TABLES
 from uhkd.data.sources import FileSource
 from uhkd.errors import UhkdError
 
@@ -43,7 +46,9 @@ def read_folder(
     roots = {split: root if folder.is_relative_to(root) else folder.parent for split, folder in splits.items()}
     if unlabelled or (class_names is None and _is_flat(splits["train"])):
         if not unlabelled:
-            notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from")
+            tables = sorted(file for file in root.iterdir() if file.suffix.lower() in TABLES)
+            hint = f"; {tables[0].name} may have them: --data {shlex.quote(str(tables[0]))}" if tables else ""
+            notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from{hint}")
         classes: tuple[str, ...] = ()
         sources = {
             split: _source_without_classes(roots[split], folder, unlabelled, other_files)
@@ -62,7 +67,7 @@ def read_folder(
                 expected = "the classes expected here" if class_names else f"the classes of {splits['train']}"
                 raise UhkdError(
                     f"{splits[split]} has class folders that are not among {expected}: {listed(unknown)}; "
-                    f"expected only: {listed(classes)}"
+                    f"expected only: {listed(classes)}{alike({*unknown, *classes}, '; ')}"
                 )
         sources = {split: _source(roots[split], listing, classes) for split, listing in listings.items()}
     if other_files:

@@ -1,6 +1,8 @@
 """Labels in any usual form as class numbers, and the lists of labels that data sets have beside their items."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +52,18 @@ def number_names(names: Sequence[str], title: str, classes: Sequence[str]) -> In
     if unknown := sorted({*names} - {*numbers}):
         raise UhkdError(
             f"{title} has classes that are not among those expected: {listed(unknown)}; expected only: {listed(classes)}"
+            f"{alike({*unknown, *classes}, '; ')}"
         )
     return np.array([numbers[name] for name in names], dtype=np.int64)
+
+
+def alike(names: Iterable[str], before: str = "") -> str:
+    """Return "Cat, cat differ only in case, ..." for the names of which this is true, after `before`; "" for none."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
+    similar = [name for group in groups.values() if len(group) > 1 for name in group]
+    return f"{before}{listed(similar)} differ only in case, spaces or Unicode form" if similar else ""
 
 
 def class_numbers(

@@ -56,6 +56,10 @@ def find_parts(data: ImageFolder, known: Collection[str], unlabelled: bool, note
     root = Path(data.root).expanduser()
     given = {part: _given(root, part, name) for part in _SPLITS if (name := getattr(data, part)) is not None}
     parts = _named_parts(root, given, known, unlabelled, notes)
+    if not known and PARTS.get(root.name.lower()) == "train" and os.access(root.parent, os.R_OK):
+        others = [folder for folder in children(root.parent)[0] if is_part(folder.name) and folder != root]
+        if others := [folder for folder in others if folder not in parts.values()]:
+            notes.append(f"not used: {listed(others)}; with --data {shlex.quote(str(root.parent))} they are")
     train = _inside(parts["train"], known, unlabelled, notes)
     classes = known or [folder.name for folder in children(train)[0]]
     inner = {"train": train}

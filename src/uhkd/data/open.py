@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from uhkd.console import listed
 from uhkd.data.columns import Columns
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz
 from uhkd.data.folders import read_folder
+from uhkd.data.labels import alike
 from uhkd.data.labels import class_names as names_of
 from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
@@ -27,6 +29,7 @@ from uhkd.data.user_datasets import by_name, user_datasets
 from uhkd.errors import UhkdError
 from uhkd.recipe import Resize
 
+_DARK = 32  # highest value of nearly black images: an eighth of the range
 _MAX_CLASSES = 10**6  # without names: each class gets one, and a single label can be any number
 
 
@@ -100,6 +103,7 @@ def open_data(
         notes.append("shuffle_shards is not used: the data is not in tar shards")
     if (columns.image or columns.label) and not splits.by_columns:
         notes.append("image_column and label_column are not used: the data is no table and its items are no dicts")
+    notes += _dark_note(splits.train)
     splits = cache_in_memory(splits)
     train, val = splits.train, splits.val
     if val is None:
@@ -220,6 +224,7 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
                     else ""
                 )
             )
+    notes = [f"{similar}: read as different classes"] if (similar := alike(classes)) else []
     present = np.unique(train)
     if len(present) < 2:
         raise UhkdError(
@@ -227,7 +232,7 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
             "(images without classes: --unlabelled)"
         )
     absent = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), present)]
-    notes = [f"classes without training images ({len(absent)}): {listed(absent)}"] if absent else []
+    notes += [f"classes without training images ({len(absent)}): {listed(absent)}"] if absent else []
     if lowest > 0 and not (names or splits.classes):
         notes.append(
             f"labels start at {lowest}: if your classes are numbered from {lowest}, subtract {lowest} from the labels"
@@ -237,6 +242,19 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
         only = f" ({classes[int(seen[0])]}): its accuracy is that of one class alone" if len(seen) == 1 else ""
         notes.append(f"validation images of only {len(seen)} of {len(present)} classes{only}")
     return tuple(classes), notes
+
+
+def _dark_note(source: ImageSource, count: int = 4) -> list[str]:
+    """Return a note if some images, spread over a source that is not in shards, use a small part of the range of values."""
+    if not isinstance(source, ShardSource):
+        with suppress(UhkdError):  # reported when the image is used
+            highest = max(int(source.image(int(i)).max()) for i in np.linspace(0, len(source) - 1, count))
+            if highest < _DARK:
+                return [
+                    f"{count} sampled images are nearly black (values up to {highest} of 255): scale them to the whole range, "
+                    "for example if files of 16 bits use only 12, or if values were divided by 255 twice"
+                ]
+    return []
 
 
 def _strata(source: ImageSource, labelled: bool) -> np.ndarray:
@@ -259,6 +277,7 @@ def _split(
         raise UhkdError(
             f"{name}: too few images to take a validation split, only 1 in {listed(single)}: "
             "expected at least 2 in each class; add images or provide a validation split (val/ folder)"
+            f"{alike(classes, '; ')}"
         )
     train_indices, val_indices = stratified_split(labels, val_fraction, split_seed)
     return Split(train, train_indices), Split(train, val_indices)

@@ -44,7 +44,18 @@ def read_table(
     cells = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if not any(cells.values()):
         raise UhkdError(f"{path} has no rows: expected a line of column names, then a row for each image")
-    image, label = columns.find([*cells], [name for name in cells if _has_paths(cells[name])], [], labels)
+    paths, binary = [], []
+    for name, values in cells.items():
+        (paths if _has_paths(values) else binary if {*values} <= {"0", "1", "0.0", "1.0"} else []).append(name)
+    try:
+        image, label = columns.find([*cells], paths, [], labels)
+    except UhkdError as error:
+        if columns.label or len(binary) < 2:
+            raise
+        raise UhkdError(
+            f"{path}: columns {listed(binary)} have only 0 and 1, as one-hot or several labels: expected one column with the "
+            "class of each image; for one of them alone: --label-column"
+        ) from error
     files = _filled(path, image, [value.replace("\\", "/") for value in cells[image]])
     splits, by = _splits(path, cells)
     texts, notes = _texts(path, label, cells[label]) if label else ([""] * len(files), [])

@@ -113,18 +113,27 @@ def _labels(dataset: Any, title: str) -> tuple[np.ndarray, tuple[str, ...], list
         if other is None:
             return class_numbers(values, title, names)
         why = f"those it lists differ from its items (item {other})"
-    values = [_item(dataset, i, title)[1] for i in range(len(dataset))]
+    values = [_label(dataset, i, title) for i in range(len(dataset))]
     numbers, classes, notes = class_numbers(values, title, class_names(dataset))
     return numbers, classes, [f"labels of {title} are read from all {len(dataset):,} items, because {why}", *notes]
 
 
 def _agrees(label: Any, dataset: Any, index: int, title: str) -> bool:
     where = f"item {index} of {title}"
-    expected = label_of(_item(dataset, index, title)[1], where)[1]
+    expected = label_of(_label(dataset, index, title), where)[1]
     try:
         return label_of(label, where)[1] == expected
     except UhkdError:  # not a list of labels
         return False
+
+
+def _label(dataset: Any, index: int, title: str) -> Any:
+    item = _item(dataset, index, title)
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise UhkdError(
+            f"item {index} of {title} is a {type(item).__name__}: expected (image, label), as item 0; remove it"
+        )
+    return item[1]
 
 
 def _item(dataset: Any, index: int, title: str) -> Any:

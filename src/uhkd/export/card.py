@@ -131,10 +131,7 @@ def _names(teachers: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _facts(
-    result: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    teachers: Sequence[tuple[Any, Any]],
-    network: FeatureExtractor,
+    result: Mapping[str, Any], recipe: Mapping[str, Any], teachers: Sequence[tuple[Any, Any]], network: FeatureExtractor
 ) -> dict[str, Any]:
     """Return the rows of the table; what the run does not specify is omitted."""
     metrics, teacher_metrics = result.get("metrics") or {}, result.get("teacher_metrics") or {}

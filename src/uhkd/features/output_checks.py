@@ -34,14 +34,17 @@ def probabilities_note(scores: Tensor, module: nn.Module) -> str | None:
         return (
             f"the outputs of {owner} are log-probabilities; they are used as logits, which gives the same probabilities"
         )
-    if bool((rows < 0).any()) or bool(((rows.sum(1) - 1).abs() > tolerance).any()):
-        return None
     name, last = list(module.named_modules())[-1]
+    sigmoid = isinstance(last, nn.Sigmoid) and bool((rows <= 1).all())
+    if bool((rows < 0).any()) or (not sigmoid and bool(((rows.sum(1) - 1).abs() > tolerance).any())):
+        return None
     how = (
         f"module.set_submodule('{name}', torch.nn.Identity())"
-        if isinstance(last, nn.Softmax) and name
+        if isinstance(last, nn.Softmax | nn.Sigmoid) and name
         else "in forward"
     )
+    if sigmoid:
+        raise UhkdError(f"{owner} ends with a sigmoid, expected class scores before it: remove it ({how})")
     raise UhkdError(
         f"{owner} gives probabilities (each row is >= 0 with sum 1), expected class scores before softmax: the losses apply "
         f"softmax themselves; remove it ({how}), or return the logarithm of the probabilities"

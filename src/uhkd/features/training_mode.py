@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from uhkd.console import first_line
@@ -35,12 +36,17 @@ def check_training_mode(network: FeatureExtractor) -> None:
         stack.callback(module.register_forward_hook(lambda *call: outputs.append(call[2])).remove)
         module.train()
         try:
-            main = network.plain(probe_images(network.input_size, device_of(module)))
+            with torch.enable_grad():
+                main = network.plain(probe_images(network.input_size, device_of(module)))
         except Exception as error:  # any failure of another library's code has the same meaning for the user
             reason = first_line(error).rstrip(".")
             raise UhkdError(
                 f"{name} works in eval mode, but not in training mode on images of {height}x{width} px: {reason}"
             ) from error
+    if not main.requires_grad and any(parameter.requires_grad for parameter in module.parameters()):
+        raise UhkdError(
+            f"the output of {name} has no gradient: remove no_grad, inference_mode or detach from its forward"
+        )
     expected = network.shapes.logits or network.shapes.embedding
     if expected is not None and (main.ndim != 2 or main.shape[1] != expected):
         raise UhkdError(

@@ -77,10 +77,8 @@ def create(
         levels = config.levels or None if levels is None else levels
     elif reference.library == "folder":
         architecture, arguments, cfg, weights = read_folder(reference.name)
-        request = _Request(
-            parse_name(f"timm/{architecture}"), cfg.get("num_classes"), None, arguments, input=input_of(cfg, None)
-        )
-        request = replace(request, state=load_state(weights), source=f"'{weights}'")
+        loaded: dict[str, Any] = {"state": load_state(weights), "source": f"'{weights}'", "input": input_of(cfg, None)}
+        request = _Request(parse_name(f"timm/{architecture}"), cfg.get("num_classes"), None, arguments, **loaded)
     elif reference.library == "transformers" and reference.name not in families():
         request = _request_of_transformers(reference, pretrained)
     else:
@@ -122,7 +120,8 @@ def wrap_module(
     """Wrap a custom network as a FeatureExtractor; a FeatureExtractor is returned as it is, with a config if it has none.
 
     `num_classes`: expected number of outputs; 0: the output is an embedding; None: not checked. Size and normalisation default
-    to those in the configuration of a network of timm or transformers, else to 224 px and ImageNet's mean and std.
+    to those in the configuration of a network of timm or transformers, else to 224 px and ImageNet's mean and std; a module
+    that contains torchvision's `Normalize` gets images in [0,1].
 
     Raises:
         UhkdError: another number of classes, no usable layers, or an image size that the network cannot process.
@@ -136,6 +135,8 @@ def wrap_module(
         native = native_preprocessing(module, size) or Preprocessing(size)
         native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
         network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
+        if native.std == (1.0, 1.0, 1.0):
+            network.notes.append(f"{type(module).__name__} gets images in [0,1], without normalisation")
     network.keep_frozen_norms()
     owner, outputs = type(network.module).__name__, network.shapes.logits
     if num_classes is not None and num_classes != (outputs or 0):

@@ -31,7 +31,10 @@ def check_module(module: object) -> None:
         raise UhkdError(f"{compiled}: leave out module.compile(); compile=True compiles the training")
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise UhkdError(f"the network is wrapped by {name}: pass module.module; torchrun trains on several GPUs")
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+    tensors = (*module.parameters(), *module.buffers())
+    if any(map(nn.parameter.is_lazy, tensors)):
+        raise UhkdError(f"{name} has lazy layers without weights yet: run it on a batch of images first")
+    if any(tensor.is_meta for tensor in tensors):
         raise UhkdError(
             f"{name} is on the meta device, without weights: module.to_empty(device='cpu'), then load weights"
         )

@@ -21,8 +21,14 @@ def native_size_of(module: nn.Module) -> Size | None:
 
 
 def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Preprocessing | None:
-    """Return the preprocessing of a network of timm or transformers, for images of `size`; None for other networks."""
+    """Return the preprocessing that a network of timm, transformers or with `Normalize` needs for images of `size`, or None."""
     if (own := preprocessing_of_module(module)) is not None:
         return Preprocessing(size, own.mean, own.std, own.interpolation)
     cfg = getattr(module, "pretrained_cfg", None)
-    return input_of(cfg, size) if isinstance(cfg, Mapping) else None
+    if isinstance(cfg, Mapping):
+        return input_of(cfg, size)
+    if any(type(part).__name__ == "Normalize" and hasattr(part, "std") for part in module.modules()):
+        return Preprocessing(
+            size, (0.0,) * 3, (1.0,) * 3
+        )  # it normalises images itself, as torchvision's Normalize does
+    return None

@@ -56,15 +56,7 @@ def construct(name: str, size: Size, make: Callable[[], Any]) -> Any:
     """
     try:
         return make()
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        RuntimeError,
-        ZeroDivisionError,
-        LookupError,
-        AttributeError,
-    ) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise construction_error(name, size, error) from error
 
 

@@ -58,6 +58,13 @@ def fit_state(
     given, notes = _without_prefix(state, target, source)
     heads = tuple(f"{head}." for head in head_names(module, num_classes))
 
+    for head in heads:  # nn.Sequential(nn.Dropout(), nn.Linear(...)) in place of the head
+        inside = [name for name in given if name.startswith(head) and name not in target]
+        names = {head + name.rpartition(".")[2]: name for name in inside}
+        if names and len(names) == len(inside) and names.keys() <= target.keys() - given.keys():
+            given |= {name: given.pop(old) for name, old in names.items()}
+            notes.append(f"{source}: read {listed(inside)} as {listed([*names])}")
+
     def problems(candidate: Mapping[str, Tensor]) -> set[str]:
         names = (name for name in target if not (is_bookkeeping(name) or name.startswith(heads)))
         return {name for name in names if name not in candidate or candidate[name].shape != target[name].shape}
@@ -155,6 +162,13 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
     problems = [f"{len(names)} {problem} ({listed(names)})" for problem, names in differing.items() if names]
     if problems:
         raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
+    floats = [name for name in target if name in state and target[name].is_floating_point()]
+    quantised = [name for name in floats if not state[name].is_floating_point()]
+    if quantised := quantised or [name for name in state if name.endswith("zero_point")]:
+        raise UhkdError(
+            f"the weights in {source} are quantised ({pluralize(len(quantised), 'tensor')}, first: {quantised[0]}); give those "
+            "in full precision"
+        )
     # take weight and bias of the head from the same source: both from the file, or both as initialised
     fresh = in_head if in_head & (reshaped | missing) else set()
     module.load_state_dict({name: target[name] if name in fresh | counters else state[name] for name in target})

@@ -73,7 +73,7 @@ def read_copy(path: str | Path, key: str | None = None) -> tuple[dict[str, Tenso
     copies = _copies(content)
     place, state = _default_copy(content, copies)
     if key is not None:
-        inner = _descend(content, key) or _descend(_strip_wrappers(state), key)
+        inner = _descend(content, key) or _descend(state, key) or _descend(_strip_wrappers(state), key)
         state = _default_copy(inner, _copies(inner))[1]
         if not state:
             found = listed([name for name in copies if name]) or "one copy, without a key"
