@@ -151,7 +151,7 @@ def test_classes_are_those_of_the_network(table):
         (["image,label,split", "images/0.png,a,train", "images/1.png,a,dog"], "column split has 'dog' in row 2"),
         ([HEADER, *rows([0, 1, -1])], "the label -1 in row 3"),
         ([HEADER, *rows(["0.25", "0.5", "1.0"])], "the label 0.25 in row 1: .*measured values"),
-        (["image,cat,dog", *rows(["1,0", "0,1"])], "no columns with usual names of labels: choose one of cat, dog"),
+        (["image,cat,dog", *rows(["1,0", "0,1"])], "columns cat, dog hold only 0 and 1, as one-hot or several labels"),
         (["images/0.png,cat", *rows(["dog"])], "no columns with usual names of labels: choose one of cat"),
     ],
 )

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from uhkd.console import listed
 from uhkd.data.layout import ImageFolder
 from uhkd.errors import UhkdError
 
 _USUAL = {
     "image": "image images img path image_path img_path file filename file_name file_path filepath image_id image_name photo",
-    "label": "label labels class class_name class_id category category_name target targets species y",
+    "label": "label labels class class_name class_id classid category category_name target targets species y",
 }
 
 
@@ -67,7 +68,7 @@ class Columns:
                 else f"{'several' if any(groups) else 'no'} columns with usual names of {kind}s"
             )
             without = ", or ignore the labels with --unlabelled" if kind == "label" and not given else ""
-            raise UhkdError(f"{title} has {why}: choose one of {', '.join(names)} with --{kind}-column{without}")
+            raise UhkdError(f"{title} has {why}: choose one of {listed(names, 20)} with --{kind}-column{without}")
         return found
 
 

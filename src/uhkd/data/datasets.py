@@ -153,6 +153,7 @@ def _npz_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> ArraySo
             f"{path}: {split}_images must be uint8 of shape (N, height, width, 3) or (N, height, width, 1), "
             f"found {images.dtype} of shape {images.shape}"
         )
+    labels = labels[:, 0] if labels.shape == (len(images), 1) else labels  # as MedMNIST has them
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UhkdError(
             f"{path}: {split}_labels must be integers of shape ({len(images)},), one for each image, "

@@ -225,7 +225,7 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
     how = "remove a normalising transform, because each network normalises its input"
     raise UhkdError(
         f"image values must be floats in [0,1] or integers in 0..255, found {array.dtype} "
-        f"from {low:.4g} to {high:.4g}: {how if low < 0 or high > 255 else 'divide by 255'}"
+        f"from {low:.4g} to {high:.4g}: {'divide by 255' if low >= 0 and high <= 255 else how}"
     )
 
 

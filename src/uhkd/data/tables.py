@@ -46,16 +46,13 @@ def read_table(
         raise UhkdError(f"{path} has no rows: expected a line of column names, then a row for each image")
     paths, binary = [], []
     for name, values in cells.items():
-        (paths if _has_paths(values) else binary if {*values} <= {"0", "1", "0.0", "1.0"} else []).append(name)
-    try:
-        image, label = columns.find([*cells], paths, [], labels)
-    except UhkdError as error:
-        if columns.label or len(binary) < 2:
-            raise
+        (paths if _has_paths(values) else binary if {*values} in ({"0", "1"}, {"0.0", "1.0"}) else []).append(name)
+    image, label = columns.find([*cells], paths, [], labels and len(binary) < 2)
+    if labels and label is None:
         raise UhkdError(
-            f"{path}: columns {listed(binary)} have only 0 and 1, as one-hot or several labels: expected one column with the "
+            f"{path}: columns {listed(binary)} hold only 0 and 1, as one-hot or several labels: expected one column with the "
             "class of each image; for one of them alone: --label-column"
-        ) from error
+        )
     files = _filled(path, image, [value.replace("\\", "/") for value in cells[image]])
     splits, by = _splits(path, cells)
     texts, notes = _texts(path, label, cells[label]) if label else ([""] * len(files), [])

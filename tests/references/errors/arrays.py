@@ -48,6 +48,13 @@ class Numbered(Own):
         return self.item, index % 3
 
 
+class Gapped(Numbered):
+    """None in place of its last item."""
+
+    def __getitem__(self, index: int) -> Any:
+        return None if index == 5 else super().__getitem__(index)
+
+
 class Restless(Own):
     """Another image each time."""
 
@@ -168,6 +175,17 @@ CASES = (
         "a data set with an item without label",
         lambda: open_data(Labelled([0, 1, None])),
         "item 2 of the data set has no label (None): remove it, or ignore all labels with --unlabelled",
+    ),
+    Case(
+        "a data set with an item that is None",
+        lambda: open_data(Gapped(PICTURE)),
+        "item 5 of the data set is a NoneType: expected (image, label), as item 0; remove it",
+    ),
+    Case(
+        "an .npz with labels of shape (N, 1), as MedMNIST has them",
+        lambda: (npz(train_labels=LABELS[:, None]), open_data("set.npz").classes)[1],
+        "('0', '1', '2')",
+        refused=False,
     ),
     Case(
         "a data set with names and numbers as labels",

@@ -231,4 +231,40 @@ CASES = (
         refused=False,
     ),
     Case("a folder next to train and val", beside, "folders next to images/train ignored: drafts", refused=False),
+    Case(
+        "a class that val spells differently",
+        TRAIN,
+        "images/val has class folders that are not among the classes of images/train: Ant; expected only: ant, bee; Ant, ant "
+        "differ only in case, spaces or Unicode form",
+        make=lambda: parts(train=("ant", "bee"), val=("Ant", "bee")),
+    ),
+    Case(
+        "two spellings of a class",
+        lambda: (pictures("images", ("Ant", "ant", "bee")), open_data("images").notes[0])[1],
+        "Ant, ant differ only in case, spaces or Unicode form: read as different classes",
+        refused=False,
+    ),
+    Case(
+        "the folder train as data, with a folder val next to it",
+        lambda: (parts(train=("ant", "bee"), val=("ant",)), open_data("images/train").notes[0])[1],
+        "not used: images/val; with --data images they are",
+        refused=False,
+    ),
+    Case(
+        "labels in a table next to images without class folders",
+        lambda: (pictures("images", ("train",)), write("images/a.csv", "id,label"), open_data("images").notes[0])[2],
+        "no class folders in images/train: its images have no labels to learn from; a.csv may have them: --data images/a.csv",
+        refused=False,
+    ),
+    Case(
+        "class folders deeper down, with folders of other files next to them",
+        lambda: (pictures("images/Data/all"), write("images/Annotations/a.xml", ""), open_data("images").notes[0])[2],
+        "the images of images are in images/Data/all; folders next to it ignored: Annotations",
+        refused=False,
+    ),
+    Case(
+        "a data set of torchvision by its bare name",
+        f"{FINETUNE} --data cifar10",
+        "data cifar10 does not exist; did you mean cifar100 or torch/cifar10?",
+    ),
 )

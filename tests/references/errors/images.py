@@ -77,6 +77,14 @@ def skipping() -> str:
     return data.notes[0]
 
 
+def dark() -> str:
+    for name in ("a", "b"):
+        for i in range(2):
+            Path("images", name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(f"images/{name}/{i}.png")
+    return open_data("images").notes[0]
+
+
 def tiff(*pages: str) -> None:
     """images/bee/0.tif with pages of these modes; RGBX has a fourth channel that is no transparency."""
     content = io.BytesIO()
@@ -199,6 +207,24 @@ CASES = (
         lambda: from_any(np.full((4, 4, 3), -1.5, np.float32)),
         "image values must be floats in [0,1] or integers in 0..255, found float32 from -1.5 to -1.5: remove "
         "a normalising transform, because each network normalises its input",
+    ),
+    Case(
+        "an image of floats up to 255",
+        lambda: from_any(np.full((4, 4, 3), 200, np.float32)),
+        "image values must be floats in [0,1] or integers in 0..255, found float32 from 200 to 200: divide by 255",
+    ),
+    Case(
+        "a greyscale TIFF of floats below 0",
+        lambda: pixel("a.tif", Image.fromarray(np.full((2, 4), -3, np.float32))),
+        "image file a.tif cannot be decoded (its values go from -3 to -3, and its format defines no black and white: scale them "
+        "to 0..1, or to the range of 8 or 16 bits): replace or remove it, or train with --skip-bad-images",
+    ),
+    Case(
+        "files of 16 bits that use 12 of them",
+        dark,
+        "4 sampled images are nearly black (values up to 16 of 255): scale them to the whole range, for example if files of 16 "
+        "bits use only 12, or if values were divided by 255 twice",
+        refused=False,
     ),
     Case(
         "a data set with images of four channels",

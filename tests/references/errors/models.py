@@ -97,6 +97,15 @@ def spoil(value: float) -> None:
     save_file(state | {name: state[name] + value for name in names[:2]}, "w.safetensors")
 
 
+def changed_head(change: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    """w.safetensors of a network whose last layer has another weight; the name of its bias goes with that."""
+    state = uhkd.models.create("uhkd/resnet10", num_classes=10).module.state_dict()
+    new = change(state.pop("fc.weight"))
+    name = next(iter(new)).replace("weight", "bias")
+    bias = state.pop("fc.bias")
+    save_file(state | new | {name: bias}, "w.safetensors")
+
+
 def in_another_order() -> nn.Module:
     """The trained network of a run, its last layer's outputs in another order."""
     module = uhkd.load_run("run").module
@@ -430,6 +439,21 @@ CASES = (
         make=lambda: spoil(float("inf")),
     ),
     Case(
+        "quantised weights",
+        finetune("uhkd/resnet10", "--start w.safetensors"),
+        "the weights in 'w.safetensors' are quantised (1 tensor, first: fc.weight); give those in full precision",
+        make=lambda: changed_head(lambda head: {"fc.weight": head.to(torch.int8)}),
+    ),
+    Case(
+        "a head in a Sequential",
+        lambda: (
+            changed_head(lambda head: {"fc.1.weight": head}),
+            uhkd.models.create("uhkd/resnet10", num_classes=10, start="w.safetensors").notes[0],
+        )[1],
+        "'w.safetensors': read fc.1.bias, fc.1.weight as fc.bias, fc.weight",
+        refused=False,
+    ),
+    Case(
         "a module whose weights are NaN",
         lambda: train_module(SICK),
         "the weights of Sequential hold NaN (1 tensor, first: 0.bias); use those of an earlier checkpoint",
@@ -446,6 +470,12 @@ CASES = (
         "Sequential gives probabilities (each row is >= 0 with sum 1), expected class scores before softmax: the losses apply "
         "softmax themselves; remove it (module.set_submodule('4', torch.nn.Identity())), or return the logarithm of the "
         "probabilities",
+    ),
+    Case(
+        "a student that ends with a sigmoid",
+        lambda: train_module(nn.Sequential(*small(3), nn.Sigmoid())),
+        "Sequential ends with a sigmoid, expected class scores before it: remove it (module.set_submodule('4', "
+        "torch.nn.Identity()))",
     ),
     Case(
         "a teacher that ends with a softmax",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 import uhkd
 from references.errors.case import Case
 from references.errors.shelf import WORDS
+from uhkd.models import wrap_module
 from uhkd.training.ema import check_decay
 
 SHORT = {name: word for name, word in WORDS.items() if name != "options"} | {"data": "digits", "train_limit": 40}
@@ -30,6 +32,8 @@ class Two(nn.Module):
             raise NotImplementedError("this backbone is frozen")
         if self.training and self.kind == "narrow":
             return self.head(x)[:, :5]
+        if self.kind == "detached":
+            return self.head(x).detach()
         first, second = self.head(x), self.aux(x)
         if not self.training:
             return first
@@ -100,6 +104,24 @@ CASES = (
         "a network that does not run in training mode",
         lambda: train(Two("fails")),
         "Two works in eval mode, but not in training mode on images of 16x16 px: this backbone is frozen",
+    ),
+    Case(
+        "a network that computes without gradients",
+        lambda: train(Two("detached")),
+        "the output of Two has no gradient: remove no_grad, inference_mode or detach from its forward",
+    ),
+    Case(
+        "a network with layers whose weights do not exist yet",
+        lambda: train(nn.Sequential(nn.Flatten(), nn.LazyLinear(10))),
+        "Sequential has lazy layers without weights yet: run it on a batch of images first",
+    ),
+    Case(
+        "a network that normalises images itself",
+        lambda: wrap_module(
+            nn.Sequential(Normalize([0.5] * 3, [0.2] * 3), *flat()), num_classes=10, image_size=16
+        ).notes[-1],
+        "Sequential gets images in [0,1], without normalisation",
+        refused=False,
     ),
     Case(
         "a network with another number of outputs in training mode",

@@ -86,6 +86,13 @@ CASES = (
         make=lambda: write("labels.csv", "image,label\na.png,0.5\nb.png,1.25"),
     ),
     Case(
+        "a column for each class",
+        TRAIN,
+        "labels.csv: columns healthy, rust hold only 0 and 1, as one-hot or several labels: expected one column with the class "
+        "of each image; for one of them alone: --label-column",
+        make=lambda: write("labels.csv", "image,healthy,rust\na.png,0,1\nb.png,1,0"),
+    ),
+    Case(
         "an empty table",
         TRAIN,
         "labels.csv has no rows: expected a line of column names, then a row for each image",
