@@ -45,10 +45,8 @@ def balanced_order(source: ImageSource, *, seed: int, epoch: int) -> Int[np.ndar
 def occurrences(order: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Return how often the image at each position was drawn before it, from 0."""
     by_image = np.argsort(order, kind="stable")
-    grouped = order[by_image]
-    first = np.searchsorted(grouped, grouped)
-    numbers = np.empty_like(order)
-    numbers[by_image] = np.arange(len(order)) - first
+    grouped, numbers = order[by_image], np.empty_like(order)
+    numbers[by_image] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
     return numbers
 
 

@@ -62,11 +62,8 @@ class Columns:
         found = next((group[0] for group in groups if len(group) == 1), None)
         if found is None and (needed or given is not None):
             title = self.data if isinstance(self.data, str | Path) else "the data set"
-            why = (
-                f"no column {given}"
-                if given
-                else f"{'several' if any(groups) else 'no'} columns with usual names of {kind}s"
-            )
+            count = "several" if any(groups) else "no"
+            why = f"no column {given}" if given else f"{count} columns with usual names of {kind}s"
             without = ", or ignore the labels with --unlabelled" if kind == "label" and not given else ""
             raise UhkdError(f"{title} has {why}: choose one of {listed(names, 20)} with --{kind}-column{without}")
         return found
@@ -101,11 +98,9 @@ class Rows:
 
 def feature_columns(columns: Columns, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:
     """Return the columns of images and labels by the features of a Hugging Face data set; raise as `Columns.find`."""
-    of_type = {
-        kind: [name for name, feature in features.items() if type(feature).__name__ == kind]
-        for kind in ("Image", "ClassLabel")
-    }
-    return columns.find([*features], of_type["Image"], of_type["ClassLabel"], labels)
+    types = {name: type(feature).__name__ for name, feature in features.items()}
+    images, classes = ([name for name in types if types[name] == kind] for kind in ("Image", "ClassLabel"))
+    return columns.find([*features], images, classes, labels)
 
 
 def columns_note(title: object, image: str, label: str | None) -> str:

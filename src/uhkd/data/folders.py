@@ -51,8 +51,7 @@ def read_folder(
             notes.append(f"no class folders in {splits['train']}: its images have no labels to learn from{hint}")
         classes: tuple[str, ...] = ()
         sources = {
-            split: _source_without_classes(roots[split], folder, unlabelled, other_files)
-            for split, folder in splits.items()
+            part: _source_without_classes(roots[part], place, unlabelled, other_files) for part, place in splits.items()
         }
     else:
         if data.test is None and "test" in splits and _is_flat(splits["test"]):
@@ -74,7 +73,7 @@ def read_folder(
         notes.append(f"left aside, because they are not images: {describe_other_files(other_files)}")
     if skip_bad_images:
         sources = {
-            split: _without_bad_images(source, splits[split], notes, bool(classes)) for split, source in sources.items()
+            part: _without_bad_images(source, splits[part], notes, bool(classes)) for part, source in sources.items()
         }
     train = sources["train"]
     size = common_size(len(train), train.path, _HEADERS)

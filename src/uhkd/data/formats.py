@@ -40,10 +40,7 @@ _NEEDS_PLUGIN = "HEIC needs the package pillow-heif: pip install pillow-heif"
 _OTHER_CONTENT = {
     b"%!PS": "PostScript",
     b"%PDF": "a PDF document",
-    b"<svg": "an SVG drawing",
-    b"<?xm": "XML",
-    b"<!DO": "an HTML page, such as the answer of a server to a failed download",
-    b"<htm": "an HTML page, such as the answer of a server to a failed download",
+    b"<": "an HTML page or XML, such as the answer of a server to a failed download",
     b"vers": "text, such as a pointer of Git LFS to a file that was not downloaded",
     b"\x93NUM": "a NumPy array",
     b"PK\x03\x04": "a zip archive",
@@ -78,10 +75,8 @@ def ending_of(name: str) -> str:
 
 def describe_other_files(other_files: Counter[str]) -> str:
     """Return '3 .txt, 1 without ending' for the numbers of files by ending that are no images; "" for none."""
-    parts = [
-        f"{count:,} {'.' + escape(ending) if ending else 'without ending'}"
-        for ending, count in other_files.most_common(12)
-    ]
+    common = other_files.most_common(12)
+    parts = [f"{count:,} {'.' + escape(ending) if ending else 'without ending'}" for ending, count in common]
     if (rest := len(other_files) - len(parts)) > 0:
         parts.append(f"and {rest} more endings")
     return ", ".join(parts) + (f" ({_NEEDS_PLUGIN})" if _HEIF_ENDINGS & other_files.keys() else "")

@@ -175,7 +175,7 @@ def _wrapped(folder: Path, known: Collection[str], unlabelled: bool) -> tuple[Pa
     folders, images = children(folder)
     holding = folders if len(folders) == 1 else [*itertools.islice(filter(has_images, folders), 2)]
     inner = next(
-        (child for child in folders if child.name.lower() in _IMAGES), holding[0] if len(holding) == 1 else None
+        (folder for folder in folders if folder.name.lower() in _IMAGES), holding[0] if len(holding) == 1 else None
     )
     if images or inner is None or inner.name in known or inner.name.lower() in PARTS:
         return None

@@ -48,8 +48,6 @@ def check_data_name(name: str) -> None:
     except OSError:  # the parent is not a folder or cannot be read
         present = []
     similar = [str(parent / name) for name in difflib.get_close_matches(missing, present, 3)]
-    similar += difflib.get_close_matches(
-        str(path), (*BUILT_IN, "torch/cifar10", "torch/mnist", "torch/fashion_mnist"), 2
-    )
+    similar += difflib.get_close_matches(str(path), (*BUILT_IN, "torch/cifar10", "torch/mnist"), 2)
     hint = f"; did you mean {' or '.join(similar)}?" if similar else f"; give a path, or one of: {', '.join(BUILT_IN)}"
     raise UhkdError(f"data {path} does not exist{hint}")

@@ -15,11 +15,10 @@ from uhkd.data.columns import Columns
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz
 from uhkd.data.folders import read_folder
 from uhkd.data.labels import alike
-from uhkd.data.labels import class_names as names_of
 from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import TABLES, check_data_name, is_reader
-from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
+from uhkd.data.sources import ImageSource, Split, fingerprint, relabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
@@ -177,10 +176,6 @@ def _match_names(name: str, splits: RawSplits, names: tuple[str, ...] | None) ->
     """Return the splits with their classes numbered as in `names`, where all of them are among these, and a note."""
     if not names or not splits.classes or names == splits.classes:
         return splits, []
-    wrapped = isinstance(splits.train, DatasetSource) and not names_of(splits.train.dataset)
-    if wrapped and names == tuple(map(str, range(len(splits.classes)))):
-        # networks trained on a Subset before its class names were read from the data set in it
-        return replace(splits, classes=names), ["the classes of the network have no names: matched by number"]
     if not {*splits.classes} <= {*names}:
         return splits, []
     sources = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -214,15 +209,12 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
     if len(set(classes)) != len(classes):
         raise UhkdError(f"{name}: class names must differ, found repeated ones among {len(classes)}")
     for split, values in labels.items():
-        if values is not None and len(values) and int(values.max()) >= len(classes):
+        highest = int(values.max(initial=0)) if values is not None else 0
+        if highest >= len(classes):
+            hint = "; number the classes from 0: subtract 1" if lowest == 1 and highest == len(classes) else ""
             raise UhkdError(
-                f"{name}: {split} labels go up to {int(values.max())}, but there are {len(classes)} classes "
-                f"(labels 0 to {len(classes) - 1})"
-                + (
-                    "; number the classes from 0: subtract 1"
-                    if lowest == 1 and int(values.max()) == len(classes)
-                    else ""
-                )
+                f"{name}: {split} labels go up to {highest}, but there are {len(classes)} classes (labels 0 to "
+                f"{len(classes) - 1}){hint}"
             )
     notes = [f"{similar}: read as different classes"] if (similar := alike(classes)) else []
     present = np.unique(train)

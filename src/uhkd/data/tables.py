@@ -172,9 +172,8 @@ def _texts(path: Path, column: str, values: list[str]) -> tuple[list[str], list[
             "from 0 on; measured values are not supported"
         )
     if numeric and all("." in value for value in distinct):
-        return [str(int(float(value))) for value in values], [
-            f"{path.name}: labels such as {values[0]} are read as integers"
-        ]
+        note = f"{path.name}: labels such as {values[0]} are read as integers"
+        return [str(int(float(value))) for value in values], [note]
     return values, []
 
 

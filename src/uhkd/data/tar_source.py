@@ -186,9 +186,7 @@ def _open_remote(address: str, options: ShardOptions, at_a_time: int) -> tuple[S
 
 def tars(folder: Path) -> Sequence[Path]:
     """Return the tar shards in a folder and its subfolders, sorted, without hidden ones."""
-    return sorted(
-        path for depth in ("*.tar", "*/*.tar") for path in folder.glob(depth) if not path.name.startswith(".")
-    )
+    return sorted(file for depth in ("*.tar", "*/*.tar") for file in folder.glob(depth) if file.name[0] != ".")
 
 
 def _without_bad_images(source: ImageSource, split: str, notes: list[str]) -> ImageSource:

@@ -60,11 +60,8 @@ def by_name(
     numbers = number_names(names, title, classes)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(names):
         raise UhkdError(f"{title} has labels outside 0 to {len(names) - 1}, the numbers of its {len(names)} classes")
-    how = (
-        "the classes in another order"
-        if len(names) == len(classes)
-        else f"only {len(names)} of the {len(classes)} classes"
-    )
+    some = f"only {len(names)} of the {len(classes)} classes"
+    how = "the classes in another order" if len(names) == len(classes) else some
     return relabelled(source, numbers[labels]), [f"{title} lists {how}: labels are matched by class name"]
 
 
@@ -130,9 +127,7 @@ def _agrees(label: Any, dataset: Any, index: int, title: str) -> bool:
 def _label(dataset: Any, index: int, title: str) -> Any:
     item = _item(dataset, index, title)
     if not isinstance(item, tuple | list) or len(item) < 2:
-        raise UhkdError(
-            f"item {index} of {title} is a {type(item).__name__}: expected (image, label), as item 0; remove it"
-        )
+        raise UhkdError(f"item {index} of {title} is a {type(item).__name__}: expected (image, label); remove it")
     return item[1]
 
 

@@ -82,7 +82,7 @@ class Diagnostics:
         self.teacher_maps = () if teacher is None else teacher.pooled
         self.targets = () if teacher is None or match is None else teacher.targets
         if teacher is not None:
-            self.fixed |= {f"teacher_spectrum_{i}": _array(x) for i, x in enumerate(teacher.spectra)}
+            self.fixed |= _spectra("teacher", teacher.spectra)
         if self.targets:
             assert match is not None
             self.fixed |= {f"frequency_{i}": _array(f) for i, f in enumerate(match.frequencies)}
@@ -92,9 +92,7 @@ class Diagnostics:
 
     def begin(self) -> None:
         """Record spectra, and CKA with the teacher, before the first step."""
-        self.fixed |= {
-            f"start_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(self._maps(self.student))
-        }
+        self.fixed |= _spectra("start", map(radial_spectrum, self._maps(self.student)))
         if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_start"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
 
@@ -102,9 +100,7 @@ class Diagnostics:
     def note(self, step: int) -> None:
         """Record spectra, and the error of each coefficient, after a validation."""
         maps = self._maps(self.student)
-        row = {"steps": np.int64(step)} | {
-            f"student_spectrum_{i}": _array(radial_spectrum(m)) for i, m in enumerate(maps)
-        }
+        row = {"steps": np.int64(step)} | _spectra("student", map(radial_spectrum, maps))
         if self.targets:
             assert self.match is not None
             with eval_mode(self.match):
@@ -158,6 +154,10 @@ def first_images(batches: Iterable[Batch], count: int) -> Tensor:
         if sum(map(len, images)) >= count:
             break
     return torch.cat(images)[:count]
+
+
+def _spectra(owner: str, spectra: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    return {f"{owner}_spectrum_{i}": _array(x) for i, x in enumerate(spectra)}
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -48,11 +48,8 @@ class Calibration:
             return f"{'' if self.reason else f'{first:{form}} to '}{last} ({low} to {high})"
 
         folds = "" if self.fitted < self.images else "cross-"
-        fit = (
-            f"1, not fitted: {self.reason}"
-            if self.reason
-            else f"{self.temperature:.3g}, {folds}fitted on {self.fitted} images"
-        )
+        fit = f"{self.temperature:.3g}, {folds}fitted on {self.fitted} images"
+        fit = f"1, not fitted: {self.reason}" if self.reason else fit
         return (
             f"temperature {fit}; on {self.evaluated} held-out images{'' if self.reason else ', before and after'} (95 % "
             f"interval): confidence minus accuracy {shown('gap', 100, '+.1f')} points, ECE {shown('ece', 100, '.1f')} %, "
@@ -78,10 +75,7 @@ def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int
         return Calibration(1.0, n, 0, n, reasons[0], before, before)
     evaluated = torch.cat([part for _, part in folds])
     scaled = torch.cat([logits[part] / t for (_, part), t in zip(folds, temperatures, strict=True)])
-    before, after = (
-        calibration_figures(logits[evaluated], labels[evaluated], seed),
-        calibration_figures(scaled, labels[evaluated], seed),
-    )
+    before, after = (calibration_figures(x, labels[evaluated], seed) for x in (logits[evaluated], scaled))
     temperature = math.exp(sum(map(math.log, temperatures)) / len(temperatures))
     return Calibration(temperature, n, len(one) if len(folds) == 1 else n, len(evaluated), "", before, after)
 

@@ -51,10 +51,7 @@ def with_layouts(traced: list[LayerOutput], image: Tensor) -> list[LayerOutput]:
     layouts = [layout for item in clear if (layout := infer(item.shape, batch, size)) is not None]
     known = {layout.grid: 0 for layout in layouts if layout.grid != (1, 1)}
     channels_last = sum(layout.kind == "nhwc" for layout in layouts) * 2 > len(layouts)
-    return [
-        replace(item, layout=infer(item.shape, batch, size, known=known, channels_last=channels_last))
-        for item in traced
-    ]
+    return [replace(x, layout=infer(x.shape, batch, size, known=known, channels_last=channels_last)) for x in traced]
 
 
 def default_layers(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:

@@ -44,9 +44,7 @@ def check_training_mode(network: FeatureExtractor) -> None:
                 f"{name} works in eval mode, but not in training mode on images of {height}x{width} px: {reason}"
             ) from error
     if not main.requires_grad and any(parameter.requires_grad for parameter in module.parameters()):
-        raise UhkdError(
-            f"the output of {name} has no gradient: remove no_grad, inference_mode or detach from its forward"
-        )
+        raise UhkdError(f"the output of {name} has no gradient: remove no_grad or detach from its forward")
     expected = network.shapes.logits or network.shapes.embedding
     if expected is not None and (main.ndim != 2 or main.shape[1] != expected):
         raise UhkdError(

@@ -137,9 +137,7 @@ def _unknown(name: str) -> str:
     names = _listed()
     bare = {full.split("/")[1]: full for full in reversed(names)}
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
-    near += [
-        bare[short] for short in difflib.get_close_matches(name.lower().split("/")[-1], list(bare), n=4, cutoff=0.6)
-    ]
+    near += [bare[short] for short in difflib.get_close_matches(name.lower().split("/")[-1], bare, n=4, cutoff=0.6)]
     architecture, _, tag = name.removeprefix("timm/").partition(".")
     if tag and architecture in listing()["timm"]:
         import timm

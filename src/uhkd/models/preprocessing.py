@@ -28,7 +28,5 @@ def native_preprocessing(module: nn.Module, size: Size = (224, 224)) -> Preproce
     if isinstance(cfg, Mapping):
         return input_of(cfg, size)
     if any(type(part).__name__ == "Normalize" and hasattr(part, "std") for part in module.modules()):
-        return Preprocessing(
-            size, (0.0,) * 3, (1.0,) * 3
-        )  # it normalises images itself, as torchvision's Normalize does
+        return Preprocessing(size, (0.0,) * 3, (1.0,) * 3)  # normalises images itself
     return None

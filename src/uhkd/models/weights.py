@@ -102,9 +102,8 @@ def _without_prefix(
             left.remove(name)
     note = f"{source}: removed the prefix '{prefix}'"
     note += f"; left out {pluralize(len(left), 'other tensor')} ({listed(left, 3)})" if left else ""
-    note += (
-        f"; the same names are also under {listed([name[:-1] for name in others])} ({CHOOSE_COPY})" if others else ""
-    )
+    if others:
+        note += f"; the same names are also under {listed([name[:-1] for name in others])} ({CHOOSE_COPY})"
     return inside, [note]
 
 

@@ -179,7 +179,7 @@ CASES = (
     Case(
         "a data set with an item that is None",
         lambda: open_data(Gapped(PICTURE)),
-        "item 5 of the data set is a NoneType: expected (image, label), as item 0; remove it",
+        "item 5 of the data set is a NoneType: expected (image, label); remove it",
     ),
     Case(
         "an .npz with labels of shape (N, 1), as MedMNIST has them",

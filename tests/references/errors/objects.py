@@ -108,7 +108,7 @@ CASES = (
     Case(
         "a network that computes without gradients",
         lambda: train(Two("detached")),
-        "the output of Two has no gradient: remove no_grad, inference_mode or detach from its forward",
+        "the output of Two has no gradient: remove no_grad or detach from its forward",
     ),
     Case(
         "a network with layers whose weights do not exist yet",
