@@ -173,9 +173,9 @@ def _inside(folder: Path, known: Collection[str], unlabelled: bool, notes: list[
 def _wrapped(folder: Path, known: Collection[str], unlabelled: bool) -> tuple[Path, list[str]] | None:
     """Return the only folder of images in a folder, and the names of those next to it; None if there is no such."""
     folders, images = children(folder)
-    holding = folders if len(folders) == 1 else [*itertools.islice(filter(has_images, folders), 2)]
+    others = [folder for folder in folders if not _ANNOTATIONS.fullmatch(folder.name.lower()) or has_images(folder)]
     inner = next(
-        (folder for folder in folders if folder.name.lower() in _IMAGES), holding[0] if len(holding) == 1 else None
+        (folder for folder in folders if folder.name.lower() in _IMAGES), others[0] if len(others) == 1 else None
     )
     if images or inner is None or inner.name in known or inner.name.lower() in PARTS:
         return None

@@ -238,15 +238,14 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
 
 def _dark_note(source: ImageSource, count: int = 4) -> list[str]:
     """Return a note if some images, spread over a source that is not in shards, use a small part of the range of values."""
-    if not isinstance(source, ShardSource):
-        with suppress(UhkdError):  # reported when the image is used
-            highest = max(int(source.image(int(i)).max()) for i in np.linspace(0, len(source) - 1, count))
-            if highest < _DARK:
-                return [
-                    f"{count} sampled images are nearly black (values up to {highest} of 255): scale them to the whole range, "
-                    "for example if files of 16 bits use only 12, or if values were divided by 255 twice"
-                ]
-    return []
+    highest, positions = 255, [] if isinstance(source, ShardSource) else np.linspace(0, len(source) - 1, count)
+    with suppress(UhkdError):  # reported when the image is used
+        highest = max((int(source.image(int(i)).max()) for i in positions), default=highest)
+    note = (
+        f"{count} sampled images are nearly black (values up to {highest} of 255): scale them to the whole range, for example "
+        "if files of 16 bits use only 12, or if values were divided by 255 twice"
+    )
+    return [note] if highest < _DARK else []
 
 
 def _strata(source: ImageSource, labelled: bool) -> np.ndarray:

@@ -155,10 +155,8 @@ class DatasetSource:
     def fingerprint(self) -> str:
         """Return a hash of type, length, labels and three images (hashing all would be a pass over the data)."""
         probes = sorted({0, len(self) // 2, len(self) - 1})
-        pixels = [self.image(i).numpy() for i in probes]
-        return content_hash(
-            f"{type(self.dataset).__qualname__} {len(self)}".encode(), _label_bytes(self.labels), *pixels
-        )
+        kind, pixels = type(self.dataset).__qualname__, [self.image(i).numpy() for i in probes]
+        return content_hash(f"{kind} {len(self)}".encode(), _label_bytes(self.labels), *pixels)
 
 
 class Split:

@@ -46,14 +46,8 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         UhkdError: not a tar, compressed, cut short or damaged, without images, labels in some samples only, two images of one
             sample, two samples with one name, or several splits in one set of tars.
     """
-    samples: list[_Sample] = []
-    counts, sizes = [], []
-    for name in names:
-        path = folder / name
-        shard_samples = list(_samples(path))
-        samples += shard_samples
-        counts.append(len(shard_samples))
-        sizes.append(path.stat().st_size)
+    shards = [list(_samples(folder / name)) for name in names]
+    samples = [sample for shard in shards for sample in shard]
     title = listed([folder / name for name in names], 1)
     if not samples:
         raise UhkdError(
@@ -65,11 +59,11 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
             f"{title} mixes {' and '.join(sorted(splits))}: expected separate tars for each split, as train-0000.tar"
         )
     labels, classes = _labels(samples, title)
-    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    bounds = np.cumsum([0, *map(len, shards)]).astype(np.int64)
     return Index(
         tuple(names),
         classes,
-        np.array(sizes, np.int64),
+        np.array([(folder / name).stat().st_size for name in names], np.int64),
         bounds,
         np.array([sample.offset for sample in samples], np.int64),
         np.array([sample.length for sample in samples], np.int64),

@@ -253,11 +253,8 @@ def _matches(index: Index, folder: Path) -> bool:
         files = [(folder / name).stat() for name in index.names]
         # the time is checked because classes are in separate members, which the images' headers do not cover
         newer = max(file.st_mtime for file in files) > (folder / INDEX).stat().st_mtime
-        return (
-            not newer
-            and [file.st_size for file in files] == index.sizes.tolist()
-            and all(source.content(i) for i in ends)
-        )
+        same_sizes = [file.st_size for file in files] == index.sizes.tolist()
+        return not newer and same_sizes and all(source.content(i) for i in ends)
     except (OSError, UhkdError):
         return False
 

@@ -38,9 +38,8 @@ def worker_error(error: RuntimeError, workers: Iterable[Any]) -> UhkdError | Non
     text = str(error)
     for worker in workers if multiprocessing.get_start_method() != "fork" else ():
         worker.join(1)  # makes its exit code known
-        if worker.exitcode != _RUN_AGAIN:
-            continue
-        return UhkdError(_GUARD)
+        if worker.exitcode == _RUN_AGAIN:
+            return UhkdError(_GUARD)
     if "shared memory" in text or "shm" in text or "Bus error" in text:
         return UhkdError(
             "the shared memory of the loader processes is full (/dev/shm): in Docker start the container with --shm-size 8g or "

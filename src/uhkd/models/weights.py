@@ -148,21 +148,20 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
     target = module.state_dict()
     heads = head_names(module, num_classes)
     in_head = {name for name in target.keys() | state.keys() if any(name.startswith(f"{head}.") for head in heads)}
-    reshaped = {name for name in target.keys() & state.keys() if state[name].shape != target[name].shape}
+    both = target.keys() & state.keys()
+    reshaped = {name for name in both if state[name].shape != target[name].shape}
     missing, unexpected = target.keys() - state.keys(), state.keys() - target.keys()
     counters = {name for name in missing | unexpected | reshaped if is_bookkeeping(name)}
+    wrong = sorted(reshaped - in_head - counters)
     differing = {
         "missing": sorted(missing - in_head - counters),
         "unexpected": sorted(unexpected - in_head - counters),
-        "of another shape": [
-            f"{n} {_shape(state[n])} for {_shape(target[n])}" for n in sorted(reshaped - in_head - counters)
-        ],
+        "of another shape": [f"{n} {_shape(state[n])} for {_shape(target[n])}" for n in wrong],
     }
     problems = [f"{len(names)} {problem} ({listed(names)})" for problem, names in differing.items() if names]
     if problems:
         raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
-    floats = [name for name in target if name in state and target[name].is_floating_point()]
-    quantised = [name for name in floats if not state[name].is_floating_point()]
+    quantised = sorted(name for name in both if target[name].is_floating_point() > state[name].is_floating_point())
     if quantised := quantised or [name for name in state if name.endswith("zero_point")]:
         raise UhkdError(
             f"the weights in {source} are quantised ({pluralize(len(quantised), 'tensor')}, first: {quantised[0]}); give those "
