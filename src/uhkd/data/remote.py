@@ -28,9 +28,8 @@ def check_address(address: str) -> None:
     """
     scheme, _, rest = address.partition("://")
     if scheme not in SCHEMES or not rest or "::" in address:
-        raise UhkdError(
-            f"data at {address}: expected an address that begins with {', '.join(f'{s}://' for s in SCHEMES)}"
-        )
+        schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UhkdError(f"data at {address}: expected an address that begins with {schemes}")
 
 
 def fetch(address: str) -> bytes:

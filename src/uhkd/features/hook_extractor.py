@@ -89,10 +89,8 @@ def build_hook_extractor(
     elif isinstance(levels, int):
         chosen = default_layers(usable, levels)
     else:
-        defaults = default_layers(usable, len(usable))
-        requested = [
-            defaults[i].name if isinstance(i, int) and -len(defaults) <= i < len(defaults) else i for i in levels
-        ]
+        named = [item.name for item in default_layers(usable, len(usable))]
+        requested = [named[i] if isinstance(i, int) and -len(named) <= i < len(named) else i for i in levels]
         names = [(item.name,) for item in usable]
         chosen = [usable[i] for i in find_layers(requested, names, type(module).__name__)]
     vector = output is not None and output.ndim == 2

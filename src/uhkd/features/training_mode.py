@@ -29,9 +29,8 @@ def check_training_mode(network: FeatureExtractor) -> None:
     outputs: list[Any] = []
     with side_effect_free(module), ExitStack() as stack:
         if classifier is not None:
-            hook = module.get_submodule(classifier).register_forward_hook(
-                lambda *call: heads.append(first_tensor(call[2]))
-            )
+            layer = module.get_submodule(classifier)
+            hook = layer.register_forward_hook(lambda *call: heads.append(first_tensor(call[2])))
             stack.callback(hook.remove)
         stack.callback(module.register_forward_hook(lambda *call: outputs.append(call[2])).remove)
         module.train()

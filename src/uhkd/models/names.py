@@ -176,8 +176,9 @@ def check_run(folder: str | Path) -> RunFolder:
         raise UhkdError(_no_folder(str(folder)))
     if run.path.is_file():
         raise UhkdError(f"'{folder}' is a file: give a run folder (an option start takes weights files)")
-    if (run.path / "config.json").is_file():
-        raise UhkdError(f"'{folder}' is no run folder of uhkd; for a timm model folder write '{LOCAL_DIR}{folder}'")
+    if (config := run.path / "config.json").is_file():
+        form = PREFIX if '"model_type"' in config.read_text(encoding="utf-8", errors="replace") else LOCAL_DIR
+        raise UhkdError(f"'{folder}' is no run folder of uhkd, but a model folder: write '{form}{folder}'")
     raise UhkdError(
         f"'{folder}' is no run folder of uhkd: it lacks {run.config.name} or {run.weights.name}; "
         "give a folder that finetune or distill wrote"

@@ -251,6 +251,12 @@ CASES = (
         has=("images",),
     ),
     Case(
+        "a folder of save_pretrained, or of a Trainer's checkpoint, by its path alone",
+        finetune("hub/checkpoint-500"),
+        "'hub/checkpoint-500' is no run folder of uhkd, but a model folder: write 'transformers/hub/checkpoint-500'",
+        make=lambda: write("hub/checkpoint-500/config.json", '{"model_type": "vit"}'),
+    ),
+    Case(
         "an unknown option of the network",
         finetune("uhkd/vit_micro", "--options dept=3"),
         "uhkd/vit_micro takes no option 'dept'; did you mean 'depth' or 'depths'?",
