@@ -81,9 +81,7 @@ def test_paths_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "teacher" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no such folder: .*techer; did you mean .*teacher\?"):
         create(str(tmp_path / "techer"), num_classes=5)
-    with pytest.raises(
-        ValueError, match=r"teacher' is no run folder of uhkd; for a timm model folder write 'local-dir:"
-    ):
+    with pytest.raises(ValueError, match=r"teacher' is no run folder of uhkd, but a model folder: write 'local-dir:"):
         create(str(tmp_path / "teacher"), num_classes=5)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text("model: uhkd/vit_micro\ndata: digits\n")

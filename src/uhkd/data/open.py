@@ -15,10 +15,11 @@ from uhkd.data.columns import Columns
 from uhkd.data.datasets import RawSplits, cifar100, digits, npz
 from uhkd.data.folders import read_folder
 from uhkd.data.labels import alike
+from uhkd.data.labels import class_names as names_of
 from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import TABLES, check_data_name, is_reader
-from uhkd.data.sources import ImageSource, Split, fingerprint, relabelled
+from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
 from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
 from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
@@ -176,6 +177,10 @@ def _match_names(name: str, splits: RawSplits, names: tuple[str, ...] | None) ->
     """Return the splits with their classes numbered as in `names`, where all of them are among these, and a note."""
     if not names or not splits.classes or names == splits.classes:
         return splits, []
+    wrapped = isinstance(splits.train, DatasetSource) and not names_of(splits.train.dataset)
+    if wrapped and names == tuple(map(str, range(len(splits.classes)))):
+        # networks trained on a Subset before its class names were read from the data set in it
+        return replace(splits, classes=names), ["the classes of the network have no names: matched by number"]
     if not {*splits.classes} <= {*names}:
         return splits, []
     sources = {"train": splits.train, "val": splits.val, "test": splits.test}
