@@ -62,8 +62,9 @@ def test_tutorial(page, tmp_path):
         assert (tmp_path / "runs" / "student" / "curves.png").stat().st_size > 0
     if page.stem == PICTURES:
         said = "\n".join(printed)
-        assert "1 image in album/photos cannot be decoded: skipped (photos/tower/broken.jpg)" in said
-        assert "300 images" in said and "120 images of new" in said
+        words = " ".join(said.split())
+        assert "1 image in album/photos cannot be decoded: skipped (photos/tower/broken.jpg)" in words
+        assert "uhkd/mixer_micro on 120 images of new" in words
         found = re.search(r"prediction of the ONNX model: (\w+) ([\d.]+)", said)
         predicted = re.search(r"^new/may/sky-072.webp: (\w+) ([\d.]+)%", said, re.MULTILINE)
         assert found and predicted and found[1] == predicted[1]
