@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INDEX = ROOT / "docs" / "tutorials" / "index.md"
 LISTED = re.findall(r"^\| \[.*?\]\((.*?)\)", INDEX.read_text(encoding="utf-8"), re.MULTILINE)
 TUTORIALS = [INDEX.with_name(name) for name in LISTED]
-FIRST = "first-student"
+FIRST, PICTURES = "first-student", "my-images"
 FILE = "# file: "  # a Python block that begins so is saved under that name, for a later one to import
 SHOWN = ("", "sh", "text", "yaml", "toml", "json")  # shown only: a network, GPU or queue would be needed
 
@@ -60,6 +60,21 @@ def test_tutorial(page, tmp_path):
         assert "uhkd" in printed[1] and "teacher" in printed[1] and "not run" in printed[1]
         assert "accuracy" in printed[2] and "prediction of the student" in printed[2]
         assert (tmp_path / "runs" / "student" / "curves.png").stat().st_size > 0
+    if page.stem == PICTURES:
+        said = "\n".join(printed)
+        words = " ".join(said.split())
+        assert "1 image in album/photos cannot be decoded: skipped (photos/tower/broken.jpg)" in words
+        assert "uhkd/mixer_micro on 120 images of new" in words
+        found = re.search(r"prediction of the ONNX model: (\w+) ([\d.]+)", said)
+        predicted = re.search(r"^new/may/sky-072.webp: (\w+) ([\d.]+)%", said, re.MULTILINE)
+        assert found and predicted and found[1] == predicted[1]
+        assert float(found[2]) == pytest.approx(float(predicted[2]) / 100, abs=2e-3), "the temperature is in the file"
+
+
+def test_every_step_from_pictures_to_a_model_is_run_and_not_only_shown():
+    shown = [block.text for block in blocks(INDEX.with_name(f"{PICTURES}.md")) if block.language == "bash"]
+    verbs = re.findall(r"^uhkd (\w+)", "\n".join(shown), re.MULTILINE)
+    assert list(dict.fromkeys(verbs)) == ["finetune", "distill", "eval", "report", "predict", "export"]
 
 
 def test_each_tutorial_says_what_one_gets_and_how_long_it_takes():

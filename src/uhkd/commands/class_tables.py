@@ -12,7 +12,7 @@ _ALL, _SOME = 20, 10
 """Classes up to which all are shown, and how many where not."""
 _MATRIX = 12
 """Classes up to which the confusion matrix is shown."""
-_FRACTIONS = ("accuracy", "top5", "balanced_accuracy", "precision", "recall", "f1", "gap")
+_FRACTIONS = ("accuracy", "top5", "balanced_accuracy", "precision", "recall", "f1", "ece", "gap")
 _CALIBRATED = "_calibrated"
 
 

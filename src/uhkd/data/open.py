@@ -46,6 +46,7 @@ class DataSplits:
         notes: what was decided or skipped, to be logged.
         fingerprint: hash of the images, the labels and the split.
         resize: how images get the shape of a network's input.
+        held_out: whether val was cut from the training images.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DataSplits:
     notes: tuple[str, ...]
     fingerprint: str
     resize: Resize = "crop"
+    held_out: bool = False
 
     @property
     def validation(self) -> str:
@@ -127,6 +129,7 @@ def open_data(
         flip=name != "digits",
         notes=(*splits.notes, *matched, *notes),
         fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
+        held_out=splits.val is None,
     )
 
 

@@ -45,7 +45,7 @@ class Calibration:
         def shown(name: str, scale: float, form: str) -> str:
             first, *rest = (scale * x for x in (self.before[name]["value"], *self.after[name].values()))
             last, low, high = (format(x, form) for x in rest)
-            return f"{'' if self.reason else f'{first:{form}} to '}{last} ({low} to {high})"
+            return f"{'' if self.reason else f'{first:{form}} and '}{last} ({low} to {high})"
 
         folds = "" if self.fitted < self.images else "cross-"
         fit = f"{self.temperature:.3g}, {folds}fitted on {self.fitted} images"

@@ -93,8 +93,9 @@ class EvalArguments(FolderOptions):
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
     image_column: ImageColumn = None
     label_column: LabelColumn = None
-    split: Literal["auto", "val", "test"] = Field(
-        default="auto", description="auto: test if the data has one, otherwise val"
+    split: Literal["auto", "val", "test", "all"] = Field(
+        default="auto",
+        description="auto: test if the data has one, otherwise val; all: every image of data, for other data",
     )
     probe: Literal["none", "knn", "linear"] = Field(
         default="none",
@@ -109,6 +110,8 @@ class EvalArguments(FolderOptions):
     def _check_folders(self) -> Self:
         if self.data is None and any(getattr(self, name) is not None for name in FolderOptions.model_fields):
             raise UhkdError("train_dir, val_dir and test_dir name parts of --data: give it too")
+        if self.split == "all" and self.probe != "none":
+            raise UhkdError("a probe is fitted on the training split: measure it with --split val or test, not all")
         return self
 
 

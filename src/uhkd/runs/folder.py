@@ -102,10 +102,10 @@ class RunFolder:
         if differing:
             differences = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
             start = "--student-start" if "student" in before else "--start"
-            hint = f"; to train its weights further by another recipe, start a new run: --out NEW {start} {self.path}"
-            raise UhkdError(
-                f"cannot resume {self.path} with another recipe: {differences}{hint if self.has_model() else ''}"
-            )
+            hint = "give the options as they were, or choose another --out"
+            if self.has_model():
+                hint = f"to train its weights further by another recipe, start a new run: --out NEW {start} {self.path}"
+            raise UhkdError(f"cannot resume {self.path} with another recipe: {differences}; {hint}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

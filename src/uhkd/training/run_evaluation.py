@@ -1,6 +1,7 @@
 """Evaluation of a run's network on its own or other data."""
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -61,9 +62,17 @@ def measure(
         )
     opened, split_name, images = images_of(run, network, data, split, probed=probe != "none")
     size = image_size(opened, [network])
-    loader = eval_loader(images, size, batch_size=batch_size, resize=opened.resize)
+    parts = (
+        [images] if split != "all" else [part for part in (opened.train, opened.val, opened.test) if part is not None]
+    )
+    loader = chain.from_iterable(eval_loader(x, size, batch_size=batch_size, resize=opened.resize) for x in parts)
     if probe == "none":
-        title = f"{network.config.name} on {len(images)} {split_name} images of {opened.name}"
+        count, own = sum(map(len, parts)), _own_result(run, opened)
+        title = f"{network.config.name} on {count} {split_name} images of {opened.name}".replace(" all ", " ", 1)
+        if split == "all" and own:
+            log_info("warning: the network was trained on these images; choose others for an unbiased number")
+        elif split_name == "val" and opened.held_out and not own:
+            log_info(f"{count} of {count + len(opened.train)} images, as held out from a training; all: --split all")
         return evaluate(network, loader, torch_device), title, network, network.config.classes
     train = eval_loader(opened.train, size, batch_size=batch_size, resize=opened.resize)
     known = embed(network, train, torch_device)
@@ -80,7 +89,7 @@ def measure(
 def images_of(
     run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
 ) -> tuple[DataSplits, str, ImageSource]:
-    """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
+    """Open data with the network's classes; return it, the name of the requested split and its images (all: those of val).
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
     is then the run's probe data, if it has some.
@@ -110,10 +119,15 @@ def images_of(
     if probed and not opened.classes:
         raise UhkdError(f"data {opened.name} has no labels to fit a probe on; name labelled images with --data")
     split_name = split if split != "auto" else ("val" if opened.test is None else "test")
-    images = opened.val if split_name == "val" else opened.test
+    images = opened.test if split_name == "test" else opened.val
     if images is None:
         raise UhkdError(f"data {opened.name} has no test split; use --split val")
-    result = RunFolder(run).read_result() if RunFolder(run).result.is_file() else {}
-    if split_name == "val" and result.get("data_fingerprint") == opened.fingerprint and (best := best_epoch(result)):
+    if split_name == "val" and (result := _own_result(run, opened)) and (best := best_epoch(result)):
         log_info(f"warning: the network is that of {best}; choose other images for an unbiased number")
     return opened, split_name, images
+
+
+def _own_result(run: str, opened: DataSplits) -> dict[str, Any]:
+    """Return the result of a run that was trained on just this data, else {}."""
+    result = RunFolder(run).read_result() if RunFolder(run).result.is_file() else {}
+    return result if result.get("data_fingerprint") == opened.fingerprint else {}

@@ -83,7 +83,7 @@ CASES = (
     Case(
         "a misspelt split",
         "eval run --split tes",
-        "split: expected auto, val or test, found 'tes'; did you mean 'test'?",
+        "split: expected auto, val, test or all, found 'tes'; did you mean 'test'?",
     ),
     Case(
         "several mistakes at once",

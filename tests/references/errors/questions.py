@@ -63,6 +63,12 @@ CASES = (
         has=("run", "images"),
     ),
     Case(
+        "a probe on the images that it is fitted on",
+        "eval run --split all --probe knn",
+        "a probe is fitted on the training split: measure it with --split val or test, not all",
+        **RUN,
+    ),
+    Case(
         "an image that does not exist",
         "predict run bee.png",
         "no such file or folder: bee.png; give image files, or folders of them",

@@ -69,13 +69,15 @@ CASES = (
     Case(
         "resuming with another recipe",
         f"{GO_ON} --lr 0.1 --seed 3",
-        "cannot resume stopped with another recipe: lr was 0.001, now 0.1, seed was 0, now 3",
+        "cannot resume stopped with another recipe: lr was 0.001, now 0.1, seed was 0, now 3; "
+        "give the options as they were, or choose another --out",
         **STOPPED,
     ),
     Case(
         "resuming with other images",
         f"{GO_ON} --train-limit 30",
-        "cannot resume stopped with another recipe: train_limit was 40, now 30",
+        "cannot resume stopped with another recipe: train_limit was 40, now 30; "
+        "give the options as they were, or choose another --out",
         **STOPPED,
     ),
     Case(
