@@ -41,12 +41,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
             options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
     source = data if is_object else arguments.data
-    if source is None and (arguments.image_column or arguments.label_column):
-        raise UhkdError("--image-column and --label-column are columns of other data: name it with --data")
     source = source and Columns.of(arguments, source)
-    result, title, network, classes = measure(
-        arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
-    )
+    names = ("split", "batch_size", "device", "probe", "skip_bad_images")
+    options = {name: getattr(arguments, name) for name in names}
+    result, title, network, classes = measure(arguments.run, source, **options)
     temperature = network.config.temperature if arguments.probe == "none" else 1.0
     calibrated = score(result.logits / temperature, result.labels)
     metrics: dict[str, Any] = result.metrics | {

@@ -1,21 +1,10 @@
 """Options of the commands without recipe, from demo and models to export, push and cache verify."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from uhkd.errors import UhkdError
-from uhkd.recipe.base import (
-    Device,
-    FolderOptions,
-    ImageColumn,
-    ImageSize,
-    LabelColumn,
-    Levels,
-    StrictModel,
-    Student,
-    Teacher,
-)
+from uhkd.recipe.base import Device, ImageSize, Levels, SourceOptions, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
@@ -65,7 +54,7 @@ class IndexArguments(StrictModel):
     folder: str = Field(description="folder of .tar shards, train-*.tar, val-*.tar or train/*.tar, val/*.tar")
 
 
-class InspectArguments(StrictModel):
+class InspectArguments(SourceOptions):
     """Check a teacher and a student without training: layers, map sizes, spectra, memory and one step."""
 
     teacher: Teacher
@@ -84,15 +73,13 @@ class InspectArguments(StrictModel):
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
 
 
-class EvalArguments(FolderOptions):
+class EvalArguments(SourceOptions):
     """Measure the accuracy of a trained network, or of a probe on its frozen embeddings, on its own or other data."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
     split: Literal["auto", "val", "test"] = Field(
         default="auto", description="auto: test if the data has one, otherwise val"
     )
@@ -105,12 +92,6 @@ class EvalArguments(FolderOptions):
     per_class: bool = Field(default=False, description="show all classes and the confusion matrix, however many")
     device: Device = "auto"
 
-    @model_validator(mode="after")
-    def _check_folders(self) -> Self:
-        if self.data is None and any(getattr(self, name) is not None for name in FolderOptions.model_fields):
-            raise UhkdError("train_dir, val_dir and test_dir name parts of --data: give it too")
-        return self
-
 
 class WatchArguments(StrictModel):
     """Show the progress, loss terms, accuracy and health of running trainings; Ctrl-C stops only the display."""
@@ -122,7 +103,7 @@ class WatchArguments(StrictModel):
     every: float = Field(default=1.0, ge=0.1, description="seconds between updates")
 
 
-class ExportOptions(StrictModel):
+class ExportOptions(SourceOptions):
     """Properties of exported files, and images for their check and for the calibration of 8-bit formats."""
 
     opset: int | None = Field(default=None, ge=13, description="opset version of onnx and onnx-int8; none: torch's")
@@ -207,7 +188,7 @@ class CompletionArguments(StrictModel):
     shell: Literal["bash", "zsh", "fish"] = Field(description="shell")
 
 
-class VerifyArguments(StrictModel):
+class VerifyArguments(SourceOptions):
     """Check a cache: the checksum of every record, and a sample of records against the teacher, bitwise for the views."""
 
     positional: ClassVar[tuple[str, ...]] = ("cache",)

@@ -44,6 +44,7 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
+    skip_bad_images: bool = False,
 ) -> tuple[Evaluation, str, FeatureExtractor, tuple[str, ...]]:
     """Evaluate a run's network on a split of some data; return the evaluation, a title, the network and its class names.
 
@@ -59,7 +60,9 @@ def measure(
             f"{run} has no head, because it was trained without labels: measure its embedding with --probe knn or "
             "--probe linear, on --data with labels"
         )
-    opened, split_name, images = images_of(run, network, data, split, probed=probe != "none")
+    opened, split_name, images = images_of(
+        run, network, data, split, probed=probe != "none", skip_bad_images=skip_bad_images
+    )
     size = image_size(opened, [network])
     loader = eval_loader(images, size, batch_size=batch_size, resize=opened.resize)
     if probe == "none":
@@ -78,12 +81,18 @@ def measure(
 
 
 def images_of(
-    run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
+    run: str,
+    network: FeatureExtractor,
+    data: Any = None,
+    split: str = "auto",
+    *,
+    probed: bool = False,
+    skip_bad_images: bool = False,
 ) -> tuple[DataSplits, str, ImageSource]:
     """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
-    is then the run's probe data, if it has some.
+    is then the run's probe data, if it has some. skip_bad_images: also where the run did not.
 
     Raises:
         UhkdError: the run does not record its data, the classes differ, or the data has no such split.
@@ -101,7 +110,7 @@ def images_of(
         Columns.of(recipe) if data is None else data,
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
-        skip_bad_images=recipe.get("skip_bad_images", False),
+        skip_bad_images=skip_bad_images or recipe.get("skip_bad_images", False),
         class_names=None if probed else network.config.classes or None,
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=data is not None or not recipe.get("unlabelled", False),

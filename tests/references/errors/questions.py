@@ -125,6 +125,18 @@ CASES = (
         "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, …)",
     ),
     Case(
+        "inspecting with parts and columns of no data",
+        f"{INSPECT} --student uhkd/vit_micro --train-dir a --label-column b",
+        "2 problems:\n  - train_dir: needs data, and none is given (--data)\n"
+        "  - label_column: needs data, and none is given (--data)",
+    ),
+    Case(
+        "inspecting with a column that does not exist",
+        f"{INSPECT} --student uhkd/vit_micro --data labels.csv --image-column photo",
+        "labels.csv has no column photo: choose one of image, label with --image-column",
+        make=lambda: write("labels.csv", "image,label\nimages/ant/0.png,ant"),
+    ),
+    Case(
         "inspecting an impossible student",
         f"{INSPECT} --student uhkd/vit_micro --student-options embed_dim=97",
         "uhkd/vit_micro cannot be built for images of 16x16 px: …",

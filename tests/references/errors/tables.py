@@ -107,7 +107,7 @@ CASES = (
     Case(
         "a column of no table",
         "eval run --label-column species",
-        "--image-column and --label-column are columns of other data: name it with --data",
+        "label_column: needs data, and none is given (--data)",
         has=("run", "images"),
     ),
 )
