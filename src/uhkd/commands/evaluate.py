@@ -23,9 +23,11 @@ from uhkd.evaluation.metrics import gap, latency, score
 from uhkd.recipe import build
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
 from uhkd.runs import processor
+from uhkd.training.oom import LARGE_BATCH, LARGE_NETWORK, memory_advice
 from uhkd.training.run_evaluation import measure, open_run
 
 
+@memory_advice(LARGE_BATCH)
 def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
     """Measure a run's network on its own or other data; print tables and return the metrics (fractions, nats, ms).
 
@@ -77,6 +79,7 @@ class Predictions(dict[str, list[tuple[str, float]]]):
         return 1 if self.failed else 0
 
 
+@memory_advice(LARGE_NETWORK)
 def predict(arguments: PredictArguments | None = None, **options: Any) -> Predictions:
     """Print the most probable classes of image files, one line per image or as CSV, and return them.
 

@@ -22,6 +22,7 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ExportArguments, ExportOptions, Form
 from uhkd.runs import check_place, processor, write_atomically
+from uhkd.training.oom import MANY_IMAGES, memory_advice
 from uhkd.training.run_evaluation import images_of, open_run
 
 # share of the largest logit: above the rounding of float32 in another order; wrong normalisation gives far more
@@ -31,6 +32,7 @@ _INT8_TOLERANCE = 5e-2
 _BATCH = 64
 
 
+@memory_advice(MANY_IMAGES)
 def export(arguments: ExportArguments | None = None, **options: Any) -> dict[Form, dict[str, Any]]:
     """Write a run's network in each requested form and return, by form, the `path` to open and what was measured.
 

@@ -18,11 +18,13 @@ from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.recipe.arguments import Form, PushArguments
 from uhkd.runs import write_atomically
+from uhkd.training.oom import MANY_IMAGES, memory_advice
 from uhkd.training.run_evaluation import open_run
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+@memory_advice(MANY_IMAGES)
 def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, Any]:
     """Export a run's network with the checks of `export`, and upload it with its card in one commit.
 

@@ -129,10 +129,8 @@ def _measure_pair(
     log_info(f"{pair}: building one step of each of {', '.join(recipes)}")
     # all learners of a pair are in memory at the same time, so that their steps can be interleaved
     with memory_advice(
-        lambda: (
-            f"{pair}: the learners of all methods do not fit into memory together; measure fewer methods at a time "
-            "(--methods; scratch and kd are always included), or use a smaller batch (--overrides batch_size=N)"
-        )
+        f"{pair}: the learners of all methods do not fit into memory together; measure fewer methods at a time "
+        "(--methods; scratch and kd are always included), or use a smaller batch (--overrides batch_size=N)"
     ):
         with _unique_lines():
             for label, recipe in recipes.items():
