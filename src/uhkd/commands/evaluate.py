@@ -20,7 +20,7 @@ from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
 from uhkd.evaluation.class_metrics import class_metrics
 from uhkd.evaluation.metrics import gap, latency, score
-from uhkd.recipe import build
+from uhkd.recipe import build, path_hint
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
 from uhkd.runs import processor
 from uhkd.training.oom import LARGE_BATCH, LARGE_NETWORK, memory_advice
@@ -137,7 +137,8 @@ def _image_files(paths: Sequence[str]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
+            hint = path_hint(path, Path.exists) or "; give image files, or folders of them"
+            raise UhkdError(f"no such file or folder: {path}{hint}")
     if other_files:
         log_info(f"left aside, because they are not images: {describe_other_files(other_files)}")
     return files

@@ -69,6 +69,12 @@ CASES = (
         **RUN,
     ),
     Case(
+        "an image with a misspelt name",
+        "predict run image/ant/0.png",
+        "no such file or folder: image/ant/0.png; did you mean images/ant/0.png?",
+        has=("run", "images"),
+    ),
+    Case(
         "a folder without images",
         "predict run empty",
         "no images in empty; other files: none",

@@ -1,0 +1,30 @@
+"""Suggestions for a mistyped path."""
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+def near_paths(name: str | Path, accept: Callable[[Path], bool]) -> list[str]:
+    """Return up to three existing paths like a missing one with one mistyped part, nearest first, written as it is.
+
+    accept: whether a path is of the kind that is meant.
+    """
+    path = Path(name)
+    parent = next((parent for parent in path.parents if parent.expanduser().is_dir()), None)
+    if parent is None:
+        return []
+    missing, *rest = path.relative_to(parent).parts
+    try:
+        present = sorted(os.listdir(parent.expanduser()))
+    except OSError:  # not readable
+        return []
+    found = (parent.joinpath(near, *rest) for near in get_close_matches(missing, present, len(present) + 1))
+    return [str(near) for near in found if accept(near.expanduser())][:3]
+
+
+def path_hint(name: str | Path, accept: Callable[[Path], bool]) -> str:
+    """Return '; did you mean ...?' with existing paths like a missing one, or an empty string; see `near_paths`."""
+    near = near_paths(name, accept)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
