@@ -157,9 +157,10 @@ def training_bytes(parameters: int, extra: int, recipe: TrainRecipe) -> int:
 
     parameters: of the student. extra: of the layers of the method. Weights are stored in float32.
     """
+    best = parameters if recipe.keep == "best" else 0  # in checkpoints, and at the end beside the last epoch's
     averaged = parameters if recipe.ema_decay else 0
-    checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged)
-    return int(2 * checkpoint + 4 * parameters + _RUN_FILES)
+    checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged + best)
+    return int(2 * checkpoint + 4 * (parameters + best) + _RUN_FILES)
 
 
 def _teachers(setup: Setup, extra: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Suggestions for a mistyped path."""
 
-import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +16,7 @@ def near_paths(name: str | Path, accept: Callable[[Path], bool]) -> list[str]:
         return []
     missing, *rest = path.relative_to(parent).parts
     try:
-        present = sorted(os.listdir(parent.expanduser()))
+        present = sorted(entry.name for entry in parent.expanduser().iterdir())
     except OSError:  # not readable
         return []
     found = (parent.joinpath(near, *rest) for near in get_close_matches(missing, present, len(present) + 1))
