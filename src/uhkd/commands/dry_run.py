@@ -10,7 +10,7 @@ from uhkd.commands.comparing.plan import Plan, make_plan
 from uhkd.commands.comparing.progress import states
 from uhkd.commands.comparing.task_store import TaskStore
 from uhkd.commands.demo import comparison, new_folder
-from uhkd.commands.export import check_comparable, check_forms, export_folder, source_of
+from uhkd.commands.export import check_comparable, check_forms, export_folder
 from uhkd.commands.plan_table import describe, describe_data, disk, print_plan
 from uhkd.data import Columns, DataSplits, steps_per_epoch
 from uhkd.recipe import CacheRecipe, CompareRecipe, DistillRecipe, FinetuneRecipe, TrainRecipe, build
@@ -22,7 +22,7 @@ from uhkd.training.fit import count_parameters
 from uhkd.training.inputs import Inputs, choose_augmentation, log_augmentation, open_recipe_data
 from uhkd.training.load_teacher import prepare_teacher
 from uhkd.training.machine import make_fabric
-from uhkd.training.run_evaluation import open_run
+from uhkd.training.run_evaluation import images_of, open_run
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.students import build_student
 
@@ -138,7 +138,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
         UhkdError: as `export` before it writes.
     """
     network, _ = open_run(recipe.run, "cpu")
-    data, part, source = source_of(recipe.run, network, recipe)
+    data, part, source = images_of(recipe.run, network, recipe.data, options=recipe)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
     forms.apply_temperature(network, raw=recipe.raw_logits)

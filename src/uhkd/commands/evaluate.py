@@ -12,7 +12,6 @@ import torch
 
 from uhkd.commands.class_tables import class_tables, metric_table
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
-from uhkd.data import Columns
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_other_files
 from uhkd.data.listing import images_below
@@ -42,11 +41,9 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
         if data is not None:
             options["data"] = f"object/{type(data).__name__}" if is_object else data
         arguments = build(EvalArguments, options)
+    options = {name: getattr(arguments, name) for name in ("split", "batch_size", "device", "probe")}
     source = data if is_object else arguments.data
-    source = source and Columns.of(arguments, source)
-    names = ("split", "batch_size", "device", "probe", "skip_bad_images")
-    options = {name: getattr(arguments, name) for name in names}
-    result, title, network, classes = measure(arguments.run, source, **options)
+    result, title, network, classes = measure(arguments.run, source, **options, options=arguments)
     temperature = network.config.temperature if arguments.probe == "none" else 1.0
     calibrated = score(result.logits / temperature, result.labels)
     metrics: dict[str, Any] = result.metrics | {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uhkd import export as forms
 from uhkd.console import escape, first_line, listed, log_info, print_table
-from uhkd.data import Columns, DataSplits, ImageSource, Split, eval_loader
+from uhkd.data import DataSplits, ImageSource, Split, eval_loader
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import median_milliseconds
 from uhkd.export.card import card_text
@@ -103,12 +103,6 @@ def check_comparable(to: Iterable[Form], data: DataSplits, part: str, evaluation
         )
 
 
-def source_of(run: str, network: FeatureExtractor, options: ExportOptions) -> tuple[DataSplits, str, ImageSource]:
-    """Return the images of the options, or those of the run; see `images_of`."""
-    source = options.data and Columns.of(options)
-    return images_of(run, network, source, skip_bad_images=options.skip_bad_images)
-
-
 def export_forms(
     run: str, network: FeatureExtractor, to: Iterable[Form], options: ExportOptions, out: Path
 ) -> dict[Form, dict[str, Any]]:
@@ -116,7 +110,7 @@ def export_forms(
     to = tuple(dict.fromkeys(to))
     temperature = forms.apply_temperature(network, raw=options.raw_logits)
     program = check_forms(to, network, options)
-    data, part, evaluation = source_of(run, network, options)
+    data, part, evaluation = images_of(run, network, options.data, options=options)
     check_comparable(to, data, part, evaluation)
     load = partial(eval_loader, size=network.input_size, resize=data.resize)
     few = next(iter(load(_spread(evaluation, options.images), batch_size=options.images))).image

@@ -126,12 +126,10 @@ class SourceOptions(StrictModel):
         description="folder of test images, as train_dir; none: by its name (test, testing, eval, evaluation), if any",
     )
     image_column: str | None = Field(
-        default=None,
-        description="column of the images in a table or hfds/NAME; none: found by usual names and types",
+        default=None, description="column of images in a table or hfds/NAME; none: found by usual names and types"
     )
     label_column: str | None = Field(
-        default=None,
-        description="column of the labels in a table or hfds/NAME; none: found by usual names and types",
+        default=None, description="column of labels in a table or hfds/NAME; none: found by usual names and types"
     )
     skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
 

@@ -14,13 +14,14 @@ from uhkd.evaluation.probe import embed
 from uhkd.evaluation.probe import probe as fit_probe
 from uhkd.features import FeatureExtractor
 from uhkd.models import load_run
-from uhkd.recipe import build
-from uhkd.recipe.base import DataOptions
+from uhkd.recipe import DataOptions, SourceOptions, build
 from uhkd.runs import RunFolder
 from uhkd.runs.best_epoch import best_epoch
 from uhkd.training.inputs import image_size
 from uhkd.training.machine import find_device
 from uhkd.training.summary import KINDS
+
+_NO_PARTS = SourceOptions()
 
 
 def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
@@ -44,12 +45,12 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
-    skip_bad_images: bool = False,
+    options: SourceOptions = _NO_PARTS,
 ) -> tuple[Evaluation, str, FeatureExtractor, tuple[str, ...]]:
     """Evaluate a run's network on a split of some data; return the evaluation, a title, the network and its class names.
 
     data: None: the data that the run was trained on. probe: replaces the head by a probe on the embeddings, fitted on the
-    training split of the data.
+    training split of the data. options: see `images_of`.
 
     Raises:
         UhkdError: as `open_run` and `images_of`; the network has no head, or images have no labels.
@@ -60,9 +61,7 @@ def measure(
             f"{run} has no head, because it was trained without labels: measure its embedding with --probe knn or "
             "--probe linear, on --data with labels"
         )
-    opened, split_name, images = images_of(
-        run, network, data, split, probed=probe != "none", skip_bad_images=skip_bad_images
-    )
+    opened, split_name, images = images_of(run, network, data, split, probed=probe != "none", options=options)
     size = image_size(opened, [network])
     loader = eval_loader(images, size, batch_size=batch_size, resize=opened.resize)
     if probe == "none":
@@ -87,12 +86,13 @@ def images_of(
     split: str = "auto",
     *,
     probed: bool = False,
-    skip_bad_images: bool = False,
+    options: SourceOptions = _NO_PARTS,
 ) -> tuple[DataSplits, str, ImageSource]:
     """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
-    is then the run's probe data, if it has some. skip_bad_images: also where the run did not.
+    is then the run's probe data, if it has some. options: parts of `data`, and whether to skip
+    unreadable files where the run did not.
 
     Raises:
         UhkdError: the run does not record its data, the classes differ, or the data has no such split.
@@ -107,10 +107,10 @@ def images_of(
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
     opened = open_data(
-        Columns.of(recipe) if data is None else data,
+        Columns.of(recipe) if data is None else Columns.of(options, data),
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
-        skip_bad_images=skip_bad_images or recipe.get("skip_bad_images", False),
+        skip_bad_images=options.skip_bad_images or recipe.get("skip_bad_images", False),
         class_names=None if probed else network.config.classes or None,
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=data is not None or not recipe.get("unlabelled", False),
