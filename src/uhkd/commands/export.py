@@ -54,10 +54,8 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     out = export_folder(arguments)
     rows = export_forms(arguments.run, network, arguments.to, arguments, out)
     for form, row in rows.items():
-        location = local_location(form, "." if row["path"].is_dir() else row["path"].name)
-        card = card_text(
-            arguments.run, network, {form: location}, sentences({form: row}), temperature=row["temperature"]
-        )
+        here = local_location(form, "." if row["path"].is_dir() else row["path"].name)
+        card = card_text(arguments.run, network, {form: here}, sentences({form: row}), temperature=row["temperature"])
         write_atomically(out / form / "README.md", card)
         log_info(f"{form}: {open_expression(form, local_location(form, row['path']))}")
     return rows

@@ -45,9 +45,8 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         folder = Path(temporary, "repo")
         for form in rows:  # timm and safetensors share model.safetensors
             shutil.copytree(Path(temporary, "forms", form), folder, dirs_exist_ok=True)
-        locations: dict[Form, str] = {
-            form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
-        }
+        paths = {form: row["path"].name for form, row in rows.items()}
+        locations: dict[Form, str] = {form: hub_location(form, arguments.repo, name) for form, name in paths.items()}
         (temperature, *_) = (row["temperature"] for row in rows.values())
         card = card_text(arguments.run, network, locations, sentences(rows), arguments.license, temperature)
         write_atomically(folder / "README.md", card)

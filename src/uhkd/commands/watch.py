@@ -16,8 +16,9 @@ from rich.text import Text
 
 from uhkd.console import escape, print_table
 from uhkd.errors import UhkdError
-from uhkd.recipe import build, path_hint
+from uhkd.recipe import build
 from uhkd.recipe.arguments import WatchArguments
+from uhkd.recipe.near_paths import check_folder
 from uhkd.reporting.health import gradient_shares
 from uhkd.runs.status import LONGEST, STATES, State, all_done, collect_status, run_progressed, span
 
@@ -42,11 +43,8 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
     arguments = arguments or build(WatchArguments, options)
     folder = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
+    check_folder(folder)
     states = collect_status(folder)
-    if not states and not folder.is_dir():
-        raise UhkdError(
-            f"no such folder: {folder}{path_hint(folder, Path.is_dir) or '; give a run folder, or a folder of runs'}"
-        )
     if not states:
         raise UhkdError(
             f"{folder} is no run folder and contains none: expected a folder that finetune, distill or compare wrote, or one "

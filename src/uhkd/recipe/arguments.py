@@ -80,9 +80,7 @@ class EvalArguments(SourceOptions):
 
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
-    split: Literal["auto", "val", "test"] = Field(
-        default="auto", description="auto: test if the data has one, otherwise val"
-    )
+    split: Literal["auto", "val", "test"] = Field(default="auto", description="auto: test if there is one, else val")
     probe: Literal["none", "knn", "linear"] = Field(
         default="none",
         description="none: the network's classifier; else a probe on the embeddings of the training split: knn (20 neighbours, "

@@ -185,9 +185,7 @@ class AugmentationOptions(StrictModel):
     )
     crop_scale: float = Field(default=0.25, gt=0, le=1, description="minimum share of the image area for crop resized")
     flip: bool | None = Field(default=None, description="mirror training images at random; none: depends on the data")
-    randaugment: str | None = Field(
-        default=None, description="RandAugment, such as timm's rand-m9-mstd0.5-inc1; none: off"
-    )
+    randaugment: str | None = Field(default=None, description="RandAugment, such as rand-m9-mstd0.5-inc1; none: off")
     color_jitter: float = Field(
         default=0.0,
         ge=0,

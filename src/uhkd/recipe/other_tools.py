@@ -16,8 +16,6 @@ _NAMES = {
     "precision bf16": "amp fp16 bf16 half mixed_precision",
     "optimizer": "opt optim optimiser",
     "schedule": "sched scheduler lr_scheduler lr_scheduler_type cos_lr",
-    "warmup_epochs": "warmup lr_warmup_epochs",
-    "label_smoothing": "smoothing label_smooth",
     "clip_grad": "max_grad_norm gradient_clip_val grad_clip clip_grad_norm",
     "erasing": "reprob random_erasing",
     "randaugment rand-m9-mstd0.5-inc1": "aa auto_augment autoaugment augment augmentation",

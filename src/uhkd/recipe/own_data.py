@@ -15,11 +15,13 @@ from uhkd.recipe.errors import format_value
 def _class_weights(value: Any) -> Any:
     """Return None, "balanced" or {class: weight}, from these or from the texts of a command line."""
     if isinstance(value, list | tuple):
-        texts = " ".join(map(str, value))
-        pairs = [str(item).rpartition("=") for item in value]
+        texts = [str(item) for item in value]
+        pairs = [text.rpartition("=") for text in texts]
         with contextlib.suppress(ValueError):
-            value = {key: float(number) for key, _, number in pairs} if all(key for key, *_ in pairs) else texts
-    if value is None or value == "balanced" or str(value).lower() in ("none", "null"):
+            value = (
+                {key: float(number) for key, _, number in pairs} if all(key for key, *_ in pairs) else " ".join(texts)
+            )
+    if value == "balanced" or str(value).lower() in ("none", "null"):
         return value if value == "balanced" else None
     weights = dict(value) if isinstance(value, Mapping) else {}
     if not weights or any(

@@ -11,7 +11,8 @@ import numpy as np
 
 from uhkd.console import pluralize
 from uhkd.errors import UhkdError
-from uhkd.recipe import DistillRecipe, FinetuneRecipe, path_hint
+from uhkd.recipe import DistillRecipe, FinetuneRecipe
+from uhkd.recipe.near_paths import check_folder
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 from uhkd.runs.best_epoch import best_epoch
 from uhkd.runs.comparison import TUNING, find_runs, is_tuning
@@ -165,9 +166,7 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     folders: set[Path] = set()
     notes: list[str] = []
     for path in map(Path, given):
-        if not path.is_dir():
-            hint = path_hint(path, Path.is_dir) or "; give run folders, or folders that contain them"
-            raise UhkdError(f"no such folder: {path}{hint}")
+        check_folder(path)
         root = path.resolve()
         found = set(find_runs(root, lambda e: notes.append(f"{e.filename} could not be read: {e.strerror or e}")))
         tuning = {run for run in found if is_tuning(run, root)}

@@ -26,7 +26,7 @@ CASES = (
     Case(
         "watching a folder that does not exist",
         "watch nowhere",
-        "no such folder: nowhere; give a run folder, or a folder of runs",
+        "no such folder: nowhere; give run folders, or folders that contain them",
     ),
     Case(
         "watching a folder with a misspelt name",
