@@ -7,15 +7,7 @@ from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.data.names import check_data_name
 from uhkd.errors import UhkdError
 from uhkd.models.names import check_name, check_run
-from uhkd.recipe import (
-    CompareRecipe,
-    DistillRecipe,
-    RecipeError,
-    StrictModel,
-    TrainRecipe,
-    find_recipe,
-    load_yaml,
-)
+from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, StrictModel, TrainRecipe, find_recipe, load_yaml
 from uhkd.recipe.arguments import EvalArguments, ExportArguments, InspectArguments, PredictArguments, PushArguments
 from uhkd.recipe.method_table import names_of
 from uhkd.runs import RunFolder, check_place

@@ -14,21 +14,8 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from uhkd.console import OPTIONS
-from uhkd.recipe import (
-    CacheRecipe,
-    CompareRecipe,
-    DistillRecipe,
-    FinetuneRecipe,
-    RecipeError,
-    StrictModel,
-    TrainRecipe,
-    arguments,
-    build,
-    did_you_mean,
-    find_recipe,
-    load_yaml,
-    scalar,
-)
+from uhkd.recipe import RecipeError, StrictModel, arguments, build, did_you_mean, find_recipe, load_yaml, scalar
+from uhkd.recipe.json_schema import RECIPES
 from uhkd.recipe.old_names import RECIPE_KEYS
 from uhkd.recipe.other_tools import other_name
 
@@ -37,10 +24,7 @@ SCHEMAS: dict[str, type[StrictModel]] = {
     "models": arguments.ModelsArguments,
     "recipes": arguments.RecipesArguments,
     "inspect": arguments.InspectArguments,
-    "finetune": FinetuneRecipe,
-    "distill": DistillRecipe,
-    "compare": CompareRecipe,
-    "cache": CacheRecipe,
+    **RECIPES,
     "cache verify": arguments.VerifyArguments,
     "watch": arguments.WatchArguments,
     "eval": arguments.EvalArguments,
@@ -54,7 +38,7 @@ SCHEMAS: dict[str, type[StrictModel]] = {
 }
 
 _OLD_SPELLINGS = {"topk": ("--top",)}  # of options, still accepted
-CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # accept a recipe to start from (-c)
+CONFIGURED = tuple(RECIPES.values())  # accept a recipe to start from (-c)
 _OPTION = re.compile(r"--?[a-zA-Z]")  # does not match a negative number
 
 

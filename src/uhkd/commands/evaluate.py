@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from uhkd.commands.class_tables import class_tables, metric_table
+from uhkd.commands.objects import take_objects
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_other_files
@@ -27,7 +28,7 @@ from uhkd.training.run_evaluation import measure, open_run
 
 
 @memory_advice(LARGE_BATCH)
-def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
+def evaluate(arguments: EvalArguments | None = None, **options: Any) -> dict[str, Any]:
     """Measure a run's network on its own or other data; print tables and return the metrics (fractions, nats, ms).
 
     Beside those of `uhkd.evaluation.metrics.score`, as trained: `gap` (mean confidence minus accuracy); `nll_calibrated`,
@@ -36,13 +37,10 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     Raises:
         UhkdError: no run folder, data without the network's classes, or data without the requested part.
     """
-    is_object = data is not None and not isinstance(data, str | Path)
-    if arguments is None:
-        if data is not None:
-            options["data"] = f"object/{type(data).__name__}" if is_object else data
-        arguments = build(EvalArguments, options)
+    objects = take_objects(options, ("data",))
+    arguments = build(EvalArguments, options) if arguments is None else arguments
+    source = objects.get("data", arguments.data)
     options = {name: getattr(arguments, name) for name in ("split", "batch_size", "device", "probe")}
-    source = data if is_object else arguments.data
     result, title, network, classes = measure(arguments.run, source, **options, options=arguments)
     temperature = network.config.temperature if arguments.probe == "none" else 1.0
     calibrated = score(result.logits / temperature, result.labels)

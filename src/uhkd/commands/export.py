@@ -134,13 +134,9 @@ def export_forms(
             raise
         if network.shapes.logits is None:
             measured["agrees"] = None
+        written = {"path": path, "format": forms.describe(form, path, program), "temperature": temperature}
         mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        rows[form] = {
-            "path": path,
-            "format": forms.describe(form, path, program),
-            "temperature": temperature,
-        } | measured
-        rows[form] |= {"mb": mb, "ms": _milliseconds(predict, few)}
+        rows[form] = written | measured | {"mb": mb, "ms": _milliseconds(predict, few)}
     title = f"{network.config.name} on {len(few)} {part} images of {data.name}; ms on {processor()}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
     print_table(_table(title, mb, _milliseconds(original, few), rows))

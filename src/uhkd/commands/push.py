@@ -45,8 +45,7 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         folder = Path(temporary, "repo")
         for form in rows:  # timm and safetensors share model.safetensors
             shutil.copytree(Path(temporary, "forms", form), folder, dirs_exist_ok=True)
-        paths = {form: row["path"].name for form, row in rows.items()}
-        locations: dict[Form, str] = {form: hub_location(form, arguments.repo, name) for form, name in paths.items()}
+        locations: dict[Form, str] = {k: hub_location(k, arguments.repo, rows[k]["path"].name) for k in rows}
         (temperature, *_) = (row["temperature"] for row in rows.values())
         card = card_text(arguments.run, network, locations, sentences(rows), arguments.license, temperature)
         write_atomically(folder / "README.md", card)

@@ -9,7 +9,6 @@ from uhkd.recipe.base import Device, ImageSize, Levels, SourceOptions, StrictMod
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
 
-
 Run = Annotated[str, Field(description="run folder written by finetune or distill")]
 
 

@@ -71,7 +71,6 @@ def _integers_as_text(value: Any) -> Any:
 Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_integers_as_text)]
 """Names of layers (block numbers as text); None: selected automatically."""
 
-
 Teacher = Annotated[
     str, Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
 ]

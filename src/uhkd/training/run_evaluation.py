@@ -21,8 +21,6 @@ from uhkd.training.inputs import image_size
 from uhkd.training.machine import find_device
 from uhkd.training.summary import KINDS
 
-_NO_PARTS = SourceOptions()
-
 
 def open_run(run: str, device: str) -> tuple[FeatureExtractor, torch.device]:
     """Load a run's network onto a device (auto: a GPU if there is one); return both.
@@ -45,7 +43,7 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
-    options: SourceOptions = _NO_PARTS,
+    options: SourceOptions | None = None,
 ) -> tuple[Evaluation, str, FeatureExtractor, tuple[str, ...]]:
     """Evaluate a run's network on a split of some data; return the evaluation, a title, the network and its class names.
 
@@ -86,7 +84,7 @@ def images_of(
     split: str = "auto",
     *,
     probed: bool = False,
-    options: SourceOptions = _NO_PARTS,
+    options: SourceOptions | None = None,
 ) -> tuple[DataSplits, str, ImageSource]:
     """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
 
@@ -97,7 +95,7 @@ def images_of(
     Raises:
         UhkdError: the run does not record its data, the classes differ, or the data has no such split.
     """
-    recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
+    recipe, options = RunFolder(run).read_recipe() if RunFolder(run).started() else {}, options or SourceOptions()
     try:
         build(DataOptions, {"data": ""} | {key: recipe[key] for key in DataOptions.model_fields if key in recipe})
     except UhkdError as error:
