@@ -89,7 +89,7 @@ def images_of(
     """Open data with the network's classes; return it, the name of the requested split (val or test) and its images.
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
-    is then the run's probe data, if it has some. options: parts of `data`, and whether to skip
+    is then the run's probe data, if it has some. options: parts of `data` (unless it is `Columns`), and whether to skip
     unreadable files where the run did not.
 
     Raises:
@@ -104,8 +104,9 @@ def images_of(
         data = recipe["probe_data"]
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
+    columns = Columns.of(recipe) if data is None else Columns.of(options, data)
     opened = open_data(
-        Columns.of(recipe) if data is None else Columns.of(options, data),
+        data if isinstance(data, Columns) else columns,
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=options.skip_bad_images or recipe.get("skip_bad_images", False),
