@@ -189,7 +189,10 @@ def _run_command(output: OutputOptions, command: str, rest: list[str]) -> tuple[
         if output.verbose:
             traceback.print_exc()
         kind = "usage" if parsed is None else "system" if isinstance(error, OSError) else "refused"
-        return failed(kind, 2, str(error), f"uhkd {command}: error: {error}{_traceback_hint(error)}")
+        from uhkd.cli.advice import fit_advice
+
+        message = fit_advice(str(error), command)
+        return failed(kind, 2, message, f"uhkd {command}: error: {message}{_traceback_hint(error)}")
     except Exception as error:
         if first_to_report(f"uhkd {command}: internal error {type(error).__name__}"):
             print(

@@ -80,7 +80,10 @@ def test_help_imports_no_heavy_module():
         (["finetune", "--model", "m"], "uhkd finetune: error: data: required but not given"),
         (["distill", "--settings", "radius"], "--settings: expected KEY=VALUE, found 'radius'"),
         (["distill", "-c", "no/such"], "uhkd distill: error: no recipe 'no/such': neither a file nor"),
-        (["eval", "runs/x", "--split", "tes"], "split: expected auto, val, test or all, found 'tes'; did you mean 'test'?"),
+        (
+            ["eval", "runs/x", "--split", "tes"],
+            "split: expected auto, val, test or all, found 'tes'; did you mean 'test'?",
+        ),
         (["eval"], "uhkd eval: error: run: required but not given"),
         (["predict", "runs/x"], "images: required but not given"),
         (["models", "--max-params", "small"], "max_params: expected a number, found 'small'"),

@@ -24,7 +24,8 @@ from uhkd import console
 from uhkd.__main__ import COMMANDS, main
 from uhkd.cli import json_output
 from uhkd.cli.parser import CONFIGURED, SCHEMAS
-from uhkd.recipe import build, find_recipe, load_yaml, recipe_names
+from uhkd.commands.dry_run import training_bytes
+from uhkd.recipe import FinetuneRecipe, build, find_recipe, load_yaml, recipe_names
 from uhkd.recipe.json_schema import RECIPES, editor_schema
 
 TEACHER = ["--model", "uhkd/resnet10", "--data", "digits", "--train-limit", "64", "--epochs", "1", "--device", "cpu"]
@@ -266,6 +267,9 @@ def test_the_disk_foreseen_is_not_less_than_what_a_run_leaves(run: tuple[Path, d
     foreseen = json.loads(ask("finetune", *TEACHER, "--dry-run", "--json")[1])["result"]["disk"]["bytes"]
     left = sum(size for size, _ in files(out).values())
     assert left < foreseen < 20 * left
+    last, best = (build(FinetuneRecipe, {"model": "m", "data": "d", "keep": keep}) for keep in ("last", "best"))
+    # the best weights in two checkpoints, and those of the last epoch at the end
+    assert training_bytes(1000, 10, best) - training_bytes(1000, 10, last) == 3 * 4000
 
 
 def test_completion_offers_every_option_and_needs_no_torch():

@@ -1,4 +1,4 @@
-"""`uhkd models` and `uhkd doctor`: lists and reports that never stop at a single trouble."""
+"""`uhkd models` and `uhkd doctor`, which never stop at a single trouble; and memory that runs out in any command."""
 
 import importlib
 import importlib.metadata
@@ -62,6 +62,38 @@ def test_models_measures_time():
 def test_models_without_a_match(capsys: pytest.CaptureFixture[str]):
     assert main(["models", "no-such-network"]) == 2
     assert "no network matches 'no-such-network'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "fails", "option"),
+    [
+        ("eval run", "evaluate.measure", "--batch-size"),
+        ("predict run images", "evaluate.open_run", ""),
+        ("export run", "export.open_run", "--images"),
+        ("push run --repo me/student --dry-run", "push.open_run", "--images"),
+        ("inspect --teacher t --student s", "inspect.prepare", "--image-size"),
+        ("cache --teacher t --data digits --out cache", "cache.CacheWriter", "--batch-size"),
+    ],
+)
+def test_memory_that_runs_out_gets_an_option_of_the_command(
+    line: str,
+    fails: str,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module, _, name = fails.partition(".")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("uhkd.cli.names.check_names", lambda recipe: None)
+    monkeypatch.setattr(importlib.import_module(f"uhkd.commands.{module}"), name, fail)
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert "error: not enough memory" in said
+    assert option in said
 
 
 @pytest.fixture(scope="module")

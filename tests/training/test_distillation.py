@@ -207,3 +207,17 @@ def test_misuse_is_told_in_one_line() -> None:
     for said, act in cases:
         with pytest.raises(ValueError, match=said):
             act()
+
+
+def test_the_copy_in_a_weights_file_can_be_chosen(tmp_path: Path):
+    plain = teacher().module.state_dict()
+    average = {name: value + 1 for name, value in plain.items()}
+    torch.save({"model": plain, "model_ema": average}, tmp_path / "w.pth")
+    words = WORDS | {f"{who}_start": tmp_path / "w.pth" for who in ("student", "teacher")}
+    words |= {f"{who}_options": SMALL for who in ("student", "teacher")} | {"teacher_weights_key": "model_ema"}
+    both = uhkd.Distillation("uhkd/resnet10", "uhkd/resnet10", method="kd", **words)
+    assert torch.equal(both.student.module.state_dict()["conv1.weight"], plain["conv1.weight"])
+    assert both.teacher is not None
+    assert torch.equal(both.teacher.module.state_dict()["conv1.weight"], average["conv1.weight"])
+    swapped = uhkd.Distillation(None, "uhkd/resnet10", method="scratch", **words | {"student_weights_key": "model_ema"})
+    assert torch.equal(swapped.student.module.state_dict()["conv1.weight"], average["conv1.weight"])

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -147,8 +148,10 @@ def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path)
         start_new_session=True,
     )
     assert done.returncode == 143, done.stderr[-3000:]
-    assert "stopped by SIGTERM after step 4 of 15; the checkpoint of step 4 is kept in " in done.stderr
-    assert f"--out '{out}' --resume\n" in done.stderr
+    stopped = (
+        f"stopped by SIGTERM after step 4 of 15; the checkpoint of step 4 is kept in {out}; resume with: uhkd finetune"
+    )
+    assert f"{stopped} {shlex.join(command[1:])} --out '{out}' --resume\n" in done.stderr
     goes_on_as(whole, out, words | {"checkpoint_minutes": 10.0})
 
 

@@ -95,7 +95,7 @@ def test_evaluation_uses_the_resize_of_the_run(squashed, wide, monkeypatch):
     assert seen == [((24, 48), "squash")]
 
 
-def test_all_other_images_are_measured_on_request(squashed, wide, tmp_path, capsys):
+def test_all_images_of_other_data_without_parts_are_measured(squashed, wide, tmp_path, capsys):
     other = shutil.copytree(wide, tmp_path / "other")
     (other / "0" / "0.png").unlink()
 
@@ -103,11 +103,12 @@ def test_all_other_images_are_measured_on_request(squashed, wide, tmp_path, caps
         metrics = uhkd.evaluate(run=str(squashed), device="cpu", **options)
         return sum(map(sum, metrics["confusion"])), " ".join(capsys.readouterr().err.split())
 
-    assert measured(data=str(other)) == (3, "3 of 23 images, as held out from a training; all: --split all")
-    assert measured(data=str(other), split="all") == (23, "")
+    assert measured(data=str(other)) == measured(data=str(other), split="all") == (23, "")
+    assert measured(data=str(other), split="val") == measured() == measured(data=str(wide)) == (3, "")
+    copy = shutil.copytree(wide, tmp_path / "copy")
+    assert measured(data=str(copy)) == (3, "")  # the images of the training in another place
     count, said = measured(split="all")
     assert count == 24 and "the network was trained on these images" in said
-    assert measured() == (3, "")
 
 
 def test_a_run_without_resize_on_its_card_is_one_of_crops(squashed, tmp_path):

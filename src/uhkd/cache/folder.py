@@ -20,7 +20,7 @@ from uhkd.cache.shards import Shards
 from uhkd.data import Augmentation
 from uhkd.errors import UhkdError
 from uhkd.features import OutputShapes
-from uhkd.recipe import MANIFEST_KEYS, MOST_VIEWS, rename_keys
+from uhkd.recipe import MANIFEST_KEYS, MOST_VIEWS, path_hint, rename_keys
 from uhkd.runs import write_atomically, write_tensors
 from uhkd.spectral import FTM, SpectralTarget
 
@@ -233,7 +233,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _read(folder: Path) -> Manifest:
     file = folder / "cache.json"
     if not file.is_file():
-        raise UhkdError(f"{folder} is not a cache (no cache.json); create one with: uhkd cache --out {folder}")
+        hint = path_hint(folder, TeacherCache.exists) or f"; create one with: uhkd cache --out {folder}"
+        raise UhkdError(f"{folder} is not a cache (no cache.json){hint}")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         version = document["format"]

@@ -7,16 +7,7 @@ from uhkd.commands.comparing.naming import finetune_options, look_up, pair_names
 from uhkd.data.names import check_data_name
 from uhkd.errors import UhkdError
 from uhkd.models.names import check_name, check_run
-from uhkd.recipe import (
-    CacheRecipe,
-    CompareRecipe,
-    DistillRecipe,
-    RecipeError,
-    StrictModel,
-    TrainRecipe,
-    find_recipe,
-    load_yaml,
-)
+from uhkd.recipe import CompareRecipe, DistillRecipe, RecipeError, StrictModel, TrainRecipe, find_recipe, load_yaml
 from uhkd.recipe.arguments import EvalArguments, ExportArguments, InspectArguments, PredictArguments, PushArguments
 from uhkd.recipe.method_table import names_of
 from uhkd.runs import RunFolder, check_place
@@ -64,12 +55,8 @@ def _problems(recipe: StrictModel, recipes: Sequence[StrictModel]) -> Iterator[s
     for item in recipes:
         # method scratch has no teacher, and a cache replaces its teacher
         unused = isinstance(item, DistillRecipe) and (item.method == "scratch" or item.teacher_cache is not None)
-        if (
-            isinstance(item, DistillRecipe | InspectArguments | CacheRecipe)
-            and isinstance(item.teacher, str)
-            and not unused
-        ):
-            yield from (f"teacher: {problem}" for problem in _errors(check_name, item.teacher))
+        if isinstance(teacher := getattr(item, "teacher", None), str) and not unused:
+            yield from (f"teacher: {problem}" for problem in _errors(check_name, teacher))
     for field in ("student", "model"):
         if (name := getattr(recipe, field, None)) is not None:
             yield from _errors(check_name, name)

@@ -14,21 +14,8 @@ from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from uhkd.console import OPTIONS
-from uhkd.recipe import (
-    CacheRecipe,
-    CompareRecipe,
-    DistillRecipe,
-    FinetuneRecipe,
-    RecipeError,
-    StrictModel,
-    TrainRecipe,
-    arguments,
-    build,
-    did_you_mean,
-    find_recipe,
-    load_yaml,
-    scalar,
-)
+from uhkd.recipe import RecipeError, StrictModel, arguments, build, did_you_mean, find_recipe, load_yaml, scalar
+from uhkd.recipe.json_schema import RECIPES
 from uhkd.recipe.old_names import RECIPE_KEYS
 from uhkd.recipe.other_tools import other_name
 
@@ -37,10 +24,7 @@ SCHEMAS: dict[str, type[StrictModel]] = {
     "models": arguments.ModelsArguments,
     "recipes": arguments.RecipesArguments,
     "inspect": arguments.InspectArguments,
-    "finetune": FinetuneRecipe,
-    "distill": DistillRecipe,
-    "compare": CompareRecipe,
-    "cache": CacheRecipe,
+    **RECIPES,
     "cache verify": arguments.VerifyArguments,
     "watch": arguments.WatchArguments,
     "eval": arguments.EvalArguments,
@@ -54,7 +38,7 @@ SCHEMAS: dict[str, type[StrictModel]] = {
 }
 
 _OLD_SPELLINGS = {"topk": ("--top",)}  # of options, still accepted
-CONFIGURED = (TrainRecipe, CompareRecipe, CacheRecipe)  # accept a recipe to start from (-c)
+CONFIGURED = tuple(RECIPES.values())  # accept a recipe to start from (-c)
 _OPTION = re.compile(r"--?[a-zA-Z]")  # does not match a negative number
 
 
@@ -104,7 +88,7 @@ def read_flags(command: str, schema: type[StrictModel], argv: Sequence[str]) -> 
             raise
         raise RecipeError([_missing_value(schema, argv)]) from None
     config = ["--config"] if issubclass(schema, CONFIGURED) else []
-    problems = _unknown_options(unknown, [*map(_flag, ordered_fields(schema)), *OPTIONS, "--help", *config])
+    problems = _unknown_options(unknown, [*map(flag, ordered_fields(schema)), *OPTIONS, "--help", *config])
     written = {token.split("=", 1)[0].replace("_", "-") for token in argv}
     given: dict[str, Any] = {}
     for name, value in vars(parsed).items():
@@ -115,13 +99,13 @@ def read_flags(command: str, schema: type[StrictModel], argv: Sequence[str]) -> 
             given[name] = value
         elif is_flag(info):
             # tyro fills in the default: only what was typed counts as given
-            if {_flag(name), _flag(f"no_{name}")} & written:
+            if {flag(name), flag(f"no_{name}")} & written:
                 given[name] = value
         elif get_origin(info.annotation) is dict:
             texts = [text for group in value for text in group]
             pairs = [text for text in texts if text.find("=") > 0]
             given[name] = {key: scalar(text) for key, _, text in (pair.partition("=") for pair in pairs)}
-            problems += [f"{_flag(name)}: expected KEY=VALUE, found {text!r}" for text in texts if text not in pairs]
+            problems += [f"{flag(name)}: expected KEY=VALUE, found {text!r}" for text in texts if text not in pairs]
         elif _is_list_of_models(info):
             given[name] = [scalar(text) for text in value]
         elif isinstance(value, str) and value.lower() in ("none", "null") and NoneType in get_args(info.annotation):
@@ -152,7 +136,7 @@ def options_dataclass(schema: type[StrictModel], choices: Callable[[str], Sequen
         info = schema.model_fields[name]
         hint = "(required)" if info.is_required() else f"(default: {_format_default(info.default)})"
         old = _OLD_SPELLINGS.get(name)
-        config = tyro.conf.arg(name=_flag(name)[2:], aliases=old, help=info.description, help_behavior_hint=hint)
+        config = tyro.conf.arg(name=flag(name)[2:], aliases=old, help=info.description, help_behavior_hint=hint)
         if is_flag(info):
             fields.append((name, Annotated[bool, config], dataclasses.field(default=bool(info.default))))
             continue
@@ -215,7 +199,8 @@ def is_flag(info: FieldInfo) -> bool:
     return info.annotation in (bool, bool | None)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return the option of a field on the command line."""
     return "--" + name.rstrip("_").replace("_", "-")  # schema_: a pydantic model has an attribute schema
 
 
@@ -234,7 +219,7 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
     for token in tokens:
         if _OPTION.match(token):
             option = token.split("=", 1)[0]
-            renamed = _flag(RECIPE_KEYS.get(option[2:].replace("-", "_"), ""))
+            renamed = flag(RECIPE_KEYS.get(option[2:].replace("-", "_"), ""))
             names = [flag[2:].replace("-", "_") for flag in flags]
             hint = f"; it is {renamed} now" if renamed in flags else other_name(option, names, flags=True)
             problems.append(f"unknown option {option}{hint or did_you_mean(option.replace('_', '-'), flags)}")
@@ -246,7 +231,7 @@ def _unknown_options(tokens: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 def _missing_value(schema: type[StrictModel], argv: Sequence[str]) -> str:
     """Return the problem of an option without value: tyro reports no other mistake, as all fields are optional text."""
-    with_value = {_flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
+    with_value = {flag(name) for name, info in schema.model_fields.items() if not is_flag(info)} | {"--config", "-c"}
     with_value |= {old for name in schema.model_fields for old in _OLD_SPELLINGS.get(name, ())}
     for option, following in pairwise([*argv, "--end"]):
         if option.replace("_", "-") in with_value and _OPTION.match(following):

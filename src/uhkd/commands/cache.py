@@ -17,8 +17,10 @@ from uhkd.errors import UhkdError
 from uhkd.recipe import CacheRecipe, build
 from uhkd.runs import RunFolder, check_own, check_place
 from uhkd.training.cache_writer import CacheWriter
+from uhkd.training.oom import LARGE_BATCH, memory_advice
 
 
+@memory_advice(LARGE_BATCH)
 def cache(
     recipe: CacheRecipe | None = None, *, admit: Callable[[TeacherCache], None] | None = None, **options: Any
 ) -> TeacherCache:
@@ -103,7 +105,8 @@ def main() -> None:
     end_with_parent()
     torch.set_num_threads(order["threads"])
     try:
-        CacheWriter(build(CacheRecipe, order["recipe"]), None, None).write()
+        with memory_advice(LARGE_BATCH):
+            CacheWriter(build(CacheRecipe, order["recipe"]), None, None).write()
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the whole process group; the parent reports it
     except UhkdError as error:

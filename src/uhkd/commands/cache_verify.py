@@ -10,7 +10,7 @@ from uhkd.console import log_info, print_result
 from uhkd.data import IndexRange, range_loader
 from uhkd.errors import UhkdError
 from uhkd.models import fingerprint
-from uhkd.recipe import CacheRecipe, build, load_yaml
+from uhkd.recipe import CacheRecipe, SourceOptions, build, load_yaml
 from uhkd.recipe.arguments import VerifyArguments
 from uhkd.runs import RunFolder
 from uhkd.training import Teacher
@@ -55,7 +55,7 @@ def verify_cache(arguments: VerifyArguments) -> dict[str, Any]:
 def _compare_sample(stored: TeacherCache, arguments: VerifyArguments) -> dict[str, float]:
     manifest = stored.manifest
     options = load_yaml(RunFolder(stored.folder).recipe) | {"out": str(stored.folder), "device": arguments.device}
-    options |= {k: v for k, v in (("data", arguments.data), ("teacher", arguments.teacher)) if v is not None}
+    options |= arguments.model_dump(include={"data", "teacher", *SourceOptions.model_fields}, exclude_defaults=True)
     recipe = build(CacheRecipe, options)
     inputs, precision = cache_inputs(recipe)
     data, fabric = inputs.data, inputs.fabric

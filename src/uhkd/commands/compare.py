@@ -55,10 +55,8 @@ def compare(recipe: CompareRecipe | None = None, **options: Any) -> dict[str, An
     if settings.cache == "auto":
         _log_caches(plan)
     run(plan, store, settings.jobs)
-    title = settings.title or ", ".join(
-        pluralize(number, noun)
-        for number, noun in ((len(settings.methods), "method"), (len(plan.teachers), "pair"), (settings.seeds, "seed"))
-    )
+    counts = {"method": len(settings.methods), "pair": len(plan.teachers), "seed": settings.seeds}
+    title = settings.title or ", ".join(pluralize(number, noun) for noun, number in counts.items())
     summary = gather(plan, store, title=title, part=settings.split, tune=settings.tune)
     write(out, summary)
     print_report(summary)

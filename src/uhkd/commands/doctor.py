@@ -122,11 +122,10 @@ def packages() -> Check:
     if not problems:
         required = (need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""}))
         return Check("packages", ", ".join(f"{name} {_version(name)}" for name in required))
-    text = "; ".join(
-        f"{need.name} {version or 'is missing'}, required is {need.specifier}" for need, version in problems
-    )
+    texts = [f"{need.name} {version or 'is missing'}, required is {need.specifier}" for need, version in problems]
     advice = "pip install " + " ".join(f'"{need.name}{need.specifier}"' for need, _ in problems)
-    return Check("packages", text, "fault" if any(version is None for _, version in problems) else "warning", advice)
+    state = "fault" if any(version is None for _, version in problems) else "warning"
+    return Check("packages", "; ".join(texts), state, advice)
 
 
 def unmet(needs: list[Requirement]) -> list[tuple[Requirement, str | None]]:
@@ -155,9 +154,8 @@ def torchvision() -> Check:
     try:
         import torch
 
-        indices = importlib.import_module("torchvision.ops").nms(
-            torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5
-        )
+        nms = importlib.import_module("torchvision.ops").nms
+        indices = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
         if indices.tolist() == [0]:
             return Check(topic, f"{_version('torch')} and {_version('torchvision')} are compatible")
         why = f"torchvision's operators give {indices.tolist()}, expected [0]"

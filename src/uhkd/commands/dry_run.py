@@ -138,7 +138,7 @@ def plan_export(recipe: ExportArguments) -> dict[str, Any]:
         UhkdError: as `export` before it writes.
     """
     network, _ = open_run(recipe.run, "cpu")
-    data, part, source = images_of(recipe.run, network, recipe.data)
+    data, part, source = images_of(recipe.run, network, recipe.data, options=recipe)
     check_comparable(recipe.to, data, part, source)
     out = export_folder(recipe)
     forms.apply_temperature(network, raw=recipe.raw_logits)
@@ -157,9 +157,9 @@ def training_bytes(parameters: int, extra: int, recipe: TrainRecipe) -> int:
 
     parameters: of the student. extra: of the layers of the method. Weights are stored in float32.
     """
-    averaged = parameters if recipe.ema_decay else 0
-    checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged)
-    return int(2 * checkpoint + 4 * parameters + _RUN_FILES)
+    averaged, best = (parameters * used for used in (recipe.ema_decay is not None, recipe.keep == "best"))
+    checkpoint = 4 * ((parameters + extra) * (1 + _COPIES[recipe.optimizer]) + averaged + best)
+    return int(2 * checkpoint + 4 * (parameters + best) + _RUN_FILES)  # the best weights beside those of the last epoch
 
 
 def _teachers(setup: Setup, extra: int) -> dict[str, Any]:
@@ -185,11 +185,8 @@ def _trainings(plan: Plan, out: Path) -> dict[str, Any]:
         data = opened[key] = opened.get(key) or open_recipe_data(recipe)
         recipe = choose_length(recipe, len(data.train))
         steps += recipe.epochs * steps_per_epoch(len(data.train), recipe.batch_size)
-        model, options = (
-            (recipe.student, recipe.student_options)
-            if isinstance(recipe, DistillRecipe)
-            else (recipe.model, recipe.options)
-        )
+        model = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+        options = recipe.student_options if isinstance(recipe, DistillRecipe) else recipe.options
         network = str([model, options, recipe.image_size, len(data.classes)])
         if network not in built:
             inputs = Inputs(data=data, fabric=fabric, folder=RunFolder(out), workers=0, dry_run=True)

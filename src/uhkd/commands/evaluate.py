@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from uhkd.commands.class_tables import class_tables, metric_table
+from uhkd.commands.objects import take_objects
 from uhkd.console import escape, log_info, pluralize, print_result, print_table
-from uhkd.data import Columns
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_other_files
 from uhkd.data.listing import images_below
@@ -20,13 +20,15 @@ from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
 from uhkd.evaluation.class_metrics import class_metrics
 from uhkd.evaluation.metrics import gap, latency, score
-from uhkd.recipe import build
+from uhkd.recipe import build, path_hint
 from uhkd.recipe.arguments import EvalArguments, PredictArguments
 from uhkd.runs import processor
+from uhkd.training.oom import LARGE_BATCH, LARGE_NETWORK, memory_advice
 from uhkd.training.run_evaluation import measure, open_run
 
 
-def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **options: Any) -> dict[str, Any]:
+@memory_advice(LARGE_BATCH)
+def evaluate(arguments: EvalArguments | None = None, **options: Any) -> dict[str, Any]:
     """Measure a run's network on its own or other data; print tables and return the metrics (fractions, nats, ms).
 
     Beside those of `uhkd.evaluation.metrics.score`, as trained: `gap` (mean confidence minus accuracy); `nll_calibrated`,
@@ -35,18 +37,11 @@ def evaluate(arguments: EvalArguments | None = None, *, data: Any = None, **opti
     Raises:
         UhkdError: no run folder, data without the network's classes, or data without the requested part.
     """
-    is_object = data is not None and not isinstance(data, str | Path)
-    if arguments is None:
-        if data is not None:
-            options["data"] = f"object/{type(data).__name__}" if is_object else data
-        arguments = build(EvalArguments, options)
-    source = data if is_object else arguments.data
-    if source is None and (arguments.image_column or arguments.label_column):
-        raise UhkdError("--image-column and --label-column are columns of other data: name it with --data")
-    source = source and Columns.of(arguments, source)
-    result, title, network, classes = measure(
-        arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe
-    )
+    objects = take_objects(options, ("data",))
+    arguments = build(EvalArguments, options) if arguments is None else arguments
+    source = objects.get("data", arguments.data)
+    options = {name: getattr(arguments, name) for name in ("split", "batch_size", "device", "probe")}
+    result, title, network, classes = measure(arguments.run, source, **options, options=arguments)
     temperature = network.config.temperature if arguments.probe == "none" else 1.0
     calibrated = score(result.logits / temperature, result.labels)
     metrics: dict[str, Any] = result.metrics | {
@@ -79,6 +74,7 @@ class Predictions(dict[str, list[tuple[str, float]]]):
         return 1 if self.failed else 0
 
 
+@memory_advice(LARGE_NETWORK)
 def predict(arguments: PredictArguments | None = None, **options: Any) -> Predictions:
     """Print the most probable classes of image files, one line per image or as CSV, and return them.
 
@@ -136,7 +132,8 @@ def _image_files(paths: Sequence[str]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UhkdError(f"no such file or folder: {path}; give image files, or folders of them")
+            hint = path_hint(path, Path.exists) or "; give image files, or folders of them"
+            raise UhkdError(f"no such file or folder: {path}{hint}")
     if other_files:
         log_info(f"left aside, because they are not images: {describe_other_files(other_files)}")
     return files

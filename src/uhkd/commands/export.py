@@ -22,6 +22,7 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe import build
 from uhkd.recipe.arguments import ExportArguments, ExportOptions, Form
 from uhkd.runs import check_place, processor, write_atomically
+from uhkd.training.oom import MANY_IMAGES, memory_advice
 from uhkd.training.run_evaluation import images_of, open_run
 
 # share of the largest logit: above the rounding of float32 in another order; wrong normalisation gives far more
@@ -31,6 +32,7 @@ _INT8_TOLERANCE = 5e-2
 _BATCH = 64
 
 
+@memory_advice(MANY_IMAGES)
 def export(arguments: ExportArguments | None = None, **options: Any) -> dict[Form, dict[str, Any]]:
     """Write a run's network in each requested form and return, by form, the `path` to open and what was measured.
 
@@ -52,10 +54,8 @@ def export(arguments: ExportArguments | None = None, **options: Any) -> dict[For
     out = export_folder(arguments)
     rows = export_forms(arguments.run, network, arguments.to, arguments, out)
     for form, row in rows.items():
-        location = local_location(form, "." if row["path"].is_dir() else row["path"].name)
-        card = card_text(
-            arguments.run, network, {form: location}, sentences({form: row}), temperature=row["temperature"]
-        )
+        here = local_location(form, "." if row["path"].is_dir() else row["path"].name)
+        card = card_text(arguments.run, network, {form: here}, sentences({form: row}), temperature=row["temperature"])
         write_atomically(out / form / "README.md", card)
         log_info(f"{form}: {open_expression(form, local_location(form, row['path']))}")
     return rows
@@ -108,7 +108,7 @@ def export_forms(
     to = tuple(dict.fromkeys(to))
     temperature = forms.apply_temperature(network, raw=options.raw_logits)
     program = check_forms(to, network, options)
-    data, part, evaluation = images_of(run, network, options.data)
+    data, part, evaluation = images_of(run, network, options.data, options=options)
     check_comparable(to, data, part, evaluation)
     load = partial(eval_loader, size=network.input_size, resize=data.resize)
     few = next(iter(load(_spread(evaluation, options.images), batch_size=options.images))).image
@@ -134,13 +134,9 @@ def export_forms(
             raise
         if network.shapes.logits is None:
             measured["agrees"] = None
+        written = {"path": path, "format": forms.describe(form, path, program), "temperature": temperature}
         mb = sum(file.stat().st_size for file in (out / form).iterdir()) / 1e6
-        rows[form] = {
-            "path": path,
-            "format": forms.describe(form, path, program),
-            "temperature": temperature,
-        } | measured
-        rows[form] |= {"mb": mb, "ms": _milliseconds(predict, few)}
+        rows[form] = written | measured | {"mb": mb, "ms": _milliseconds(predict, few)}
     title = f"{network.config.name} on {len(few)} {part} images of {data.name}; ms on {processor()}"
     mb = sum(tensor.nbytes for tensor in network.module.state_dict().values()) / 1e6
     print_table(_table(title, mb, _milliseconds(original, few), rows))

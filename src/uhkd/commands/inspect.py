@@ -17,12 +17,14 @@ from uhkd.recipe.arguments import InspectArguments
 from uhkd.spectral import ftm_shapes
 from uhkd.training import weighted_sum
 from uhkd.training.fit import count_parameters
+from uhkd.training.oom import LARGE_IMAGES, memory_advice
 from uhkd.training.setup import Setup, prepare
 from uhkd.training.teacher import Teacher, calibrate
 
 _BATCH = 8
 
 
+@memory_advice(LARGE_IMAGES)
 def inspect(arguments: InspectArguments | None = None, **fields: Any) -> dict[str, float]:
     """Print layers, map sizes and matched spectra of a pair, run one step on a small batch, and return its loss terms.
 

@@ -46,10 +46,7 @@ def _describe(kind: str, value: Any) -> str:
 def _teacher_list(options: dict[str, Any]) -> list[Any]:
     """Return the teachers in `teachers`, a list of mappings, or in `teacher`, a list; else an empty list."""
     teachers = options.get("teachers")
-    if (
-        isinstance(teachers, list | tuple)
-        and all(isinstance(x, dict) and "teacher" in x for x in teachers)
-        and teachers
-    ):
+    named = isinstance(teachers, list | tuple) and all(isinstance(x, dict) and "teacher" in x for x in teachers)
+    if named and teachers:
         return [fields["teacher"] for fields in teachers]
     return list(options["teacher"]) if isinstance(options.get("teacher"), list | tuple) else []

@@ -18,11 +18,13 @@ from uhkd.models.pretrained import hub_within_reach
 from uhkd.recipe import build
 from uhkd.recipe.arguments import Form, PushArguments
 from uhkd.runs import write_atomically
+from uhkd.training.oom import MANY_IMAGES, memory_advice
 from uhkd.training.run_evaluation import open_run
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+@memory_advice(MANY_IMAGES)
 def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, Any]:
     """Export a run's network with the checks of `export`, and upload it with its card in one commit.
 
@@ -43,9 +45,7 @@ def push(arguments: PushArguments | None = None, **options: Any) -> dict[str, An
         folder = Path(temporary, "repo")
         for form in rows:  # timm and safetensors share model.safetensors
             shutil.copytree(Path(temporary, "forms", form), folder, dirs_exist_ok=True)
-        locations: dict[Form, str] = {
-            form: hub_location(form, arguments.repo, row["path"].name) for form, row in rows.items()
-        }
+        locations: dict[Form, str] = {k: hub_location(k, arguments.repo, rows[k]["path"].name) for k in rows}
         (temperature, *_) = (row["temperature"] for row in rows.values())
         card = card_text(arguments.run, network, locations, sentences(rows), arguments.license, temperature)
         write_atomically(folder / "README.md", card)

@@ -77,6 +77,5 @@ def _title(paths: Sequence[str]) -> str:
             title = None
         if isinstance(title, str) and title:
             return title
-    return (
-        ", ".join(Path(path).resolve().name for path in paths) if len(paths) <= 3 else f"{len(paths)} runs and folders"
-    )
+    names = [Path(path).resolve().name for path in paths]
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} runs and folders"

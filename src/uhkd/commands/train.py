@@ -5,10 +5,11 @@ from typing import Any
 from uhkd.commands.objects import merged, take_objects
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
 from uhkd.training.fit import Result, finished, fit
-from uhkd.training.oom import memory_advice, setup_advice
+from uhkd.training.oom import SETUP, memory_advice
 from uhkd.training.setup import prepare
 
 
+@memory_advice(SETUP)
 def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
     """Train one network on labelled images.
 
@@ -21,11 +22,11 @@ def finetune(recipe: FinetuneRecipe | None = None, **options: Any) -> Result:
         UhkdError: recipe, data or networks cannot be used; the message names the remedy.
     """
     objects = take_objects(options, ("model", "data"))
-    with memory_advice(setup_advice):
-        setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
-        return finished(setup, objects.get("model")) if setup.finished else fit(setup)
+    setup = prepare(build(FinetuneRecipe, merged(recipe, options)), **objects)
+    return finished(setup, objects.get("model")) if setup.finished else fit(setup)
 
 
+@memory_advice(SETUP)
 def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
     """Distill a teacher into a student of any other architecture.
 
@@ -40,6 +41,5 @@ def distill(recipe: DistillRecipe | None = None, **options: Any) -> Result:
     """
     objects = take_objects(options, ("teacher", "student", "data"))
     student = objects.pop("student", None)
-    with memory_advice(setup_advice):
-        setup = prepare(build(DistillRecipe, merged(recipe, options)), model=student, **objects)
-        return finished(setup, student) if setup.finished else fit(setup)
+    setup = prepare(build(DistillRecipe, merged(recipe, options)), model=student, **objects)
+    return finished(setup, student) if setup.finished else fit(setup)

@@ -18,6 +18,7 @@ from uhkd.console import escape, print_table
 from uhkd.errors import UhkdError
 from uhkd.recipe import build
 from uhkd.recipe.arguments import WatchArguments
+from uhkd.recipe.near_paths import check_folder
 from uhkd.reporting.health import gradient_shares
 from uhkd.runs.status import LONGEST, STATES, State, all_done, collect_status, run_progressed, span
 
@@ -42,6 +43,7 @@ def watch(arguments: WatchArguments | None = None, **options: Any) -> list[State
     arguments = arguments or build(WatchArguments, options)
     folder = Path(arguments.run)
     console = Console(markup=False, emoji=False, highlight=False)
+    check_folder(folder)
     states = collect_status(folder)
     if not states:
         raise UhkdError(

@@ -20,6 +20,7 @@ from uhkd.models.preprocessing import native_preprocessing, native_size_of
 from uhkd.models.types import Preprocessing, as_size
 from uhkd.models.weights import apply_state, check_finite, fit_state, head_classes, head_names, num_outputs
 from uhkd.models.weights_file import load_state, read_copy
+from uhkd.recipe import path_hint
 from uhkd.runs import RunFolder
 
 DEFAULT_LEVELS = 4
@@ -296,5 +297,7 @@ def _weights_file(start: str | Path) -> Path:
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]
-    found = f"'{path}' is a folder without card.json or config.json" if path.is_dir() else f"there is no file '{path}'"
+    found = f"'{path}' is a folder without card.json or config.json"
+    if not path.is_dir():
+        found = f"there is no file '{path}'{path_hint(path, Path.exists)}"
     raise UhkdError(f"start must be random, pretrained or the path of a weights file; {found}")

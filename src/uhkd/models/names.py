@@ -10,7 +10,7 @@ from uhkd.errors import UhkdError
 from uhkd.models.cifar_variants import VARIANTS
 from uhkd.models.families import PREFIX, check_available, families, is_hub_name
 from uhkd.models.listing import exists, listing, may_exist
-from uhkd.recipe.errors import did_you_mean
+from uhkd.recipe import did_you_mean, near_paths
 from uhkd.runs import RunFolder
 
 Library = Literal["uhkd", "torchvision", "timm", "transformers", "folder", "run"]
@@ -187,15 +187,7 @@ def check_run(folder: str | Path) -> RunFolder:
 
 def near_folders(name: str) -> list[str]:
     """Return the run and model folders with names similar to a missing path, nearest first, written as the path is."""
-    path = Path(name)
-    parent = path.expanduser().parent
-    if not parent.is_dir():  # the parent may be mistyped
-        siblings = parent.parent.iterdir() if parent.parent.is_dir() else ()
-        parents = difflib.get_close_matches(parent.name, [item.name for item in siblings if item.is_dir()])
-        found = [path.parent.with_name(near) / path.name for near in parents]
-        return [str(item) for item in found if _is_model_folder(item.expanduser())]
-    names = [item.name for item in parent.iterdir() if _is_model_folder(item)]
-    return [str(path.with_name(near)) for near in difflib.get_close_matches(path.name, names, n=3)]
+    return near_paths(name, _is_model_folder)
 
 
 def _is_model_folder(path: Path) -> bool:

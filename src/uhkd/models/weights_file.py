@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uhkd.console import listed, log_info
 from uhkd.errors import UhkdError
+from uhkd.recipe import path_hint
 
 # where training tools store the weights themselves; an average or a second network is loaded on request only
 _COPIES = ("state_dict", "model_state_dict", "model", "net", "network", "student")
@@ -68,7 +69,7 @@ def read_copy(path: str | Path, key: str | None = None) -> tuple[dict[str, Tenso
     """Return the tensors as `load_state` does, and notes about other copies in the file."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UhkdError(f"there is no weights file '{file}'")
+        raise UhkdError(f"there is no weights file '{file}'{path_hint(path, Path.exists)}")
     content = _read(file)
     copies = _copies(content)
     place, state = _default_copy(content, copies)

@@ -5,9 +5,9 @@ from uhkd.recipe.base import (
     AugmentationOptions,
     DataOptions,
     DeviceOptions,
-    FolderOptions,
     Levels,
     Resize,
+    SourceOptions,
     StrictModel,
     TeacherOptions,
 )
@@ -15,6 +15,7 @@ from uhkd.recipe.cache import MOST_VIEWS, CacheRecipe
 from uhkd.recipe.compare import CompareRecipe
 from uhkd.recipe.errors import RecipeError, build, did_you_mean
 from uhkd.recipe.files import find_recipe, load_yaml, recipe_names, scalar, to_yaml
+from uhkd.recipe.near_paths import near_paths, path_hint
 from uhkd.recipe.old_names import MANIFEST_KEYS, RESULT_KEYS, TASK_KEYS, as_recorded, rename_keys
 from uhkd.recipe.train import DistillRecipe, FinetuneRecipe, TrainRecipe
 
@@ -30,10 +31,10 @@ __all__ = [
     "DeviceOptions",
     "DistillRecipe",
     "FinetuneRecipe",
-    "FolderOptions",
     "Levels",
     "RecipeError",
     "Resize",
+    "SourceOptions",
     "StrictModel",
     "TeacherOptions",
     "TrainRecipe",
@@ -43,6 +44,8 @@ __all__ = [
     "did_you_mean",
     "find_recipe",
     "load_yaml",
+    "near_paths",
+    "path_hint",
     "recipe_names",
     "rename_keys",
     "scalar",

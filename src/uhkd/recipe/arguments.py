@@ -1,25 +1,13 @@
 """Options of the commands without recipe, from demo and models to export, push and cache verify."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from uhkd.errors import UhkdError
-from uhkd.recipe.base import (
-    Device,
-    FolderOptions,
-    ImageColumn,
-    ImageSize,
-    LabelColumn,
-    Levels,
-    StrictModel,
-    Student,
-    Teacher,
-)
+from uhkd.recipe.base import Device, ImageSize, Levels, SourceOptions, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
 """File formats of exported networks."""
-
 
 Run = Annotated[str, Field(description="run folder written by finetune or distill")]
 
@@ -65,7 +53,7 @@ class IndexArguments(StrictModel):
     folder: str = Field(description="folder of .tar shards, train-*.tar, val-*.tar or train/*.tar, val/*.tar")
 
 
-class InspectArguments(StrictModel):
+class InspectArguments(SourceOptions):
     """Check a teacher and a student without training: layers, map sizes, spectra, memory and one step."""
 
     teacher: Teacher
@@ -84,18 +72,16 @@ class InspectArguments(StrictModel):
     num_classes: int = Field(default=10, ge=2, description="number of the student's classes if no data is given")
 
 
-class EvalArguments(FolderOptions):
+class EvalArguments(SourceOptions):
     """Measure the accuracy of a trained network, or of a probe on its frozen embeddings, on its own or other data."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: Run
     data: str | None = Field(default=None, description="data to evaluate on; none: the data of the run")
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
     split: Literal["auto", "val", "test", "all"] = Field(
         default="auto",
-        description="auto: test if the data has one, otherwise val; all: every image of data, for other data",
+        description="auto: test if there is one, else val, or all images of other data without parts; all: of every part",
     )
     probe: Literal["none", "knn", "linear"] = Field(
         default="none",
@@ -107,9 +93,7 @@ class EvalArguments(FolderOptions):
     device: Device = "auto"
 
     @model_validator(mode="after")
-    def _check_folders(self) -> Self:
-        if self.data is None and any(getattr(self, name) is not None for name in FolderOptions.model_fields):
-            raise UhkdError("train_dir, val_dir and test_dir name parts of --data: give it too")
+    def _check_probe(self) -> Self:
         if self.split == "all" and self.probe != "none":
             raise UhkdError("a probe is fitted on the training split: measure it with --split val or test, not all")
         return self
@@ -125,7 +109,7 @@ class WatchArguments(StrictModel):
     every: float = Field(default=1.0, ge=0.1, description="seconds between updates")
 
 
-class ExportOptions(StrictModel):
+class ExportOptions(SourceOptions):
     """Properties of exported files, and images for their check and for the calibration of 8-bit formats."""
 
     opset: int | None = Field(default=None, ge=13, description="opset version of onnx and onnx-int8; none: torch's")
@@ -210,7 +194,7 @@ class CompletionArguments(StrictModel):
     shell: Literal["bash", "zsh", "fish"] = Field(description="shell")
 
 
-class VerifyArguments(StrictModel):
+class VerifyArguments(SourceOptions):
     """Check a cache: the checksum of every record, and a sample of records against the teacher, bitwise for the views."""
 
     positional: ClassVar[tuple[str, ...]] = ("cache",)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -71,18 +71,11 @@ def _integers_as_text(value: Any) -> Any:
 Levels = Annotated[tuple[str, ...] | None, BeforeValidator(_integers_as_text)]
 """Names of layers (block numbers as text); None: selected automatically."""
 
-
 Teacher = Annotated[
     str, Field(description="teacher: a run folder, timm/NAME, torchvision/NAME, transformers/NAME or uhkd/NAME")
 ]
 Student = Annotated[
     str, Field(description="student: timm/NAME, torchvision/NAME, transformers/NAME, uhkd/NAME or a run folder")
-]
-ImageColumn = Annotated[
-    str | None, Field(description="column of the images in a table or hfds/NAME; none: found by usual names and types")
-]
-LabelColumn = Annotated[
-    str | None, Field(description="column of the labels in a table or hfds/NAME; none: found by usual names and types")
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
@@ -116,8 +109,8 @@ Resize = Literal["crop", "squash", "pad"]
 _RANDAUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p\d(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*")
 
 
-class FolderOptions(StrictModel):
-    """Folders of the parts of an image folder."""
+class SourceOptions(StrictModel):
+    """Parts of `data` (folders in an image folder, columns of a table), and whether to skip unreadable files."""
 
     train_dir: str | None = Field(
         default=None,
@@ -131,17 +124,30 @@ class FolderOptions(StrictModel):
         default=None,
         description="folder of test images, as train_dir; none: by its name (test, testing, eval, evaluation), if any",
     )
+    image_column: str | None = Field(
+        default=None, description="column of images in a table or hfds/NAME; none: found by usual names and types"
+    )
+    label_column: str | None = Field(
+        default=None, description="column of labels in a table or hfds/NAME; none: found by usual names and types"
+    )
+    skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        """Reject parts of data that is not given: those of a run's own data are recorded."""
+        given = [name for name in SourceOptions.model_fields if isinstance(getattr(self, name), str)]
+        if given and getattr(self, "data", None) is None:
+            raise UhkdError("\n".join(f"{name}: needs data, and none is given (--data)" for name in given))
+        return self
 
 
-class DataOptions(FolderOptions):
+class DataOptions(SourceOptions):
     """Images and labels."""
 
     data: str = Field(
         description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table (.csv, .tsv, .parquet), "
         "hfds/NAME or torch/NAME"
     )
-    image_column: ImageColumn = None
-    label_column: LabelColumn = None
     val_fraction: float = Field(
         default=0.1,
         gt=0,
@@ -155,7 +161,6 @@ class DataOptions(FolderOptions):
         description="how images get the shape of the network's input, also in eval, predict and export: crop (largest centred "
         "part), squash (whole image, stretched) or pad (whole image, with borders)",
     )
-    skip_bad_images: bool = Field(default=False, description="skip unreadable image files; they are counted and listed")
     shuffle_shards: int | None = Field(
         default=None,
         ge=1,
@@ -179,9 +184,7 @@ class AugmentationOptions(StrictModel):
     )
     crop_scale: float = Field(default=0.25, gt=0, le=1, description="minimum share of the image area for crop resized")
     flip: bool | None = Field(default=None, description="mirror training images at random; none: depends on the data")
-    randaugment: str | None = Field(
-        default=None, description="RandAugment, such as timm's rand-m9-mstd0.5-inc1; none: off"
-    )
+    randaugment: str | None = Field(default=None, description="RandAugment, such as rand-m9-mstd0.5-inc1; none: off")
     color_jitter: float = Field(
         default=0.0,
         ge=0,

@@ -11,6 +11,7 @@ import yaml
 from uhkd.console import first_line
 from uhkd.recipe import safe_yaml
 from uhkd.recipe.errors import RecipeError, did_you_mean, format_value
+from uhkd.recipe.near_paths import path_hint
 from uhkd.recipe.train import TrainRecipe
 
 
@@ -102,16 +103,19 @@ def find_recipe(name: str | Path) -> Path:
         RecipeError: if there is none; the message suggests similar names.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
+    if _is_recipe(path):
+        return path / "recipe.yaml" if path.is_dir() else path
     names = recipe_names()
     packaged = path.with_suffix("").as_posix() if path.suffix == ".yaml" else path.as_posix()
     if packaged in names:
         return Path(str(files("uhkd"))) / "recipes" / f"{packaged}.yaml"
-    hint = did_you_mean(packaged, names) or "; `uhkd recipes` lists them"
+    near = path_hint(path, lambda near: _is_recipe(near) and (near.is_dir() or near.suffix in (".yaml", ".yml")))
+    hint = near or did_you_mean(packaged, names) or "; `uhkd recipes` lists them"
     raise RecipeError([f"no recipe {str(name)!r}: neither a file nor a packaged recipe{hint}"])
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.is_file() or (path / "recipe.yaml").is_file()
 
 
 def to_yaml(recipe: TrainRecipe) -> str:

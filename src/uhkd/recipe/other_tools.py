@@ -3,49 +3,40 @@
 import re
 from collections.abc import Iterable
 
-# ours, with a value where one belongs to it -> theirs
+# ours, with a value where one belongs to it, by command if they differ -> theirs
 _NAMES = {
-    "lr": "learning_rate lr0 base_lr init_lr max_lr eta",
+    "lr": "learning_rate lr0 base_lr init_lr max_lr",
     "batch_size": "bs batch batchsize train_batch_size per_device_train_batch_size imgs_per_batch",
-    "grad_accum_steps": "gradient_accumulation_steps accumulate_grad_batches nbs",
+    "grad_accum_steps": "gradient_accumulation_steps accumulate_grad_batches",
     "epochs": "num_epochs num_train_epochs max_epochs n_epochs",
-    "workers": "num_workers nw dataloader_num_workers j",
-    "image_size": "img_size imgsz img input_size img_dim resolution crop_size",
-    "weight_decay": "wd decay l2",
-    "ema_decay 0.999": "ema model_ema model_ema_decay use_ema ema_model",
-    "precision bf16": "amp fp16 bf16 half mixed_precision use_amp amp_dtype",
+    "workers": "num_workers dataloader_num_workers j",
+    "image_size": "img_size imgsz img input_size resolution crop_size",
+    "weight_decay": "wd decay",
+    "ema_decay 0.999": "ema model_ema model_ema_decay",
+    "precision bf16": "amp fp16 bf16 half mixed_precision",
     "optimizer": "opt optim optimiser",
     "schedule": "sched scheduler lr_scheduler lr_scheduler_type cos_lr",
-    "warmup_epochs": "warmup lr_warmup_epochs",
-    "label_smoothing": "smoothing label_smooth",
     "clip_grad": "max_grad_norm gradient_clip_val grad_clip clip_grad_norm",
-    "erasing": "reprob random_erase random_erasing",
+    "erasing": "reprob random_erasing",
     "randaugment rand-m9-mstd0.5-inc1": "aa auto_augment autoaugment augment augmentation",
-    "seed": "random_seed manual_seed",
-    "out": "output output_dir save_dir work_dir workdir project name exp_name experiment log_dir logdir default_root_dir",
-    "data": "dataset data_dir data_path dataset_dir root image_folder train_dir",
-    "model": "arch architecture backbone net network model_name model_name_or_path",
-    "student": "arch architecture backbone net network model model_name model_name_or_path",
-    "teacher": "teacher_model teacher_arch teacher_name",
-    "start pretrained": "pretrained",
-    "student_start pretrained": "pretrained student_pretrained",
-    "teacher_start": "teacher_ckpt teacher_checkpoint teacher_weights teacher_path teacher_pretrained",
-    "start": "weights_path ckpt checkpoint ckpt_path init_ckpt initial_checkpoint resume_from finetune_from",
-    "student_start": "weights_path ckpt checkpoint ckpt_path init_ckpt initial_checkpoint student_ckpt",
-    "options drop_rate=0.1": "dropout drop drop_rate",
-    "student_options drop_rate=0.1": "dropout drop drop_rate",
-    "options drop_path_rate=0.1": "drop_path drop_path_rate",
-    "student_options drop_path_rate=0.1": "drop_path drop_path_rate",
-    "settings temperature=4": "temperature temp tau kd_temperature",
-    "weights kl=1": "alpha kd_alpha kd_weight distill_weight distillation_alpha",
+    "out": "output output_dir save_dir work_dir workdir project name experiment log_dir default_root_dir",
+    "data": "dataset data_dir data_path dataset_dir root",
+    "model|student": "arch architecture backbone net network model model_name model_name_or_path",
+    "start pretrained|student_start pretrained": "pretrained student_pretrained",
+    "teacher_start": "teacher_ckpt teacher_checkpoint teacher_weights",
+    "start|student_start": "weights_path ckpt checkpoint ckpt_path initial_checkpoint student_ckpt",
+    "options drop_rate=0.1|student_options drop_rate=0.1": "dropout drop drop_rate",
+    "options drop_path_rate=0.1|student_options drop_path_rate=0.1": "drop_path drop_path_rate",
+    "settings temperature=4": "temperature temp kd_temperature",
+    "weights kl=1": "alpha kd_weight distillation_alpha",
     "method": "distiller distillation kd_method loss distillation_type",
-    "val_fraction": "val_split validation_split val_ratio val_size split_ratio",
+    "val_fraction": "val_split validation_split",
     "device": "device_id accelerator",
     "resume": "resume_from_checkpoint continue_training",
 }
 _NOTES = {
     "several GPUs: start the command with torchrun --nproc-per-node N": "gpus num_gpus gpu devices device_ids ngpu world_size",
-    "the number of classes is that of the data": "num_classes nc nb_classes n_classes num_labels",
+    "the number of classes is that of the data": "num_classes nc nb_classes num_labels",
 }
 _VALUES = {
     "device": {"gpu": "cuda"},
@@ -64,7 +55,7 @@ def other_name(option: str, known: Iterable[str], *, flags: bool = False) -> str
     key, known = option.lower().lstrip("-").replace("-", "_").replace(".", "_"), {*known}
     if notes := [note for note, theirs in _NOTES.items() if key in theirs.split()]:
         return f"; {notes[0]}"
-    ours = [name.split(maxsplit=1) for name, theirs in _NAMES.items() if key in theirs.split()]
+    ours = [name.split() for names, theirs in _NAMES.items() if key in theirs.split() for name in names.split("|")]
     found = [(name, *value) for name, *value in ours if name in known]
     if flags:
         texts = [" ".join(("--" + name.replace("_", "-"), *value)) for name, *value in found]

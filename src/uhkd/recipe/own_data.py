@@ -15,16 +15,17 @@ from uhkd.recipe.errors import format_value
 def _class_weights(value: Any) -> Any:
     """Return None, "balanced" or {class: weight}, from these or from the texts of a command line."""
     if isinstance(value, list | tuple):
-        texts = " ".join(map(str, value))
-        pairs = [str(item).rpartition("=") for item in value]
+        texts = [str(item) for item in value]
+        pairs = [text.rpartition("=") for text in texts]
         with contextlib.suppress(ValueError):
-            value = {key: float(number) for key, _, number in pairs} if all(key for key, *_ in pairs) else texts
-    if value is None or value == "balanced" or str(value).lower() in ("none", "null"):
+            value = {key: float(x) for key, _, x in pairs} if all(key for key, *_ in pairs) else " ".join(texts)
+    if value == "balanced" or str(value).lower() in ("none", "null"):
         return value if value == "balanced" else None
     weights = dict(value) if isinstance(value, Mapping) else {}
-    if not weights or any(
-        isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf for x in weights.values()
-    ):
+    numbers = [
+        x for x in weights.values() if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
+    ]
+    if not 0 < len(weights) == len(numbers):
         raise UhkdError(f"expected none, balanced or CLASS=WEIGHT pairs with weights > 0, found {format_value(value)}")
     return {str(name): float(weight) for name, weight in weights.items()}
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 from uhkd.console import pluralize
 from uhkd.errors import UhkdError
 from uhkd.recipe import DistillRecipe, FinetuneRecipe
+from uhkd.recipe.near_paths import check_folder
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 from uhkd.runs.best_epoch import best_epoch
 from uhkd.runs.comparison import TUNING, find_runs, is_tuning
@@ -166,10 +166,7 @@ def read_runs(given: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
     folders: set[Path] = set()
     notes: list[str] = []
     for path in map(Path, given):
-        if not path.is_dir():
-            near = get_close_matches(path.name, [p.name for p in path.parent.glob("*/")])
-            hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
-            raise UhkdError(f"no such folder: {path}; {hint or 'give run folders, or folders that contain them'}")
+        check_folder(path)
         root = path.resolve()
         found = set(find_runs(root, lambda e: notes.append(f"{e.filename} could not be read: {e.strerror or e}")))
         tuning = {run for run in found if is_tuning(run, root)}

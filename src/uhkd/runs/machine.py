@@ -59,9 +59,8 @@ def _commit() -> str | None:
         return None
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src")
     return f"{git('rev-parse', '--short', 'HEAD')}{'+changes' if changed else ''}" or None

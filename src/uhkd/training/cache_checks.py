@@ -13,7 +13,7 @@ from uhkd.data import DataSplits, IndexRange, range_loader
 from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetensors
-from uhkd.recipe import DataOptions, DistillRecipe, FolderOptions
+from uhkd.recipe import DataOptions, DistillRecipe, SourceOptions
 from uhkd.runs import RunFolder, environment
 from uhkd.training.geometry import same_shape
 from uhkd.training.inputs import choose_augmentation
@@ -207,8 +207,8 @@ def data_mismatch(recipe: DataOptions, stored: TeacherCache) -> str:
     """Return how the images differ from those of a cache: by the changed options of its recipe, or by changed files."""
     run = RunFolder(stored.folder)
     before = run.read_recipe() if run.started() else {}
-    names = {"data", "image_column", "label_column", "val_fraction", "train_limit", "skip_bad_images"}
-    options = recipe.model_dump(mode="json", include=names | {*FolderOptions.model_fields})
+    names = {"data", "val_fraction", "train_limit", *SourceOptions.model_fields}
+    options = recipe.model_dump(mode="json", include=names)
     changes = [
         f"{name} was {before[name]!r}, is {value!r}"
         for name, value in options.items()

@@ -53,6 +53,8 @@ class Distillation(nn.Module):
         std: likewise.
         student_start: "random", "pretrained" or a weights file, for a student given by name.
         teacher_start: likewise; None: the weights of a run folder or file, else pretrained ones.
+        student_weights_key: copy in a weights file with several, such as "model_ema"; None: the weights themselves.
+        teacher_weights_key: likewise.
         student_options: keyword arguments of the constructor of a student given by name.
         teacher_options: likewise.
         student_levels: number or names of the layers to match; None: those of the run folder, else 4.
@@ -87,6 +89,8 @@ class Distillation(nn.Module):
         std: Sequence[float] | None = None,
         student_start: str | Path = "random",
         teacher_start: str | Path | None = None,
+        student_weights_key: str | None = None,
+        teacher_weights_key: str | None = None,
         student_options: Mapping[str, Any] | None = None,
         teacher_options: Mapping[str, Any] | None = None,
         student_levels: LayerSelection | None = None,
@@ -104,8 +108,9 @@ class Distillation(nn.Module):
                 options = {"image_size": image_size, "levels": student_levels, **norms}
                 student = wrap_module(student, num_classes=num_classes, **options)
             else:
-                options = {"start": student_start, "image_size": image_size, "options": student_options}
-                student = create(str(student), num_classes=num_classes, levels=student_levels, **options)
+                options = {"start": student_start, "weights_key": student_weights_key, "options": student_options}
+                options |= {"image_size": image_size, "levels": student_levels}
+                student = create(str(student), num_classes=num_classes, **options)
             device = next(student.parameters()).device
             if not isinstance(teacher, str | Path | None):
                 norms = {} if native_preprocessing(teacher) else norms  # its own normalisation takes precedence
@@ -113,7 +118,7 @@ class Distillation(nn.Module):
                 teacher = wrap_module(teacher, num_classes=None, **options)
             elif teacher is not None:
                 start = teacher_start or ("random" if has_weights(str(teacher)) else "pretrained")
-                options = {"start": start, "options": teacher_options}
+                options = {"start": start, "weights_key": teacher_weights_key, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **options)
             if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
                 raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")

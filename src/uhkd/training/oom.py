@@ -5,13 +5,12 @@ from contextlib import contextmanager
 
 from uhkd.errors import UhkdError, is_out_of_memory
 
-
-def setup_advice() -> str:
-    """Return the advice for memory that runs out outside of a training step."""
-    return (
-        "not enough memory for images of this size: use a smaller --image-size, a smaller network or a machine with more memory "
-        "(the teacher and the validation run on batches of their own, whatever the batch size)"
-    )
+_MACHINE = "or a machine with more memory"
+LARGE_IMAGES = f"not enough memory for images of this size: use a smaller --image-size, a smaller network {_MACHINE}"
+SETUP = f"{LARGE_IMAGES} (the teacher and the validation run on batches of their own, whatever the batch size)"
+LARGE_BATCH = f"not enough memory: use a smaller --batch-size, {_MACHINE}"
+MANY_IMAGES = f"not enough memory: use fewer --images, {_MACHINE}"
+LARGE_NETWORK = f"not enough memory for one image: use a smaller network, {_MACHINE}"
 
 
 def step_advice(step: int, total: int, last_checkpoint: str) -> str:
@@ -23,15 +22,15 @@ def step_advice(step: int, total: int, last_checkpoint: str) -> str:
 
 
 @contextmanager
-def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
+def memory_advice(advice: str | Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error of the GPU or of the host into advice; other errors pass.
 
     Raises:
-        UhkdError: if memory runs out, with `advice()` as its message.
+        UhkdError: if memory runs out, with `advice`, or what it returns, as its message.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UhkdError(advice()) from error
+        raise UhkdError(advice if isinstance(advice, str) else advice()) from error

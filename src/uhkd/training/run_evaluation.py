@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,7 @@ from uhkd.evaluation.probe import embed
 from uhkd.evaluation.probe import probe as fit_probe
 from uhkd.features import FeatureExtractor
 from uhkd.models import load_run
-from uhkd.recipe import build
-from uhkd.recipe.base import DataOptions
+from uhkd.recipe import DataOptions, SourceOptions, build
 from uhkd.runs import RunFolder
 from uhkd.runs.best_epoch import best_epoch
 from uhkd.training.inputs import image_size
@@ -45,11 +45,12 @@ def measure(
     batch_size: int = 256,
     device: str = "auto",
     probe: Literal["none", "knn", "linear"] = "none",
+    options: SourceOptions | None = None,
 ) -> tuple[Evaluation, str, FeatureExtractor, tuple[str, ...]]:
     """Evaluate a run's network on a split of some data; return the evaluation, a title, the network and its class names.
 
     data: None: the data that the run was trained on. probe: replaces the head by a probe on the embeddings, fitted on the
-    training split of the data.
+    training split of the data. options: see `images_of`.
 
     Raises:
         UhkdError: as `open_run` and `images_of`; the network has no head, or images have no labels.
@@ -60,19 +61,16 @@ def measure(
             f"{run} has no head, because it was trained without labels: measure its embedding with --probe knn or "
             "--probe linear, on --data with labels"
         )
-    opened, split_name, images = images_of(run, network, data, split, probed=probe != "none")
+    opened, split_name, images = images_of(run, network, data, split, probed=probe != "none", options=options)
     size = image_size(opened, [network])
-    parts = (
-        [images] if split != "all" else [part for part in (opened.train, opened.val, opened.test) if part is not None]
-    )
+    own = data is None or _same_data(run, data) or bool(_own_result(run, opened))
+    whole = split == "all" or (split == "auto" and opened.held_out and not own and probe == "none")
+    parts = [part for part in (opened.train, opened.val, opened.test) if part is not None] if whole else [images]
     loader = chain.from_iterable(eval_loader(x, size, batch_size=batch_size, resize=opened.resize) for x in parts)
     if probe == "none":
-        count, own = sum(map(len, parts)), _own_result(run, opened)
-        title = f"{network.config.name} on {count} {split_name} images of {opened.name}".replace(" all ", " ", 1)
-        if split == "all" and own:
+        title = f"{network.config.name} on {sum(map(len, parts))}{'' if whole else f' {split_name}'} images of {opened.name}"
+        if whole and own:
             log_info("warning: the network was trained on these images; choose others for an unbiased number")
-        elif split_name == "val" and opened.held_out and not own:
-            log_info(f"{count} of {count + len(opened.train)} images, as held out from a training; all: --split all")
         return evaluate(network, loader, torch_device), title, network, network.config.classes
     train = eval_loader(opened.train, size, batch_size=batch_size, resize=opened.resize)
     known = embed(network, train, torch_device)
@@ -87,17 +85,24 @@ def measure(
 
 
 def images_of(
-    run: str, network: FeatureExtractor, data: Any = None, split: str = "auto", *, probed: bool = False
+    run: str,
+    network: FeatureExtractor,
+    data: Any = None,
+    split: str = "auto",
+    *,
+    probed: bool = False,
+    options: SourceOptions | None = None,
 ) -> tuple[DataSplits, str, ImageSource]:
     """Open data with the network's classes; return it, the name of the requested split and its images (all: those of val).
 
     data: None: the data that the run was trained on. probed: use the classes of the data instead of the network's; data None
-    is then the run's probe data, if it has some.
+    is then the run's probe data, if it has some. options: parts of `data` (unless it is `Columns`), and whether to skip
+    unreadable files where the run did not.
 
     Raises:
         UhkdError: the run does not record its data, the classes differ, or the data has no such split.
     """
-    recipe = RunFolder(run).read_recipe() if RunFolder(run).started() else {}
+    recipe, options = RunFolder(run).read_recipe() if RunFolder(run).started() else {}, options or SourceOptions()
     try:
         build(DataOptions, {"data": ""} | {key: recipe[key] for key in DataOptions.model_fields if key in recipe})
     except UhkdError as error:
@@ -106,11 +111,12 @@ def images_of(
         data = recipe["probe_data"]
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
+    columns = Columns.of(recipe) if data is None else Columns.of(options, data)
     opened = open_data(
-        Columns.of(recipe) if data is None else data,
+        data if isinstance(data, Columns) else columns,
         val_fraction=recipe.get("val_fraction", 0.1),
         train_limit=recipe.get("train_limit") if data is None else None,
-        skip_bad_images=recipe.get("skip_bad_images", False),
+        skip_bad_images=options.skip_bad_images or recipe.get("skip_bad_images", False),
         class_names=None if probed else network.config.classes or None,
         shards=ShardOptions(keep=recipe.get("shard_cache"), keep_gb=recipe.get("shard_cache_gb", 100.0)),
         labels=data is not None or not recipe.get("unlabelled", False),
@@ -125,6 +131,14 @@ def images_of(
     if split_name == "val" and (result := _own_result(run, opened)) and (best := best_epoch(result)):
         log_info(f"warning: the network is that of {best}; choose other images for an unbiased number")
     return opened, split_name, images
+
+
+def _same_data(run: str, data: Any) -> bool:
+    """Return whether data has the name or path of the data that a run was trained on, whatever limits the run had."""
+    if not isinstance(data, str | Path) or not RunFolder(run).started():
+        return False
+    own = str(RunFolder(run).read_recipe().get("data"))
+    return own == str(data) or Path(own).expanduser().resolve() == Path(data).expanduser().resolve()
 
 
 def _own_result(run: str, opened: DataSplits) -> dict[str, Any]:

@@ -33,6 +33,12 @@ CASES = (
         "cache is not a cache (no cache.json); create one with: uhkd cache --out cache",
     ),
     Case(
+        "a cache with a misspelt name",
+        "cache verify cahce",
+        "cahce is not a cache (no cache.json); did you mean cache?",
+        **HAS,
+    ),
+    Case(
         "other images",
         f"{CACHED} --data digits --train-limit 30",
         "the cache cache does not match this training; use its options (see cache/recipe.yaml), or create "

@@ -82,6 +82,19 @@ CASES = (
         **RUN,
     ),
     Case(
+        "exporting with a part of the images that does not exist",
+        "export run --data images --val-dir dev",
+        "val_dir: no such folder: images/dev; folders in images: ant, bee, cat",
+        has=("run", "images"),
+    ),
+    Case(
+        "pushing with a column that does not exist",
+        "push run --repo me/student --dry-run --data labels.csv --label-column species",
+        "labels.csv has no column species: choose one of label with --label-column",
+        **RUN,
+        make=lambda: write("labels.csv", "image,label\nimages/ant/0.png,ant"),
+    ),
+    Case(
         "an opset for a form that has none",
         "export run --to pt2 --opset 18",
         "--opset is for onnx and onnx-int8, and --to has pt2: remove --opset, or add onnx",

@@ -179,7 +179,7 @@ CASES = (
     Case(
         "`--train-dir` in `eval` without `--data`",
         "eval run --train-dir train",
-        "train_dir, val_dir and test_dir name parts of --data: give it too",
+        "train_dir: needs data, and none is given (--data)",
         has=("run",),
     ),
     Case(

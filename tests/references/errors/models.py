@@ -149,6 +149,12 @@ SMALL_VIT |= {"image_size": 16, "patch_size": 4}
 
 CASES = (
     Case(
+        "a weights file with a misspelt name",
+        finetune("uhkd/resnet10", "--start w.pt"),
+        "start must be random, pretrained or the path of a weights file; there is no file 'w.pt'; did you mean w.pth?",
+        make=lambda: write("w.pth", ""),
+    ),
+    Case(
         "a misspelt family of transformers",
         finetune("transformers/convnex"),
         "transformers has no family 'convnex' of image classifiers; did you mean 'convnext'…? (`uhkd models "

@@ -75,6 +75,12 @@ CASES = (
         **RUN,
     ),
     Case(
+        "an image with a misspelt name",
+        "predict run image/ant/0.png",
+        "no such file or folder: image/ant/0.png; did you mean images/ant/0.png?",
+        has=("run", "images"),
+    ),
+    Case(
         "a folder without images",
         "predict run empty",
         "no images in empty; other files: none",
@@ -129,6 +135,18 @@ CASES = (
         "inspecting an unknown method",
         f"{INSPECT} --student uhkd/vit_micro --method uhk",
         "unknown method 'uhk'; did you mean 'uhkd'? (known: scratch, kd, …)",
+    ),
+    Case(
+        "inspecting with parts and columns of no data",
+        f"{INSPECT} --student uhkd/vit_micro --train-dir a --label-column b",
+        "2 problems:\n  - train_dir: needs data, and none is given (--data)\n"
+        "  - label_column: needs data, and none is given (--data)",
+    ),
+    Case(
+        "inspecting with a column that does not exist",
+        f"{INSPECT} --student uhkd/vit_micro --data labels.csv --image-column photo",
+        "labels.csv has no column photo: choose one of image, label with --image-column",
+        make=lambda: write("labels.csv", "image,label\nimages/ant/0.png,ant"),
     ),
     Case(
         "inspecting an impossible student",

@@ -24,6 +24,12 @@ CASES = (
         " or 'digits/cnn'?",
     ),
     Case(
+        "a recipe file with a misspelt name",
+        "distill -c mine.yml",
+        "no recipe 'mine.yml': neither a file nor a packaged recipe; did you mean mine.yaml?",
+        make=lambda: write("mine.yaml", ""),
+    ),
+    Case(
         "a folder without a recipe",
         "distill -c mine",
         "no recipe 'mine': neither a file nor a packaged recipe; `uhkd recipes` lists them",

@@ -112,9 +112,28 @@ CASES = (
         make=lambda: write("labels.csv", "image,label\nimages/ant/0.png,ant\nimages/bee/0.png,wasp"),
     ),
     Case(
+        "a table for `eval` without a column of labels",
+        "eval run --data labels.csv",
+        "labels.csv has no columns with usual names of labels: choose one of kind with --label-column",
+        has=("run", "images"),
+        make=lambda: write("labels.csv", "image,kind\nimages/ant/0.png,ant"),
+    ),
+    Case(
+        "a table of a comparison with columns of other names",
+        "compare --pairs pair.yaml --methods kd --out new",
+        "…/labels.csv has no columns with usual names of labels: choose one of kind with --label-column, or ignore the "
+        "labels with --unlabelled; in compare, set options of a training by --overrides NAME=VALUE, or in the recipe of the "
+        "pair",
+        has=("teacher", "images"),
+        make=lambda: (
+            write("labels.csv", "image,kind\nimages/ant/0.png,ant"),
+            write("pair.yaml", "teacher: teacher\nstudent: uhkd/vit_micro\ndata: labels.csv\n"),
+        ),
+    ),
+    Case(
         "a column of no table",
         "eval run --label-column species",
-        "--image-column and --label-column are columns of other data: name it with --data",
+        "label_column: needs data, and none is given (--data)",
         has=("run", "images"),
     ),
 )

@@ -24,6 +24,17 @@ CASES = (
         make=lambda: Path("runs").mkdir(),
     ),
     Case(
+        "watching a folder that does not exist",
+        "watch nowhere",
+        "no such folder: nowhere; give run folders, or folders that contain them",
+    ),
+    Case(
+        "watching a folder with a misspelt name",
+        "watch rusn",
+        "no such folder: rusn; did you mean runs?",
+        make=lambda: Path("runs").mkdir(),
+    ),
+    Case(
         "watching without a folder",
         "watch",
         "run: required but not given (run folder, or a folder of runs, such as a comparison)",

@@ -66,9 +66,7 @@ def measure_costs(recipe: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any
         "warmup": WARMUP,
         "batches": BATCHES,
         "environment": {k: v for k, v in environment().items() if k != "command"},  # the command contains paths
-        "pairs": {
-            pair: _measure_pair(pair, recipes, untrained, recipe.rounds, recipe.jobs) for pair, recipes in pairs.items()
-        },
+        "pairs": {pair: _measure_pair(pair, of, untrained, recipe.rounds, recipe.jobs) for pair, of in pairs.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write_json("cost.json", costs)
@@ -129,10 +127,8 @@ def _measure_pair(
     log_info(f"{pair}: building one step of each of {', '.join(recipes)}")
     # all learners of a pair are in memory at the same time, so that their steps can be interleaved
     with memory_advice(
-        lambda: (
-            f"{pair}: the learners of all methods do not fit into memory together; measure fewer methods at a time "
-            "(--methods; scratch and kd are always included), or use a smaller batch (--overrides batch_size=N)"
-        )
+        f"{pair}: the learners of all methods do not fit into memory together; measure fewer methods at a time "
+        "(--methods; scratch and kd are always included), or use a smaller batch (--overrides batch_size=N)"
     ):
         with _unique_lines():
             for label, recipe in recipes.items():

@@ -49,9 +49,5 @@ def look_up(parse: Callable[[str], T], name: str, pair: str) -> T:
     try:
         return parse(name)
     except UhkdError as error:
-        raise RecipeError(
-            [
-                f"{pair}: teacher: {error}; choose one with --teachers: a run folder, a network, or a recipe of finetune, which "
-                "is trained first"
-            ]
-        ) from None
+        choices = "a run folder, a network, or a recipe of finetune, which is trained first"
+        raise RecipeError([f"{pair}: teacher: {error}; choose one with --teachers: {choices}"]) from None

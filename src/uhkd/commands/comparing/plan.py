@@ -67,9 +67,7 @@ class Plan:
     trials: dict[str, TableCell]  # settings tried, by task name
     teachers: dict[str, str]  # by pair: a run folder, which may not exist yet, or the name of a network
     caches: tuple[Task, ...] = ()
-    live: dict[str, str] = field(
-        default_factory=dict
-    )  # reason of each student without a cache; empty if caching is off
+    live: dict[str, str] = field(default_factory=dict)  # reason of each student without a cache; {} if caching is off
 
     @property
     def work(self) -> tuple[Task, ...]:
@@ -130,14 +128,10 @@ def make_plan(recipe: CompareRecipe, out: Path) -> Plan:
 
 def _pair_problems(recipe: CompareRecipe, pairs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield problems of the pairs: no student, a reserved name, several teachers, or no labels to evaluate with."""
-    yield from (
-        f"pairs: {name} is not a recipe of distill (it has no student)"
-        for name in pairs
-        if "student" not in pairs[name]
-    )
-    yield from (
-        f"pairs: {name} is the name of a folder in every comparison; rename the recipe" for name in _RESERVED & {*pairs}
-    )
+    lacking = [name for name in pairs if "student" not in pairs[name]]
+    yield from (f"pairs: {name} is not a recipe of distill (it has no student)" for name in lacking)
+    reserved = _RESERVED & {*pairs}
+    yield from (f"pairs: {name} is the name of a folder in every comparison; rename the recipe" for name in reserved)
     for pair, pair_recipe in pairs.items():
         options = {**pair_recipe, **recipe.overrides}
         if options.get("teachers") or isinstance(options.get("teacher"), list | tuple):
@@ -178,15 +172,9 @@ def _problems_of(options: Mapping[str, Any], where: str) -> list[str]:
 
 def _epoch_problems(recipe: TrainRecipe, where: str, option: str) -> list[str]:
     """Return the problem of a training that ends early or keeps its best epoch; `option` of the comparison can change it."""
-    given = [f"{name}={value}" for name, value in (("keep", recipe.keep), ("patience", recipe.patience)) if value]
-    if recipe.keep == "last":
-        given.remove("keep=last")
-    if not given:
-        return []
-    return [
-        f"{where}: {' and '.join(given)}: a comparison measures every training after its last epoch; set {option} "
-        "keep=last patience=none"
-    ]
+    given = ["keep=best"] * (recipe.keep == "best") + [f"patience={recipe.patience}"] * (recipe.patience is not None)
+    why = f"a comparison measures every training after its last epoch; set {option} keep=last patience=none"
+    return [f"{where}: {' and '.join(given)}: {why}"] if given else []
 
 
 def _student(recipe: CompareRecipe, pair_recipe: Mapping[str, Any], label: str, teacher: str) -> dict[str, Any]:

@@ -32,9 +32,7 @@ def gather(plan: Plan, store: TaskStore, *, title: str, part: str, tune: int) ->
     done = {name: cell for name, cell in plan.cells.items() if store.state(tasks[name]) == "done"}
     results = {name: (store.run(name).read_recipe(), store.run(name).read_result()) for name in done}
     shared = {name: _shared(*results[name]) for name in done}
-    by_variant = sorted(
-        done, key=lambda name: done[name].variant
-    )  # a method that is not a variant defines the reference
+    by_variant = sorted(done, key=lambda name: done[name].variant)  # a method that is no variant defines the reference
     first = {done[name].pair: name for name in reversed(by_variant)}
     pairs = {pair: shared[first[pair]] for pair in plan.teachers if pair in first}
     environments: list[dict[str, Any]] = []
@@ -214,9 +212,8 @@ def verdicts(summary: Mapping[str, Any], method: str = "uhkd") -> Iterator[str]:
     """Yield a line about the difference, paired by seed, of a method to each other method of each pair."""
     accuracies = {(row.pair, row.method): row.accuracy for row in table_rows(summary)}
     for pair in summary["pairs"]:
-        for _, rival in [
-            key for key in accuracies if key[0] == pair and key[1] != method and (pair, method) in accuracies
-        ]:
+        rivals = [other for where, other in accuracies if where == pair and other != method]
+        for rival in rivals if (pair, method) in accuracies else ():
             gap = paired_difference(accuracies[pair, method], accuracies[pair, rival])
             if gap is None:
                 yield f"{pair}: {method} and {rival} have no seed in common"

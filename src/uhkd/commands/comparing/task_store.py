@@ -253,9 +253,7 @@ def main() -> None:
     order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.argv = order["command"]  # recorded in the runs
     end_with_parent()
-    torch.set_num_threads(
-        min(order["threads"], torch.get_num_threads())
-    )  # fewer if the environment sets a lower number
+    torch.set_num_threads(min(order["threads"], torch.get_num_threads()))  # fewer if the environment sets fewer
     tasks = tuple(Task(**task | {k: tuple(task[k]) for k in ("after", "serves")}) for task in order["tasks"])
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole process group; the parent reports it
         work(tasks, Path(order["out"]))
