@@ -1,9 +1,10 @@
 """Options of the commands without recipe, from demo and models to export, push and cache verify."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from uhkd.errors import UhkdError
 from uhkd.recipe.base import Device, ImageSize, Levels, SourceOptions, StrictModel, Student, Teacher
 
 Form = Literal["safetensors", "timm", "pt2", "onnx", "openvino", "int8", "onnx-int8"]
