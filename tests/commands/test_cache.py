@@ -464,6 +464,7 @@ def _command(words: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "uhkd", "cache", *flags]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_a_killed_cache_goes_on_shard_by_shard(teacher: Path, tmp_path: Path):
     """Real processes, killed three times while they write; two at a time at the end; equal to an undisturbed one."""

@@ -440,6 +440,7 @@ def test_what_waits_for_a_failed_teacher_is_not_run(recipes: Path):
     assert board.state(plan.tasks[-1]) == "done", "scratch needs no teacher"
 
 
+@pytest.mark.slow
 def test_cells_may_load_images_in_processes_of_their_own_and_a_plain_script_may_compare(recipes: Path, tmp_path: Path):
     """No `if __name__ == "__main__"` needed: workers do not import the caller's script."""
     words = {"pairs": [str(recipes / "vit.yaml")], "methods": ["scratch"], "seeds": 2, "jobs": 2}
@@ -453,6 +454,7 @@ def test_cells_may_load_images_in_processes_of_their_own_and_a_plain_script_may_
     assert environment["command"] == ["script.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no SIGKILL")
 def test_a_cell_that_kills_its_process_is_failed_and_the_rest_goes_on(recipes: Path, monkeypatch: pytest.MonkeyPatch):
     """As when memory runs out: the worker is replaced, and its task does not take the next worker down too."""
@@ -567,6 +569,7 @@ class Nearest(DistillationLoss):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_runs_in_the_harness(recipes: Path, tmp_path: Path):
     """By its entry point alone: nothing in uhkd knows its name."""
     site = tmp_path / "site"

@@ -202,6 +202,7 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
     assert "stored signals" not in document(gather(other, live, title="t", part="val", tune=0), {})
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_caches_and_its_table_outlives_them(recipes: Path, capsys: pytest.CaptureFixture[str]):
     recipe = asked(recipes, methods=["scratch", "kd", "uhkd", "fitnet"], seeds=2)
     first = compare(recipe)
@@ -247,6 +248,7 @@ def test_without_its_cache_a_training_runs_with_the_teacher(recipes: Path, monke
     assert told in log(board, "vit/kd/seed-0") and told in log(board, "vit/uhkd/seed-0")
 
 
+@pytest.mark.slow
 def test_caches_take_no_more_than_half_of_the_free_disk_together(recipes: Path, monkeypatch: pytest.MonkeyPatch):
     plan, board = planned(asked(recipes, seeds=2))
     sizes: list[int] = []
@@ -268,6 +270,7 @@ def test_caches_take_no_more_than_half_of_the_free_disk_together(recipes: Path, 
     assert by_cache(plan, board) == {f"vit/{m}/seed-{s}": s == 0 for m in ("kd", "uhkd") for s in (0, 1)}
 
 
+@pytest.mark.slow
 def test_views_of_another_size_or_crop_are_not_taken_for_the_live_ones(recipes: Path):
     """A student that wants larger images than its teacher would see others with it; the cache is not even made."""
     teacher = TEACHER | {"image_size": 8, "data": "digits"}

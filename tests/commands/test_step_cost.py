@@ -22,6 +22,7 @@ from uhkd.training.running_metrics import RunningMetrics
 every_method = pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else str(x))
 
 
+@pytest.mark.slow
 def test_every_method_compiles_without_a_break_in_its_graph():
     """In a process of its own: the shape checks of the tests, which no user has, cannot be compiled."""
     environment = {

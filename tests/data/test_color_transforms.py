@@ -149,6 +149,7 @@ assert states() == before  # here without type checks, which draw from the gener
 """
 
 
+@pytest.mark.slow
 def test_another_process_shows_the_same_views():
     pixels = NOISE.images.numpy().transpose(0, 2, 3, 1)
     # of one thread, as this one: resizing may differ by threads; colours must not

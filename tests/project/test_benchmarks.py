@@ -45,6 +45,7 @@ def test_a_section_that_fails_or_takes_too_long_says_so_and_leaves_nothing_behin
     assert "--seconds 100" not in running  # nor the process that it had started
 
 
+@pytest.mark.slow
 def test_options_of_the_step_are_set_against_the_packaged_one(tmp_path: Path):
     words = ["--rounds", "2", "--batch", "2", "--networks", "uhkd/vit_micro", "--options", "AdamW foreach"]
     found = run("options.py", tmp_path / "x.json", *words)["networks"]["uhkd/vit_micro"]
@@ -52,6 +53,7 @@ def test_options_of_the_step_are_set_against_the_packaged_one(tmp_path: Path):
     assert all(len(own["seconds"]) == 2 and own["to_packaged"]["mean"] > 0 for own in found.values())
 
 
+@pytest.mark.slow
 def test_writing_is_set_against_the_teacher_alone(tmp_path: Path):
     found = run("writing.py", tmp_path / "x.json", "--rounds", "2", "--images", "150", "--batch", "32")
     assert set(found["images_per_second"]) == {"write", "teacher"} and found["settings"]["images"] == 150

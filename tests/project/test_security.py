@@ -528,6 +528,7 @@ def test_names_in_any_script_are_shown_as_they_are():
         assert escape(name) == name
 
 
+@pytest.mark.slow
 def test_class_names_of_every_kind_are_trained_shown_and_kept(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -893,6 +894,7 @@ def without_network(place: Path, *words: str) -> tuple[subprocess.CompletedProce
     return done, attempts.read_text() if attempts.exists() else ""
 
 
+@pytest.mark.slow
 def test_a_training_needs_no_network(tmp_path: Path):
     done, attempts = without_network(tmp_path, "-c", TRAINING, str(tmp_path))
     assert (done.returncode, attempts) == (0, ""), done.stderr

@@ -87,6 +87,7 @@ def pages(site):
     return {path.relative_to(site).as_posix(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_every_page_of_docs_is_there_and_nothing_is_loaded_from_elsewhere(site, pages):
     for page in (ROOT / "docs").rglob("*.md"):
         assert page.relative_to(ROOT / "docs").with_suffix(".html").as_posix() in pages
@@ -101,6 +102,7 @@ def test_every_page_of_docs_is_there_and_nothing_is_loaded_from_elsewhere(site, 
     assert "iframe-worker.js" in index.loaded[0] + "".join(index.loaded)
 
 
+@pytest.mark.slow
 def test_links_within_the_site_lead_somewhere(site, pages):
     lost = []
     for name, page in pages.items():
@@ -118,6 +120,7 @@ def test_links_within_the_site_lead_somewhere(site, pages):
     assert not lost, "\n".join(lost[:20])
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_name_verb_and_option(site, pages):
     for module in MODULES:
         ids = pages[f"reference/python/{module}.html"].ids

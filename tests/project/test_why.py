@@ -117,6 +117,7 @@ def command(runs: dict[str, list[str]], out: Path) -> list[str]:
     return words + [word for name, own in runs.items() for word in (f"--{name}", *own)]
 
 
+@pytest.mark.slow
 def test_run_folders_become_a_file_figures_and_tables(found: Any, runs: dict[str, list[str]], tmp_path: Path):
     found("why").main(command(runs, tmp_path))
     text = (tmp_path / "tiny.json").read_text()
@@ -148,6 +149,7 @@ def test_what_is_not_there_is_said(found: Any):
     assert found("render_why").why({}) == "not yet run"
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_belong_together_are_refused(found: Any, runs: dict[str, list[str]], tmp_path: Path):
     with pytest.raises(ValueError, match="not seeds of one recipe"):
         found("why").main(command(runs | {"uhkd": [*runs["uhkd"], *runs["kd"]]}, tmp_path))
@@ -155,6 +157,7 @@ def test_runs_that_do_not_belong_together_are_refused(found: Any, runs: dict[str
         found("why").main(command(runs | {"teacher": runs["kd"]}, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_kept_teacher_has_no_arrays_and_serves_as_well(found: Any, runs: dict[str, list[str]], tmp_path: Path):
     kept = RunFolder(shutil.copytree(runs["teacher"][0], tmp_path / "kept"))
     kept.diagnostics.unlink()

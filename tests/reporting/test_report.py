@@ -183,24 +183,27 @@ def test_words_from_run_folders_are_escaped(tmp_path: Path):
     assert "<script>alert(1)</script>" in page.text, "shown as the text it is"
 
 
+DAMAGED = [
+    ("result.json", b"{"),
+    (
+        "result.json",
+        b'{"metrics": 3, "sizes": [1], "teacher_metrics": "x", "data": 7, "teacher": 5, "parameters": "many"}',
+    ),
+    ("card.json", b'{"classes": 3}'),
+    ("metrics.csv", b"epoch,val_accuracy\nx,y\n"),
+    ("metrics.csv", b"epoch,val_accuracy\nnan,nan\n"),
+    ("metrics.csv", b""),
+    ("diagnostics.npz", b"PK no archive"),
+    ("environment.json", b"[]"),
+    ("recipe.yaml", b"- a\n- b\n"),
+    ("recipe.yaml", b"method: 3\nseed: [1]\nteacher: {a: b}\nepochs: many\n"),
+    ("test.json", b"\xff\xfe"),
+]
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
-    [
-        ("result.json", b"{"),
-        (
-            "result.json",
-            b'{"metrics": 3, "sizes": [1], "teacher_metrics": "x", "data": 7, "teacher": 5, "parameters": "many"}',
-        ),
-        ("card.json", b'{"classes": 3}'),
-        ("metrics.csv", b"epoch,val_accuracy\nx,y\n"),
-        ("metrics.csv", b"epoch,val_accuracy\nnan,nan\n"),
-        ("metrics.csv", b""),
-        ("diagnostics.npz", b"PK no archive"),
-        ("environment.json", b"[]"),
-        ("recipe.yaml", b"- a\n- b\n"),
-        ("recipe.yaml", b"method: 3\nseed: [1]\nteacher: {a: b}\nepochs: many\n"),
-        ("test.json", b"\xff\xfe"),
-    ],
+    [pytest.param(*row, marks=() if i < 3 else pytest.mark.slow) for i, row in enumerate(DAMAGED)],
 )
 def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path: Path, file: str, content: bytes):
     write_run(tmp_path / "runs" / "whole", seed=1)
@@ -305,6 +308,7 @@ def test_runs_from_before_balances_have_no_such_figure(page: Page):
     assert "Balance" not in page.text and "factor" not in page.text
 
 
+@pytest.mark.slow
 def test_fifty_runs_stay_small_and_begin_with_eight_lines(tmp_path: Path):
     first = write_run(tmp_path / "runs" / "m0", method="fitnet")
     for i in range(1, 50):

@@ -288,7 +288,9 @@ def interrupted(out: Path, train: Any, step: int = 7) -> None:
             train()
 
 
-@pytest.mark.parametrize("name", list(BALANCES)[2:])  # the others are schedules too
+@pytest.mark.parametrize(  # the others are schedules too
+    "name", [pytest.param(name, marks=() if name == "lead" else pytest.mark.slow) for name in list(BALANCES)[2:]]
+)
 def test_every_balance_resumes_to_the_bit(name: str, teacher: Path, tmp_path: Path):
     changes = {"balance": name, "balance_settings": BALANCES[name]}
     whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))

@@ -404,6 +404,7 @@ def folder_of_images(place: Path, seed: int = 0) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_images_that_change_beside_a_cache_are_noticed_and_cost_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -604,6 +605,7 @@ def disk_faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return ends, json.loads((ends / "said.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", DISK_FAULTS)
 def test_a_disk_that_fails_costs_nothing(whole: RunFolder, disk_faults: tuple[Path, dict[str, str]], fault: str):
     ends, said = disk_faults
@@ -614,6 +616,7 @@ def test_a_disk_that_fails_costs_nothing(whole: RunFolder, disk_faults: tuple[Pa
     assert_equal_runs(whole, RunFolder(ends / fault), STEPS)
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The second is refused while the first works on, and the first does not notice."""
     refusals = []
