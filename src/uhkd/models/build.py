@@ -69,8 +69,8 @@ def create(
     """
     if num_classes is not None and num_classes < 0:
         raise UhkdError(f"num_classes must be at least 1 (0: no head), found {num_classes}")
-    reference, options, pretrained = parse_name(name), dict(options or {}), str(start) == "pretrained"
-    size = None if image_size is None else as_size(image_size)
+    reference, size = parse_name(name), None if image_size is None else as_size(image_size)
+    options, pretrained = dict(options or {}), str(start) == "pretrained"
     if reference.library == "run":
         config, state = _read_run(reference.name)
         body = {key: tensor for key, tensor in state.items() if not key.startswith("probe.")}
@@ -93,8 +93,7 @@ def create(
         input=request.input and replace(request.input, size=size or request.input.size),
     )
     if str(start) not in ("random", "pretrained"):
-        file = _weights_file(start)
-        state, notes = read_copy(file, weights_key)
+        state, notes = read_copy(file := _weights_file(start), weights_key)
         request = replace(request, state=state, source=f"'{file}'", pretrained=False, notes=(*request.notes, *notes))
     elif weights_key is not None:
         raise UhkdError(f"weights_key '{weights_key}' names weights in a file: give the file as start, found {start}")
@@ -290,14 +289,12 @@ def _read_run(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 def _weights_file(start: str | Path) -> Path:
     """Return the weights file of `start`: the file itself, or that of a run folder or timm model folder."""
-    path = Path(start).expanduser()
-    if path.is_file():
+    if (path := Path(start).expanduser()).is_file():
         return path
     if RunFolder(path).has_model():
         return RunFolder(path).weights
     if (path / "config.json").is_file():
         return read_folder(str(path))[3]
-    found = f"'{path}' is a folder without card.json or config.json"
-    if not path.is_dir():
-        found = f"there is no file '{path}'{path_hint(path, Path.exists)}"
+    missing = f"there is no file '{path}'{path_hint(path, Path.exists)}"
+    found = f"'{path}' is a folder without card.json or config.json" if path.is_dir() else missing
     raise UhkdError(f"start must be random, pretrained or the path of a weights file; {found}")
