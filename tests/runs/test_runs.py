@@ -143,7 +143,8 @@ def test_resuming_needs_a_run_and_the_same_recipe(tmp_path: Path):
     with pytest.raises(ValueError) as refusal:
         folder.check(RECIPE | {"epochs": 5, "lr": 0.01, "seed": 1}, resume=True)
     message = str(refusal.value)
-    assert message.endswith("another recipe: epochs was 3, now 5, lr was 0.001, now 0.01, seed was None, now 1")
+    changes = "another recipe: epochs was 3, now 5, lr was 0.001, now 0.01, seed was None, now 1; "
+    assert message.endswith(f"{changes}give the options as they were, or choose another --out")
 
 
 def test_checkpoints_round_trip_and_the_newest_two_stay(tmp_path: Path):

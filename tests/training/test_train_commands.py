@@ -463,7 +463,7 @@ def test_resuming_with_another_recipe_names_the_fields(
         patched.setattr(ProgressBar, "follow", stopping(2))
         with pytest.raises(Stop):
             uhkd.distill(**words)
-    with pytest.raises(ValueError, match=r"another recipe: lr was 0\.001, now 0\.01, seed was 0, now 2$"):
+    with pytest.raises(ValueError, match=r"another recipe: lr was 0\.001, now 0\.01, seed was 0, now 2; give"):
         uhkd.distill(**words | {"lr": 0.01, "seed": 2}, resume=True)
     checkpoint = RunFolder(tmp_path / "run").read_checkpoint()
     assert checkpoint is not None and checkpoint.step == 2
