@@ -177,7 +177,7 @@ BAD = [
     ({"variants": {"x": {"method": "kd", "teacher": "t"}}}, "variants: x cannot set teacher"),
     ({"pairs": ["digits/teacher"]}, "pairs: teacher is not a recipe of distill"),
     ({"teachers": ["digits/vit"]}, "teachers: digits/vit is not a recipe of finetune"),
-    ({"teachers": ["runs/nowhere"]}, "no such folder: runs/nowhere"),
+    ({"teachers": ["nowhere/teacher"]}, "neither a folder nor a model is called 'nowhere/teacher'"),
     ({"methods": ["kd"], "tune": 2, "changes": {"min_lr": 0.0009}}, "setting tried"),
 ]
 
