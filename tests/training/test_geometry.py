@@ -103,7 +103,11 @@ def test_all_images_of_other_data_without_parts_are_measured(squashed, wide, tmp
         metrics = uhkd.evaluate(run=str(squashed), device="cpu", **options)
         return sum(map(sum, metrics["confusion"])), " ".join(capsys.readouterr().err.split())
 
-    assert measured(data=str(other)) == measured(data=str(other), split="all") == (23, "")
+    assert measured(data=str(other)) == (23, "all images are measured, because the run was trained on other data")
+    assert measured(data=str(other), split="all") == (23, "")
+    parts = shutil.copytree(other, tmp_path / "parts" / "train")
+    shutil.copytree(other / "1", tmp_path / "parts" / "test" / "1")
+    assert measured(data=str(parts.parent))[0] == len(list((other / "1").iterdir()))  # the test part alone
     assert measured(data=str(other), split="val") == measured() == measured(data=str(wide)) == (3, "")
     copy = shutil.copytree(wide, tmp_path / "copy")
     assert measured(data=str(copy)) == (3, "")  # the images of the training in another place

@@ -40,8 +40,9 @@ def evaluate(arguments: EvalArguments | None = None, **options: Any) -> dict[str
     objects = take_objects(options, ("data",))
     arguments = build(EvalArguments, options) if arguments is None else arguments
     source = objects.get("data", arguments.data)
-    options = {name: getattr(arguments, name) for name in ("split", "batch_size", "device", "probe")}
-    result, title, network, classes = measure(arguments.run, source, **options, options=arguments)
+    result, title, network, classes = measure(
+        arguments.run, source, arguments.split, arguments.batch_size, arguments.device, arguments.probe, arguments
+    )
     temperature = network.config.temperature if arguments.probe == "none" else 1.0
     calibrated = score(result.logits / temperature, result.labels)
     metrics: dict[str, Any] = result.metrics | {

@@ -35,7 +35,7 @@ def probabilities_note(scores: Tensor, module: nn.Module) -> str | None:
             f"the outputs of {owner} are log-probabilities; they are used as logits, which gives the same probabilities"
         )
     name, last = list(module.named_modules())[-1]
-    sigmoid = isinstance(last, nn.Sigmoid) and bool((rows <= 1).all())
+    sigmoid = isinstance(last, nn.Sigmoid) and bool(((rows > 0) & (rows <= 1)).all())
     if bool((rows < 0).any()) or (not sigmoid and bool(((rows.sum(1) - 1).abs() > tolerance).any())):
         return None
     how = (

@@ -135,7 +135,7 @@ def wrap_module(
         native = native_preprocessing(module, size) or Preprocessing(size)
         native = replace(native, mean=tuple(mean or native.mean), std=tuple(std or native.std))
         network = _extractor(module, native, DEFAULT_LEVELS if levels is None else levels, head=num_classes != 0)
-        if native.std == (1.0, 1.0, 1.0):
+        if (native.mean, native.std) == ((0.0,) * 3, (1.0,) * 3):
             network.notes.append(f"{type(module).__name__} gets images in [0,1], without normalisation")
     network.keep_frozen_norms()
     owner, outputs = type(network.module).__name__, network.shapes.logits

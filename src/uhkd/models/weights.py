@@ -161,10 +161,11 @@ def apply_state(module: nn.Module, state: Mapping[str, Tensor], *, num_classes: 
     problems = [f"{len(names)} {problem} ({listed(names)})" for problem, names in differing.items() if names]
     if problems:
         raise UhkdError(f"the weights in {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
-    quantised = sorted(name for name in both if target[name].is_floating_point() > state[name].is_floating_point())
-    if quantised := quantised or [name for name in state if name.endswith("zero_point")]:
+    quantised = {name for name in both if target[name].is_floating_point() and not state[name].is_floating_point()}
+    quantised |= {name for name in unexpected if name.endswith("zero_point")}
+    if quantised:
         raise UhkdError(
-            f"the weights in {source} are quantised ({pluralize(len(quantised), 'tensor')}, first: {quantised[0]}); give those "
+            f"the weights in {source} are quantised ({pluralize(len(quantised), 'tensor')}, first: {min(quantised)}); give those "
             "in full precision"
         )
     # take weight and bias of the head from the same source: both from the file, or both as initialised

@@ -64,12 +64,15 @@ def measure(
     opened, split_name, images = images_of(run, network, data, split, probed=probe != "none", options=options)
     size = image_size(opened, [network])
     own = data is None or _same_data(run, data) or bool(_own_result(run, opened))
-    all_parts = split == "all" or (split == "auto" and opened.held_out and not own and probe == "none")
+    other = split == "auto" and split_name == "val" and opened.held_out and not own and probe == "none"
+    all_parts = split == "all" or other
     parts = [part for part in (opened.train, opened.val, opened.test) if part is not None] if all_parts else [images]
     loader = chain.from_iterable(eval_loader(x, size, batch_size=batch_size, resize=opened.resize) for x in parts)
     if probe == "none":
         title = f"{network.config.name} on {sum(map(len, parts))}{'' if all_parts else f' {split_name}'} images of {opened.name}"
-        if all_parts and own:
+        if other:
+            log_info("all images are measured, because the run was trained on other data")
+        elif all_parts and own:
             log_info("warning: the network was trained on these images; choose others for an unbiased number")
         return evaluate(network, loader, torch_device), title, network, network.config.classes
     train = eval_loader(opened.train, size, batch_size=batch_size, resize=opened.resize)

@@ -66,7 +66,9 @@ def measure_costs(recipe: CompareRecipe, plan: Plan, out: Path) -> dict[str, Any
         "warmup": WARMUP,
         "batches": BATCHES,
         "environment": {k: v for k, v in environment().items() if k != "command"},  # the command contains paths
-        "pairs": {pair: _measure_pair(pair, of, untrained, recipe.rounds, recipe.jobs) for pair, of in pairs.items()},
+        "pairs": {
+            pair: _measure_pair(pair, recipes, untrained, recipe.rounds, recipe.jobs) for pair, recipes in pairs.items()
+        },
     }
     out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write_json("cost.json", costs)
