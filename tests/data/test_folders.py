@@ -226,6 +226,10 @@ def test_a_class_too_small_for_a_cut_is_named(tmp_path):
     fill(tmp_path, classes=("lynx",), count=1)
     with pytest.raises(ValueError, match="too few images to take a validation split, only 1 in lynx"):
         open_data(tmp_path)
+    opened = open_data(tmp_path, class_names=("ant", "bee", "cat", "lynx"))  # to evaluate a network of these classes
+    assert sum(int((part.labels == 3).sum()) for part in (opened.train, opened.val)) == 1
+    opened = open_data(tmp_path, class_names=("ant", "bee", "cat", "lynx"))  # to evaluate, not to train
+    assert sorted(np.unique(opened.train.labels, return_counts=True)[1].tolist())[0] <= 1
 
 
 def test_parts_without_train(tmp_path):

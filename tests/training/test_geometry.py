@@ -111,6 +111,14 @@ def test_all_images_of_other_data_without_parts_are_measured(squashed, wide, tmp
     assert measured(data=str(other), split="val") == measured() == measured(data=str(wide)) == (3, "")
     copy = shutil.copytree(wide, tmp_path / "copy")
     assert measured(data=str(copy)) == (3, "")  # the images of the training in another place
+    few = tmp_path / "few" / "1"
+    few.mkdir(parents=True)
+    for name in ("0.png", "1.png"):
+        shutil.copy(other / "1" / name, few)
+    assert measured(data=str(few.parent))[0] == 2  # of one class
+    shutil.copytree(few, few.parent / "0")
+    (few / "0.png").unlink()
+    assert measured(data=str(few.parent))[0] == 3  # one of a class
     count, said = measured(split="all")
     assert count == 24 and "the network was trained on these images" in said
 

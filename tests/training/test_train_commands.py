@@ -1,5 +1,7 @@
 """`uhkd.finetune` and `uhkd.distill` as a user calls them, on folders, words and objects of the user's own."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -410,6 +412,36 @@ def test_classes_in_another_order_do_not_fit_either(tmp_path: Path, capsys: pyte
     words = pupil("", tmp_path / "run", method="kd", allow_weak_teacher=True) | {"teacher": network}
     uhkd.distill(**words)
     assert "its classes have other names or another order ('1' where the data has '0')" in capsys.readouterr().err
+
+
+def test_the_head_of_a_run_with_other_classes_is_noted(
+    teacher: uhkd.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in (teacher.run.config, teacher.run.weights):
+        shutil.copy(file, other)
+    config = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps(config | {"classes": list("1023456789")}))
+
+    def noted(**words: Any) -> bool:
+        recipe = build(FinetuneRecipe, TINY | {"epochs": 1, "out": str(tmp_path / "run")} | words)
+        setup.prepare(recipe, dry_run=True)
+        note = "is the initial head although its classes have other names or another order ('1' where the data has '0')"
+        return note in " ".join(capsys.readouterr().err.split())
+
+    for file in (other, other / "model.safetensors"):
+        assert noted(model="uhkd/resnet10", options=CNN, start=str(file))
+    assert noted(model=str(other))
+    assert not noted(model="uhkd/resnet10", options=CNN, start=str(teacher.run.path))
+    assert not noted(model="uhkd/resnet10", options=CNN, start="random")
+
+
+def test_a_module_is_not_its_own_teacher(tmp_path: Path):
+    module = Net()
+    with pytest.raises(ValueError, match="teacher and student share weights"):
+        uhkd.distill(**pupil("", tmp_path / "run", method="kd") | {"teacher": module, "student": module})
+    assert all(p.requires_grad for p in module.parameters())
 
 
 def test_a_teacher_without_head_or_embedding_is_refused(tmp_path: Path):

@@ -87,7 +87,8 @@ def open_data(
         split_seed: seed of that split, and of train_limit.
         train_limit: size of a stratified subset of the remaining training images.
         skip_bad_images: decode every file once and leave out those that fail.
-        class_names: names and order of the classes, for example of a trained model.
+        class_names: names and order of the classes, those of a trained model; a class may then have one image, and there may be
+            images of one class only.
         shards: how tar shards are read.
         labels: False removes the labels after the splits are made, so that the splits are the same as with labels; in an image
             folder, images may then be in any subfolders.
@@ -109,7 +110,7 @@ def open_data(
     splits = cache_in_memory(splits)
     train, val = splits.train, splits.val
     if val is None:
-        train, val = _split(name, train, classes, val_fraction, split_seed, labels)
+        train, val = _split(name, train, classes, val_fraction, split_seed, labels and names is None)
         notes.append(f"validation split: {len(val)} images taken from the training images (seed {split_seed})")
     if train_limit is not None:
         train, note = _limit(train, train_limit, split_seed, labels)
@@ -226,7 +227,7 @@ def _resolve_classes(name: str, splits: RawSplits, names: tuple[str, ...] | None
             )
     notes = [f"{similar}: read as different classes"] if (similar := alike(classes)) else []
     present = np.unique(train)
-    if len(present) < 2:
+    if len(present) < 2 and not names:
         raise UhkdError(
             f"{name} has only one class with training images ({classes[int(present[0])]}): expected two or more "
             "(images without classes: --unlabelled)"

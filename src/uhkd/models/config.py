@@ -1,7 +1,7 @@
 """The configuration of a model, stored as card.json: what is needed to build the same architecture again."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -34,6 +34,13 @@ class ModelConfig:
     classes: tuple[str, ...] = ()
     temperature: float = 1.0
     resize: Resize = "crop"
+
+    def differing_class(self, classes: Sequence[str]) -> str:
+        """Return a phrase on the first class whose name is not that of `classes` at its place; empty if there is none."""
+        for name, other in zip(self.classes, classes, strict=False):
+            if name != other:
+                return f"its classes have other names or another order ({name!r} where the data has {other!r})"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return strings, numbers, lists and dictionaries only."""

@@ -19,6 +19,7 @@ from uhkd.methods import build_losses, default_balance, parse_methods
 from uhkd.models import create, has_weights, native_preprocessing, native_size_of, save, wrap_module
 from uhkd.spectral import FTM
 from uhkd.training import StudentWithLosses, Teacher, calibrate, weighted_sum
+from uhkd.training.students import check_separate
 from uhkd.training.user_loop import check_range, make_batch, user_balance
 
 Network = str | Path | nn.Module
@@ -120,8 +121,7 @@ class Distillation(nn.Module):
                 start = teacher_start or ("random" if has_weights(str(teacher)) else "pretrained")
                 options = {"start": start, "weights_key": teacher_weights_key, "options": teacher_options}
                 teacher = create(str(teacher), num_classes=None, levels=teacher_levels, **options)
-            if teacher is not None and set(map(id, teacher.parameters())) & set(map(id, student.parameters())):
-                raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")
+            check_separate(student, teacher)
             teacher = teacher and teacher.to(device)
             shapes = PairShapes(student.shapes, teacher and teacher.shapes, num_classes, num_samples or 1)
             torch.manual_seed(seed + 1)  # the student's initial weights do not depend on the method's layers

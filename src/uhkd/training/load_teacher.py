@@ -182,11 +182,7 @@ def _head_mismatch(teacher: FeatureExtractor, data: DataSplits) -> str:
     count, expected = teacher.shapes.logits, len(data.classes)
     if count != expected:
         return f"it has {'no classes' if count is None else f'{count} classes'}, the data {expected}"
-    names = tuple(teacher.config.classes) if teacher.config is not None else ()
-    for name, other in zip(names, data.classes, strict=False):
-        if name != other:
-            return f"its classes have other names or another order ({name!r} where the data has {other!r})"
-    return ""
+    return "" if teacher.config is None else teacher.config.differing_class(data.classes)
 
 
 def _add_probe(teacher: FeatureExtractor, inputs: Inputs, file: Path, why: str) -> None:

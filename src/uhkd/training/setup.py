@@ -34,7 +34,7 @@ from uhkd.training.learner import StudentWithLosses
 from uhkd.training.load_teacher import build_teacher_module
 from uhkd.training.loggers import check_loggers
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
-from uhkd.training.students import build_student, freeze_unused
+from uhkd.training.students import build_student, check_separate, freeze_unused
 from uhkd.training.teacher import Teacher, TeacherSource
 from uhkd.training.teachers import (
     PreparedTeacher,
@@ -118,6 +118,8 @@ def prepare(
     """
     for teacher_recipe, _ in recipe.teacher_recipes() if isinstance(recipe, DistillRecipe) else ():
         parse_methods(teacher_recipe.method, teacher_recipe.settings, teacher_recipe.weights)
+    for module in teacher if isinstance(teacher, Sequence) else [teacher]:
+        check_separate(model, module)
     setup = _open(recipe, data, dry_run, module=model is not None)
     if setup.finished:
         return setup

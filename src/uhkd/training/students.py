@@ -1,11 +1,14 @@
 """The student: build it, freeze its unused parameters, and load it from a finished run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from uhkd.console import log_info, pluralize
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.features.introspection import probe_images
 from uhkd.features.training_mode import check_training_mode
@@ -63,9 +66,22 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
         log_info(
             f"  {pluralize(len(network.frozen_norms), 'frozen batch norm')} in eval mode: running statistics are kept"
         )
+    if module is None and classes:
+        _note_other_classes(name if start in ("random", "pretrained") else start, inputs.data.classes)
     note_other_resize(name, network, recipe.resize)
     network.config = replace(network.config, resize=recipe.resize)
     return network
+
+
+def _note_other_classes(source: str, classes: Sequence[str]) -> None:
+    """Log it if initial weights are those of a run with as many classes, but other ones: its head is used nevertheless."""
+    path = Path(source).expanduser()
+    run = RunFolder(path if path.is_dir() else path.parent)
+    if not run.has_model():
+        return
+    config = ModelConfig.from_json(run.read_config())
+    if config.num_classes == len(classes) and (why := config.differing_class(classes)):
+        log_info(f"  the head of {source} is the initial head although {why}")
 
 
 def _describe_start(name: str, start: str) -> str:
@@ -76,6 +92,17 @@ def _describe_start(name: str, start: str) -> str:
         return f"starts from {'pretrained weights' if start == 'pretrained' else start} (--student-start random: from none)"
     others = "pretrained or FILE" if offers_pretrained(name) else "FILE"
     return f"starts from random weights (--student-start {others}: from trained ones)"
+
+
+def check_separate(student: nn.Module | None, teacher: nn.Module | None) -> None:
+    """Check that two networks, if given, have no parameter in common.
+
+    Raises:
+        UhkdError: if they do.
+    """
+    ids = [{id(p) for p in network.parameters()} for network in (student, teacher) if network is not None]
+    if len(ids) == 2 and ids[0] & ids[1]:
+        raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")
 
 
 def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
