@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 import uhkd
 from uhkd.errors import UhkdError
-from uhkd.models import offers_pretrained
+from uhkd.models import offers_pretrained, save
 from uhkd.recipe import DistillRecipe, FinetuneRecipe, build
 from uhkd.runs import RunFolder
 from uhkd.training.defaults import choose_length, choose_start, default_length
@@ -106,6 +107,51 @@ def test_chosen_numbers_are_written_and_said(tmp_path: Path, capsys: pytest.Capt
     assert "batch size 10 chosen from 40 training images: 4 optimiser steps" in "".join(capsys.readouterr())
     recipe = RunFolder(tmp_path / "run").read_recipe()
     assert (recipe["batch_size"], recipe["epochs"], recipe["warmup_epochs"], recipe["start"]) == (10, 1, 0.0, "random")
+
+
+def photos(root: Path, *sizes: tuple[int, int]) -> str:
+    """A folder of two classes with four images of each size, (width, height)."""
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for i, size in enumerate(sizes * 4):
+            Image.new("RGB", size, (40 * i % 256, 200, 90)).save(root / name / f"{i}.png")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(500, 375), (375, 500), (64, 64)], 64),
+        ([(64, 64)], 64),
+        ([(63, 80)], 48),
+        ([(200, 50)], 48),
+        ([(40, 40)], 32),
+        ([(10, 12)], 32),
+    ],
+)
+def test_the_image_size_of_our_networks_follows_the_images(sizes: list[tuple[int, int]], side: int, tmp_path: Path):
+    """Also that of a student, but for the size of its teacher; numbers given, run folders and weights files keep theirs."""
+    words = TINY | {"data": photos(tmp_path / "data", *sizes), "train_limit": None, "epochs": 1, "batch_size": 4}
+    del words["image_size"]
+    small, large = (tmp_path / str(size) for size in (48, 128))
+    for teacher in (small, large):
+        network = uhkd.create("uhkd/resnet10", num_classes=2, image_size=int(teacher.name), options=TINY["options"])
+        save(network, teacher)
+
+    def used(**more: Any) -> int:
+        return max(prepare(build(FinetuneRecipe, words | more), dry_run=True).learner.student.input_size)
+
+    def used_by_student(**more: Any) -> int:
+        model = {"student": words["model"], "student_options": words["options"], "method": "kd"}
+        rest = {key: value for key, value in words.items() if key not in ("model", "options")}
+        return max(prepare(build(DistillRecipe, rest | model | more), dry_run=True).learner.student.input_size)
+
+    assert used() == used_by_student(teacher=str(large)) == used_by_student(method="scratch") == side
+    for method in ("kd", "scratch"):
+        assert used_by_student(teacher=str(small), method=method) == min(side, 48)
+    assert used(image_size=36) == 36
+    assert used(start=str(small / "model.safetensors")) == 32
+    assert used(model=str(large), options={}) == 128
 
 
 def test_without_network_finetune_never_starts_at_random_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

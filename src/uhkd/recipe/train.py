@@ -40,7 +40,9 @@ class TrainRecipe(DataOptions, AugmentationOptions, OwnDataOptions, DeviceOption
     """Options of every training: data, augmentation, optimiser, schedule, device, output."""
 
     image_size: ImageSize = Field(
-        default=None, description="input size in pixels, one side or height and width; none: the model's default"
+        default=None,
+        description="input size in pixels, one side or height and width; none: the model's default, but for "
+        "uhkd/NAME from random weights that of larger images, at most 64 and the teacher's",
     )
 
     epochs: ChosenInt = Field(

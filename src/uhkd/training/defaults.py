@@ -1,13 +1,26 @@
-"""Options that a recipe leaves open, chosen once data and network are known: batch size, epochs, warm-up, initial weights."""
+"""Options that a recipe leaves open, chosen once data and network are known.
+
+Batch size, epochs, warm-up, image size, initial weights.
+"""
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median_low
 from typing import Any, TypeVar
 
+from torch import nn
+
+from uhkd.cache import TeacherCache
 from uhkd.console import log_info
+from uhkd.data import DataSplits
 from uhkd.errors import UhkdError
-from uhkd.models import offers_pretrained
-from uhkd.recipe import FinetuneRecipe, TrainRecipe, build
+from uhkd.features import FeatureExtractor
+from uhkd.models import ModelConfig, offers_pretrained
+from uhkd.recipe import DistillRecipe, FinetuneRecipe, TrainRecipe, build
 from uhkd.runs import RunFolder
+from uhkd.training.geometry import image_shapes
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
@@ -15,6 +28,7 @@ RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 _STEPS = 2000
 _BATCHES = (16, 128)
 _EPOCHS = (30, 160)
+_SIDES = range(32, 65, 16)  # px of the networks of this package; multiples of their strides and patches
 LENGTH = ("batch_size", "epochs", "warmup_epochs")
 
 
@@ -89,9 +103,54 @@ def choose_start(recipe: RecipeT, *, module: bool) -> RecipeT:
     return with_options(recipe, {"start": start})
 
 
+def choose_image_size(
+    recipe: RecipeT, data: DataSplits, teacher: nn.Module | Sequence[nn.Module | None] | None = None, *, module: bool
+) -> RecipeT:
+    """Return the recipe with an image size for a network of this package that starts from random weights.
+
+    Such a network is made for 32 px and fits other sizes. Larger images are used at up to 64 px, and in a distillation at most at
+    the size of the teacher's input.
+
+    data: the training images. teacher: module in place of the recipe's name, or a list of them. module: whether a module
+    replaces the network's name; its size is not chosen here.
+    """
+    if isinstance(recipe, DistillRecipe):
+        name, start = recipe.student, recipe.student_start
+    else:
+        assert isinstance(recipe, FinetuneRecipe)
+        name, start = recipe.model, recipe.start
+    if module or recipe.image_size is not None or start != "random" or not name.startswith("uhkd/"):
+        return recipe
+    shapes = image_shapes(data)
+    limits = [median_low(map(min, shapes))] if shapes else [_SIDES[0]]
+    if isinstance(recipe, DistillRecipe):
+        teachers = recipe.teacher_recipes()
+        modules = teacher if isinstance(teacher, Sequence) else [teacher] * len(teachers)
+        limits += [_largest_side(own, given) for (own, _), given in zip(teachers, modules, strict=True)]
+    side = max((side for side in _SIDES if side <= min(limits)), default=_SIDES[0])
+    if side == _SIDES[0]:
+        return recipe
+    log_info(f"image size {side} px chosen for {name} from the images (--image-size: another)")
+    return with_options(recipe, {"image_size": side})
+
+
+def _largest_side(recipe: DistillRecipe, module: nn.Module | None) -> int:
+    """Return the longer side of a teacher's input in pixels, the largest of `_SIDES` if it is not stored anywhere."""
+    if isinstance(module, FeatureExtractor):
+        return max(module.input_size)
+    if recipe.teacher_cache is not None:
+        return max(TeacherCache(recipe.teacher_cache).manifest.augmentation.size)
+    if module is None and isinstance(recipe.teacher, str):
+        run = RunFolder(Path(recipe.teacher).expanduser())
+        with suppress(UhkdError):  # reported when the teacher is loaded
+            if run.has_model():
+                return max(ModelConfig.from_json(run.read_config()).image_size)
+    return _SIDES[-1]
+
+
 def keep_choices(recipe: RecipeT, folder: RunFolder) -> RecipeT:
     """Return the recipe of a run to resume with the values that the run has for options left open now."""
-    names = [name for name in (*LENGTH, "start", "lr") if getattr(recipe, name, "") is None]
+    names = [name for name in (*LENGTH, "start", "lr", "image_size") if getattr(recipe, name, "") is None]
     before = folder.read_recipe()
     return with_options(recipe, {name: before[name] for name in names if name in before})
 

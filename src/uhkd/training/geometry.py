@@ -21,7 +21,7 @@ def log_geometry(data: DataSplits, size: tuple[int, int], networks: Sequence[Fea
     """Log if the crop to the shape of `size` (H, W) discards much of most images, or `networks` distort it."""
     if data.resize == "squash":
         return
-    lost = [1 - 1 / _stretch(shape, size) for shape in _shapes(data)] if data.resize == "crop" else []
+    lost = [1 - 1 / _stretch(shape, size) for shape in image_shapes(data)] if data.resize == "crop" else []
     if lost and median(lost) > _MOST_LOST:
         log_info(
             f"  the centred crop to {size[0]}x{size[1]} discards {median(lost):.0%} of the area of a typical image: --resize "
@@ -53,7 +53,7 @@ def _stretch(shape: tuple[int, int], other: tuple[int, int]) -> float:
     return max(ratio, 1 / ratio)
 
 
-def _shapes(data: DataSplits) -> list[tuple[int, int]]:
+def image_shapes(data: DataSplits) -> list[tuple[int, int]]:
     """Return the (height, width) of some training images; none where only decoding them would tell."""
     if data.native_size is not None:
         return [data.native_size]

@@ -19,7 +19,7 @@ from uhkd.runs import RunFolder
 from uhkd.training.cache_checks import inherit_cache_views, log_view_mismatch
 from uhkd.training.cached_teacher import CachedTeacher, check_needs
 from uhkd.training.class_balance import weights_of_classes
-from uhkd.training.defaults import choose_length, choose_start, keep_choices
+from uhkd.training.defaults import choose_image_size, choose_length, choose_start, keep_choices
 from uhkd.training.freeze import FrozenParts
 from uhkd.training.inputs import (
     Inputs,
@@ -120,7 +120,7 @@ def prepare(
         parse_methods(teacher_recipe.method, teacher_recipe.settings, teacher_recipe.weights)
     for module in teacher if isinstance(teacher, Sequence) else [teacher]:
         check_separate(model, module)
-    setup = _open(recipe, data, dry_run, module=model is not None)
+    setup = _open(recipe, data, dry_run, model, teacher)
     if setup.finished:
         return setup
     class_weights = weights_of_classes(setup.recipe, setup.data)
@@ -149,7 +149,13 @@ def prepare(
     return setup
 
 
-def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool, module: bool) -> Setup:
+def _open(
+    given: FinetuneRecipe | DistillRecipe,
+    data: Any,
+    dry_run: bool,
+    model: nn.Module | None,
+    teacher: nn.Module | Sequence[nn.Module | None] | None,
+) -> Setup:
     """Choose device, processes, data and batch size, and check that the folder can be written, before anything slow."""
     recipe = given
     check_loggers(recipe.log)
@@ -167,7 +173,9 @@ def _open(given: FinetuneRecipe | DistillRecipe, data: Any, dry_run: bool, modul
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
         recipe = inherit_cache_views(recipe, folder)
     opened = open_recipe_data(recipe, data)
-    recipe = choose_start(recipe, module=module)
+    recipe = choose_start(recipe, module=model is not None)
+    if not resumed:
+        recipe = choose_image_size(recipe, opened, teacher, module=model is not None)
     if isinstance(recipe, DistillRecipe):
         recipe = resolve_balance(recipe, folder if resumed else None)
     recipe = choose_length(recipe, len(opened.train), fabric.world_size).resolved()
