@@ -103,7 +103,7 @@ class FeatureExtractor(nn.Module):
             height, width = self.input_size
             self.notes.append(
                 f"at {height}x{width} px the maps of {', '.join(small)} are smaller than "
-                f"{SMALLEST_GRID}x{SMALLEST_GRID}: too small for spectra"
+                f"{SMALLEST_GRID}x{SMALLEST_GRID}: methods on spectra match only their means"
             )
 
     @property
