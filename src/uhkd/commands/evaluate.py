@@ -16,6 +16,7 @@ from uhkd.console import escape, log_info, pluralize, print_result, print_table
 from uhkd.data.decode import BadImage, decode_file
 from uhkd.data.formats import describe_other_files
 from uhkd.data.listing import images_below
+from uhkd.data.names import is_remote
 from uhkd.data.resize import fit_image
 from uhkd.errors import UhkdError
 from uhkd.evaluation.class_metrics import class_metrics
@@ -124,8 +125,10 @@ def _image_files(paths: Sequence[str]) -> list[Path]:
     """Return the files, and all image files below the folders, in sorted order."""
     files: list[Path] = []
     other_files: Counter[str] = Counter()
-    for path in map(Path, paths):
-        if path.is_dir():
+    for name in paths:
+        if is_remote(str(name)):
+            raise UhkdError(f"{name} is an address: download the image and give the file")
+        if (path := Path(name)).is_dir():
             inside = [path / name for name in images_below(path, path, other_files)]
             if not inside:
                 raise UhkdError(f"no images in {path}; other files: {describe_other_files(other_files) or 'none'}")

@@ -75,6 +75,12 @@ CASES = (
         **RUN,
     ),
     Case(
+        "the address of an image",
+        "predict run https://example.org/bee.png",
+        "https://example.org/bee.png is an address: download the image and give the file",
+        **RUN,
+    ),
+    Case(
         "an image with a misspelt name",
         "predict run image/ant/0.png",
         "no such file or folder: image/ant/0.png; did you mean images/ant/0.png?",
