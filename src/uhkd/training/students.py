@@ -76,7 +76,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, module: nn.Module | None,
 def _note_other_classes(source: str, classes: Sequence[str]) -> None:
     """Log it if initial weights are those of a run with as many classes, but other ones: its head is used nevertheless."""
     path = Path(source).expanduser()
-    run = RunFolder(path if path.is_dir() else path.parent)
+    run = RunFolder(path.parent if path.is_file() else path)
     if not run.has_model():
         return
     config = ModelConfig.from_json(run.read_config())
