@@ -232,6 +232,23 @@ def test_a_class_too_small_for_a_cut_is_named(tmp_path):
     assert sorted(np.unique(opened.train.labels, return_counts=True)[1].tolist())[0] <= 1
 
 
+def test_files_of_two_splits_with_one_content_are_noted(tmp_path):
+    for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            place = tmp_path / split / "ab"[i % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i}.bmp")  # all of one size
+    assert not [note for note in open_data(tmp_path).notes if "content" in note]
+    shutil.copy(tmp_path / "train" / "a" / "0.bmp", tmp_path / "val" / "a" / "x.bmp")
+    shutil.copy(tmp_path / "train" / "b" / "1.bmp", tmp_path / "val" / "b" / "3.bmp")
+    changed = bytearray((tmp_path / "train" / "a" / "2.bmp").read_bytes())
+    changed[60] ^= 1  # one bit of one pixel
+    (tmp_path / "test" / "a" / "2.bmp").write_bytes(changed)
+    (note,) = [note for note in open_data(tmp_path).notes if "content" in note]
+    assert note.startswith("2 files of val with the content of a training file") and "x.bmp = " in note
+
+
 def test_parts_without_train(tmp_path):
     fill(tmp_path / "val")
     fill(tmp_path / "test")

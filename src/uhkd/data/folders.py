@@ -9,6 +9,7 @@ import numpy as np
 from uhkd.console import listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_file, max_pixels
+from uhkd.data.duplicates import duplicates_note
 from uhkd.data.formats import describe_other_files
 from uhkd.data.labels import alike
 from uhkd.data.layout import ImageFolder, find_parts, is_part, relative
@@ -76,6 +77,8 @@ def read_folder(
             part: _without_bad_images(source, splits[part], notes, bool(classes)) for part, source in sources.items()
         }
     train = sources["train"]
+    for part in sorted(sources.keys() - {"train"}, reverse=True):
+        notes += duplicates_note(train, sources[part], part)
     size = common_size(len(train), train.path, _HEADERS)
     return RawSplits(classes, train, sources.get("val"), sources.get("test"), size, tuple(notes))
 
