@@ -215,6 +215,8 @@ class Trainer:
             if evaluator is None:
                 evaluation = evaluate(student, self.val_loader, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
+                if balance is not None and "accuracy" in metrics:
+                    balance.validated(self.processes.all_of([metrics["accuracy"]])[0][0])
             else:
                 metrics = evaluator(student)
             means = self.totals.means()

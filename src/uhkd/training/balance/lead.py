@@ -17,7 +17,8 @@ class Lead(Factors):
     """Factors from the teacher's lead over the student: factor = min(1, lead / gate)^power, times the group's schedule.
 
     lead = max(0, 1 - a_s / a_t), where a_s and a_t are running means of the accuracies of student and teacher on the training
-    views. The label of a mixed image is that of its largest share. Without labels the teacher's prediction is the label, so
+    views, each at most the accuracy on held-out images (the student's of its last validation), because training images may be
+    memorised. The label of a mixed image is that of its largest share. Without labels the teacher's prediction is the label, so
     a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the schedule alone.
 
     Args:
@@ -32,6 +33,7 @@ class Lead(Factors):
     slopes: Tensor
     _powers: Tensor
     bounds: Tensor
+    student_bound: Tensor
 
     def __init__(
         self,
@@ -54,8 +56,10 @@ class Lead(Factors):
             "_powers", torch.tensor([settings.features_power, settings.logits_power]), persistent=False
         )
         # in the checkpoint, because a resumed training does not evaluate its teacher again
-        bounded = settings.bound == "held-out" and len(bounds) > 0
+        bounded = settings.bound != "none" and len(bounds) > 0
         self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(has_accuracy), 1))
+        self.register_buffer("student_bound", torch.ones(()))
+        self.bounds_student = bounded and settings.bound == "held-out"
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Return whether the lead of a teacher is measured."""
@@ -88,6 +92,11 @@ class Lead(Factors):
         gate = torch.addcmul(self.slopes, self.slopes, self._ratio(), value=-1).clamp(0, 1)
         torch.pow(gate, self._powers, out=self.factor[1:].view_as(gate))
         torch.maximum(self.highest, self.factor, out=self.highest)
+
+    def validated(self, accuracy: float) -> None:
+        """Limit the student's accuracy to its accuracy on held-out images, 0..1."""
+        if self.bounds_student:
+            self.student_bound.fill_(accuracy)
 
     def close_zero_groups(self) -> list[int]:
         """Return the groups whose factors were 0 in every step since the last call, and close them."""
@@ -131,6 +140,7 @@ class Lead(Factors):
 
     def _ratio(self) -> Float[Tensor, "t 1"]:
         student, teacher, images = self.counts.split(1, 1)
+        student = torch.minimum(student, self.student_bound * images)
         teacher = torch.minimum(teacher, self.bounds * images)
         if self.settings.measure == "odds":
             student, teacher = student * (images - teacher), teacher * (images - student)
