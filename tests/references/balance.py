@@ -14,7 +14,7 @@ class Lead:
     """Gates on the lead of one teacher over the student."""
 
     def __init__(self, window: int, measure: str = "accuracy", bound: float = 1.0) -> None:
-        self.window, self.measure, self.bound = window, measure, bound
+        self.window, self.measure, self.bound, self.student_bound = window, measure, bound, 1.0
         self.student = self.teacher = self.images = 0.0
 
     def step(
@@ -33,7 +33,7 @@ class Lead:
         """max(0, 1 - a_s / a_t), or the same of odds; 1 before anything was seen."""
         if not self.images:
             return 1.0
-        one, two = self.student / self.images, min(self.teacher / self.images, self.bound)
+        one, two = min(self.student / self.images, self.student_bound), min(self.teacher / self.images, self.bound)
         if self.measure == "odds":
             one, two = one * (1 - two), two * (1 - one)
         if two == 0:

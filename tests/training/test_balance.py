@@ -99,8 +99,11 @@ def logits(generator: torch.Generator, images: int) -> tuple[Tensor, Tensor, Ten
     gate=st.floats(0.05, 1),
     power=st.sampled_from([0.5, 1.0, 2.0]),
     bound=st.sampled_from([1.0, 0.5, 0.1]),
+    validated=st.sampled_from([0.9, 0.3, 0.0]),
 )
-def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: float, power: float, bound: float):
+def test_lead_is_the_literal_one(
+    measure: str, labels: bool, seed: int, gate: float, power: float, bound: float, validated: float
+):
     """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
     made = lead([bound], measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
     slow = literal.Lead(40, measure, bound)
@@ -115,6 +118,39 @@ def test_lead_is_the_literal_one(measure: str, labels: bool, seed: int, gate: fl
         slow.step(student.tolist(), theirs.tolist(), None if target is None else target.tolist())
         assert made.lead().item() == pytest.approx(slow.lead(), abs=2e-6)
         assert made.group_factors() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
+        if images == 7:
+            made.validated(validated)
+            slow.student_bound = validated
+
+
+@pytest.mark.parametrize("settings", [{"bound": "teacher"}, {"bound": "none"}, None])
+def test_the_bound_of_the_student_needs_that_of_the_teacher(settings: dict[str, str] | None):
+    made = lead([0.5] if settings else [], **settings or {})
+    _, theirs, drawn = logits(torch.Generator().manual_seed(0), 50)
+    made.validated(0.0)
+    made.observe(drawn, [theirs], drawn)  # the student is right throughout
+    made.update(50)
+    assert made.lead().item() == 0
+
+
+def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):
+    """Also after an interruption, from the validations in the checkpoint."""
+    settings = {"window": 60, "features_gate": 1.0, "features_power": 1.0}
+    changes = {"balance": "lead", "balance_settings": settings}
+    real = Lead.validated
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            Lead, "validated", lambda self, accuracy: real(self, 0.2 * accuracy)
+        )  # as if it had memorised its views
+        whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
+        asked = words(teacher, tmp_path / "cut", **changes)
+        interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
+        assert_equal_runs(whole.run, uhkd.distill(**asked, resume=True).run, STEPS)
+    changes["balance_settings"] = settings | {"bound": "teacher"}
+    other = uhkd.distill(**words(teacher, tmp_path / "other", **changes))
+    rows, others = whole.run.read_metrics(), other.run.read_metrics()
+    assert rows[0]["factor_features"] == others[0]["factor_features"]  # before the first validation
+    assert rows[-1]["factor_features"] > others[-1]["factor_features"] + 0.1
 
 
 def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ class ScheduleSettings(StrictModel):
 class LeadSettings(StrictModel):
     """Settings of balance "lead": factor = min(1, lead / gate)^power * fall, for feature terms and for logit terms.
 
-    lead = max(0, 1 - a_s / a_t), with the running accuracies a of student and teacher on the training views.
+    lead = max(0, 1 - a_s / a_t), with the running accuracies a of student and teacher on the training views, limited by `bound`.
     """
 
     features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms have full weight")

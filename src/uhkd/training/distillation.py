@@ -224,6 +224,14 @@ class Distillation(nn.Module):
                 self.steps += 1
         return loss
 
+    def validated(self, accuracy: float) -> None:
+        """Give the student's accuracy on held-out images, 0..1, to `balance="lead"`: after each validation and after loading.
+
+        It limits the student's accuracy in the lead as `teacher_accuracy` limits the teacher's; without that it has no effect.
+        """
+        if self.learner.balance is not None:
+            self.learner.balance.validated(accuracy)
+
     def calibrate(self, images: Iterable[Any], count: int = 1024) -> int:
         """Compute the statistics of the teacher's spectra from the first `count` training images; return how many were used.
 

@@ -128,9 +128,10 @@ class Trainer:
             return
         check_sources(checkpoint, self.sources, self.setup.data.name, self.folder.path)
         self.state.load(checkpoint, self.total)
-        facts, world_size = checkpoint.facts, self.fabric.world_size
+        facts, totals, world_size = checkpoint.facts, checkpoint.facts["totals"], self.fabric.world_size
         self.step, self.rows, self.seconds = checkpoint.step, facts["rows"], facts["seconds"]
-        totals = facts["totals"]
+        if self.balance is not None and self.rows and self.setup.evaluator is None:
+            self.balance.validated(self.rows[-1]["val_accuracy"])
         if len(totals) != world_size:
             log_info(f"warning: started with {len(totals)} processes, resumes with {world_size}: not bit-equal")
             totals = [{name: fmean(sums[name] for sums in totals) for name in totals[0]}] * world_size
@@ -215,7 +216,7 @@ class Trainer:
             if evaluator is None:
                 evaluation = evaluate(student, self.val_loader, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
-                if balance is not None and "accuracy" in metrics:
+                if balance is not None:  # by the first process's value, so that all have the same factors
                     balance.validated(self.processes.all_of([metrics["accuracy"]])[0][0])
             else:
                 metrics = evaluator(student)
@@ -295,7 +296,5 @@ class Trainer:
         raise UhkdError(f"{error}; {self.last_checkpoint}") from error
 
     def _interrupted(self, number: int) -> TrainingInterrupted:
-        text = (
-            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.total}; {self.last_checkpoint}"
-        )
-        return TrainingInterrupted(text, 128 + number)
+        name, step = signal.Signals(number).name, f"step {self.step} of {self.total}"
+        return TrainingInterrupted(f"stopped by {name} after {step}; {self.last_checkpoint}", 128 + number)

@@ -17,9 +17,9 @@ class Lead(Factors):
     """Factors from the teacher's lead over the student: factor = min(1, lead / gate)^power, times the group's schedule.
 
     lead = max(0, 1 - a_s / a_t), where a_s and a_t are running means of the accuracies of student and teacher on the training
-    views, each at most the accuracy on held-out images (the student's of its last validation), because training images may be
-    memorised. The label of a mixed image is that of its largest share. Without labels the teacher's prediction is the label, so
-    a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the schedule alone.
+    views, each limited by the accuracy on held-out images, because training images may be memorised (the student's is that of
+    its last validation). The label of a mixed image is that of its largest share. Without labels the teacher's prediction is the
+    label, so a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the schedule alone.
 
     Args:
         groups: see `Balance`.
@@ -58,7 +58,8 @@ class Lead(Factors):
         # in the checkpoint, because a resumed training does not evaluate its teacher again
         bounded = settings.bound != "none" and len(bounds) > 0
         self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(has_accuracy), 1))
-        self.register_buffer("student_bound", torch.ones(()))
+        # not in the checkpoint, which has the validations
+        self.register_buffer("student_bound", torch.ones(()), persistent=False)
         self.bounds_student = bounded and settings.bound == "held-out"
 
     def reads_logits_of(self, teacher: int) -> bool:
