@@ -544,10 +544,15 @@ def test_cap_is_refused_in_a_custom_loop():
 def test_an_impossible_teacher_accuracy_is_refused(accuracy: float):
     with pytest.raises(UhkdError, match="teacher_accuracy must be 0 to 1"):
         custom_loop(teacher_accuracy=accuracy)
+    with pytest.raises(UhkdError, match="accuracy must be 0 to 1"):
+        custom_loop(teacher_accuracy=0.5).validated(accuracy)
 
 
 @pytest.mark.parametrize(("accuracy", "bound"), [(None, 1.0), (0.25, 0.25)])
 def test_a_custom_loop_bounds_the_lead_by_teacher_accuracy(accuracy: float | None, bound: float):
-    balance = custom_loop(balance="lead", teacher_accuracy=accuracy).learner.balance
+    loop = custom_loop(balance="lead", teacher_accuracy=accuracy)
+    balance = loop.learner.balance
     assert isinstance(balance, Lead)
     assert balance.bounds.tolist() == [[bound]]
+    loop.validated(0.5)
+    assert balance.student_bound.item() == (1.0 if accuracy is None else 0.5)

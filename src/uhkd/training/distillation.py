@@ -20,7 +20,7 @@ from uhkd.models import create, has_weights, native_preprocessing, native_size_o
 from uhkd.spectral import FTM
 from uhkd.training import StudentWithLosses, Teacher, calibrate, weighted_sum
 from uhkd.training.students import check_separate
-from uhkd.training.user_loop import check_range, make_batch, user_balance
+from uhkd.training.user_loop import check_accuracy, check_range, make_batch, user_balance
 
 Network = str | Path | nn.Module
 """A model name, a run folder, or a module."""
@@ -132,11 +132,17 @@ class Distillation(nn.Module):
         )
         self.learner = StudentWithLosses(student, losses, label_smoothing, balance_module and balance_module.to(device))
         needs = [loss.needs for loss in self.learner.losses.values()]
-        self.method, self.num_classes, self.num_samples = method, num_classes, num_samples
         self.needs_indices = any(need.index for need in needs)
         if self.needs_indices and num_samples is None:
             raise UhkdError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
-        self.total_steps, self._step, self._ready = total_steps, 0, False
+        self.num_samples = num_samples if self.needs_indices else None
+        self.method, self.num_classes, self.total_steps, self._step, self._ready = (
+            method,
+            num_classes,
+            total_steps,
+            0,
+            False,
+        )
         if total_steps is not None:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
             self.register_load_state_dict_post_hook(_restore_step)
@@ -204,7 +210,7 @@ class Distillation(nn.Module):
                 "the first step, or load a checkpoint"
             )
         batch, output = self._batch(images, labels, indices), NetworkOutput()
-        self._ready = True  # not checked again once it is true: each check makes a GPU wait
+        self._ready = True  # each check makes a GPU wait
         for teacher in self._teachers:
             output = teacher.outputs(batch, self.learner.teacher_needs)
         return batch, output
@@ -225,10 +231,11 @@ class Distillation(nn.Module):
         return loss
 
     def validated(self, accuracy: float) -> None:
-        """Give the student's accuracy on held-out images, 0..1, to `balance="lead"`: after each validation and after loading.
+        """Limit the student's accuracy in `balance="lead"` to that on held-out images, 0..1, if `teacher_accuracy` was given.
 
-        It limits the student's accuracy in the lead as `teacher_accuracy` limits the teacher's; without that it has no effect.
+        To be called after each validation and after loading a checkpoint. A number outside 0..1 raises a UhkdError.
         """
+        check_accuracy("accuracy", accuracy)
         if self.learner.balance is not None:
             self.learner.balance.validated(accuracy)
 
@@ -281,8 +288,7 @@ class Distillation(nn.Module):
         images = self._denormalised(images)
         if not self._ready:
             check_range(images, denormalised=self.mean is not None)
-        samples = self.num_samples if self.needs_indices else None
-        return make_batch(images, labels, indices, num_classes=self.num_classes, num_samples=samples)
+        return make_batch(images, labels, indices, num_classes=self.num_classes, num_samples=self.num_samples)
 
     def _denormalised(self, images: Tensor) -> Tensor:
         return images if self.mean is None or self.std is None else images * self.std + self.mean

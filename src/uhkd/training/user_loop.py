@@ -59,13 +59,19 @@ def user_balance(
         raise UhkdError(
             "balance cap measures gradients before a step, which only uhkd.distill does; use another balance, such as lead"
         )
-    if teacher_accuracy is not None and not 0 <= teacher_accuracy <= 1:
-        raise UhkdError(f"teacher_accuracy must be 0 to 1, found {teacher_accuracy}")
+    if teacher_accuracy is not None:
+        check_accuracy("teacher_accuracy", teacher_accuracy)
     bounds = [] if teacher_accuracy is None else [teacher_accuracy]
     balance = make_balance(name, settings or {}, losses, has_accuracy=[has_accuracy], bounds=bounds)
     if total_steps is None and balance is not None and set(balance.falls) != {"constant"}:
         raise UhkdError(f"balance {name} falls over the training: give total_steps, the number of all its steps")
     return balance
+
+
+def check_accuracy(name: str, accuracy: float) -> None:
+    """Raise a UhkdError for an accuracy that is not 0..1."""
+    if not 0 <= accuracy <= 1:
+        raise UhkdError(f"{name} must be 0 to 1, found {accuracy}")
 
 
 def check_range(images: Tensor, *, denormalised: bool) -> None:
