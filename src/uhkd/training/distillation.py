@@ -135,14 +135,8 @@ class Distillation(nn.Module):
         self.needs_indices = any(need.index for need in needs)
         if self.needs_indices and num_samples is None:
             raise UhkdError(f"{method} keeps a memory of every training image: give num_samples, how many there are")
-        self.num_samples = num_samples if self.needs_indices else None
-        self.method, self.num_classes, self.total_steps, self._step, self._ready = (
-            method,
-            num_classes,
-            total_steps,
-            0,
-            False,
-        )
+        self.num_classes, self.num_samples = num_classes, num_samples if self.needs_indices else None
+        self.method, self.total_steps, self._step, self._ready = method, total_steps, 0, False
         if total_steps is not None:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
             self.register_load_state_dict_post_hook(_restore_step)
@@ -210,7 +204,7 @@ class Distillation(nn.Module):
                 "the first step, or load a checkpoint"
             )
         batch, output = self._batch(images, labels, indices), NetworkOutput()
-        self._ready = True  # each check makes a GPU wait
+        self._ready = True  # not checked again once it is true: each check makes a GPU wait
         for teacher in self._teachers:
             output = teacher.outputs(batch, self.learner.teacher_needs)
         return batch, output
