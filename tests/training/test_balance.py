@@ -105,7 +105,9 @@ def test_lead_is_the_literal_one(
     measure: str, labels: bool, seed: int, gate: float, power: float, bound: float, validated: float
 ):
     """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
-    made = lead([bound], measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0)
+    made = lead(
+        [bound], bound="both", measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0
+    )
     slow = literal.Lead(40, measure, bound)
     generator = torch.Generator().manual_seed(seed)
     assert made.group_factors() == {1: 1.0, 2: 1.0}
@@ -123,9 +125,9 @@ def test_lead_is_the_literal_one(
             slow.student_bound = validated
 
 
-@pytest.mark.parametrize("settings", [{"bound": "teacher"}, {"bound": "none"}, None])
+@pytest.mark.parametrize("settings", [{"bound": "held-out"}, {"bound": "none"}, None])
 def test_the_bound_of_the_student_needs_that_of_the_teacher(settings: dict[str, str] | None):
-    made = lead([0.5] if settings else [], **settings or {})
+    made = lead([0.5] if settings else [], **settings or {"bound": "both"})
     _, theirs, drawn = logits(torch.Generator().manual_seed(0), 50)
     made.validated(0.0)
     made.observe(drawn, [theirs], drawn)  # the student is right throughout
@@ -136,7 +138,7 @@ def test_the_bound_of_the_student_needs_that_of_the_teacher(settings: dict[str, 
 def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):
     """Also after an interruption, from the validations in the checkpoint."""
     settings = {"window": 60, "features_gate": 1.0, "features_power": 1.0}
-    changes = {"balance": "lead", "balance_settings": settings}
+    changes: dict[str, Any] = {"balance": "lead", "balance_settings": settings | {"bound": "both"}}
     real = Lead.validated
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -146,7 +148,7 @@ def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
         asked = words(teacher, tmp_path / "cut", **changes)
         interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
         assert_equal_runs(whole.run, uhkd.distill(**asked, resume=True).run, STEPS)
-    changes["balance_settings"] = settings | {"bound": "teacher"}
+    changes["balance_settings"] = settings
     other = uhkd.distill(**words(teacher, tmp_path / "other", **changes))
     rows, others = whole.run.read_metrics(), other.run.read_metrics()
     assert rows[0]["factor_features"] == others[0]["factor_features"]  # before the first validation
@@ -164,12 +166,13 @@ def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fit, "Trainer", caught)
-        for bound in ("held-out", "none"):
+        for bound in ("held-out", "both", "none"):
             asked = words(teacher, tmp_path / bound, balance="lead", balance_settings={"bound": bound})
             with pytest.raises(KeyboardInterrupt):
                 uhkd.distill(**asked)
     accuracy = RunFolder(teacher).read_result()["metrics"]["val_accuracy"]
     assert found[str(tmp_path / "held-out")] == pytest.approx([accuracy], abs=0.02)
+    assert found[str(tmp_path / "both")] == found[str(tmp_path / "held-out")]
     assert found[str(tmp_path / "none")] == [1.0]
     assert 0.2 < accuracy < 0.99
 
@@ -550,7 +553,7 @@ def test_an_impossible_teacher_accuracy_is_refused(accuracy: float):
 
 @pytest.mark.parametrize(("accuracy", "bound"), [(None, 1.0), (0.25, 0.25)])
 def test_a_custom_loop_bounds_the_lead_by_teacher_accuracy(accuracy: float | None, bound: float):
-    loop = custom_loop(balance="lead", teacher_accuracy=accuracy)
+    loop = custom_loop(balance="lead", balance_settings={"bound": "both"}, teacher_accuracy=accuracy)
     balance = loop.learner.balance
     assert isinstance(balance, Lead)
     assert balance.bounds.tolist() == [[bound]]

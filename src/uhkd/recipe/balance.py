@@ -30,10 +30,10 @@ class LeadSettings(StrictModel):
     logits_power: float = Field(default=1.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
     logits_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
     measure: Literal["accuracy", "odds"] = Field(default="accuracy", description="accuracy a, or odds a / (1 - a)")
-    bound: Literal["held-out", "teacher", "none"] = Field(
+    bound: Literal["held-out", "both", "none"] = Field(
         default="held-out",
-        description="upper limit of both accuracies: those on held-out images, because training images may be memorised; "
-        "teacher: limit of the teacher's accuracy only; none: no limit",
+        description="upper limit of the teacher's accuracy: its held-out accuracy, because it may have memorised the training "
+        "images; both: the student's is limited likewise; none: no limit",
     )
     window: int = Field(default=3200, ge=1, description="number of training images over which accuracies are averaged")
 

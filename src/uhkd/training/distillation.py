@@ -225,7 +225,7 @@ class Distillation(nn.Module):
         return loss
 
     def validated(self, accuracy: float) -> None:
-        """Limit the student's accuracy in `balance="lead"` to that on held-out images, 0..1, if `teacher_accuracy` was given.
+        """Limit the student's accuracy in `balance="lead"` with bound "both" to that on held-out images, 0..1.
 
         To be called after each validation and after loading a checkpoint. A number outside 0..1 raises a UhkdError.
         """

@@ -17,9 +17,10 @@ class Lead(Factors):
     """Factors from the teacher's lead over the student: factor = min(1, lead / gate)^power, times the group's schedule.
 
     lead = max(0, 1 - a_s / a_t), where a_s and a_t are running means of the accuracies of student and teacher on the training
-    views, each limited by the accuracy on held-out images, because training images may be memorised (the student's is that of
-    its last validation). The label of a mixed image is that of its largest share. Without labels the teacher's prediction is the
-    label, so a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the schedule alone.
+    views, a_t limited by the accuracy on held-out images, because training images may be memorised, and with bound "both" a_s
+    likewise, by that of the last validation. The label of a mixed image is that of its largest share. Without labels the
+    teacher's prediction is the label, so a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the
+    schedule alone.
 
     Args:
         groups: see `Balance`.
@@ -60,7 +61,7 @@ class Lead(Factors):
         self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(has_accuracy), 1))
         # not in the checkpoint, which has the validations
         self.register_buffer("student_bound", torch.ones(()), persistent=False)
-        self.bounds_student = bounded and settings.bound == "held-out"
+        self.bounds_student = bounded and settings.bound == "both"
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Return whether the lead of a teacher is measured."""
@@ -95,7 +96,7 @@ class Lead(Factors):
         torch.maximum(self.highest, self.factor, out=self.highest)
 
     def validated(self, accuracy: float) -> None:
-        """Limit the student's accuracy to its accuracy on held-out images, 0..1."""
+        """Limit the student's accuracy to its accuracy on held-out images, 0..1, with bound "both"."""
         if self.bounds_student:
             self.student_bound.fill_(accuracy)
 
