@@ -23,8 +23,10 @@ def steps(found: dict[str, dict[str, Any]]) -> str:
             groups.setdefault(run["cell"], []).append(run)
         rows = sorted((_row(content["recipe"], runs) for runs in groups.values()), key=lambda row: row[0])
         environments = " / ".join(
-            f"{e['cpu_cores']} shared CPU cores, {e['threads']} thread a run; torch {e['versions']['torch']}"
-            for e in content["environments"]
+            dict.fromkeys(
+                f"{e['cpu_cores']} shared CPU cores, {e['threads']} thread a run; torch {e['versions']['torch']}"
+                for e in content["environments"]
+            )
         )
         commits = ", ".join(sorted({run["commit"] or "unknown" for run in content["runs"]}))
         head = ["network", "start", "images", "batch", "epochs", "warm-up", "lr", "steps", "accuracy (%)", ""]
@@ -41,9 +43,9 @@ def _row(shared: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[tuple[Any,
     batch, epochs = recipe["batch_size"], recipe["epochs"]
     usual = default_length(int(images))
     near = batch == usual[0] and abs(epochs - usual[1]) <= 1 and not recipe["warmup_epochs"]
-    note = "the default" if near else ""
+    notes = ["the default"] if near else []
     if (batch, epochs) == (min(128, int(images) // 4), 30):
-        note = "30 epochs, batch 128 or a quarter of the images"
+        notes.append("30 epochs, batch 128 or a quarter of the images")
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     cells = [
         NETWORKS[network],
@@ -55,6 +57,6 @@ def _row(shared: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[tuple[Any,
         f"{recipe['lr']:g}",
         f"{runs[0]['metrics']['step']:,}",
         f"{fmean(values):.1f}{spread}",
-        note,
+        "; ".join(notes),
     ]
     return (network, start, int(images), -fmean(values)), cells
