@@ -23,10 +23,10 @@ demo: $(STAMP) ## a teacher and its students on handwritten digits, in minutes, 
 	$(BIN)/uhkd demo --out runs/demo
 
 test: $(STAMP_DEV) ## the tests, in parallel with one thread each
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --maxprocesses 8 -m "not slow"
 
 test-slow: $(STAMP_DEV) ## the tests that take minutes
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --maxprocesses 8 -m slow
 
 check: $(STAMP_DEV) ## style, types and the direction of imports
 	$(BIN)/ruff check .

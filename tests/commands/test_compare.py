@@ -283,6 +283,7 @@ def test_a_setting_that_fails_was_tried_and_is_not_chosen(recipes: Path):
     assert summary["tuning"][0]["why"] == "the loss stopped being finite"
 
 
+@pytest.mark.slow
 def test_a_choice_once_made_stays(recipes: Path):
     """A setting that failed and is tried again with success must not give later seeds another setting than earlier ones."""
     recipe = asked(recipes, methods=["kd"], tune=2)
@@ -343,6 +344,7 @@ def test_a_part_that_the_data_lacks_is_missed_before_anything_is_trained(recipes
     assert not list(Path(recipe.out).rglob("result.json"))
 
 
+@pytest.mark.slow
 def test_what_makes_runs_incomparable_is_told_and_loses_nothing(recipes: Path):
     variants = {"small": {"method": "kd", "student_options": {"embed_dim": 8, "num_heads": 2}, "train_limit": 64}}
     plan, board = done(asked(recipes, methods=["small", "scratch", "kd"], variants=variants, seeds=2))

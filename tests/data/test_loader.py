@@ -1,5 +1,6 @@
 """The order and content of batches depend on the seed and the step only."""
 
+import multiprocessing
 import traceback
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_global_generators_are_left_alone(workers):
     list(eval_loader(SOURCE, (8, 8), batch_size=20, workers=workers))
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_an_error_in_a_worker_process_leaves_no_process_behind():
+    def missing(*_):
+        raise UhkdError("this view was not stored")
+
+    iterator = iter(train(workers=2, record_reader=missing))
+    with pytest.raises(UhkdError, match="not stored") as raised:
+        next(iterator)
+    assert raised.value.__traceback__ is not None  # it keeps the frame of the loader alive
+    assert not multiprocessing.active_children()
 
 
 def test_iterating_twice_gives_the_same_batches_also_after_an_early_stop():

@@ -120,6 +120,7 @@ def test_signals_that_the_program_handles_itself_are_its_own(tmp_path: Path, mon
     assert heard == [signal.SIGTERM]
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_too(whole: RunFolder, tmp_path: Path):
     """As a scheduler or a terminal sends it: the loader's processes get it as well."""
     words = TINY | {"workers": 2, "epochs": 3}

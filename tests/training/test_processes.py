@@ -142,7 +142,8 @@ def test_processes_end_together_and_keep_one_best_epoch(place: Path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes by /proc")
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_bit(place: Path, two: RunFolder, rank: int):
     name = f"killed-{rank}"
     process = distil(place, name)
@@ -261,6 +262,7 @@ def nodes(place: Path) -> RunFolder:
     return RunFolder(place / "nodes")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_nodes_is_that_of_two_processes(two: RunFolder, nodes: RunFolder):
     """To the bit: each process has the part of the batch that its rank has, wherever it runs."""
     assert_equal_runs(two, nodes, STEPS)

@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(
 @pytest.mark.parametrize(
     ("first", "more", "reading", "writing", "kinds"),
     [
-        (1, 1, 1, ["shard", "manifest"], ["record"]),
+        pytest.param(1, 1, 1, ["shard", "manifest"], ["record"], marks=pytest.mark.slow),
         pytest.param(8, 7, 15, torture_cache.WRITING, torture_cache.READING, marks=pytest.mark.slow),
     ],
 )

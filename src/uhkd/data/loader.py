@@ -200,6 +200,9 @@ class Loader:
                 yield batch._replace(image=batch.image.float().div_(255))
         except RuntimeError as error:
             raise worker_error(error, getattr(batches, "_workers", ())) or error from None
+        finally:
+            # now, not by the garbage collector: it would wait 5 s for each process, because their queues are gone already
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 class BatchDataset(Dataset[Batch | UhkdError], ABC):
