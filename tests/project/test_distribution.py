@@ -108,7 +108,7 @@ REVEALED = [
     "Path",
     "FeatureExtractor",
     "dict[str, Any]",
-    "dict[str, list[tuple[str, float]]]",
+    "Predictions",
     "str",
 ]
 
