@@ -81,7 +81,7 @@ def _note_other_classes(source: str, classes: Sequence[str]) -> None:
         return
     config = ModelConfig.from_json(run.read_config())
     if config.num_classes == len(classes) and (why := config.differing_class(classes)):
-        log_info(f"  the head of {source} is the initial head although {why}")
+        log_info(f"  training starts from the head of {source} although {why}")
 
 
 def _describe_start(name: str, start: str) -> str:
