@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uhkd.evaluation.class_metrics import class_metrics, top_confusions
 from uhkd.evaluation.metrics import Evaluation, gap, score
-from uhkd.evaluation.temperature import MINIMUM, TWO_FOLDS, _halves, calibrate, calibration_figures, fit_temperature
+from uhkd.evaluation.temperature import MINIMUM, PRIOR, TWO_FOLDS, _halves, calibrate, calibration_figures, fit_temperature
 from uhkd.reporting.health import calibration_messages
 
 
@@ -33,15 +33,37 @@ def literal_nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
 @pytest.mark.parametrize("temperature", [0.03, 0.5, 1.0, 2.5, 40.0])
 def test_a_known_temperature_is_recovered(temperature: float):
     logits, labels = drawn(10_000, temperature, seed=1)
-    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.06)
 
 
-def test_the_temperature_is_the_minimum_of_a_literal_loss():
-    logits, labels = drawn(70, 1.7, seed=2)
+@pytest.mark.parametrize("n", [20, 70, 500])
+@pytest.mark.parametrize("case", ["drawn", "right", "chance"])
+def test_the_temperature_is_the_minimum_of_a_literal_loss(n: int, case: str):
+    logits, labels = drawn(n, 1.7, seed=2)
+    labels = {"drawn": labels, "right": logits.argmax(1), "chance": labels.roll(1)}[case]
     fitted = fit_temperature(logits, labels)
     assert isinstance(fitted, float)
-    losses = [literal_nll(logits, labels, fitted * factor) for factor in (0.5, 0.9, 0.999, 1, 1.001, 1.1, 2)]
-    assert losses.index(min(losses)) == 3
+    losses = []
+    for temperature in (fitted * factor for factor in (0.1, 0.5, 0.9, 0.999, 1, 1.001, 1.1, 2, 10)):
+        prior = PRIOR * (1 / temperature - 1 + math.log(temperature))
+        losses.append(n * literal_nll(logits, labels, temperature) + prior)
+    assert losses.index(min(losses)) == 4
+
+
+def test_few_images_give_better_probabilities_with_the_prior_than_without_a_fit_or_a_prior():
+    """Temperatures of networks that are spread as the prior states, fitted on 30 images, judged on 2,000."""
+    means = {"no fit": 0.0, "no prior": 0.0, "prior": 0.0}
+    generator = np.random.default_rng(10)
+    for network in range(40):
+        logits, labels = drawn(2030, 1 / generator.gamma(PRIOR + 1, 1 / PRIOR), seed=200 + network)
+        few, others = (logits[:30], labels[:30]), (logits[30:], labels[30:])
+        grid = np.exp(np.linspace(-2, 2, 41))
+        best = float(min(grid, key=lambda t: literal_nll(*few, t)))
+        fitted = fit_temperature(*few)
+        assert isinstance(fitted, float)
+        for name, temperature in (("no fit", 1.0), ("no prior", best), ("prior", fitted)):
+            means[name] += float(torch.nn.functional.cross_entropy(others[0] / temperature, others[1])) / 40
+    assert means["prior"] < means["no prior"] and means["prior"] < means["no fit"]
 
 
 def test_one_half_fits_and_the_other_judges():
@@ -63,7 +85,7 @@ def test_few_images_are_cross_fitted():
     t_one, t_two = (fit_temperature(logits[part], labels[part]) for part in (one, two))
     assert isinstance(t_one, float) and isinstance(t_two, float) and t_one != t_two
     found = calibrate(logits, labels)
-    assert found.temperature == pytest.approx(math.sqrt(t_one * t_two)) and found.evaluated == found.fitted == 199
+    assert found.temperature == fit_temperature(logits, labels) and found.evaluated == found.fitted == 199
     nll = len(two) * literal_nll(logits[two], labels[two], t_one) + len(one) * literal_nll(
         logits[one], labels[one], t_two
     )
@@ -78,26 +100,19 @@ def test_halves_have_the_same_shares_of_classes():
     assert (labels[one].bincount() - labels[two].bincount()).abs().max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("case", "reason"),
-    [
-        ("few", f"{MINIMUM - 1} held-out images, at least {MINIMUM} are needed"),
-        ("right", "all 30 images of a half are predicted correctly"),
-        ("chance", "the network is no better than chance on a half of the images"),
-        ("constant", "the network is no better than chance on a half of the images"),
-    ],
-)
-def test_without_a_best_temperature_it_is_1(case: str, reason: str):
-    logits, labels = drawn(MINIMUM - 1 if case == "few" else 60, 2.0, seed=5)
-    if case == "right":
-        labels = logits.argmax(1)
-    elif case == "chance":
-        labels = logits.argmin(1)
-    elif case == "constant":
-        logits = torch.zeros_like(logits)
+@pytest.mark.parametrize("case", ["few", "chance"])
+def test_without_a_best_temperature_it_is_1(case: str):
+    logits, labels = drawn(MINIMUM - 1 if case == "few" else 4000, 2.0, seed=5)
+    reason = f"{MINIMUM - 1} held-out images, at least {MINIMUM} are needed"
+    if case == "chance":
+        labels, reason = logits.argmin(1), "the network is worse than chance on a part of the images"
     found = calibrate(logits, labels)
     assert (found.temperature, found.reason, found.before) == (1.0, reason, found.after)
     assert f"not fitted: {reason}" in str(found)
+
+
+def test_equal_logits_have_temperature_1():
+    assert fit_temperature(torch.zeros(60, 5), torch.arange(60) % 5) == pytest.approx(1)
 
 
 def test_intervals_cover_the_numbers_of_the_population():

@@ -35,6 +35,9 @@ class LeadSettings(StrictModel):
         description="upper limit of the teacher's accuracy: its held-out accuracy, because it may have memorised the training "
         "images; both: the student's is limited likewise; none: no limit",
     )
+    margin: float = Field(
+        default=1.1, ge=1, description="with bound both: maximum ratio of the student's accuracy to its held-out accuracy"
+    )
     window: int = Field(default=3200, ge=1, description="number of training images over which accuracies are averaged")
 
 

@@ -96,9 +96,9 @@ class Lead(Factors):
         torch.maximum(self.highest, self.factor, out=self.highest)
 
     def validated(self, accuracy: float) -> None:
-        """Limit the student's accuracy to its accuracy on held-out images, 0..1, with bound "both"."""
+        """Limit the student's accuracy to `margin` times its accuracy on held-out images, 0..1, with bound "both"."""
         if self.bounds_student:
-            self.student_bound.fill_(accuracy)
+            self.student_bound.fill_(self.settings.margin * accuracy)
 
     def close_zero_groups(self) -> list[int]:
         """Return the groups whose factors were 0 in every step since the last call, and close them."""
