@@ -295,6 +295,31 @@ def test_the_image_of_a_sample_is_its_plain_one(tmp_path: Path):
     assert numbers(write_tar(tmp_path / "b.tar", members)) == list(range(6))
 
 
+def test_members_that_are_not_read_are_counted_by_ending(tmp_path: Path):
+    """From the headers and from an index file, also from one that was written before they were counted."""
+    members = [(".hidden.txt", b"x"), ("LICENSE", b"x")]
+    for n in range(6):
+        kinds = {"cls": b"%d" % (n % 2), "png": picture(n), "seg.png": picture(100 + n), "TXT": b"a caption", "npy": b"x"}
+        members += [(f"{n:03d}.{kind}", content) for kind, content in kinds.items()]
+    write_tar(tmp_path / "train-0.tar", members[:20])
+    write_tar(tmp_path / "train-1.tar", members[20:])
+    note = "left aside, because they are neither images nor labels: 6 .seg.png, 6 .txt, 6 .npy, 1 without ending"
+
+    def found() -> list[str]:
+        return [line for line in open_data(tmp_path, val_fraction=0.4).notes if "left aside" in line]
+
+    def parts(line: str) -> set[str]:
+        return set(line.partition(": ")[2].split(", "))
+
+    assert [parts(line) for line in found()] == [parts(note)] and found()[0].startswith(note.partition(":")[0])
+    assert make_index(tmp_path, ["train-0.tar"]).other_files.total() < 19
+    file = index_verb(folder=str(tmp_path))
+    assert [parts(line) for line in found()] == [parts(note)]
+    index = read_index(file.read_bytes(), "it")
+    file.write_bytes(index.to_bytes().replace(b"other_files", b"some_text__"))
+    assert found() == [] and len(open_data(tmp_path, val_fraction=0.4).train) == 4
+
+
 UNCLEAR = {
     "two images": [("a.png", picture(1)), ("a.jpg", picture(2)), ("a.cls", b"0")],
     "only others": [("a.depth.png", picture(1)), ("a.cls", b"0")],

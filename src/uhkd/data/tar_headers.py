@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from uhkd.console import escape, listed
-from uhkd.data.formats import endings
+from uhkd.data.formats import ending_of, endings
 from uhkd.data.tar_index import HEADER, SPLITS, Index, splits_of
 from uhkd.errors import UhkdError
 
@@ -40,13 +40,14 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
 
     A sample is the adjacent members with one name up to its first dot (WebDataset): one image, NAME.jpg, and optionally its
     class, as a number in NAME.cls or as "label" or "cls" in NAME.json. If no sample of a tar has those, the folder of the
-    image in the tar is its class, and further dots belong to the name.
+    image in the tar is its class, and further dots belong to the name. Other files are counted by ending.
 
     Raises:
         UhkdError: not a tar, compressed, cut short or damaged, without images, labels in some samples only, two images of one
             sample, two samples with one name, or several splits in one set of tars.
     """
-    shards = [list(_samples(folder / name)) for name in names]
+    other_files: Counter[str] = Counter()
+    shards = [list(_samples(folder / name, other_files)) for name in names]
     samples = [sample for shard in shards for sample in shard]
     title = listed([folder / name for name in names], 1)
     if not samples:
@@ -70,6 +71,7 @@ def make_index(folder: Path, names: Sequence[str]) -> Index:
         np.array([sample.header for sample in samples], np.uint32),
         _keys([sample.key for sample in samples], names, bounds),
         labels,
+        other_files,
     )
 
 
@@ -81,8 +83,11 @@ class _Group:
     images: list[tuple[str, int, int, int]] = field(default_factory=list)  # extension, offset, length, header
     labels: dict[str, int | None] = field(default_factory=dict)
 
-    def samples(self, path: Path) -> Iterator[_Sample]:
-        """Yield the sample, or one sample per image if the images' names have further dots and there is no label."""
+    def samples(self, path: Path, other_files: Counter[str]) -> Iterator[_Sample]:
+        """Yield the sample, or one sample per image if the images' names have further dots and there is no label.
+
+        Images that are no samples (NAME.mask.png beside NAME.jpg) are added to other_files.
+        """
         plain = [image for image in self.images if "." not in image[0]]
         label = self.labels.get("cls", self.labels.get("json"))
         title = f"{escape(self.key)} in {escape(str(path))}"
@@ -96,12 +101,14 @@ class _Group:
                 f"the image of sample {title} is not clear ({names}): expected one NAME.jpg, others as NAME.kind.png with a "
                 "NAME.cls; a name ends at its first dot"
             )
+        if plain:
+            other_files.update(image[0] for image in self.images if image not in plain)
         for extension, offset, length, header in plain or self.images:
             inner = extension.rpartition(".")[0]
             yield _Sample(f"{self.key}.{inner}" if inner else self.key, offset, length, header, label)
 
 
-def _samples(path: Path) -> Iterator[_Sample]:
+def _samples(path: Path, other_files: Counter[str]) -> Iterator[_Sample]:
     size = path.stat().st_size
     try:
         # "r:" accepts uncompressed tars only: compressed content has no byte positions
@@ -117,7 +124,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     )
                 stem, extension = _split(member.name)
                 if stem != group.key:
-                    yield from group.samples(path)
+                    yield from group.samples(path, other_files)
                     group = _Group(stem)
                 kind = extension.rpartition(".")[2]
                 if kind in endings():
@@ -130,7 +137,9 @@ def _samples(path: Path) -> Iterator[_Sample]:
                         f"{escape(member.name)} in {escape(str(path))}: a sample's name ends at its first dot, so this class "
                         "belongs to no sample: name it NAME.cls"
                     )
-            yield from group.samples(path)
+                else:
+                    other_files[ending_of(member.name)] += 1
+            yield from group.samples(path, other_files)
             # tarfile treats every unreadable header but the first as the end of the file
             if any(_bytes(archive, archive.offset, size - archive.offset)):
                 raise UhkdError(

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Index:
         headers: (N,) checksums of the tar headers of the images.
         keys: (N,) uint64, hashes of the samples' names.
         labels: (N,), -1 without label.
+        other_files: number of files by ending that are neither images nor labels, in all shards of the index file.
     """
 
     names: tuple[str, ...]
@@ -54,6 +56,7 @@ class Index:
     headers: np.ndarray
     keys: np.ndarray
     labels: np.ndarray
+    other_files: Counter[str] = field(default_factory=Counter)
 
     def of(self, shards: Sequence[int]) -> "Index":
         """Return the index of some of the shards."""
@@ -65,11 +68,12 @@ class Index:
             self.sizes[list(shards)],
             np.concatenate([[0], np.cumsum(counts)]),
             *(getattr(self, name)[samples] for name in _OF_SAMPLES),
+            self.other_files,
         )
 
     def to_bytes(self) -> bytes:
         """Return the content of the index file: safetensors, with the names in its header."""
-        names = {"names": json.dumps(self.names), "classes": json.dumps(self.classes)}
+        names = {name: json.dumps(getattr(self, name)) for name in ("names", "classes", "other_files")}
         return save({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, metadata=names)
 
 
@@ -86,6 +90,8 @@ def read_index(content: bytes, title: str) -> Index:
             tuple(map(str, json.loads(metadata["names"]))),
             tuple(map(str, json.loads(metadata["classes"]))),
             *(arrays[name] for name in _ARRAYS),
+            # files made before these were counted have none
+            Counter({str(ending): int(n) for ending, n in json.loads(metadata.get("other_files", "{}")).items()}),
         )
         _check(index)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,7 @@ from uhkd.console import escape, listed, pluralize
 from uhkd.data.datasets import RawSplits
 from uhkd.data.decode import common_size, decodable, decode_bytes
 from uhkd.data.file_cache import OpenFiles
+from uhkd.data.formats import describe_other_files
 from uhkd.data.names import is_remote, names_shards
 from uhkd.data.remote import ShardStore, check_address, fetch
 from uhkd.data.sampler import ShardShuffle
@@ -137,6 +138,8 @@ def read_shards(
         at_a_time = options.at_a_time
         folder, names = _find(Path(name).expanduser())
         store, index = ShardStore(folder), _read_or_make_index(folder, names, notes)
+    if index.other_files:
+        notes.append(f"left aside, because they are neither images nor labels: {describe_other_files(index.other_files)}")
     members = splits_of(index.names)
     if "train" not in members:
         raise UhkdError(

@@ -154,7 +154,7 @@ def _facts(
         "training images": result.get("train_images"),
         f"validation accuracy, {best or 'last epoch'}{by}": _percent(metrics, "val_accuracy"),
         f"top-5{same}": _percent(metrics, "val_top5"),
-        f"calibration error (ECE){same}": _percent(metrics, "val_ece"),
+        f"calibration error (ECE) as trained{same}": _percent(metrics, "val_ece"),
         "epochs, batch, seed": schedule,
         "first weights": _public(recipe.get("student_start") or recipe.get("start")),
         "uhkd": " ".join(filter(None, (versions.get("uhkd"), environment.get("commit")))),
