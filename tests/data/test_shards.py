@@ -299,7 +299,13 @@ def test_members_that_are_not_read_are_counted_by_ending(tmp_path: Path):
     """From the headers and from an index file, also from one that was written before they were counted."""
     members = [(".hidden.txt", b"x"), ("LICENSE", b"x")]
     for n in range(6):
-        kinds = {"cls": b"%d" % (n % 2), "png": picture(n), "seg.png": picture(100 + n), "TXT": b"a caption", "npy": b"x"}
+        kinds = {
+            "cls": b"%d" % (n % 2),
+            "png": picture(n),
+            "seg.png": picture(100 + n),
+            "TXT": b"a caption",
+            "npy": b"x",
+        }
         members += [(f"{n:03d}.{kind}", content) for kind, content in kinds.items()]
     write_tar(tmp_path / "train-0.tar", members[:20])
     write_tar(tmp_path / "train-1.tar", members[20:])

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from uhkd.evaluation.class_metrics import class_metrics, top_confusions
 from uhkd.evaluation.metrics import Evaluation, gap, score
-from uhkd.evaluation.temperature import MINIMUM, PRIOR, TWO_FOLDS, _halves, calibrate, calibration_figures, fit_temperature
+from uhkd.evaluation.temperature import (
+    MINIMUM,
+    PRIOR,
+    TWO_FOLDS,
+    _halves,
+    calibrate,
+    calibration_figures,
+    fit_temperature,
+)
 from uhkd.reporting.health import calibration_messages
 
 

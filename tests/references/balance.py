@@ -14,7 +14,7 @@ class Lead:
     """Gates on the lead of one teacher over the student."""
 
     def __init__(self, window: int, measure: str = "accuracy", bound: float = 1.0) -> None:
-        self.window, self.measure, self.bound, self.student_bound = window, measure, bound, 1.0
+        self.window, self.measure, self.bound, self.student_scale = window, measure, bound, 1.0
         self.student = self.teacher = self.images = 0.0
 
     def step(
@@ -29,11 +29,16 @@ class Lead:
             self.teacher += largest(teacher[i]) == right
             self.images += 1
 
+    def validate(self, accuracy: float, margin: float) -> None:
+        """Take in the student's accuracy on held-out images."""
+        training = self.student / self.images
+        self.student_scale = min(1.0, margin * accuracy / training) if training else 1.0
+
     def lead(self) -> float:
         """max(0, 1 - a_s / a_t), or the same of odds; 1 before anything was seen."""
         if not self.images:
             return 1.0
-        one, two = min(self.student / self.images, self.student_bound), min(self.teacher / self.images, self.bound)
+        one, two = self.student_scale * self.student / self.images, min(self.teacher / self.images, self.bound)
         if self.measure == "odds":
             one, two = one * (1 - two), two * (1 - one)
         if two == 0:

@@ -79,7 +79,7 @@ def distillers(method: str = "uhkd") -> nn.ModuleDict:
     return assemble(method, {})[0].distillers
 
 
-def lead(bounds: Sequence[float] = (), **settings: Any) -> Lead:
+def lead(bounds: Sequence[float | None] = (), **settings: Any) -> Lead:
     made = make_balance("lead", settings, distillers(), has_accuracy=[True], bounds=bounds)
     assert isinstance(made, Lead)
     return made.train()
@@ -100,14 +100,14 @@ def logits(generator: torch.Generator, images: int) -> tuple[Tensor, Tensor, Ten
     power=st.sampled_from([0.5, 1.0, 2.0]),
     bound=st.sampled_from([1.0, 0.5, 0.1]),
     validated=st.sampled_from([0.9, 0.3, 0.0]),
+    margin=st.sampled_from([1.0, 1.1, 2.0]),
 )
 def test_lead_is_the_literal_one(
-    measure: str, labels: bool, seed: int, gate: float, power: float, bound: float, validated: float
+    measure: str, labels: bool, seed: int, gate: float, power: float, bound: float, validated: float, margin: float
 ):
     """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
-    made = lead(
-        [bound], bound="both", measure=measure, window=40, features_gate=gate, features_power=power, logits_power=0.0
-    )
+    gates = {"features_gate": gate, "features_power": power, "logits_power": 0.0}
+    made = lead([bound], margin=margin, measure=measure, window=40, **gates)
     slow = literal.Lead(40, measure, bound)
     generator = torch.Generator().manual_seed(seed)
     assert made.group_factors() == {1: 1.0, 2: 1.0}
@@ -122,15 +122,19 @@ def test_lead_is_the_literal_one(
         assert made.group_factors() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
         if images == 7:
             made.validated(validated)
-            slow.student_bound = validated
+            slow.validate(validated, margin)
 
 
-@pytest.mark.parametrize("settings", [{"bound": "held-out"}, {"bound": "none"}, None])
-def test_the_bound_of_the_student_needs_that_of_the_teacher(settings: dict[str, str] | None):
-    made = lead([0.5] if settings else [], **settings or {"bound": "both"})
+@pytest.mark.parametrize(
+    ("bounds", "settings"), [([0.5], {"bound": "held-out"}), ([0.5], {"bound": "none"}), ([], {}), ([None], {})]
+)
+def test_the_bound_of_the_student_needs_that_of_the_teacher(bounds: list[float | None], settings: dict[str, str]):
+    made = lead(bounds, **settings)
     _, theirs, drawn = logits(torch.Generator().manual_seed(0), 50)
-    made.validated(0.0)
     made.observe(drawn, [theirs], drawn)  # the student is right throughout
+    made.update(50)
+    made.validated(0.0)
+    made.observe(drawn, [theirs], drawn)
     made.update(50)
     assert made.lead().item() == 0
 
@@ -138,7 +142,7 @@ def test_the_bound_of_the_student_needs_that_of_the_teacher(settings: dict[str, 
 def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path, tmp_path: Path):
     """Also after an interruption, from the validations in the checkpoint."""
     settings = {"window": 60, "features_gate": 1.0, "features_power": 1.0}
-    changes: dict[str, Any] = {"balance": "lead", "balance_settings": settings | {"bound": "both"}}
+    changes: dict[str, Any] = {"balance": "lead", "balance_settings": settings}
     real = Lead.validated
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -148,7 +152,7 @@ def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
         asked = words(teacher, tmp_path / "cut", **changes)
         interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
         assert_equal_runs(whole.run, uhkd.distill(**asked, resume=True).run, STEPS)
-    changes["balance_settings"] = settings
+    changes["balance_settings"] = settings | {"bound": "held-out"}
     other = uhkd.distill(**words(teacher, tmp_path / "other", **changes))
     rows, others = whole.run.read_metrics(), other.run.read_metrics()
     assert rows[0]["factor_features"] == others[0]["factor_features"]  # before the first validation
@@ -173,7 +177,7 @@ def test_a_teacher_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
     accuracy = RunFolder(teacher).read_result()["metrics"]["val_accuracy"]
     assert found[str(tmp_path / "held-out")] == pytest.approx([accuracy], abs=0.02)
     assert found[str(tmp_path / "both")] == found[str(tmp_path / "held-out")]
-    assert found[str(tmp_path / "none")] == [1.0]
+    assert found[str(tmp_path / "none")] == [2.0]  # no limit
     assert 0.2 < accuracy < 0.99
 
 
@@ -551,11 +555,17 @@ def test_an_impossible_teacher_accuracy_is_refused(accuracy: float):
         custom_loop(teacher_accuracy=0.5).validated(accuracy)
 
 
-@pytest.mark.parametrize(("accuracy", "bound"), [(None, 1.0), (0.25, 0.25)])
+@pytest.mark.parametrize(("accuracy", "bound"), [(None, 2.0), (0.25, 0.25)])
 def test_a_custom_loop_bounds_the_lead_by_teacher_accuracy(accuracy: float | None, bound: float):
-    loop = custom_loop(balance="lead", balance_settings={"bound": "both"}, teacher_accuracy=accuracy)
+    loop = custom_loop(balance="lead", teacher_accuracy=accuracy)
     balance = loop.learner.balance
     assert isinstance(balance, Lead)
     assert balance.bounds.tolist() == [[bound]]
+    balance.counts.copy_(torch.tensor([[8.0, 9.0, 10.0]]))
     loop.validated(0.5)
-    assert balance.student_bound.item() == (1.0 if accuracy is None else 0.5)
+    assert balance.student_scale.item() == pytest.approx(1.0 if accuracy is None else 0.55 / 0.8)
+    # a checkpoint of a version without this buffer
+    state = balance.state_dict()
+    del state["student_scale"]
+    balance.load_state_dict(state)
+    assert balance.student_scale.item() == 1

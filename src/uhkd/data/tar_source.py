@@ -139,7 +139,9 @@ def read_shards(
         folder, names = _find(Path(name).expanduser())
         store, index = ShardStore(folder), _read_or_make_index(folder, names, notes)
     if index.other_files:
-        notes.append(f"left aside, because they are neither images nor labels: {describe_other_files(index.other_files)}")
+        notes.append(
+            f"left aside, because they are neither images nor labels: {describe_other_files(index.other_files)}"
+        )
     members = splits_of(index.names)
     if "train" not in members:
         raise UhkdError(

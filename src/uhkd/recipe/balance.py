@@ -20,7 +20,7 @@ class ScheduleSettings(StrictModel):
 class LeadSettings(StrictModel):
     """Settings of balance "lead": factor = min(1, lead / gate)^power * fall, for feature terms and for logit terms.
 
-    lead = max(0, 1 - a_s / a_t), with the running accuracies a of student and teacher on the training views, limited by `bound`.
+    lead = max(0, 1 - a_s / a_t), with running accuracies a of student and teacher on the training views, corrected by `bound`.
     """
 
     features_gate: float = Field(default=1.0, gt=0, le=1, description="lead from which feature terms have full weight")
@@ -30,13 +30,13 @@ class LeadSettings(StrictModel):
     logits_power: float = Field(default=1.0, ge=0, description="exponent of lead / gate; 0: no effect of the lead")
     logits_fall: Fall = Field(default="constant", description="factor over the training: 1, or from 1 to 0")
     measure: Literal["accuracy", "odds"] = Field(default="accuracy", description="accuracy a, or odds a / (1 - a)")
-    bound: Literal["held-out", "both", "none"] = Field(
-        default="held-out",
-        description="upper limit of the teacher's accuracy: its held-out accuracy, because it may have memorised the training "
-        "images; both: the student's is limited likewise; none: no limit",
+    bound: Literal["both", "held-out", "none"] = Field(
+        default="both",
+        description="correction by held-out images, because training images may be memorised: of both accuracies, of the "
+        "teacher's alone (held-out), or none",
     )
     margin: float = Field(
-        default=1.1, ge=1, description="with bound both: maximum ratio of the student's accuracy to its held-out accuracy"
+        default=1.1, ge=1, description="ratio of the student's accuracies from which on it counts as memorisation"
     )
     window: int = Field(default=3200, ge=1, description="number of training images over which accuracies are averaged")
 

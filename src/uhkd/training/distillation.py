@@ -225,9 +225,10 @@ class Distillation(nn.Module):
         return loss
 
     def validated(self, accuracy: float) -> None:
-        """Limit the student's accuracy in `balance="lead"` with bound "both" to that on held-out images, 0..1.
+        """Compare the student's accuracy on held-out images, 0..1, with that on training images, in `balance="lead"`.
 
-        To be called after each validation and after loading a checkpoint. A number outside 0..1 raises a UhkdError.
+        To be called after each validation; it has an effect if `teacher_accuracy` is given. A number outside 0..1 raises a
+        UhkdError.
         """
         check_accuracy("accuracy", accuracy)
         if self.learner.balance is not None:

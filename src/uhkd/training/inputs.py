@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from uhkd.console import escape, log_info
+from uhkd.console import escape, log_info, pluralize
 from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
@@ -15,6 +15,7 @@ from uhkd.runs import RunFolder
 from uhkd.training.geometry import log_geometry
 
 _SMALL = 64  # pixels: up to this size a padded crop keeps more of the image than a resized crop
+_FEW = 50  # validation images below which a log line gives the uncertainty of their accuracy
 
 
 @dataclass(kw_only=True)
@@ -62,6 +63,11 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     )
     for note in opened.notes:
         log_info(f"  {note}")
+    if opened.held_out and (images := len(opened.val)) < _FEW and recipe.val_fraction < 0.2:
+        log_info(
+            f"  an accuracy on {pluralize(images, 'image')} is uncertain by up to {98 / images**0.5:.0f} points (95 % interval); "
+            "--val-fraction 0.2 holds out one fifth"
+        )
     labels = opened.val.labels
     if len(opened.classes) > 1 and labels is not None and (labels == labels[0]).all():
         name = escape(opened.classes[int(labels[0])])

@@ -191,7 +191,7 @@ def balance_of(
             logits = teacher.shapes and teacher.shapes.logits
         reads_logits = any("logits" in loss.needs.student & loss.needs.teacher for loss in losses)
         has_accuracy.append(bool(classes) and logits == classes and (labels or reads_logits))
-        bounds.append(float(teacher.facts.get("teacher_metrics", {}).get("accuracy", 1.0)) if labels else 1.0)
+        bounds.append(teacher.facts.get("teacher_metrics", {}).get("accuracy") if labels else None)
     assert recipe.balance is not None
     balance = make_balance(
         recipe.balance, recipe.balance_settings, distillers, has_accuracy=has_accuracy, bounds=bounds, labels=labels

@@ -130,8 +130,6 @@ class Trainer:
         self.state.load(checkpoint, self.total)
         facts, totals, world_size = checkpoint.facts, checkpoint.facts["totals"], self.fabric.world_size
         self.step, self.rows, self.seconds = checkpoint.step, facts["rows"], facts["seconds"]
-        if self.balance is not None and self.rows and self.setup.evaluator is None:
-            self.balance.validated(self.rows[-1]["val_accuracy"])
         if len(totals) != world_size:
             log_info(f"warning: started with {len(totals)} processes, resumes with {world_size}: not bit-equal")
             totals = [{name: fmean(sums[name] for sums in totals) for name in totals[0]}] * world_size

@@ -31,7 +31,7 @@ def make_balance(
     distillers: nn.ModuleDict,
     *,
     has_accuracy: Sequence[bool] = (),
-    bounds: Sequence[float] = (),
+    bounds: Sequence[float | None] = (),
     labels: bool = True,
 ) -> Balance | None:
     """Return the balance of the terms of `distillers`; None if all weights are constant.
@@ -41,7 +41,7 @@ def make_balance(
         settings: see there.
         distillers: the losses by name, as for `StudentWithLosses`.
         has_accuracy: for each teacher, whether its accuracy can be computed from its logits.
-        bounds: for each teacher, its accuracy on held-out images, 0..1; empty if unknown.
+        bounds: for each teacher, its accuracy on held-out images, 0..1; None, or empty, if unknown.
         labels: whether the images have labels.
 
     Raises:

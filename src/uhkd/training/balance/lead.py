@@ -12,21 +12,23 @@ from uhkd.distributed import world_size
 from uhkd.recipe.balance import LeadSettings
 from uhkd.training.balance.base import SMALLEST, Factors
 
+_NO_LIMIT = 2.0  # of an accuracy
+
 
 class Lead(Factors):
     """Factors from the teacher's lead over the student: factor = min(1, lead / gate)^power, times the group's schedule.
 
     lead = max(0, 1 - a_s / a_t), where a_s and a_t are running means of the accuracies of student and teacher on the training
-    views, a_t limited by the accuracy on held-out images, because training images may be memorised, and with bound "both" a_s
-    likewise, by that of the last validation. The label of a mixed image is that of its largest share. Without labels the
-    teacher's prediction is the label, so a_t = 1. A teacher without usable logits has lead 1 throughout: its terms follow the
-    schedule alone.
+    views. Because training images may be memorised, a_t is at most the teacher's accuracy on held-out images, and a_s is reduced
+    by the factor by which it was more than `margin` times the student's held-out accuracy at the last validation. The label of
+    a mixed image is that of its largest share. Without labels the teacher's prediction is the label, so a_t = 1. A teacher
+    without usable logits has lead 1 throughout: its terms follow the schedule alone.
 
     Args:
         groups: see `Balance`.
         settings: gates, powers, schedules, measure and window.
         has_accuracy: for each teacher, whether its accuracy can be computed from its logits.
-        bounds: for each teacher, the upper limit of its accuracy, 0..1; empty: no limit.
+        bounds: for each teacher, the upper limit of its accuracy, 0..1; None, or empty: no limit, also not of the student's.
     """
 
     counts: Tensor
@@ -34,14 +36,14 @@ class Lead(Factors):
     slopes: Tensor
     _powers: Tensor
     bounds: Tensor
-    student_bound: Tensor
+    student_scale: Tensor
 
     def __init__(
         self,
         groups: Mapping[str, int],
         settings: LeadSettings,
         has_accuracy: Sequence[bool],
-        bounds: Sequence[float] = (),
+        bounds: Sequence[float | None] = (),
     ) -> None:
         super().__init__(groups, (settings.features_fall, settings.logits_fall))
         self.settings, self.has_accuracy = settings, tuple(has_accuracy)
@@ -57,11 +59,12 @@ class Lead(Factors):
             "_powers", torch.tensor([settings.features_power, settings.logits_power]), persistent=False
         )
         # in the checkpoint, because a resumed training does not evaluate its teacher again
-        bounded = settings.bound != "none" and len(bounds) > 0
-        self.register_buffer("bounds", torch.tensor(bounds)[:, None] if bounded else torch.ones(len(has_accuracy), 1))
-        # not in the checkpoint, which has the validations
-        self.register_buffer("student_bound", torch.ones(()), persistent=False)
-        self.bounds_student = bounded and settings.bound == "both"
+        known = [None] * len(has_accuracy) if settings.bound == "none" or not bounds else bounds
+        self.register_buffer(
+            "bounds", torch.tensor([_NO_LIMIT if bound is None else bound for bound in known])[:, None]
+        )
+        self.register_buffer("student_scale", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_add_scale)
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Return whether the lead of a teacher is measured."""
@@ -96,9 +99,11 @@ class Lead(Factors):
         torch.maximum(self.highest, self.factor, out=self.highest)
 
     def validated(self, accuracy: float) -> None:
-        """Limit the student's accuracy to `margin` times its accuracy on held-out images, 0..1, with bound "both"."""
-        if self.bounds_student:
-            self.student_bound.fill_(self.settings.margin * accuracy)
+        """Compare the student's accuracy on held-out images, 0..1, with that on the training views, if both are limited."""
+        if self.settings.bound == "both" and bool((self.bounds < _NO_LIMIT).all()):
+            student, _, images = self.counts[self.counts[:, 2].argmax()].tolist()
+            limit = self.settings.margin * accuracy * images
+            self.student_scale.fill_(limit / student if limit < student else 1.0)
 
     def close_zero_groups(self) -> list[int]:
         """Return the groups whose factors were 0 in every step since the last call, and close them."""
@@ -142,8 +147,13 @@ class Lead(Factors):
 
     def _ratio(self) -> Float[Tensor, "t 1"]:
         student, teacher, images = self.counts.split(1, 1)
-        student = torch.minimum(student, self.student_bound * images)
+        student = student * self.student_scale
         teacher = torch.minimum(teacher, self.bounds * images)
         if self.settings.measure == "odds":
             student, teacher = student * (images - teacher), teacher * (images - student)
         return student / teacher.clamp_min(SMALLEST)
+
+
+def _add_scale(lead: Lead, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Add the scale that checkpoints made before 30 November 2026 lack."""
+    state.setdefault(f"{prefix}student_scale", torch.ones_like(lead.student_scale))
