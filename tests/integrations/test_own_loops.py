@@ -81,20 +81,28 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
 
     loader = DataLoader(TensorDataset(*own_loops.whole()), batch_size=4)
     words: dict[str, Any] = {**QUIET, "logger": False, "enable_checkpointing": False}
+    validated: list[float] = []
 
     def fitted(epochs: int, ckpt_path: str | None = None) -> UHKDLightningModule:
         module = UHKDLightningModule(
             own_loops.teacher(),
             **own_loops.STUDENT,
+            teacher_accuracy=1.0,
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
             scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
         )
         trainer = Trainer(max_epochs=epochs, **words)
         trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         trainer.save_checkpoint(f"{epochs}.ckpt")
+        assert validated[-1] == trainer.callback_metrics["val/accuracy"].item()
         return module
 
+    real = uhkd.Distillation.validated
+    monkeypatch.setattr(
+        uhkd.Distillation, "validated", lambda self, accuracy: (validated.append(accuracy), real(self, accuracy))
+    )
     whole = fitted(2)
+    assert len(validated) == 2  # not that of the trainer's check before the first step
     fitted(1)
 
     def never(*_: object) -> int:

@@ -87,6 +87,12 @@ class UHKDLightningModule(LightningModule):
         metrics = {"val/loss": F.cross_entropy(logits, labels), "val/accuracy": accuracy}
         self.log_dict(metrics, prog_bar=True, sync_dist=True, batch_size=len(images))
 
+    def on_validation_end(self) -> None:
+        """Give the accuracy of all validation images to the balance (`Distillation.validated`)."""
+        accuracy = self.trainer.callback_metrics.get("val/accuracy")  # absent with several validation loaders
+        if accuracy is not None and not self.trainer.sanity_checking:
+            self.distillation.validated(float(accuracy))
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with its scheduler if there is one."""
         if self._optimizer is None:
