@@ -20,6 +20,7 @@ from uhkd.models import create
 from uhkd.training import fit
 from uhkd.training.gradient_norms import GradientNorms
 from uhkd.training.learner import StudentWithLosses
+from uhkd.training.side_step import SideStep
 from uhkd.training.step import step_seed
 from uhkd.training.teacher import Teacher
 
@@ -30,7 +31,8 @@ def probe_of(
     learner: StudentWithLosses, teacher: Teacher | None, accumulate: int = 1
 ) -> tuple[GradientNorms, list[str]]:
     told: list[str] = []
-    return GradientNorms(learner, teacher, Fabric(accelerator="cpu", devices=1), 0, accumulate, told.append), told
+    side_step = SideStep(learner, teacher, Fabric(accelerator="cpu", devices=1), 0, accumulate)
+    return GradientNorms(side_step, told.append), told
 
 
 def literal(learner: StudentWithLosses, teacher: Teacher, batch: Batch, weights: dict[str, float]) -> dict[str, float]:

@@ -68,7 +68,7 @@ class Index:
             self.sizes[list(shards)],
             np.concatenate([[0], np.cumsum(counts)]),
             *(getattr(self, name)[samples] for name in _OF_SAMPLES),
-            self.other_files,
+            other_files=self.other_files,
         )
 
     def to_bytes(self) -> bytes:
@@ -91,7 +91,9 @@ def read_index(content: bytes, title: str) -> Index:
             tuple(map(str, json.loads(metadata["classes"]))),
             *(arrays[name] for name in _ARRAYS),
             # files made before these were counted have none
-            Counter({str(ending): int(n) for ending, n in json.loads(metadata.get("other_files", "{}")).items()}),
+            other_files=Counter(
+                {str(ending): int(n) for ending, n in json.loads(metadata.get("other_files", "{}")).items()}
+            ),
         )
         _check(index)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from uhkd.console import listed
 from uhkd.errors import UhkdError
 from uhkd.features.discovery import LayerOutput, default_layers, trace, with_layouts
 from uhkd.features.introspection import first_tensor, output_hooks
@@ -61,6 +62,11 @@ class HookExtractor:
             output = first_tensor(module(image))
         maps = embedding = None
         if "maps" in fields:
+            if skipped := [name for name in self.levels if name not in outputs]:
+                raise UhkdError(
+                    f"layer {listed(skipped)} of {type(module).__name__} did not run in this forward pass, so that it has no "
+                    "feature map: name other layers (levels)"
+                )
             maps = tuple(layout.to_map(outputs[name]) for name, layout in zip(self.levels, self.layouts, strict=True))
         if "embedding" in fields:
             embedding = vectors[-1] if vectors else output

@@ -4,12 +4,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
 
+from uhkd.data import batch_images
 from uhkd.reporting.health import factors, gradient_shares, health, leads, terms_of
 from uhkd.runs import ProgressFile
 from uhkd.training.loggers import Loggers
@@ -177,3 +178,12 @@ class MetricsWriter:
                 self.log_line(
                     f"warning: progress.json cannot be written ({error.strerror or error}); uhkd watch shows less"
                 )
+
+
+def write_nonfinite(setup: Setup, steps: Sequence[int]) -> None:
+    """Write the images of the steps whose loss or gradient was not finite, if there are any, to nonfinite.json."""
+    if steps and setup.fabric.is_global_zero:
+        recipe = setup.recipe
+        options = {"seed": recipe.seed, "batch_size": recipe.batch_size, "balanced": recipe.sampling == "balanced"}
+        images = {step: batch_images(setup.data.train, step=step, **options).tolist() for step in steps}
+        setup.folder.write_json("nonfinite.json", [{"step": step + 1, "images": images[step]} for step in steps])

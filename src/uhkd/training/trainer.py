@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, NoReturn
 
 from uhkd.console import log_info, verbose
-from uhkd.data import Batch, batch_images, eval_loader, steps_per_epoch
+from uhkd.data import Batch, eval_loader, steps_per_epoch
 from uhkd.distributed import broadcast_only
 from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
@@ -22,19 +22,19 @@ from uhkd.training.checkpoint_checks import check_sources
 from uhkd.training.deterministic import deterministic_advice
 from uhkd.training.ema import ModelEMA
 from uhkd.training.gradient_norms import GradientNorms
-from uhkd.training.metrics_writer import MetricsWriter
+from uhkd.training.metrics_writer import MetricsWriter, write_nonfinite
 from uhkd.training.oom import memory_advice, step_advice
 from uhkd.training.optimizer import make_optimizer
 from uhkd.training.progress import ProgressBar
 from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import learning_rate
 from uhkd.training.setup import Setup
+from uhkd.training.side_step import SideStep
 from uhkd.training.signals import ProcessGroupSync, SignalHandler, TrainingInterrupted
 from uhkd.training.state import TrainingState
 from uhkd.training.step import TrainStep
 from uhkd.training.teacher import TeacherEnsemble
-
-_NONFINITE = "nonfinite.json"  # steps with a loss or gradient that was not finite, and their images
+from uhkd.training.unused import UnusedParameters, wrap
 
 
 class Trainer:
@@ -78,6 +78,8 @@ class Trainer:
         cache = teacher.stored.manifest.key if isinstance(teacher, CachedTeacher) else None
         self.sources = {"data": setup.data.fingerprint, "cache": cache}
         self.totals, self.processes = RunningMetrics(fabric.device), ProcessGroupSync()
+        self.side_step = SideStep(learner, teacher, fabric, recipe.seed, recipe.grad_accum_steps)
+        self.unused = UnusedParameters(self.side_step)
         self.state = TrainingState(recipe, learner, teacher, self.optimizer, self.average, self.best)
         self.rows: list[dict[str, float]] = []
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
@@ -108,6 +110,7 @@ class Trainer:
         ):
             try:
                 for batch in self.progress.follow(() if self.best.stopped else batches):
+                    self._freeze_unused(batch)
                     self._train_step(batch)
                     self._after_step(batch, signals)
                     if self.best.stopped:
@@ -115,6 +118,7 @@ class Trainer:
             except DataLoadingError as error:
                 self._stop_without_batch(error, signals)
         self.average.copy_to_model()
+        self.setup.facts |= self.unused.release()
         return self.rows
 
     def _restore(self) -> None:
@@ -148,9 +152,7 @@ class Trainer:
             self.setup, self.progress, self.rows, self.weights, log_info, start_step=self.step, per_epoch=self.per_epoch
         )
         self.writer.restore(self.totals)
-        self.gradient_norms = GradientNorms(
-            self.learner, self.teacher, self.fabric, recipe.seed, recipe.grad_accum_steps, log_info
-        )
+        self.gradient_norms = GradientNorms(self.side_step, log_info)
 
     def _make_train_step(self) -> None:
         self.optimizer_step = TrainStep(
@@ -244,15 +246,25 @@ class Trainer:
         if isinstance(self.teacher, TeacherEnsemble):
             for index in unused_teachers:
                 self.teacher.drop(index)
+        self._wrap_again()
+        self.unused.checked = False
+        names = " and ".join(self.balance.label(group) for group in groups)
+        log_info(
+            f"the teacher no longer leads: its terms ({names}) are switched off{', and the teacher too' * bool(unused_teachers)}"
+        )
+
+    def _freeze_unused(self, batch: Batch) -> None:
+        """Freeze the parameters that no loss term uses, once for each set of terms; `batch` is the next one."""
+        if not self.unused.checked and self.unused.freeze(batch, self.learner.weights(self.setup.ce_weight)):
+            self._wrap_again()
+
+    def _wrap_again(self) -> None:
+        """Wrap the learner anew: DDP waits for the gradients of all parameters that were trainable at its creation."""
         if self.fabric.world_size > 1:
-            # DDP waits for the gradients of all parameters that were trainable at its creation
             del self.optimizer_step, self.model
             gc.collect()  # removes the hooks of the previous wrapper
-            self.model = self.fabric.setup_module(self.learner, move_to_device=False)
+            self.model = wrap(self.fabric, self.learner, varying=self.unused.varying)
         self._make_train_step()
-        names = " and ".join(self.balance.label(group) for group in groups)
-        teacher_too = ", and the teacher too" if unused_teachers else ""
-        log_info(f"the teacher no longer leads: its terms ({names}) are switched off{teacher_too}")
 
     def _save_checkpoint(self) -> None:
         sums = self.totals.as_dict()
@@ -261,7 +273,7 @@ class Trainer:
             facts = {"rows": self.rows, "seconds": self.seconds, "totals": totals, "skipped": self.totals.skipped}
             with self.folder.writing(f"the checkpoint of step {self.step}", self.last_checkpoint):
                 self.folder.write_checkpoint(self.state.checkpoint(self.step, self.sources | facts))
-                self._write_nonfinite(self.totals.skipped)
+                write_nonfinite(self.setup, self.totals.skipped)
         self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
 
     def _check_finite(self, *, parameters: bool = True) -> None:
@@ -274,16 +286,8 @@ class Trainer:
         except UhkdError:
             step = self.totals.first_nonfinite_step()
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                self._write_nonfinite(self.totals.skipped if step is None else [*self.totals.skipped, step])
+                write_nonfinite(self.setup, self.totals.skipped if step is None else [*self.totals.skipped, step])
             raise
-
-    def _write_nonfinite(self, steps: Sequence[int]) -> None:
-        """Write the images of the steps whose loss or gradient was not finite."""
-        if steps and self.fabric.is_global_zero:
-            recipe = self.recipe
-            options = {"seed": recipe.seed, "batch_size": recipe.batch_size, "balanced": recipe.sampling == "balanced"}
-            images = {step: batch_images(self.setup.data.train, step=step, **options).tolist() for step in steps}
-            self.folder.write_json(_NONFINITE, [{"step": step + 1, "images": images[step]} for step in steps])
 
     def _stop_without_batch(self, error: DataLoadingError, signals: SignalHandler) -> NoReturn:
         if self.fabric.world_size == 1:  # a checkpoint needs all processes, and the others wait inside a step
