@@ -655,3 +655,42 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(
         "a newer checkpoint is damaged and was skipped: step-8: tensors.safetensors differs from its checksum" in said
     )
     assert "resuming at step 7 of 15" in said
+
+
+@pytest.mark.parametrize("when", ["before resuming", "in a step"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_side_files_that_are_lost_cost_their_own_content_alone(
+    whole: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    when: str,
+):
+    folder = RunFolder(tmp_path / "run")
+
+    def lose() -> None:
+        for path in (folder.environment, folder.diagnostics, folder.path / "progress.json", folder.metrics):
+            if damage == "missing":
+                path.unlink()
+            else:
+                path.write_bytes(path.read_bytes()[:40] if damage == "cut" else b'["other"]\n')
+
+    with monkeypatch.context() as patched:
+        meanwhile(patched, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            uhkd.finetune(**TINY, out=folder.path)
+    if when == "before resuming":
+        lose()
+    else:
+        meanwhile(monkeypatch, 4, lose)  # step 12, after the validation of step 10
+    uhkd.finetune(**TINY, out=folder.path, resume=True)
+    assert folder.weights.read_bytes() == whole.weights.read_bytes()
+    assert [row["val_nll"] for row in folder.read_metrics()] == [row["val_nll"] for row in whole.read_metrics()]
+    assert folder.read_result()["environment"]["versions"] == whole.read_result()["environment"]["versions"]
+    logged = capsys.readouterr().err
+    assert (
+        f"warning: {folder.environment} cannot be read (" in logged
+        and "the run continues without its content" in logged
+    )
+    assert uhkd.report(runs=[folder.path], out=tmp_path / "page.html")["runs"] == [folder.path.name]

@@ -16,6 +16,7 @@ from torch import Tensor
 from uhkd.console import listed, log_info
 from uhkd.errors import UhkdError
 from uhkd.recipe import path_hint
+from uhkd.runs.checksums import SUMS, differs
 
 # where training tools store the weights themselves; an average or a second network is loaded on request only
 _COPIES = ("state_dict", "model_state_dict", "model", "net", "network", "student")
@@ -112,9 +113,14 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read all tensors, of any shape, of a safetensors file onto the CPU, under their names in the file.
 
     Raises:
-        UhkdError: the file is damaged or cannot be read.
+        UhkdError: the file is damaged, cannot be read, or differs from its checksum in a SHA256SUMS file beside it.
     """
     try:
+        if differs(file):
+            raise UhkdError(
+                f"'{file}' differs from its checksum in {SUMS} beside it, so it is damaged or was changed; {_REPLACE_FILE}, or "
+                f"delete its line in {SUMS} if the change was meant"
+            )
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UhkdError(f"'{file}' is no complete safetensors file ({error}); {_REPLACE_FILE}") from error

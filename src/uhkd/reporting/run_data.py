@@ -15,9 +15,11 @@ from uhkd.recipe import DistillRecipe, FinetuneRecipe
 from uhkd.recipe.near_paths import check_folder
 from uhkd.runs import ProgressFile, RunFolder, leads_out, read_mapping
 from uhkd.runs.best_epoch import best_epoch
+from uhkd.runs.checksums import differs
 from uhkd.runs.comparison import TUNING, find_runs, is_tuning
 
 _TEST = "test.json"  # accuracy on the test split, written by a comparison
+_DIFFERS = "differs from its checksum in SHA256SUMS, so it was changed after the training or is damaged"
 ABSURD = 1e12  # bound of losses, spectra and errors; larger values would break axes
 Read = TypeVar("Read")
 
@@ -188,6 +190,8 @@ def _read(path: Path, name: str) -> Run:
         try:
             if leads_out(file, path):
                 raise UhkdError("is a link out of the run folder, which is not followed")
+            if differs(file):
+                problems.append(f"{file.name}: {_DIFFERS}")
             return read() if file.is_file() else otherwise
         except (UhkdError, OSError, MemoryError) as error:
             problems.append(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
@@ -203,6 +207,8 @@ def _read(path: Path, name: str) -> Run:
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }
+    if differs(folder.weights):
+        problems.append(f"{folder.weights.name}: {_DIFFERS}")
     failure = None
     if not content["result"]:
         progress = attempt(lambda: ProgressFile.read(path), None, path / "progress.json")

@@ -10,6 +10,7 @@ from uhkd.runs.files import (
     drop_leftovers,
     leads_out,
     read_mapping,
+    read_or_replace,
     write_atomically,
     write_tensors,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "process_may_be_alive",
     "processor",
     "read_mapping",
+    "read_or_replace",
     "write_atomically",
     "write_tensors",
 ]

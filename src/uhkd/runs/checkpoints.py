@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhkd.errors import UhkdError
+from uhkd.runs.checksums import read_sums, write_sums
 from uhkd.runs.files import flush_folder, tensor_bytes, write_atomically
 
 if TYPE_CHECKING:
     import torch
 
 TENSORS, OPTIMIZER, FACTS = "tensors.safetensors", "optimizer.pt", "facts.json"
-SUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c SHA256SUMS` checks a checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Checkpoints:
         torch.save(checkpoint.optimizer, optimizer)
         facts = json.dumps({"step": checkpoint.step, **checkpoint.facts}, indent=1) + "\n"
         files = {TENSORS: tensor_bytes(checkpoint.tensors), OPTIMIZER: optimizer.getvalue(), FACTS: facts.encode()}
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
         try:
             temporary.mkdir()
-            for name, content in {**files, SUMS: sums.encode()}.items():
+            for name, content in files.items():
                 write_atomically(temporary / name, content)
+            write_sums(temporary, (), files)
             flush_folder(temporary)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -137,8 +137,7 @@ def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[
     import torch
     from safetensors.torch import load
 
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    sums = read_sums(folder)
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != sums.get(name):

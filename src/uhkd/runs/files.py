@@ -3,17 +3,20 @@
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from uhkd.console import escape, log_info
 from uhkd.errors import UhkdError
 from uhkd.recipe import safe_yaml
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
@@ -58,6 +61,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UhkdError(f"{path} is damaged or was not written by uhkd: expected names and values, found other {kind}")
     return content
+
+
+def read_or_replace(read: Callable[[], T], replacement: T, path: Path) -> T:
+    """Return what `read` returns; if the file at `path` is missing or damaged, log it and return the replacement.
+
+    For files whose loss must not end a training.
+    """
+    try:
+        return read()
+    except (UhkdError, OSError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else str(error)
+        log_info(f"warning: {path} cannot be read ({escape(reason)}); the run continues without its content")
+        return replacement
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:

@@ -15,6 +15,7 @@ import yaml
 from uhkd.errors import UhkdError
 from uhkd.recipe import as_recorded
 from uhkd.runs.checkpoints import Checkpoint, Checkpoints
+from uhkd.runs.checksums import SUMS, report_difference, write_sums
 from uhkd.runs.files import check_own, check_place, leads_out, read_mapping, write_atomically, write_tensors
 from uhkd.runs.lock import run_lock
 from uhkd.runs.machine import environment
@@ -37,6 +38,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a file of a run, which must not be a link to a file elsewhere."""
     if leads_out(path, path.parent):
         raise UhkdError(f"{path} is a link to another place: expected a file of the run itself; put a copy there")
+    report_difference(path)
     return read_mapping(path)
 
 
@@ -49,9 +51,9 @@ class RunFolder:
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
     network), last.safetensors (the last epoch, with keep=best), metrics.csv, result.json, calibration.json (the fitted
-    temperature), diagnostics.npz, thumbnails.jpg,
-    teacher_probe.safetensors, checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log:
-    tensorboard/, wandb/, mlruns/, and logs.json with the ids of the logged runs.
+    temperature), diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, SHA256SUMS (of all these, once the run is
+    finished), checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log: tensorboard/, wandb/,
+    mlruns/, and logs.json with the ids of the logged runs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -168,6 +170,14 @@ class RunFolder:
         """Write a JSON file, indented, atomically."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the checksums of the files of a run and, last, because it marks the run as finished, its result."""
+        text = json.dumps(result, indent=1) + "\n"
+        files = [self.recipe, self.environment, self.config, self.weights, self.last_weights, self.metrics]
+        files += [self.calibration, self.diagnostics, self.thumbnails, *self.path.glob(f"{self.probe.stem}*")]
+        write_sums(self.path, sorted(files), {self.result.name: text.encode()})
+        write_atomically(self.result, text)
+
     def read_result(self) -> dict[str, Any]:
         """Return the result of a finished run: command, metrics, sizes, data, environment."""
         return _read_mapping(self.result)
@@ -182,6 +192,7 @@ class RunFolder:
 
     def write_model(self, config: Mapping[str, Any], state: "Mapping[str, torch.Tensor]") -> None:
         """Write weights (tensors of any shape), then the config of the trained network: a config never lacks its weights."""
+        (self.path / SUMS).unlink(missing_ok=True)  # of other weights
         write_tensors(self.weights, state)
         self.write_json(self.config.name, dict(config))
 
@@ -198,6 +209,7 @@ class RunFolder:
         """Return the rows of metrics.csv as numbers, without empty cells."""
         if not self.metrics.is_file():
             return []
+        report_difference(self.metrics)
         try:
             with self.metrics.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -214,6 +226,7 @@ class RunFolder:
         """Return the arrays of diagnostics.npz; none if it does not exist yet."""
         if not self.diagnostics.is_file():
             return {}
+        report_difference(self.diagnostics)
         try:
             # NumPy does not close the file if it cannot read the archive
             with self.diagnostics.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

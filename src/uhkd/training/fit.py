@@ -15,7 +15,7 @@ from uhkd.evaluation.metrics import Evaluation, forward_flops, latency
 from uhkd.features import FeatureExtractor
 from uhkd.reporting import thumbnails
 from uhkd.reporting.plots import draw
-from uhkd.runs import RunFolder, write_tensors
+from uhkd.runs import RunFolder, environment, read_or_replace, write_tensors
 from uhkd.training.ema import check_decay
 from uhkd.training.load_teacher import load_or_calibrate_ftm, save_probe
 from uhkd.training.progress import format_metrics
@@ -123,7 +123,7 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "train_images": len(data.train),
-        "environment": folder.read_environment(),
+        "environment": read_or_replace(folder.read_environment, environment(), folder.environment),
         "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
     trained = setup.facts.get("best_epoch", {"last": metrics})["last"]
@@ -131,11 +131,12 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
         if last:
             write_tensors(folder.last_weights, last)
         folder.write_model(config, student.module.state_dict())
-        folder.write_arrays(folder.read_arrays() | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
+        arrays = read_or_replace(folder.read_arrays, {}, folder.diagnostics)
+        folder.write_arrays(arrays | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
         if calibration is not None:
             folder.write_json(folder.calibration.name, calibration.to_json())
         figures = ", ".join(path.name for path in draw(folder))
-        folder.write_json(folder.result.name, facts)  # last, because it marks the run as finished
+        folder.write_result(facts)
     folder.drop_checkpoints()
     for line in final_summary(facts):
         print_result(line)

@@ -22,6 +22,12 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.code, self.folder = code, folder
 
 
+def interrupted(number: int, step: int, total: int, last_checkpoint: str) -> TrainingInterrupted:
+    """Return the interruption after `step` of `total` steps by signal `number`; last_checkpoint: a sentence on it."""
+    message = f"stopped by {signal.Signals(number).name} after step {step} of {total}; {last_checkpoint}"
+    return TrainingInterrupted(message, 128 + number)
+
+
 class SignalHandler:
     """Records the signal that interrupts a training, so that it can stop after a step; a second Ctrl-C stops it at once.
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import gc
-import signal
 import time
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from uhkd.console import log_info, verbose
 from uhkd.data import Batch, eval_loader, steps_per_epoch
@@ -15,6 +14,7 @@ from uhkd.errors import UhkdError
 from uhkd.evaluation.diagnostics import DIAGNOSTIC_IMAGES, Diagnostics, first_images
 from uhkd.evaluation.metrics import EVAL_BATCH, evaluate
 from uhkd.methods import find_matching_loss
+from uhkd.runs import read_or_replace
 from uhkd.training.batches import DataLoadingError, train_batches
 from uhkd.training.best_weights import BestWeights
 from uhkd.training.cached_teacher import CachedTeacher
@@ -30,7 +30,7 @@ from uhkd.training.running_metrics import RunningMetrics
 from uhkd.training.schedule import learning_rate
 from uhkd.training.setup import Setup
 from uhkd.training.side_step import SideStep
-from uhkd.training.signals import ProcessGroupSync, SignalHandler, TrainingInterrupted
+from uhkd.training.signals import ProcessGroupSync, SignalHandler, interrupted
 from uhkd.training.state import TrainingState
 from uhkd.training.step import TrainStep
 from uhkd.training.teacher import TeacherEnsemble
@@ -59,7 +59,6 @@ class Trainer:
         if recipe.compile:
             learner.compile()
         broadcast_only(learner, "student.")
-        self.model: Any
         self.model, self.optimizer = fabric.setup(learner, optimizer)
         self.average, self.best = ModelEMA(learner.student, recipe.ema_decay), BestWeights(learner.student, recipe)
         self.val_loader = eval_loader(
@@ -96,7 +95,6 @@ class Trainer:
         self._restore()
         batches = train_batches(self.setup, self.step)
         self._make_writers()
-        self._make_train_step()
         self.model.train()
         if self.balance is not None and (closed := self.balance.closed_groups):
             self._close_terms(closed)
@@ -126,9 +124,7 @@ class Trainer:
         checkpoint = self.state.read(self.folder, self.total, self.weights)
         if checkpoint is None:
             self.diagnostics.begin()
-            if self.fabric.is_global_zero:
-                with self.folder.writing(self.folder.diagnostics.name, self.last_checkpoint):
-                    self.folder.write_arrays(self.diagnostics.arrays())
+            self._write_arrays()
             return
         check_sources(checkpoint, self.sources, self.setup.data.name, self.folder.path)
         self.state.load(checkpoint, self.total)
@@ -138,26 +134,28 @@ class Trainer:
             log_info(f"warning: started with {len(totals)} processes, resumes with {world_size}: not bit-equal")
             totals = [{name: fmean(sums[name] for sums in totals) for name in totals[0]}] * world_size
         self.totals.restore(totals[self.fabric.global_rank], facts["skipped"])
-        self.diagnostics.restore(self.folder.read_arrays(), self.step)
+        arrays = read_or_replace(self.folder.read_arrays, {}, self.folder.diagnostics)
+        self.diagnostics.restore(arrays, self.step)
         self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
+        if not arrays:
+            self._write_arrays()
         for why in checkpoint.damaged:
             log_info(f"warning: a newer checkpoint is damaged and was skipped: {why}")
         epoch = min(self.step // self.per_epoch + 1, self.recipe.epochs)
         log_info(f"resuming at step {self.step} of {self.total} (epoch {epoch})")
 
+    def _write_arrays(self) -> None:
+        if self.fabric.is_global_zero:
+            with self.folder.writing(self.folder.diagnostics.name, self.last_checkpoint):
+                self.folder.write_arrays(self.diagnostics.arrays())
+
     def _make_writers(self) -> None:
-        recipe = self.recipe
-        self.progress = ProgressBar(self.total, recipe.batch_size, start=self.step, log_line=log_info)
+        self.progress = ProgressBar(self.total, self.recipe.batch_size, start=self.step, log_line=log_info)
         self.writer = MetricsWriter(
             self.setup, self.progress, self.rows, self.weights, log_info, start_step=self.step, per_epoch=self.per_epoch
         )
         self.writer.restore(self.totals)
         self.gradient_norms = GradientNorms(self.side_step, log_info)
-
-    def _make_train_step(self) -> None:
-        self.optimizer_step = TrainStep(
-            self.recipe, self.learner, self.teacher, self.fabric, self.model, self.optimizer, self.average, self.totals
-        )
 
     def _train_step(self, batch: Batch) -> None:
         """Set the learning rate and the weights of the loss terms, and take one optimizer step."""
@@ -169,7 +167,10 @@ class Trainer:
         if balance is not None:
             self.step_weights = balance.scheduled(self.weights, step, self.total)
             balance.measure(step, lambda weights: self.gradient_norms(batch, step, weights), self.step_weights)
-        self.optimizer_step(batch, step, self.step_weights)
+        take_step = TrainStep(
+            recipe, self.learner, self.teacher, self.fabric, self.model, self.optimizer, self.average, self.totals
+        )
+        take_step(batch, step, self.step_weights)
         self.step += 1
 
     def _after_step(self, batch: Batch, signals: SignalHandler) -> None:
@@ -201,7 +202,7 @@ class Trainer:
                 self._save_checkpoint()
                 self.last_save = time.monotonic()
         if signal_number and not is_last and not self.best.stopped:
-            raise self._interrupted(signal_number)
+            raise interrupted(signal_number, self.step, self.total, self.last_checkpoint)
         self.began = time.monotonic()
 
     def _validate(self, batch: Batch) -> None:
@@ -261,10 +262,9 @@ class Trainer:
     def _wrap_again(self) -> None:
         """Wrap the learner anew: DDP waits for the gradients of all parameters that were trainable at its creation."""
         if self.fabric.world_size > 1:
-            del self.optimizer_step, self.model
+            del self.model
             gc.collect()  # removes the hooks of the previous wrapper
             self.model = wrap(self.fabric, self.learner, varying=self.unused.varying)
-        self._make_train_step()
 
     def _save_checkpoint(self) -> None:
         sums = self.totals.as_dict()
@@ -294,9 +294,5 @@ class Trainer:
             self._check_finite()
             self._save_checkpoint()
         if signals.signal is not None:  # it has stopped the loader's processes too
-            raise self._interrupted(signals.signal) from None
+            raise interrupted(signals.signal, self.step, self.total, self.last_checkpoint) from None
         raise UhkdError(f"{error}; {self.last_checkpoint}") from error
-
-    def _interrupted(self, number: int) -> TrainingInterrupted:
-        name, step = signal.Signals(number).name, f"step {self.step} of {self.total}"
-        return TrainingInterrupted(f"stopped by {name} after {step}; {self.last_checkpoint}", 128 + number)
