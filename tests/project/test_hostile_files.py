@@ -16,9 +16,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import uhkd
+from uhkd.errors import UhkdError
 from uhkd.models import create, load_run
 from uhkd.recipe import load_yaml
 from uhkd.runs import Checkpoint, RunFolder
+from uhkd.training import run_evaluation
 
 FILES = [
     "recipe.yaml",
@@ -151,3 +154,21 @@ def test_a_card_with_impossible_numbers_is_refused(copied: Path):
         (copied / "card.json").write_text(json.dumps(card | change))
         with pytest.raises(ValueError, match=r"card\.json has"):
             load_run(copied)
+
+
+@pytest.mark.parametrize("key", ["data", "probe_data"])
+@pytest.mark.parametrize("name", ["https://example.org/shards", "hfds/owner/name", "torch/cifar10", "//host/share"])
+def test_a_run_does_not_lead_to_the_network(copied: Path, name: str, key: str, monkeypatch: pytest.MonkeyPatch):
+    """Its data is opened if the user names it."""
+    opened: list[Any] = []
+    monkeypatch.setattr(run_evaluation, "open_data", lambda data, **_: opened.append(data.data) or 1 / 0)
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text()) | {key: name}
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    probe = "knn" if key == "probe_data" else "none"
+    with pytest.raises(
+        UhkdError, match=f"the data of .*run is {name}, which may be downloaded: name it with --data {name}"
+    ):
+        uhkd.evaluate(run=copied, device="cpu", probe=probe)
+    with pytest.raises(ZeroDivisionError):
+        uhkd.evaluate(run=copied, device="cpu", probe=probe, data=name)
+    assert opened == [name]

@@ -23,6 +23,11 @@ def is_reader(name: str) -> bool:
     return name.startswith((*READERS, "tfds/", "hfids/"))
 
 
+def may_download(name: str) -> bool:
+    """Return whether opening data of this name may use the network: a URL, a data set of a hub, or a file of another machine."""
+    return is_remote(name) or is_reader(name) or name.startswith(("//", "\\\\"))
+
+
 def names_shards(name: str) -> bool:
     """Return whether a name alone means tar shards: wds/..., a URL, a .tar file or a {0..9} pattern of them."""
     return name.startswith("wds/") or is_remote(name) or name.endswith(".tar")

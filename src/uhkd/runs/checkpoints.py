@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhkd.errors import UhkdError
-from uhkd.runs.checksums import read_sums, write_sums
+from uhkd.runs.checksums import SUMS, read_sums, write_sums
 from uhkd.runs.files import flush_folder, tensor_bytes, write_atomically
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def _read(folder: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any], dict[
     sums = read_sums(folder)
     content = {name: (folder / name).read_bytes() for name in (TENSORS, OPTIMIZER, FACTS)}
     for name, data in content.items():
+        if name not in sums:
+            raise UhkdError(f"{name} has no checksum in {SUMS}")
         if hashlib.sha256(data).hexdigest() != sums.get(name):
             raise UhkdError(f"{name} differs from its checksum")
     try:

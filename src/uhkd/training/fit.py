@@ -146,7 +146,7 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
     if config["name"].startswith("module/"):
         log_info(f'its weights: uhkd.models.load_state("{folder.weights}"), into a module of your own')
     else:
-        for line in usage_hints(folder.path, facts, headless=not student.shapes.logits):
+        for line in usage_hints(folder.path, facts, headless=not student.shapes.logits, data=recipe.data):
             log_info(line)
 
 

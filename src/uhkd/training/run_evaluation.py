@@ -9,6 +9,7 @@ import torch
 
 from uhkd.console import log_info
 from uhkd.data import Columns, DataSplits, ImageSource, ShardOptions, eval_loader, open_data
+from uhkd.data.names import may_download
 from uhkd.data.worker_errors import check_main_guard
 from uhkd.errors import UhkdError
 from uhkd.evaluation.metrics import Evaluation, evaluate
@@ -103,9 +104,13 @@ def images_of(
     unreadable files where the run did not.
 
     Raises:
-        UhkdError: the run does not record its data, the classes differ, or the data has no such split.
+        UhkdError: the run does not record its data, its data would be downloaded, the classes differ, or there is no such split.
     """
-    recipe, options = RunFolder(run).read_recipe() if RunFolder(run).started() else {}, options or SourceOptions()
+    recipe, options, given = (
+        RunFolder(run).read_recipe() if RunFolder(run).started() else {},
+        options or SourceOptions(),
+        data,
+    )
     try:
         build(DataOptions, {"data": ""} | {key: recipe[key] for key in DataOptions.model_fields if key in recipe})
     except UhkdError as error:
@@ -114,6 +119,10 @@ def images_of(
         data = recipe["probe_data"]
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
+    # the run may come from someone else: only a user's own words may lead to the network
+    own_data = recipe.get("data") if data is None else recipe.get("probe_data") if given is None else None
+    if isinstance(own_data, str) and may_download(own_data):
+        raise UhkdError(f"the data of {run} is {own_data}, which may be downloaded: name it with --data {own_data}")
     columns = Columns.of(recipe) if data is None else Columns.of(options, data)
     opened = open_data(
         data if isinstance(data, Columns) else columns,

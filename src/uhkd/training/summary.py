@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from uhkd.data.names import may_download
 from uhkd.runs.best_epoch import best_epoch
 from uhkd.training.progress import format_metrics
 
@@ -40,14 +41,18 @@ def _percent(accuracy: float | None) -> str:
     return "not known" if accuracy is None else f"{accuracy:.2%}"
 
 
-def usage_hints(run: Path, facts: dict[str, Any], *, headless: bool) -> list[str]:
-    """Return lines on how to evaluate and use a trained network; headless: whether it has no logits."""
+def usage_hints(run: Path, facts: dict[str, Any], *, headless: bool, data: str = "") -> list[str]:
+    """Return lines on how to evaluate and use a trained network.
+
+    headless: whether it has no logits. data: name of its data.
+    """
     if headless:
         return [
             f"evaluate it with: uhkd eval {run} --data LABELLED_IMAGES --probe knn; view it with: uhkd report {run}",
             f'in Python: model = uhkd.load_run("{run}"); model(images in [0, 1], frozenset({{"embedding"}})).embedding',
         ]
-    hints = [f"evaluate it with: uhkd eval {run}; view it with: uhkd report {run}"]
+    named = f" --data {data}" if may_download(data) else ""  # `eval` downloads nothing that it was not asked for
+    hints = [f"evaluate it with: uhkd eval {run}{named}; view it with: uhkd report {run}"]
     # compare needs runs with one teacher and trained on labels
     labelled = "val_accuracy" in facts["metrics"] and "probe" not in facts
     if facts["verb"] == "distill" and "teachers" not in facts and labelled:
