@@ -56,7 +56,7 @@ def test_a_distillation_leaves_every_documented_array(runs: dict[str, RunFolder]
     wanted |= {f"error_{i}": (2, k) for i, k in enumerate((9, 9, 1))}
     wanted |= {f"frequency_{i}": (k,) for i, k in enumerate((9, 9, 1))}
     wanted |= {"cka_start": (3, 4), "cka_end": (3, 4), "val_prediction": (143,), "val_label": (143,)}
-    wanted |= {"confusion": (10, 10), "latency_ms": (1,), "teacher_latency_ms": (1,), "val_confidence": (143,)}
+    wanted |= {"confusion": (10, 10), "val_confidence": (143,)}
     wanted |= {f"start_spectrum_{i}": (2,) for i in range(3)}
     wanted |= {"teacher_prediction": (143,), "teacher_confidence": (143,), "val_shown": (143,)}
     assert shapes == wanted
@@ -92,7 +92,7 @@ def test_the_arrays_agree_with_the_run(runs: dict[str, RunFolder]):
 @pytest.mark.parametrize("name", ["teacher", "scratch"])
 def test_without_a_teacher_there_is_nothing_to_compare(runs: dict[str, RunFolder], name: str):
     names = set(runs[name].read_arrays())
-    assert {"steps", "student_spectrum_0", "val_prediction", "val_label", "confusion", "latency_ms"} <= names
+    assert {"steps", "student_spectrum_0", "val_prediction", "val_label", "confusion"} <= names
     assert not [n for n in names if n.startswith(("teacher_", "cka_", "error_", "frequency_"))]
 
 
@@ -176,7 +176,7 @@ def test_restore_goes_on_where_a_checkpoint_was_written():
         each.end(evaluation())
     one, two = whole.arrays(), resumed.arrays()
     assert one.keys() == two.keys()
-    for name in one.keys() - {"latency_ms"}:
+    for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name, strict=True)
 
 

@@ -66,7 +66,6 @@ def write_run(
         "steps": np.array([10, 20, 30]),
         "val_label": labels,
         "val_prediction": said,
-        "latency_ms": np.array([1.5]),
     }
     arrays |= {"val_confidence": np.full(40, 0.7, np.float16)}
     arrays |= {f"student_spectrum_{i}": rng.random((3, 4)) for i in range(2)} | {
@@ -76,7 +75,7 @@ def write_run(
         teacher = labels.copy()
         teacher[:4] = (teacher[:4] + 1) % 4
         arrays |= {"teacher_prediction": teacher, "teacher_confidence": np.full(40, 0.9, np.float16)}
-        arrays |= {"teacher_latency_ms": np.array([7.0])} | {f"teacher_spectrum_{i}": rng.random(4) for i in range(2)}
+        arrays |= {f"teacher_spectrum_{i}": rng.random(4) for i in range(2)}
         arrays |= {"cka_start": rng.random((2, 2)), "cka_end": rng.random((2, 2))}
         arrays |= {f"error_{i}": rng.random((3, 4)) for i in range(2)}
         arrays |= {f"frequency_{i}": np.array([0.0, 1.0, 1.0, 1.41]) for i in range(2)}
@@ -95,6 +94,7 @@ def write_run(
             "sizes": sizes,
         }
         result |= {"teacher_metrics": {"accuracy": 0.9, "top5": 1.0, "ece": 0.04}} if method != "scratch" else {}
+        folder.write_json("latency.json", {"student_ms": 1.5} | ({"teacher_ms": 7.0} if method != "scratch" else {}))
         folder.write_json("result.json", result)
     return path
 

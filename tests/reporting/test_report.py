@@ -252,8 +252,10 @@ def test_arrays_of_other_shapes_are_not_drawn(tmp_path: Path):
 
 def test_a_run_from_before_these_arrays_says_so(tmp_path: Path):
     folder = RunFolder(write_run(tmp_path / "old"))
-    old = ("steps", "student_spectrum_0", "teacher_spectrum_0", "val_prediction", "val_label", "latency_ms")
-    folder.write_arrays({k: v for k, v in folder.read_arrays().items() if k in old})
+    old = ("steps", "student_spectrum_0", "teacher_spectrum_0", "val_prediction", "val_label")
+    kept = {k: v for k, v in folder.read_arrays().items() if k in old}
+    folder.write_arrays(kept | {"latency_ms": np.array([1.5])})
+    folder.latency.unlink()
     folder.write_json("result.json", {k: v for k, v in folder.read_result().items() if k != "sizes"})
     page = page_of(tmp_path / "old", out=tmp_path / "page.html")
     assert "thumbnails, FLOPs and size, predictions of the teacher" in page.text

@@ -1,4 +1,4 @@
-"""Diagnostics recorded in every run: spectra, error per frequency, CKA, predictions, latency."""
+"""Diagnostics recorded in every run: spectra, error per frequency, CKA, predictions."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from uhkd.data import Batch
-from uhkd.evaluation.metrics import Autocast, Evaluation, cka_matrix, eval_mode, latency, radial_spectrum
+from uhkd.evaluation.metrics import Autocast, Evaluation, cka_matrix, eval_mode, radial_spectrum
 from uhkd.features import FeatureExtractor
 from uhkd.methods.spectral_matching import SpectralMatchingLoss
 from uhkd.spectral import FTM
@@ -64,8 +64,8 @@ class Diagnostics:
         steps (T,); student_spectrum_l (T, R), start_spectrum_l (R,), teacher_spectrum_l (R,): energy at integer frequency radii;
         error_l (T, K): mean squared error of each coefficient after alignment, for methods that match features, and
         frequency_l (K,) in cycles per image; cka_start and cka_end (S, L): student levels by teacher levels;
-        val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C); latency_ms (1,): one image.
-    Added by `uhkd.training.fit`: teacher_prediction, teacher_confidence, teacher_latency_ms, val_shown.
+        val_prediction, val_confidence (its probability) and val_label (N,); confusion (C, C).
+    Added by `uhkd.training.fit`: teacher_prediction, teacher_confidence, val_shown.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Diagnostics:
         return metrics
 
     def end(self, evaluation: Evaluation | None) -> None:
-        """Record CKA, latency and, given an evaluation, predictions after the last step."""
+        """Record CKA and, given an evaluation, predictions after the last step."""
         if self.teacher_maps and self.student.shapes.maps:
             self.fixed["cka_end"] = _array(cka_matrix(self._maps(self.student), self.teacher_maps))
         if evaluation is not None:
@@ -130,7 +130,6 @@ class Diagnostics:
             self.fixed["val_confidence"] = _array(evaluation.logits.softmax(1).amax(1).half())
             self.fixed["val_label"] = _array(evaluation.labels)
             self.fixed["confusion"] = _array(evaluation.confusion())
-        self.fixed["latency_ms"] = np.array([latency(self.student)])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays recorded so far."""

@@ -41,6 +41,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, float]] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     failure: str | None = None
@@ -204,6 +205,7 @@ def _read(path: Path, name: str) -> Run:
         "environment": attempt(folder.read_environment, {}, folder.environment),
         "test": attempt(lambda: read_mapping(path / _TEST), {}, path / _TEST),
         "calibration": attempt(folder.read_calibration, {}, folder.calibration),
+        "latency": attempt(folder.read_latency, {}, folder.latency if folder.latency.is_file() else folder.diagnostics),
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }

@@ -125,8 +125,7 @@ def _group_row(group: MethodGroup, student_group: StudentGroup, drawn: set[str])
 
 
 def _latency(run: Run) -> float | None:
-    milliseconds = run.array("latency_ms", 1)
-    return None if milliseconds is None else number(float(milliseconds[0]))
+    return number(run.latency, "student_ms")
 
 
 def _first(group: MethodGroup, *keys: str) -> float | None:
@@ -219,8 +218,9 @@ def environments(runs: tuple[Run, ...]) -> list[tuple[str, list[tuple[str, str]]
 
 def missing(run: Run) -> list[str]:
     """Return what a run of the current version records and this one did not."""
-    arrays = {"val_prediction": "predictions", "val_shown": "thumbnails", "latency_ms": "latency"}
+    arrays = {"val_prediction": "predictions", "val_shown": "thumbnails"}
     names = [text for name, text in arrays.items() if not isinstance(run.arrays.get(name), np.ndarray)]
+    names += [] if _latency(run) is not None else ["latency"]
     names += [] if run.rows else ["learning curves"]
     names += [] if number(run.result, "sizes", "student", "flops") is not None else ["FLOPs and size"]
     distilled = run.method not in ("scratch", "finetune")

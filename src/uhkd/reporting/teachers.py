@@ -74,9 +74,8 @@ def teacher_of(students: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher
         sizes.append(None if run is None else number(run.result, "sizes", "student", name))
         return next((value for value in sizes if value is not None), None)
 
-    latencies = [r.array("teacher_latency_ms", 1) for r in students] + (
-        [] if run is None else [run.array("latency_ms", 1)]
-    )
+    latencies = [number(r.latency, "teacher_ms") for r in students]
+    latencies.append(None if run is None else number(run.latency, "student_ms"))
     recorded = next((r for r in students if r.predictions("teacher") is not None), None)
     source, prefix = (recorded, "teacher") if recorded is not None else (same_data, "val")
     return Teacher(
@@ -86,7 +85,7 @@ def teacher_of(students: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher
         size("parameters") or (number(run.result, "parameters") if run is not None else None),
         size("flops"),
         size("bytes"),
-        next((float(latency[0]) for latency in latencies if latency is not None), None),
+        next((latency for latency in latencies if latency is not None), None),
         source.predictions(prefix) if source is not None else None,
         source.array(f"{prefix}_confidence", 1) if source is not None else None,
     )

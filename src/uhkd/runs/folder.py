@@ -51,9 +51,9 @@ class RunFolder:
 
     recipe.yaml (resolved; -c FOLDER --out NEW reruns it), environment.json, card.json + model.safetensors (the trained
     network), last.safetensors (the last epoch, with keep=best), metrics.csv, result.json, calibration.json (the fitted
-    temperature), diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, SHA256SUMS (of all these, once the run is
-    finished), checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log: tensorboard/, wandb/,
-    mlruns/, and logs.json with the ids of the logged runs.
+    temperature), latency.json (ms of one image), diagnostics.npz, thumbnails.jpg, teacher_probe.safetensors, SHA256SUMS (of all
+    these, once the run is finished), checkpoints/step-N/, *.png, report.html; progress.json (see `ProgressFile`); with --log:
+    tensorboard/, wandb/, mlruns/, and logs.json with the ids of the logged runs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,7 +64,7 @@ class RunFolder:
         self.last_weights = self.path / "last.safetensors"
         self.probe, self.checkpoints = self.path / "teacher_probe.safetensors", self.path / "checkpoints"
         self.thumbnails, self.environment = self.path / "thumbnails.jpg", self.path / _ENVIRONMENT
-        self.calibration = self.path / "calibration.json"
+        self.calibration, self.latency = self.path / "calibration.json", self.path / "latency.json"
         self._checkpoints = Checkpoints(self.checkpoints)
 
     def probe_of(self, number: int | None) -> Path:
@@ -174,7 +174,13 @@ class RunFolder:
         """Write the checksums of the files of a run and, last, because it marks the run as finished, its result."""
         text = json.dumps(result, indent=1) + "\n"
         files = [self.recipe, self.environment, self.config, self.weights, self.last_weights, self.metrics]
-        files += [self.calibration, self.diagnostics, self.thumbnails, *self.path.glob(f"{self.probe.stem}*")]
+        files += [
+            self.calibration,
+            self.latency,
+            self.diagnostics,
+            self.thumbnails,
+            *self.path.glob(f"{self.probe.stem}*"),
+        ]
         write_sums(self.path, sorted(files), {self.result.name: text.encode()})
         write_atomically(self.result, text)
 
@@ -185,6 +191,16 @@ class RunFolder:
     def read_calibration(self) -> dict[str, Any]:
         """Return the temperature of a finished run and how it was judged; {} if none was fitted or the run is older."""
         return _read_mapping(self.calibration) if self.calibration.is_file() else {}
+
+    def read_latency(self) -> dict[str, Any]:
+        """Return the measured latency of one image, student_ms and teacher_ms; runs of older versions have it in the arrays."""
+        if self.latency.is_file():
+            return _read_mapping(self.latency)
+        names = {"student_ms": "latency_ms", "teacher_ms": "teacher_latency_ms"}
+        arrays = self.read_arrays()
+        return {
+            name: float(arrays[old][0]) for name, old in names.items() if arrays.get(old, np.zeros(0)).shape == (1,)
+        }
 
     def read_config(self) -> dict[str, Any]:
         """Return the model config: name, options, classes, input; see `uhkd.models.ModelConfig`."""

@@ -1,7 +1,7 @@
 """Train a prepared setup and write its run folder: weights, metrics, sizes, thumbnails and figures."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,7 +132,9 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
             write_tensors(folder.last_weights, last)
         folder.write_model(config, student.module.state_dict())
         arrays = read_or_replace(folder.read_arrays, {}, folder.diagnostics)
-        folder.write_arrays(arrays | _teacher_arrays(setup, teacher) | _write_thumbnails(setup))
+        folder.write_arrays(arrays | _teacher_arrays(setup) | _write_thumbnails(setup))
+        # in a file of its own, because it differs from run to run
+        folder.write_json(folder.latency.name, _latency({"student_ms": student, "teacher_ms": teacher}))
         if calibration is not None:
             folder.write_json(folder.calibration.name, calibration.to_json())
         figures = ", ".join(path.name for path in draw(folder))
@@ -176,17 +178,23 @@ def predictions(evaluation: Evaluation, of: str) -> dict[str, np.ndarray]:
     return {f"{of}_prediction": prediction.numpy(), f"{of}_confidence": confidence.half().numpy()}
 
 
-def _teacher_arrays(setup: Setup, teacher: FeatureExtractor | None) -> dict[str, np.ndarray]:
-    """Return predictions of a single teacher, if there are labels, and its latency in ms, if it is a network."""
+def _teacher_arrays(setup: Setup) -> dict[str, np.ndarray]:
+    """Return the predictions of a single teacher, if there are labels."""
     evaluation = setup.teachers[0].evaluation if len(setup.teachers) == 1 and setup.data.classes else None
-    arrays = {} if evaluation is None else predictions(evaluation, "teacher")
-    if teacher is not None:
-        with torch.random.fork_rng(devices=[]):
-            try:
-                arrays["teacher_latency_ms"] = np.array([latency(teacher)])
-            except Exception as error:  # as in `sizes`
-                log_info(f"  the teacher's latency could not be measured ({type(error).__name__})")
-    return arrays
+    return {} if evaluation is None else predictions(evaluation, "teacher")
+
+
+def _latency(networks: Mapping[str, FeatureExtractor | None]) -> dict[str, float]:
+    """Return the latency of one image in ms of each network that exists and can be measured."""
+    found: dict[str, float] = {}
+    for name, network in networks.items():
+        if network is not None:
+            with torch.random.fork_rng(devices=[]):
+                try:
+                    found[name] = latency(network)
+                except Exception as error:  # as in `sizes`
+                    log_info(f"  the latency of {network.config.name} could not be measured ({type(error).__name__})")
+    return found
 
 
 def _write_thumbnails(setup: Setup) -> dict[str, np.ndarray]:
