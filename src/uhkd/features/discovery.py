@@ -13,11 +13,15 @@ from uhkd.features.tensor_layout import TensorLayout, infer, is_ambiguous
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """Output of one submodule for the probe images; leaf: whether it has no submodules."""
+    """Output of one submodule for the probe images.
+
+    leaf: whether it has no submodules. weighted: whether it has parameters of its own, beside those of submodules.
+    """
 
     name: str
     kind: type[nn.Module]
     leaf: bool
+    weighted: bool
     shape: tuple[int, ...]
     layout: TensorLayout | None = None
 
@@ -29,7 +33,8 @@ def trace(module: nn.Module, image: Tensor) -> tuple[list[LayerOutput], Tensor |
 
     def record(name: str, part: nn.Module, inputs: Any, output: Tensor) -> None:
         traced.pop(name, None)  # of a module that is called more than once, the last call determines the order
-        traced[name] = LayerOutput(name, type(part), next(part.children(), None) is None, tuple(output.shape))
+        leaf, weighted = next(part.children(), None) is None, next(part.parameters(recurse=False), None) is not None
+        traced[name] = LayerOutput(name, type(part), leaf, weighted, tuple(output.shape))
         source = first_tensor(inputs)
         if isinstance(part, nn.Linear) and output.ndim == 2 and source is not None and source.ndim == 2:
             vectors[name] = output
@@ -71,17 +76,54 @@ def default_layers(usable: list[LayerOutput], wanted: int) -> list[LayerOutput]:
         top = min(item.name.count(".") for item in items)
         items = [item for item in items if item.name.count(".") == top]
     else:
-        items = _without_downsampling(items)
+        pooled = _pooled(usable)
+        items = [item for item in items if item.name not in pooled]
+        weighted = {_grid(item) for item in items if item.weighted}
+        items = [item for item in items if _grid(item) in weighted] or items
+        items = _without_downsampling(items, [item for item in usable if item.name not in pooled])
         # A stage ends with a block; a norm or permutation after it is the same map under a less clear name.
         grids = {_grid(item) for item in items if not item.leaf}
         items = [item for item in items if not item.leaf or _grid(item) not in grids]
-    return [items[i] for i in choose([_grid(item) for item in items], wanted)]
+    chosen = [items[i] for i in choose([_grid(item) for item in items], wanted)]
+    blocks = _blocks(items)
+    if len(chosen) == 2 < wanted <= len(blocks):
+        ends = {(_grid(block), block.shape) for block in blocks}
+        if all((_grid(item), item.shape) in ends for item in chosen):  # else the chain is a branch of a stage
+            return [blocks[i] for i in evenly(len(blocks), wanted)]
+    return chosen
 
 
-def _without_downsampling(items: list[LayerOutput]) -> list[LayerOutput]:
-    """Leave out inner layers of modules that reduce the grid: they are at the start of a stage, not at its end."""
-    grid_of = {item.name: _grid(item) for item in items}
-    order = sorted(set(grid_of.values()), key=lambda grid: -grid[0] * grid[1])
+def _blocks(items: list[LayerOutput]) -> list[LayerOutput]:
+    """Return the blocks of the most frequent class if they are a chain on two grids: numbered modules of one parent a grid."""
+    kinds: dict[tuple[type[nn.Module], int], list[LayerOutput]] = {}
+    for item in items:
+        if not item.leaf and item.name.rpartition(".")[2].isdecimal():
+            kinds.setdefault((item.kind, item.name.count(".")), []).append(item)
+    blocks = max(kinds.values(), key=len, default=[])
+    parents = {(_grid(item), item.name.rpartition(".")[0]) for item in blocks}
+    return blocks if len(parents) == len(_grids(blocks)) == 2 else []
+
+
+def _pooled(traced: list[LayerOutput]) -> set[str]:
+    """Return the names of modules that end with a pooling: no layer with weights inside them has their grid.
+
+    Their output and the map before it count as one level, the map before it.
+    """
+    grid_of = {item.name: _grid(item) for item in traced}
+    found = {item.name for item in traced if not item.leaf and not item.weighted}
+    for item in traced:
+        if item.weighted:
+            found -= {name for name in _ancestors(item.name) if name in found and grid_of[name] == _grid(item)}
+    return found
+
+
+def _without_downsampling(items: list[LayerOutput], traced: list[LayerOutput]) -> list[LayerOutput]:
+    """Leave out inner layers of modules that reduce the grid: they are at the start of a stage, not at its end.
+
+    traced: all layers with a layout, from which the grids of such modules are taken.
+    """
+    grid_of = {item.name: _grid(item) for item in traced}
+    order = sorted({_grid(item) for item in traced}, key=lambda grid: -grid[0] * grid[1])
     smaller = dict(pairwise(order))
     largest: dict[str, int] = {}  # cells of the largest map inside a module
     for item in items:
