@@ -15,6 +15,8 @@ ABOUT = {
     "packaged-cnn": "the packaged recipe `cifar100/32px/resnet-micro`; ViT teacher, CNN student",
     "photos-cnn-vit": "2,000 photographs of ten classes at 64 px; CNN teacher, ViT student",
     "photos-vit-cnn": "9,469 photographs of ten classes at 64 px; ViT teacher, CNN student",
+    "few-cnn-vit": "300 photographs of ten classes at 64 px; CNN teacher, ViT student",
+    "few-vit-cnn": "300 photographs of ten classes at 64 px; ViT teacher, CNN student",
 }
 COLUMNS = {
     "accuracy": "accuracy",
