@@ -21,6 +21,7 @@ from uhkd.cache import TeacherCache, shards
 from uhkd.data import BatchPlan, ViewPlan, train_loader
 from uhkd.models import load_run
 from uhkd.runs import RunFolder
+from uhkd.runs.checksums import SUMS
 from uhkd.training import CachedTeacher, fit
 from uhkd.training import step as stepping
 from uhkd.training import teachers as voices
@@ -217,6 +218,7 @@ def test_a_teacher_kept_in_half_precision_is_known_again(teacher: Path, tmp_path
     kept = shutil.copytree(teacher, tmp_path / "kept")
     halved = {k: v.half() if v.is_floating_point() else v for k, v in load_file(teacher / "model.safetensors").items()}
     save_file(halved, kept / "model.safetensors")
+    (kept / SUMS).unlink()
     uhkd.cache(**cache_words(kept, tmp_path / "cache", allow_weak_teacher=True))
     words = distil_words(tmp_path / "student", teacher=str(kept), teacher_cache=str(tmp_path / "cache"))
     uhkd.distill(**words)
@@ -234,6 +236,7 @@ def test_a_teacher_that_was_trained_on_is_noticed(teacher: Path, cached: Path, t
     from uhkd.runs import write_tensors
 
     state = load_file(other / "model.safetensors")
+    (other / SUMS).unlink()
     write_tensors(other / "model.safetensors", {k: v * 1.01 if v.is_floating_point() else v for k, v in state.items()})
     with pytest.raises(ValueError, match="are not those of the teacher that was stored"):
         uhkd.distill(**distil_words(tmp_path / "no", teacher=str(other), teacher_cache=str(cached)))

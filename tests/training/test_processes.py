@@ -21,6 +21,7 @@ from references.nodes import ENVIRON, PROGRAM, TORCHRUN, children, distil, disti
 from references.runs import TIMES, assert_equal_runs
 from uhkd.methods import method_names
 from uhkd.runs import RunFolder
+from uhkd.runs.checksums import SUMS
 from uhkd.training import fit
 
 TINY: dict[str, Any] = {
@@ -172,6 +173,7 @@ def behind(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(other / "teacher" / "model.safetensors")
     weights |= {name: tensor.roll(1, 0) for name, tensor in weights.items() if name.startswith("fc.")}
     save_file(weights, other / "teacher" / "model.safetensors")
+    (other / "teacher" / SUMS).unlink()  # the change is meant
     words = TINY | STUDENT | {"teacher": str(other / "teacher"), "balance": "lead"}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fit, "draw", lambda folder: [])
