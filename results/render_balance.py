@@ -76,7 +76,9 @@ def _described(recipe: dict[str, Any]) -> str:
     if name == "constant":
         return name
     # runs of before the bound had none
-    usual, chosen = balance_settings(name, {}).model_dump(), {"bound": "none"} | recipe["balance_settings"]
+    usual = balance_settings(name, {}).model_dump()
+    # settings that older runs do not have: nothing was corrected then
+    chosen = {"bound": "none", "margin": usual.get("margin")} | recipe["balance_settings"]
     own = [
         f"{k}={chosen[k]:g}" if isinstance(v, float) else f"{k}={chosen[k]}" for k, v in usual.items() if chosen[k] != v
     ]
