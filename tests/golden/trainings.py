@@ -132,7 +132,7 @@ def of_run(run: Path) -> Measured:
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert {k: v for k, v in result.pop("metrics").items() if k not in TIMES} == rows[-1]
     with np.load(run / "diagnostics.npz") as arrays:
-        kept = {name: arrays[name] for name in sorted(arrays)}
+        kept = {name: arrays[name] for name in sorted(arrays) if not name.endswith("latency_ms")}  # of older versions
     told = {name: value for name, value in _numbers(result) if not name.startswith("environment.")}
     measured = of_state(load_file(run / "model.safetensors"), rows) | {"result": told}
     return measured | {"data": result["data_fingerprint"], "arrays": digest(kept[name].tobytes() for name in kept)}

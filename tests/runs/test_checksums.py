@@ -69,7 +69,7 @@ def test_one_changed_bit_in_weights_stops_what_would_use_them(run: Path, name: s
             lambda: uhkd.load_run(run),
         ]
     for use in users:
-        with pytest.raises(uhkd.UhkdError, match=f"{name}' differs from its checksum in {SUMS} beside it"):
+        with pytest.raises(uhkd.UhkdError, match=f"{name}' differs from its checksum in {SUMS}, so it is damaged"):
             use()
 
 

@@ -386,7 +386,7 @@ def test_terms_of_a_teacher_without_lead_are_switched_off_and_it_runs_no_more(
     assert rows[-1]["factor_features"] == rows[-1]["factor_logits"] == 0
     assert rows[-1]["loss"] == pytest.approx(rows[-1]["ce"], rel=1e-6)
     assert off == 2  # in the first step it was not known yet who leads
-    assert len(close_zero_groups) == 5 * off
+    assert len(close_zero_groups) == 5 * off + 8  # eight passes beside the training look for unused parameters
     # killed before and after the switch
     for step in (3, 5 * off + 2):
         asked = words(teacher, tmp_path / f"cut-{step}", **changes)

@@ -32,7 +32,15 @@ TINY = MACHINE | {"data": "digits", "train_limit": 100, "image_size": 16, "batch
 CNN = {"channels": [8, 12, 16, 24]}
 VIT = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 ALWAYS = {"recipe.yaml", "environment.json", "card.json", "model.safetensors", "metrics.csv", "result.json"}
-ALWAYS |= {"diagnostics.npz", "curves.png", "thumbnails.jpg", "progress.json", "calibration.json"}
+ALWAYS |= {
+    "diagnostics.npz",
+    "curves.png",
+    "thumbnails.jpg",
+    "progress.json",
+    "calibration.json",
+    "latency.json",
+    "SHA256SUMS",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -118,8 +118,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         if differs(file):
             raise UhkdError(
-                f"'{file}' differs from its checksum in {SUMS} beside it, so it is damaged or was changed; {_REPLACE_FILE}, or "
-                f"delete its line in {SUMS} if the change was meant"
+                f"'{file}' differs from its checksum in {SUMS}, so it is damaged or was changed; {_REPLACE_FILE}, or delete its "
+                "line there if the change was meant"
             )
         return load_file(file)
     except (SafetensorError, OSError) as error:

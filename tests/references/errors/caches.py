@@ -81,7 +81,8 @@ CASES = (
     Case(
         "a teacher with damaged weights",
         f"{TRAIN} --teacher teacher",
-        "'teacher/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
+        "'teacher/model.safetensors' differs from its checksum in SHA256SUMS, so it is damaged or was changed; write, copy or "
+        "download it again, or delete its line there if the change was meant",
         **BOTH,
         make=lambda: write("teacher/model.safetensors", "hello"),
     ),

@@ -554,7 +554,8 @@ CASES = (
     Case(
         "a run folder whose weights are damaged",
         "eval run",
-        "'run/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
+        "'run/model.safetensors' differs from its checksum in SHA256SUMS, so it is damaged or was changed; write, copy or "
+        "download it again, or delete its line there if the change was meant",
         has=("run",),
         make=lambda: write("run/model.safetensors", "hello"),
     ),
@@ -595,7 +596,8 @@ CASES = (
     Case(
         "resuming a finished run with damaged weights",
         lambda: own(3, data="images", out="mine", resume=True),
-        "'mine/model.safetensors' is no complete safetensors file (…); write, copy or download it again",
+        "'mine/model.safetensors' differs from its checksum in SHA256SUMS, so it is damaged or was changed; write, copy or "
+        "download it again, or delete its line there if the change was meant",
         has=("images",),
         make=finished,
     ),
