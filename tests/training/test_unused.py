@@ -1,6 +1,8 @@
 """Parameters that no loss term uses, or only some steps do, by one process and by two."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from references import partial_use
 from references.nodes import ENVIRON, TORCHRUN
 from uhkd.methods import method_names
 from uhkd.models import wrap_module
+from uhkd.training import trainer
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,19 @@ def test_parameters_without_gradient_are_frozen_and_listed(
     changed = {name for name, value in trained.items() if not torch.equal(value, first[name])}
     assert changed == first.keys() - partial_use.NEVER
     assert all(parameter.requires_grad for parameter in result.student.module.parameters())
+
+
+def test_an_interruption_leaves_the_module_as_it_was(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trained on with the same module, the run lists the same parameters."""
+    module = partial_use.Spare()
+    words = partial_use.TINY | {"teacher": teacher, "method": "kd", "student": module, "out": tmp_path / "run"}
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Trainer, "_after_step", lambda *_: os.kill(os.getpid(), signal.SIGINT) or 1 / 0)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            uhkd.distill(**words)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    result = uhkd.distill(**words, resume=True).run.read_result()
+    assert set(result["unused_parameters"]) == partial_use.NEVER
 
 
 def test_a_block_that_some_steps_skip_stays_trainable(teacher: str, tmp_path: Path):

@@ -115,8 +115,9 @@ class Trainer:
                         break
             except DataLoadingError as error:
                 self._stop_without_batch(error, signals)
+            finally:  # also for a caller that goes on with its module after an interruption
+                self.setup.facts |= self.unused.release()
         self.average.copy_to_model()
-        self.setup.facts |= self.unused.release()
         return self.rows
 
     def _restore(self) -> None:
