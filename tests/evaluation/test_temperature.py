@@ -108,6 +108,12 @@ def test_halves_have_the_same_shares_of_classes():
     assert (labels[one].bincount() - labels[two].bincount()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_few_images_are_not_fitted(n: int):
+    logits, labels = drawn(n, 2.0, seed=5)
+    assert calibrate(logits, labels).reason == f"{n} held-out images, at least {MINIMUM} are needed"
+
+
 @pytest.mark.parametrize("case", ["few", "chance"])
 def test_without_a_best_temperature_it_is_1(case: str):
     logits, labels = drawn(MINIMUM - 1 if case == "few" else 4000, 2.0, seed=5)

@@ -66,11 +66,11 @@ def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int
     fewer than `MINIMUM`, or where a part has no best temperature, it is 1. seed: of the halves and of the intervals.
     """
     n, (one, two) = len(labels), _halves(labels, seed)
+    fits: list[float | str] = [f"{n} held-out images, at least {MINIMUM} are needed"]
     folds = [(one, two)] if n >= TWO_FOLDS else [(one, two), (two, one)]
     parts = [fitted for fitted, _ in folds] + ([torch.arange(n)] if n < TWO_FOLDS else [])
-    fits = [fit_temperature(logits[part], labels[part]) for part in parts]
-    if n < MINIMUM:
-        fits = [f"{n} held-out images, at least {MINIMUM} are needed"]
+    if n >= MINIMUM:
+        fits = [fit_temperature(logits[part], labels[part]) for part in parts]
     temperatures = [fit for fit in fits if not isinstance(fit, str)]
     if reasons := [fit for fit in fits if isinstance(fit, str)]:
         before = calibration_figures(logits, labels, seed)
