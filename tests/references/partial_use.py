@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 TINY: dict[str, Any] = {
     "data": "digits",
@@ -74,7 +75,15 @@ class Skipping(Spare):
         self.middle = Residual(self.middle)
 
 
-STUDENTS = {"spare": Spare, "auxiliary": Auxiliary, "skipping": Skipping}
+class Checkpointed(Spare):
+    """Computes the activations of its last stage again in the backward pass."""
+
+    def features(self, image: Tensor) -> Tensor:
+        before = self.middle(self.stem(image))
+        return checkpoint(self.last, before, use_reentrant=True) if torch.is_grad_enabled() else self.last(before)
+
+
+STUDENTS = {"spare": Spare, "auxiliary": Auxiliary, "skipping": Skipping, "checkpointed": Checkpointed}
 NEVER = {"spare.weight", "spare.bias", "spare_norm.weight", "spare_norm.bias", "mask_token"}
 
 

@@ -57,6 +57,21 @@ def test_parameters_without_gradient_are_frozen_and_listed(
     assert all(parameter.requires_grad for parameter in result.student.module.parameters())
 
 
+def test_checkpointed_activations_are_trained_as_they_are(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Reentrant checkpointing refuses gradients with respect to given parameters."""
+    result = partial_use.train(teacher, tmp_path, "checkpointed", "kd")
+    assert "whether all parameters receive a gradient cannot be determined: " in capsys.readouterr().err
+    assert "unused_parameters" not in result.run.read_result() and result.metrics["step"] == 6
+
+
+def test_without_labels_they_are_listed_too(teacher: str, tmp_path: Path):
+    result = partial_use.train(teacher, tmp_path, "spare", "uhkd", unlabelled=True, weights={"inter": 0, "intra": 0})
+    listed = result.run.read_result()["unused_parameters"]
+    assert set(listed) >= partial_use.NEVER and len(listed) == len(set(listed))
+
+
 def test_an_interruption_leaves_the_module_as_it_was(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Trained on with the same module, the run lists the same parameters."""
     module = partial_use.Spare()

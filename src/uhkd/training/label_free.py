@@ -38,11 +38,10 @@ def weights_without_labels(recipe: DistillRecipe, teacher: FeatureExtractor | Te
 
 
 def log_frozen(count: int, needs: frozenset[str]) -> None:
-    """Log the number of frozen parameters of the student, as counted by `freeze_unused`."""
-    if count:
-        hint = "" if "embedding" in needs else "; a method on embeddings trains them (rsd, rkd or cc, as in uhkd+rsd)"
-        reason = "receive no gradient, because no loss term depends on them; they are frozen"
-        log_info(f"  {count:,} parameters of the student {reason}{hint}")
+    """Log the number of parameters of the student that `freeze_unused` froze."""
+    hint = "" if "embedding" in needs else "; a method on embeddings trains them (rsd, rkd or cc, as in uhkd+rsd)"
+    reason = "receive no gradient, because no loss term depends on them; they are frozen"
+    log_info(f"  {count:,} parameters of the student {reason}{hint}")
 
 
 @dataclass(frozen=True)

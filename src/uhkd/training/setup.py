@@ -222,7 +222,9 @@ def _add_student_and_teachers(
     if data.classes:
         return
     network.config = replace(network.config, classes=names)
-    log_frozen(freeze_unused(network, setup.learner.student_needs), setup.learner.student_needs)
+    if unused := freeze_unused(network, setup.learner.student_needs):
+        log_frozen(sum(network.module.get_parameter(name).numel() for name in unused), setup.learner.student_needs)
+        setup.facts["unused_parameters"] = unused
     if setup.dry_run:
         return
     if evaluator is not None:

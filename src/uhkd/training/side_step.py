@@ -1,4 +1,4 @@
-"""Forward passes beside the training, without any effect on it."""
+"""Forward passes of a training without any effect on it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -105,24 +105,26 @@ def check_separate(student: nn.Module | None, teacher: nn.Module | None) -> None
         raise UhkdError("teacher and student share weights, and a teacher's are frozen: give two modules")
 
 
-def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> int:
-    """Freeze the parameters on which none of the outputs `needs` depends; return how many numbers they contain.
+def freeze_unused(network: FeatureExtractor, needs: frozenset[str]) -> list[str]:
+    """Freeze the parameters on which none of the outputs `needs` depends; return their names in the network's module.
 
-    Without labels no term depends on the last layers of a network if its last feature map, but not its embedding, is matched;
-    DDP would wait for their gradients.
+    Without labels no term depends on the last layers of a network if its last feature map, but not its embedding, is matched.
+    Before the optimizer is built, which excludes them, as it does in checkpoints of older versions; others that no term uses
+    are found later (`UnusedParameters`).
     """
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
     with torch.random.fork_rng([p.device for p in parameters[:1] if p.is_cuda]), torch.enable_grad():
         output = network(probe_images(network.input_size, parameters[0].device), needs)
         tensors = [x for x in (output.logits, output.embedding, *(output.maps or ())) if x is not None]
         gradients = torch.autograd.grad([x.float().sum() for x in tensors], parameters, allow_unused=True)
     for buffer, saved in buffers:
         buffer.copy_(saved)
-    unused = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-    for parameter in unused:
-        parameter.requires_grad_(False)
-    return sum(p.numel() for p in unused)
+    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    for name in unused:
+        trained[name].requires_grad_(False)
+    return unused
 
 
 def load_finished_model(folder: RunFolder, module: nn.Module | None) -> FeatureExtractor:
