@@ -50,10 +50,11 @@ def _regime(name: str, content: dict[str, Any]) -> str:
     accuracies = [run["teacher"]["accuracy"] for run in runs if run["teacher"].get("accuracy")]
     teacher = f"teacher {100 * accuracies[0]:.1f} %, " if accuracies else ""
     images = f"{recipe['train_limit']:,} images" if recipe.get("train_limit") else "all images"
-    where = " / ".join(
+    machines = (
         f"{e['gpu'] or str(e['cpu_cores']) + ' shared CPU cores'}; torch {e['versions']['torch']}"
         for e in content["environments"]
     )
+    where = " / ".join(dict.fromkeys(machines))
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     what = f"{recipe['data']}, {images}, {recipe['epochs']} epochs, batch {recipe['batch_size']}, {recipe['optimizer']}"
     part, regime = PARTS[runs[0]["judged"]["part"]], name.removesuffix(".json")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    latency: Mapping[str, Any] = field(default_factory=dict)
+    latencies: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Mapping[str, float]] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     failure: str | None = None
@@ -142,6 +142,11 @@ class Run:
         wide = array.astype(np.float64)
         return np.where(np.abs(wide) < ABSURD, wide, np.nan)
 
+    def latency(self, of: Literal["student", "teacher"]) -> float | None:
+        """Return the latency of one image in ms, or None; runs of older versions have it in their arrays."""
+        older = self.array("latency_ms" if of == "student" else "teacher_latency_ms", 1)
+        return number(self.latencies, f"{of}_ms") if self.latencies or older is None else number(float(older[0]))
+
     def predictions(self, of: str = "val") -> np.ndarray | None:
         """Return the classes (N,) predicted for the validation images by the student ("val") or the "teacher".
 
@@ -205,7 +210,7 @@ def _read(path: Path, name: str) -> Run:
         "environment": attempt(folder.read_environment, {}, folder.environment),
         "test": attempt(lambda: read_mapping(path / _TEST), {}, path / _TEST),
         "calibration": attempt(folder.read_calibration, {}, folder.calibration),
-        "latency": attempt(folder.read_latency, {}, folder.latency if folder.latency.is_file() else folder.diagnostics),
+        "latencies": attempt(folder.read_latency, {}, folder.latency),
         "rows": attempt(folder.read_metrics, [], folder.metrics),
         "arrays": attempt(folder.read_arrays, {}, folder.diagnostics),
     }

@@ -125,7 +125,7 @@ def _group_row(group: MethodGroup, student_group: StudentGroup, drawn: set[str])
 
 
 def _latency(run: Run) -> float | None:
-    return number(run.latency, "student_ms")
+    return run.latency("student")
 
 
 def _first(group: MethodGroup, *keys: str) -> float | None:

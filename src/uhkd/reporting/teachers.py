@@ -74,8 +74,8 @@ def teacher_of(students: Sequence[Run], runs_by_name: dict[str, Run]) -> Teacher
         sizes.append(None if run is None else number(run.result, "sizes", "student", name))
         return next((value for value in sizes if value is not None), None)
 
-    latencies = [number(r.latency, "teacher_ms") for r in students]
-    latencies.append(None if run is None else number(run.latency, "student_ms"))
+    latencies = [r.latency("teacher") for r in students]
+    latencies.append(None if run is None else run.latency("student"))
     recorded = next((r for r in students if r.predictions("teacher") is not None), None)
     source, prefix = (recorded, "teacher") if recorded is not None else (same_data, "val")
     return Teacher(

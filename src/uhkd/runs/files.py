@@ -63,8 +63,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_or_replace(read: Callable[[], T], replacement: T, path: Path) -> T:
-    """Return what `read` returns; if the file at `path` is missing or damaged, log it and return the replacement.
+def read_or_replace(read: Callable[[], T], replace: Callable[[], T], path: Path) -> T:
+    """Return what `read` returns; if the file at `path` is missing or damaged, log it and return what `replace` returns.
 
     For files whose loss must not end a training.
     """
@@ -73,7 +73,7 @@ def read_or_replace(read: Callable[[], T], replacement: T, path: Path) -> T:
     except (UhkdError, OSError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else str(error)
         log_info(f"warning: {path} cannot be read ({escape(reason)}); the run continues without its content")
-        return replacement
+        return replace()
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:

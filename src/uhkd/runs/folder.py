@@ -174,13 +174,8 @@ class RunFolder:
         """Write the checksums of the files of a run and, last, because it marks the run as finished, its result."""
         text = json.dumps(result, indent=1) + "\n"
         files = [self.recipe, self.environment, self.config, self.weights, self.last_weights, self.metrics]
-        files += [
-            self.calibration,
-            self.latency,
-            self.diagnostics,
-            self.thumbnails,
-            *self.path.glob(f"{self.probe.stem}*"),
-        ]
+        files += [self.calibration, self.latency, self.diagnostics, self.thumbnails]
+        files += self.path.glob(f"{self.probe.stem}*")
         write_sums(self.path, sorted(files), {self.result.name: text.encode()})
         write_atomically(self.result, text)
 
@@ -193,14 +188,8 @@ class RunFolder:
         return _read_mapping(self.calibration) if self.calibration.is_file() else {}
 
     def read_latency(self) -> dict[str, Any]:
-        """Return the measured latency of one image, student_ms and teacher_ms; runs of older versions have it in the arrays."""
-        if self.latency.is_file():
-            return _read_mapping(self.latency)
-        names = {"student_ms": "latency_ms", "teacher_ms": "teacher_latency_ms"}
-        arrays = self.read_arrays()
-        return {
-            name: float(arrays[old][0]) for name, old in names.items() if arrays.get(old, np.zeros(0)).shape == (1,)
-        }
+        """Return the measured latency of one image, student_ms and teacher_ms; {} if the run is older."""
+        return _read_mapping(self.latency) if self.latency.is_file() else {}
 
     def read_config(self) -> dict[str, Any]:
         """Return the model config: name, options, classes, input; see `uhkd.models.ModelConfig`."""

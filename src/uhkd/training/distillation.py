@@ -227,8 +227,7 @@ class Distillation(nn.Module):
     def validated(self, accuracy: float) -> None:
         """Compare the student's accuracy on held-out images, 0..1, with that on training images, in `balance="lead"`.
 
-        To be called after each validation; it has an effect if `teacher_accuracy` is given. A number outside 0..1 raises a
-        UhkdError.
+        To be called after each validation; has an effect with `teacher_accuracy`. Another number raises a UhkdError.
         """
         check_accuracy("accuracy", accuracy)
         if self.learner.balance is not None:

@@ -123,7 +123,7 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "train_images": len(data.train),
-        "environment": read_or_replace(folder.read_environment, environment(), folder.environment),
+        "environment": read_or_replace(folder.read_environment, environment, folder.environment),
         "sizes": {"student": sizes(student)} | ({} if teacher is None else {"teacher": sizes(teacher)}),
     }
     trained = setup.facts.get("best_epoch", {"last": metrics})["last"]
@@ -131,7 +131,7 @@ def _finish(setup: Setup, metrics: dict[str, float], last: dict[str, Tensor]) ->
         if last:
             write_tensors(folder.last_weights, last)
         folder.write_model(config, student.module.state_dict())
-        arrays = read_or_replace(folder.read_arrays, {}, folder.diagnostics)
+        arrays = read_or_replace(folder.read_arrays, dict, folder.diagnostics)
         folder.write_arrays(arrays | _teacher_arrays(setup) | _write_thumbnails(setup))
         # in a file of its own, because it differs from run to run
         folder.write_json(folder.latency.name, _latency({"student_ms": student, "teacher_ms": teacher}))

@@ -66,7 +66,7 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     if opened.held_out and (images := len(opened.val)) < _FEW and recipe.val_fraction < 0.2:
         log_info(
             f"  an accuracy on {pluralize(images, 'image')} is uncertain by up to {98 / images**0.5:.0f} points (95 % interval); "
-            "--val-fraction 0.2 holds out one fifth"
+            f"val_fraction {recipe.val_fraction:g} sets the share of held-out images"
         )
     labels = opened.val.labels
     if len(opened.classes) > 1 and labels is not None and (labels == labels[0]).all():

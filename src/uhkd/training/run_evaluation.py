@@ -106,11 +106,8 @@ def images_of(
     Raises:
         UhkdError: the run does not record its data, its data would be downloaded, the classes differ, or there is no such split.
     """
-    recipe, options, given = (
-        RunFolder(run).read_recipe() if RunFolder(run).started() else {},
-        options or SourceOptions(),
-        data,
-    )
+    recipe, options = RunFolder(run).read_recipe() if RunFolder(run).started() else {}, options or SourceOptions()
+    named = data is not None
     try:
         build(DataOptions, {"data": ""} | {key: recipe[key] for key in DataOptions.model_fields if key in recipe})
     except UhkdError as error:
@@ -120,9 +117,9 @@ def images_of(
     if data is None and recipe.get("data", "object/").startswith("object/"):
         raise UhkdError(f"{run} does not record the data that it was trained on; name some with --data")
     # the run may come from someone else: only a user's own words may lead to the network
-    own_data = recipe.get("data") if data is None else recipe.get("probe_data") if given is None else None
-    if isinstance(own_data, str) and may_download(own_data):
-        raise UhkdError(f"the data of {run} is {own_data}, which may be downloaded: name it with --data {own_data}")
+    recorded = recipe["data"] if data is None else data
+    if not named and isinstance(recorded, str) and may_download(recorded):
+        raise UhkdError(f"the data of {run} is {recorded}, which may be downloaded: name it with --data {recorded}")
     columns = Columns.of(recipe) if data is None else Columns.of(options, data)
     opened = open_data(
         data if isinstance(data, Columns) else columns,

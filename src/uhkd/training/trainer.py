@@ -116,7 +116,8 @@ class Trainer:
             except DataLoadingError as error:
                 self._stop_without_batch(error, signals)
             finally:  # also for a caller that goes on with its module after an interruption
-                self.setup.facts |= self.unused.release()
+                if names := self.unused.release():
+                    self.setup.facts.setdefault("unused_parameters", []).extend(names)
         self.average.copy_to_model()
         return self.rows
 
@@ -135,7 +136,7 @@ class Trainer:
             log_info(f"warning: started with {len(totals)} processes, resumes with {world_size}: not bit-equal")
             totals = [{name: fmean(sums[name] for sums in totals) for name in totals[0]}] * world_size
         self.totals.restore(totals[self.fabric.global_rank], facts["skipped"])
-        arrays = read_or_replace(self.folder.read_arrays, {}, self.folder.diagnostics)
+        arrays = read_or_replace(self.folder.read_arrays, dict, self.folder.diagnostics)
         self.diagnostics.restore(arrays, self.step)
         self.last_checkpoint = f"the checkpoint of step {self.step} is kept"
         if not arrays:
