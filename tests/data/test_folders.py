@@ -52,7 +52,7 @@ def test_train_and_test_folders_still_cut_validation_from_train(tmp_path):
     fill(tmp_path / "train", count=10)
     fill(tmp_path / "test", count=3)
     data = open_data(tmp_path)
-    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 6)
+    assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 6)
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
@@ -107,7 +107,7 @@ def test_train_limit_is_stratified_after_the_cut_and_deterministic(tmp_path):
     assert np.array_equal(few.val.indices, whole.val.indices)
     assert few.fingerprint == again.fingerprint != whole.fingerprint
     assert any("limited to 6 of 18" in note for note in few.notes)
-    assert len(open_data(tmp_path, train_limit=1000).train) == 22
+    assert len(open_data(tmp_path, train_limit=1000).train) == 20
 
 
 def test_of_many_names_the_first_are_listed():

@@ -58,7 +58,7 @@ def test_cifar100_as_torchvision_stores_it(tmp_path, monkeypatch, below):
     data = open_data(f"cifar100:{tmp_path / below}")
     assert data.name == "cifar100"
     assert data.classes == ("apple", "bear", "train", "wolf")
-    assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 20)
+    assert (len(data.train), len(data.val), len(data.test)) == (32, 8, 20)
     assert data.native_size == (32, 32)
     assert np.array_equal(data.test.image(3).permute(1, 2, 0).numpy(), pixels["test"][3])
     assert data.test.labels.tolist() == [i % 4 for i in range(20)]
@@ -89,7 +89,7 @@ def test_npz(tmp_path):
     data = open_data(write_npz(tmp_path / "set.npz"))
     assert data.name == "set"
     assert data.classes == ("0", "1", "2")
-    assert (len(data.train), len(data.val), len(data.test)) == (27, 3, 6)
+    assert (len(data.train), len(data.val), len(data.test)) == (24, 6, 6)
     assert data.native_size == (8, 10)
     assert np.array_equal(data.test.image(5).permute(1, 2, 0).numpy(), IMAGES[5])
     assert open_data(tmp_path / "set.npz", class_names=["a", "b", "c"]).classes == ("a", "b", "c")
@@ -155,7 +155,7 @@ def test_users_dataset_by_one_pass():
     data = open_data(Pictures())
     assert data.name == "Pictures"
     assert data.classes == ("0", "1", "2")
-    assert (len(data.train), len(data.val)) == (27, 3)
+    assert (len(data.train), len(data.val)) == (24, 6)
     assert data.native_size == (8, 10)
     where = int(data.train.indices[4])
     assert np.array_equal(data.train.image(4).permute(1, 2, 0).numpy(), IMAGES[where])
@@ -168,8 +168,20 @@ def test_listed_labels_spare_the_pass(attribute, kind):
     dataset = Pictures(300, **{attribute: kind(LABELS.tolist() * 10), "classes": ["a", "b", "c"]})
     data = open_data(dataset)
     assert data.classes == ("a", "b", "c")
-    assert np.array_equal(np.bincount(data.train.labels), [90, 90, 90])
+    assert np.array_equal(np.bincount(data.train.labels), [80, 80, 80])
     assert dataset.read < 40
+
+
+def test_share_of_held_out_images():
+    labels = np.tile(LABELS, 24)
+    opened = open_data(Pictures(720, targets=labels))
+    assert (len(opened.val), opened.val_fraction) == (99, 100 / 720)  # rounded in each class
+    recorded = open_data(Pictures(720, targets=labels), val_fraction=opened.val_fraction)
+    assert recorded.fingerprint == opened.fingerprint
+    chosen = open_data(Pictures(720, targets=labels), val_fraction=0.1)
+    assert (len(chosen.val), chosen.val_fraction) == (72, 0.1)
+    assert set(chosen.val.indices) < set(opened.val.indices)
+    assert open_data((Pictures(), Pictures())).val_fraction is None
 
 
 def test_a_subset_takes_the_listed_labels_of_the_whole():
@@ -201,7 +213,7 @@ def test_a_dataset_without_labels_is_label_free():
     data = open_data(Unlabelled(), train_limit=10)
     assert data.classes == ()
     assert data.train.labels is None
-    assert (len(data.train), len(data.val)) == (10, 3)
+    assert (len(data.train), len(data.val)) == (10, 6)
     assert any("no labels" in note for note in data.notes)
     with pytest.raises(ValueError, match="one split has labels and another has none"):
         open_data((Pictures(), Unlabelled()))

@@ -5,6 +5,7 @@ import pytest
 
 from uhkd.data import stratified_split, stratified_subset
 from uhkd.data.rng import stream
+from uhkd.data.splits import default_fraction
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [100, 40, 7, 2]))
 
@@ -34,6 +35,13 @@ def test_a_class_keeps_its_split_when_others_are_added():
     _, alone = stratified_split(np.zeros(50, dtype=int), 0.3, seed=1)
     _, together = stratified_split(np.repeat([0, 1], 50), 0.3, seed=1)
     assert np.array_equal(alone, together[together < 50])
+
+
+@pytest.mark.parametrize(
+    ("images", "held_out"), [(1, 0.2), (300, 60), (500, 100), (700, 100), (1000, 100), (1010, 101), (50_000, 5000)]
+)
+def test_the_default_share_holds_out_a_tenth_or_100_images_or_a_fifth(images, held_out):
+    assert default_fraction(images) * images == pytest.approx(held_out)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])

@@ -37,7 +37,7 @@ def problems(schema: type[TrainRecipe], **words: object) -> list[str]:
 def test_defaults_of_the_short_form():
     recipe = build(DistillRecipe, DISTILL)
     assert (recipe.method, recipe.epochs, recipe.batch_size, recipe.optimizer) == ("uhkd", None, None, "adamw")
-    assert recipe.settings == {} and recipe.weights == {} and recipe.flip is None and recipe.val_fraction == 0.1
+    assert recipe.settings == {} and recipe.weights == {} and recipe.flip is None and recipe.val_fraction is None
 
 
 @pytest.mark.parametrize(

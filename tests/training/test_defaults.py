@@ -109,6 +109,35 @@ def test_chosen_numbers_are_written_and_said(tmp_path: Path, capsys: pytest.Capt
     assert (recipe["batch_size"], recipe["epochs"], recipe["warmup_epochs"], recipe["start"]) == (10, 1, 0.0, "random")
 
 
+def share_of(folder: Path) -> float:
+    return RunFolder(folder).read_recipe()["val_fraction"]
+
+
+def test_the_share_of_held_out_images_is_recorded_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By a resumed training, a resumed cache and the trainings from it, also where another one would be chosen now."""
+    data: dict[str, Any] = TINY | {"data": photos(tmp_path / "data", (16, 16), (16, 16), (16, 16))}
+    fit = data | {"epochs": 1, "batch_size": 4, "train_limit": None}
+    chosen, earlier = tmp_path / "chosen", tmp_path / "earlier"
+    uhkd.finetune(**fit, out=str(chosen))
+    uhkd.finetune(**fit, val_fraction=0.1, out=str(earlier))
+    assert (share_of(chosen), share_of(earlier)) == (0.2, 0.1)
+    uhkd.finetune(**fit, out=str(earlier), resume=True)
+    assert "is finished" in "".join(capsys.readouterr())
+
+    shared = {name: data[name] for name in ("data", "workers", "device", "precision")} | {"allow_weak_teacher": True}
+    store = shared | {"teacher": str(earlier), "out": str(tmp_path / "cache"), "crop": "pad"}
+    uhkd.cache(**store, views=1, val_fraction=0.1)
+    uhkd.cache(**store, views=2)
+    student = {"student": "uhkd/resnet10", "student_options": TINY["options"], "method": "kd", "image_size": 16}
+    distill = shared | student | {"teacher": str(earlier), "epochs": 1, "batch_size": 4}
+    uhkd.distill(**distill, teacher_cache=str(tmp_path / "cache"), out=str(tmp_path / "stored"))
+    assert share_of(tmp_path / "cache") == share_of(tmp_path / "stored") == 0.1
+    assert "was trained with val_fraction" not in "".join(capsys.readouterr())
+    uhkd.distill(**distill, out=str(tmp_path / "live"))
+    assert share_of(tmp_path / "live") == 0.2
+    assert "the teacher was trained with val_fraction 0.1, this run has 0.2" in "".join(capsys.readouterr())
+
+
 def photos(root: Path, *sizes: tuple[int, int]) -> str:
     """A folder of two classes with four images of each size, (width, height)."""
     for name in "ab":

@@ -20,7 +20,7 @@ from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
 from uhkd.data.names import TABLES, check_data_name, is_reader
 from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
-from uhkd.data.splits import check_fraction, stratified_split, stratified_subset
+from uhkd.data.splits import check_fraction, default_fraction, stratified_split, stratified_subset
 from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
@@ -46,7 +46,7 @@ class DataSplits:
         notes: what was decided or skipped, to be logged.
         fingerprint: hash of the images, the labels and the split.
         resize: how images get the shape of a network's input.
-        held_out: whether val was cut from the training images.
+        val_fraction: share of the training images that val was cut from; None: the data has a validation split.
     """
 
     name: str
@@ -59,7 +59,7 @@ class DataSplits:
     notes: tuple[str, ...]
     fingerprint: str
     resize: Resize = "crop"
-    held_out: bool = False
+    val_fraction: float | None = None
 
     @property
     def validation(self) -> str:
@@ -70,7 +70,7 @@ class DataSplits:
 def open_data(
     data: Any,
     *,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     split_seed: int = 0,
     train_limit: int | None = None,
     skip_bad_images: bool = False,
@@ -83,7 +83,8 @@ def open_data(
     Args:
         data: one of these; an `ImageFolder`, which names its parts; a data set, a (train, val) pair or a dict of them by part;
             `Columns` of one of these.
-        val_fraction: share of the training images for validation, stratified, if the data has no validation split.
+        val_fraction: share of the training images for validation, stratified, if there is no validation split; None: a tenth, at
+            least 100 images but at most a fifth.
         split_seed: seed of that split, and of train_limit.
         train_limit: size of a stratified subset of the remaining training images.
         skip_bad_images: decode every file once and leave out those that fail.
@@ -109,8 +110,10 @@ def open_data(
     notes += _dark_note(splits.train)
     splits = cache_in_memory(splits)
     train, val = splits.train, splits.val
+    share = None
     if val is None:
-        train, val = _split(name, train, classes, val_fraction, split_seed, labels and names is None)
+        share = default_fraction(len(train)) if val_fraction is None else val_fraction
+        train, val = _split(name, train, classes, share, split_seed, labels and names is None)
         notes.append(f"validation split: {len(val)} images taken from the training images (seed {split_seed})")
     if train_limit is not None:
         train, note = _limit(train, train_limit, split_seed, labels)
@@ -130,7 +133,7 @@ def open_data(
         flip=name != "digits",
         notes=(*splits.notes, *matched, *notes),
         fingerprint=hashlib.blake2b(listing.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(),
-        held_out=splits.val is None,
+        val_fraction=share,
     )
 
 

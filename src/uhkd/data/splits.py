@@ -6,6 +6,11 @@ from uhkd.data.rng import stream
 from uhkd.errors import UhkdError
 
 
+def default_fraction(images: int) -> float:
+    """Return the share of a number of training images that is held out by default: a tenth, or 100 images, at most a fifth."""
+    return min(max(0.1, 100 / images), 0.2)
+
+
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split positions into a training and a validation split with the same shares of classes.
 
@@ -60,7 +65,7 @@ def stratified_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def check_fraction(fraction: float) -> None:
-    """Raise UhkdError for a validation share outside (0,1)."""
-    if not 0 < fraction < 1:
+def check_fraction(fraction: float | None) -> None:
+    """Raise UhkdError for a validation share outside (0,1); None is allowed."""
+    if fraction is not None and not 0 < fraction < 1:
         raise UhkdError(f"val_fraction must be between 0 and 1 (both excluded), found {fraction}; 0.1 is usual")

@@ -148,11 +148,12 @@ class DataOptions(SourceOptions):
         description="digits, cifar100[:ROOT], a folder of images, tar shards, an .npz file, a table (.csv, .tsv, .parquet), "
         "hfds/NAME or torch/NAME"
     )
-    val_fraction: float = Field(
-        default=0.1,
+    val_fraction: float | None = Field(
+        default=None,
         gt=0,
         lt=1,
-        description="share of the training images held out for validation if the data has no validation split",
+        description="share of the training images held out for validation if the data has no validation split; none: a tenth, at least "
+        "100 images but at most a fifth",
     )
     train_limit: int | None = Field(default=None, ge=1, description="training images, stratified by class; none: all")
     unlabelled: bool = Field(default=False, description="ignore labels; a folder may then have any subfolders")

@@ -23,7 +23,7 @@ _UNSET = {("crop", "auto"), ("flip", None)}  # option values that leave the choi
 
 
 def inherit_cache_views(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
-    """Return the recipe with its unset augmentation options taken from its cache; a resumed run keeps its number of views.
+    """Return the recipe with its unset augmentation options and share of held-out images taken from its cache; a resumed run keeps its number of views.
 
     Raises:
         UhkdError: for a cache that cannot be read, or has fewer views than the recipe.
@@ -43,6 +43,9 @@ def inherit_cache_views(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
         and name not in recipe.model_fields_set
         and (name, getattr(recipe, name)) not in _UNSET
     }
+    cached = RunFolder(recipe.teacher_cache)
+    if recipe.val_fraction is None and cached.started():
+        inherited["val_fraction"] = cached.read_recipe().get("val_fraction")
     return recipe.model_copy(update=inherited | {"teacher_views": views})
 
 

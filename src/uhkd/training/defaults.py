@@ -150,7 +150,9 @@ def _largest_side(recipe: DistillRecipe, module: nn.Module | None) -> int:
 
 def keep_choices(recipe: RecipeT, folder: RunFolder) -> RecipeT:
     """Return the recipe of a run to resume with the values that the run has for options left open now."""
-    names = [name for name in (*LENGTH, "start", "lr", "image_size") if getattr(recipe, name, "") is None]
+    names = [
+        name for name in (*LENGTH, "start", "lr", "image_size", "val_fraction") if getattr(recipe, name, "") is None
+    ]
     before = folder.read_recipe()
     return with_options(recipe, {name: before[name] for name in names if name in before})
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
@@ -13,6 +13,8 @@ from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
 from uhkd.training.geometry import log_geometry
+
+RecipeT = TypeVar("RecipeT", bound=DataOptions)
 
 _SMALL = 64  # pixels: up to this size a padded crop keeps more of the image than a resized crop
 _FEW = 50  # validation images below which a log line gives the uncertainty of their accuracy
@@ -63,10 +65,10 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
     )
     for note in opened.notes:
         log_info(f"  {note}")
-    if opened.held_out and (images := len(opened.val)) < _FEW and recipe.val_fraction < 0.2:
+    if (share := opened.val_fraction) is not None and (images := len(opened.val)) < _FEW:
         log_info(
             f"  an accuracy on {pluralize(images, 'image')} is uncertain by up to {98 / images**0.5:.0f} points (95 % interval); "
-            f"val_fraction {recipe.val_fraction:g} sets the share of held-out images"
+            f"val_fraction {share:g} sets the share of held-out images"
         )
     labels = opened.val.labels
     if len(opened.classes) > 1 and labels is not None and (labels == labels[0]).all():
@@ -75,6 +77,11 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
             f"warning: every validation image is of class {name}: the accuracy of the other classes is not measured"
         )
     return replace(opened, resize=recipe.resize)
+
+
+def record_split(recipe: RecipeT, data: DataSplits) -> RecipeT:
+    """Return the recipe with the share of held-out images by which its data was split, if it was left open."""
+    return recipe.model_copy(update={"val_fraction": data.val_fraction}) if recipe.val_fraction is None else recipe
 
 
 def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[int, int]:

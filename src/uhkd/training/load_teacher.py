@@ -46,10 +46,10 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
             raise UhkdError(f"teacher: {error}") from error
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
-        held_out = run.read_recipe().get("val_fraction", recipe.val_fraction)
-        if held_out != recipe.val_fraction:
+        held_out, share = run.read_recipe().get("val_fraction"), inputs.data.val_fraction
+        if None not in (held_out, share) and held_out != share:
             log_info(
-                f"  the teacher was trained with val_fraction {held_out:g}, this run has {recipe.val_fraction:g}: it may "
+                f"  the teacher was trained with val_fraction {held_out:g}, this run has {share:g}: it may "
                 "have seen validation images, and its accuracy below may be too good"
             )
     start = recipe.teacher_start or ("random" if has_weights(recipe.teacher) else "pretrained")

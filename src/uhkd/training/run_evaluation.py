@@ -65,7 +65,7 @@ def measure(
     opened, split_name, images = images_of(run, network, data, split, probed=probe != "none", options=options)
     size = image_size(opened, [network])
     own = data is None or _same_data(run, data) or bool(_own_result(run, opened))
-    other = split == "auto" and split_name == "val" and opened.held_out and not own and probe == "none"
+    other = split == "auto" and split_name == "val" and opened.val_fraction is not None and not own and probe == "none"
     all_parts = split == "all" or other
     parts = [part for part in (opened.train, opened.val, opened.test) if part is not None] if all_parts else [images]
     loader = chain.from_iterable(eval_loader(x, size, batch_size=batch_size, resize=opened.resize) for x in parts)
@@ -123,7 +123,7 @@ def images_of(
     columns = Columns.of(recipe) if data is None else Columns.of(options, data)
     opened = open_data(
         data if isinstance(data, Columns) else columns,
-        val_fraction=recipe.get("val_fraction", 0.1),
+        val_fraction=recipe.get("val_fraction"),
         train_limit=recipe.get("train_limit") if data is None else None,
         skip_bad_images=options.skip_bad_images or recipe.get("skip_bad_images", False),
         class_names=None if probed else network.config.classes or None,

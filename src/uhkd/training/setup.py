@@ -27,6 +27,7 @@ from uhkd.training.inputs import (
     image_size,
     log_augmentation,
     open_recipe_data,
+    record_split,
     run_folder,
 )
 from uhkd.training.label_free import describe_probe, log_frozen, make_agreement_evaluator, make_probe_evaluator
@@ -173,6 +174,7 @@ def _open(
     if isinstance(recipe, DistillRecipe) and recipe.teacher_cache is not None:
         recipe = inherit_cache_views(recipe, folder)
     opened = open_recipe_data(recipe, data)
+    recipe = record_split(recipe, opened)
     recipe = choose_start(recipe, module=model is not None)
     if not resumed:
         recipe = choose_image_size(recipe, opened, teacher, module=model is not None)
