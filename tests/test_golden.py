@@ -64,6 +64,13 @@ def test_a_change_of_any_kind_is_found():
         changed["rows"][-1][name] *= factor
         assert len(golden.differences(measured, changed, exact=True)) == 1
         assert bool(golden.differences(measured, changed, exact=False)) == found
+    overtaken = GOLDEN["cases"]["balance: lead of a teacher that is overtaken"]
+    flipped = copy.deepcopy(overtaken)
+    flipped["rows"][-1] |= {"lead": 0.9, "loss": 1.0}
+    for exact, found in ((True, True), (False, False)):
+        assert bool(golden.differences(overtaken, flipped, exact=exact)) == found
+    flipped["rows"][0]["ce"] += 1
+    assert len(golden.differences(overtaken, flipped, exact=False)) == 1
     for kind in ("projections", "result"):
         changed = copy.deepcopy(measured)
         changed[kind].popitem()

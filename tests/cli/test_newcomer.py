@@ -88,7 +88,7 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
         == 0
     )
     said = "".join(capsys.readouterr())
-    assert "batch size 16 chosen from 108 training images: 6 optimiser steps" in said
+    assert "batch size 16 chosen from 96 training images: 6 optimiser steps" in said
     assert "teacher" in said and "scratch    not run" in said and "uhkd.load_run" in said
     for name in ("recipe.yaml", "environment.json", "metrics.csv", "model.safetensors", "card.json", "result.json"):
         assert (out / name).stat().st_size > 0
@@ -116,7 +116,7 @@ def test_the_path_that_works(digits, teacher, tmp_path, capsys):
         (["--weights", "featurs=3"], "did you mean 'features'"),
         (
             ["--batch-size", "5000"],
-            "the 108 images of the training split; use --batch-size 27, or another one up to 108",
+            "the 96 images of the training split; use --batch-size 24, or another one up to 96",
         ),
         (["--seeed", "3"], "did you mean '--seed'"),
         (["--image-size", "2"], "image_size: expected one side, or height and width, of 4 or more pixels, found ['2']"),

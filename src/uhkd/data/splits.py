@@ -8,7 +8,7 @@ from uhkd.errors import UhkdError
 
 def default_fraction(images: int) -> float:
     """Return the share of a number of training images that is held out by default: a tenth, or 100 images, at most a fifth."""
-    return min(max(0.1, 100 / images), 0.2)
+    return min(max(0.1, 100 / max(images, 1)), 0.2)
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -152,8 +152,8 @@ class DataOptions(SourceOptions):
         default=None,
         gt=0,
         lt=1,
-        description="share of the training images held out for validation if the data has no validation split; none: a tenth, at least "
-        "100 images but at most a fifth",
+        description="share of the training images held out for validation if the data has no validation split; none: a tenth, "
+        "at least 100 images but at most a fifth",
     )
     train_limit: int | None = Field(default=None, ge=1, description="training images, stratified by class; none: all")
     unlabelled: bool = Field(default=False, description="ignore labels; a folder may then have any subfolders")

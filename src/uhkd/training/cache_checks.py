@@ -16,14 +16,16 @@ from uhkd.models import ModelConfig, fingerprint, fingerprint_of, read_safetenso
 from uhkd.recipe import DataOptions, DistillRecipe, SourceOptions
 from uhkd.runs import RunFolder, environment
 from uhkd.training.geometry import same_shape
-from uhkd.training.inputs import choose_augmentation
+from uhkd.training.inputs import choose_augmentation, recorded_split
 
 _CHECKED_VIEWS = 64  # computed again and compared with the stored ones before a cache is used
 _UNSET = {("crop", "auto"), ("flip", None)}  # option values that leave the choice to the cache
 
 
 def inherit_cache_views(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
-    """Return the recipe with its unset augmentation options and share of held-out images taken from its cache; a resumed run keeps its number of views.
+    """Return the recipe with its unset augmentation options and its open share of held-out images taken from its cache.
+
+    A resumed run keeps its number of views.
 
     Raises:
         UhkdError: for a cache that cannot be read, or has fewer views than the recipe.
@@ -43,9 +45,8 @@ def inherit_cache_views(recipe: DistillRecipe, run: RunFolder) -> DistillRecipe:
         and name not in recipe.model_fields_set
         and (name, getattr(recipe, name)) not in _UNSET
     }
-    cached = RunFolder(recipe.teacher_cache)
-    if recipe.val_fraction is None and cached.started():
-        inherited["val_fraction"] = cached.read_recipe().get("val_fraction")
+    if recipe.val_fraction is None:
+        inherited["val_fraction"] = recorded_split(RunFolder(recipe.teacher_cache))
     return recipe.model_copy(update=inherited | {"teacher_views": views})
 
 

@@ -23,7 +23,14 @@ from uhkd.runs.disk import free_bytes
 from uhkd.spectral import SpectralTarget, resolve_channels, teacher_levels
 from uhkd.training.cache_checks import check_views
 from uhkd.training.cache_shards import hold, write_shards
-from uhkd.training.inputs import Inputs, choose_augmentation, log_augmentation, open_recipe_data, record_split
+from uhkd.training.inputs import (
+    Inputs,
+    choose_augmentation,
+    log_augmentation,
+    open_recipe_data,
+    record_split,
+    recorded_split,
+)
 from uhkd.training.load_teacher import calibrate_ftm, prepare_teacher, save_probe
 from uhkd.training.machine import choose_device, choose_workers, log_device, make_fabric
 from uhkd.training.teacher import Autocast, Teacher
@@ -101,7 +108,7 @@ class CacheWriter:
         self.folder, self.run = Path(recipe.out), RunFolder(recipe.out)
         exists = TeacherCache.exists(self.folder)
         if exists and recipe.val_fraction is None:
-            recipe = recipe.model_copy(update={"val_fraction": self.run.read_recipe().get("val_fraction")})
+            recipe = recipe.model_copy(update={"val_fraction": recorded_split(self.run)})
         self.inputs, self.precision = cache_inputs(recipe, data)
         self.recipe = recipe = record_split(recipe, self.inputs.data)
         self.data, self.fabric, self.workers = self.inputs.data, self.inputs.fabric, self.inputs.workers

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from lightning_fabric import Fabric
 
 from uhkd.console import escape, log_info, pluralize
 from uhkd.data import Augmentation, Columns, DataSplits, ShardOptions, open_data
+from uhkd.errors import UhkdError
 from uhkd.features import FeatureExtractor
 from uhkd.recipe import AugmentationOptions, DataOptions, TrainRecipe
 from uhkd.runs import RunFolder
@@ -82,6 +84,14 @@ def open_recipe_data(recipe: DataOptions, data: Any = None) -> DataSplits:
 def record_split(recipe: RecipeT, data: DataSplits) -> RecipeT:
     """Return the recipe with the share of held-out images by which its data was split, if it was left open."""
     return recipe.model_copy(update={"val_fraction": data.val_fraction}) if recipe.val_fraction is None else recipe
+
+
+def recorded_split(run: RunFolder) -> float | None:
+    """Return the share of held-out images in the recipe of a run or cache, None if there is none or it cannot be read."""
+    with suppress(UhkdError):
+        share = run.read_recipe().get("val_fraction") if run.started() else None
+        return share if isinstance(share, float) and 0 < share < 1 else None
+    return None
 
 
 def image_size(data: DataSplits, networks: Sequence[FeatureExtractor]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from uhkd.recipe import CacheRecipe, DistillRecipe
 from uhkd.runs import Checkpoint, RunFolder, write_tensors
 from uhkd.training.checkpoint_checks import check_tensors
 from uhkd.training.geometry import note_other_resize
-from uhkd.training.inputs import Inputs, image_size
+from uhkd.training.inputs import Inputs, image_size, recorded_split
 from uhkd.training.label_free import ProbeEvaluator
 from uhkd.training.learner import StudentWithLosses
 from uhkd.training.teacher import Autocast, Teacher, TeacherEnsemble, TeacherSource, at_chance, calibrate
@@ -46,7 +46,7 @@ def load_teacher(recipe: DistillRecipe | CacheRecipe, module: nn.Module | None, 
             raise UhkdError(f"teacher: {error}") from error
     run = RunFolder(recipe.teacher)
     if run.started() and run.read_recipe().get("data") == recipe.data:
-        held_out, share = run.read_recipe().get("val_fraction"), inputs.data.val_fraction
+        held_out, share = recorded_split(run), inputs.data.val_fraction
         if None not in (held_out, share) and held_out != share:
             log_info(
                 f"  the teacher was trained with val_fraction {held_out:g}, this run has {share:g}: it may "

@@ -192,7 +192,7 @@ CASES = (
     Case(
         "a batch larger than the data",
         f"{TRAIN} --batch-size 64",
-        "batch_size 64 is larger than the 21 images of the training split; use --batch-size 5, or another one up to 21",
+        "batch_size 64 is larger than the 18 images of the training split; use --batch-size 4, or another one up to 18",
         make=lambda: pictures("images"),
     ),
     Case(
