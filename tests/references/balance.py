@@ -10,11 +10,18 @@ def largest(numbers: Sequence[float]) -> int:
     return max(range(len(numbers)), key=lambda i: (numbers[i], -i))
 
 
+def uncertainty(right: float, images: int) -> float:
+    """The standard error of right / images, by the variance with one right and one wrong image more."""
+    ones, zeros = right + 1, images - right + 1
+    return math.sqrt(ones * zeros / (ones + zeros) ** 2 / images)
+
+
 class Lead:
     """Gates on the lead of one teacher over the student."""
 
     def __init__(self, window: int, measure: str = "accuracy", bound: float = 1.0) -> None:
         self.window, self.measure, self.bound, self.student_scale = window, measure, bound, 1.0
+        self.error = 0.0  # of the bound
         self.student = self.teacher = self.images = 0.0
 
     def step(
@@ -29,16 +36,22 @@ class Lead:
             self.teacher += largest(teacher[i]) == right
             self.images += 1
 
-    def validate(self, accuracy: float, margin: float) -> None:
-        """Take in the student's accuracy on held-out images."""
+    def validate(self, accuracy: float, margin: float, images: int | None) -> None:
+        """Take in the student's accuracy on a number of held-out images."""
         training = self.student / self.images
+        if images is not None:
+            self.error = uncertainty(round(self.bound * images, 9), images)
+            accuracy = max(0.0, accuracy - uncertainty(round(accuracy * images, 9), images))
         self.student_scale = min(1.0, margin * accuracy / training) if training else 1.0
 
     def lead(self) -> float:
         """max(0, 1 - a_s / a_t), or the same of odds; 1 before anything was seen."""
         if not self.images:
             return 1.0
-        one, two = self.student_scale * self.student / self.images, min(self.teacher / self.images, self.bound)
+        one, two = (
+            self.student_scale * self.student / self.images,
+            min(self.teacher / self.images, self.bound + self.error),
+        )
         if self.measure == "odds":
             one, two = one * (1 - two), two * (1 - one)
         if two == 0:

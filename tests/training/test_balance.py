@@ -101,9 +101,18 @@ def logits(generator: torch.Generator, images: int) -> tuple[Tensor, Tensor, Ten
     bound=st.sampled_from([1.0, 0.5, 0.1]),
     validated=st.sampled_from([0.9, 0.3, 0.0]),
     margin=st.sampled_from([1.0, 1.1, 2.0]),
+    held_out=st.sampled_from([None, 1, 30, 5000]),
 )
 def test_lead_is_the_literal_one(
-    measure: str, labels: bool, seed: int, gate: float, power: float, bound: float, validated: float, margin: float
+    measure: str,
+    labels: bool,
+    seed: int,
+    gate: float,
+    power: float,
+    bound: float,
+    validated: float,
+    margin: float,
+    held_out: int | None,
 ):
     """Of mixed targets their largest share counts; without labels the teacher's choice is right."""
     gates = {"features_gate": gate, "features_power": power, "logits_power": 0.0}
@@ -121,8 +130,8 @@ def test_lead_is_the_literal_one(
         assert made.lead().item() == pytest.approx(slow.lead(), abs=2e-6)
         assert made.group_factors() == pytest.approx({1: slow.factor(gate, power), 2: 1.0}, abs=1e-4)
         if images == 7:
-            made.validated(validated)
-            slow.validate(validated, margin)
+            made.validated(validated, held_out)
+            slow.validate(validated, margin, held_out)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
     real = Lead.validated
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            Lead, "validated", lambda self, accuracy: real(self, 0.2 * accuracy)
+            Lead, "validated", lambda self, accuracy, images: real(self, 0.2 * accuracy, images)
         )  # as if it had memorised its views
         whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
         asked = words(teacher, tmp_path / "cut", **changes)
@@ -564,8 +573,15 @@ def test_a_custom_loop_bounds_the_lead_by_teacher_accuracy(accuracy: float | Non
     balance.counts.copy_(torch.tensor([[8.0, 9.0, 10.0]]))
     loop.validated(0.5)
     assert balance.student_scale.item() == pytest.approx(1.0 if accuracy is None else 0.55 / 0.8)
-    # a checkpoint of a version without this buffer
+    loop.validated(0.5, 48)
+    assert balance.student_scale.item() == pytest.approx(
+        1.0 if accuracy is None else 1.1 * (0.5 - 0.0722) / 0.8, abs=1e-4
+    )
+    assert balance.bound_errors.item() == pytest.approx(0.0 if accuracy is None else 0.0633, abs=1e-4)
+    with pytest.raises(UhkdError, match="images must be 1 or more, found 0"):
+        loop.validated(0.5, 0)
+    # a checkpoint of a version without these buffers
     state = balance.state_dict()
-    del state["student_scale"]
+    del state["student_scale"], state["bound_errors"]
     balance.load_state_dict(state)
-    assert balance.student_scale.item() == 1
+    assert (balance.student_scale.item(), balance.bound_errors.item()) == (1, 0)

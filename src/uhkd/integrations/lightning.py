@@ -54,6 +54,7 @@ class UHKDLightningModule(LightningModule):
         super().__init__()
         self.distillation = Distillation(teacher, student, **options)
         self._optimizer, self._scheduler, self._lr = optimizer, scheduler, lr
+        self._validated = 0  # images in this process since the last validation
         broadcast_only(self, "distillation.learner.student.")
 
     @property
@@ -82,6 +83,7 @@ class UHKDLightningModule(LightningModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Log the student's accuracy and cross-entropy on images (B, 3, H, W) and labels (B,)."""
         images, labels = batch[:2]
+        self._validated += len(images)
         logits = self(images).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
         metrics = {"val/loss": F.cross_entropy(logits, labels), "val/accuracy": accuracy}
@@ -90,8 +92,9 @@ class UHKDLightningModule(LightningModule):
     def on_validation_end(self) -> None:
         """Give the accuracy of all validation images to the balance (`Distillation.validated`)."""
         accuracy = self.trainer.callback_metrics.get("val/accuracy")  # absent with several validation loaders
+        images, self._validated = self._validated * self.trainer.world_size, 0
         if accuracy is not None and not self.trainer.sanity_checking:
-            self.distillation.validated(float(accuracy))
+            self.distillation.validated(float(accuracy), images)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with its scheduler if there is one."""

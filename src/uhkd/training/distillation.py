@@ -224,14 +224,14 @@ class Distillation(nn.Module):
                 self.steps += 1
         return loss
 
-    def validated(self, accuracy: float) -> None:
+    def validated(self, accuracy: float, images: int | None = None) -> None:
         """Compare the student's accuracy on held-out images, 0..1, with that on training images, in `balance="lead"`.
 
-        To be called after each validation; has an effect with `teacher_accuracy`. Another number raises a UhkdError.
+        To be called after each validation, with the number of held-out images; has an effect with `teacher_accuracy`.
         """
-        check_accuracy("accuracy", accuracy)
+        check_accuracy("accuracy", accuracy, images)
         if self.learner.balance is not None:
-            self.learner.balance.validated(accuracy)
+            self.learner.balance.validated(accuracy, images)
 
     def calibrate(self, images: Iterable[Any], count: int = 1024) -> int:
         """Compute the statistics of the teacher's spectra from the first `count` training images; return how many were used.

@@ -220,7 +220,7 @@ class Trainer:
                 evaluation = evaluate(student, self.val_loader, self.fabric.device, self.fabric.autocast)
                 metrics = evaluation.metrics
                 if balance is not None:  # by the first process's value, so that all have the same factors
-                    balance.validated(self.processes.all_of([metrics["accuracy"]])[0][0])
+                    balance.validated(self.processes.all_of([metrics["accuracy"]])[0][0], len(self.setup.data.val))
             else:
                 metrics = evaluator(student)
             means = self.totals.means()

@@ -68,10 +68,12 @@ def user_balance(
     return balance
 
 
-def check_accuracy(name: str, accuracy: float) -> None:
-    """Raise a UhkdError for an accuracy that is not 0..1."""
+def check_accuracy(name: str, accuracy: float, images: int | None = None) -> None:
+    """Raise a UhkdError for an accuracy that is not 0..1, or that is measured on no image."""
     if not 0 <= accuracy <= 1:
         raise UhkdError(f"{name} must be 0 to 1, found {accuracy}")
+    if images is not None and images < 1:
+        raise UhkdError(f"images must be 1 or more, found {images}")
 
 
 def check_range(images: Tensor, *, denormalised: bool) -> None:

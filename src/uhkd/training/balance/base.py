@@ -52,8 +52,8 @@ class Balance(nn.Module):
     def update(self, images: int) -> None:
         """Process the observations of one optimiser step of `images` images in all processes together."""
 
-    def validated(self, accuracy: float) -> None:
-        """Process the student's accuracy on held-out images, 0..1, after a validation."""
+    def validated(self, accuracy: float, images: int | None = None) -> None:
+        """Process the student's accuracy, 0..1, on a number of held-out images, after a validation."""
 
     def measure(self, step: int, norms: Norms, weights: Mapping[str, float]) -> None:
         """Measure gradients before a step, if the balance needs them. `norms` waits for the device."""

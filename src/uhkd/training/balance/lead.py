@@ -20,9 +20,10 @@ class Lead(Factors):
 
     lead = max(0, 1 - a_s / a_t), where a_s and a_t are running means of the accuracies of student and teacher on the training
     views. Because training images may be memorised, a_t is at most the teacher's accuracy on held-out images, and a_s is reduced
-    by the factor by which it was more than `margin` times the student's held-out accuracy at the last validation. The label of
-    a mixed image is that of its largest share. Without labels the teacher's prediction is the label, so a_t = 1. A teacher
-    without usable logits has lead 1 throughout: its terms follow the schedule alone.
+    by the factor by which it was more than `margin` times the student's held-out accuracy at the last validation. Both held-out
+    accuracies are uncertain: that of the teacher counts with one standard error more, the student's with one less. The label of a
+    mixed image is that of its largest share. Without labels the teacher's prediction is the label, so a_t = 1. A teacher without
+    usable logits has lead 1 throughout: its terms follow the schedule alone.
 
     Args:
         groups: see `Balance`.
@@ -36,6 +37,7 @@ class Lead(Factors):
     slopes: Tensor
     _powers: Tensor
     bounds: Tensor
+    bound_errors: Tensor
     student_scale: Tensor
 
     def __init__(
@@ -63,8 +65,9 @@ class Lead(Factors):
         self.register_buffer(
             "bounds", torch.tensor([_NO_LIMIT if bound is None else bound for bound in known])[:, None]
         )
+        self.register_buffer("bound_errors", torch.zeros_like(self.bounds))
         self.register_buffer("student_scale", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_add_scale)
+        self.register_load_state_dict_pre_hook(_add_buffers)
 
     def reads_logits_of(self, teacher: int) -> bool:
         """Return whether the lead of a teacher is measured."""
@@ -98,12 +101,17 @@ class Lead(Factors):
         torch.pow(gate, self._powers, out=self.factor[1:].view_as(gate))
         torch.maximum(self.highest, self.factor, out=self.highest)
 
-    def validated(self, accuracy: float) -> None:
-        """Compare the student's accuracy on held-out images, 0..1, with that on the training views, if both are limited."""
+    def validated(self, accuracy: float, images: int | None = None) -> None:
+        """Compare the student's accuracy on held-out images, 0..1, with that on the training views, if both are limited.
+
+        images: number of held-out images; None: so many that the accuracies on them are exact.
+        """
         if self.settings.bound == "both" and bool((self.bounds < _NO_LIMIT).all()):
-            student, _, images = self.counts[self.counts[:, 2].argmax()].tolist()
-            limit = self.settings.margin * accuracy * images
+            student, _, views = self.counts[self.counts[:, 2].argmax()].tolist()
+            limit = self.settings.margin * max(0.0, accuracy - standard_error(accuracy, images)) * views
             self.student_scale.fill_(limit / student if limit < student else 1.0)
+            errors = [standard_error(bound, images) for bound in self.bounds.flatten().tolist()]
+            self.bound_errors.copy_(torch.tensor(errors)[:, None])
 
     def close_zero_groups(self) -> list[int]:
         """Return the groups whose factors were 0 in every step since the last call, and close them."""
@@ -148,12 +156,24 @@ class Lead(Factors):
     def _ratio(self) -> Float[Tensor, "t 1"]:
         student, teacher, images = self.counts.split(1, 1)
         student = student * self.student_scale
-        teacher = torch.minimum(teacher, self.bounds * images)
+        teacher = torch.minimum(teacher, (self.bounds + self.bound_errors) * images)
         if self.settings.measure == "odds":
             student, teacher = student * (images - teacher), teacher * (images - student)
         return student / teacher.clamp_min(SMALLEST)
 
 
-def _add_scale(lead: Lead, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Add the scale that checkpoints made before 30 November 2026 lack."""
+def standard_error(accuracy: float, images: int | None) -> float:
+    """Return the standard error of an accuracy, 0..1, on a number of images, larger than 0 at 0 and 1; 0 for None.
+
+    The variance is that with one right and one wrong prediction more.
+    """
+    if images is None:
+        return 0.0
+    rate = (accuracy * images + 1) / (images + 2)
+    return math.sqrt(rate * (1 - rate) / images)
+
+
+def _add_buffers(lead: Lead, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Add the buffers that checkpoints made before 2 December 2026 may lack."""
     state.setdefault(f"{prefix}student_scale", torch.ones_like(lead.student_scale))
+    state.setdefault(f"{prefix}bound_errors", torch.zeros_like(lead.bound_errors))
