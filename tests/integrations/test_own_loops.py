@@ -81,7 +81,7 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
 
     loader = DataLoader(TensorDataset(*own_loops.whole()), batch_size=4)
     words: dict[str, Any] = {**QUIET, "logger": False, "enable_checkpointing": False}
-    validated: list[float] = []
+    validated: list[tuple[float, int]] = []
 
     def fitted(epochs: int, ckpt_path: str | None = None) -> UHKDLightningModule:
         module = UHKDLightningModule(
@@ -94,12 +94,12 @@ def test_lightning_goes_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
         trainer = Trainer(max_epochs=epochs, **words)
         trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         trainer.save_checkpoint(f"{epochs}.ckpt")
-        assert validated[-1] == trainer.callback_metrics["val/accuracy"].item()
+        assert validated[-1] == (trainer.callback_metrics["val/accuracy"].item(), len(loader.dataset))
         return module
 
     real = uhkd.Distillation.validated
     monkeypatch.setattr(
-        uhkd.Distillation, "validated", lambda self, accuracy: (validated.append(accuracy), real(self, accuracy))
+        uhkd.Distillation, "validated", lambda self, *given: (validated.append(given), real(self, *given))
     )
     whole = fitted(2)
     assert len(validated) == 2  # not that of the trainer's check before the first step

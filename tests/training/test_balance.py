@@ -152,15 +152,18 @@ def test_a_student_is_credited_with_its_held_out_accuracy_at_most(teacher: Path,
     """Also after an interruption, from the validations in the checkpoint."""
     settings = {"window": 60, "features_gate": 1.0, "features_power": 1.0}
     changes: dict[str, Any] = {"balance": "lead", "balance_settings": settings}
-    real = Lead.validated
+    real, seen = Lead.validated, []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            Lead, "validated", lambda self, accuracy, images: real(self, 0.2 * accuracy, images)
+            Lead, "validated", lambda self, accuracy, images: real(self, 0.2 * accuracy, seen.append(images) or images)
         )  # as if it had memorised its views
         whole = uhkd.distill(**words(teacher, tmp_path / "whole", **changes))
         asked = words(teacher, tmp_path / "cut", **changes)
         interrupted(tmp_path / "cut", lambda: uhkd.distill(**asked))
         assert_equal_runs(whole.run, uhkd.distill(**asked, resume=True).run, STEPS)
+    assert set(seen) == {
+        sum(map(sum, uhkd.evaluate(run=str(tmp_path / "whole"), split="val", device="cpu")["confusion"]))
+    }
     changes["balance_settings"] = settings | {"bound": "held-out"}
     other = uhkd.distill(**words(teacher, tmp_path / "other", **changes))
     rows, others = whole.run.read_metrics(), other.run.read_metrics()
