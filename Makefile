@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow check docs docs-serve dist bench soak gpu-queue format clean
+.PHONY: help install install-dev demo test test-slow test-oldest check docs docs-serve dist bench soak gpu-queue format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ test: $(STAMP_DEV) ## the tests, in parallel with one thread each
 
 test-slow: $(STAMP_DEV) ## the tests that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --maxprocesses 8 -m slow
+
+OLDEST := .venv-oldest
+CORE := $(addprefix tests/,spectral features methods models data cache recipe runs evaluation training test_golden.py)
+
+test-oldest: $(OLDEST)/.installed ## the tests of the core with the oldest supported versions, on Python 3.11, in .venv-oldest
+	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal --maxprocesses 8 -m "not slow" $(CORE)
 
 check: $(STAMP_DEV) ## style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -59,8 +65,8 @@ format: $(STAMP_DEV) ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv, caches and build output; runs stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-oldest, caches and build output; runs stay
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 
@@ -84,3 +90,9 @@ $(STAMP_DEV): $(STAMP)
 	@echo "adding to $(VENV) what tests, checks and documentation need"
 	$(INSTALL) '.[dev]'
 	@rm -f $(STARTED) && touch $(STAMP) && touch $(STAMP_DEV)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	rm -rf $(OLDEST)
+	$(or $(PYTHON311),python3.11) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	@touch $@

@@ -269,6 +269,9 @@ def test_local_dir_of_an_older_timm_without_model_args(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 6}))
     tapped = create(f"local-dir:{tmp_path}", num_classes=None)
     assert tapped.shapes.logits == 6
+    original_head = {"architecture": "test_resnet", "num_classes": 6, "pretrained_cfg": {"num_classes": 1000}}
+    (tmp_path / "config.json").write_text(json.dumps(original_head))
+    assert create(f"local-dir:{tmp_path}", num_classes=None).shapes.logits == 6
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no weights: expected model.safetensors or pytorch_model.bin"):
         create(f"local-dir:{tmp_path}", num_classes=None)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from jaxtyping import TypeCheckError
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import uhkd
 from uhkd.recipe import did_you_mean
@@ -78,6 +80,15 @@ def test_constraints_pin_every_dependency():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     assert names <= pinned
     assert "+" not in "".join(lines)  # a local version such as +cpu exists on one index only
+
+
+def test_oldest_constraints_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(line)
+        (lowest,) = [bound.version for bound in requirement.specifier if bound.operator == ">="]
+        assert pinned[requirement.name] in SpecifierSet(f"=={lowest}.*"), line
 
 
 def test_shapes_are_checked_under_pytest():

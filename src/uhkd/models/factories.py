@@ -50,7 +50,9 @@ def read_folder(path: str) -> tuple[str, dict[str, Any], dict[str, Any], Path]:
     weights = next((file for file in files if file.is_file()), None)
     if weights is None:
         raise UhkdError(f"'{folder}' has no weights: expected {' or '.join(file.name for file in files)}")
-    cfg = {"num_classes": config.get("num_classes")} | dict(config.get("pretrained_cfg") or {})
+    cfg = dict(config.get("pretrained_cfg") or {})
+    if "num_classes" in config:  # of this head; that of pretrained_cfg may be of the original one, as in timm
+        cfg["num_classes"] = config["num_classes"]
     return architecture, dict(config.get("model_args") or {}), cfg, weights
 
 
