@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from uhkd.evaluation.metrics import Evaluation, gap, score
 from uhkd.evaluation.temperature import (
     MINIMUM,
     PRIOR,
+    SIGNIFICANT,
     TWO_FOLDS,
     _halves,
     calibrate,
@@ -123,6 +125,29 @@ def test_without_a_best_temperature_it_is_1(case: str):
     found = calibrate(logits, labels)
     assert (found.temperature, found.reason, found.before) == (1.0, reason, found.after)
     assert f"not fitted: {reason}" in str(found)
+
+
+@pytest.mark.parametrize("n", [60, TWO_FOLDS])
+def test_a_temperature_must_be_significantly_better(n: int):
+    """Temperatures close to 1 are dropped, others kept, by the sums of a literal NLL over the images that fit them."""
+    kept: dict[bool, int] = {True: 0, False: 0}
+    for seed in range(30):
+        logits, labels = drawn(n, 1.3, seed=300 + seed)
+        part = _halves(labels, 0)[0] if n >= TWO_FOLDS else torch.arange(n)
+        best = fit_temperature(logits[part], labels[part])
+        assert isinstance(best, float)
+        decrease = literal_nll(logits[part], labels[part], 1.0) - literal_nll(logits[part], labels[part], best)
+        significant, found = len(part) * decrease > SIGNIFICANT, calibrate(logits, labels)
+        kept[significant] += 1
+        assert found.temperature == (best if significant else 1.0)
+        if not significant:
+            assert found.reason == f"{best:.3g}, the best for {len(part)} images, is not significantly better"
+            assert found.before == found.after and found.evaluated == n
+    assert min(kept.values()) >= 5
+
+
+def test_significance_is_of_the_likelihood_ratio_at_5_percent():
+    assert pytest.approx(chi2.ppf(0.95, 1) / 2, abs=0.005) == SIGNIFICANT
 
 
 def test_equal_logits_have_temperature_1():

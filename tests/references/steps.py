@@ -43,7 +43,7 @@ def assemble(
     batch = Batch(image, torch.eye(CLASSES)[label], label, torch.arange(4))
     if target is not None:
         calibrate(teacher, [batch], torch.device("cpu"))
-    return StudentWithLosses(student, distillers).train().to(memory_format=torch.channels_last), teacher, batch
+    return StudentWithLosses(student, distillers).train().choose_memory_format(), teacher, batch
 
 
 def apart(said: NetworkOutput) -> NetworkOutput:

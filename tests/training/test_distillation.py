@@ -65,7 +65,7 @@ def test_a_step_has_the_numbers_of_the_engine(method: str, tmp_path: Path, monke
         return train_loader(job.data.train, augmentation, BatchPlan(3, size, epochs=1), num_classes=CLASSES)
 
     own = made(method, seed=3, num_samples=len(job.data.train), settings=settings, weights={"ce": 0.5})
-    own.train().learner.to(memory_format=torch.channels_last)
+    own.train().learner.choose_memory_format()
     used = own.calibrate(loader(replace(job.augmentation, mixup=0.0, cutmix=0.0), len(job.data.train)))
     assert used == (len(job.data.train) if method == "uhkd" else 0)
     assert job.teacher is not None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 TWO_FOLDS = 200
 """Number of held-out images below which all of them fit the temperature, and each half is evaluated with the other's."""
@@ -15,6 +16,8 @@ MINIMUM = 20
 """Number of held-out images below which nothing is fitted."""
 PRIOR = 4.0
 """Strength of the prior of 1/T, a gamma distribution with mode 1: its standard deviation is about 1/sqrt(PRIOR)."""
+SIGNIFICANT = 1.92
+"""Decrease of the NLL in nats, summed over the images, that a temperature needs: the likelihood-ratio test at 5 %."""
 BINS = 15
 _LIMIT = 7.0  # of the logarithm of a temperature
 _RESAMPLES = 1000
@@ -62,8 +65,9 @@ class Calibration:
 def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Calibration:
     """Fit a temperature on one half of the images and judge it on the other; halves have the same shares of classes.
 
-    With fewer than `TWO_FOLDS` images all of them fit the temperature, and each half is evaluated with that of the other. With
-    fewer than `MINIMUM`, or where a part has no best temperature, it is 1. seed: of the halves and of the intervals.
+    With fewer than `TWO_FOLDS` images all of them fit the temperature, and each half is evaluated with that of the other. The
+    temperature is 1 with fewer than `MINIMUM` images, where a part has no best one, and where the best one is not significantly
+    better, because it is then off by chance more often than it helps. seed: of the halves and of the intervals.
     """
     n, (one, two) = len(labels), _halves(labels, seed)
     fits: list[float | str] = [f"{n} held-out images, at least {MINIMUM} are needed"]
@@ -72,7 +76,11 @@ def calibrate(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int
     if n >= MINIMUM:
         fits = [fit_temperature(logits[part], labels[part]) for part in parts]
     temperatures = [fit for fit in fits if not isinstance(fit, str)]
-    if reasons := [fit for fit in fits if isinstance(fit, str)]:
+    reasons = [fit for fit in fits if isinstance(fit, str)]
+    fitted = parts[-1]
+    if not reasons and not _significant(logits[fitted], labels[fitted], temperatures[-1]):
+        reasons = [f"{temperatures[-1]:.3g}, the best for {len(fitted)} images, is not significantly better"]
+    if reasons:
         before = calibration_figures(logits, labels, seed)
         return Calibration(1.0, n, 0, n, reasons[0], before, before)
     evaluated = torch.cat([part for _, part in folds])
@@ -104,6 +112,15 @@ def fit_temperature(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> 
     return math.exp(root)
 
 
+def _significant(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], temperature: float) -> bool:
+    """Return whether a temperature decreases the summed NLL by more than `SIGNIFICANT`."""
+    decrease = 0.0
+    for z, y in zip(logits.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        before, after = (cross_entropy(z.double() / t, y, reduction="sum") for t in (1.0, temperature))
+        decrease += float(before - after)
+    return decrease > SIGNIFICANT
+
+
 def calibration_figures(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int = 0) -> Figures:
     """Return the figures of the probabilities, of labelled images.
 
@@ -114,7 +131,7 @@ def calibration_figures(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"],
 
     probabilities = logits.float().softmax(1)
     confidence, predicted = (x.double().numpy() for x in probabilities.max(1))
-    nll = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none").double().numpy()
+    nll = cross_entropy(logits.float(), labels, reduction="none").double().numpy()
     correct, n = predicted == labels.numpy(), len(labels)
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     excess = confidence - correct

@@ -23,7 +23,9 @@ class StudentWithLosses(nn.Module):
         label_smoothing: of the cross-entropy, 0..1.
         balance: changes the weights of the teacher's terms during training; None: constant weights.
 
-    Attribute `class_weights`: weights (K,) of the classes in the cross-entropy; None: equal.
+    Attributes:
+        class_weights: weights (K,) of the classes in the cross-entropy; None: equal.
+        contiguous: whether the student gets its images in the contiguous format, see `choose_memory_format`.
 
     Raises:
         UhkdError: for a student without trainable parameters.
@@ -47,6 +49,7 @@ class StudentWithLosses(nn.Module):
         self.student, self.distillers = student, distillers
         self.label_smoothing, self.balance = label_smoothing, balance
         self.register_buffer("class_weights", None, persistent=False)
+        self.contiguous = False
         losses = self.losses.values()
         self.student_needs = frozenset().union(*(loss.needs.student for loss in losses))
         self.teacher_needs = frozenset().union(*(loss.needs.teacher for loss in losses))
@@ -65,7 +68,8 @@ class StudentWithLosses(nn.Module):
         "ce" is the cross-entropy, for a batch with targets; "METHOD.TERM" is a term of a distillation loss ("2:METHOD.TERM" for
         the second of several teachers).
         """
-        student = self.student(batch.image, self.student_needs | ({"logits"} if batch.target is not None else set()))
+        image = batch.image.contiguous() if self.contiguous else batch.image
+        student = self.student(image, self.student_needs | ({"logits"} if batch.target is not None else set()))
         terms, outputs = {}, (teacher, *teacher.extra_teachers)
         if batch.target is not None:
             logits, weights = student.logits.float(), self.class_weights
@@ -77,6 +81,18 @@ class StudentWithLosses(nn.Module):
                 values = loss(student, outputs[loss.teacher_index], batch)
                 terms |= {f"{name}.{term}": value for term, value in values.items()}
         return terms
+
+    def choose_memory_format(self) -> "StudentWithLosses":
+        """Convert the weights to channels last, the faster format, and return self; images must then have it too.
+
+        A learner for which oneDNN's kernels of this format are wrong stays contiguous, and converts its images itself: on a
+        processor with AVX2 only, the gradient of the weights of a 1x1 convolution with stride and fewer than 8 input channels is
+        written out of bounds (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        """
+        on_cpu = next(self.student.parameters()).device.type == "cpu"
+        avx2 = on_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        self.contiguous = avx2 and any(map(_is_strided_pointwise, self.modules()))
+        return self if self.contiguous else self.to(memory_format=torch.channels_last)
 
     def close(self, groups: Collection[int]) -> set[int]:
         """Switch off the terms of groups that the balance has closed; return the indices of teachers no longer needed.
@@ -107,6 +123,13 @@ class StudentWithLosses(nn.Module):
         """Return the weight of every term by name; `ce` is the weight of the cross-entropy."""
         terms = {f"{name}.{term}": w for name, loss in self.losses.items() for term, w in loss.weights.items()}
         return {"ce": ce} | terms
+
+
+def _is_strided_pointwise(module: nn.Module) -> bool:
+    """Return whether a module is a 1x1 convolution with stride and fewer than 8 input channels."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return set(module.kernel_size) == {1} and set(module.stride) != {1} and module.in_channels // module.groups < 8
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None = None) -> Tensor:

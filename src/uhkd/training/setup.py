@@ -144,7 +144,7 @@ def prepare(
     setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze, random=random)
     if class_weights is not None:
         setup.learner.class_weights = class_weights.to(setup.fabric.device)
-    setup.learner.to(memory_format=torch.channels_last)
+    setup.learner.choose_memory_format()
     _add_augmentation(setup)
     _add_teacher_source(setup)
     return setup
