@@ -609,6 +609,7 @@ def test_a_last_layer_that_cannot_be_divided_is_left_and_the_output_is_divided()
 def test_an_export_has_the_temperature_of_the_run_or_is_raw(runs: Path, tmp_path: Path, raw: bool):
     run = shutil.copytree(runs / "timm_test_resnet", tmp_path / "run")
     RunFolder(run).write_json("card.json", RunFolder(run).read_config() | {"temperature": 2.5})
+    RunFolder(run).write_json("calibration.json", RunFolder(run).read_calibration() | {"reason": ""})
     found = export(run=str(run), to=["safetensors", "timm", "pt2"], out=str(tmp_path / "out"), images=8, raw_logits=raw)
     images, network = images_for(run), load_run(run)
     assert network.config.temperature == 2.5, "a run keeps its weights and its temperature"

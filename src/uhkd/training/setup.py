@@ -144,7 +144,8 @@ def prepare(
     setup.frozen = FrozenParts(setup.learner.student, setup.recipe.freeze, random=random)
     if class_weights is not None:
         setup.learner.class_weights = class_weights.to(setup.fabric.device)
-    setup.learner.choose_memory_format()
+    if setup.learner.choose_memory_format().contiguous:
+        log_info("  not channels last: a strided 1x1 convolution of few channels, for which oneDNN is wrong on this processor")
     _add_augmentation(setup)
     _add_teacher_source(setup)
     return setup
