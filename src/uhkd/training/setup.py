@@ -145,7 +145,9 @@ def prepare(
     if class_weights is not None:
         setup.learner.class_weights = class_weights.to(setup.fabric.device)
     if setup.learner.choose_memory_format().contiguous:
-        log_info("  not channels last: a strided 1x1 convolution of few channels, for which oneDNN is wrong on this processor")
+        log_info(
+            "  not channels last: a strided 1x1 convolution of few channels, for which oneDNN is wrong on this processor"
+        )
     _add_augmentation(setup)
     _add_teacher_source(setup)
     return setup
