@@ -30,10 +30,11 @@ import uhkd
 
 HERE = Path(__file__).parent
 FILE = HERE / "digests.json"
-TOLERANCE = 3e-4
+_CAPABILITY = json.loads(FILE.read_text(encoding="utf-8"))["conditions"]["capability"]
+TOLERANCE = 1e-4 if torch.backends.cpu.get_cpu_capability() == _CAPABILITY else 3e-4
 """Of losses (relative) and of projections of the weights, where the arithmetic is not that of the file.
 
-Two of 55 trainings on a processor with AVX2 differed from those with AVX-512 by 1.0e-4 and 2.1e-4, the others by less than 1e-4.
+Larger for other instructions than those of the file: with AVX2 two trainings differed by 1.0e-4 and 2.1e-4 from AVX-512.
 """
 TIMES = {"seconds", "images_per_second", "data_wait"}
 CNN: dict[str, Any] = {"channels": [8, 8, 12, 16]}
