@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -45,6 +46,9 @@ FAMILIES: list[tuple[str, Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "size", "options"), FAMILIES, ids=lambda value: value if type(value) is str else None)
 def test_family(name: str, size: int | tuple[int, int], options: dict[str, Any]) -> None:
+    library, model = name.split("/")
+    if library == "timm" and not timm.is_model(model):
+        pytest.skip(f"timm {timm.__version__} has no {model}")
     check_contract(create(name, num_classes=7, image_size=size, options=options))
 
 

@@ -117,7 +117,7 @@ def test_the_own_size_and_normalisation_are_used() -> None:
             {"image_size": 8},
             r"cannot process images of 8x8 px: .*; timm/vit_tiny_patch16_224 was made for 224x224",
         ),
-        ("timm/test_coatnet", {"image_size": 50}, "50x50 px"),
+        ("timm/coatnet_pico_rw_224", {"image_size": 50}, "50x50 px"),
         ("uhkd/vit_micro", {"image_size": 2}, "at least 4 px a side"),
         ("uhkd/vit_micro", {"image_size": 0}, "image_size must be one or two positive numbers"),
         ("uhkd/vit_micro", {"image_size": (32, 32, 3)}, "image_size must be one or two positive numbers"),

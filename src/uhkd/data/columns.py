@@ -86,14 +86,18 @@ class Rows:
         # without the user's format or transform: uhkd augments the images
         self.dataset = self.dataset.with_format(None).cast_column(self.image, datasets.Image())
         if self.label is not None:
-            self.targets, self.classes = self.dataset[self.label][:], getattr(features[self.label], "names", None)
+            # the labels of some test splits are not published
+            self.targets = [-1 if value is None else value for value in self.dataset[self.label][:]]
+            self.classes = getattr(features[self.label], "names", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         row = self.dataset[index]
-        return row[self.image] if self.label is None else (row[self.image], row[self.label])
+        if self.label is None:
+            return row[self.image]
+        return row[self.image], -1 if row[self.label] is None else row[self.label]
 
 
 def feature_columns(columns: Columns, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:

@@ -1,9 +1,9 @@
-"""Data by timm's readers: `hfds/NAME[:FOLDER]` (Hugging Face, package datasets) and `torch/NAME[:FOLDER]` (torchvision)."""
+"""Named data sets: `hfds/NAME[:FOLDER]` by the package datasets (Hugging Face), `torch/NAME[:FOLDER]` by timm's reader."""
 
 from dataclasses import replace
 from typing import Any
 
-from uhkd.data.columns import Columns, columns_note, feature_columns
+from uhkd.data.columns import Columns
 from uhkd.data.datasets import RawSplits
 from uhkd.data.names import READERS
 from uhkd.data.user_datasets import by_name, user_dataset
@@ -14,7 +14,7 @@ _SPLITS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "
 
 
 def read_timm(columns: Columns, labels: bool) -> RawSplits:
-    """Open a data set by timm's name of it; `torch/` downloads nothing, `hfds/` what is not in its cache yet.
+    """Open a data set by its name; `torch/` downloads nothing, `hfds/` what is not in its cache yet.
 
     FOLDER in the name is the folder of the data (torch/) or of the cache (hfds/). labels: whether labels are needed.
 
@@ -47,21 +47,16 @@ def read_timm(columns: Columns, labels: bool) -> RawSplits:
 
 def _open(columns: Columns, name: str, root: str, split: str, labels: bool) -> RawSplits | None:
     """Return one split; None if the data set has none of that name."""
-    from timm.data import create_dataset
-
-    spec, table, image, label = columns.data, None, "", None
-    keys: dict[str, Any] = {}
+    spec = columns.data
     try:
         if name.startswith("hfds/"):
             import datasets
 
-            # timm asks for the columns before it opens the data set
-            table = datasets.load_dataset(name.partition("/")[2], split=split, cache_dir=root or None)
-            image, label = feature_columns(columns, table.features, labels)
-            keys = {"input_key": image, "target_key": label or image}
-        dataset: Any = create_dataset(name, root=root or None, split=split, download=False, **keys)
-    except UhkdError:
-        raise
+            dataset: Any = datasets.load_dataset(name.removeprefix("hfds/"), split=split, cache_dir=root or None)
+        else:
+            from timm.data import create_dataset
+
+            dataset = create_dataset(name, root=root or None, split=split, download=False)
     except ImportError as error:
         raise UhkdError(f"data {spec} needs the package datasets ({error}): pip install 'uhkd[hf]'") from error
     except Exception as error:  # each library raises its own errors
@@ -70,11 +65,4 @@ def _open(columns: Columns, name: str, root: str, split: str, labels: bool) -> R
         raise UhkdError(
             f"data {spec} cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
-    notes: tuple[str, ...] = ()
-    if table is not None:
-        if label is not None:
-            dataset.targets = [-1 if value is None else value for value in table[label][:]]  # timm's items have -1 too
-            dataset.classes = getattr(table.features[label], "names", None)
-        notes = (columns_note(f"{spec}, split {split}", image, label),)
-    opened = user_dataset(replace(columns, data=dataset), spec, labels)
-    return replace(opened, notes=(*notes, *opened.notes), by_columns=table is not None)
+    return user_dataset(replace(columns, data=dataset), f"{spec}, split {split}", labels)
