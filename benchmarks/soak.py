@@ -3,8 +3,9 @@
     python benchmarks/soak.py --minutes 60 --out soak.json
 
 Runs, caches and comparisons of small networks, in processes of their own, are killed, asked to end, have their files damaged,
-removed and replaced and their disk filled, until each comes to its end. It must then be, to the bit, what it is undisturbed;
-memory and open files must not grow. The seed fixes the order of the faults, not their moments. Exit code 1: something was found.
+removed and replaced, their disk filled and their clock set, until each comes to its end. It must then be, to the bit, what it is
+undisturbed; a training of two processes that went on with one for a while must have the same files. Memory and open files must
+not grow. The seed fixes the order of the faults, not their moments. Exit code 1: something was found.
 Linux alone: processes are looked at by /proc.
 """
 
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -39,17 +41,21 @@ DIGITS = ["--data", "digits", "--train-limit", "100"]
 NETWORK = ["--model", "uhkd/resnet10", "--options", "channels=[8, 8, 16, 16]"]
 STUDENT = ["--student", "uhkd/vit_micro", "--student-options", "embed_dim=24", "depth=3", "num_heads=2"]
 STUDENT += ["--image-size", "16", "--ema-decay", "0.8", "--mixup", "0.4", "--grad-accum-steps", "2"]
+# "rank": one of two processes is killed; "one process": one goes on alone, and is then asked to end
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+SIGNALS |= {"rank": signal.SIGKILL, "one process": signal.SIGTERM}
+DAY = 86400.0  # seconds
 LEAK = 24.0  # MB that a process may grow by while it settles, whatever it does and however long
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command that makes a folder. resumed: whether it resumes with --resume only."""
+    """A command that makes a folder. resumed: whether it resumes with --resume only. processes: how many run it together."""
 
     fields: list[str]
     resumed: bool
     faults: tuple[str, ...]
+    processes: int = 1
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Soak:
     def tasks(self) -> dict[str, Task]:
         """By name; the first ones make what the later ones need."""
         teacher, cache = str(self.place / "teacher"), str(self.place / "cache")
-        common, run = ("kill", "kill", "term", "usr1"), ("flip", "cut")
+        common, run = ("kill", "kill", "term", "usr1", "clock"), ("flip", "cut")
         full = ("full",) if self.mounted else ()
         student = ["distill", *DIGITS, *PLAIN, *STUDENT, "--method", "uhkd", "--epochs", "12"]
         live = [*student, "--workers", "0", "--teacher", teacher, "--allow-weak-teacher"]
@@ -92,6 +98,7 @@ class Soak:
             "cache": Task(fields, False, (*common, *full, "shard")),
             "cached": Task([*student, "--workers", "0", "--teacher-cache", cache], True, (*common, *run, *full)),
             "compare": Task(["compare", *pairs], False, (*common, *full)),
+            "two processes": Task(live, True, (*common, *run, *full, "rank", "one process"), processes=2),
         }
 
     def begin(self) -> None:
@@ -102,8 +109,8 @@ class Soak:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 120 + 100 * (i % 2), (24, 24, 3), np.uint8)).save(file)
         teacher = ["finetune", *NETWORK, *DIGITS, *PLAIN, "--workers", "0", "--image-size", "16", "--epochs", "2"]
-        for name, fields in {"teacher": teacher, **{name: task.fields for name, task in self.tasks().items()}}.items():
-            child = start([*fields, "--out", str(self.place / name)], self.place / f"{name}.log")
+        for name, task in {"teacher": Task(teacher, False, ()), **self.tasks()}.items():
+            child = start([*task.fields, "--out", str(self.place / name)], self.place / f"{name}.log", task.processes)
             if (code := ended(child)) != 0:
                 raise SystemExit(
                     f"undisturbed, {name} failed with {code}:\n{(self.place / f'{name}.log').read_text()[-3000:]}"
@@ -115,14 +122,18 @@ class Soak:
         log.unlink(missing_ok=True)
         story: list[str] = []
         damaged: set[Path] = set()
+        exact = True
 
         def live(fault: str | None) -> int:
             fields = [*task.fields, "--out", str(out)]
-            child = start([*fields, "--resume"] if task.resumed and RunFolder(out).started() else fields, log)
+            if task.resumed and RunFolder(out).started():
+                fields.append("--resume")
+            processes = 1 if fault == "one process" else task.processes
+            child = start(fields, log, processes, self.chance.random() if fault == "clock" else None)
             self.lives += 1
-            with self.around(fault, child):
+            with self.around(fault, child, processes):
                 code = ended(child)
-            story.append(f"{fault or 'side_effect_free'}: {code}")
+            story.append(f"{fault or 'undisturbed'}: {code}")
             if left := left_of(child):
                 self.failures.append(f"{name}: processes {left} outlived theirs after {story}")
             return code
@@ -130,10 +141,14 @@ class Soak:
         for _ in range(self.chance.randint(1, 4)):
             fault = self.chance.choice(task.faults)
             self.faults[fault] += 1
-            if fault in SIGNALS or fault == "full":
+            exact &= fault != "one process"
+            if fault in SIGNALS or fault in ("full", "clock"):
                 code = live(fault)
                 # by a signal before anything listens to it, saved, stopped, refused for a full disk, or done in time
-                allowed = {0, 2} if fault == "full" else {0, -SIGNALS[fault], 128 + SIGNALS[fault], 130}
+                if fault in SIGNALS:
+                    allowed = {0, -SIGNALS[fault], 128 + SIGNALS[fault], 130}
+                else:
+                    allowed = {0, 2} if fault == "full" else {0}
                 if code not in allowed:
                     self.failures.append(f"{name}: ended with {code} after {story}: {log.read_text()[-1500:]}")
             elif fault in ("flip", "cut"):
@@ -152,20 +167,22 @@ class Soak:
                     shutil.rmtree(out)
         if (code := live(None)) != 0:
             self.failures.append(f"{name}: ended with {code} after {story}: {log.read_text()[-1500:]}")
-        elif differing := differences(self.place / name, out):
+        elif differing := differences(self.place / name, out, exact):
             self.failures.append(f"{name}: {'; '.join(differing[:5])} after {story}")
         self.ended[name] += 1
         shutil.rmtree(out, ignore_errors=True)
 
     @contextlib.contextmanager
-    def around(self, fault: str | None, child: int) -> Iterator[None]:
-        """The fault while a process works, at a moment of its own."""
+    def around(self, fault: str | None, child: int, processes: int) -> Iterator[None]:
+        """The fault while a command of so many processes works, at a moment of its own."""
         if fault is not None:
             wait(child, self.chance.uniform(0.05, 2.5))
         filler = self.work / "filler"
+        targets = children(child) if processes > 1 else [child]
         if fault in SIGNALS:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, SIGNALS[fault])  # not waited for yet: no other process has its number
+            for target in self.chance.sample(targets, 1) if fault == "rank" and targets else targets:
+                with contextlib.suppress(ProcessLookupError):  # not waited for yet: no other process has its number
+                    os.kill(target, SIGNALS[fault])
         elif fault == "full":
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
@@ -222,14 +239,15 @@ class Soak:
         return found
 
 
-def fork(work: Callable[[], object], log: Path) -> int:
-    """A process (and session) of its own, with the libraries that are loaded here."""
+def fork(work: Callable[[], object], log: Path, session: bool = True) -> int:
+    """A process with the libraries that are loaded here. session: in a session of its own."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        os.setsid()
+        if session:
+            os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -243,9 +261,51 @@ def fork(work: Callable[[], object], log: Path) -> int:
         os._exit(int(code))  # pyright: ignore[reportArgumentType]
 
 
-def start(fields: list[str], log: Path) -> int:
-    """A command of uhkd."""
-    return fork(lambda: uhkd(fields), log)
+def start(fields: list[str], log: Path, processes: int = 1, jumps: float | None = None) -> int:
+    """A command of uhkd by so many processes. jumps: seed of the times to which its clock is set."""
+
+    def command() -> int:
+        if jumps is not None:
+            set_clock(random.Random(jumps))
+        return uhkd(fields)
+
+    return fork(command if processes == 1 else lambda: together(command, processes, log), log)
+
+
+def together(command: Callable[[], int], processes: int, log: Path) -> int:
+    """Run a command by processes that train as one, as torchrun does: once one fails, the others are asked to end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def rank(number: int) -> int:
+        size = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": number, "LOCAL_RANK": number}
+        place = {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "soak"}
+        os.environ.update({name: str(value) for name, value in (size | place).items()})
+        return command()
+
+    def give_up(*_: object) -> None:
+        for process in working:
+            os.kill(process, signal.SIGKILL)
+        raise TimeoutError("a process was still there a minute after another one had failed")
+
+    working, first = {fork(lambda number=number: rank(number), log, session=False) for number in range(processes)}, 0
+    signal.signal(signal.SIGALRM, give_up)
+    while working:
+        process, status = os.wait()
+        working.remove(process)
+        if (code := os.waitstatus_to_exitcode(status)) and not first:
+            first = code if code > 0 else 128 - code
+            signal.alarm(60)
+            for other in working:
+                os.kill(other, signal.SIGTERM)
+    return first
+
+
+def set_clock(chance: random.Random) -> None:
+    """Let the clock of this process be set four times within three seconds, by up to a day in either direction."""
+    clock, began = time.time, time.monotonic()
+    jumps = [(began + chance.uniform(0, 3), chance.uniform(-DAY, DAY)) for _ in range(4)]
+    time.time = lambda: clock() + sum(jump for moment, jump in jumps if time.monotonic() >= moment)
 
 
 def wait(child: int, seconds: float) -> bool:
@@ -263,17 +323,24 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def children(parent: int) -> list[int]:
+    """The processes that a process has started and that are there."""
+    return [process for process, (state, of, *_) in stats() if of == str(parent) and state != "Z"]
+
+
+def stats() -> Iterator[tuple[int, list[str]]]:
+    """State, parent, group and session of each process."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+
+
 def left_of(session: int) -> list[int]:
     """Processes of an ended one's session that are still there half a minute later."""
     until = time.monotonic() + 30
     while True:
-        left = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    state, _, _, own = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                    if int(own) == session and state != "Z":
-                        left.append(int(entry.name))
+        left = [process for process, (state, _, _, own) in stats() if own == str(session) and state != "Z"]
         if not left or time.monotonic() > until:
             return left
         time.sleep(0.05)
@@ -285,11 +352,11 @@ def resident(process: int) -> float:
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def differences(one: Path, two: Path) -> list[str]:
-    """In what a folder of ours is not another, file by file; times, places and pictures apart."""
+def differences(one: Path, two: Path, exact: bool = True) -> list[str]:
+    """In what a folder of ours is not another, file by file; times, places and pictures apart. exact: not in names alone."""
     names = [{str(f.relative_to(p)) for f in p.rglob("*") if f.is_file()} for p in (one, two)]
     found = [f"{name} is in one of them alone" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]):
+    for name in sorted(names[0] & names[1]) if exact else []:
         a, b = one / name, two / name
         if a.suffix in (".bin", ".safetensors"):
             same = a.read_bytes() == b.read_bytes()
@@ -323,7 +390,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tasks", nargs="*", help="of finetune, distill, cache, cached, compare (default: all)")
+    parser.add_argument(
+        "--tasks", nargs="*", help="of finetune, distill, cache, cached, compare, two processes (default: all)"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside and in_own_namespace():

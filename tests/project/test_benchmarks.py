@@ -103,5 +103,5 @@ def test_a_pair_is_stored_and_measured_live_and_stored(tmp_path: Path):
 def test_a_short_soak_finds_nothing(tmp_path: Path):
     found = run("soak.py", tmp_path / "x.json", "--minutes", "1")
     assert found["failures"] == [] and found["faults"]
-    assert found["ended"].keys() == {"finetune", "distill", "cache", "cached", "compare"}
+    assert found["ended"].keys() == {"finetune", "distill", "cache", "cached", "compare", "two processes"}
     assert all(len(noted) > 3 for noted in found["memory (MB) and open files"].values())
