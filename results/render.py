@@ -13,6 +13,7 @@ from render_balance import balance
 from render_large import PARTS, TITLE, large
 from render_performance import measured
 from render_picture import METHODS, figure
+from render_reliability import reliability
 from render_report import gaps, merged, number
 from render_scaling import scaling
 from render_steps import steps
@@ -155,6 +156,7 @@ def pages() -> dict[Path, str]:
                 ("scaling", scaling),
                 ("balance", balance),
                 ("steps", steps),
+                ("reliability", reliability),
             )
         ),
         HERE.parent / "docs" / "ablations.md": ablations(),
