@@ -1,4 +1,4 @@
-"""results/reliability/*.json (benchmarks/soak.py) -> the measured part of docs/reliability.md (see render.py)."""
+"""results/reliability/*.json (benchmarks/soak.py, mutants.py) -> the measured part of docs/reliability.md (see render.py)."""
 
 from collections import Counter
 from typing import Any
@@ -29,8 +29,36 @@ FAULTS = {
 
 
 def reliability(found: dict[str, dict[str, Any]]) -> str:
-    """Tables of the faults and of the commands of each run of the soak."""
-    return "\n\n".join(_soak(name, content) for name, content in found.items()) or "not yet run"
+    """Tables of the soak, and of the mutants before and after tests were added."""
+    soaks = {name: content for name, content in found.items() if "lives" in content}
+    checks = {name: content for name, content in found.items() if "mutants" in content}
+    return "\n\n".join(
+        [
+            "### Faults",
+            *([_soak(name, content) for name, content in soaks.items()] or ["Not yet run."]),
+            "### Mutants",
+            *([_mutants(name, content) for name, content in checks.items()] or ["Not yet run."]),
+        ]
+    )
+
+
+def _mutants(name: str, content: dict[str, Any]) -> str:
+    """Mutants by group and outcome."""
+    counts = Counter((mutant["group"], mutant["outcome"]) for mutant in content["mutants"])
+    groups = [*dict.fromkeys(group for group, _ in counts)]
+    rows = [["modules", "mutants", "a test failed", "too slow", "survived"]]
+    for group in sorted(groups):
+        own = [counts[group, outcome] for outcome in ("killed", "timeout", "survived")]
+        rows.append([group, *map(str, (sum(own), *own))])
+    total, survived = len(content["mutants"]), sum(counts[group, "survived"] for group in groups)
+    facts = content["environment"]
+    return "\n\n".join(
+        [
+            f"{total} mutants, drawn at random (seed {content['seed']}): {100 * (total - survived) / total:.1f} % killed.",
+            markdown(rows),
+            f"torch {facts['versions']['torch']}; commit {facts['commit']}. File: `results/reliability/{name}`.",
+        ]
+    )
 
 
 def _soak(name: str, content: dict[str, Any]) -> str:
