@@ -23,8 +23,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from uhkd.runs import environment, write_atomically
-
 ROOT = Path(__file__).resolve().parents[1]
 _TRAINING = ["tests/training/test_trainer.py", "tests/training/test_balance.py", "tests/training/test_unused.py"]
 _RESUME = ["tests/runs", "tests/training/test_resuming.py", "tests/training/test_faults.py"]
@@ -36,6 +34,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "resume": (["training/state.py", "training/checkpoint_checks.py", "runs/checkpoints.py"], _RESUME),
 }
 PRELOADED = ["torch", "torchvision", "timm", "torchmetrics", "scipy.stats", "matplotlib.pyplot", "pytest"]
+LOG = "mutants.log"  # output of the tests
 # in annotations, `|` joins types: nothing runs a mutant of it
 LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr",)
 
@@ -68,14 +67,24 @@ def run_tests(copy: Path, tests: list[str]) -> None:
     os.chdir(copy)
     os.environ |= {"PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
     sys.path.insert(0, str(copy / "src"))
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    log = os.open(copy / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     import pytest
     import torch
 
     torch.set_num_threads(1)
-    sys.exit(int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly", *tests])))
+    options = [
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]
+    sys.exit(int(pytest.main([*options, *tests])))
 
 
 def outcome(copy: Path, tests: list[str], limit: float) -> str:
@@ -107,6 +116,9 @@ def tried(mutant: dict[str, Any], copy: Path, limits: dict[str, float]) -> dict[
 
 def main() -> None:
     """Try mutants, and write each as soon as it is known."""
+    # not above: the processes of the tests import this file, and must import the copy's uhkd
+    from uhkd.runs import environment, write_atomically
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -147,7 +159,7 @@ def main() -> None:
         for group in arguments.groups:
             start = time.monotonic()
             if outcome(Path(folder, "0"), GROUPS[group][1], 1800) != "survived":
-                sys.exit(f"the tests of {group} fail without a mutation")
+                sys.exit(f"{Path(folder, '0', LOG).read_text()[-3000:]}\nthe tests of {group} fail without a mutation")
             content["seconds"][group] = round(time.monotonic() - start, 1)
             limits[group] = 60 + 3 * content["seconds"][group]
         with ThreadPoolExecutor(arguments.workers) as pool:
