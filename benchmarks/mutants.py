@@ -164,6 +164,7 @@ def main() -> None:
             limits[group] = 60 + 3 * content["seconds"][group]
         with ThreadPoolExecutor(arguments.workers) as pool:
             list(pool.map(work, drawn))
+    write_atomically(arguments.out, json.dumps(content, indent=1) + "\n")
     counts = Counter(mutant["outcome"] for mutant in content["mutants"])
     print(f"{len(content['mutants'])} mutants of {len(drawn)}: {dict(counts)}: {arguments.out}")
 

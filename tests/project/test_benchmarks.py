@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -105,3 +106,19 @@ def test_a_short_soak_finds_nothing(tmp_path: Path):
     assert found["failures"] == [] and found["faults"]
     assert found["ended"].keys() == {"finetune", "distill", "cache", "cached", "compare", "two processes"}
     assert all(len(noted) > 3 for noted in found["memory (MB) and open files"].values())
+
+
+def test_mutants_are_drawn_from_modules_and_tested_by_tests_that_exist():
+    groups = runpy.run_path(str(ROOT / "benchmarks" / "mutants.py"))["GROUPS"]
+    for patterns, tests in groups.values():
+        assert all(list((ROOT / "src" / "uhkd").glob(pattern)) for pattern in patterns)
+        assert all((ROOT / test).exists() for test in tests)
+
+
+@pytest.mark.slow
+def test_mutants_are_tried_and_continued(tmp_path: Path):
+    pytest.importorskip("cosmic_ray", reason="a mutation check needs cosmic-ray")
+    words = ["--groups", "spectral", "--count", "12", "--minutes"]
+    assert run("mutants.py", tmp_path / "x.json", *words, "0")["mutants"] == []
+    (mutant, *_) = run("mutants.py", tmp_path / "x.json", *words, "1")["mutants"]
+    assert mutant["outcome"] in ("killed", "survived", "timeout") and mutant["change"][0] != mutant["change"][1]
