@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from uhkd.data import usable_cores
 from uhkd.recipe import find_recipe, load_yaml
+from uhkd.runs.checksums import read_sums, write_sums
 
 HERE = Path(__file__).resolve().parent
 GRACE = 5.0  # seconds between the request to end and the end
@@ -100,6 +101,7 @@ class Queue:
             return False
         weights = self.work / folder / "model.safetensors"
         save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(weights).items()}, weights)
+        write_sums(weights.parent, [weights.parent / file for file in read_sums(weights.parent)], {})
         self.pack(f"teacher-{name}.tar", [self.work / folder], carried=("model.safetensors",))
         return True
 

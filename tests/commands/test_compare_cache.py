@@ -185,7 +185,7 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
         ours, theirs = board.run(name), live.run(name)
         a, b = load_file(ours.weights), load_file(theirs.weights)
         for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=2e-2, atol=2e-3)
+            torch.testing.assert_close(a[key], b[key], rtol=2e-2, atol=5e-3)  # up to 3.2e-3 with AVX2
         for row, other_row in zip(ours.read_metrics(), theirs.read_metrics(), strict=True):
             assert row["loss"] == pytest.approx(other_row["loss"], rel=1e-3)
         result, its = ours.read_result(), theirs.read_result()
