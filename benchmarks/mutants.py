@@ -9,6 +9,7 @@ Started again with the same file, it continues after the mutants of this file.
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -39,8 +40,8 @@ LOG = "mutants.log"  # output of the tests
 LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr",)
 
 
-def mutants(count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` of all mutations, drawn from a list in fixed order: group, module, operator, occurrence, position."""
+def mutants(root: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` of all mutations of the code in `root`: group, module, operator, occurrence, position (line, column)."""
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -48,11 +49,11 @@ def mutants(count: int, seed: int) -> list[dict[str, Any]]:
     operators = {name: kind() for name, kind in kinds.items() if not kind.arguments()}
     found = []
     for group, (patterns, _) in GROUPS.items():
-        for path in sorted(p for pattern in patterns for p in (ROOT / "src" / "uhkd").glob(pattern)):
+        for path in sorted(p for pattern in patterns for p in (root / "src" / "uhkd").glob(pattern)):
             nodes = list(ast_nodes(get_ast_from_path(path)))
             for name, operator in operators.items():
                 positions = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-                facts = {"group": group, "module": str(path.relative_to(ROOT)), "operator": name}
+                facts = {"group": group, "module": str(path.relative_to(root)), "operator": name}
                 found += [{**facts, "occurrence": i, "position": [*start]} for i, start in enumerate(positions)]
     chance = random.Random(seed)
     chance.shuffle(found)
@@ -74,17 +75,8 @@ def run_tests(copy: Path, tests: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    options = [
-        "-x",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-    ]
-    sys.exit(int(pytest.main([*options, *tests])))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    sys.exit(int(pytest.main([*options, "-m", "not slow", *tests])))
 
 
 def outcome(copy: Path, tests: list[str], limit: float) -> str:
@@ -101,8 +93,8 @@ def outcome(copy: Path, tests: list[str], limit: float) -> str:
     return "survived" if process.exitcode == 0 else "killed"
 
 
-def tried(mutant: dict[str, Any], copy: Path, limits: dict[str, float]) -> dict[str, Any]:
-    """Return a mutant with its source line, outcome and seconds."""
+def try_mutant(mutant: dict[str, Any], copy: Path, limits: dict[str, float]) -> dict[str, Any]:
+    """Return a mutant with its line before and after, outcome and seconds. limits: seconds for the tests of each group."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
@@ -115,7 +107,7 @@ def tried(mutant: dict[str, Any], copy: Path, limits: dict[str, float]) -> dict[
 
 
 def main() -> None:
-    """Try mutants, and write each as soon as it is known."""
+    """Try mutants; the file is written after each."""
     # not above: the processes of the tests import this file, and must import the copy's uhkd
     from uhkd.runs import environment, write_atomically
 
@@ -127,15 +119,16 @@ def main() -> None:
     parser.add_argument("--groups", nargs="*", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
     arguments = parser.parse_args()
+    if importlib.util.find_spec("cosmic_ray") is None:
+        parser.error("cosmic-ray makes the mutants and is not installed: pip install cosmic-ray")
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    began = time.monotonic()
-    drawn = [mutant for mutant in mutants(arguments.count, arguments.seed) if mutant["group"] in arguments.groups]
-    content: dict[str, Any] = {"seed": arguments.seed, "count": arguments.count, "seconds": {}, "mutants": []}
+    began, facts = time.monotonic(), {k: v for k, v in environment().items() if k != "command"}
+    identity = {"seed": arguments.seed, "count": arguments.count, "commit": facts["commit"]}
+    content: dict[str, Any] = {**identity, "seconds": {}, "mutants": [], "environment": facts}
     if arguments.out.is_file():
         content = json.loads(arguments.out.read_text())
-        if (content["seed"], content["count"]) != (arguments.seed, arguments.count):
-            sys.exit(f"{arguments.out} has other mutants (seed {content['seed']}, count {content['count']})")
-    content["environment"] = {k: v for k, v in environment().items() if k != "command"}
+        if other := {name: content[name] for name in identity if content[name] != identity[name]}:
+            parser.error(f"{arguments.out} has other mutants ({other}, expected {identity}): choose another --out")
     known = {_key(mutant) for mutant in content["mutants"]}
     with tempfile.TemporaryDirectory(prefix="uhkd-mutants-") as folder:
         copies: Queue[Path] = Queue()
@@ -144,13 +137,15 @@ def main() -> None:
             copy.mkdir()
             subprocess.run(f"git archive HEAD | tar x -C {copy}", shell=True, cwd=ROOT, check=True)
             copies.put(copy)
+        drawn = mutants(Path(folder, "0"), arguments.count, arguments.seed)
+        drawn = [mutant for mutant in drawn if mutant["group"] in arguments.groups]
 
         def work(mutant: dict[str, Any]) -> None:
             if time.monotonic() - began > 60 * arguments.minutes or _key(mutant) in known:
                 return
             copy = copies.get()
             try:
-                content["mutants"].append(tried(mutant, copy, limits))
+                content["mutants"].append(try_mutant(mutant, copy, limits))
                 write_atomically(arguments.out, json.dumps(content, indent=1) + "\n")
             finally:
                 copies.put(copy)

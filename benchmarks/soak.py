@@ -16,35 +16,39 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from soak_folders import differences
+from soak_processes import children, ended, fork, left_of, resident, start, wait
 
 from uhkd.__main__ import main as uhkd
 from uhkd.runs import RunFolder, environment, write_atomically
 from uhkd.training import fit
 
-TIMES = {"seconds", "images_per_second", "data_wait"}
 PLAIN = ["--device", "cpu", "--precision", "fp32", "--batch-size", "20", "--checkpoint-minutes", "1e-9"]
 DIGITS = ["--data", "digits", "--train-limit", "100"]
 NETWORK = ["--model", "uhkd/resnet10", "--options", "channels=[8, 8, 16, 16]"]
 STUDENT = ["--student", "uhkd/vit_micro", "--student-options", "embed_dim=24", "depth=3", "num_heads=2"]
 STUDENT += ["--image-size", "16", "--ema-decay", "0.8", "--mixup", "0.4", "--grad-accum-steps", "2"]
-# "rank": one of two processes is killed; "one process": one goes on alone, and is then asked to end
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
-SIGNALS |= {"rank": signal.SIGKILL, "one process": signal.SIGTERM}
-DAY = 86400.0  # seconds
+TASKS = ("finetune", "distill", "cache", "cached", "compare", "two processes")
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "usr1": signal.SIGUSR1,
+    "rank": signal.SIGKILL,  # to one of two processes
+    "one process": signal.SIGTERM,  # to a training of two processes that one has resumed
+}
 LEAK = 24.0  # MB that a process may grow by while it settles, whatever it does and however long
 
 
@@ -80,17 +84,8 @@ class Soak:
         live = [*student, "--workers", "0", "--teacher", teacher, "--allow-weak-teacher"]
         fields = ["cache", *DIGITS, "--device", "cpu", "--precision", "fp32", "--workers", "0", "--batch-size", "20"]
         fields += ["--teacher", teacher, "--allow-weak-teacher", "--mixup", "0.4", "--views", "12"]
-        images = [
-            "finetune",
-            *NETWORK,
-            "--data",
-            str(self.place / "images"),
-            *PLAIN,
-            "--epochs",
-            "12",
-            "--image-size",
-            "16",
-        ]
+        images = ["finetune", *NETWORK, "--data", str(self.place / "images"), *PLAIN]
+        images += ["--epochs", "12", "--image-size", "16"]
         pairs = ["--pairs", str(self.place / "distill"), "--methods", "scratch", "kd", "--seeds", "1"]
         return {
             "finetune": Task([*images, "--workers", "1"], True, (*common, *run, *full, "image")),
@@ -239,145 +234,6 @@ class Soak:
         return found
 
 
-def fork(work: Callable[[], object], log: Path, session: bool = True) -> int:
-    """A process with the libraries that are loaded here. session: in a session of its own."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        if session:
-            os.setsid()
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
-        code = work() or 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException as error:
-        print(repr(error), file=sys.stderr, flush=True)
-    finally:
-        os._exit(int(code))  # pyright: ignore[reportArgumentType]
-
-
-def start(fields: list[str], log: Path, processes: int = 1, jumps: float | None = None) -> int:
-    """A command of uhkd by so many processes. jumps: seed of the times to which its clock is set."""
-
-    def command() -> int:
-        if jumps is not None:
-            set_clock(random.Random(jumps))
-        return uhkd(fields)
-
-    return fork(command if processes == 1 else lambda: together(command, processes, log), log)
-
-
-def together(command: Callable[[], int], processes: int, log: Path) -> int:
-    """Run a command by processes that train as one, as torchrun does: once one fails, the others are asked to end."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-
-    def rank(number: int) -> int:
-        size = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": number, "LOCAL_RANK": number}
-        place = {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "soak"}
-        os.environ.update({name: str(value) for name, value in (size | place).items()})
-        return command()
-
-    def give_up(*_: object) -> None:
-        for process in working:
-            os.kill(process, signal.SIGKILL)
-        raise TimeoutError("a process was still there a minute after another one had failed")
-
-    working, first = {fork(lambda number=number: rank(number), log, session=False) for number in range(processes)}, 0
-    signal.signal(signal.SIGALRM, give_up)
-    while working:
-        process, status = os.wait()
-        working.remove(process)
-        if (code := os.waitstatus_to_exitcode(status)) and not first:
-            first = code if code > 0 else 128 - code
-            signal.alarm(60)
-            for other in working:
-                os.kill(other, signal.SIGTERM)
-    return first
-
-
-def set_clock(chance: random.Random) -> None:
-    """Let the clock of this process be set four times within three seconds, by up to a day in either direction."""
-    clock, began = time.time, time.monotonic()
-    jumps = [(began + chance.uniform(0, 3), chance.uniform(-DAY, DAY)) for _ in range(4)]
-    time.time = lambda: clock() + sum(jump for moment, jump in jumps if time.monotonic() >= moment)
-
-
-def wait(child: int, seconds: float) -> bool:
-    """Wait so long, or until it ended; whether it still works. Its number stays its own."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def ended(child: int) -> int:
-    """Its exit code, once it ended; below 0 by a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process has started and that are there."""
-    return [process for process, (state, of, *_) in stats() if of == str(parent) and state != "Z"]
-
-
-def stats() -> Iterator[tuple[int, list[str]]]:
-    """State, parent, group and session of each process."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-
-
-def left_of(session: int) -> list[int]:
-    """Processes of an ended one's session that are still there half a minute later."""
-    until = time.monotonic() + 30
-    while True:
-        left = [process for process, (state, _, _, own) in stats() if own == str(session) and state != "Z"]
-        if not left or time.monotonic() > until:
-            return left
-        time.sleep(0.05)
-
-
-def resident(process: int) -> float:
-    """Memory of a process in MB, without pages of files."""
-    pages = Path(f"/proc/{process}/statm").read_text().split()
-    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def differences(one: Path, two: Path, exact: bool = True) -> list[str]:
-    """In what a folder of ours is not another, file by file; times, places and pictures apart. exact: not in names alone."""
-    names = [{str(f.relative_to(p)) for f in p.rglob("*") if f.is_file()} for p in (one, two)]
-    found = [f"{name} is in one of them alone" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]) if exact else []:
-        a, b = one / name, two / name
-        if a.suffix in (".bin", ".safetensors"):
-            same = a.read_bytes() == b.read_bytes()
-        elif a.name == "metrics.csv":
-            rows = [
-                [{k: v for k, v in row.items() if k not in TIMES} for row in RunFolder(x.parent).read_metrics()]
-                for x in (a, b)
-            ]
-            same = rows[0] == rows[1]
-        elif a.name == "diagnostics.npz":
-            arrays = [RunFolder(x.parent).read_arrays() for x in (a, b)]
-            same = arrays[0].keys() == arrays[1].keys() and all(
-                np.array_equal(v, arrays[1][k]) for k, v in arrays[0].items() if not k.endswith("latency_ms")
-            )
-        else:
-            continue
-        if not same:
-            found.append(f"{name} differs")
-    return found
-
-
 def in_own_namespace() -> bool:
     """Whether this process may mount a file system of its own; it then does, and continues there."""
     probe = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs none "$0"', tempfile.gettempdir()]
@@ -390,9 +246,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=Path("soak.json"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tasks", nargs="*", help="of finetune, distill, cache, cached, compare, two processes (default: all)"
-    )
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside and in_own_namespace():
@@ -411,7 +265,7 @@ def main() -> None:
         soak.begin()
         steady = soak.steady(rounds=6 if arguments.minutes < 5 else 40, epochs=40 if arguments.minutes < 5 else 600)
         # each in turn, and at least once, however little time there is
-        names = arguments.tasks or list(soak.tasks())
+        names = arguments.tasks or TASKS
         while time.monotonic() - began < 60 * arguments.minutes or set(names) - soak.ended.keys():
             soak.disturb(names[sum(soak.ended.values()) % len(names)])
             if len(soak.failures) > 20:

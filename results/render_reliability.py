@@ -45,16 +45,17 @@ def reliability(found: dict[str, dict[str, Any]]) -> str:
 def _mutants(name: str, content: dict[str, Any]) -> str:
     """Mutants by group and outcome."""
     counts = Counter((mutant["group"], mutant["outcome"]) for mutant in content["mutants"])
-    groups = [*dict.fromkeys(group for group, _ in counts)]
+    groups = sorted({group for group, _ in counts})
     rows = [["modules", "mutants", "a test failed", "too slow", "survived"]]
-    for group in sorted(groups):
+    for group in groups:
         own = [counts[group, outcome] for outcome in ("killed", "timeout", "survived")]
         rows.append([group, *map(str, (sum(own), *own))])
-    total, survived = len(content["mutants"]), sum(counts[group, "survived"] for group in groups)
+    total = len(content["mutants"])
+    killed = 100 - 100 * sum(counts[group, "survived"] for group in groups) / total
     facts = content["environment"]
     return "\n\n".join(
         [
-            f"{total} mutants, drawn at random (seed {content['seed']}): {100 * (total - survived) / total:.1f} % killed.",
+            f"{total} of {content['count']} mutants, drawn with seed {content['seed']}, were tried: {killed:.1f} % killed.",
             markdown(rows),
             f"torch {facts['versions']['torch']}; commit {facts['commit']}. File: `results/reliability/{name}`.",
         ]

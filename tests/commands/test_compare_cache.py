@@ -174,7 +174,8 @@ def test_the_plan_draws_no_random_numbers(recipes: Path):
 def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipes: Path):
     words: dict[str, Any] = {"methods": ["kd", "rsd", "twin_a", "uhkd"], "seeds": 2}
     # the lead counts right answers: where a rounding changes one of these few images, weights jump
-    words |= {"overrides": {"balance": "constant"}}
+    # AdamW makes a whole step of the rounding of a gradient near 0; SGD does not
+    words |= {"overrides": {"balance": "constant", "optimizer": "sgd", "lr": 0.05}}
     plan, board = done(asked(recipes, **words))
     other, live = done(asked(recipes, **words, cache="never", out=str(recipes.parent / "live")))
     assert [cache.options["seed"] for cache in plan.caches] == [0, 1] and not other.caches
@@ -185,9 +186,9 @@ def test_trainings_by_a_cache_are_those_of_a_live_teacher_up_to_roundings(recipe
         ours, theirs = board.run(name), live.run(name)
         a, b = load_file(ours.weights), load_file(theirs.weights)
         for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=2e-2, atol=5e-3)  # up to 3.2e-3 with AVX2
+            torch.testing.assert_close(a[key], b[key], rtol=2e-2, atol=5e-4)
         for row, other_row in zip(ours.read_metrics(), theirs.read_metrics(), strict=True):
-            assert row["loss"] == pytest.approx(other_row["loss"], rel=1e-3)
+            assert row["loss"] == pytest.approx(other_row["loss"], rel=3e-4)
         result, its = ours.read_result(), theirs.read_result()
         assert result.get("teacher_metrics") == its.get("teacher_metrics")
         assert result.get("teacher_fingerprint") == its.get("teacher_fingerprint")

@@ -270,3 +270,15 @@ def test_hugging_face_test_split_without_labels(hub):
     word, _ = hub("test", label={"values": [None] * 4, "names": ["owl", "ant"]})
     data = open_data(word)
     assert data.test is None and any("split test has no labels" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("as_object", [False, True], ids=["hfds", "object"])
+def test_hugging_face_columns_that_cannot_be_used(hub, as_object):
+    word, made = hub(label=["owl", None] * 6, number=[1] * 12)
+    source = made if as_object else word
+    with pytest.raises(
+        ValueError, match=r"column number has neither images .* type is Value.*: .* with --image-column"
+    ):
+        open_data(Columns(source, image="number"))
+    with pytest.raises(ValueError, match=r"item 1 of .* has no label \(None\): remove it, or .* --unlabelled"):
+        open_data(source)

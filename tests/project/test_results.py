@@ -235,3 +235,25 @@ def test_report_pairs_are_put_together_and_compared_by_seed_in_the_mean_over_pai
     other["pairs"]["own"]["teacher"]["accuracy"] = 0.6
     with pytest.raises(ValueError, match=r"a-2\.json .* another pair"):
         report.merged({"a-1.json": first, "a-2.json": other}, "title")
+
+
+def test_reliability_counts_failures_by_command_and_mutants_by_outcome(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(RESULTS))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from render_reliability import COMMANDS, FAULTS, reliability
+    from soak import SIGNALS, TASKS
+
+    facts = {"cpu_cores": 2, "versions": {"torch": "2"}, "commit": "abc"}
+    soak = {"minutes": 60.2, "ended": dict.fromkeys(TASKS, 3), "lives": 40, "faults": dict.fromkeys(FAULTS, 2)}
+    soak |= {"failures": ["cache: ended with 1"], "environment": facts}
+    soak["memory (MB) and open files"] = {"over epochs": [[1.0, 5], [2.0, 6], [3.4, 7]]}
+    tried = [("methods", "killed"), ("methods", "survived"), ("spectral", "timeout"), ("spectral", "killed")]
+    mutants = {"seed": 0, "count": 200, "environment": facts}
+    mutants["mutants"] = [{"group": group, "outcome": outcome} for group, outcome in tried]
+    page = reliability({"soak.json": soak, "mutants.json": mutants})
+    assert "60 minutes: 40 starts of commands, 22 faults, 1 failures." in page
+    assert "| `cache` | 3 | 1 |" in page and "| SIGTERM | 2 |" in page and "2 to 3 MB, 6 to 7 open files" in page
+    assert "4 of 200 mutants, drawn with seed 0, were tried: 75.0 % killed." in page
+    assert "| methods | 2 | 1 | 0 | 1 |" in page and "| spectral | 2 | 1 | 1 | 0 |" in page
+    assert COMMANDS.keys() == set(TASKS) and SIGNALS.keys() <= FAULTS.keys()
+    assert reliability({}).count("Not yet run.") == 2

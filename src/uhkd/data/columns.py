@@ -74,7 +74,7 @@ class Rows:
 
     def __init__(self, columns: Columns, first: Mapping[str, Any], labels: bool) -> None:
         """first: the first item. labels: whether labels are needed. Raises UhkdError as `Columns.find`."""
-        self.dataset = columns.data
+        self.dataset, self.unlabelled = columns.data, False
         features = getattr(self.dataset, "features", None)
         if features is None:
             images = [name for name, value in first.items() if np.ndim(value) >= 2 or hasattr(value, "getbands")]
@@ -83,11 +83,19 @@ class Rows:
         import datasets
 
         self.image, self.label = feature_columns(columns, features, labels)
-        # without the user's format or transform: uhkd augments the images
-        self.dataset = self.dataset.with_format(None).cast_column(self.image, datasets.Image())
+        try:
+            # without the user's format or transform: uhkd augments the images
+            self.dataset = self.dataset.with_format(None).cast_column(self.image, datasets.Image())
+        except Exception as error:  # pyarrow raises several
+            raise UhkdError(
+                f"column {self.image} has neither images nor paths of images, its type is {features[self.image]}: choose one of "
+                f"{listed([*features], 20)} with --image-column"
+            ) from error
         if self.label is not None:
+            values = self.dataset[self.label][:]
             # the labels of some test splits are not published
-            self.targets = [-1 if value is None else value for value in self.dataset[self.label][:]]
+            self.unlabelled = all(value is None for value in values)
+            self.targets = [-1] * len(values) if self.unlabelled else values
             self.classes = getattr(features[self.label], "names", None)
 
     def __len__(self) -> int:
@@ -97,7 +105,7 @@ class Rows:
         row = self.dataset[index]
         if self.label is None:
             return row[self.image]
-        return row[self.image], -1 if row[self.label] is None else row[self.label]
+        return row[self.image], -1 if self.unlabelled else row[self.label]
 
 
 def feature_columns(columns: Columns, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:

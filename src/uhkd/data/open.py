@@ -18,13 +18,13 @@ from uhkd.data.labels import alike
 from uhkd.data.labels import class_names as names_of
 from uhkd.data.layout import ImageFolder
 from uhkd.data.memory_cache import cache_in_memory
+from uhkd.data.named_datasets import read_named
 from uhkd.data.names import TABLES, check_data_name, is_reader
 from uhkd.data.sources import DatasetSource, ImageSource, Split, fingerprint, relabelled
 from uhkd.data.splits import check_fraction, default_fraction, stratified_split, stratified_subset
 from uhkd.data.tables import read_table
 from uhkd.data.tar_headers import refuse_packed
 from uhkd.data.tar_source import ShardOptions, ShardSource, is_sharded, read_shards
-from uhkd.data.timm_readers import read_timm
 from uhkd.data.user_datasets import by_name, user_datasets
 from uhkd.errors import UhkdError
 from uhkd.recipe import Resize
@@ -163,7 +163,7 @@ def _read(
     if is_sharded(name):
         return read_shards(name, shards, class_names=names, skip_bad_images=skip_bad_images)
     if is_reader(name):
-        return name, read_timm(columns, labels)
+        return name, read_named(columns, labels)
     check_data_name(name)
     path = Path(data).expanduser()
     refuse_packed(path)

@@ -1,4 +1,4 @@
-"""timm's words for data: Hugging Face's and torchvision's data sets, on files made here."""
+"""Named data sets: Hugging Face's and torchvision's, on files made here."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from uhkd.errors import UhkdError
 _SPLITS = {"hfds": {"val": ("validation", "valid", "val"), "test": ("test",)}, "torch": {"val": (), "test": ("test",)}}
 
 
-def read_timm(columns: Columns, labels: bool) -> RawSplits:
+def read_named(columns: Columns, labels: bool) -> RawSplits:
     """Open a data set by its name; `torch/` downloads nothing, `hfds/` what is not in its cache yet.
 
     FOLDER in the name is the folder of the data (torch/) or of the cache (hfds/). labels: whether labels are needed.
